@@ -1,0 +1,1 @@
+"""Steer, break and heal a language model: the engine. It never imports gradio or components."""

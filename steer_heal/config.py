@@ -1,0 +1,243 @@
+"""Frozen settings, presets and limits; every message says what to do.
+
+Settings are validated once, when they are built; an unknown name is an error. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+FOUNDATIONS = ("Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "SocialNorms")
+DEFAULT_MODEL = "demo"
+GEMMA = "google/gemma-3-1b-it"
+DEFAULT_TRAIT = "care_over_authority"
+DEFAULT_BAND = (0.4, 0.6)
+
+MAX_PROMPT_CHARS = 8_000
+MAX_PROMPT_TOKENS = 2_048
+MAX_NEW_TOKENS = 512
+MAX_ROUNDS = 32
+MAX_ROWS = 64
+MAX_ALPHA = 64.0
+
+
+class SettingsError(ValueError):
+    """Bad settings or bad input; the message is one sentence a person can act on."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown names refused, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def build(cls: type[S], **values: Any) -> S:
+    """`cls(**values)`, with pydantic's report folded into one `SettingsError` sentence."""
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or cls.__name__
+        raise SettingsError(f"{where}: {first['msg'].removeprefix('Value error, ')}.") from error
+
+
+def check_band(band: tuple[float, float]) -> tuple[float, float]:
+    """The band as (low, high) fractions of depth; `ValueError` when reversed or outside 0 to 1."""
+    low, high = band
+    if not 0.0 <= low <= 1.0 or not 0.0 <= high <= 1.0:
+        raise ValueError(f"the band {low:g}-{high:g} leaves the model: give two fractions of depth from 0 to 1")
+    if low > high:
+        raise ValueError(f"the band {low:g}-{high:g} is reversed: give the lower end first")
+    return band
+
+
+Alpha = Annotated[float, Field(ge=-MAX_ALPHA, le=MAX_ALPHA)]
+Band = tuple[float, float]
+
+
+class SampleSettings(Settings):
+    """How tokens are drawn. `None` takes the model's own generation setting; `greedy` overrides all."""
+
+    max_new_tokens: int = Field(60, ge=1, le=MAX_NEW_TOKENS)
+    greedy: bool = False
+    temperature: float | None = Field(None, gt=0.0, le=10.0)
+    top_k: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class ExtractSettings(Settings):
+    """How a vector is extracted."""
+
+    method: Literal["mean_diff"] = "mean_diff"
+    n_contexts: int = Field(128, ge=2)
+    batch_size: int = Field(16, ge=1)
+
+
+class CalibrateSettings(Settings):
+    """c*: the coefficient at which `quantile` of KL(steered || base) over tokens is `target_kl` nats."""
+
+    target_kl: float = Field(1.0, gt=0.0)
+    quantile: float = Field(0.95, gt=0.0, le=1.0)
+    n_tokens: int = Field(20, ge=1)
+    n_prompts: int = Field(8, ge=1)
+    bracket: tuple[float, float] = (0.1, 1024.0)
+    tolerance: float = Field(0.005, gt=0.0, description="relative, in the coefficient")
+
+    @field_validator("bracket")
+    @classmethod
+    def _ordered(cls, bracket: tuple[float, float]) -> tuple[float, float]:
+        if not 0.0 < bracket[0] < bracket[1]:
+            raise ValueError("the bracket must be two rising positive coefficients")
+        return bracket
+
+
+class DataSettings(Settings):
+    """The over-steered completions a round is trained on."""
+
+    alphas: tuple[Alpha, ...] = (1.0, 1.5, 2.0, 2.5)
+    n_completions: int = Field(256, ge=4, le=20_000)
+    min_kept: int = Field(16, ge=2)
+    max_new_tokens: int = Field(64, ge=8, le=MAX_NEW_TOKENS)
+
+
+class FilterSettings(Settings):
+    """A completion is kept when every score is within its cut."""
+
+    max_perplexity_ratio: float = Field(8.0, gt=1.0, description="perplexity under base / base's own")
+    max_repetition: float = Field(0.3, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters")
+    min_words: int = Field(4, ge=1)
+
+
+class TrainSettings(Settings):
+    """The LoRA and its loss: NLL + lam * relu(D - tau), D a divergence in nats per token."""
+
+    divergence: Literal["nll", "kl_fwd", "kl_rev"] = "kl_rev"
+    aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
+    reference: Literal["prev", "base"] = "prev"
+    lam: float = Field(0.3, ge=0.0)
+    tau: float = Field(0.5, ge=0.0)
+    rank: int = Field(8, ge=1, le=256)
+    lora_alpha: float = Field(16.0, gt=0.0)
+    lr: float = Field(4e-3, gt=0.0, le=1.0)
+    warmup: float = Field(0.1, ge=0.0, le=1.0, description="share of the steps")
+    epochs: int = Field(6, ge=1, le=100)
+    batch_size: int = Field(16, ge=1)
+    grad_accumulation: int = Field(1, ge=1)
+    weight_decay: float = Field(0.0, ge=0.0)
+    held_out: float = Field(0.1, ge=0.0, lt=1.0, description="share of the kept completions")
+
+
+class EvalSettings(Settings):
+    """The forced choice, on the same vignettes for base, steered and healed."""
+
+    frame: str = "foundations"
+    vignettes: str | None = Field(None, description="a JSONL file; the bundled set when none")
+    condition: Literal["other_violate", "self_violate"] | None = "other_violate"
+    n_vignettes: int | None = Field(None, ge=1, description="all when none")
+    batch_size: int = Field(32, ge=1)
+    n_answers: int = Field(12, ge=2, description="free answers for the text's health")
+
+
+class HealSettings(Settings):
+    """One heal run, whole: what is written into its config.json."""
+
+    model: str = DEFAULT_MODEL
+    trait: str = DEFAULT_TRAIT
+    rounds: int = Field(3, ge=1, le=MAX_ROUNDS)
+    seed: int = Field(0, ge=0, lt=2**31)
+    preset: Literal["quick", "standard"] = "quick"
+    name: str = Field("", max_length=80)
+    band: Band = DEFAULT_BAND
+    extract: ExtractSettings = ExtractSettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    data: DataSettings = DataSettings()
+    filter: FilterSettings = FilterSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvalSettings = EvalSettings()
+
+    _band = field_validator("band")(check_band)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "data": {"n_completions": 128, "max_new_tokens": 48},
+        "train": {"epochs": 4},
+    },
+    "standard": {"data": {"n_completions": 256}},
+}
+
+
+def heal_settings(preset: str = "quick", **overrides: Any) -> HealSettings:
+    """Settings of a run: the preset, then the caller's values (nested dicts merge). Errors: `SettingsError`."""
+    if preset not in PRESETS:
+        raise SettingsError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
+    values: dict[str, Any] = {key: dict(value) for key, value in PRESETS[preset].items()}
+    for key, value in overrides.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return build(HealSettings, preset=preset, **values)
+
+
+class SteerRequest(Settings):
+    """One steered answer as the page asks for it; alpha in units of c*."""
+
+    trait: str = DEFAULT_TRAIT
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+    alpha: Alpha = 1.0
+    band: Band = DEFAULT_BAND
+    sample: SampleSettings = SampleSettings()
+
+    _band = field_validator("band")(check_band)
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("the prompt is empty: choose a vignette or type one")
+        return prompt
+
+
+class DoseRequest(Settings):
+    """A sweep over alpha at one band."""
+
+    trait: str = DEFAULT_TRAIT
+    alphas: tuple[Alpha, ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), min_length=1, max_length=MAX_ROWS)
+    band: Band = DEFAULT_BAND
+    prompts: tuple[str, ...] = ()
+    n_vignettes: int | None = Field(None, ge=1)
+    sample: SampleSettings = SampleSettings()
+    refine: bool = False
+
+    _band = field_validator("band")(check_band)
+
+
+class Thresholds(Settings):
+    """Where coherent ends and broken begins; shown on the page wherever a verdict is.
+
+    Answer mass counts relative to base's; perplexity is of the text under base, relative to base's own text's;
+    repetition is the share of the most repeated word or character 2- to 4-gram.
+    """
+
+    mass_degraded: float = 0.95
+    mass_broken: float = 0.85
+    perplexity_degraded: float = 3.0
+    perplexity_broken: float = 20.0
+    repetition_broken: float = 0.3
+
+
+THRESHOLDS = Thresholds()
+
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{2,63}")
+
+
+def check_run_id(run_id: str) -> str:
+    """The id itself when it is one; `SettingsError` otherwise (no path can pass for an id)."""
+    if not RUN_ID.fullmatch(run_id):
+        raise SettingsError(f"{run_id!r} is not a run id: copy it from the table of runs.")
+    return run_id

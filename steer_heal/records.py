@@ -1,0 +1,266 @@
+"""What crosses a boundary: frozen records of numbers and text, no tensors. Each turns into JSON by `asdict`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Verdict3 = Literal["coherent", "degraded", "broken"]
+RunStatus = Literal["queued", "running", "finished", "failed", "cancelled", "interrupted"]
+Stage = Literal["base", "steered", "healed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is loaded: shape, place and size."""
+
+    name: str
+    architecture: str
+    n_layers: int
+    width: int
+    n_parameters: int
+    dtype: str
+    device: str
+    is_demo: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Vignette:
+    """One forced-choice text; `condition` is other_violate or self_violate."""
+
+    id: str
+    foundation: str
+    text: str
+    condition: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trait:
+    """A pair of opposite personas on one axis; `target` maps a foundation to the sign it should move by."""
+
+    name: str
+    title: str
+    description: str
+    positive: str
+    negative: str
+    target: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token base preferred, and its probability under base."""
+
+    text: str
+    p_base: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One written token. KL(steered || base) in nats; the three fields after it are None without a shadow row."""
+
+    id: int
+    text: str
+    p: float
+    kl: float | None = None
+    p_base: float | None = None
+    base_top: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One row's answer. `ended` is False when it hit the token limit or was stopped."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    ended: bool
+    alpha: float = 0.0
+    prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TextHealth:
+    """Scores of one text. Perplexity under base (and over its last quarter); `ratio` to base's own text's."""
+
+    perplexity: float | None
+    perplexity_ratio: float | None
+    repetition: float
+    kl_p95: float | None = None
+    verdict: Verdict3 = "coherent"
+
+
+@dataclass(frozen=True, slots=True)
+class FilterVerdict:
+    """Whether a completion is trained on, all its scores and all the reasons against it."""
+
+    kept: bool
+    scores: dict[str, float]
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VignetteScore:
+    """Forced choice on one vignette: mean log-probs per foundation over both orders, their softmax, answer mass."""
+
+    id: str
+    foundation: str
+    score: dict[str, float]
+    p: dict[str, float]
+    mass: float
+    prefill_nll: float
+    order_tv: float
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Mean probability of each foundation over vignettes; `coherence` is the mean answer mass."""
+
+    p: dict[str, float]
+    coherence: float
+    n_vignettes: int
+    per_vignette: tuple[VignetteScore, ...] = ()
+
+    @property
+    def care(self) -> float:
+        return self.p["Care"]
+
+    @property
+    def social_norms(self) -> float:
+        return self.p["SocialNorms"]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """c* and how it was found. `reached` is False when a bracket end was hit: then `message` says so."""
+
+    c_star: float
+    kl_p95: float
+    target_kl: float
+    reached: bool
+    history: tuple[tuple[float, float], ...]
+    message: str = ""
+    residual_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DoseRow:
+    """One alpha of a sweep (or one cell of a grid): profile, text health over its answers, verdict."""
+
+    alpha: float
+    band: tuple[float, float]
+    profile: Profile | None
+    coherence: float | None
+    kl_p95: float | None
+    repetition: float | None
+    perplexity: float | None
+    trait_shift: float | None
+    verdict: Verdict3
+    sample: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SteerFrame:
+    """A moment of a streaming pair. Lists grow; `waiting` counts requests ahead; `done` is the last frame."""
+
+    base: tuple[Token, ...]
+    steered: tuple[Token, ...]
+    base_done: bool
+    done: bool
+    waiting: int = 0
+    superseded: bool = False
+    seconds: float = 0.0
+    health: TextHealth | None = None
+    dose_nats: float | None = None
+    dose_fraction: float | None = None
+    c_star: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a run's log. `seq` rises from 0 without gaps; `time` is seconds since the epoch."""
+
+    seq: int
+    time: float
+    kind: str
+    round: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run in the table of runs. `round` is the last finished round (0 when none); times are epoch seconds."""
+
+    run_id: str
+    name: str
+    model: str
+    trait: str
+    seed: int
+    preset: str
+    status: RunStatus
+    rounds: int
+    round: int
+    stage: str
+    progress: float
+    eta: float | None
+    started_at: float | None
+    finished_at: float | None
+    retention: float | None
+    is_example: bool
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class MapNode:
+    """One point of the map: a stage of a round of a run."""
+
+    run_id: str
+    model: str
+    trait: str
+    seed: int
+    round: int
+    stage: Stage
+    alpha: float
+    care: float
+    social_norms: float
+    coherence: float
+    n_vignettes: int
+    finished_at: float
+    retention: float | None
+    is_example: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRow:
+    """A completion a round made: its text, whether it was kept, its scores and reasons."""
+
+    run_id: str
+    round: int
+    index: int
+    alpha: float
+    prompt: str
+    text: str
+    kept: bool
+    scores: dict[str, float]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDetail:
+    """All of one round, for the panel a click on the map opens; profiles keyed by stage."""
+
+    run_id: str
+    round: int
+    profiles: dict[str, dict[str, float]]
+    coherence: dict[str, float]
+    retention: float | None
+    kept: int
+    made: int
+    c_star: float | None
+    text: dict[str, float]
+    answers: tuple[dict[str, str], ...]
+    settings: dict[str, Any]
+    losses: tuple[dict[str, float], ...] = ()
