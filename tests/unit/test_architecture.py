@@ -1,0 +1,91 @@
+"""The import directions of docs/architecture.md, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ORDER = (
+    "config records data models steering vector generate calibrate instrument filter dose adapters losses "
+    "heal loop events store jobs worker engine cli __main__"
+).split()
+TORCH_SIDE = {"torch", "transformers", "duckdb", "peft", "safetensors"}
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, inside a function) of every import in the file, relative ones made absolute."""
+    tree = ast.parse(path.read_text())
+    inner = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in inner) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            found.append((module, id(node) in inner))
+            found += [(f"{module}.{alias.name}", id(node) in inner) for alias in node.names]
+    return found
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", sources("steer_heal"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_engine_imports_only_upwards(path):
+    name = path.relative_to(ROOT / "steer_heal").with_suffix("").parts[0]
+    for module, _ in imports(path):
+        assert module.split(".")[0] not in {"gradio", "components"}, f"{path} imports {module}"
+        parts = module.split(".")
+        if parts[0] == "steer_heal" and len(parts) > 1 and name in ORDER and parts[1] in ORDER:
+            assert ORDER.index(parts[1]) <= ORDER.index(name), f"{path.name} imports {module}, which stands below it"
+
+
+@pytest.mark.parametrize("path", sources("steer_heal"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_has_its_place(path):
+    name = path.relative_to(ROOT / "steer_heal").with_suffix("").parts[0]
+    assert name in {*ORDER, "__init__"}, f"give {name} a place in ORDER and in docs/architecture.md"
+
+
+@pytest.mark.parametrize("path", sources("components"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_page_knows_the_engine_only_by_its_face(path):
+    for module, _ in imports(path):
+        assert module.split(".")[0] not in TORCH_SIDE, f"{path} imports {module}"
+        if module.startswith("steer_heal."):
+            assert module.split(".")[1] in {"config", "records"}, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "app.py", *sources("steer_heal", "components")], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_no_import_hides_in_a_function(path):
+    assert not [module for module, hidden in imports(path) if hidden]
+
+
+def test_files_and_functions_stay_small():
+    long = []
+    for path in [ROOT / "app.py", *sources("steer_heal", "components", "benchmarks")]:
+        text = path.read_text()
+        if (lines := text.count("\n")) > 300:
+            long.append(f"{path.relative_to(ROOT)}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno > 75:
+                long.append(f"{path.relative_to(ROOT)}:{node.name}")
+    assert not long
+    assert (ROOT / "app.py").read_text().count("\n") < 80
+
+
+@pytest.mark.parametrize(("imported", "blocked"), [("steer_heal.loop", "gradio"), ("components.page", "torch")])
+def test_each_side_runs_without_the_other(imported, blocked):
+    code = f"import sys; sys.modules[{blocked!r}] = None; import {imported}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
