@@ -1,0 +1,56 @@
+"""Where a model's decoder blocks are, and which of them a band of depth holds."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..config import SettingsError, check_band
+
+_OTHER_TOWERS = ("vision", "visual", "audio", "image", "encoder")
+
+
+def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The text decoder's blocks in order: the one `ModuleList` that is as long as the text config is deep.
+
+    Towers for images and sound are passed over. Errors: `SettingsError` when no such list is found.
+    """
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    found = [
+        module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == n_layers
+        and not any(tower in path for tower in _OTHER_TOWERS)
+        and len({type(block) for block in module}) == 1
+    ]
+    if not found:
+        raise SettingsError(
+            f"{type(model).__name__} has no list of {n_layers} decoder blocks to steer: "
+            "choose a decoder-only model such as Gemma 3, Llama, Qwen or Mistral."
+        )
+    return list(found[0])
+
+
+def band_layers(n_layers: int, band: tuple[float, float]) -> tuple[int, ...]:
+    """The layers whose centre of depth (l + 1/2) / n_layers lies within the band.
+
+    Errors: `SettingsError` when the band is reversed, leaves 0 to 1, or holds no layer.
+    """
+    try:
+        low, high = check_band(band)
+    except ValueError as error:
+        raise SettingsError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
+    inside = tuple(layer for layer in range(n_layers) if low <= (layer + 0.5) / n_layers <= high)
+    if not inside:
+        raise SettingsError(
+            f"The band {low:g}-{high:g} holds none of the {n_layers} layers: widen it to at least {1 / n_layers:.2g}."
+        )
+    return inside
+
+
+def layers_band(n_layers: int, first: int, last: int) -> tuple[float, float]:
+    """The band that holds exactly the layers `first` to `last`, both included."""
+    if not 0 <= first <= last < n_layers:
+        raise SettingsError(f"Layers {first}-{last} are not among the model's 0-{n_layers - 1}.")
+    return first / n_layers, (last + 1) / n_layers

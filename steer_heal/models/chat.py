@@ -1,0 +1,159 @@
+"""Chat encoding in which control tokens come from the template only: what a person types is data."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..config import SettingsError
+
+Message = dict[str, str]
+Span = tuple[int, int]
+
+
+def user(text: str) -> Message:
+    """A user's turn."""
+    return {"role": "user", "content": text}
+
+
+def system(text: str) -> Message:
+    """The system text."""
+    return {"role": "system", "content": text}
+
+
+class ChatEncoder:
+    """Messages to token ids by the tokenizer's own template.
+
+    The template is rendered with a stand-in for each content. Where a content holds text that would read as a
+    control token, it is cut inside that text and the pieces are tokenized apart; all other text is tokenized
+    whole, so its ids are those of `apply_chat_template`. Control tokens are the special tokens and the added
+    tokens that the template itself writes. Errors: `SettingsError`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        if not tokenizer.chat_template:
+            raise SettingsError(f"{name} has no chat template: choose an instruction-tuned model.")
+        self._tokenizer = tokenizer
+        self._name = name
+
+    def encode(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
+        """Ids of the rendered turns, the model's turn tag and `prefill`, which is trusted text of ours."""
+        messages = messages if self._has_system_role else _fold_system(messages)
+        text, spans = self._render(messages)
+        cuts = self._cuts(text, spans)
+        pieces = [*_split(text, cuts)]
+        pieces[-1] += prefill
+        ids = [token for piece in pieces for token in self._tokenize(piece)]
+        if cuts and self._control_only(ids) != self._control_only(
+            self._tokenize(_blanked(text, spans) + prefill)
+        ):
+            raise SettingsError(
+                "The text holds a control token of the model that cannot be read as text: remove it."
+            )
+        return ids
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """The control token that the template writes after the model's own turn."""
+        messages = [user("q"), {"role": "assistant", "content": "a"}]
+        text, spans = self._render(messages, generation_prompt=False)
+        return next(iter(self._control_only(self._tokenize(text[spans[-1][1] :]))), None)
+
+    def _render(
+        self, messages: Sequence[Message], *, generation_prompt: bool = True
+    ) -> tuple[str, list[Span]]:
+        """The rendered text, and the span of each content in it."""
+        joined = "".join(message["content"] for message in messages)
+        mark = "CONTENT"
+        while mark in joined or mark in str(self._tokenizer.chat_template):
+            mark += "X"
+        marked = [{**message, "content": f" {mark}{i}Z "} for i, message in enumerate(messages)]
+        skeleton = self._apply(marked, generation_prompt)
+        parts: list[str] = []
+        spans: list[Span] = []
+        end = length = 0
+        for match in re.finditer(rf"( ?){mark}(\d+)Z( ?)", skeleton):
+            content = messages[int(match[2])]["content"]
+            content = content if match[1] else content.lstrip()
+            content = content if match[3] else content.rstrip()
+            before = skeleton[end : match.start()]
+            spans.append((length + len(before), length + len(before) + len(content)))
+            parts += [before, content]
+            length, end = spans[-1][1], match.end()
+        return "".join(parts) + skeleton[end:], spans
+
+    def _apply(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        try:
+            text: Any = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except TemplateError as error:
+            raise SettingsError(
+                f"The chat template of {self._name} refuses these messages: {error}."
+            ) from error
+        return text
+
+    @cached_property
+    def _has_system_role(self) -> bool:
+        probe = "SYSTEMPROBE"
+        try:
+            return probe in self._apply([system(probe), user("q")], True)
+        except SettingsError:
+            return False
+
+    @cached_property
+    def _control(self) -> dict[str, int]:
+        """Text of every control token, and its id. The unknown token also stands for ordinary text."""
+        template = str(self._tokenizer.chat_template)
+        return {
+            token.content: number
+            for number, token in self._tokenizer.added_tokens_decoder.items()
+            if (token.special or (token.content.strip() and token.content in template))
+            and number != self._tokenizer.unk_token_id
+        }
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self._control, key=len, reverse=True)
+        return re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))")
+
+    def _cuts(self, text: str, spans: Sequence[Span]) -> list[int]:
+        """Where to cut so that no control token's text that touches a content stays whole."""
+        found = ((match.start(), match.start() + len(match[1])) for match in self._pattern.finditer(text))
+        return [
+            start + 1 for start, end in found if any(start < stop and first < end for first, stop in spans)
+        ]
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _control_only(self, ids: Sequence[int]) -> list[int]:
+        control = set(self._control.values())
+        return [token for token in ids if token in control]
+
+
+def _fold_system(messages: Sequence[Message]) -> list[Message]:
+    """System text put before the first user turn's, for a template that knows no system role."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    if len(messages) < 2 or messages[1]["role"] != "user":
+        raise SettingsError("A system text needs a user's turn after it.")
+    first = user(f"{messages[0]['content']}\n\n{messages[1]['content']}")
+    return [first, *messages[2:]]
+
+
+def _split(text: str, cuts: Sequence[int]) -> list[str]:
+    edges = [0, *cuts, len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def _blanked(text: str, spans: Sequence[Span]) -> str:
+    """The text with every content replaced by a harmless letter."""
+    edges = [0, *itertools.chain.from_iterable(spans), len(text)]
+    return "x".join(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))

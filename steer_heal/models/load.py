@@ -1,0 +1,212 @@
+"""Load a model, ready to be steered: eval mode, no gradients, its blocks and its chat encoding at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..config import SettingsError
+from ..records import ModelInfo
+from .blocks import find_blocks
+from .chat import ChatEncoder, Message
+from .find import Source, find
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """The model's own generation settings; `top_k` 0 and `top_p` 1 filter nothing."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class LanguageModel:
+    """A causal language model with its tokenizer: eval mode, no parameter asks for a gradient."""
+
+    def __init__(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, is_demo: bool = False
+    ) -> None:
+        """Errors: `SettingsError` when there is no chat template or no decoder block is found."""
+        self.name = name
+        self.tokenizer = tokenizer
+        self.chat = ChatEncoder(tokenizer, name)
+        self.blocks: list[nn.Module] = find_blocks(model)
+        self.model = model.eval().requires_grad_(False)
+        self.config: PreTrainedConfig = model.config.get_text_config(decoder=True)
+        self.is_demo = is_demo
+
+    @property
+    def device(self) -> torch.device:
+        """Where input ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def width(self) -> int:
+        return self.config.hidden_size
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the generation settings', the tokenizer's, and the template's end of turn."""
+        own = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        listed = own if isinstance(own, list) else [own]
+        return frozenset(
+            token
+            for token in (*listed, self.tokenizer.eos_token_id, self.chat.end_of_turn)
+            if token is not None
+        )
+
+    @cached_property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else min(self.eos_ids, default=0)
+
+    @cached_property
+    def sampling(self) -> SamplingDefaults:
+        own = self.model.generation_config
+        if own is None:
+            return SamplingDefaults()
+        return SamplingDefaults(own.temperature or 1.0, own.top_k or 0, own.top_p or 1.0)
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            name=self.name,
+            architecture=type(self.model).__name__,
+            n_layers=self.n_layers,
+            width=self.width,
+            n_parameters=self.model.num_parameters(),
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=str(self.device),
+            is_demo=self.is_demo,
+            note="Small model trained for this project, not Gemma." if self.is_demo else "",
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of names, shapes and a sample of the weights: what caches are keyed by."""
+        digest = hashlib.sha256(self.name.encode())
+        for path, parameter in self.model.named_parameters():
+            flat = parameter.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
+            digest.update(f"{path}{tuple(parameter.shape)}{parameter.dtype}".encode())
+            digest.update(sample.numpy().tobytes())
+        return digest.hexdigest()[:24]
+
+    def encode_chat(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
+        """Ids of the turns, the model's turn tag and `prefill`; a content never becomes a control token."""
+        return self.chat.encode(messages, prefill)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, control tokens left out."""
+        return str(
+            self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+
+def load(
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """The model `name` (see `find`) from safetensors, never from pickle; no code of a repository unless asked.
+
+    `device`: the accelerator when none and there is one; "auto" spreads over several. `dtype`: the
+    checkpoint's own when none, but float32 for the demo, bfloat16 for float32 files on an accelerator, and
+    float32 for float16 files on a CPU. Errors: `SettingsError`, one sentence each.
+    """
+    source = find(name)
+    device = device or _best_device()
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source.location, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            config=config,
+            dtype=_dtype(dtype, config, source, device),
+            device_map=device,
+            use_safetensors=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise SettingsError(_explain(source, error)) from error
+    return LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo")
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(
+    asked: str | torch.dtype | None, config: PreTrainedConfig, source: Source, device: str
+) -> torch.dtype | str:
+    if isinstance(asked, torch.dtype):
+        return asked
+    if asked is not None:
+        named = getattr(torch, asked, None)
+        if not isinstance(named, torch.dtype) or not named.is_floating_point:
+            raise SettingsError(f"Unknown dtype {asked!r}: give float32, bfloat16 or float16.")
+        return named
+    stored = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
+    if device == "cpu":
+        return torch.float32 if source.kind == "demo" or stored == torch.float16 else "auto"
+    return torch.bfloat16 if stored in (None, torch.float32) else "auto"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain(source: Source, error: Exception) -> str:
+    """One sentence on why `source` cannot be loaded and what to do."""
+    name, text = source.name, str(error)
+    causes = list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in text:
+        return f"{name} is gated: accept its licence at huggingface.co/{name}, then run `hf auth login`."
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"The hub has no model {name}: check the spelling, or run `hf auth login` if it is private."
+    offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
+    if source.kind == "hub" and any(isinstance(cause, offline) for cause in causes):
+        return f"{name} is not on this machine and the hub cannot be reached: go online once, or give a local folder."
+    if "custom code" in text or "trust_remote_code" in text:
+        return f"{name} needs code from its own repository: read it, then allow it with trust_remote_code."
+    if "does not recognize this architecture" in text or "Unrecognized" in text:
+        return f"The architecture of {name} is unknown to this transformers: choose a causal language model it has."
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return f"{name} could not be loaded: {first.rstrip('.')}."

@@ -1,0 +1,87 @@
+"""The coefficient matrix: row b's residual after block l gets C[b, l] * v[l] at every position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import SettingsError
+
+
+def coefficients(n_layers: int, layers: Sequence[int], c: float, rows: int = 1) -> Tensor:
+    """A (rows, L) float32 matrix holding `c` at `layers` and 0 elsewhere. Errors: `SettingsError`."""
+    outside = [layer for layer in layers if not 0 <= layer < n_layers]
+    if outside:
+        raise SettingsError(f"The model has layers 0-{n_layers - 1}, not {outside[0]}.")
+    matrix = torch.zeros(rows, n_layers)
+    matrix[:, list(layers)] = c
+    return matrix
+
+
+class Steering:
+    """What a running steering context adds, by layer; rows can leave while it runs."""
+
+    def __init__(self, directions_LD: Tensor, coefficients_BL: Tensor) -> None:
+        if (
+            directions_LD.ndim != 2
+            or coefficients_BL.ndim != 2
+            or len(directions_LD) != coefficients_BL.shape[1]
+        ):
+            raise ValueError(
+                f"directions {tuple(directions_LD.shape)} and coefficients {tuple(coefficients_BL.shape)} "
+                "must be (L, D) and (B, L)"
+            )
+        if not torch.isfinite(coefficients_BL).all():
+            raise SettingsError("A coefficient is not a finite number: choose another alpha.")
+        steered = coefficients_BL.ne(0).any(dim=0).nonzero().flatten().tolist()
+        self._added_B1D: dict[int, Tensor] = {
+            layer: (coefficients_BL[:, layer, None].float() * directions_LD[layer].float())[:, None, :]
+            for layer in steered
+        }
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers where any row is steered."""
+        return tuple(self._added_B1D)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows (indices or a mask), in this order."""
+        for layer, added in self._added_B1D.items():
+            self._added_B1D[layer] = added[rows.to(added.device)]
+
+    def hook(self, layer: int) -> Any:
+        """A forward hook for block `layer`; its output may be a tensor or a tuple led by one."""
+
+        def add(_block: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (self._plus(layer, output[0]), *output[1:])
+            return self._plus(layer, output)
+
+        return add
+
+    def _plus(self, layer: int, hidden_BTD: Tensor) -> Tensor:
+        added = self._added_B1D[layer]
+        if added.dtype != hidden_BTD.dtype or added.device != hidden_BTD.device:
+            added = self._added_B1D[layer] = added.to(hidden_BTD)
+        return hidden_BTD + added
+
+
+@contextmanager
+def steer(blocks: Sequence[nn.Module], directions_LD: Tensor, coefficients_BL: Tensor) -> Iterator[Steering]:
+    """Add C[b, l] * v[l] to the output of block l, at every position, while the context lasts.
+
+    `directions_LD`: one direction a layer. `coefficients_BL`: a row for each row of the batch (one row serves
+    any batch); layers whose column is zero get no hook. The model is exactly as before on leaving, however it
+    is left. Source: activation addition (Turner et al., 2023, arXiv:2308.10248).
+    """
+    if len(blocks) != len(directions_LD):
+        raise ValueError(f"{len(directions_LD)} directions for {len(blocks)} blocks")
+    steering = Steering(directions_LD, coefficients_BL)
+    with ExitStack() as hooks:
+        for layer in steering.layers:
+            hooks.callback(blocks[layer].register_forward_hook(steering.hook(layer)).remove)
+        yield steering

@@ -1,0 +1,110 @@
+"""Tiny models with random weights and an in-memory byte-level tokenizer: no download, a few milliseconds each."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from steer_heal.config import FOUNDATIONS
+from steer_heal.models import LanguageModel
+
+Arch = Literal["gemma3", "llama", "qwen3"]
+ARCHS: tuple[Arch, ...] = ("gemma3", "llama", "qwen3")
+SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+TEMPLATE = (
+    "{{ bos_token }}"
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set prefix = messages[0]['content'] + '\n\n' -%}{%- set turns = messages[1:] -%}"
+    "{%- else -%}{%- set prefix = '' -%}{%- set turns = messages -%}{%- endif -%}"
+    "{%- for turn in turns -%}"
+    "{{ '<start_of_turn>' + ('model' if turn['role'] == 'assistant' else turn['role']) + '\n' }}"
+    "{{ (prefix if loop.first else '') + turn['content'] | trim }}"
+    "{{ '<end_of_turn>\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+)
+
+
+def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: 256 bytes, the seven foundations as single tokens after a quote, Gemma's turn tags."""
+    vocab: dict[str, int] = {}
+    for token in (*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())):
+        vocab[token] = len(vocab)
+    merges: list[tuple[str, str]] = []
+    for word in FOUNDATIONS:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocab:
+                vocab[word[:end]] = len(vocab)
+                merges.append((word[: end - 1], word[end - 1]))
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+    made.chat_template = template
+    return made
+
+
+def network(arch: Arch, vocab_size: int, *, n_layers: int = 4, seed: int = 0) -> PreTrainedModel:
+    """A random-weight causal language model; Gemma3 mixes sliding (window 8) and full attention."""
+    shape = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if arch == "gemma3":
+            kinds = ["full_attention" if layer % 3 == 2 else "sliding_attention" for layer in range(n_layers)]
+            config = Gemma3TextConfig(**shape, sliding_window=8, layer_types=kinds, query_pre_attn_scalar=8)
+            return Gemma3ForCausalLM(config)
+        if arch == "llama":
+            return LlamaForCausalLM(LlamaConfig(**shape))
+        return Qwen3ForCausalLM(Qwen3Config(**shape))
+
+
+def language_model(arch: Arch = "gemma3", *, n_layers: int = 4, seed: int = 0) -> LanguageModel:
+    """A fresh tiny model that a test may change."""
+    words = tokenizer()
+    model = network(arch, len(words), n_layers=n_layers, seed=seed)
+    model.generation_config = GenerationConfig(
+        eos_token_id=[1, SPECIAL.index("<end_of_turn>")], pad_token_id=0, bos_token_id=2, do_sample=True
+    )
+    return LanguageModel(name=f"tiny-{arch}", model=model, tokenizer=words)
+
+
+@cache
+def shared(arch: Arch = "gemma3") -> LanguageModel:
+    """One tiny model a process, for tests that only read it."""
+    return language_model(arch)
