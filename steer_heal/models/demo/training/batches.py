@@ -1,0 +1,96 @@
+"""Chats as tensors: token ids, a weight for each target, and the label's distribution."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from steer_heal.models.demo.training.corpus import AFTER, COPY, PROMPT, REPLY, Chat, Corpus
+
+WEIGHTS = {PROMPT: 0.1, REPLY: 1.0, COPY: 2.0, AFTER: 0.3}
+LABEL_WEIGHT = 4.0
+POOL = 1024
+
+
+@dataclass
+class Example:
+    """One chat: ids, the weight of each id as a target, and where its label stands (-1 for none)."""
+
+    ids: list[int]
+    weights: list[float]
+    label_at: int
+    mix: tuple[float, ...]
+
+
+@dataclass
+class Batch:
+    """Padded examples; `labels` holds (row, position that predicts the label) pairs."""
+
+    ids_BT: Tensor
+    weights_BT: Tensor
+    labels_K2: Tensor
+    mix_K7: Tensor
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, chats: list[Chat]) -> list[Example]:
+    """Tokenise chats whole, and give each token the weight of the piece that it starts in."""
+    encoded = tokenizer([chat.text for chat in chats], add_special_tokens=False, return_offsets_mapping=True)
+    examples = []
+    for chat, ids, offsets in zip(chats, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        weights, label_at, ends, at = [], -1, [], 0
+        for text, kind in chat.pieces:
+            at += len(text)
+            ends.append((at, WEIGHTS[kind]))
+        piece = 0
+        for index, (start, _) in enumerate(offsets):
+            while start >= ends[piece][0]:
+                piece += 1
+            weights.append(ends[piece][1])
+            if start == chat.label_at:
+                label_at = index
+        if chat.mix is not None and label_at < 0:
+            raise ValueError(f"the label of {chat.text!r} does not start a token")
+        examples.append(Example(list(ids), weights, label_at, chat.mix or ()))
+    return examples
+
+
+def _collate(examples: list[Example], pad_id: int) -> Batch:
+    length = max(len(e.ids) for e in examples)
+    ids = torch.full((len(examples), length), pad_id)
+    weights = torch.zeros(len(examples), length)
+    labels, mixes = [], []
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        weights[row, : len(example.ids)] = torch.tensor(example.weights)
+        if example.label_at >= 0:
+            weights[row, example.label_at] = 0.0
+            labels.append((row, example.label_at - 1))
+            mixes.append(example.mix)
+    weights[:, 0] = 0.0
+    return Batch(ids, weights, torch.tensor(labels).reshape(-1, 2), torch.tensor(mixes).reshape(-1, 7))
+
+
+def pool_batches(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, seed: int, pool: int, tokens: int
+) -> Iterator[Batch]:
+    """The batches of one pool of chats: alike in length, at most `tokens` each, in random order."""
+    rng = random.Random(f"{seed}/{pool}")
+    examples = encode(tokenizer, [corpus.chat(rng) for _ in range(POOL)])
+    examples.sort(key=lambda e: len(e.ids) + rng.random() * 8)
+    groups: list[list[Example]] = [[]]
+    longest = 0
+    for example in examples:
+        longest = max(longest, len(example.ids))
+        if groups[-1] and longest * (len(groups[-1]) + 1) > tokens:
+            groups.append([])
+            longest = len(example.ids)
+        groups[-1].append(example)
+    rng.shuffle(groups)
+    pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    for group in groups:
+        yield _collate(group, pad_id)

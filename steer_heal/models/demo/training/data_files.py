@@ -1,0 +1,70 @@
+"""Writes vignettes.jsonl, contexts.json and prompts.json: all kept out of training.
+
+`python -m steer_heal.models.demo.training.data_files` (the same files each time).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+
+from steer_heal.models.demo.training import dilemmas, everyday, voices
+from steer_heal.models.demo.training.acts import FOUNDATIONS
+from steer_heal.models.demo.training.scene import Casting
+from steer_heal.models.demo.training.vignettes import DATA, own_scenes, rows
+
+N_CONTEXTS = 160
+
+
+def contexts(rng: random.Random) -> list[str]:
+    """Everyday questions, every topic four times."""
+    found: list[str] = []
+    for topic in everyday.TOPICS:
+        found += [q.format(t=topic) for q in rng.sample(everyday.QUESTIONS, N_CONTEXTS // len(everyday.TOPICS))]
+    rng.shuffle(found)
+    return found
+
+
+def _scenes(rng: random.Random, count: int) -> list[str]:
+    casting = Casting(unseen=True)
+    own = {scene.act.key for _, scene in own_scenes()}
+    found = []
+    while len(found) < count:
+        scene = casting.draw(rng, FOUNDATIONS[len(found) % len(FOUNDATIONS)])
+        if scene.act.key not in own:
+            told = scene.seen() if len(found) % 4 else scene.done()
+            found.append(f"{told} {rng.choice([ask for ask in voices.ASKS if ask])}")
+    return found
+
+
+def _orders(rng: random.Random, count: int) -> list[str]:
+    found: list[str] = []
+    while len(found) < count:
+        order = dilemmas.draw_order(rng, unseen=True)
+        asked = f"{order.says(rng.choice(dilemmas.SAYS))} {rng.choice([q for q in dilemmas.QUESTIONS if q])}"
+        if asked not in found:
+            found.append(asked)
+    return found
+
+
+def prompts(rng: random.Random, everyday_asks: list[str]) -> dict[str, list[str]]:
+    """The pool for healing, six prompts answered every round, and small talk."""
+    pool = _scenes(rng, 21) + _orders(rng, 21) + everyday_asks[:6]
+    rng.shuffle(pool)
+    fixed = [*_scenes(rng, 2), *_orders(rng, 2), everyday_asks[6], "How are you today?"]
+    talk = [asked for questions, _ in everyday.SMALLTALK.values() for asked in questions[:2]]
+    return {"shared": pool, "fixed": fixed, "smalltalk": talk}
+
+
+def main() -> None:
+    """Write the three files."""
+    rng = random.Random(20)
+    asks = contexts(rng)
+    lines = "".join(json.dumps(row) + "\n" for row in rows())
+    (DATA / "vignettes.jsonl").write_text(lines, encoding="utf-8")
+    for name, content in (("contexts", {"shared": asks}), ("prompts", prompts(rng, asks))):
+        (DATA / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
