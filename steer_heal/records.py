@@ -215,7 +215,7 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class MapNode:
-    """One point of the map: a stage of a round of a run."""
+    """One point of the map: a stage of a round of a run. `vignette_set` is "classic" for the published set, "" for ours."""
 
     run_id: str
     model: str
@@ -231,6 +231,7 @@ class MapNode:
     finished_at: float
     retention: float | None
     is_example: bool
+    vignette_set: str = ""
 
 
 @dataclass(frozen=True, slots=True)

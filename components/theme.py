@@ -1,0 +1,44 @@
+"""Colours, theme and the files the browser needs. All of it is served from this machine: no fonts, no CDN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+import plotly
+
+STATIC = Path(__file__).parent / "static"
+CSS = STATIC / "page.css"
+PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+
+# Okabe-Ito: told apart by the colour-blind, and at least 3:1 against the page in light and in dark mode.
+BASE, STEERED, HEALED = "#0072B2", "#D55E00", "#009E73"
+STAGE_COLOURS = {"base": BASE, "steered": STEERED, "healed": HEALED}
+
+# Put into `head=` of the components that draw: gradio loads each script once and waits for it there.
+CHART_HEAD = '<script src="ui/plotly.min.js"></script><script src="ui/page.js"></script>'
+TABLE_HEAD = '<script src="ui/page.js"></script>'
+
+
+def theme() -> gr.themes.Base:
+    """A quiet theme on the system's own fonts; the accent is the base colour."""
+    font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+    quiet = gr.themes.Base(
+        primary_hue="sky",
+        neutral_hue="slate",
+        font=font,
+        font_mono=mono,
+        text_size="sm",
+        spacing_size="sm",
+        radius_size="sm",
+    )
+    return quiet.set(
+        slider_color=STEERED,
+        slider_color_dark=STEERED,
+        button_primary_background_fill=BASE,
+        button_primary_background_fill_dark=BASE,
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+        block_shadow="none",
+    )
