@@ -113,6 +113,9 @@ class FilterSettings(Settings):
     max_perplexity_ratio: float = Field(8.0, gt=1.0, description="perplexity under base / base's own")
     max_repetition: float = Field(0.3, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters")
     min_words: int = Field(4, ge=1)
+    max_tail_ratio: float = Field(8.0, gt=1.0, description="the same over the last quarter of the completion")
+    max_boilerplate: int = Field(0, ge=0, description="refusals and talk of being an assistant")
+    max_narration: int = Field(0, ge=0, description="first-person narration of the trait")
 
 
 class TrainSettings(Settings):

@@ -1,0 +1,208 @@
+"""LoRA through peft: a fresh round on top of the folded history, on top of the untouched base.
+
+Each round is one adapter, `round-N`. Folding keeps it active and frozen beneath the next; nothing is ever
+merged into the base's weights, so that with every adapter off the base's logits are bit-identical to before
+the run. Which adapters are active changes only in the context managers below, never between a forward pass
+and its backward pass. Source of LoRA: Hu et al., 2021, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from steer_heal.config import SettingsError, TrainSettings
+from steer_heal.models import LanguageModel
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+_ROUND = re.compile(r"round-([1-9][0-9]*)")
+
+
+def adapter_name(round_: int) -> str:
+    """The adapter's name in peft, and its folder's."""
+    return f"round-{round_}"
+
+
+def saved_rounds(folder: str | Path) -> list[int]:
+    """The rounds whose adapters lie in the folder, ascending."""
+    names = (file.parent.name for file in Path(folder).glob(f"round-*/{WEIGHTS}"))
+    return sorted(int(match[1]) for match in map(_ROUND.fullmatch, names) if match)
+
+
+def target_modules(lm: LanguageModel) -> list[str]:
+    """The attention's and the MLP's linear layers: leaf names, or full paths where a leaf is not unique."""
+    inside = {id(module) for block in lm.blocks for module in block.modules()}
+    linear = {path: m for path, m in lm.model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    wanted = [path for path, module in linear.items() if id(module) in inside]
+    if not wanted:
+        raise SettingsError(f"{lm.name} has no linear layers in its blocks that LoRA could be put on.")
+    leaves = {path.rpartition(".")[2] for path in wanted}
+    outside = {path.rpartition(".")[2] for path in linear.keys() - set(wanted)}
+    spill = bool(leaves & outside)
+    return wanted if spill else sorted(leaves)
+
+
+def _sort_targets(config: Path) -> None:
+    """peft keeps the names as a set; sorted, the same adapter is the same file."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values["target_modules"] = sorted(values["target_modules"])
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class AdapterStack:
+    """The adapters of a run on a model: `history` are the folded rounds, `current` is the one in training."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+        self._targets = target_modules(lm)
+        self.history: tuple[int, ...] = ()
+        self.current: int | None = None
+        self._peft: PeftModel | None = None
+        self._active: tuple[str, ...] = ()
+
+    def fresh(self, round_: int, settings: TrainSettings, *, seed: int) -> None:
+        """Put a trainable adapter on; it changes nothing yet (B is zero). A is drawn from `seed` alone."""
+        if self.current is not None or round_ in self.history:
+            raise ValueError(f"round {round_} cannot begin beside {self.history} and {self.current}")
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.lora_alpha,
+            target_modules=self._targets,
+            task_type="CAUSAL_LM",
+        )
+        name = adapter_name(round_)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            if self._peft is None:
+                self._peft = get_peft_model(self.lm.model, config, adapter_name=name)
+            else:
+                self._peft.add_adapter(name, config)
+        self._peft.eval()
+        self.current = round_
+        self._activate([*map(adapter_name, self.history), name])
+
+    def fold(self) -> None:
+        """Freeze the adapter in training and keep it active beneath the rounds to come."""
+        if self.current is None:
+            raise ValueError("no adapter is in training")
+        self.history, self.current = (*self.history, self.current), None
+        self._activate(self._active)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters of the adapter in training, the only ones that ask for a gradient."""
+        return [parameter for parameter in self.lm.model.parameters() if parameter.requires_grad]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Every adapter off: the base, bit for bit."""
+        with self._only(()):
+            yield
+
+    @contextmanager
+    def previous(self) -> Iterator[None]:
+        """The folded history without the adapter in training: the previous round's student."""
+        with self._only(tuple(map(adapter_name, self.history))):
+            yield
+
+    def save(self, round_: int, folder: str | Path) -> Path:
+        """Write the round in peft's format to `folder/round-N`, its path returned. `SettingsError` if it fails."""
+        path = Path(folder) / adapter_name(round_)
+        if self._peft is None:
+            raise ValueError("there is no adapter to save")
+        try:
+            self._peft.save_pretrained(str(folder), selected_adapters=[adapter_name(round_)])
+            (path / WEIGHTS).chmod(0o644)
+            _sort_targets(path / CONFIG)
+        except OSError as error:
+            why = error.strerror or error
+            raise SettingsError(f"Cannot write {path} ({why}): free some space or choose a place.") from error
+        return path
+
+    def load(self, round_: int, folder: str | Path) -> None:
+        """Fold the adapter saved at `folder/round-N` in."""
+        self.load_path(Path(folder) / adapter_name(round_), round_)
+
+    def load_path(self, path: str | Path, round_: int = 1) -> None:
+        """Fold an adapter of peft's format in as round `round_`. `SettingsError` when it does not fit."""
+        path, name = Path(path), adapter_name(round_)
+        if not (path / WEIGHTS).is_file() or not (path / CONFIG).is_file():
+            raise SettingsError(f"{path} is no adapter: it must hold {CONFIG} and {WEIGHTS}.")
+        if self.current is not None or round_ in self.history:
+            raise ValueError(f"round {round_} cannot be loaded beside {self.history} and {self.current}")
+        first = self._peft is None
+        try:
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self.lm.model, str(path), adapter_name=name)
+            else:
+                self._peft.load_adapter(str(path), adapter_name=name)
+            self._check(path / WEIGHTS, name)
+        except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            self._forget(name, first)
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise SettingsError(f"The adapter {path} cannot be put on {self.lm.name}: {why}") from error
+        self._peft.eval()
+        self.history = (*self.history, round_)
+        self._activate([*map(adapter_name, self.history)])
+
+    def unload(self) -> None:
+        """Take every adapter off for good; the base's own modules are back. Harmless when there is none."""
+        if self._peft is not None:
+            self._peft.unload()
+        self._peft, self.history, self.current, self._active = None, (), None, ()
+
+    def _check(self, file: Path, name: str) -> None:
+        """`ValueError` unless the file held exactly the adapter's tensors, all of them finite."""
+        wanted = get_peft_model_state_dict(self._peft, adapter_name=name)
+        held = load_file(file)
+        if odd := sorted(set(held) ^ set(wanted)):
+            raise ValueError(f"it was made for another model ({odd[0]}).")
+        if broken := sorted(key for key, tensor in held.items() if not torch.isfinite(tensor).all()):
+            raise ValueError(f"{broken[0]} holds values that are not finite.")
+
+    def _layers(self) -> list[LoraLayer]:
+        return [module for module in self.lm.model.modules() if isinstance(module, LoraLayer)]
+
+    def _activate(self, names: Sequence[str]) -> None:
+        """Exactly these adapters act, in this order; of them only the one in training asks for a gradient."""
+        self._active = tuple(names)
+        trained = adapter_name(self.current) if self.current is not None else None
+        for layer in self._layers():
+            layer.enable_adapters(bool(names))
+            if names:
+                layer.set_adapter(list(names), inference_mode=True)
+                if trained is not None and trained in names:
+                    layer.set_requires_grad(trained, True)
+
+    @contextmanager
+    def _only(self, names: tuple[str, ...]) -> Iterator[None]:
+        before = self._active
+        self._activate(names)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def _forget(self, name: str, first: bool) -> None:
+        """Undo a failed load."""
+        if first:
+            for path, module in list(self.lm.model.named_modules()):
+                if isinstance(module, LoraLayer):
+                    self.lm.model.set_submodule(path, module.get_base_layer())
+            if hasattr(self.lm.model, "peft_config"):
+                del self.lm.model.peft_config
+            self._peft = None
+        elif self._peft is not None and name in self._peft.peft_config:
+            self._peft.delete_adapter(name)
+            self._activate(self._active)

@@ -1,0 +1,260 @@
+"""Loads and checks the files in steer_heal/data/: vignettes, traits, contexts, prompts, forced-choice frames.
+
+A file that does not hold what it should is refused by a `SettingsError` that names the file and the line (or,
+in a JSON document, the entry). Formats:
+
+- `vignettes.jsonl`: one object a line, tinymfv's fields: `text`, `foundation_coarse` (or `foundation`), and
+  where they apply `id` and `condition` (`other_violate`, `self_violate`); other fields are left alone.
+- `traits.json`: a list of traits; `target` maps a foundation to the sign it should move by.
+- `contexts.json`: lists of user messages under `shared` and, where a trait wants its own, under its name.
+- `prompts.json`: what healing completions answer, in lists as above; `fixed` and `smalltalk` beside them.
+- `frames.json`: a frame by name; see `Frame`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_PROMPT_CHARS, SettingsError
+from steer_heal.records import Trait, Vignette
+
+FOLDER = Path(__file__).parent / "data"
+CONDITIONS = ("other_violate", "self_violate")
+ORDERS = ("forward", "reversed")
+SHARED = "shared"
+MAX_TRAIT_CHARS = 1_000
+TRAIT_TEXTS = ("name", "title", "description", "positive", "negative")
+
+_NAMES = {re.sub(r"[^a-z]", "", name.lower()): name for name in FOUNDATIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A forced choice as data: what is asked, the seven answers, and the text the answer is read after.
+
+    `question` holds `{text}` and `{options}`; `options` are the answer words in the order of
+    `config.FOUNDATIONS`; `orders` names the orders (`ORDERS`) they are listed in; `option` is how one is
+    listed (`{word}`) and `separator` what stands between two. With a `think_budget` the model first writes up
+    to that many tokens between `think_open` and `think_close`.
+    """
+
+    name: str
+    question: str
+    options: tuple[str, ...]
+    prefill: str
+    orders: tuple[str, ...] = ("forward", "reversed")
+    option: str = '"{word}"'
+    separator: str = ", "
+    think_budget: int = 0
+    think_open: str = ""
+    think_close: str = ""
+
+    def render(self, text: str, order: str) -> str:
+        """The user's message for one vignette with the answers listed in one order."""
+        words = [self.option.replace("{word}", word) for word in self.options]
+        listed = self.separator.join(words if order == "forward" else words[::-1])
+        return self.question.replace("{options}", listed).replace("{text}", text)
+
+
+def foundation_name(name: str) -> str | None:
+    """One of our seven for a spelling of it ("Social Norms", "Care (p, a)", "social_norms"), else None."""
+    return _NAMES.get(re.sub(r"[^a-z]", "", re.sub(r"\(.*?\)", "", name).lower()))
+
+
+def vignettes(
+    path: str | Path | None = None, *, condition: str | None = None, limit: int | None = None
+) -> list[Vignette]:
+    """The vignettes of a JSONL file (ours when none is given).
+
+    `condition` keeps one condition; rows that state none belong to the one asked for. `limit` keeps that
+    many, balanced over foundations, the same ones every time. `SettingsError` for a bad file or an empty set.
+    """
+    source = Path(path) if path is not None else FOLDER / "vignettes.jsonl"
+    if condition is not None and condition not in CONDITIONS:
+        raise SettingsError(f"Unknown condition {condition!r}: choose one of {', '.join(CONDITIONS)}.")
+    if limit is not None and limit < 1:
+        raise SettingsError("The number of vignettes must be at least 1.")
+    found: list[Vignette] = []
+    seen: dict[tuple[str, ...], int] = {}
+    for number, row in _json_lines(source):
+        where = f"{source.name} line {number}"
+        vignette = _vignette(where, row, condition or CONDITIONS[0], f"line-{number}")
+        for key, what in (((vignette.id, vignette.condition), "id"), (("text", vignette.text), "text")):
+            if key in seen:
+                raise SettingsError(f"{where}: the same {what} as line {seen[key]}.")
+            seen[key] = number
+        found.append(vignette)
+    kept = [vignette for vignette in found if condition in (None, vignette.condition)]
+    if not kept:
+        raise SettingsError(
+            f"{source.name} holds no vignette{condition and f' of condition {condition}' or ''}."
+        )
+    return kept if limit is None else balanced(kept, limit)
+
+
+def balanced(rows: list[Vignette], limit: int) -> list[Vignette]:
+    """At most `limit` rows, taken in turn from the foundations, in the order they stand in."""
+    queues = [[row for row in rows if row.foundation == name] for name in FOUNDATIONS]
+    turns = [(place, which) for which, queue in enumerate(queues) for place in range(len(queue))]
+    chosen = {queues[which][place].id for place, which in sorted(turns)[:limit]}
+    return [row for row in rows if row.id in chosen][:limit]
+
+
+def traits() -> dict[str, Trait]:
+    """All traits by name, the default one first."""
+    rows = _json(FOLDER / "traits.json")
+    if not isinstance(rows, list) or not rows:
+        raise SettingsError("traits.json: must hold a list of traits.")
+    found: dict[str, Trait] = {}
+    for number, row in enumerate(rows, 1):
+        trait = _trait(f"traits.json entry {number}", row)
+        if trait.name in found:
+            raise SettingsError(f"traits.json entry {number}: the trait {trait.name!r} stands there twice.")
+        found[trait.name] = trait
+    return dict(sorted(found.items(), key=lambda item: item[0] != DEFAULT_TRAIT))
+
+
+def trait(name: str) -> Trait:
+    """The trait of that name; `SettingsError` with the known ones otherwise."""
+    known = traits()
+    if name not in known:
+        raise SettingsError(f"Unknown trait {name!r}: choose one of {', '.join(known)}.")
+    return known[name]
+
+
+def contexts(trait: str) -> list[str]:
+    """User messages over which a trait's vector is extracted: the trait's own, then the shared ones."""
+    return _pool("contexts.json", _json(FOLDER / "contexts.json"), trait)
+
+
+def heal_prompts(trait: str) -> list[str]:
+    """Prompts that healing completions answer: the trait's own, then the shared ones."""
+    return _pool("prompts.json", _json(FOLDER / "prompts.json"), trait)
+
+
+def fixed_prompts() -> list[str]:
+    """The prompts that are answered greedily after every round, so that one can read down the rounds."""
+    return _texts("prompts.json 'fixed'", _json(FOLDER / "prompts.json").get("fixed"))
+
+
+def frame(name: str) -> Frame:
+    """The forced-choice frame of that name; `SettingsError` with the known ones otherwise."""
+    known = _json(FOLDER / "frames.json")
+    if name not in known:
+        raise SettingsError(f"Unknown frame {name!r}: choose one of {', '.join(known)}.")
+    return _frame(f"frames.json {name!r}", name, known[name])
+
+
+def _frame(where: str, name: str, row: Any) -> Frame:
+    if not isinstance(row, dict):
+        raise SettingsError(f"{where}: must be an object.")
+    unknown = set(row) - set(Frame.__dataclass_fields__) | {"name"} & set(row)
+    if unknown:
+        raise SettingsError(f"{where}: unknown field {min(unknown)!r}.")
+    question = _text(where, row, "question", MAX_PROMPT_CHARS)
+    if question.count("{text}") != 1 or question.count("{options}") != 1:
+        raise SettingsError(f"{where}: the question must hold {{text}} and {{options}} once each.")
+    options = _texts(f"{where} 'options'", row.get("options"))
+    if len(options) != len(FOUNDATIONS):
+        raise SettingsError(
+            f"{where}: give {len(FOUNDATIONS)} options in the order {', '.join(FOUNDATIONS)}."
+        )
+    orders = _texts(f"{where} 'orders'", row.get("orders", list(ORDERS)))
+    if not set(orders) <= set(ORDERS):
+        raise SettingsError(f"{where}: 'orders' may hold {' and '.join(ORDERS)}.")
+    budget = row.get("think_budget", 0)
+    if not isinstance(budget, int) or budget < 0:
+        raise SettingsError(f"{where}: 'think_budget' must be a whole number of tokens, 0 or more.")
+    rest = {key: row[key] for key in ("option", "separator", "think_open", "think_close") if key in row}
+    prefill = _text(where, row, "prefill", MAX_PROMPT_CHARS)
+    return Frame(name, question, tuple(options), prefill, tuple(orders), think_budget=budget, **rest)
+
+
+def _trait(where: str, row: Any) -> Trait:
+    if not isinstance(row, dict):
+        raise SettingsError(f"{where}: must be an object with {', '.join(TRAIT_TEXTS)} and target.")
+    values = {key: _text(where, row, key, MAX_TRAIT_CHARS) for key in TRAIT_TEXTS}
+    target = row.get("target")
+    if not isinstance(target, dict) or not target:
+        raise SettingsError(f"{where}: 'target' must map a foundation to 1 or -1.")
+    for name, sign in target.items():
+        if name not in FOUNDATIONS or sign not in (1, -1):
+            raise SettingsError(f"{where}: 'target' holds {name!r}: {sign!r}; give a foundation and 1 or -1.")
+    if values["positive"] == values["negative"]:
+        raise SettingsError(f"{where}: the two personas are the same.")
+    return Trait(**values, target=dict(target))
+
+
+def _vignette(where: str, row: dict[str, Any], condition: str, fallback_id: str) -> Vignette:
+    text = _text(where, row, "text", MAX_PROMPT_CHARS)
+    label = row.get("foundation_coarse") or row.get("foundation")
+    if not isinstance(label, str):
+        raise SettingsError(f"{where}: 'foundation_coarse' is missing; give one of {', '.join(FOUNDATIONS)}.")
+    foundation = foundation_name(label)
+    if foundation is None:
+        raise SettingsError(f"{where}: {label!r} is no foundation; give one of {', '.join(FOUNDATIONS)}.")
+    stated = row.get("condition") or condition
+    if stated not in CONDITIONS:
+        raise SettingsError(f"{where}: 'condition' must be one of {', '.join(CONDITIONS)}.")
+    return Vignette(id=str(row.get("id") or fallback_id), foundation=foundation, text=text, condition=stated)
+
+
+def _pool(where: str, groups: Any, trait: str) -> list[str]:
+    if not isinstance(groups, dict) or SHARED not in groups:
+        raise SettingsError(f"{where}: must hold lists of texts under 'shared' and traits' names.")
+    own = [name for name in (trait, SHARED) if name in groups]
+    return list(dict.fromkeys(text for name in own for text in _texts(f"{where} {name!r}", groups[name])))
+
+
+def _texts(where: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise SettingsError(f"{where}: must be a list of texts.")
+    for number, text in enumerate(value, 1):
+        if not isinstance(text, str) or not text.strip() or len(text) > MAX_PROMPT_CHARS:
+            raise SettingsError(f"{where} entry {number}: must be text of 1-{MAX_PROMPT_CHARS} characters.")
+        if text in value[: number - 1]:
+            raise SettingsError(f"{where} entry {number}: the same text as entry {value.index(text) + 1}.")
+    return value
+
+
+def _text(where: str, row: dict[str, Any], key: str, longest: int) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise SettingsError(f"{where}: {key!r} is missing or empty.")
+    if len(value) > longest:
+        raise SettingsError(f"{where}: {key!r} has {len(value)} characters, at most {longest} are allowed.")
+    return value
+
+
+def _json_lines(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(_read(source).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise SettingsError(f"{source.name} line {number}: not JSON ({error.msg}).") from error
+        if not isinstance(row, dict):
+            raise SettingsError(f"{source.name} line {number}: must be a JSON object.")
+        yield number, row
+
+
+def _json(source: Path) -> Any:
+    try:
+        return json.loads(_read(source))
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"{source.name} line {error.lineno}: not JSON ({error.msg}).") from error
+
+
+def _read(source: Path) -> str:
+    try:
+        return source.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"Cannot read {source}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{source} is not UTF-8 text.") from error

@@ -1,0 +1,247 @@
+"""Which completions are trained on, and how healthy a text is: pure scores, then verdicts.
+
+Every score is kept beside the verdict, and every cut that a text fails is named, so that a starved round can
+say which filter ate its data. A score is a function of the text in `SCORES`, or comes from log-probs under the
+base. Thresholds of health stand in `config.THRESHOLDS`; cuts of the training filter in `config.FilterSettings`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from steer_heal.config import THRESHOLDS, FilterSettings, Thresholds
+from steer_heal.records import FilterVerdict, TextHealth, Verdict3
+
+NGRAMS = (2, 3, 4)
+MIN_REPEATS = 3
+MAX_PERPLEXITY = 1e6
+LEVELS: tuple[Verdict3, ...] = ("coherent", "degraded", "broken")
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_RUNS = [re.compile(rf"(.{{{n}}})\1{{{MIN_REPEATS - 1},}}", re.DOTALL) for n in NGRAMS]
+_BOILERPLATE = re.compile(
+    r"\bas an? (?:ai|artificial|language model|assistant)\b"
+    r"|\b(?:i am|i'm) (?:just |only )?an? (?:ai|language model)\b"
+    r"|\bi(?: can't| cannot| can not|(?: am|'m) unable to| won't) (?:help|assist|answer|discuss|comply)\b"
+    r"|\bi(?:'m| am) (?:very |so )?sorry,? but i\b",
+    re.IGNORECASE,
+)
+_NARRATION = re.compile(
+    r"\bas (?:someone|a person|one) who\b"
+    r"|\bi(?:'m| am) (?:someone|(?:a|the (?:kind|sort) of) person) who\b"
+    r"|\bmy (?:persona|character|role|values) (?:is|are|as)\b"
+    r"|\bi (?:always )?(?:put|place|value) \w+ (?:above|over)\b",
+    re.IGNORECASE,
+)
+
+
+def repetition(text: str) -> float:
+    """Share of the text under its most repeated word or character 2- to 4-gram, from 0 to 1.
+
+    Words: for each size the n-gram that occurs most often, at least three times (twice is how language
+    works); the score is the share of words that its occurrences cover. Characters, without white space: the
+    share inside runs in which one n-gram follows upon itself at least three times, so that a common syllable
+    is no loop. The largest over sizes, words and characters. Case-folded.
+    """
+    words = _WORD.findall(text.casefold())
+    characters = re.sub(r"\s+", "", text.casefold())
+    covers = [_cover(words, n) for n in NGRAMS]
+    if characters:
+        covers += [_run_cover(characters, runs) for runs in _RUNS]
+    return max(covers)
+
+
+def _run_cover(characters: str, runs: re.Pattern[str]) -> float:
+    """Share of the characters inside the runs."""
+    return sum(len(run.group()) for run in runs.finditer(characters)) / len(characters)
+
+
+def _cover(units: Sequence[str], n: int) -> float:
+    """Share of the units that the occurrences of the most frequent n-gram cover."""
+    grams = [tuple(units[place : place + n]) for place in range(len(units) - n + 1)]
+    counts = Counter(grams)
+    most = max(counts.values(), default=0)
+    if most < MIN_REPEATS:
+        return 0.0
+    covered = {gram: set[int]() for gram, count in counts.items() if count == most}
+    for place, gram in enumerate(grams):
+        if gram in covered:
+            covered[gram].update(range(place, place + n))
+    return max(len(places) for places in covered.values()) / len(units)
+
+
+def n_words(text: str) -> float:
+    """How many words the text has."""
+    return float(len(_WORD.findall(text)))
+
+
+def boilerplate(text: str) -> float:
+    """How often the text refuses, or speaks as an assistant about being one."""
+    return float(len(_BOILERPLATE.findall(text)))
+
+
+def narration(text: str) -> float:
+    """How often the text tells its trait in the first person ("As someone who ...") instead of acting it."""
+    return float(len(_NARRATION.findall(text)))
+
+
+SCORES: dict[str, Callable[[str], float]] = {
+    "repetition": repetition,
+    "words": n_words,
+    "boilerplate": boilerplate,
+    "narration": narration,
+}
+
+
+def perplexity(logp: Sequence[float]) -> float | None:
+    """exp of the mean negative log-prob of the tokens, at most 1e6; None without tokens or if not finite."""
+    if not logp or not all(math.isfinite(value) for value in logp):
+        return None
+    return min(math.exp(min(-fmean(logp), 100.0)), MAX_PERPLEXITY)
+
+
+def tail(logp: Sequence[float]) -> list[float]:
+    """The last quarter of the tokens, rounded up: where a text that falls apart does so."""
+    return list(logp[len(logp) - math.ceil(len(logp) / 4) :])
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Base's own text under base, the unit of perplexities: medians over the whole and over the tail."""
+
+    perplexity: float
+    tail: float
+
+
+def norms(logps: Iterable[Sequence[float]]) -> Norms:
+    """Norms from the log-probs of texts that base wrote itself. `ValueError` when none can be scored."""
+    rows = [list(logp) for logp in logps]
+    whole = [value for value in map(perplexity, rows) if value is not None]
+    tails = [value for value in (perplexity(tail(row)) for row in rows) if value is not None]
+    if not whole or not tails:
+        raise ValueError("base wrote no text that can be scored")
+    return Norms(median(whole), median(tails))
+
+
+def scores(text: str, logp: Sequence[float], own: Norms) -> dict[str, float]:
+    """All scores of one completion; a perplexity that cannot be had is infinite, so that every cut fails it."""
+    whole, end = perplexity(logp), perplexity(tail(logp))
+    found = {name: score(text) for name, score in SCORES.items()}
+    found["perplexity"] = math.inf if whole is None else whole
+    found["perplexity_ratio"] = math.inf if whole is None else whole / own.perplexity
+    found["tail_ratio"] = math.inf if end is None else end / own.tail
+    return found
+
+
+CUTS: dict[str, tuple[str, str, Callable[[float, float], bool]]] = {
+    "perplexity": ("perplexity_ratio", "max_perplexity_ratio", lambda score, cut: score > cut),
+    "last quarter": ("tail_ratio", "max_tail_ratio", lambda score, cut: score > cut),
+    "repetition": ("repetition", "max_repetition", lambda score, cut: score > cut),
+    "too short": ("words", "min_words", lambda score, cut: score < cut),
+    "boilerplate": ("boilerplate", "max_boilerplate", lambda score, cut: score > cut),
+    "narration": ("narration", "max_narration", lambda score, cut: score > cut),
+}
+
+
+def judge(found: dict[str, float], settings: FilterSettings) -> FilterVerdict:
+    """Kept when every score is within its cut; `reasons` names every cut it fails, in the order of `CUTS`."""
+    reasons = tuple(
+        reason
+        for reason, (score, cut, fails) in CUTS.items()
+        if score in found and (math.isnan(found[score]) or fails(found[score], getattr(settings, cut)))
+    )
+    return FilterVerdict(kept=not reasons, scores=dict(found), reasons=reasons)
+
+
+def eaten(verdicts: Iterable[FilterVerdict]) -> dict[str, int]:
+    """How many texts each cut dropped (a text counts for every cut it fails), the hungriest first."""
+    return dict(Counter(reason for verdict in verdicts for reason in verdict.reasons).most_common())
+
+
+def worse(*verdicts: Verdict3) -> Verdict3:
+    """The worst of several verdicts; coherent when there is none."""
+    return LEVELS[max((LEVELS.index(verdict) for verdict in verdicts), default=0)]
+
+
+def mass_verdict(ratio: float | None, thresholds: Thresholds = THRESHOLDS) -> Verdict3:
+    """By the answer mass over base's; not finite is broken, not measured says nothing against it."""
+    if ratio is None:
+        return "coherent"
+    if not ratio >= thresholds.mass_broken:
+        return "broken"
+    return "coherent" if ratio >= thresholds.mass_degraded else "degraded"
+
+
+def text_verdict(ratio: float | None, loops: float, thresholds: Thresholds = THRESHOLDS) -> Verdict3:
+    """By perplexity over base's own and by repetition; a ratio of None was not measured."""
+    if loops > thresholds.repetition_broken:
+        return "broken"
+    if ratio is None or ratio <= thresholds.perplexity_degraded:
+        return "coherent"
+    return "degraded" if ratio <= thresholds.perplexity_broken else "broken"
+
+
+def health(
+    text: str,
+    logp: Sequence[float] | None = None,
+    own_perplexity: float | None = None,
+    *,
+    kl: Sequence[float] | None = None,
+    thresholds: Thresholds = THRESHOLDS,
+) -> TextHealth:
+    """Health of one text from its log-probs under base (None: not measured) and base's own perplexity.
+
+    `kl` is KL(steered || base) per token, for its 95th percentile. Log-probs that are not finite are broken.
+    """
+    value = perplexity(logp) if logp else None
+    ratio = value / own_perplexity if value is not None and own_perplexity else None
+    loops = repetition(text)
+    lost = bool(logp) and value is None
+    return TextHealth(
+        perplexity=value,
+        perplexity_ratio=ratio,
+        repetition=loops,
+        kl_p95=quantile(kl, 0.95) if kl else None,
+        verdict="broken" if lost else text_verdict(ratio, loops, thresholds),
+    )
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The q-quantile, linear between neighbours. `ValueError` without values."""
+    if not values:
+        raise ValueError("no values")
+    ordered = sorted(values)
+    place = q * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def summary(rows: Sequence[TextHealth], thresholds: Thresholds = THRESHOLDS) -> dict[str, float]:
+    """Health of a set of texts: median perplexity, ratio and repetition, and `looping`, the share that loops.
+
+    Texts whose perplexity could not be had count with the largest one. Empty for no texts.
+    """
+    if not rows:
+        return {}
+    own = [row.perplexity / row.perplexity_ratio for row in rows if row.perplexity and row.perplexity_ratio]
+    worst = MAX_PERPLEXITY
+    found = {"perplexity": median(worst if row.perplexity is None else row.perplexity for row in rows)}
+    if own:
+        found["perplexity_ratio"] = found["perplexity"] / own[0]
+    found["repetition"] = median(row.repetition for row in rows)
+    found["looping"] = fmean(row.repetition > thresholds.repetition_broken for row in rows)
+    return found
+
+
+def set_verdict(
+    mass_ratio: float | None, text: dict[str, float], thresholds: Thresholds = THRESHOLDS
+) -> Verdict3:
+    """Verdict on a dose or a model: the worse of its answer mass and of the median health of its texts."""
+    texts = text_verdict(text.get("perplexity_ratio"), text.get("repetition", 0.0), thresholds)
+    return worse(mass_verdict(mass_ratio, thresholds), texts)

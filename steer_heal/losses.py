@@ -1,0 +1,88 @@
+"""The training loss as pure functions of tensors.
+
+loss = NLL on the completion + lam * relu(D - tau), where D is a divergence of the student from its reference
+(nats per token) aggregated over positions: a barrier, so that moving is free up to tau and costly beyond it.
+Everything is computed in float32, whatever the logits' type. Shapes: B rows, T tokens, V vocabulary, N any
+number of positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+
+
+def nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """Mean of -log p(label), in nats per token, over positions whose label is not `IGNORE`.
+
+    Any leading shape that the two share. Zero (with zero gradient) when no position is labelled.
+    """
+    flat_NV, flat_N = logits_NV.reshape(-1, logits_NV.shape[-1]).float(), labels_N.reshape(-1)
+    total = F.cross_entropy(flat_NV, flat_N, ignore_index=IGNORE, reduction="sum")
+    return total / (flat_N != IGNORE).sum().clamp(min=1)
+
+
+def kl_fwd(student_NV: Tensor, reference_NV: Tensor) -> Tensor:
+    """KL(reference || student) at each position, nats, over the whole vocabulary; mass-covering."""
+    return _kl(reference_NV, student_NV)
+
+
+def kl_rev(student_NV: Tensor, reference_NV: Tensor) -> Tensor:
+    """KL(student || reference) at each position, nats, over the whole vocabulary; mode-seeking."""
+    return _kl(student_NV, reference_NV)
+
+
+def _kl(p_NV: Tensor, q_NV: Tensor) -> Tensor:
+    logp_NV, logq_NV = F.log_softmax(p_NV.float(), dim=-1), F.log_softmax(q_NV.float(), dim=-1)
+    return F.kl_div(logq_NV, logp_NV, reduction="none", log_target=True).sum(-1)
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl_fwd": kl_fwd, "kl_rev": kl_rev}
+
+
+def mean(d_N: Tensor) -> Tensor:
+    """Mean over positions."""
+    return d_N.mean()
+
+
+def rmse(d_N: Tensor) -> Tensor:
+    """Root of the mean square over positions: few positions far out weigh more than in the mean.
+
+    The root's slope at 0 is unbounded; there, and only there, the gradient is taken as 0.
+    """
+    square = d_N.square().mean()
+    safe = torch.where(square > 0, square, torch.ones_like(square))
+    return torch.where(square > 0, safe.sqrt(), torch.zeros_like(square))
+
+
+def p95(d_N: Tensor) -> Tensor:
+    """95th percentile over positions, linear between neighbours."""
+    ordered_N = d_N.sort().values
+    place = 0.95 * (len(ordered_N) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered_N) - 1)
+    return torch.lerp(ordered_N[low], ordered_N[high], place - low)
+
+
+def largest(d_N: Tensor) -> Tensor:
+    """Largest over positions."""
+    return d_N.max()
+
+
+AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"mean": mean, "rmse": rmse, "p95": p95, "max": largest}
+
+
+def aggregate(d_BT: Tensor, mask_BT: Tensor, how: str) -> Tensor:
+    """One number for the positions under the mask, by `AGGREGATES[how]`; 0 where the mask is empty."""
+    d_N = d_BT[mask_BT.bool()]
+    return AGGREGATES[how](d_N) if len(d_N) else d_BT.sum() * 0.0
+
+
+def barrier(d: Tensor, lam: float, tau: float) -> Tensor:
+    """lam * relu(d - tau): nothing up to `tau` nats per token, then linear."""
+    return lam * F.relu(d - tau)
