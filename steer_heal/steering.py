@@ -37,10 +37,13 @@ class Steering:
             )
         if not torch.isfinite(coefficients_BL).all():
             raise SettingsError("A coefficient is not a finite number: choose another alpha.")
+        directions_LD, coefficients_BL = (
+            directions_LD.float(),
+            coefficients_BL.to(directions_LD.device).float(),
+        )
         steered = coefficients_BL.ne(0).any(dim=0).nonzero().flatten().tolist()
         self._added_B1D: dict[int, Tensor] = {
-            layer: (coefficients_BL[:, layer, None].float() * directions_LD[layer].float())[:, None, :]
-            for layer in steered
+            layer: torch.outer(coefficients_BL[:, layer], directions_LD[layer])[:, None] for layer in steered
         }
 
     @property
@@ -69,6 +72,14 @@ class Steering:
             added = self._added_B1D[layer] = added.to(hidden_BTD)
         return hidden_BTD + added
 
+    @contextmanager
+    def attached(self, blocks: Sequence[nn.Module]) -> Iterator[Steering]:
+        """Hooks on the steered blocks while the context lasts, and none after it, however it is left."""
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hooks.callback(blocks[layer].register_forward_hook(self.hook(layer)).remove)
+            yield self
+
 
 @contextmanager
 def steer(blocks: Sequence[nn.Module], directions_LD: Tensor, coefficients_BL: Tensor) -> Iterator[Steering]:
@@ -80,8 +91,5 @@ def steer(blocks: Sequence[nn.Module], directions_LD: Tensor, coefficients_BL: T
     """
     if len(blocks) != len(directions_LD):
         raise ValueError(f"{len(directions_LD)} directions for {len(blocks)} blocks")
-    steering = Steering(directions_LD, coefficients_BL)
-    with ExitStack() as hooks:
-        for layer in steering.layers:
-            hooks.callback(blocks[layer].register_forward_hook(steering.hook(layer)).remove)
+    with Steering(directions_LD, coefficients_BL).attached(blocks) as steering:
         yield steering

@@ -1,4 +1,4 @@
-"""Tiny models with random weights and an in-memory byte-level tokenizer: no download, a few milliseconds each."""
+"""Tiny random-weight models and an in-memory byte-level tokenizer: no download, milliseconds each."""
 
 from __future__ import annotations
 

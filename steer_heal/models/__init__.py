@@ -1,5 +1,6 @@
 """Language models: find, load and describe them; chat encoding; where their blocks are."""
 
+from .batch import Padded, left_pad
 from .blocks import band_layers, find_blocks, layers_band
 from .chat import system, user
 from .find import Source, find
@@ -7,12 +8,14 @@ from .load import LanguageModel, SamplingDefaults, load
 
 __all__ = [
     "LanguageModel",
+    "Padded",
     "SamplingDefaults",
     "Source",
     "band_layers",
     "find",
     "find_blocks",
     "layers_band",
+    "left_pad",
     "load",
     "system",
     "user",

@@ -44,7 +44,8 @@ def band_layers(n_layers: int, band: tuple[float, float]) -> tuple[int, ...]:
     inside = tuple(layer for layer in range(n_layers) if low <= (layer + 0.5) / n_layers <= high)
     if not inside:
         raise SettingsError(
-            f"The band {low:g}-{high:g} holds none of the {n_layers} layers: widen it to at least {1 / n_layers:.2g}."
+            f"The band {low:g}-{high:g} holds none of the {n_layers} layers: "
+            f"widen it to at least {1 / n_layers:.2g}."
         )
     return inside
 

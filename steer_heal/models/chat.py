@@ -50,12 +50,10 @@ class ChatEncoder:
         pieces = [*_split(text, cuts)]
         pieces[-1] += prefill
         ids = [token for piece in pieces for token in self._tokenize(piece)]
-        if cuts and self._control_only(ids) != self._control_only(
-            self._tokenize(_blanked(text, spans) + prefill)
-        ):
-            raise SettingsError(
-                "The text holds a control token of the model that cannot be read as text: remove it."
-            )
+        if cuts:
+            harmless = self._tokenize(_blanked(text, spans) + prefill)
+            if self._control_only(ids) != self._control_only(harmless):
+                raise SettingsError("The text holds a control token that cannot be read as text: remove it.")
         return ids
 
     @cached_property
@@ -109,13 +107,12 @@ class ChatEncoder:
 
     @cached_property
     def _control(self) -> dict[str, int]:
-        """Text of every control token, and its id. The unknown token also stands for ordinary text."""
+        """Text of every control token, and its id."""
         template = str(self._tokenizer.chat_template)
         return {
             token.content: number
             for number, token in self._tokenizer.added_tokens_decoder.items()
-            if (token.special or (token.content.strip() and token.content in template))
-            and number != self._tokenizer.unk_token_id
+            if token.special or (token.content.strip() and token.content in template)
         }
 
     @cached_property
@@ -134,7 +131,8 @@ class ChatEncoder:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _control_only(self, ids: Sequence[int]) -> list[int]:
-        control = set(self._control.values())
+        """The unknown token is left out: it also stands for ordinary text."""
+        control = {*self._control.values()} - {self._tokenizer.unk_token_id}
         return [token for token in ids if token in control]
 
 

@@ -43,5 +43,5 @@ def find(name: str) -> Source:
     if _HUB_ID.fullmatch(name):
         return Source(name, "hub")
     raise SettingsError(
-        f"Unknown model {name!r}: give {DEFAULT_MODEL!r}, a folder with a saved model, or a hub id such as {GEMMA}."
+        f"Unknown model {name!r}: give {DEFAULT_MODEL!r}, a saved model's folder, or a hub id like {GEMMA}."
     )

@@ -60,7 +60,8 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where input ids go."""
-        return self.model.get_input_embeddings().weight.device
+        weight: Any = self.model.get_input_embeddings().weight
+        return weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,18 +77,15 @@ class LanguageModel:
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the generation settings', the tokenizer's, and the template's end of turn."""
-        own = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        """What ends an answer: the generation settings', the tokenizer's, the template's end of turn."""
+        own: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
         listed = own if isinstance(own, list) else [own]
-        return frozenset(
-            token
-            for token in (*listed, self.tokenizer.eos_token_id, self.chat.end_of_turn)
-            if token is not None
-        )
+        ends: tuple[Any, ...] = (*listed, self.tokenizer.eos_token_id, self.chat.end_of_turn)
+        return frozenset(token for token in ends if token is not None)
 
     @cached_property
     def pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
+        pad: Any = self.tokenizer.pad_token_id
         return pad if pad is not None else min(self.eos_ids, default=0)
 
     @cached_property
@@ -140,7 +138,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """The model `name` (see `find`) from safetensors, never from pickle; no code of a repository unless asked.
+    """The model `name` (see `find`) from safetensors, never pickle; no code of a repository unless asked.
 
     `device`: the accelerator when none and there is one; "auto" spreads over several. `dtype`: the
     checkpoint's own when none, but float32 for the demo, bfloat16 for float32 files on an accelerator, and
@@ -203,10 +201,10 @@ def _explain(source: Source, error: Exception) -> str:
         return f"The hub has no model {name}: check the spelling, or run `hf auth login` if it is private."
     offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
     if source.kind == "hub" and any(isinstance(cause, offline) for cause in causes):
-        return f"{name} is not on this machine and the hub cannot be reached: go online once, or give a local folder."
+        return f"{name} is not on this machine and the hub cannot be reached: go online, or give a folder."
     if "custom code" in text or "trust_remote_code" in text:
         return f"{name} needs code from its own repository: read it, then allow it with trust_remote_code."
     if "does not recognize this architecture" in text or "Unrecognized" in text:
-        return f"The architecture of {name} is unknown to this transformers: choose a causal language model it has."
+        return f"The architecture of {name} is unknown to transformers: choose another causal language model."
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return f"{name} could not be loaded: {first.rstrip('.')}."

@@ -1,0 +1,185 @@
+"""Steering vectors: extract, add, scale, compare, save, load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .config import ExtractSettings, SettingsError
+from .models import LanguageModel, left_pad, system, user
+from .records import Trait
+
+Progress = Callable[[int, int], None]
+FORMAT = "steer_heal.vector.1"
+_TENSORS = {"directions": 2, "norms": 1, "residual_norms": 1}
+
+
+@dataclass(frozen=True)
+class SteeringVector:
+    """One direction a layer, of unit length.
+
+    `directions_LD`: float32. `norms_L`: length of each difference of means before it was made a unit.
+    `residual_norms_L`: mean length of the residual where it was taken. `meta`: where it comes from.
+    """
+
+    directions_LD: Tensor
+    norms_L: Tensor
+    residual_norms_L: Tensor
+    meta: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.directions_LD)
+
+
+def extract(
+    lm: LanguageModel,
+    trait: Trait,
+    contexts: Sequence[str],
+    settings: ExtractSettings,
+    *,
+    progress: Progress | None = None,
+) -> SteeringVector:
+    """v[l] = mean_x h[l](positive persona, x) - mean_x h[l](negative persona, x), then unit length.
+
+    h[l] is the output of block l at the last prompt token, the model-turn tag; x runs over the first
+    `n_contexts` contexts. Sums are float64. Source: difference of means over contrasting personas
+    (Rimsky et al., 2024, arXiv:2312.06681). Errors: `SettingsError` without contexts, or when the two
+    personas give the same residuals.
+    """
+    chosen = list(contexts)[: settings.n_contexts]
+    if not chosen:
+        raise SettingsError("There are no contexts to extract a vector from: give at least one.")
+    prompts = [
+        lm.encode_chat([system(persona), user(context)])
+        for persona in (trait.positive, trait.negative)
+        for context in chosen
+    ]
+    residuals_NLD = last_residuals(lm, prompts, settings.batch_size, progress)
+    positive_LD, negative_LD = (half.mean(dim=0) for half in residuals_NLD.split(len(chosen)))
+    meta = {
+        "model": lm.name,
+        "trait": trait.name,
+        "method": settings.method,
+        "contexts": str(len(chosen)),
+        "positive": trait.positive,
+        "negative": trait.negative,
+    }
+    return _unit(positive_LD - negative_LD, residuals_NLD.norm(dim=-1).mean(dim=0), meta)
+
+
+def last_residuals(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], batch_size: int, progress: Progress | None = None
+) -> Tensor:
+    """Output of every block at each prompt's last token: (N, L, D), float64, on the CPU."""
+    residuals_NLD = torch.empty(len(prompts), lm.n_layers, lm.width, dtype=torch.float64)
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for start in range(0, len(prompts), batch_size):
+        rows = by_length[start : start + batch_size]
+        residuals_NLD[rows] = _last_residuals_of([prompts[row] for row in rows], lm)
+        if progress:
+            progress(min(start + batch_size, len(prompts)), len(prompts))
+    return residuals_NLD
+
+
+@torch.inference_mode()
+def _last_residuals_of(prompts: Sequence[Sequence[int]], lm: LanguageModel) -> Tensor:
+    batch = left_pad(prompts, lm.pad_id, lm.device)
+    taken: list[Tensor] = []
+
+    def take(_block: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        hidden_BTD = output[0] if isinstance(output, tuple) else output
+        taken.append(hidden_BTD[:, -1].double().cpu())
+
+    with ExitStack() as hooks:
+        for block in lm.blocks:
+            hooks.callback(block.register_forward_hook(take).remove)
+        lm.model(
+            input_ids=batch.ids_BT,
+            attention_mask=batch.mask_BT,
+            position_ids=batch.positions_BT,
+            use_cache=False,
+            logits_to_keep=1,
+        )
+    return torch.stack(taken, dim=1)
+
+
+def _unit(vector_LD: Tensor, residual_norms_L: Tensor, meta: dict[str, str]) -> SteeringVector:
+    norms_L = vector_LD.double().norm(dim=-1)
+    if not torch.isfinite(norms_L).all() or (norms_L == 0).any():
+        raise SettingsError("The steering vector is zero or not finite: use personas that differ.")
+    directions_LD = (vector_LD.double() / norms_L[:, None]).float()
+    return SteeringVector(directions_LD, norms_L.float(), residual_norms_L.float(), meta)
+
+
+def add(a: SteeringVector, b: SteeringVector) -> SteeringVector:
+    """a + b, each at its own length; residual norms and origin are `a`'s. Errors: `SettingsError`."""
+    _same_shape(a, b)
+    total_LD = a.directions_LD * a.norms_L[:, None] + b.directions_LD * b.norms_L[:, None]
+    names = " + ".join(vector.meta.get("trait", "?") for vector in (a, b))
+    return _unit(total_LD, a.residual_norms_L, {**a.meta, "trait": names})
+
+
+def scale(vector: SteeringVector, k: float) -> SteeringVector:
+    """k * v: lengths scale, a negative k turns the directions round. Errors: `SettingsError` when k is 0."""
+    return _unit(
+        k * vector.directions_LD * vector.norms_L[:, None], vector.residual_norms_L, dict(vector.meta)
+    )
+
+
+def cosine(a: SteeringVector, b: SteeringVector, layers: Sequence[int]) -> float:
+    """Mean over `layers` of the cosine between the two directions."""
+    _same_shape(a, b)
+    return float((a.directions_LD * b.directions_LD).sum(dim=-1)[list(layers)].mean())
+
+
+def save(vector: SteeringVector, path: str | Path) -> Path:
+    """Write the vector as safetensors with its origin as metadata; the folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "directions": vector.directions_LD,
+        "norms": vector.norms_L,
+        "residual_norms": vector.residual_norms_L,
+    }
+    save_file(
+        {name: tensor.float().contiguous() for name, tensor in tensors.items()},
+        path,
+        metadata={**vector.meta, "format": FORMAT},
+    )
+    path.chmod(0o644)
+    return path
+
+
+def load(path: str | Path) -> SteeringVector:
+    """Read a vector that `save` wrote. Errors: `SettingsError` when it is not one, or is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise SettingsError(
+            f"{path} is not a readable safetensors file: give a vector saved here."
+        ) from error
+    if meta.pop("format", None) != FORMAT or set(tensors) != set(_TENSORS):
+        raise SettingsError(f"{path} holds no steering vector: give a file that `vector --out` wrote.")
+    vector = SteeringVector(tensors["directions"], tensors["norms"], tensors["residual_norms"], meta)
+    shapes_fit = all(tensors[name].ndim == ndim for name, ndim in _TENSORS.items()) and (
+        len(vector.directions_LD) == len(vector.norms_L) == len(vector.residual_norms_L) > 0
+    )
+    if not shapes_fit or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise SettingsError(f"{path} is damaged (shapes or numbers do not fit): extract the vector again.")
+    return vector
+
+
+def _same_shape(a: SteeringVector, b: SteeringVector) -> None:
+    if a.directions_LD.shape != b.directions_LD.shape:
+        raise SettingsError("The two vectors are of different models: extract both from one.")
