@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from steer_heal.config import SettingsError
 from steer_heal.records import Event
@@ -51,21 +51,22 @@ def plain(value: Any) -> Any:
 def parse(line: bytes) -> Event | None:
     """The event of one line, or None where the line is not one. Fields of newer versions are ignored."""
     try:
-        raw = json.loads(line)
-    except ValueError:
+        raw = plain(json.loads(line))
+    except (ValueError, RecursionError):
         return None
     if not isinstance(raw, dict):
         return None
     seq, moment, kind = raw.get("seq"), raw.get("time"), raw.get("kind")
     round_, data = raw.get("round"), raw.get("data")
-    if not _is_int(seq) or seq < 0 or not isinstance(kind, str) or not isinstance(moment, int | float):
+    if not is_index(seq) or not isinstance(kind, str) or not isinstance(moment, int | float):
         return None
-    round_ = round_ if _is_int(round_) else None
-    return Event(seq, float(moment), kind, round_, data if isinstance(data, dict) else {})
+    data = data if isinstance(data, dict) else {}
+    return Event(seq, float(moment), plain(kind), round_ if is_index(round_) else None, data)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_index(value: Any) -> TypeGuard[int]:
+    """Whether the value is a whole number that counts something: 0 to 2^31 - 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def read(path: str | Path, offset: int = 0) -> Chunk:

@@ -1,0 +1,12 @@
+"""runs.duckdb: the readable index of the runs' logs.
+
+Ingest is idempotent on (run_id, seq): deleting the file and ingesting again gives the same tables. The view
+`moral_map(run_id, model, trait, seed, round, stage, alpha, care, social_norms, coherence, n_vignettes,
+finished_at)` and the table `profiles` (all seven foundations) are for others to rely on; times are in
+seconds since the epoch.
+"""
+
+from steer_heal.store.database import StoreBusy
+from steer_heal.store.store import Store
+
+__all__ = ["Store", "StoreBusy"]

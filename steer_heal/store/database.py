@@ -1,0 +1,138 @@
+"""Opens runs.duckdb for a moment, and only when it is ours: lock, patience, migrations."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from steer_heal.config import SettingsError
+from steer_heal.store.schema import MIGRATIONS, RECORD
+
+PATIENCE_S = 3.0
+_PAUSE_S = 0.05
+_HOLDER = re.compile(r"held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
+_LOCKS: dict[Path, threading.RLock] = {}
+_LOCKS_GUARD = threading.Lock()
+
+
+class StoreBusy(RuntimeError):
+    """Another process holds the file; the message says which. Nothing is lost: events wait in the logs."""
+
+
+class Database:
+    """One DuckDB file, closed between operations so that a notebook or a second page can use it too.
+
+    DuckDB lets one process write or many read; within this process one operation runs at a time.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self._ready = False
+        with _LOCKS_GUARD:
+            self._lock = _LOCKS.setdefault(self.path, threading.RLock())
+
+    @contextmanager
+    def open(
+        self, *, write: bool = False, patience: float = PATIENCE_S
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection to the migrated file. Raises: `StoreBusy`, or `SettingsError` for a file not ours."""
+        with self._lock:
+            deadline = time.monotonic() + patience
+            if not self._ready or not self.path.exists():
+                self._prepare(deadline)
+            connection = self._connect(read_only=not write, deadline=deadline)
+            try:
+                yield connection
+            finally:
+                connection.close()
+
+    def _prepare(self, deadline: float) -> None:
+        """Creates or migrates. A file that is not ours is only ever opened for reading."""
+        if self.path.exists():
+            connection = self._connect(read_only=True, deadline=deadline)
+            try:
+                version = self._version(connection)
+            finally:
+                connection.close()
+            if version == len(MIGRATIONS):
+                self._ready = True
+                return
+        connection = self._connect(read_only=False, deadline=deadline)
+        try:
+            self._migrate(connection)
+        finally:
+            connection.close()
+        self._ready = True
+
+    def _version(self, connection: duckdb.DuckDBPyConnection) -> int:
+        tables = [
+            name
+            for (name,) in connection.execute(
+                "SELECT table_name FROM duckdb_tables() WHERE NOT internal"
+            ).fetchall()
+        ]
+        if "steer_heal_schema" not in tables:
+            if tables:
+                raise SettingsError(
+                    f"{self.path} is a DuckDB file of something else: name another one with --db. "
+                    "It was not changed."
+                )
+            return 0
+        row = connection.execute("SELECT coalesce(max(version), 0) FROM steer_heal_schema").fetchone()
+        version = int(row[0]) if row else 0
+        if version > len(MIGRATIONS):
+            raise SettingsError(
+                f"{self.path} was made by a newer version of this program (schema {version}, known here "
+                f"{len(MIGRATIONS)}): update the program or name another file with --db. It was not changed."
+            )
+        return version
+
+    def _migrate(self, connection: duckdb.DuckDBPyConnection) -> None:
+        for version in range(self._version(connection), len(MIGRATIONS)):
+            connection.begin()
+            try:
+                connection.execute(RECORD)
+                connection.execute(MIGRATIONS[version])
+                connection.execute(
+                    "INSERT INTO steer_heal_schema VALUES (?, ?, ?)",
+                    [version + 1, time.time(), duckdb.__version__],
+                )
+                connection.commit()
+            except duckdb.Error:
+                connection.rollback()
+                raise
+
+    def _connect(self, *, read_only: bool, deadline: float) -> duckdb.DuckDBPyConnection:
+        while True:
+            try:
+                return duckdb.connect(str(self.path), read_only=read_only)
+            except duckdb.Error as error:
+                refusal = self._explain(str(error))
+                if not isinstance(refusal, StoreBusy) or time.monotonic() >= deadline:
+                    raise refusal from error
+            time.sleep(_PAUSE_S)
+
+    def _explain(self, text: str) -> StoreBusy | SettingsError:
+        if holder := _HOLDER.search(text):
+            program = Path(holder["program"]).name
+            return StoreBusy(
+                f"{self.path.name} is held by {program} (process {holder['pid']}): close it there."
+            )
+        if "Could not set lock" in text or "different configuration" in text:
+            return StoreBusy(f"{self.path.name} is held by another program: close it there.")
+        if "not a valid DuckDB" in text:
+            return SettingsError(
+                f"{self.path} is not a DuckDB file: name another one with --db. It was not changed."
+            )
+        if "version number" in text:
+            return SettingsError(
+                f"{self.path} was written by another version of DuckDB than {duckdb.__version__}: "
+                "name another file with --db. It was not changed."
+            )
+        return SettingsError(f"Cannot open {self.path}: {text.splitlines()[0]}")

@@ -1,0 +1,130 @@
+"""The tables and views of runs.duckdb, as migrations: each applied once, in order, and never changed."""
+
+TABLES = """
+CREATE TABLE runs (
+    run_id VARCHAR PRIMARY KEY,
+    name VARCHAR, model VARCHAR, trait VARCHAR, seed BIGINT, preset VARCHAR, rounds INTEGER,
+    is_example BOOLEAN, status VARCHAR, round INTEGER, stage VARCHAR,
+    progress DOUBLE, eta DOUBLE, started_at DOUBLE, finished_at DOUBLE, retention DOUBLE, message VARCHAR,
+    settings JSON,
+    anchor_time DOUBLE, anchor_progress DOUBLE,
+    last_seq BIGINT, log_bytes BIGINT
+);
+CREATE TABLE events (
+    run_id VARCHAR, seq BIGINT, time DOUBLE, kind VARCHAR, round INTEGER, data JSON,
+    PRIMARY KEY (run_id, seq)
+);
+CREATE TABLE rounds (
+    run_id VARCHAR, round INTEGER, retention DOUBLE, kept INTEGER, made INTEGER, c_star DOUBLE,
+    adapter VARCHAR, seconds DOUBLE, finished_at DOUBLE,
+    PRIMARY KEY (run_id, round)
+);
+CREATE TABLE profiles (
+    run_id VARCHAR, round INTEGER, stage VARCHAR, alpha DOUBLE,
+    care DOUBLE, fairness DOUBLE, loyalty DOUBLE, authority DOUBLE, sanctity DOUBLE, liberty DOUBLE,
+    social_norms DOUBLE, coherence DOUBLE, n_vignettes INTEGER,
+    perplexity DOUBLE, perplexity_ratio DOUBLE, repetition DOUBLE, looping DOUBLE, finished_at DOUBLE,
+    PRIMARY KEY (run_id, round, stage)
+);
+CREATE TABLE vignette_scores (
+    run_id VARCHAR, round INTEGER, stage VARCHAR, vignette VARCHAR, foundation VARCHAR,
+    care DOUBLE, fairness DOUBLE, loyalty DOUBLE, authority DOUBLE, sanctity DOUBLE, liberty DOUBLE,
+    social_norms DOUBLE, mass DOUBLE, prefill_nll DOUBLE, order_tv DOUBLE, score JSON,
+    PRIMARY KEY (run_id, round, stage, vignette)
+);
+CREATE TABLE completions (
+    run_id VARCHAR, round INTEGER, idx INTEGER, alpha DOUBLE, prompt VARCHAR, text VARCHAR,
+    kept BOOLEAN, scores JSON, reasons VARCHAR[],
+    PRIMARY KEY (run_id, round, idx)
+);
+CREATE TABLE answers (
+    run_id VARCHAR, round INTEGER, idx INTEGER, prompt VARCHAR, text VARCHAR,
+    PRIMARY KEY (run_id, round, idx)
+);
+CREATE TABLE steps (
+    run_id VARCHAR, round INTEGER, step INTEGER, total INTEGER,
+    loss DOUBLE, nll DOUBLE, divergence DOUBLE, lr DOUBLE,
+    PRIMARY KEY (run_id, round, step)
+);
+CREATE VIEW moral_map AS
+    SELECT p.run_id, r.model, r.trait, r.seed, p.round, p.stage, p.alpha, p.care, p.social_norms,
+           p.coherence, p.n_vignettes, p.finished_at
+    FROM profiles p JOIN runs r USING (run_id);
+"""
+
+MIGRATIONS: tuple[str, ...] = (TABLES,)
+"""Migration i takes a file from version i to i + 1."""
+
+RECORD = """
+CREATE TABLE IF NOT EXISTS steer_heal_schema (version INTEGER, applied_at DOUBLE, duckdb_version VARCHAR);
+"""
+
+COLUMNS = {
+    "Care": "care",
+    "Fairness": "fairness",
+    "Loyalty": "loyalty",
+    "Authority": "authority",
+    "Sanctity": "sanctity",
+    "Liberty": "liberty",
+    "SocialNorms": "social_norms",
+}
+"""The column of each foundation."""
+
+INSERT = {
+    "events": """
+        INSERT OR REPLACE INTO events BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
+            "run_id": "VARCHAR", "seq": "BIGINT", "time": "DOUBLE", "kind": "VARCHAR", "round": "INTEGER",
+            "data": "JSON"}]'), recursive := true))""",
+    "rounds": """
+        INSERT OR REPLACE INTO rounds BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
+            "run_id": "VARCHAR", "round": "INTEGER", "retention": "DOUBLE", "kept": "INTEGER",
+            "made": "INTEGER", "c_star": "DOUBLE", "adapter": "VARCHAR", "seconds": "DOUBLE",
+            "finished_at": "DOUBLE"}]'), recursive := true))""",
+    "profiles": """
+        INSERT OR REPLACE INTO profiles BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
+            "run_id": "VARCHAR", "round": "INTEGER", "stage": "VARCHAR", "alpha": "DOUBLE",
+            "care": "DOUBLE", "fairness": "DOUBLE", "loyalty": "DOUBLE", "authority": "DOUBLE",
+            "sanctity": "DOUBLE", "liberty": "DOUBLE", "social_norms": "DOUBLE", "coherence": "DOUBLE",
+            "n_vignettes": "INTEGER", "perplexity": "DOUBLE", "perplexity_ratio": "DOUBLE",
+            "repetition": "DOUBLE", "looping": "DOUBLE", "finished_at": "DOUBLE"}]'), recursive := true))""",
+    "vignette_scores": """
+        INSERT OR REPLACE INTO vignette_scores BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
+            "run_id": "VARCHAR", "round": "INTEGER", "stage": "VARCHAR", "vignette": "VARCHAR",
+            "foundation": "VARCHAR", "care": "DOUBLE", "fairness": "DOUBLE", "loyalty": "DOUBLE",
+            "authority": "DOUBLE", "sanctity": "DOUBLE", "liberty": "DOUBLE", "social_norms": "DOUBLE",
+            "mass": "DOUBLE", "prefill_nll": "DOUBLE", "order_tv": "DOUBLE", "score": "JSON"}]'),
+            recursive := true))""",
+    "completions": """
+        INSERT OR REPLACE INTO completions BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
+            "run_id": "VARCHAR", "round": "INTEGER", "idx": "INTEGER", "alpha": "DOUBLE",
+            "prompt": "VARCHAR", "text": "VARCHAR", "kept": "BOOLEAN", "scores": "JSON",
+            "reasons": ["VARCHAR"]}]'), recursive := true))""",
+    "answers": """
+        INSERT OR REPLACE INTO answers BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
+            "run_id": "VARCHAR", "round": "INTEGER", "idx": "INTEGER", "prompt": "VARCHAR",
+            "text": "VARCHAR"}]'), recursive := true))""",
+    "steps": """
+        INSERT OR REPLACE INTO steps BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
+            "run_id": "VARCHAR", "round": "INTEGER", "step": "INTEGER", "total": "INTEGER",
+            "loss": "DOUBLE", "nll": "DOUBLE", "divergence": "DOUBLE", "lr": "DOUBLE"}]'),
+            recursive := true))""",
+    "runs": """
+        INSERT OR REPLACE INTO runs BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
+            "run_id": "VARCHAR", "name": "VARCHAR", "model": "VARCHAR", "trait": "VARCHAR", "seed": "BIGINT",
+            "preset": "VARCHAR", "rounds": "INTEGER", "is_example": "BOOLEAN", "status": "VARCHAR",
+            "round": "INTEGER", "stage": "VARCHAR", "progress": "DOUBLE", "eta": "DOUBLE",
+            "started_at": "DOUBLE", "finished_at": "DOUBLE", "retention": "DOUBLE", "message": "VARCHAR",
+            "settings": "JSON", "anchor_time": "DOUBLE", "anchor_progress": "DOUBLE", "last_seq": "BIGINT",
+            "log_bytes": "BIGINT"}]'), recursive := true))""",
+}
+"""Each takes one parameter: the rows as a JSON list. What does not fit a column's type becomes NULL."""
+
+FORGET = (
+    "DELETE FROM rounds WHERE run_id = ? AND round > ?",
+    "DELETE FROM profiles WHERE run_id = ? AND round > ?",
+    "DELETE FROM vignette_scores WHERE run_id = ? AND round > ?",
+    "DELETE FROM completions WHERE run_id = ? AND round > ?",
+    "DELETE FROM answers WHERE run_id = ? AND round > ?",
+    "DELETE FROM steps WHERE run_id = ? AND round > ?",
+)
+"""What a resumed run writes again."""

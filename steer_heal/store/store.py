@@ -1,0 +1,184 @@
+"""What is asked of runs.duckdb: ingest, queries that give records, export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from steer_heal.config import FOUNDATIONS, SettingsError
+from steer_heal.events import Chunk
+from steer_heal.records import CompletionRow, MapNode, RoundDetail, RunRow
+from steer_heal.store.database import PATIENCE_S, Database
+from steer_heal.store.fold import Fold, fold, new_run
+from steer_heal.store.schema import COLUMNS, FORGET, INSERT
+
+Rows = list[dict[str, Any]]
+
+_RUNS = """
+SELECT run_id, name, model, trait, seed, preset, status, rounds, round, stage, progress, eta, started_at,
+       finished_at, retention, is_example, message
+FROM runs ORDER BY is_example, started_at DESC NULLS FIRST, run_id DESC
+"""
+_MAP = """
+SELECT m.run_id, m.model, m.trait, m.seed, m.round, m.stage, m.alpha, m.care, m.social_norms, m.coherence,
+       m.n_vignettes, m.finished_at, d.retention, r.is_example
+FROM moral_map m JOIN runs r USING (run_id) LEFT JOIN rounds d ON d.run_id = m.run_id AND d.round = m.round
+WHERE (? IS NULL OR list_contains(?, m.run_id))
+  AND m.care IS NOT NULL AND m.social_norms IS NOT NULL AND m.coherence IS NOT NULL
+ORDER BY r.started_at, m.run_id, m.round, m.finished_at
+"""
+_PROFILES = "SELECT * FROM profiles WHERE run_id = ? AND (round = ? OR stage = 'base') ORDER BY finished_at"
+_COMPLETIONS = """
+SELECT run_id, round, idx, alpha, prompt, text, kept, scores, reasons FROM completions
+WHERE run_id = ? AND round = ? ORDER BY idx
+"""
+_ANSWERS = """
+SELECT a.prompt, b.text AS base, a.text AS healed
+FROM answers a LEFT JOIN answers b ON b.run_id = a.run_id AND b.round = 0 AND b.idx = a.idx
+WHERE a.run_id = ? AND a.round = ? ORDER BY a.idx
+"""
+_STEPS = "SELECT step, loss, nll, divergence, lr FROM steps WHERE run_id = ? AND round = ? ORDER BY step"
+_EXPORTS = ("runs", "rounds", "profiles", "vignette_scores", "completions", "answers", "steps", "moral_map")
+
+
+class Store:
+    """One runs.duckdb, opened for each call and closed after it.
+
+    Every method raises `StoreBusy` when another process holds the file for longer than `patience` seconds,
+    and `SettingsError` when the file is not ours or newer; the file is then as it was.
+    """
+
+    def __init__(self, path: str | Path, *, patience: float = PATIENCE_S) -> None:
+        self.path = Path(path)
+        self.patience = patience
+        self._database = Database(path)
+
+    def marks(self) -> dict[str, int]:
+        """How many bytes of each run's log are in."""
+        with self._database.open(patience=self.patience) as connection:
+            return dict(connection.execute("SELECT run_id, log_bytes FROM runs").fetchall())
+
+    def ingest(self, run_id: str, chunk: Chunk, *, is_example: bool = False) -> int:
+        """Takes in the events it does not have yet, in one transaction; gives how many were new."""
+        with self._database.open(write=True, patience=self.patience) as connection:
+            connection.begin()
+            try:
+                rows = _dicts(connection.execute("SELECT * FROM runs WHERE run_id = ?", [run_id]))
+                run = rows[0] if rows else new_run(run_id, is_example)
+                run["settings"] = (
+                    json.loads(run["settings"]) if isinstance(run["settings"], str) else run["settings"]
+                )
+                seen = run["last_seq"]
+                state = fold(run, chunk.events)
+                state.run["log_bytes"] = max(chunk.offset, run["log_bytes"])
+                _write(connection, state)
+                connection.commit()
+            except Exception:
+                connection.rollback()
+                raise
+        return sum(event.seq > seen for event in chunk.events)
+
+    def runs(self) -> list[RunRow]:
+        """All runs, the newest first, examples last; `status` is what the log says, not who lives."""
+        return [RunRow(**row) for row in self._query(_RUNS)]
+
+    def moral_map(self, run_ids: Iterable[str] | None = None) -> list[MapNode]:
+        """The nodes of the given runs (of all when None), in the order they came."""
+        wanted = None if run_ids is None else list(run_ids)
+        return [MapNode(**row) for row in self._query(_MAP, wanted, wanted)]
+
+    def completions(self, run_id: str, round_: int) -> list[CompletionRow]:
+        """What the round generated, kept or not."""
+        rows = self._query(_COMPLETIONS, run_id, round_)
+        return [
+            CompletionRow(
+                run_id=row["run_id"], round=row["round"], index=row["idx"], alpha=row["alpha"] or 0.0,
+                prompt=row["prompt"] or "", text=row["text"] or "", kept=bool(row["kept"]),
+                scores=_json(row["scores"]), reasons=tuple(row["reasons"] or ()),
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def round_detail(self, run_id: str, round_: int) -> RoundDetail:
+        """All of one round (0: base). Raises: `SettingsError` when there is no such run or round."""
+        with self._database.open(patience=self.patience) as connection:
+            runs = _dicts(connection.execute("SELECT settings FROM runs WHERE run_id = ?", [run_id]))
+            profiles = _dicts(connection.execute(_PROFILES, [run_id, round_]))
+            rounds = _dicts(
+                connection.execute("SELECT * FROM rounds WHERE run_id = ? AND round = ?", [run_id, round_])
+            )
+            answers = _dicts(connection.execute(_ANSWERS, [run_id, round_]))
+            steps = _dicts(connection.execute(_STEPS, [run_id, round_]))
+        if not runs:
+            raise SettingsError(f"There is no run {run_id!r}: choose one from the table of runs.")
+        if not rounds and not any(row["round"] == round_ for row in profiles):
+            raise SettingsError(f"Run {run_id} has no round {round_} yet: choose one that has finished.")
+        done = rounds[0] if rounds else {}
+        return RoundDetail(
+            run_id=run_id, round=round_,
+            profiles={row["stage"]: _profile(row) for row in profiles},
+            coherence={row["stage"]: row["coherence"] for row in profiles if row["coherence"] is not None},
+            retention=done.get("retention"), kept=done.get("kept") or 0, made=done.get("made") or 0,
+            c_star=done.get("c_star"), text=_health(profiles), settings=_json(runs[0]["settings"]),
+            answers=tuple({key: row[key] or "" for key in ("prompt", "base", "healed")} for row in answers),
+            losses=tuple({key: value for key, value in row.items() if value is not None} for row in steps),
+        )  # fmt: skip
+
+    def export(self, folder: str | Path, run_ids: Sequence[str], kind: str = "parquet") -> list[Path]:
+        """Writes the runs' rows of each table, as Parquet or CSV, into an existing folder; gives the files."""
+        if kind not in ("parquet", "csv"):
+            raise SettingsError(f"Cannot export {kind!r}: choose parquet or csv.")
+        files = [Path(folder) / f"{name}.{kind}" for name in _EXPORTS]
+        with self._database.open(patience=self.patience) as connection:
+            for name, file in zip(_EXPORTS, files, strict=True):
+                relation = connection.table(name)
+                kept = relation.filter(
+                    duckdb.FunctionExpression(
+                        "list_contains",
+                        duckdb.ConstantExpression(list(run_ids)),
+                        duckdb.ColumnExpression("run_id"),
+                    )
+                )
+                kept.write_parquet(str(file)) if kind == "parquet" else kept.write_csv(str(file))
+        return files
+
+    def _query(self, sql: str, *parameters: Any) -> Rows:
+        with self._database.open(patience=self.patience) as connection:
+            return _dicts(connection.execute(sql, list(parameters)))
+
+
+def _write(connection: duckdb.DuckDBPyConnection, state: Fold) -> None:
+    if state.forget_after is not None:
+        for sql in FORGET:
+            connection.execute(sql, [state.run["run_id"], state.forget_after])
+    tables = {"events": state.events, "runs": [state.run]}
+    tables.update({name: list(rows.values()) for name, rows in state.tables.items()})
+    for name, rows in tables.items():
+        if rows:
+            connection.execute(INSERT[name], [json.dumps(rows, allow_nan=False)])
+
+
+def _dicts(result: duckdb.DuckDBPyConnection) -> Rows:
+    names = [column[0] for column in result.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    return json.loads(text) if text else {}
+
+
+def _profile(row: dict[str, Any]) -> dict[str, float]:
+    return {name: row[COLUMNS[name]] for name in FOUNDATIONS if row[COLUMNS[name]] is not None}
+
+
+def _health(profiles: Rows) -> dict[str, float]:
+    """The text's health of the round's last profile that has one."""
+    keys = ("perplexity", "perplexity_ratio", "repetition", "looping")
+    for row in reversed(profiles):
+        if found := {key: row[key] for key in keys if row[key] is not None}:
+            return found
+    return {}

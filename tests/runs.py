@@ -1,0 +1,82 @@
+"""Logs of made-up runs, written as a worker writes them; no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from steer_heal.config import FOUNDATIONS, HealSettings, heal_settings
+from steer_heal.events import EventLog
+
+PROMPTS = ("Who should decide?", "What would you do?")
+
+
+def profile(social_norms: float, care: float) -> dict[str, Any]:
+    rest = (1.0 - social_norms - care) / 5
+    p = dict.fromkeys(FOUNDATIONS, rest) | {"SocialNorms": social_norms, "Care": care}
+    scores = [
+        {
+            "id": f"v{index}",
+            "foundation": "Care",
+            "score": p,
+            "p": p,
+            "mass": 0.9,
+            "prefill_nll": 0.1,
+            "order_tv": 0.01,
+        }
+        for index in range(2)
+    ]
+    text = {"perplexity": 1.5, "perplexity_ratio": 1.1, "repetition": 0.1, "looping": 0.0}
+    return {"p": p, "coherence": 0.99, "n_vignettes": 2, "per_vignette": scores, "text": text}
+
+
+def start(log: EventLog, settings: HealSettings) -> None:
+    log.append("started", None, {"settings": settings.model_dump(mode="json"), "pid": 1, "host": "here"})
+    log.append("stage", 0, {"stage": "base", "n_stages": 7, "index": 0})
+    log.append("profile", 0, {"stage": "base", "alpha": 0.0, **profile(0.64, 0.25)})
+    log.append("answers", 0, {"prompts": PROMPTS, "texts": ["the rule", "the base answer"]})
+
+
+def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
+    for index, stage in enumerate(("extract", "calibrate", "generate", "filter", "train", "evaluate"), 1):
+        log.append("stage", round_, {"stage": stage, "n_stages": 7, "index": index})
+        log.append("progress", round_, {"stage": stage, "done": 1, "total": 2, "eta": 1.0})
+    for index in range(3):
+        why = [] if index else ["repeats itself"]
+        made = {
+            "index": index,
+            "alpha": 1.5,
+            "prompt": "p",
+            "text": f"<b>r{round_} {index}</b>",
+            "kept": bool(index),
+        }
+        log.append("completion", round_, {**made, "scores": {"repetition": 0.1}, "reasons": why})
+    for step in range(1, 3):
+        log.append(
+            "step",
+            round_,
+            {"step": step, "total": 2, "loss": 1.0 / step, "nll": 0.9, "divergence": 0.1, "lr": 1e-3},
+        )
+    log.append("profile", round_, {"stage": "steered", "alpha": 1.0, **profile(0.52, 0.35)})
+    log.append("profile", round_, {"stage": "healed", "alpha": 0.0, **profile(0.55 - round_ / 100, 0.33)})
+    log.append("answers", round_, {"prompts": PROMPTS, "texts": ["the child", f"answer {round_}"]})
+    if end:
+        done = {
+            "retention": 0.8 + round_ / 100,
+            "kept": 2,
+            "made": 3,
+            "c_star": 16.0,
+            "adapter": "adapters/1",
+            "seconds": 9.0,
+        }
+        log.append("round", round_, done)
+
+
+def write_run(path: Path, rounds: int = 2, **settings: Any) -> Path:
+    """A finished run's log at `path`."""
+    with EventLog(path) as log:
+        start(log, heal_settings(rounds=rounds, **settings))
+        for round_ in range(1, rounds + 1):
+            play_round(log, round_)
+        log.append("finished", None, {"reason": "all rounds done"})
+    return path

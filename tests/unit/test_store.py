@@ -1,0 +1,325 @@
+"""The store: idempotent, rebuilt equal from logs, patient with holders, never touching a foreign file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from steer_heal import events
+from steer_heal.config import FOUNDATIONS, SettingsError, heal_settings
+from steer_heal.events import Chunk, EventLog
+from steer_heal.store import Store, StoreBusy
+from steer_heal.store.schema import MIGRATIONS
+from tests.runs import play_round, start, write_run
+
+TABLES = (
+    "runs",
+    "events",
+    "rounds",
+    "profiles",
+    "vignette_scores",
+    "completions",
+    "answers",
+    "steps",
+    "moral_map",
+)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "r1" / "events.jsonl", name="<script>", seed=7)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs.duckdb", patience=0.2)
+
+
+def tables(store: Store) -> dict[str, list[Any]]:
+    with duckdb.connect(str(store.path), read_only=True) as connection:
+        return {name: sorted(map(repr, connection.table(name).fetchall())) for name in TABLES}
+
+
+def hold(path: Path, *, read_only: bool) -> subprocess.Popen[str]:
+    """Another process that keeps the file open until its input ends."""
+    code = (
+        "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'True');"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path), str(read_only)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    process.stdout.close()
+    return process
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = hold(tmp_path / "runs.duckdb", read_only=False)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_ingesting_twice_changes_nothing(store: Store, log: Path) -> None:
+    chunk = events.read(log)
+    assert store.ingest("r1", chunk) == len(chunk.events)
+    first = tables(store)
+    assert store.ingest("r1", chunk) == 0
+    assert tables(store) == first
+
+
+def test_a_rebuilt_file_has_the_same_tables_however_the_log_was_cut_into_pieces(
+    store: Store, log: Path
+) -> None:
+    whole = events.read(log)
+    for start_ in range(0, len(whole.events), 7):
+        store.ingest("r1", Chunk(whole.events[start_ : start_ + 7], whole.offset))
+    pieces = tables(store)
+    store.path.unlink()
+    store.ingest("r1", whole)
+    assert tables(store) == pieces
+    assert len(pieces["completions"]) == 6
+
+
+def test_the_documented_view_has_its_columns_and_the_map_its_nodes(store: Store, log: Path) -> None:
+    store.ingest("r1", events.read(log))
+    with duckdb.connect(str(store.path), read_only=True) as connection:
+        columns = [row[0] for row in connection.execute("DESCRIBE moral_map").fetchall()]
+    assert columns == [
+        "run_id", "model", "trait", "seed", "round", "stage", "alpha", "care", "social_norms", "coherence",
+        "n_vignettes", "finished_at",
+    ]  # fmt: skip
+    nodes = store.moral_map(["r1"])
+    assert [(node.round, node.stage) for node in nodes] == [
+        (0, "base"), (1, "steered"), (1, "healed"), (2, "steered"), (2, "healed")
+    ]  # fmt: skip
+    assert nodes[2].care == pytest.approx(0.33)
+    assert nodes[2].social_norms == pytest.approx(0.54)
+    assert nodes[2].retention == pytest.approx(0.81)
+    assert nodes[0].retention is None
+    assert store.moral_map(["other"]) == []
+    assert store.moral_map() == nodes
+
+
+def test_a_run_is_one_row(store: Store, log: Path) -> None:
+    store.ingest("r1", events.read(log))
+    (run,) = store.runs()
+    assert (run.run_id, run.name, run.seed, run.status) == ("r1", "<script>", 7, "finished")
+    assert (run.round, run.rounds, run.progress, run.is_example) == (2, 2, 1.0, False)
+    assert run.retention == pytest.approx(0.82)
+
+
+def test_round_detail_holds_base_steered_healed_and_what_was_said(store: Store, log: Path) -> None:
+    store.ingest("r1", events.read(log))
+    detail = store.round_detail("r1", 2)
+    assert set(detail.profiles) == {"base", "steered", "healed"}
+    assert set(detail.profiles["healed"]) == set(FOUNDATIONS)
+    assert detail.answers[1] == {
+        "prompt": "What would you do?",
+        "base": "the base answer",
+        "healed": "answer 2",
+    }
+    assert (detail.kept, detail.made, detail.c_star) == (2, 3, 16.0)
+    assert [loss["step"] for loss in detail.losses] == [1, 2]
+    assert detail.settings["seed"] == 7
+    assert detail.text["perplexity"] == 1.5
+    with pytest.raises(SettingsError, match="no round 3"):
+        store.round_detail("r1", 3)
+    with pytest.raises(SettingsError, match="no run"):
+        store.round_detail("nope", 1)
+
+
+def test_completions_keep_text_scores_and_reasons(store: Store, log: Path) -> None:
+    store.ingest("r1", events.read(log))
+    rows = store.completions("r1", 1)
+    assert [row.kept for row in rows] == [False, True, True]
+    assert rows[0].reasons == ("repeats itself",)
+    assert rows[0].text == "<b>r1 0</b>"
+    assert rows[0].scores == {"repetition": 0.1}
+
+
+def test_a_resumed_run_forgets_the_round_it_writes_again(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "r2" / "events.jsonl"
+    whole = write_run(tmp_path / "whole" / "events.jsonl")
+    with EventLog(path) as log:
+        from_whole = events.read(whole).events[0].data
+        log.append("started", None, from_whole)
+        for event in events.read(whole).events[1:4]:
+            log.append(event.kind, event.round, event.data)
+        play_round(log, 1)
+        log.append("completion", 2, {"index": 99, "text": "of the round that was cut"})
+        play_round(log, 2, end=False)
+        store.ingest("r", events.read(path))
+        assert store.runs()[0].status == "running"
+        log.append("resumed", None, {"round": 1})
+        store.ingest("r", events.read(path))
+        assert {node.round for node in store.moral_map()} == {0, 1}
+        assert store.runs()[0].progress == 0.5
+        play_round(log, 2)
+        log.append("finished", None, {"reason": "all rounds done"})
+    store.ingest("r", events.read(path))
+    resumed = (store.completions("r", 2), [(n.round, n.stage, n.care) for n in store.moral_map()])
+    store.path.unlink()
+    store.ingest("r", events.read(whole))
+    assert resumed == (store.completions("r", 2), [(n.round, n.stage, n.care) for n in store.moral_map()])
+
+
+def test_progress_rises_to_one_and_time_left_is_given(store: Store, tmp_path: Path) -> None:
+    seen = [0.0]
+    with EventLog(tmp_path / "events.jsonl") as log:
+        start(log, heal_settings(rounds=2))
+        for round_ in (1, 2):
+            play_round(log, round_)
+            store.ingest("r", events.read(log.path))
+            seen.append(store.runs()[0].progress)
+    assert seen == [0.0, 0.5, 1.0]
+    assert store.runs()[0].eta is not None
+
+
+ODD = [
+    {"kind": "completion", "data": {"index": 2**40, "text": "x"}},
+    {"kind": "completion", "data": {"index": True}},
+    {
+        "kind": "completion",
+        "data": {"index": 1, "text": None, "scores": "no", "reasons": None, "alpha": "much"},
+    },
+    {
+        "kind": "profile",
+        "data": {"stage": "healed", "p": {"Care": "high"}, "per_vignette": [{"id": 1}, None]},
+    },
+    {"kind": "profile", "data": {"stage": None}},
+    {"kind": "step", "data": {"step": "one"}},
+    {"kind": "progress", "data": {"stage": "unheard of", "done": 3, "total": 0}},
+    {"kind": "started", "data": {"settings": {"name": "n", "future": {"x": [1]}, "rounds": 2, "seed": 1}}},
+    {"kind": "resumed", "data": {"round": -4}},
+    {"kind": "telepathy", "data": {"text": "nul \x00 and \udc80", "n": 1e400}},
+    {"kind": "answers", "data": {"prompts": ["a"], "texts": [None]}},
+]
+
+
+def test_events_of_another_version_are_taken_in_as_far_as_they_go(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lines = [json.dumps({"seq": seq, "time": 1.0, "round": 1, **event}) for seq, event in enumerate(ODD)]
+    path.write_text("\n".join(lines) + "\n")
+    assert store.ingest("odd", events.read(path)) == len(ODD)
+    assert store.moral_map() == []
+    (row,) = store.runs()
+    assert (row.name, row.rounds) == ("n", 2)
+
+
+def test_a_holder_is_named_and_nothing_is_lost(
+    store: Store, log: Path, holder: subprocess.Popen[str]
+) -> None:
+    chunk = events.read(log)
+    with pytest.raises(StoreBusy, match=rf"runs.duckdb is held by .*{holder.pid}"):
+        store.ingest("r1", chunk)
+    with pytest.raises(StoreBusy):
+        store.runs()
+    holder.kill()
+    holder.wait()
+    assert store.ingest("r1", chunk) == len(chunk.events)
+
+
+def test_it_waits_for_a_holder_that_lets_go(tmp_path: Path, log: Path, holder: subprocess.Popen[str]) -> None:
+    store = Store(tmp_path / "runs.duckdb", patience=20)
+    assert holder.stdin is not None
+    holder.stdin.close()
+    assert store.ingest("r1", events.read(log)) > 0
+
+
+def test_a_reader_beside_it_does_not_stop_reading(store: Store, log: Path) -> None:
+    store.ingest("r1", events.read(log))
+    reader = hold(store.path, read_only=True)
+    try:
+        assert len(store.runs()) == 1
+        with pytest.raises(StoreBusy):
+            store.ingest("r1", events.read(log))
+    finally:
+        reader.kill()
+        reader.wait()
+
+
+def foreign_text(path: Path) -> None:
+    path.write_text("not a database\n" * 300)
+
+
+def foreign_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def foreign_tables(path: Path) -> None:
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE TABLE runs (mine INTEGER)")
+
+
+def newer(path: Path) -> None:
+    Store(path).runs()
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("INSERT INTO steer_heal_schema VALUES (999, 0, '9')")
+
+
+@pytest.mark.parametrize("make", [foreign_text, foreign_empty, foreign_tables, newer])
+def test_a_file_that_is_not_ours_is_refused_and_left_as_it_was(tmp_path: Path, log: Path, make: Any) -> None:
+    path = tmp_path / "other.duckdb"
+    make(path)
+    before = path.read_bytes()
+    for _ in range(2):
+        with pytest.raises(SettingsError, match="--db"):
+            Store(path).ingest("r1", events.read(log))
+    with pytest.raises(SettingsError, match="--db"):
+        Store(path).runs()
+    assert path.read_bytes() == before
+
+
+def test_a_failed_migration_leaves_no_half_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Path
+) -> None:
+    path = tmp_path / "runs.duckdb"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "steer_heal.store.database.MIGRATIONS", ("CREATE TABLE a (i INTEGER); SELECT nonsense;",)
+        )
+        with pytest.raises(duckdb.Error):
+            Store(path).runs()
+    with duckdb.connect(str(path), read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM duckdb_tables()").fetchone() == (0,)
+    assert Store(path).ingest("r1", events.read(log)) > 0
+
+
+def test_a_later_migration_keeps_what_is_there(
+    store: Store, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.ingest("r1", events.read(log))
+    before = store.runs()
+    extra = "CREATE TABLE extra (i INTEGER);"
+    monkeypatch.setattr("steer_heal.store.database.MIGRATIONS", (*MIGRATIONS, extra))
+    later = Store(store.path)
+    assert later.runs() == before
+    with duckdb.connect(str(store.path), read_only=True) as connection:
+        assert connection.execute("SELECT max(version) FROM steer_heal_schema").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_export_holds_the_asked_run_only(store: Store, log: Path, tmp_path: Path, kind: str) -> None:
+    store.ingest("r1", events.read(log))
+    store.ingest("r2", events.read(log))
+    out = tmp_path / "it's out"
+    out.mkdir()
+    files = store.export(out, ["r1"], kind)
+    assert {file.stem for file in files} >= {"runs", "profiles", "moral_map"}
+    found = duckdb.sql(
+        "FROM read_csv($p)" if kind == "csv" else "FROM read_parquet($p)",
+        params={"p": str(out / f"profiles.{kind}")},
+    )
+    assert {row[0] for row in found.fetchall()} == {"r1"}
