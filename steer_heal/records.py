@@ -10,6 +10,10 @@ RunStatus = Literal["queued", "running", "finished", "failed", "cancelled", "int
 Stage = Literal["base", "steered", "healed"]
 
 
+class Stopped(Exception):
+    """Raised out of a long piece of work when its `stop()` said so."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What is loaded: shape, place and size."""
@@ -113,12 +117,16 @@ class VignetteScore:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Mean probability of each foundation over vignettes; `coherence` is the mean answer mass."""
+    """Mean probability of each foundation over vignettes; `coherence` is the mean answer mass.
+
+    `n_invalid` of the `n_vignettes` could not be answered at all: mass 0, left out of `p`.
+    """
 
     p: dict[str, float]
     coherence: float
     n_vignettes: int
     per_vignette: tuple[VignetteScore, ...] = ()
+    n_invalid: int = 0
 
     @property
     def care(self) -> float:

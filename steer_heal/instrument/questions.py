@@ -1,0 +1,111 @@
+"""The rows of a forced choice: every dose x vignette x order, thinking where the frame asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..config import SampleSettings, SettingsError
+from ..data import Frame
+from ..generate import Row, complete
+from ..models import LanguageModel, user
+from ..records import Stopped, Vignette
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One row of the work: a dose, a vignette; `ids` end with the prefill's `n_prefill` tokens."""
+
+    dose: int
+    vignette: int
+    ids: tuple[int, ...]
+    n_prefill: int
+
+
+def answer_ids(lm: LanguageModel, frame: Frame) -> list[list[int]]:
+    """Tokens of each answer word as it follows the prefill. `SettingsError` when two are the same."""
+    bare = lm.encode_chat([user("?")], frame.prefill)
+    found = []
+    for word in frame.options:
+        whole = lm.encode_chat([user("?")], frame.prefill + word)
+        follows = whole[: len(bare)] == bare and len(whole) > len(bare)
+        found.append(whole[len(bare) :] if follows else plain_ids(lm, word))
+    if len({tuple(ids) for ids in found}) < len(found):
+        raise SettingsError(f"{lm.name} cannot tell the answers of the frame {frame.name!r} apart.")
+    return found
+
+
+def plain_ids(lm: LanguageModel, text: str) -> list[int]:
+    """Tokens of a piece of our own text inside the model's turn."""
+    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def ask(
+    lm: LanguageModel,
+    vignettes: Sequence[Vignette],
+    frame: Frame,
+    doses_KL: Tensor,
+    directions_LD: Tensor,
+    batch_size: int,
+    stop: Callable[[], bool] | None = None,
+) -> list[Question]:
+    """Every dose x vignette x order. Raises `Stopped` when `stop()` says so."""
+    messages = [[user(frame.render(row.text, order))] for row in vignettes for order in frame.orders]
+    n_orders = len(frame.orders)
+    if frame.think_budget:
+        endings = _think(lm, messages, frame, doses_KL, directions_LD, batch_size, stop)
+    else:
+        endings = [_prefilled(lm, message, frame.prefill) for message in messages] * len(doses_KL)
+    return [
+        Question(number // len(messages), number % len(messages) // n_orders, ids, n_prefill)
+        for number, (ids, n_prefill) in enumerate(endings)
+    ]
+
+
+def _prefilled(lm: LanguageModel, message: list[dict[str, str]], prefill: str) -> tuple[tuple[int, ...], int]:
+    """The prompt with its prefill, and how many of its tokens differ from the prompt without."""
+    bare, whole = lm.encode_chat(message), lm.encode_chat(message, prefill)
+    same = 0
+    while same < len(bare) and bare[same] == whole[same]:
+        same += 1
+    return tuple(whole), len(whole) - same
+
+
+def _think(
+    lm: LanguageModel,
+    messages: list[list[dict[str, str]]],
+    frame: Frame,
+    doses_KL: Tensor,
+    directions_LD: Tensor,
+    batch_size: int,
+    stop: Callable[[], bool] | None,
+) -> list[tuple[tuple[int, ...], int]]:
+    """Prompts with a greedy thought of each dose's own, closed by us, and the prefill."""
+    opened = [tuple(lm.encode_chat(message, frame.think_open)) for message in messages]
+    rows = [Row(prompt_ids=ids, coefficients_L=dose_L) for dose_L in doses_KL for ids in opened]
+    sample = SampleSettings(max_new_tokens=frame.think_budget, greedy=True)
+    thoughts = complete(lm, rows, directions_LD, sample, batch_size=batch_size, stop=stop)
+    if stop and stop():
+        raise Stopped
+    closing, prefill = plain_ids(lm, frame.think_close), plain_ids(lm, frame.prefill)
+    return [
+        (
+            (*row.prompt_ids, *own_thought(lm, [token.id for token in thought.tokens], frame), *closing, *prefill),
+            len(prefill),
+        )
+        for row, thought in zip(rows, thoughts, strict=True)
+    ]
+
+
+def own_thought(lm: LanguageModel, ids: list[int], frame: Frame) -> list[int]:
+    """The thought's tokens up to where the model closed it, or ended its turn, by itself."""
+    tag = frame.think_close.strip()
+    tag_ids = plain_ids(lm, tag)
+    ends = {*lm.eos_ids, *(tag_ids if len(tag_ids) == 1 else ())}
+    ids = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
+    at = lm.decode(ids).find(tag) if tag else -1
+    if at < 0:
+        return ids
+    return ids[: max(n for n in range(len(ids)) if len(lm.decode(ids[:n])) <= at)]
