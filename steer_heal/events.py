@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from steer_heal.config import SettingsError
-from steer_heal.records import Event
+from steer_heal.records import Event, RunStatus
 
-FINAL = {"finished": "finished", "failed": "failed", "cancelled": "cancelled"}
+FINAL: dict[str, RunStatus] = {"finished": "finished", "failed": "failed", "cancelled": "cancelled"}
 """Kinds after which a run writes nothing more unless it is resumed, and the status each leaves."""
 
 _TAIL = 1 << 16

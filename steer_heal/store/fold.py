@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from steer_heal.events import is_index
@@ -33,6 +34,7 @@ def new_run(run_id: str, is_example: bool) -> Row:
         "run_id": run_id, "name": "", "model": "", "trait": "", "seed": 0, "preset": "", "rounds": 0,
         "is_example": is_example, "status": "queued", "round": 0, "stage": "", "progress": 0.0, "eta": None,
         "started_at": None, "finished_at": None, "retention": None, "message": "", "settings": {},
+        "vignette_set": "",
         "anchor_time": None, "anchor_progress": 0.0, "last_seq": -1, "log_bytes": 0,
     }  # fmt: skip
 
@@ -76,15 +78,27 @@ def fold(run: Row, events: tuple[Event, ...]) -> Fold:
 
 
 def _queued(state: Fold, event: Event) -> None:
+    state.run.update(status="queued", eta=None, message="")
+    _describe(state, event)
+
+
+def _describe(state: Fold, event: Event) -> None:
     settings = event.data.get("settings")
     if isinstance(settings, Mapping):
         wanted = ("name", "model", "trait", "seed", "preset", "rounds")
         state.run.update({key: settings[key] for key in wanted if settings.get(key) is not None})
-        state.run["settings"] = dict(settings)
+        state.run.update(settings=dict(settings), vignette_set=_vignette_set(settings.get("evaluate")))
+
+
+def _vignette_set(evaluate: Any) -> str:
+    """ "" for the bundled vignettes, "classic" for the published ones, else the file's name."""
+    file = evaluate.get("vignettes") if isinstance(evaluate, Mapping) else None
+    name = Path(file).stem if isinstance(file, str) else ""
+    return "classic" if "classic" in name else name
 
 
 def _started(state: Fold, event: Event) -> None:
-    _queued(state, event)
+    _describe(state, event)
     state.run.update(
         status="running", started_at=event.time, finished_at=None, message="",
         anchor_time=event.time, anchor_progress=0.0,

@@ -25,7 +25,7 @@ FROM runs ORDER BY is_example, started_at DESC NULLS FIRST, run_id DESC
 """
 _MAP = """
 SELECT m.run_id, m.model, m.trait, m.seed, m.round, m.stage, m.alpha, m.care, m.social_norms, m.coherence,
-       m.n_vignettes, m.finished_at, d.retention, r.is_example
+       m.n_vignettes, m.finished_at, d.retention, r.is_example, r.vignette_set
 FROM moral_map m JOIN runs r USING (run_id) LEFT JOIN rounds d ON d.run_id = m.run_id AND d.round = m.round
 WHERE (? IS NULL OR list_contains(?, m.run_id))
   AND m.care IS NOT NULL AND m.social_norms IS NOT NULL AND m.coherence IS NOT NULL
@@ -41,7 +41,9 @@ SELECT a.prompt, b.text AS base, a.text AS healed
 FROM answers a LEFT JOIN answers b ON b.run_id = a.run_id AND b.round = 0 AND b.idx = a.idx
 WHERE a.run_id = ? AND a.round = ? ORDER BY a.idx
 """
-_STEPS = "SELECT step, loss, nll, divergence, lr FROM steps WHERE run_id = ? AND round = ? ORDER BY step"
+_STEPS = (
+    "SELECT step, total, loss, nll, divergence, lr FROM steps WHERE run_id = ? AND round = ? ORDER BY step"
+)
 _EXPORTS = ("runs", "rounds", "profiles", "vignette_scores", "completions", "answers", "steps", "moral_map")
 
 
@@ -129,7 +131,7 @@ class Store:
         )  # fmt: skip
 
     def export(self, folder: str | Path, run_ids: Sequence[str], kind: str = "parquet") -> list[Path]:
-        """Writes the runs' rows of each table, as Parquet or CSV, into an existing folder; gives the files."""
+        """Writes each table's rows of the runs into a folder, as Parquet or CSV; gives the files."""
         if kind not in ("parquet", "csv"):
             raise SettingsError(f"Cannot export {kind!r}: choose parquet or csv.")
         files = [Path(folder) / f"{name}.{kind}" for name in _EXPORTS]

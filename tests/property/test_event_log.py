@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steer_heal import events
@@ -24,7 +24,7 @@ records = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(records, st.data())
 def test_any_cut_of_any_log_is_a_prefix_and_can_be_written_on(
     records: list[Any], draw: st.DataObject
