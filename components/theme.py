@@ -7,13 +7,11 @@ from pathlib import Path
 import gradio as gr
 import plotly
 
+from components.palette import BASE, STEERED
+
 STATIC = Path(__file__).parent / "static"
 CSS = STATIC / "page.css"
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-
-# Okabe-Ito: told apart by the colour-blind, and at least 3:1 against the page in light and in dark mode.
-BASE, STEERED, HEALED = "#0072B2", "#D55E00", "#009E73"
-STAGE_COLOURS = {"base": BASE, "steered": STEERED, "healed": HEALED}
 
 # Put into `head=` of the components that draw: gradio loads each script once and waits for it there.
 CHART_HEAD = '<script src="ui/plotly.min.js"></script><script src="ui/page.js"></script>'

@@ -125,9 +125,9 @@ class FakeEngine:
         yield replace(self._frame(base, steered, request), done=True)
 
     def _steered(self, known: list[str], request: SteerRequest) -> list[Token]:
-        words = known + [k if i % 5 < abs(request.alpha) * 2 else d for i, (d, k) in enumerate(zip(DULL, KIND, strict=True))]
+        words = known + [k if i % 5 < abs(request.alpha) * 2 else d for i, (d, k) in enumerate(zip(DULL, KIND, strict=False))]
         if abs(request.alpha) > 2.5:
-            words = known + ["need"] * len(DULL)
+            words = known + ["need"] * len(KIND)
         top = (Alternative(" <i>the</i>", 0.4), Alternative(" a", 0.2), Alternative(" no", 0.1))
         return [
             Token(i, f"{w} ", 0.6, kl=abs(request.alpha) * (i % 6) / 3, p_base=0.1, base_top=top)

@@ -1,0 +1,41 @@
+"""Steer and heal a language model in the browser: `python app.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from components.server import bind, serve
+from steer_heal.config import DEFAULT_MODEL, GEMMA, SettingsError
+from steer_heal.engine import Engine
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{DEFAULT_MODEL} (bundled), a hub id such as {GEMMA}, or a folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; others cannot reach the default")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where heal runs are kept")
+    parser.add_argument("--db", default="runs.duckdb", metavar="FILE", help="the readable index of the runs")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve the page until interrupted; 2 when it cannot start, with one sentence why on stderr."""
+    args = arguments(argv)
+    try:
+        with bind(args.host, args.port) as listening:
+            engine = Engine(args.model, runs_dir=args.runs, db=args.db)
+            try:
+                serve(engine, listening)
+            finally:
+                engine.close()
+    except SettingsError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

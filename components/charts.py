@@ -1,0 +1,154 @@
+"""Records to plotly figures as plain JSON, pure. Colours of text and grid are set in the browser, by its mode."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+
+from components.palette import HEALED, NEUTRAL, STAGE_COLOURS, STEERED
+from steer_heal.records import MapNode, RoundDetail
+
+HUMAN_CLASSIC = {"Care": 0.198, "SocialNorms": 0.193}
+SYMBOLS = {"base": "circle", "steered": "diamond", "healed": "square"}
+MAX_LABELLED_RUNS = 6
+
+
+def as_json(figure: go.Figure) -> dict[str, Any]:
+    """The figure as JSON of lists and numbers, what the browser's Plotly.react takes."""
+    parsed = json.loads(figure.to_json() or "{}")
+    return {"data": parsed["data"], "layout": {k: v for k, v in parsed["layout"].items() if k != "template"}}
+
+
+def shade(coherence: float) -> float:
+    """Opacity of a node: full when coherent, faint when broken."""
+    return round(0.25 + 0.75 * min(1.0, max(0.0, (coherence - 0.5) / 0.5)), 3)
+
+
+def hover(node: MapNode, name: str) -> str:
+    """Everything about a node, a line each."""
+    lines = [
+        f"<b>{escape(name)}</b>" + (" (example)" if node.is_example else ""),
+        "base" if node.stage == "base" else f"round {node.round}, {node.stage} at alpha {node.alpha:g}",
+        f"Care {node.care:.3f}, SocialNorms {node.social_norms:.3f}",
+        f"coherence {node.coherence:.3f} over {node.n_vignettes} vignettes",
+    ]
+    if node.retention is not None:
+        lines.append(f"retention {node.retention:.2f}")
+    lines.append(f"{escape(node.model)}, {escape(node.trait)}, seed {node.seed}")
+    lines.append(time.strftime("%d %b %Y %H:%M", time.localtime(node.finished_at)))
+    return "<br>".join(lines)
+
+
+def _stage_trace(stage: str, nodes: Sequence[MapNode], names: Mapping[str, str], selected: tuple[str, int] | None) -> Any:
+    """All nodes of one stage; the selected round's are ringed, rounds are numbered inside healed ones."""
+    ringed = [selected == (n.run_id, n.round) for n in nodes]
+    return go.Scatter(
+        x=[n.social_norms for n in nodes],
+        y=[n.care for n in nodes],
+        mode="markers+text" if stage == "healed" else "markers",
+        name=stage,
+        text=[str(n.round) for n in nodes] if stage == "healed" else None,
+        textfont={"size": 10, "color": "white"},
+        hovertext=[hover(n, names.get(n.run_id) or n.run_id) for n in nodes],
+        hoverinfo="text",
+        customdata=[[n.run_id, n.round, n.stage] for n in nodes],
+        marker={
+            "size": [19 if r else 15 for r in ringed] if stage == "healed" else [15 if r else 11 for r in ringed],
+            "symbol": SYMBOLS[stage],
+            "color": STAGE_COLOURS[stage],
+            "opacity": [shade(n.coherence) for n in nodes],
+            "line": {"width": [3 if r else 0 for r in ringed], "color": NEUTRAL},
+        },
+    )
+
+
+def _paths(nodes: Sequence[MapNode]) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Dotted: what steering did from where the round began. Arrow: from steered to healed."""
+    by = {(n.run_id, n.round, n.stage): n for n in nodes}
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    arrows = []
+    for (run_id, number, stage), node in by.items():
+        if stage != "steered":
+            continue
+        start = by.get((run_id, number - 1, "healed")) or by.get((run_id, 0, "base"))
+        if start is not None:
+            xs += [start.social_norms, node.social_norms, None]
+            ys += [start.care, node.care, None]
+        healed = by.get((run_id, number, "healed"))
+        if healed is not None:
+            arrows.append(
+                {"x": healed.social_norms, "y": healed.care, "ax": node.social_norms, "ay": node.care, "xref": "x",
+                 "yref": "y", "axref": "x", "ayref": "y", "text": "", "showarrow": True, "arrowhead": 2,
+                 "arrowwidth": 1.5, "arrowcolor": HEALED, "standoff": 9, "startstandoff": 6}
+            )  # fmt: skip
+    line = go.Scatter(x=xs, y=ys, mode="lines", line={"dash": "dot", "width": 1.2, "color": STEERED},
+                      hoverinfo="skip", showlegend=False)  # fmt: skip
+    return ([line] if xs else []), arrows
+
+
+def _labels(nodes: Sequence[MapNode], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Each run's name beside its last node, while there are few enough to read."""
+    last = {n.run_id: n for n in nodes if n.stage != "steered"}
+    if len(last) > MAX_LABELLED_RUNS:
+        return []
+    return [
+        {"x": n.social_norms, "y": n.care, "text": escape((names.get(run_id) or run_id)[:32]), "showarrow": False,
+         "xanchor": "left", "yanchor": "bottom", "xshift": 10, "yshift": 4, "font": {"size": 11}}
+        for run_id, n in last.items()
+    ]  # fmt: skip
+
+
+def moral_map(
+    nodes: Sequence[MapNode],
+    names: Mapping[str, str],
+    selected: tuple[str, int] | None = None,
+) -> dict[str, Any]:
+    """Care (up) against SocialNorms: further left and further up is more trait. A figure without nodes is empty."""
+    figure = go.Figure()
+    lines, arrows = _paths(nodes)
+    figure.add_traces(lines)
+    for stage in STAGE_COLOURS:
+        found = [n for n in nodes if n.stage == stage]
+        if found:
+            figure.add_trace(_stage_trace(stage, found, names, selected))
+    if any(n.vignette_set == "classic" for n in nodes):
+        figure.add_trace(
+            go.Scatter(x=[HUMAN_CLASSIC["SocialNorms"]], y=[HUMAN_CLASSIC["Care"]], mode="markers", name="people (published)",
+                       marker={"symbol": "star", "size": 14, "color": NEUTRAL}, hoverinfo="text",
+                       hovertext=["Published human mean on the classic set<br>Care 0.198, SocialNorms 0.193"])
+        )  # fmt: skip
+    figure.update_layout(
+        xaxis={"title": {"text": "← more trait · SocialNorms (probability)"}, "tickformat": ".2f"},
+        yaxis={"title": {"text": "Care (probability) · more trait ↑"}, "tickformat": ".2f"},
+        annotations=[*arrows, *_labels(nodes, names)],
+        margin={"l": 60, "r": 16, "t": 8, "b": 44},
+        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
+        hovermode="closest",
+    )
+    return as_json(figure)
+
+
+def losses(detail: RoundDetail) -> dict[str, Any]:
+    """Training curves of a round: loss, NLL and divergence in nats per token against the step."""
+    figure = go.Figure()
+    colours = {"loss": NEUTRAL, "nll": HEALED, "divergence": STEERED}
+    names = {"loss": "loss", "nll": "NLL", "divergence": "divergence"}
+    for key, colour in colours.items():
+        points = [(row["step"], row[key]) for row in detail.losses if key in row and "step" in row]
+        if points:
+            x, y = zip(*points, strict=True)
+            figure.add_trace(go.Scatter(x=x, y=y, mode="lines", name=names[key], line={"color": colour, "width": 1.5}))
+    figure.update_layout(
+        xaxis={"title": {"text": "training step"}},
+        yaxis={"title": {"text": "nats per token"}, "rangemode": "tozero"},
+        margin={"l": 56, "r": 16, "t": 8, "b": 44},
+        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
+        hovermode="x unified",
+    )
+    return as_json(figure)

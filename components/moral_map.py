@@ -1,0 +1,96 @@
+"""The map, and the round that a click on it opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from components import charts, plot, view, view_runs
+from components.runs import round_of
+from components.steer import INTERNAL
+from components.watching import Memory, opened, remembered
+from steer_heal.config import SettingsError
+
+EMPTY_MAP = "No run is on the map: tick one in the table of runs, or press <b>Heal</b> to start one."
+
+
+@dataclass(frozen=True)
+class Detail:
+    """The widgets of an open round, in the order in which `open_round` fills them."""
+
+    head: gr.HTML
+    body: gr.Group
+    bars: gr.HTML
+    answers: gr.HTML
+    completions: gr.HTML
+    losses: gr.HTML
+    settings: gr.HTML
+    which: gr.Radio
+
+    def outputs(self) -> list[Any]:
+        return [self.head, self.body, self.bars, self.answers, self.completions, self.losses, self.settings]
+
+
+def build_map() -> gr.HTML:
+    """The map itself; its click event carries a node's run, round and stage."""
+    about = "each arrow is one round: from the steered model to the healed one; fainter is less coherent"
+    gr.HTML(view.heading("Map", about))
+    return plot.chart(None, elem_id="map", height=400, empty=EMPTY_MAP)
+
+
+def open_round(engine: Any, kept: Any, which: str = "all") -> tuple[Any, ...]:
+    """What the detail shows for the round the browser remembers; nothing open, and failures, say so in its place."""
+    place = opened(kept)
+    if place is None:
+        return view_runs.EMPTY_ROUND, gr.update(visible=False), "", "", "", None, ""
+    try:
+        detail = engine.round(*place)
+        rows = engine.completions(*place)
+    except SettingsError as problem:
+        return view.error(str(problem)), gr.update(visible=False), "", "", "", None, ""
+    run = next((r for r in engine.runs() if r.run_id == detail.run_id), None)
+    return (
+        view_runs.round_head(detail, run),
+        gr.update(visible=True),
+        view_runs.profile_bars(detail),
+        view_runs.answers(detail),
+        view_runs.completions(rows, which),
+        charts.losses(detail),
+        view_runs.settings(detail),
+    )
+
+
+def select(kept: Any, event: gr.EventData) -> Memory:
+    """A click on a node opens its round."""
+    data = event._data if isinstance(event._data, dict) else {}
+    return {**remembered(kept), "open": [str(data.get("run_id", "")), round_of(data)]}
+
+
+def build_detail(engine: Any, kept: gr.BrowserState) -> Detail:
+    """The open round: profile, what it says, what it was trained on, how training went, its settings."""
+    head = gr.HTML(view_runs.EMPTY_ROUND, elem_id="round", apply_default_css=False)
+    with gr.Group(visible=False) as body, gr.Tabs():
+        with gr.Tab("Profile"):
+            bars = gr.HTML(elem_id="round-bars", apply_default_css=False, padding=True)
+        with gr.Tab("What it says"):
+            answers = gr.HTML(elem_id="round-answers", apply_default_css=False, padding=True)
+        with gr.Tab("Completions"):
+            which = gr.Radio(["all", "kept", "dropped"], value="all", show_label=False, container=False)
+            completions = gr.HTML(elem_id="round-completions", apply_default_css=False, padding=True)
+        with gr.Tab("Training"):
+            empty = "This round was not trained: it is the base, or the training was not recorded."
+            losses = plot.chart(None, elem_id="round-losses", height=260, empty=empty)
+        with gr.Tab("Settings"):
+            settings = gr.HTML(elem_id="round-settings", apply_default_css=False, padding=True)
+
+    def filtered(value: Any, choice: str) -> str:
+        place = opened(value)
+        try:
+            return view_runs.completions(engine.completions(*place), choice) if place else ""
+        except SettingsError as problem:
+            return view.error(str(problem))
+
+    which.input(filtered, [kept, which], completions, **INTERNAL)
+    return Detail(head, body, bars, answers, completions, losses, settings, which)

@@ -1,0 +1,54 @@
+"""The page: every panel in its place, and what keeps them up to date."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from components import heal, moral_map, runs, steer, view, watching
+from components.steer import INTERNAL
+from components.watching import Memory
+
+WATCH_SECONDS = 1.5
+
+
+def build(engine: Any) -> gr.Blocks:
+    """The page over `engine` (steer_heal.engine.Engine or anything with its face)."""
+    with gr.Blocks(title="Steer & Heal", analytics_enabled=False, fill_width=True) as page:
+        kept = watching.memory()
+        gr.HTML(view.header(engine.info), apply_default_css=False, elem_id="header")
+        with gr.Row():
+            with gr.Column(scale=6, min_width=330):
+                steering = steer.build(engine)
+            with gr.Column(scale=5, min_width=330):
+                chart = moral_map.build_map()
+                launched = heal.build(engine, steering, kept)
+                table, message = runs.build()
+        detail = moral_map.build_detail(engine, kept)
+        seen = gr.State("")
+        drawn = [chart, table, message, seen]
+
+        def redraw(remembered: Memory) -> tuple[Any, ...]:
+            mark = engine.watermark()
+            return (*watching.draw(engine, remembered), mark)
+
+        def look(remembered: Memory, mark: str) -> tuple[Any, ...]:
+            if engine.watermark() == mark:
+                return tuple(gr.skip() for _ in drawn)
+            return redraw(remembered)
+
+        def reopen(remembered: Memory) -> tuple[Any, ...]:
+            return (*moral_map.open_round(engine, remembered), "all")
+
+        open_outputs = [*detail.outputs(), detail.which]
+        launched.then(redraw, kept, drawn, **INTERNAL)
+        acted = table.click(runs.acting(engine), [kept], [kept, message], **INTERNAL)
+        clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)
+        for event in (acted, clicked):
+            event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
+        gr.Timer(WATCH_SECONDS).tick(look, [kept, seen], drawn, **INTERNAL)
+        page.load(redraw, kept, drawn, **INTERNAL)
+        page.load(reopen, kept, open_outputs, **INTERNAL)
+        steering.on_load(page)
+    return page

@@ -1,0 +1,5 @@
+"""One colour a stage, the same everywhere: Okabe-Ito, at least 3:1 against the page in light and dark mode."""
+
+BASE, STEERED, HEALED = "#0072B2", "#D55E00", "#009E73"
+STAGE_COLOURS = {"base": BASE, "steered": STEERED, "healed": HEALED}
+NEUTRAL = "#808890"

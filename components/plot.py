@@ -1,0 +1,41 @@
+"""A plotly chart as a gradio component that keeps its element, its zoom, and reports clicks on points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from components.theme import CHART_HEAD, TABLE_HEAD
+
+
+def chart(figure: dict[str, Any] | None, *, elem_id: str, height: int, empty: str) -> gr.HTML:
+    """A chart of `figure` (see charts.py), with `empty` (our own words) shown while it has no points.
+
+    Its click event carries run_id, round and stage of the point.
+    """
+    template = (
+        f'<div class="sh-plot" style="height:{height}px" hidden></div>'
+        f'<div class="sh-empty sh-plot-empty" hidden>{empty}</div>'
+    )
+    return gr.HTML(
+        figure,
+        html_template=template,
+        js_on_load="SteerHeal.chart(element, trigger, props, watch)",
+        head=CHART_HEAD,
+        apply_default_css=False,
+        elem_id=elem_id,
+        min_width=280,
+    )
+
+
+def buttons(html: str, *, elem_id: str) -> gr.HTML:
+    """HTML whose elements with `data-action` report a click with all their data attributes."""
+    return gr.HTML(
+        html,
+        html_template='<div class="sh-wide">${value}</div>',
+        js_on_load="SteerHeal.actions(element, trigger)",
+        head=TABLE_HEAD,
+        apply_default_css=False,
+        elem_id=elem_id,
+    )

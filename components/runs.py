@@ -1,0 +1,53 @@
+"""The table of runs: which are on the map, how far they are, cancel and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from components import plot, view, view_runs
+from components.watching import Memory, remembered, shown
+from steer_heal.config import SettingsError
+
+
+def build() -> tuple[gr.HTML, gr.HTML]:
+    """The table, and a line for what an action or the store has to say."""
+    message = gr.HTML(elem_id="runs-message")
+    return plot.buttons(view_runs.runs_table([], ()), elem_id="runs"), message
+
+
+def toggled(engine: Any, kept: Memory, run_id: str) -> Memory:
+    """The same memory with one run put on the map or taken off it."""
+    on = shown(engine.runs(), kept)
+    return {**kept, "runs": [r for r in on if r != run_id] if run_id in on else [*on, run_id]}
+
+
+def round_of(data: dict[str, Any]) -> int:
+    """The round a click names; 0, the base, when it names none."""
+    text = str(data.get("round", "0"))
+    return int(text) if text.isdecimal() else 0
+
+
+def acting(engine: Any) -> Callable[..., tuple[Any, str]]:
+    """The handler of a click in the table: the browser sends which action and which run."""
+
+    def act(value: Any, event: gr.EventData) -> tuple[Any, str]:
+        data = event._data if isinstance(event._data, dict) else {}
+        run_id, kept = str(data.get("run", "")), remembered(value)
+        try:
+            match data.get("action"):
+                case "show":
+                    return toggled(engine, kept, run_id), ""
+                case "open":
+                    return {**kept, "open": [run_id, round_of(data)]}, ""
+                case "cancel":
+                    engine.cancel(run_id)
+                case "resume":
+                    engine.resume(run_id)
+        except SettingsError as problem:
+            return gr.skip(), view.error(str(problem))
+        return gr.skip(), ""
+
+    return act

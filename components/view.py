@@ -1,0 +1,225 @@
+"""Records to text and HTML, pure. Everything a model or a person wrote goes through `esc`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from steer_heal.config import FOUNDATIONS, GEMMA, THRESHOLDS, Thresholds
+from steer_heal.records import ModelInfo, Profile, SteerFrame, TextHealth, Token
+
+VERDICTS = ("coherent", "degraded", "broken")
+KL_EDGES = (0.1, 0.3, 1.0, 2.0, 4.0)
+STAGE_WORDS = {"base": "Base", "steered": "Steered", "healed": "Healed"}
+
+
+def esc(text: object) -> str:
+    """`text` as HTML text, quotes included, so that it is safe in an attribute too."""
+    return escape(str(text), quote=True)
+
+
+def count(n: int) -> str:
+    """A number of parameters in words: 3.0 M, 1.00 B."""
+    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.1f} M" if n >= 1e6 else f"{n:,}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A fixed-point number, or an en dash for none and for what is not finite."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def header(info: ModelInfo) -> str:
+    """What is loaded, named for what it is, and how to load gemma."""
+    shape = (
+        f"{count(info.n_parameters)} parameters · {info.n_layers} layers × {info.width} · "
+        f"{esc(info.dtype)} on {esc(info.device)}"
+    )
+    if info.is_demo:
+        what = "<b>demo</b>: a small model trained for this dashboard; not gemma"
+        how = (
+            f'<details class="sh-how"><summary>Use {esc(GEMMA)}</summary><p>Accept its licence on '
+            f"huggingface.co/{esc(GEMMA)}, run <code>hf auth login</code>, then start again with "
+            f"<code>python app.py --model {esc(GEMMA)}</code> (downloads about 2 GB once).</p></details>"
+        )
+    else:
+        what, how = f"<b>{esc(info.name)}</b> · {esc(info.architecture)}", ""
+    note = f'<div class="sh-note">{esc(info.note)}</div>' if info.note else ""
+    return f"""<header class="sh-header"><h1>Steer &amp; Heal</h1>
+<div class="sh-model"><span>{what}</span><span class="sh-dim">{shape}</span>{note}</div>{how}</header>"""
+
+
+def heading(title: str, about: str) -> str:
+    """A panel's title and one line about it (our own words, trusted)."""
+    return f'<div class="sh-heading"><h2>{title}</h2><span class="sh-dim">{about}</span></div>'
+
+
+def error(message: str) -> str:
+    """One clear sentence, shown where the work would have been."""
+    return f'<div class="sh-error" role="alert">{esc(message)}</div>'
+
+
+def note(message: str) -> str:
+    return f'<div class="sh-note">{esc(message)}</div>' if message else ""
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words: 8 s, 2 min 5 s, 3 h 10 min; an en dash for none."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+# ---- the two answers --------------------------------------------------------------------------------------
+
+
+def kl_bucket(kl: float) -> int:
+    """Which shade a token gets: the number of `KL_EDGES` it reaches."""
+    return sum(kl >= edge for edge in KL_EDGES)
+
+
+def legend() -> str:
+    """The shades of the steered text, in nats."""
+    low = ("0", *(f"{edge:g}" for edge in KL_EDGES))
+    names = [f"{a}–{b}" for a, b in zip(low[:-1], low[1:], strict=True)] + [f"≥ {KL_EDGES[-1]:g}"]
+    chips = "".join(f'<span class="sh-t k{i}">{name}</span>' for i, name in enumerate(names))
+    return f'<div class="sh-legend sh-dim">KL(steered ‖ base), nats per token: {chips} · point at a token for more</div>'
+
+
+def tooltip(token: Token) -> str:
+    """What hovering a steered token says: KL, its probability under both, and what base preferred."""
+    lines = [f"KL {number(token.kl, 2)} nats", f"p steered {number(token.p)}, base {number(token.p_base)}"]
+    if token.base_top:
+        top = ", ".join(f"{a.text!r} {number(a.p_base, 2)}" for a in token.base_top)
+        lines.append(f"base preferred {top}")
+    return "\n".join(lines)
+
+
+def tokens(written: Sequence[Token]) -> str:
+    """The text; tokens that carry a KL are shaded by it and say more when pointed at."""
+    return "".join(
+        esc(t.text)
+        if t.kl is None
+        else f'<span class="sh-t k{kl_bucket(t.kl)}" title="{esc(tooltip(t))}">{esc(t.text)}</span>'
+        for t in written
+    )
+
+
+def answer(written: Sequence[Token], *, done: bool, empty: str = "…") -> str:
+    """One of the two answers, with a cursor while it is being written."""
+    if not written:
+        return f'<span class="sh-dim">{esc(empty if not done else "(no text: the answer ended at once)")}</span>'
+    return tokens(written) + ("" if done else '<span class="sh-cursor"></span>')
+
+
+def status(frame: SteerFrame) -> str:
+    """Where the request stands, in one line."""
+    n = len(frame.steered)
+    rate = f" · {n / frame.seconds:.0f} tokens/s" if n and frame.seconds > 0 else ""
+    if frame.message:
+        text = frame.message
+    elif frame.done:
+        text = f"done: {n} tokens in {frame.seconds:.1f} s"
+    elif frame.waiting and not n:
+        ahead = "one request" if frame.waiting == 1 else f"{frame.waiting} requests"
+        text = f"waiting for {ahead} ahead"
+    else:
+        text = f"writing: {n} tokens{rate}"
+    return f'<span class="sh-status">{esc(text)}</span>'
+
+
+# ---- how coherent, how far --------------------------------------------------------------------------------
+
+
+def worse(*verdicts: str) -> str:
+    """The worst of some verdicts."""
+    return max(verdicts, key=VERDICTS.index)
+
+
+def mass_verdict(ratio: float, thresholds: Thresholds = THRESHOLDS) -> str:
+    """The verdict of the answer mass relative to base's."""
+    if ratio < thresholds.mass_broken:
+        return "broken"
+    return "degraded" if ratio < thresholds.mass_degraded else "coherent"
+
+
+def _measures(health: TextHealth | None, mass: float | None, limits: Thresholds) -> list[str]:
+    found = []
+    if mass is not None:
+        found.append(
+            f"answer mass <b>{number(mass, 2)}</b>× base's "
+            f"(degraded below {limits.mass_degraded:g}, broken below {limits.mass_broken:g})"
+        )
+    if health is not None and health.perplexity is not None:
+        ratio = "" if health.perplexity_ratio is None else f" = <b>{number(health.perplexity_ratio, 1)}</b>× its own text's"
+        found.append(
+            f"perplexity under base <b>{number(health.perplexity, 1)}</b>{ratio} "
+            f"(degraded above {limits.perplexity_degraded:g}×, broken above {limits.perplexity_broken:g}×)"
+        )
+    if health is not None:
+        found.append(f"repetition <b>{number(health.repetition, 2)}</b> (broken above {limits.repetition_broken:g})")
+        if health.kl_p95 is not None:
+            found.append(f"95th percentile of KL <b>{number(health.kl_p95, 2)}</b> nats")
+    return found
+
+
+def verdict(
+    frame: SteerFrame,
+    profiles: tuple[Profile, Profile] | None,
+    thresholds: Thresholds = THRESHOLDS,
+) -> str:
+    """One word for the steered answer, and under it every quantity and threshold that made it."""
+    mass = None
+    if profiles is not None and profiles[0].coherence > 0:
+        mass = profiles[1].coherence / profiles[0].coherence
+    words = [] if mass is None else [mass_verdict(mass, thresholds)]
+    if frame.health is not None:
+        words.append(frame.health.verdict)
+    if not words:
+        return '<div class="sh-verdict sh-dim">The verdict appears with the first tokens.</div>'
+    word = worse(*words)
+    measures = "".join(f"<li>{m}</li>" for m in _measures(frame.health, mass, thresholds))
+    return f'<div class="sh-verdict"><span class="sh-word sh-{word}">{word}</span><ul>{measures}</ul></div>'
+
+
+def dose(alpha: float, frame: SteerFrame | None = None) -> str:
+    """What alpha means here: the coefficient, nats, and the share of the residual's norm."""
+    parts = [f"alpha {alpha:g}"]
+    if frame is not None and frame.c_star is not None:
+        parts.append(f"c* = {number(frame.c_star, 1)}, so {number(alpha * frame.c_star, 1)} along the vector")
+    if frame is not None and frame.dose_nats is not None:
+        parts.append(f"{number(frame.dose_nats, 2)} nats")
+    if frame is not None and frame.dose_fraction is not None:
+        parts.append(f"{100 * frame.dose_fraction:.0f}% of the residual's norm")
+    return f'<div class="sh-dim sh-dose">{" · ".join(parts)}</div>'
+
+
+def bars(profiles: Mapping[str, Mapping[str, float]]) -> str:
+    """The seven foundations as bars, one a stage, with the change against base in words.
+
+    `profiles` maps base, steered, healed to foundation -> probability; the widest bar fills its track.
+    """
+    if not profiles:
+        return '<div class="sh-dim">The seven foundations appear when the model has answered.</div>'
+    top = max((p for profile in profiles.values() for p in profile.values()), default=1.0) or 1.0
+    base = profiles.get("base", {})
+    rows = []
+    for name in FOUNDATIONS:
+        lines = []
+        for stage, profile in profiles.items():
+            value = profile.get(name, 0.0)
+            change = "" if stage == "base" or name not in base else f"{value - base[name]:+.3f}"
+            width = 100 * value / top
+            lines.append(
+                f'<div class="sh-track"><div class="sh-bar sh-bg-{esc(stage)}" style="width:{width:.1f}%"></div></div>'
+                f'<span class="sh-num">{number(value)}</span><span class="sh-num sh-dim">{change}</span>'
+            )
+        rows.append(f'<div class="sh-fname">{name}</div><div class="sh-lines">{"".join(lines)}</div>')
+    key = " ".join(f'<span class="sh-key sh-fg-{esc(s)}">■ {STAGE_WORDS.get(s, esc(s))}</span>' for s in profiles)
+    return f'<div class="sh-bars-key sh-dim">{key} · probability, change against base</div><div class="sh-bars">{"".join(rows)}</div>'

@@ -1,0 +1,146 @@
+"""Runs, rounds and completions as HTML, pure. Everything a model or a person wrote goes through `esc`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Sequence
+
+from components.view import bars, duration, esc, number
+from steer_heal.records import CompletionRow, RoundDetail, RunRow
+
+ACTIONS = {
+    "queued": ("cancel", "Cancel"),
+    "running": ("cancel", "Cancel"),
+    "interrupted": ("resume", "Resume"),
+    "cancelled": ("resume", "Resume"),
+    "failed": ("resume", "Resume"),
+}
+MAX_COMPLETIONS = 300
+
+
+def when(seconds: float | None) -> str:
+    """Local date and time to the minute."""
+    return "–" if seconds is None else time.strftime("%d %b %H:%M", time.localtime(seconds))
+
+
+def _progress(run: RunRow) -> str:
+    if run.status not in ("running", "queued"):
+        return f'<span class="sh-{esc(run.status)}">{esc(run.status)}</span>'
+    share = min(1.0, max(0.0, run.progress))
+    left = "" if run.eta is None else f" · {duration(run.eta)} left"
+    doing = f"round {min(run.round + 1, run.rounds)}: {run.stage}" if run.stage else run.status
+    return (
+        f'<div class="sh-progress" role="progressbar" aria-valuenow="{100 * share:.0f}" aria-valuemin="0" '
+        f'aria-valuemax="100"><div style="width:{100 * share:.1f}%"></div></div>'
+        f'<span class="sh-dim">{esc(doing)}{esc(left)}</span>'
+    )
+
+
+def _button(action: str, label: str, run: RunRow) -> str:
+    return (
+        f'<button class="sh-button" data-action="{action}" data-run="{esc(run.run_id)}" '
+        f'aria-label="{label} {esc(run.name or run.run_id)}">{label}</button>'
+    )
+
+
+def _run(run: RunRow, shown: bool) -> str:
+    name = esc(run.name or run.run_id)
+    example = '<span class="sh-tag">example</span>' if run.is_example else ""
+    message = f'<div class="sh-dim">{esc(run.message)}</div>' if run.message else ""
+    action = ACTIONS.get(run.status)
+    button = _button(*action, run) if action and not run.is_example else ""
+    check = (
+        f'<button class="sh-check" role="checkbox" aria-checked="{str(shown).lower()}" data-action="show" '
+        f'data-run="{esc(run.run_id)}" aria-label="Show {name} on the map"></button>'
+    )
+    opens = (
+        f'<button class="sh-link" data-action="open" data-run="{esc(run.run_id)}" data-round="{run.round}" '
+        f'title="Open its last round">{name}</button>'
+    )
+    cells = (
+        check,
+        f"{opens}{example}{message}",
+        f'{esc(run.model)}<div class="sh-dim">{esc(run.trait)}</div>',
+        str(run.seed),
+        _progress(run),
+        f"{run.round} / {run.rounds}",
+        number(run.retention, 2),
+        when(run.started_at),
+        button,
+    )
+    return f'<tr data-run="{esc(run.run_id)}">' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+
+
+def runs_table(runs: Sequence[RunRow], shown: Collection[str]) -> str:
+    """The table of runs: which are on the map, how far they are, and what can be done with them."""
+    if not runs:
+        return '<div class="sh-empty">No runs yet: press <b>Heal</b> to start one; its rounds appear on the map.</div>'
+    names = ("Map", "Run", "Model, trait", "Seed", "Status", "Rounds", "Retention", "Started", "")
+    head = "".join(f"<th>{n}</th>" for n in names)
+    body = "".join(_run(run, run.run_id in shown) for run in runs)
+    return f'<table class="sh-table sh-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+# ---- one round --------------------------------------------------------------------------------------------
+
+EMPTY_ROUND = '<div class="sh-empty">Click a node on the map, or a run\'s name in the table, to open a round here.</div>'
+
+
+def round_head(detail: RoundDetail, run: RunRow | None) -> str:
+    """A round in one line: what it kept and what it lost."""
+    name = esc((run.name or run.run_id) if run else detail.run_id)
+    example = '<span class="sh-tag">example</span>' if run and run.is_example else ""
+    facts = [f"{stage} coherence <b>{number(value)}</b>" for stage, value in detail.coherence.items()]
+    if detail.retention is not None:
+        facts.insert(0, f"retention <b>{number(detail.retention, 2)}</b>")
+    if detail.made:
+        facts.append(f"kept <b>{detail.kept}</b> of {detail.made} completions")
+    if detail.c_star is not None:
+        facts.append(f"c* <b>{number(detail.c_star, 1)}</b>")
+    facts += [f"{esc(k.replace('_', ' '))} <b>{number(v, 2)}</b>" for k, v in detail.text.items() if v is not None]
+    which = "before the first round" if detail.round == 0 else f"round {detail.round}"
+    return f'<div class="sh-round"><h3>{name}{example} · {which}</h3><p class="sh-dim">{" · ".join(facts)}</p></div>'
+
+
+def profile_bars(detail: RoundDetail) -> str:
+    """All seven foundations, base beside steered beside healed."""
+    return bars({s: detail.profiles[s] for s in ("base", "steered", "healed") if s in detail.profiles})
+
+
+def answers(detail: RoundDetail) -> str:
+    """What it says to the fixed prompts."""
+    if not detail.answers:
+        return '<div class="sh-empty">No answers to the fixed prompts were kept for this round.</div>'
+    keys = list(dict.fromkeys(key for row in detail.answers for key in row))
+    keys.sort(key=lambda key: key != "prompt")
+    head = "".join(f"<th>{esc(k)}</th>" for k in keys)
+    body = "".join("<tr>" + "".join(f"<td>{esc(row.get(k, ''))}</td>" for k in keys) + "</tr>" for row in detail.answers)
+    return f'<table class="sh-table sh-text"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def settings(detail: RoundDetail) -> str:
+    """The run's settings, whole, as JSON text."""
+    return f'<pre class="sh-settings">{esc(json.dumps(detail.settings, indent=2, ensure_ascii=False))}</pre>'
+
+
+def completions(rows: Sequence[CompletionRow], which: str = "all") -> str:
+    """A round's completions: kept and dropped, with their scores and the reasons against them."""
+    chosen = [r for r in rows if which == "all" or r.kept == (which == "kept")]
+    if not chosen:
+        word = "completions" if which == "all" else f"{which} completions"
+        return f'<div class="sh-empty">This round has no {word}: choose another round or another list.</div>'
+    body = []
+    for row in chosen[:MAX_COMPLETIONS]:
+        scores = ", ".join(f"{esc(k.replace('_', ' '))} {number(v, 2)}" for k, v in row.scores.items())
+        mark = "kept" if row.kept else "dropped"
+        reasons = f'<div class="sh-reason">{esc("; ".join(row.reasons))}</div>' if row.reasons else ""
+        body.append(
+            f'<tr class="sh-{mark}"><td>{mark}</td><td>{row.alpha:g}</td><td class="sh-dim">{esc(row.prompt)}</td>'
+            f'<td>{esc(row.text)}{reasons}</td><td class="sh-dim">{scores}</td></tr>'
+        )
+    more = len(chosen) - MAX_COMPLETIONS
+    rest = f'<div class="sh-dim">and {more} more, in the run\'s events.jsonl</div>' if more > 0 else ""
+    head = "".join(f"<th>{n}</th>" for n in ("", "alpha", "prompt", "completion", "scores"))
+    table = f'<table class="sh-table sh-text"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+    return f'<div class="sh-scroll">{table}</div>{rest}'

@@ -1,0 +1,11 @@
+"""The page over the fake engine, as a process: `python -m tests.browser.serve_fake PORT [ROUND_SECONDS]`."""
+
+import sys
+
+from components.server import bind, serve
+from tests.fake_engine import FakeEngine
+
+if __name__ == "__main__":
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 3.0
+    with bind("127.0.0.1", int(sys.argv[1])) as listening:
+        serve(FakeEngine(round_seconds=seconds), listening)
