@@ -132,7 +132,8 @@ class ChatEncoder:
 
     def _control_only(self, ids: Sequence[int]) -> list[int]:
         """The unknown token is left out: it also stands for ordinary text."""
-        control = {*self._control.values()} - {self._tokenizer.unk_token_id}
+        unknown: Any = self._tokenizer.unk_token_id
+        control = set(self._control.values()) - {unknown}
         return [token for token in ids if token in control]
 
 

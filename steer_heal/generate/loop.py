@@ -1,0 +1,196 @@
+"""Prefill once, then one token a step for all lanes; lanes that ended leave the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
+from ..models import LanguageModel
+from ..records import Alternative, Completion, Token
+from ..steering import Steering
+from .cache import check_cache
+from .divergence import diverge, probability
+from .prefill import Prefilled, PrefixStore, prefill
+from .rows import Plan, Row, plan
+from .sampling import Sampler, sampler
+from .text import TextStream
+
+Stop = Callable[[], bool]
+Step = list[tuple[int, Token]]
+
+
+def decode(
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    directions_LD: Tensor,
+    sample: SampleSettings,
+    *,
+    stop: Stop | None = None,
+    store: PrefixStore | None = None,
+) -> Iterator[Step]:
+    """Write all rows together; each item is one step, (row, token) for every row still writing.
+
+    `directions_LD`: one direction a layer, added as each row's coefficients say. A row ends with an
+    end-of-answer token, whose text is empty, or at `max_new_tokens`. `stop` is asked before every step. No
+    hook stays on the model between two items. `store` keeps read prompts for the next call on the same weights.
+    Errors: `SettingsError`.
+    """
+    _check(lm, rows)
+    if not rows or (stop and stop()):
+        return
+    made = plan(rows, lm.n_layers)
+    batch = _Batch(lm, made, directions_LD, sampler(sample, lm.sampling), sample.max_new_tokens, store)
+    for step in range(sample.max_new_tokens):
+        if stop and stop():
+            return
+        if step:
+            batch.advance()
+        tokens = batch.draw(step)
+        yield [(row, token) for lane, token in tokens for row in made.rows_of_lane[lane]]
+        if batch.done:
+            return
+
+
+def complete(
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    directions_LD: Tensor,
+    sample: SampleSettings,
+    *,
+    batch_size: int = 32,
+    stop: Stop | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Completion]:
+    """Write all rows, `batch_size` at a time, those of like length together; one completion a row, in order.
+
+    `progress` hears of (rows finished, rows). When stopped, rows are given as far as they came.
+    """
+    written: list[list[Token]] = [[] for _ in rows]
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt_ids))
+    for start in range(0, len(rows), batch_size):
+        chunk = by_length[start : start + batch_size]
+        for step in decode(lm, [rows[index] for index in chunk], directions_LD, sample, stop=stop):
+            for number, token in step:
+                written[chunk[number]].append(token)
+        if progress:
+            progress(min(start + batch_size, len(rows)), len(rows))
+    return [_completion(lm, row, tokens) for row, tokens in zip(rows, written, strict=True)]
+
+
+def _completion(lm: LanguageModel, row: Row, tokens: list[Token]) -> Completion:
+    text = "".join(token.text for token in tokens)
+    ended = bool(tokens) and tokens[-1].id in lm.eos_ids
+    return Completion(text, tuple(tokens), ended, row.alpha, row.prompt)
+
+
+def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
+    check_cache(lm.config)
+    longest = max((len(row.prompt_ids) for row in rows), default=0)
+    if longest > MAX_PROMPT_TOKENS:
+        raise SettingsError(f"The prompt has {longest} tokens: shorten it to {MAX_PROMPT_TOKENS} or fewer.")
+
+
+class _Batch:
+    """The lanes still writing and their shadows: cache, mask, positions, steering and last logits."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        made: Plan,
+        directions_LD: Tensor,
+        how: Sampler,
+        max_new_tokens: int,
+        store: PrefixStore | None,
+    ) -> None:
+        self._lm, self._plan, self._sampler = lm, made, how
+        self._last_step = max_new_tokens - 1
+        self._lanes = list(range(len(made.lanes)))
+        self._steering = Steering(directions_LD, torch.stack([lane.coefficients_L for lane in made.lanes]))
+        self._state: Prefilled = prefill(lm, made.lanes, directions_LD, max_new_tokens, store)
+        self._streams = {lane: TextStream(lm.decode) for lane in made.writers}
+        self._token_text = lru_cache(maxsize=None)(lambda token: lm.decode([token]))
+        self._next: dict[int, int] = {}
+
+    @property
+    def done(self) -> bool:
+        return not self._next
+
+    @torch.inference_mode()
+    def draw(self, step: int) -> list[tuple[int, Token]]:
+        """One token for every writing lane; those that do not end are left in `_next`."""
+        place = {lane: index for index, lane in enumerate(self._lanes)}
+        writers = [lane for lane in self._lanes if self._plan.lanes[lane].follows is None]
+        logits_WV = self._state.logits_BV[[place[lane] for lane in writers]].float()
+        ids_W = self._sampler.draw(logits_WV, [self._plan.lanes[lane].noise for lane in writers], step)
+        ids, p = ids_W.tolist(), probability(logits_WV, ids_W).tolist()
+        measured = self._measure(writers, place, logits_WV, ids_W)
+        ended = [token in self._lm.eos_ids or step == self._last_step for token in ids]
+        self._next = {lane: token for lane, token, over in zip(writers, ids, ended, strict=True) if not over}
+        return [
+            (
+                lane,
+                Token(ids[i], self._streams[lane].push(ids[i], last=ended[i]), p[i], **measured.get(i, {})),
+            )
+            for i, lane in enumerate(writers)
+        ]
+
+    def _measure(
+        self, writers: list[int], place: dict[int, int], logits_WV: Tensor, ids_W: Tensor
+    ) -> dict[int, dict[str, Any]]:
+        """KL, probability under base and base's favourites, for the writers (by index) that have a shadow."""
+        shadow = self._plan.shadow_of_lane
+        index = [i for i, lane in enumerate(writers) if lane in shadow]
+        if not index:
+            return {}
+        base_SV = self._state.logits_BV[[place[shadow[writers[i]]] for i in index]].float()
+        found = diverge(logits_WV[index], base_SV, ids_W[index])
+        columns = (found.kl_B, found.p_base_B, found.top_ids_BN, found.top_p_BN)
+        return {
+            i: {
+                "kl": kl,
+                "p_base": p_base,
+                "base_top": tuple(map(Alternative, map(self._token_text, top), top_p)),
+            }
+            for i, kl, p_base, top, top_p in zip(index, *(column.tolist() for column in columns), strict=True)
+        }
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Drop what ended and read the tokens just drawn."""
+        follows = [self._plan.lanes[lane].follows for lane in self._lanes]
+        source = [
+            lane if leader is None else leader for lane, leader in zip(self._lanes, follows, strict=True)
+        ]
+        kept = [index for index, lane in enumerate(source) if lane in self._next]
+        if len(kept) < len(self._lanes):
+            self._keep(kept)
+        device = self._lm.device
+        ids_B1 = torch.tensor([[self._next[source[index]]] for index in kept], device=device)
+        state = self._state
+        mask_BT = state.mask_BT
+        if mask_BT is not None:
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(kept), 1)], dim=1)
+        with self._steering.attached(self._lm.blocks):
+            output = self._lm.model(
+                input_ids=ids_B1,
+                attention_mask=mask_BT,
+                position_ids=state.positions_B[:, None],
+                past_key_values=state.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._state = Prefilled(output.logits[:, -1], state.cache, mask_BT, state.positions_B + 1)
+
+    def _keep(self, kept: list[int]) -> None:
+        index = torch.tensor(kept, device=self._lm.device)
+        state = self._state
+        state.cache.batch_select_indices(index)
+        self._steering.keep(index)
+        self._lanes = [self._lanes[i] for i in kept]
+        mask_BT = None if state.mask_BT is None else state.mask_BT[index]
+        self._state = Prefilled(state.logits_BV[:0], state.cache, mask_BT, state.positions_B[index])

@@ -1,0 +1,80 @@
+"""Drawing tokens: argmax of filtered logits / temperature + Gumbel noise that rows of a request share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import SampleSettings
+from ..models import SamplingDefaults
+
+_FIRST_CANDIDATES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How tokens are drawn; `top_k` 0 and `top_p` 1 filter nothing."""
+
+    greedy: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+    def draw(self, logits_BV: Tensor, noise_ids: Sequence[int], step: int) -> Tensor:
+        """One token a row, (B,). Equal noise ids at one step see the same random numbers.
+
+        Source: the Gumbel-max trick (Gumbel, 1954): argmax(logits + Gumbel noise) ~ softmax(logits).
+        """
+        if self.greedy:
+            return logits_BV.argmax(dim=-1)
+        scores_BK, ids_BK = self._candidates(logits_BV.float() / self.temperature)
+        distinct = sorted(set(noise_ids))
+        noise_NV = torch.stack(
+            [exponential(self.seed, noise, step, logits_BV.shape[-1]) for noise in distinct]
+        )
+        row_of = torch.tensor([distinct.index(noise) for noise in noise_ids])
+        exponential_BK = noise_NV[row_of[:, None], ids_BK.cpu()].to(logits_BV.device)
+        best_B1 = (scores_BK - exponential_BK.log()).argmax(dim=-1, keepdim=True)
+        return ids_BK.gather(1, best_B1)[:, 0]
+
+    def _candidates(self, scores_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and ids of the tokens that top-k and then top-p leave; the others among them at -inf."""
+        vocabulary = scores_BV.shape[-1]
+        if not self.top_k and self.top_p >= 1.0:
+            return scores_BV, torch.arange(vocabulary, device=scores_BV.device).expand_as(scores_BV)
+        k = min(self.top_k or _FIRST_CANDIDATES, vocabulary)
+        while True:
+            scores_BK, ids_BK = scores_BV.topk(k, dim=-1)
+            if self.top_p >= 1.0:
+                return scores_BK, ids_BK
+            total_B1 = (scores_BK if self.top_k else scores_BV).logsumexp(dim=-1, keepdim=True)
+            p_BK = (scores_BK - total_B1).exp()
+            before_BK = p_BK.cumsum(dim=-1) - p_BK
+            complete = self.top_k or k == vocabulary or bool((before_BK[:, -1] >= self.top_p).all())
+            if complete:
+                return scores_BK.masked_fill(before_BK >= self.top_p, -torch.inf), ids_BK
+            k = vocabulary
+
+
+def sampler(settings: SampleSettings, defaults: SamplingDefaults) -> Sampler:
+    """The settings, with the model's own generation settings where they say nothing."""
+    return Sampler(
+        greedy=settings.greedy,
+        temperature=defaults.temperature if settings.temperature is None else settings.temperature,
+        top_k=defaults.top_k if settings.top_k is None else settings.top_k,
+        top_p=defaults.top_p if settings.top_p is None else settings.top_p,
+        seed=settings.seed,
+    )
+
+
+def exponential(seed: int, noise: int, step: int, size: int) -> Tensor:
+    """(size,) draws of Exp(1), a pure function of its arguments; -log of one is Gumbel noise."""
+    digest = hashlib.blake2b(f"{seed}/{noise}/{step}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest))
+    smallest = torch.finfo(torch.float32).tiny
+    return torch.empty(size).exponential_(generator=generator).clamp_(min=smallest)
