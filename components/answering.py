@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from components import view
 from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build
 from steer_heal.records import Profile, SteerFrame
 
+LOG = logging.getLogger(__name__)
 TYPING_PAUSE = 0.35
 # The browser's clock orders the requests of a session: the value moved last wins, however threads are scheduled.
 STAMP = "(...a) => { a[a.length - 1] = performance.timeOrigin + performance.now(); return a; }"
@@ -95,6 +97,9 @@ def answering(engine: Any, newest: Newest, pool: ThreadPoolExecutor) -> Callable
                 yield draw(frame, asked.alpha, profiles) if newest.holds(session, stamp) else nothing()
         except SettingsError as problem:
             yield failed(str(problem)) if newest.holds(session, stamp) else nothing()
+        except Exception:
+            LOG.exception("steering failed")
+            yield failed(view.BROKE)
 
     return stream
 

@@ -124,10 +124,10 @@ def moral_map(
                        hovertext=["Published human mean on the classic set<br>Care 0.198, SocialNorms 0.193"])
         )  # fmt: skip
     figure.update_layout(
-        xaxis={"title": {"text": "← more trait · SocialNorms (probability)"}, "tickformat": ".2f"},
-        yaxis={"title": {"text": "Care (probability) · more trait ↑"}, "tickformat": ".2f"},
+        xaxis={"title": {"text": "← SocialNorms, mean probability"}, "tickformat": ".2f"},
+        yaxis={"title": {"text": "Care, mean probability →"}, "tickformat": ".2f"},
         annotations=[*arrows, *_labels(nodes, names)],
-        margin={"l": 60, "r": 16, "t": 8, "b": 44},
+        margin={"l": 56, "r": 12, "t": 8, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
         hovermode="closest",
     )

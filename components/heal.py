@@ -37,12 +37,12 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Any:
         rounds = gr.Number(3, label="Rounds", precision=0, min_width=70, elem_id="rounds")
         preset = gr.Dropdown(list(PRESETS), value="quick", label="Preset", min_width=110, elem_id="preset")
         seed = gr.Number(0, label="Seed", precision=0, min_width=70, elem_id="run-seed")
-        launch = gr.Button("Heal", variant="primary", min_width=90, elem_id="launch")
     with gr.Accordion("Smaller or larger than the preset", open=False, elem_id="run-more"), gr.Row():
         completions = gr.Number(None, label="Completions a round", precision=0, min_width=110, elem_id="run-completions")
         vignettes = gr.Number(None, label="Vignettes", precision=0, min_width=110, elem_id="run-vignettes")
         epochs = gr.Number(None, label="Epochs", precision=0, min_width=110, elem_id="run-epochs")
-    message = gr.HTML(elem_id="heal-message")
+    launch = gr.Button("Heal", variant="primary", elem_id="launch")
+    message = gr.HTML(elem_id="heal-message", elem_classes="sh-slot")
 
     def start(value: Any, *form: Any) -> tuple[Any, str]:
         try:

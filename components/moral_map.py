@@ -35,9 +35,9 @@ class Detail:
 
 def build_map() -> gr.HTML:
     """The map itself; its click event carries a node's run, round and stage."""
-    about = "each arrow is one round: from the steered model to the healed one; fainter is less coherent"
+    about = "more trait is up and to the left; an arrow is one round, from steered to healed; fainter is less coherent"
     gr.HTML(view.heading("Map", about))
-    return plot.chart(None, elem_id="map", height=400, empty=EMPTY_MAP)
+    return plot.chart(None, elem_id="map", height=500, empty=EMPTY_MAP)
 
 
 def open_round(engine: Any, kept: Any, which: str = "all") -> tuple[Any, ...]:

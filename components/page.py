@@ -24,7 +24,7 @@ def build(engine: Any) -> gr.Blocks:
             with gr.Column(scale=5, min_width=330):
                 chart = moral_map.build_map()
                 launched = heal.build(engine, steering, kept)
-                table, message = runs.build()
+        table, message = runs.build()
         detail = moral_map.build_detail(engine, kept)
         seen = gr.State("")
         drawn = [chart, table, message, seen]

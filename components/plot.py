@@ -25,7 +25,6 @@ def chart(figure: dict[str, Any] | None, *, elem_id: str, height: int, empty: st
         head=CHART_HEAD,
         apply_default_css=False,
         elem_id=elem_id,
-        min_width=280,
     )
 
 

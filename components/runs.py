@@ -14,7 +14,8 @@ from steer_heal.config import SettingsError
 
 def build() -> tuple[gr.HTML, gr.HTML]:
     """The table, and a line for what an action or the store has to say."""
-    message = gr.HTML(elem_id="runs-message")
+    gr.HTML(view.heading("Runs", "tick a run to put it on the map; click its name to open its last round"))
+    message = gr.HTML(elem_id="runs-message", elem_classes="sh-slot")
     return plot.buttons(view_runs.runs_table([], ()), elem_id="runs"), message
 
 

@@ -57,14 +57,14 @@ def _dose(engine: Any) -> tuple[gr.Dropdown, gr.Slider, gr.Number, gr.Slider, gr
     with gr.Row(equal_height=True):
         trait = gr.Dropdown(traits, value=DEFAULT_TRAIT, label="Trait", scale=2, min_width=170, elem_id="trait")
         slider = gr.Slider(
-            -4, 4, value=1.0, step=0.05, label="alpha, dose in units of c* (0 is base, 1 is one nat)", scale=4,
+            -4, 4, value=1.0, step=0.05, label="alpha: dose in units of c* (0 is base, 1 is one nat)", scale=4,
             min_width=240, elem_id="alpha", buttons=[],
         )  # fmt: skip
-        exact = gr.Number(1.0, label="alpha, exact; beyond ±4 too", scale=1, min_width=130, elem_id="alpha-exact")
-    with gr.Row(equal_height=True):
-        low = gr.Slider(0, 1, DEFAULT_BAND[0], step=0.05, label="band from (share of depth)", min_width=150, elem_id="low")
-        high = gr.Slider(0, 1, DEFAULT_BAND[1], step=0.05, label="band to", min_width=150, elem_id="high")
-        layers = gr.HTML(say_layers(engine, *DEFAULT_BAND), elem_id="layers", min_width=150)
+        exact = gr.Number(1.0, label="exact alpha", scale=1, min_width=100, elem_id="alpha-exact")
+    with gr.Row(elem_classes="sh-wrap"):
+        low = gr.Slider(0, 1, DEFAULT_BAND[0], step=0.05, label="band from", min_width=150, buttons=[], elem_id="low")
+        high = gr.Slider(0, 1, DEFAULT_BAND[1], step=0.05, label="band to", min_width=150, buttons=[], elem_id="high")
+        layers = gr.HTML(say_layers(engine, *DEFAULT_BAND), elem_id="layers")
     return trait, slider, exact, low, high, layers
 
 
@@ -75,14 +75,14 @@ def say_layers(engine: Any, low: float, high: float) -> str:
     except (SettingsError, ValueError) as problem:
         return view.error(str(problem))
     span = f"layer {found[0]}" if len(found) == 1 else f"layers {found[0]} to {found[-1]}"
-    return view.note(f"steers {span} of 0 to {engine.info.n_layers - 1}")
+    return view.note(f"shares of depth: {span} of 0 to {engine.info.n_layers - 1}")
 
 
 def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
     with gr.Row(equal_height=True):
-        status = gr.HTML(view.note("starting"), elem_id="status", scale=5, min_width=200)
+        status = gr.HTML(view.note("starting"), elem_id="status")
         stop = gr.Button("Stop", size="sm", scale=0, min_width=90, elem_id="stop")
-    with gr.Row():
+    with gr.Row(elem_classes="sh-wrap"):
         panes = []
         for stage in ("base", "steered"):
             title = f'<div class="sh-answer-title sh-fg-{stage}">{view.STAGE_WORDS[stage]}</div>'
@@ -90,12 +90,13 @@ def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
             panes.append(
                 gr.HTML(
                     view.answer((), done=False), html_template=template, js_on_load=None, apply_default_css=False,
-                    min_width=240, elem_id=f"{stage}-pane",
+                    elem_id=f"{stage}-pane",
                 )  # fmt: skip
             )
     gr.HTML(view.legend(), apply_default_css=False)
-    verdict = gr.HTML(elem_id="verdict", apply_default_css=False)
-    bars = gr.HTML(view.bars({}), elem_id="bars", apply_default_css=False)
+    with gr.Row(elem_classes="sh-wrap"):
+        verdict = gr.HTML(elem_id="verdict", apply_default_css=False)
+        bars = gr.HTML(view.bars({}), elem_id="bars", apply_default_css=False)
     return status, stop, panes[0], panes[1], verdict, bars
 
 
@@ -109,7 +110,7 @@ def build(engine: Any) -> Steering:
     trait, slider, exact, low, high, layers = _dose(engine)
     with gr.Accordion("How the answer is drawn", open=False):
         with gr.Row():
-            length = gr.Slider(8, 256, 60, step=4, label="at most this many tokens", elem_id="length")
+            length = gr.Slider(8, 256, 60, step=4, label="at most this many tokens", buttons=[], elem_id="length")
             seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=100, elem_id="seed")
             greedy = gr.Checkbox(False, label="greedy (always the likeliest token)", elem_id="greedy")
     status, stop, base, steered, verdict, bars = _answers()

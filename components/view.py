@@ -11,6 +11,7 @@ from steer_heal.records import ModelInfo, Profile, SteerFrame, TextHealth, Token
 
 VERDICTS = ("coherent", "degraded", "broken")
 KL_EDGES = (0.1, 0.3, 1.0, 2.0, 4.0)
+BROKE = "The engine failed at this; the terminal says why. Change something and try again, or restart the app."
 STAGE_WORDS = {"base": "Base", "steered": "Steered", "healed": "Healed"}
 
 

@@ -245,6 +245,8 @@ class FakeEngine:
 
     def _node(self, run: FakeRun, round: int, stage: str, alpha: float, moved: float) -> MapNode:
         p = profile_at(moved)
+        if stage == "healed":
+            p["Care"] += 0.015
         return MapNode(run.run_id, "demo", run.settings.trait, run.settings.seed, round, stage, alpha,  # type: ignore[arg-type]
                        p["Care"], p["SocialNorms"], 0.99 - 0.02 * round, 98,
                        run.started + round * self.round_seconds, 0.89 if round else None, run.example)  # fmt: skip
