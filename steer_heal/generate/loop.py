@@ -37,8 +37,8 @@ def decode(
 
     `directions_LD`: one direction a layer, added as each row's coefficients say. A row ends with an
     end-of-answer token, whose text is empty, or at `max_new_tokens`. `stop` is asked before every step. No
-    hook stays on the model between two items. `store` keeps read prompts for the next call on the same weights.
-    Errors: `SettingsError`.
+    hook stays on the model between two items. `store` keeps read prompts for the next call on the same
+    weights. Errors: `SettingsError`.
     """
     _check(lm, rows)
     if not rows or (stop and stop()):
