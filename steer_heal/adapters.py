@@ -78,7 +78,7 @@ class AdapterStack:
             raise ValueError(f"round {round_} cannot begin beside {self.history} and {self.current}")
         config = LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.lora_alpha,
+            lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]
             target_modules=self._targets,
             task_type="CAUSAL_LM",
         )
@@ -117,16 +117,17 @@ class AdapterStack:
             yield
 
     def save(self, round_: int, folder: str | Path) -> Path:
-        """Write the round in peft's format to `folder/round-N`, its path returned. `SettingsError` if it fails."""
+        """Write the round in peft's format to `folder/round-N`; its path. `SettingsError` if it fails."""
         path = Path(folder) / adapter_name(round_)
         if self._peft is None:
             raise ValueError("there is no adapter to save")
         try:
+            path.mkdir(parents=True, exist_ok=True)
             self._peft.save_pretrained(str(folder), selected_adapters=[adapter_name(round_)])
             (path / WEIGHTS).chmod(0o644)
             _sort_targets(path / CONFIG)
-        except OSError as error:
-            why = error.strerror or error
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
             raise SettingsError(f"Cannot write {path} ({why}): free some space or choose a place.") from error
         return path
 

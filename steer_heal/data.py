@@ -91,9 +91,8 @@ def vignettes(
         found.append(vignette)
     kept = [vignette for vignette in found if condition in (None, vignette.condition)]
     if not kept:
-        raise SettingsError(
-            f"{source.name} holds no vignette{condition and f' of condition {condition}' or ''}."
-        )
+        which = f" of condition {condition}" if condition else ""
+        raise SettingsError(f"{source.name} holds no vignette{which}.")
     return kept if limit is None else balanced(kept, limit)
 
 

@@ -1,8 +1,8 @@
 """Which completions are trained on, and how healthy a text is: pure scores, then verdicts.
 
 Every score is kept beside the verdict, and every cut that a text fails is named, so that a starved round can
-say which filter ate its data. A score is a function of the text in `SCORES`, or comes from log-probs under the
-base. Thresholds of health stand in `config.THRESHOLDS`; cuts of the training filter in `config.FilterSettings`.
+say which filter ate its data. A score is a function of the text in `SCORES`, or comes from log-probs under
+the base. Thresholds of health stand in `config.THRESHOLDS`, cuts of the training filter in `FilterSettings`.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def norms(logps: Iterable[Sequence[float]]) -> Norms:
 
 
 def scores(text: str, logp: Sequence[float], own: Norms) -> dict[str, float]:
-    """All scores of one completion; a perplexity that cannot be had is infinite, so that every cut fails it."""
+    """All scores of one completion; a perplexity that cannot be had is infinite and fails every cut."""
     whole, end = perplexity(logp), perplexity(tail(logp))
     found = {name: score(text) for name, score in SCORES.items()}
     found["perplexity"] = math.inf if whole is None else whole

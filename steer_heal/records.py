@@ -14,6 +14,10 @@ class Stopped(Exception):
     """Raised out of a long piece of work when its `stop()` said so."""
 
 
+class RoundFailed(Exception):
+    """A round that cannot be finished; the message is one sentence, and the rounds before it stand."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What is loaded: shape, place and size."""

@@ -1,9 +1,9 @@
 """The forced choice: which of the seven foundations a model names, for every vignette and dose.
 
 Each vignette is asked with the answers listed in every order of the frame. The log-probabilities of the seven
-answer words after the prefill are averaged over the orders (which cancels a preference for a place in the list)
-and their softmax is the vignette's distribution; a profile is its mean over vignettes. Answer mass is the
-probability on the seven words before the softmax: what the model would have answered anyway.
+answer words after the prefill are averaged over the orders (which cancels a preference for a place in the
+list) and their softmax is the vignette's distribution; a profile is its mean over vignettes. Answer mass is
+the probability on the seven words before the softmax: what the model would have answered anyway.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[Profile]:
-    """One profile for each row of `coefficients_KL` (K doses in the same passes); [the model's own] when None.
+    """One profile for each row of `coefficients_KL` (K doses in the same passes); the model's own when None.
 
-    A vignette whose log-probs are not finite or whose answer mass is 0 counts as mass 0 in the coherence and is
-    left out of the profile (`n_invalid` says how many). Errors: `SettingsError` without vignettes, or for doses
-    without a vector; `Stopped` when `stop()` says so.
+    A vignette whose log-probs are not finite or whose answer mass is 0 counts as mass 0 in the coherence and
+    is left out of the profile (`n_invalid` says how many). Errors: `SettingsError` without vignettes, or for
+    doses without a vector; `Stopped` when `stop()` says so.
     """
     if not vignettes:
         raise SettingsError("There are no vignettes to evaluate on: give at least one.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..config import SampleSettings, SettingsError
+from ..config import SampleSettings, SettingsError, build
 from ..data import Frame
 from ..generate import Row, complete
 from ..models import LanguageModel, user
@@ -85,14 +85,19 @@ def _think(
     """Prompts with a greedy thought of each dose's own, closed by us, and the prefill."""
     opened = [tuple(lm.encode_chat(message, frame.think_open)) for message in messages]
     rows = [Row(prompt_ids=ids, coefficients_L=dose_L) for dose_L in doses_KL for ids in opened]
-    sample = SampleSettings(max_new_tokens=frame.think_budget, greedy=True)
+    sample = build(SampleSettings, max_new_tokens=frame.think_budget, greedy=True)
     thoughts = complete(lm, rows, directions_LD, sample, batch_size=batch_size, stop=stop)
     if stop and stop():
         raise Stopped
     closing, prefill = plain_ids(lm, frame.think_close), plain_ids(lm, frame.prefill)
     return [
         (
-            (*row.prompt_ids, *own_thought(lm, [token.id for token in thought.tokens], frame), *closing, *prefill),
+            (
+                *row.prompt_ids,
+                *own_thought(lm, [token.id for token in thought.tokens], frame),
+                *closing,
+                *prefill,
+            ),
             len(prefill),
         )
         for row, thought in zip(rows, thoughts, strict=True)

@@ -1,0 +1,39 @@
+"""Progress out of a call that reports it by a callback, as items of a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Event
+from typing import TypeVar
+
+from ..records import Stopped
+
+T = TypeVar("T")
+Tick = Callable[[int, int], None]
+
+
+def live(work: Callable[[Tick], T], stop: Callable[[], bool]) -> Generator[tuple[int, int], None, T]:
+    """Runs `work(tick)` in a thread and yields each (done, total) it ticks; returns what it returned.
+
+    A tick raises `Stopped` inside the work once `stop()` says so or the generator was closed; errors of the
+    work are raised here. No thread is left behind.
+    """
+    items: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+    closed = Event()
+
+    def tick(done: int, total: int) -> None:
+        if closed.is_set() or stop():
+            raise Stopped
+        items.put((done, total))
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="heal") as pool:
+        future = pool.submit(work, tick)
+        future.add_done_callback(lambda _: items.put(None))
+        try:
+            while (item := items.get()) is not None:
+                yield item
+        finally:
+            closed.set()
+    return future.result()

@@ -1,0 +1,133 @@
+"""What a run measures of its model, the same way for base, steered and healed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .. import data, filter, instrument
+from ..adapters import AdapterStack
+from ..config import HealSettings, SampleSettings, build
+from ..generate import Row, complete
+from ..models import LanguageModel, user
+from ..records import Completion, Profile, RoundFailed
+from ..steering import coefficients
+from ..vector import SteeringVector
+from .live import Tick
+from .seeds import seed_of
+
+HELD_SHARE = 3
+"""One prompt in three is kept from training, for the free answers whose health is measured."""
+
+
+@dataclass(frozen=True)
+class Dose:
+    """A vector, the layers it is added to, and the c* that alpha is in units of."""
+
+    vector: SteeringVector
+    layers: tuple[int, ...]
+    c_star: float
+
+    def coefficients_L(self, alpha: float) -> Tensor:
+        return coefficients(self.vector.n_layers, self.layers, alpha * self.c_star)[0]
+
+
+class Measures:
+    """The vignettes, frame and prompts of one run, and its measurements with them.
+
+    `own`: the base's own text under base, the unit of perplexities; set by measuring the base, or from a log.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, stack: AdapterStack, settings: HealSettings, stop: Callable[[], bool]
+    ) -> None:
+        self._lm, self._stack, self._settings, self._stop = lm, stack, settings, stop
+        asked = settings.evaluate
+        self.vignettes = data.vignettes(asked.vignettes, condition=asked.condition, limit=asked.n_vignettes)
+        self.frame = data.frame(asked.frame)
+        pool = data.heal_prompts(settings.trait)
+        n_held = max(1, len(pool) // HELD_SHARE)
+        self.prompts, self.held_prompts = pool[:-n_held] or pool, pool[-n_held:]
+        self.own: filter.Norms | None = None
+
+    def profile(self, tick: Tick, dose: Dose | None = None, alpha: float = 1.0) -> Profile:
+        """The forced choice on the run's vignettes, steered where a dose is given."""
+        return instrument.evaluate(
+            self._lm,
+            self.vignettes,
+            self.frame,
+            vector=dose.vector if dose else None,
+            coefficients_KL=dose.coefficients_L(alpha)[None] if dose else None,
+            batch_size=self._settings.evaluate.batch_size,
+            progress=tick,
+            stop=self._stop,
+        )[0]
+
+    def write(
+        self,
+        prompts: Sequence[str],
+        tick: Tick | None,
+        *,
+        seed: int,
+        dose: Dose | None = None,
+        alphas: Sequence[float] = (0.0,),
+        greedy: bool = False,
+    ) -> list[Completion]:
+        """Answers to the prompts, each at its alpha (they go round), with random numbers of its own."""
+        rows = []
+        for number, prompt in enumerate(prompts):
+            alpha = alphas[number % len(alphas)]
+            rows.append(
+                Row(
+                    prompt_ids=tuple(self._lm.encode_chat([user(prompt)])),
+                    coefficients_L=dose.coefficients_L(alpha) if dose else None,
+                    alpha=alpha,
+                    noise=number,
+                    prompt=prompt,
+                )
+            )
+        sample = build(
+            SampleSettings, max_new_tokens=self._settings.data.max_new_tokens, greedy=greedy, seed=seed
+        )
+        directions_LD = (
+            dose.vector.directions_LD if dose else Tensor([[0.0]]).expand(self._lm.n_layers, self._lm.width)
+        )
+        return complete(self._lm, rows, directions_LD, sample, stop=self._stop, progress=tick)
+
+    def logp(self, written: Sequence[Completion], tick: Tick | None = None) -> list[list[float]]:
+        """Log-probs of every answer's tokens under the base, without steering or persona."""
+        prompts = [self._lm.encode_chat([user(row.prompt)]) for row in written]
+        ids = [[token.id for token in row.tokens] for row in written]
+        with self._stack.off():
+            return instrument.text_logp(self._lm, prompts, ids, progress=tick, stop=self._stop)
+
+    def text(self, tick: Tick, dose: Dose | None = None) -> dict[str, float]:
+        """Health of free answers to the held-out prompts: the medians, and the share that loops."""
+        n = self._settings.evaluate.n_answers
+        prompts = [self.held_prompts[number % len(self.held_prompts)] for number in range(n)]
+        seed = seed_of(self._settings.seed, 0, "answers")
+        written = self.write(prompts, tick, seed=seed, dose=dose, alphas=(1.0,) if dose else (0.0,))
+        logps = self.logp(written)
+        if self.own is None:
+            try:
+                self.own = filter.norms(logps)
+            except ValueError as error:
+                raise RoundFailed("The base model writes empty answers: choose another model.") from error
+        own = self.own.perplexity
+        found = filter.summary(
+            [filter.health(row.text, logp, own) for row, logp in zip(written, logps, strict=True)]
+        )
+        return found | {"own_perplexity": own, "own_tail": self.own.tail}
+
+    def fixed(self, tick: Tick | None = None) -> dict[str, list[str]]:
+        """The fixed prompts and their greedy answers."""
+        prompts = data.fixed_prompts()
+        written = self.write(prompts, tick, seed=0, greedy=True)
+        return {"prompts": prompts, "texts": [row.text for row in written]}
+
+    def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
+        """The data of a `profile` event."""
+        return {"stage": stage, "alpha": alpha, **asdict(found), "text": text}

@@ -1,0 +1,185 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from steer_heal.adapters import WEIGHTS, AdapterStack, saved_rounds, target_modules
+from steer_heal.config import SettingsError, TrainSettings
+from tests import tiny
+
+SETTINGS = TrainSettings(rank=2)
+
+
+def logits(lm):
+    ids = torch.tensor([lm.encode_chat([{"role": "user", "content": "hello there"}])])
+    with torch.no_grad():
+        return lm.model(ids).logits
+
+
+def shake(stack, seed=0):
+    """Give the adapter in training weights that matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in stack.trainable():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture
+def lm():
+    return tiny.language_model("gemma3", n_layers=2)
+
+
+@pytest.fixture
+def trained(lm):
+    stack = AdapterStack(lm)
+    for round_ in (1, 2):
+        stack.fresh(round_, SETTINGS, seed=round_)
+        shake(stack, round_)
+        stack.fold()
+    return stack
+
+
+@pytest.mark.parametrize("arch", tiny.ARCHS)
+def test_targets_are_the_linear_layers_of_attention_and_mlp(arch):
+    names = target_modules(tiny.shared(arch))
+    assert names == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+def test_targets_are_full_paths_where_a_name_is_not_unique(lm):
+    lm.model.tower = nn.ModuleDict({"q_proj": nn.Linear(2, 2)})
+    names = target_modules(lm)
+    assert "model.layers.0.self_attn.q_proj" in names
+    assert not [name for name in names if "tower" in name]
+
+
+def test_a_fresh_adapter_changes_nothing_and_alone_asks_for_gradients(lm, trained):
+    before = logits(lm)
+    trained.fresh(3, SETTINGS, seed=0)
+    assert torch.equal(logits(lm), before)
+    asking = [name for name, parameter in lm.model.named_parameters() if parameter.requires_grad]
+    assert asking
+    assert all("round-3" in name for name in asking)
+    trained.fold()
+    assert not trained.trainable()
+
+
+def test_off_and_previous_are_exact_and_come_back(lm):
+    base = logits(lm)
+    stack = AdapterStack(lm)
+    with stack.off():
+        assert torch.equal(logits(lm), base)
+    stack.fresh(1, SETTINGS, seed=1)
+    shake(stack)
+    stack.fold()
+    first = logits(lm)
+    stack.fresh(2, SETTINGS, seed=2)
+    shake(stack)
+    second = logits(lm)
+    with stack.previous():
+        assert torch.equal(logits(lm), first)
+        with stack.off():
+            assert torch.equal(logits(lm), base)
+        assert torch.equal(logits(lm), first)
+    with pytest.raises(RuntimeError, match="inside"), stack.off():
+        raise RuntimeError("inside")
+    assert torch.equal(logits(lm), second)
+    assert not torch.equal(first, base)
+    assert not torch.equal(second, first)
+    assert stack.trainable()
+
+
+def test_unload_gives_back_the_base_s_own_modules(lm):
+    base, modules = logits(lm), dict(lm.model.named_modules())
+    weights = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    stack = AdapterStack(lm)
+    stack.unload()
+    stack.fresh(1, SETTINGS, seed=1)
+    shake(stack)
+    stack.unload()
+    assert torch.equal(logits(lm), base)
+    assert dict(lm.model.named_modules()) == modules
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in lm.model.state_dict().items())
+    stack.fresh(1, SETTINGS, seed=1)
+    assert stack.trainable()
+
+
+def test_the_seed_alone_draws_the_fresh_adapter(lm):
+    stack, drawn = AdapterStack(lm), []
+    for seed, noise in ((5, 1), (5, 2), (6, 1)):
+        torch.manual_seed(noise)
+        stack.fresh(1, SETTINGS, seed=seed)
+        drawn.append(torch.cat([parameter.detach().flatten() for parameter in stack.trainable()]))
+        stack.unload()
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_rounds_cannot_be_mixed_up(lm, trained):
+    with pytest.raises(ValueError, match="round 2"):
+        trained.fresh(2, SETTINGS, seed=0)
+    trained.fresh(3, SETTINGS, seed=0)
+    with pytest.raises(ValueError, match="round 4"):
+        trained.fresh(4, SETTINGS, seed=0)
+    trained.fold()
+    with pytest.raises(ValueError, match="no adapter"):
+        trained.fold()
+
+
+def test_saved_rounds_load_into_the_same_model(lm, trained, tmp_path):
+    wanted = logits(lm)
+    for round_ in (1, 2):
+        trained.save(round_, tmp_path)
+    trained.unload()
+    assert saved_rounds(tmp_path) == [1, 2]
+    again = AdapterStack(lm)
+    for round_ in saved_rounds(tmp_path):
+        again.load(round_, tmp_path)
+    assert torch.equal(logits(lm), wanted)
+    assert again.history == (1, 2)
+    assert not again.trainable()
+    config = json.loads((tmp_path / "round-2" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert (tmp_path / "round-2" / WEIGHTS).stat().st_mode & 0o777 == 0o644
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(lm, trained, tmp_path):
+    path = trained.save(2, tmp_path)
+    wanted = logits(lm)
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "adapter_config.json").write_bytes((path / "adapter_config.json").read_bytes())
+    tensors = load_file(path / WEIGHTS)
+    first = next(iter(tensors))
+    for change, message in (
+        ({first: tensors[first][:, :-1].contiguous()}, "cannot be put on"),
+        ({first: tensors[first] * torch.nan}, "not finite"),
+        ({"base_model.model.model.layers.7.q_proj.lora_A.weight": tensors[first].clone()}, "another model"),
+    ):
+        save_file({**tensors, **change}, bad / WEIGHTS)
+        with pytest.raises(SettingsError, match=message):
+            trained.load_path(bad, 3)
+        assert torch.equal(logits(lm), wanted)
+        assert trained.history == (1, 2)
+    other = tiny.language_model("llama", n_layers=1)
+    before = logits(other)
+    with pytest.raises(SettingsError, match="cannot be put on tiny-llama"):
+        AdapterStack(other).load(2, tmp_path)
+    assert torch.equal(logits(other), before)
+    assert not [name for name, _ in other.model.named_modules() if "lora" in name]
+
+
+def test_nothing_is_loaded_from_pickle(lm, tmp_path):
+    folder = tmp_path / "round-1"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(SettingsError, match="is no adapter"):
+        AdapterStack(lm).load(1, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(lm, trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="Cannot write"):
+        trained.save(1, tmp_path / "file")

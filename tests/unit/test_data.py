@@ -1,0 +1,201 @@
+import json
+from collections import Counter
+
+import pytest
+
+from steer_heal import data
+from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, SettingsError
+
+
+@pytest.fixture
+def vignette_file(tmp_path):
+    def write(*rows):
+        path = tmp_path / "mine.jsonl"
+        path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+        return path
+
+    return write
+
+
+def row(text="You see a man.", foundation="Care", **more):
+    return {"text": text, "foundation_coarse": foundation, **more}
+
+
+def test_our_own_vignettes_are_balanced_and_in_both_persons():
+    found = data.vignettes()
+    counts = Counter((vignette.foundation, vignette.condition) for vignette in found)
+    assert set(counts) == {(name, condition) for name in FOUNDATIONS for condition in data.CONDITIONS}
+    assert min(counts.values()) >= 14
+    assert len(data.vignettes(condition="self_violate")) == len(found) / 2
+
+
+def test_a_limit_keeps_the_foundations_balanced_and_the_order():
+    everything = data.vignettes(condition="other_violate")
+    chosen = data.vignettes(condition="other_violate", limit=16)
+    assert sorted(Counter(vignette.foundation for vignette in chosen).values()) == [2, 2, 2, 2, 2, 3, 3]
+    assert chosen == [vignette for vignette in everything if vignette in chosen]
+    assert data.vignettes(condition="other_violate", limit=10_000) == everything
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("Care (e)", "Care"),
+        ("Care (p, a)", "Care"),
+        ("Social Norms", "SocialNorms"),
+        ("social_norms", "SocialNorms"),
+        ("LIBERTY", "Liberty"),
+        ("Purity", None),
+        ("", None),
+    ],
+)
+def test_spellings_of_a_foundation(name, wanted):
+    assert data.foundation_name(name) == wanted
+
+
+def test_a_file_in_tinymfv_format_is_read(vignette_file):
+    path = vignette_file(
+        {"id": "a1", "foundation": "Care (p, h)", "text": "You kick a dog.", "human_Care": 83.0},
+        "",
+        {"foundation": "Other", "foundation_coarse": "Social Norms", "text": "You wear a hat."},
+    )
+    first, second = data.vignettes(path, condition="self_violate")
+    assert (first.id, first.foundation, first.condition) == ("a1", "Care", "self_violate")
+    assert (second.id, second.foundation) == ("line-3", "SocialNorms")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([row(), "{nonsense"], r"mine\.jsonl line 2: not JSON"),
+        ([row(), "[1]"], r"line 2: must be a JSON object"),
+        ([{"foundation_coarse": "Care"}], r"line 1: 'text' is missing"),
+        ([row(text="  ")], r"line 1: 'text' is missing or empty"),
+        ([row(text=7)], r"line 1: 'text'"),
+        ([row(text="x" * 9_000)], r"line 1: 'text' has 9000 characters"),
+        ([{"text": "You see a man."}], r"line 1: 'foundation_coarse' is missing"),
+        ([row(foundation="Purity")], r"line 1: 'Purity' is no foundation"),
+        ([row(condition="both")], r"line 1: 'condition' must be one of"),
+        ([row(id="a"), row(id="a", text="Another.")], r"line 2: the same id as line 1"),
+        ([row(id="a"), row(id="b")], r"line 2: the same text as line 1"),
+        ([""], r"mine\.jsonl holds no vignette"),
+    ],
+)
+def test_a_bad_vignette_file_is_refused_by_line(vignette_file, rows, message):
+    with pytest.raises(SettingsError, match=message):
+        data.vignettes(vignette_file(*rows))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(SettingsError, match="Cannot read"):
+        data.vignettes(tmp_path / "absent.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}')
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        data.vignettes(tmp_path / "latin.jsonl")
+
+
+def test_a_condition_that_is_not_there(vignette_file):
+    with pytest.raises(SettingsError, match="no vignette of condition self_violate"):
+        data.vignettes(vignette_file(row(condition="other_violate")), condition="self_violate")
+    with pytest.raises(SettingsError, match="Unknown condition"):
+        data.vignettes(condition="third")
+    with pytest.raises(SettingsError, match="at least 1"):
+        data.vignettes(limit=0)
+
+
+def test_traits_come_with_contexts_and_prompts():
+    known = data.traits()
+    assert next(iter(known)) == DEFAULT_TRAIT
+    assert len(known) >= 3
+    for name in known:
+        assert data.trait(name).positive != data.trait(name).negative
+        assert len(data.contexts(name)) >= 128
+        assert len(data.heal_prompts(name)) >= 30
+        assert not set(data.heal_prompts(name)) & set(data.fixed_prompts())
+    assert len(data.fixed_prompts()) == 6
+    with pytest.raises(SettingsError, match=r"Unknown trait 'greed'.*care_over_authority"):
+        data.trait("greed")
+
+
+TRAIT = {
+    "name": "a",
+    "title": "A",
+    "description": "A.",
+    "positive": "You are one.",
+    "negative": "You are two.",
+    "target": {"Care": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"traits\.json line 1: not JSON"),
+        ("[]", "must hold a list of traits"),
+        ('["a"]', "entry 1: must be an object"),
+        (json.dumps([TRAIT, TRAIT]), "entry 2: the trait 'a' stands there twice"),
+        (json.dumps([{**TRAIT, "positive": ""}]), "entry 1: 'positive' is missing"),
+        (json.dumps([{**TRAIT, "negative": "You are one."}]), "the two personas are the same"),
+        (json.dumps([{**TRAIT, "target": {"Care": 2}}]), "'target' holds 'Care': 2"),
+        (json.dumps([{**TRAIT, "target": {"Purity": 1}}]), "'target' holds 'Purity'"),
+        (json.dumps([{**TRAIT, "target": {}}]), "'target' must map"),
+    ],
+)
+def test_bad_traits_are_refused(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    (tmp_path / "traits.json").write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        data.traits()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('["a"]', "under 'shared'"),
+        ('{"other": ["a"]}', "under 'shared'"),
+        ('{"shared": []}', "'shared': must be a list of texts"),
+        ('{"shared": ["a", " "]}', "entry 2: must be text"),
+        ('{"shared": ["a", "a"]}', "entry 2: the same text as entry 1"),
+    ],
+)
+def test_bad_pools_are_refused(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    (tmp_path / "contexts.json").write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        data.contexts("greed")
+
+
+def test_a_trait_s_own_texts_stand_before_the_shared_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    (tmp_path / "contexts.json").write_text('{"shared": ["a", "b"], "greed": ["c", "a"]}')
+    assert data.contexts("greed") == ["c", "a", "b"]
+    assert data.contexts("thrift") == ["a", "b"]
+
+
+def test_a_frame_asks_with_the_answers_in_both_orders():
+    frame = data.frame("foundations")
+    forward, reversed_ = (frame.render("You {options} see.", order) for order in frame.orders)
+    assert '"Care", "Fairness"' in forward
+    assert '"SocialNorms", "Liberty"' in reversed_
+    assert "You {options} see." in forward
+    with pytest.raises(SettingsError, match=r"Unknown frame 'x'.*foundations"):
+        data.frame("x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": "No place."}, r"must hold \{text\} and \{options\}"),
+        ({"options": ["A"]}, "give 7 options"),
+        ({"orders": ["sideways"]}, "'orders' may hold"),
+        ({"think_budget": -1}, "'think_budget'"),
+        ({"prefill": ""}, "'prefill' is missing"),
+        ({"colour": 1}, "unknown field 'colour'"),
+    ],
+)
+def test_a_bad_frame_is_refused(tmp_path, monkeypatch, change, message):
+    good = json.loads((data.FOLDER / "frames.json").read_text())["foundations"]
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    (tmp_path / "frames.json").write_text(json.dumps({"mine": {**good, **change}}))
+    with pytest.raises(SettingsError, match=message):
+        data.frame("mine")

@@ -1,0 +1,157 @@
+import math
+
+import pytest
+
+from steer_heal import filter as filters
+from steer_heal.config import FilterSettings, Thresholds
+from steer_heal.records import TextHealth
+
+GOOD = "I would comfort the boy first, and then I would talk to the teacher about what happened here."
+OWN = filters.Norms(perplexity=1.5, tail=2.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "need need need need",
+        "ababababab",
+        "I need to go I need to go I need to go I need to go",
+        "no no no no no no I would never",
+        "hahahahahahaha",
+        "The cat. The cat. The cat. The cat.",
+        "你好你好你好你好",
+    ],
+)
+def test_loops_score_above_the_threshold(text):
+    assert filters.repetition(text) > Thresholds().repetition_broken
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        "",
+        "No.",
+        "It is very, very cold in the house and on the roof.",
+        "A banana is sweet.",
+        "I think that the boy should stop. I think that the boy should say sorry to the girl and to her friend.",
+        "You hit a lonely pupil. That is cruel, and the pupil is hurt. Say sorry to the pupil and make it good.",
+    ],
+)
+def test_ordinary_text_scores_low(text):
+    assert filters.repetition(text) < 0.25
+
+
+def test_perplexity_of_known_tokens():
+    assert filters.perplexity([math.log(0.5)] * 4) == pytest.approx(2.0)
+    assert filters.perplexity([]) is None
+    assert filters.perplexity([-1.0, math.nan]) is None
+    assert filters.perplexity([-math.inf]) is None
+    assert filters.perplexity([-500.0]) == filters.MAX_PERPLEXITY
+
+
+def test_the_tail_is_the_last_quarter_rounded_up():
+    assert filters.tail([1, 2, 3, 4, 5, 6, 7, 8, 9]) == [7, 8, 9]
+    assert filters.tail([1]) == [1]
+    assert filters.tail([]) == []
+
+
+def test_norms_are_medians_of_what_base_wrote():
+    own = filters.norms([[math.log(0.5)] * 4, [math.log(0.25)] * 4, [math.log(0.1)] * 4, []])
+    assert own.perplexity == pytest.approx(4.0)
+    assert own.tail == pytest.approx(4.0)
+    with pytest.raises(ValueError, match="no text"):
+        filters.norms([[]])
+
+
+def test_a_good_completion_is_kept_with_all_its_scores():
+    verdict = filters.judge(filters.scores(GOOD, [math.log(0.6)] * 20, OWN), FilterSettings())
+    assert verdict.kept
+    assert verdict.reasons == ()
+    assert {"perplexity", "perplexity_ratio", "tail_ratio", "repetition", "words"} <= set(verdict.scores)
+
+
+def test_every_cut_that_fails_is_named():
+    text = "need need need"
+    logp = [math.log(0.5)] * 3 + [math.log(0.001)]
+    verdict = filters.judge(filters.scores(text, logp, OWN), FilterSettings(max_perplexity_ratio=2.0))
+    assert not verdict.kept
+    assert set(verdict.reasons) == {"perplexity", "last quarter", "repetition", "too short"}
+
+
+@pytest.mark.parametrize("logp", [[], [math.nan] * 5])
+def test_text_that_cannot_be_scored_is_dropped(logp):
+    verdict = filters.judge(filters.scores(GOOD, logp, OWN), FilterSettings())
+    assert not verdict.kept
+    assert "perplexity" in verdict.reasons
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("As an AI language model I have no view on that.", "boilerplate"),
+        ("I'm sorry, but I can't help with that request.", "boilerplate"),
+        ("As someone who looks after others, I would step in.", "narration"),
+        ("I am a person who always defers to the boss, so yes.", "narration"),
+    ],
+)
+def test_boilerplate_and_narration_are_dropped(text, reason):
+    verdict = filters.judge(filters.scores(text, [math.log(0.6)] * 9, OWN), FilterSettings())
+    assert verdict.reasons == (reason,)
+
+
+def test_eaten_names_the_hungriest_filter_first():
+    verdicts = [
+        filters.judge(filters.scores(text, [math.log(0.6)] * 9, OWN), FilterSettings())
+        for text in ("no no no no", "a b c d e a b c d e a b c d e", "Yes.", "No.", GOOD)
+    ]
+    assert list(filters.eaten(verdicts).items()) == [("repetition", 2), ("too short", 2)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "wanted"),
+    [
+        (None, "coherent"),
+        (1.01, "coherent"),
+        (0.95, "coherent"),
+        (0.9, "degraded"),
+        (0.84, "broken"),
+        (math.nan, "broken"),
+    ],
+)
+def test_verdict_by_mass(ratio, wanted):
+    assert filters.mass_verdict(ratio) == wanted
+
+
+def test_verdict_is_the_worse_of_mass_and_text():
+    limits = Thresholds(perplexity_degraded=3.0, perplexity_broken=20.0, repetition_broken=0.3)
+    assert filters.text_verdict(None, 0.0, limits) == "coherent"
+    assert filters.text_verdict(5.0, 0.0, limits) == "degraded"
+    assert filters.text_verdict(50.0, 0.0, limits) == "broken"
+    assert filters.text_verdict(1.0, 0.4, limits) == "broken"
+    assert filters.set_verdict(0.9, {"perplexity_ratio": 1.0, "repetition": 0.0}, limits) == "degraded"
+    assert filters.set_verdict(1.0, {"perplexity_ratio": 30.0}, limits) == "broken"
+    assert filters.set_verdict(None, {}, limits) == "coherent"
+    assert filters.worse() == "coherent"
+
+
+def test_health_of_one_text():
+    row = filters.health(GOOD, [math.log(0.25)] * 6, 2.0, kl=[0.0, 1.0])
+    assert row.perplexity == pytest.approx(4.0)
+    assert row.perplexity_ratio == pytest.approx(2.0)
+    assert row.kl_p95 == pytest.approx(0.95)
+    assert row.verdict == "coherent"
+    assert filters.health(GOOD).perplexity is None
+    assert filters.health(GOOD, [math.nan], 2.0).verdict == "broken"
+
+
+def test_summary_of_a_set_is_made_of_medians():
+    rows = [
+        TextHealth(perplexity=p, perplexity_ratio=p / 2, repetition=r)
+        for p, r in ((2.0, 0.0), (4.0, 0.1), (60.0, 0.9))
+    ]
+    found = filters.summary(rows)
+    assert found == pytest.approx(
+        {"perplexity": 4.0, "perplexity_ratio": 2.0, "repetition": 0.1, "looping": 1 / 3}
+    )
+    assert filters.summary([]) == {}
