@@ -1,0 +1,28 @@
+"""Shared by all tests: one thread (the models are tiny), and a fixture over the tiny architectures."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Before any import of theirs: no test may reach for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+
+from tests import tiny
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=tiny.ARCHS)
+def arch(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def lm(arch: str):
+    """A tiny model of each architecture in turn, shared: a test that changes it makes its own."""
+    return tiny.shared(arch)
