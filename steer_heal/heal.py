@@ -1,7 +1,7 @@
 """Train one round: the student learns to say, without steering, what steering made it say.
 
-loss = NLL(completion | prompt without steering or persona) + lam * relu(D(student, reference) - tau), with D
-over the completion's positions. The reference's logits are computed before the student's forward pass, with no
+loss = NLL(completion | prompt without steering or persona) + lam * relu(D(student, reference) - tau), D over
+the completion's positions. The reference's logits are computed before the student's forward pass, with no
 gradient; forward, loss and backward all happen under the same active adapters.
 """
 
@@ -89,7 +89,7 @@ def completion_labels(batch: Sequence[Example], device: torch.device) -> Tensor:
 
 
 class Reference:
-    """The reference's logits for a batch, under the folded history ("prev") or with every adapter off ("base")."""
+    """The reference's logits for a batch: the folded history's ("prev") or the base's ("base")."""
 
     def __init__(
         self, lm: LanguageModel, stack: AdapterStack, settings: TrainSettings, n_tokens: int
@@ -162,8 +162,8 @@ def train_round(
     """Train the adapter that `stack` has in training; yields after every optimizer step.
 
     Each item holds step, total, loss, nll, divergence, barrier, lr, and at each epoch's end held_out_nll. The
-    order of the examples and what is held out come from `seed` alone. Errors: `RoundFailed` without examples or
-    when the loss is not finite; `Stopped` between two steps when `stop()` says so.
+    order of the examples and what is held out come from `seed` alone. Errors: `RoundFailed` without
+    examples or when the loss is not finite; `Stopped` between two steps when `stop()` says so.
     """
     examples = [example for example in examples if example.completion_ids]
     if not examples:

@@ -168,6 +168,8 @@ class DoseRow:
     trait_shift: float | None
     verdict: Verdict3
     sample: str = ""
+    perplexity_ratio: float | None = None
+    looping: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ FLOAT32_LIMIT = 1 << 24
 
 @torch.inference_mode()
 def last_logits(lm: LanguageModel, rows: Sequence[Sequence[int]], n: int) -> Tensor:
-    """Logits (B, n, V) at the last `n` positions of each row, under the steering and adapters that are active.
+    """Logits (B, n, V) at each row's last `n` positions, under the steering and adapters that are active.
 
     Rows are padded on the left; position -1 is the row's last token.
     """

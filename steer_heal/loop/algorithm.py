@@ -50,9 +50,9 @@ def run(
 
     `folder` gets `vectors/round-N.safetensors` and `adapters/round-N/`. `start_round`: how many rounds are
     finished already, whose adapters lie there; `earlier`: the run's events so far, which spare measuring the
-    base again. Ends with `finished`, `failed` (a sentence) or `cancelled`; the model is as before in any case.
-    Same seed, same machine, same numbers, resumed or not. Errors: `SettingsError` before the first
-    event, for what can be told at once.
+    base again. Ends with `finished`, `failed` (a sentence) or `cancelled`; the model is then as before.
+    Same seed, same machine, same numbers, resumed or not. Errors: `SettingsError` before the first event,
+    for what can be told at once.
     """
     loop = _Loop(lm, settings, Path(folder), stop or (lambda: False))
     try:
@@ -210,8 +210,8 @@ class _Loop:
         if len(kept) < self.settings.data.min_kept:
             ate = ", ".join(f"{reason} {count}" for reason, count in filter.eaten(verdicts).items())
             raise RoundFailed(
-                f"Round {round_} starved: the filter kept {len(kept)} of {len(made)} completions, at least "
-                f"{self.settings.data.min_kept} are needed; dropped for: {ate}. Lower the alphas or widen the cuts."
+                f"Round {round_} starved: the filter kept {len(kept)} of {len(made)} completions and "
+                f"{self.settings.data.min_kept} are needed; dropped for: {ate}. Lower the alphas or the cuts."
             )
         return kept
 
