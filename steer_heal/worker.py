@@ -1,0 +1,157 @@
+"""One run, worked through in this process: `python -m steer_heal.worker RUN_DIR`. It never opens DuckDB."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import Timeout
+
+from steer_heal import events, loop, models
+from steer_heal.config import HealSettings, SettingsError
+from steer_heal.events import FINAL, EventLog
+from steer_heal.jobs import LocalProcesses, RunFolder, this_process
+from steer_heal.jobs.folder import HEARTBEAT_S
+from steer_heal.records import Event, RunStatus
+
+OnEvent = Callable[[Event], None]
+EXIT = {"finished": 0, "failed": 1, "cancelled": 3}
+_SYNCED = {"round", *FINAL}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 only when the run finished; 1 failed, 2 could not begin, 3 cancelled."""
+    paths = list(sys.argv[1:] if arguments is None else arguments)
+    if len(paths) != 1:
+        print("usage: python -m steer_heal.worker RUN_DIR", file=sys.stderr)
+        return 2
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        folder = RunFolder(Path(paths[0]).absolute())
+        with stopping() as stopped:
+            code = EXIT[work(folder, stopped)]
+        LocalProcesses(folder.path.parent).advance()  # the next in the queue, also when no page is open
+        return code
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as ever."""
+    stopped = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, _frame: object) -> None:
+        stopped.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def work(folder: RunFolder, stopped: threading.Event, on_event: OnEvent | None = None) -> RunStatus:
+    """Works a run from its last finished round to its end, writing its log; gives how it ended.
+
+    `on_event` hears of each event once it is written. Raises: `SettingsError` when the folder cannot be used
+    or another process works in it; the log is then as it was.
+    """
+    settings = folder.settings()
+    try:
+        with folder.lock.acquire(blocking=False), _beating(folder), EventLog(folder.log) as log:
+            folder.claim(this_process())
+            return _Run(folder, log, stopped, on_event).work(settings)
+    except Timeout as error:
+        raise SettingsError(f"Run {folder.run_id} is already being worked on: wait for it to end.") from error
+
+
+@contextmanager
+def _beating(folder: RunFolder) -> Iterator[None]:
+    """Keeps the heartbeat fresh, also through a long step."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while True:
+            folder.beat()
+            if ended.wait(HEARTBEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class _Run:
+    """The log being written, and what ends the run early."""
+
+    def __init__(
+        self, folder: RunFolder, log: EventLog, stopped: threading.Event, on_event: OnEvent | None
+    ) -> None:
+        self._folder, self._log, self._stopped, self._on_event = folder, log, stopped, on_event
+
+    def work(self, settings: HealSettings) -> RunStatus:
+        try:
+            return self._loop(settings)
+        except SettingsError as error:
+            return self._say("failed", None, {"message": str(error)})
+        except Exception as error:  # noqa: BLE001 - whatever broke a run is its last event, for a person to read
+            traceback.print_exc()
+            what = str(error).strip().partition("\n")[0] or "no message"
+            message = f"{type(error).__name__}: {what} (the whole of it is in {self._folder.worker_log})"
+            return self._say("failed", None, {"message": message})
+
+    def _loop(self, settings: HealSettings) -> RunStatus:
+        earlier = events.read(self._folder.log).events
+        done = self._folder.last_round()
+        if any(event.kind == "started" for event in earlier):
+            self._say("resumed", None, {"round": done, "pid": os.getpid(), "host": socket.gethostname()})
+        else:
+            about = {"settings": settings.model_dump(mode="json"), "pid": os.getpid()}
+            self._say("started", None, {**about, "host": socket.gethostname()})
+        lm = models.load(settings.model)
+        whole_base = any(event.kind == "answers" and event.round == 0 for event in earlier)
+        status: RunStatus = "failed"
+        for kind, round_, data in loop.run(
+            lm,
+            settings,
+            self._folder.path,
+            start_round=done,
+            earlier=earlier if whole_base else (),
+            stop=self._stop,
+        ):
+            status = self._say(kind, round_, data)
+        return status
+
+    def _stop(self) -> bool:
+        return self._stopped.is_set() or self._folder.cancel_asked()
+
+    def _say(self, kind: str, round_: int | None, data: dict) -> RunStatus:
+        """Writes one event; gives the status the run has after it."""
+        event = self._log.append(kind, round_, data)
+        if kind in _SYNCED:
+            self._log.sync()
+        if self._on_event is not None:
+            self._on_event(event)
+        return FINAL.get(kind, "running")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""The worker: every way a run can end is its last event and an exit code, and nothing is written twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from steer_heal import events, worker
+from steer_heal.config import SettingsError, heal_settings
+from steer_heal.jobs import LocalProcesses, RunFolder
+
+Emission = tuple[str, int | None, dict[str, Any]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return LocalProcesses(tmp_path / "runs").create(heal_settings(rounds=2, seed=5))
+
+
+@pytest.fixture
+def play(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Callable[..., Iterator[Emission]]], list[dict[str, Any]]]:
+    """Puts a function in the loop's place; gives the keyword arguments it was called with."""
+    asked: list[dict[str, Any]] = []
+
+    def put(script: Callable[..., Iterator[Emission]]) -> list[dict[str, Any]]:
+        def run(_lm: Any, settings: Any, _folder: Path, **rest: Any) -> Iterator[Emission]:
+            asked.append({"settings": settings, **rest})
+            yield from script(rest["stop"])
+
+        monkeypatch.setattr("steer_heal.worker.models.load", lambda name: None)
+        monkeypatch.setattr("steer_heal.worker.loop.run", run)
+        return asked
+
+    return put
+
+
+def kinds(folder: RunFolder) -> list[str]:
+    return [event.kind for event in events.read(folder.log).events]
+
+
+def two_rounds(_stop: Any) -> Iterator[Emission]:
+    yield "profile", 0, {"stage": "base"}
+    yield "answers", 0, {"prompts": [], "texts": []}
+    yield "round", 1, {"retention": float("nan")}
+    yield "round", 2, {"retention": 1.0}
+    yield "finished", None, {"reason": "2 rounds done"}
+
+
+def test_a_finished_run_exits_0_and_every_event_is_in_the_log(folder: RunFolder, play: Any) -> None:
+    asked = play(two_rounds)
+    assert worker.main([str(folder.path)]) == 0
+    assert kinds(folder) == ["queued", "started", "profile", "answers", "round", "round", "finished"]
+    assert asked[0]["settings"].seed == 5
+    assert (asked[0]["start_round"], asked[0]["earlier"]) == (0, ())
+    started = events.read(folder.log).events[1].data
+    assert started["pid"] == os.getpid()
+    assert started["settings"]["seed"] == 5
+    assert (folder.path / "heartbeat").exists()
+
+
+def test_listeners_hear_what_is_written(folder: RunFolder, play: Any) -> None:
+    play(two_rounds)
+    heard: list[events.Event] = []
+    assert worker.work(folder, threading.Event(), heard.append) == "finished"
+    assert heard == list(events.read(folder.log).events[1:])
+
+
+def test_what_breaks_a_run_is_its_last_event(
+    folder: RunFolder, play: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(_stop: Any) -> Iterator[Emission]:
+        yield "round", 1, {}
+        raise MemoryError("too big\nsecond line")
+
+    play(breaks)
+    assert worker.main([str(folder.path)]) == 1
+    last = folder.last_event()
+    assert last is not None
+    assert last.kind == "failed"
+    assert last.data["message"].startswith("MemoryError: too big (")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_settings_that_do_not_work_fail_in_one_sentence(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_model(_name: str) -> None:
+        raise SettingsError("There is no such model.")
+
+    monkeypatch.setattr("steer_heal.worker.models.load", no_model)
+    assert worker.main([str(folder.path)]) == 1
+    last = folder.last_event()
+    assert last is not None
+    assert last.data == {"message": "There is no such model."}
+
+
+def test_resumed_after_the_last_finished_round_with_what_was_measured(folder: RunFolder, play: Any) -> None:
+    def cut(_stop: Any) -> Iterator[Emission]:
+        yield from list(two_rounds(None))[:3]
+        yield "cancelled", None, {}
+
+    play(cut)
+    assert worker.main([str(folder.path)]) == 3
+    asked = play(two_rounds)
+    assert worker.main([str(folder.path)]) == 0
+    assert asked[-1]["start_round"] == 1
+    assert "answers" in [event.kind for event in asked[-1]["earlier"]]
+    resumed = next(event for event in events.read(folder.log).events if event.kind == "resumed")
+    assert resumed.data["round"] == 1
+    assert kinds(folder).count("started") == 1
+
+
+def test_a_base_that_was_cut_off_is_measured_again(folder: RunFolder, play: Any) -> None:
+    def cut(_stop: Any) -> Iterator[Emission]:
+        yield "profile", 0, {"stage": "base"}
+        yield "cancelled", None, {}
+
+    play(cut)
+    worker.main([str(folder.path)])
+    asked = play(two_rounds)
+    worker.main([str(folder.path)])
+    assert asked[-1]["earlier"] == ()
+
+
+@pytest.mark.parametrize("how", ["signal", "file"])
+def test_it_stops_when_told_by_signal_or_file(folder: RunFolder, play: Any, how: str) -> None:
+    def long(stop: Callable[[], bool]) -> Iterator[Emission]:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM) if how == "signal" else folder.ask_to_cancel()
+        while not stop():
+            pass
+        yield "cancelled", None, {"message": "stopped"}
+
+    play(long)
+    before = signal.getsignal(signal.SIGTERM)
+    assert worker.main([str(folder.path)]) == 3
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_worker_of_the_same_run_is_refused_and_writes_nothing(
+    folder: RunFolder, play: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(two_rounds)
+    before = folder.log.read_bytes()
+    with FileLock(folder.path / ".lock"):
+        assert worker.main([str(folder.path)]) == 2
+    assert "already" in capsys.readouterr().err
+    assert folder.log.read_bytes() == before
+
+
+def test_bad_arguments_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert worker.main([]) == 2
+    assert worker.main([str(tmp_path / "no-such-run")]) == 2
+    assert worker.main([str(tmp_path / "Not A Run")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
