@@ -1,0 +1,217 @@
+"""One model and the runs: everything the page and the command line can ask for."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from steer_heal import data, dose, instrument, models
+from steer_heal.config import (
+    DEFAULT_MODEL,
+    DoseRequest,
+    EvalSettings,
+    HealSettings,
+    SteerRequest,
+    build,
+)
+from steer_heal.engine.book import RunBook
+from steer_heal.engine.pairs import Pairs, encode
+from steer_heal.engine.turns import Ticket, Turns, Waiting
+from steer_heal.engine.vectors import Vectors
+from steer_heal.jobs import LocalProcesses
+from steer_heal.models import LanguageModel, band_layers
+from steer_heal.records import (
+    Calibration,
+    CompletionRow,
+    DoseRow,
+    MapNode,
+    ModelInfo,
+    Profile,
+    RoundDetail,
+    RunRow,
+    SteerFrame,
+    Stopped,
+    Trait,
+    Vignette,
+)
+from steer_heal.store import Store
+
+T = TypeVar("T")
+Sweep = tuple[float, list[DoseRow]]
+
+DOSE_PROMPTS = 6
+"""How many prompts a sweep answers freely when the request names none."""
+
+
+class Engine:
+    """Steers one model for several sessions, and launches and shows runs.
+
+    Bad input raises `SettingsError`, one sentence, and changes nothing. All methods may be called from any
+    thread; the model itself is used by one. `cache_dir` keeps vectors and calibrations; beside `runs_dir`
+    when none. `lm` takes the place of loading `model`.
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        runs_dir: str | Path = "runs",
+        db: str | Path = "runs.duckdb",
+        cache_dir: str | Path | None = None,
+        lm: LanguageModel | None = None,
+    ) -> None:
+        runs = Path(runs_dir).absolute()
+        self._lm = models.load(model) if lm is None else lm
+        self._vectors = Vectors(self._lm, Path(cache_dir) if cache_dir else runs.parent / "cache")
+        self._pairs = Pairs(self._lm, self._vectors)
+        self._turns = Turns()
+        self._book = RunBook(LocalProcesses(runs), Store(db, patience=1.0))
+        self._numbers = itertools.count()
+        self.info: ModelInfo = self._lm.info
+
+    def traits(self) -> list[Trait]:
+        """All traits, the default one first."""
+        return list(data.traits().values())
+
+    def vignettes(self, condition: str = "other_violate") -> list[Vignette]:
+        """The bundled vignettes of one condition."""
+        return data.vignettes(condition=condition)
+
+    def fixed_prompts(self) -> list[str]:
+        """The prompts that every round answers."""
+        return data.fixed_prompts()
+
+    def layers(self, band: tuple[float, float]) -> tuple[int, ...]:
+        """The layers of the loaded model that the band holds."""
+        return band_layers(self._lm.n_layers, band)
+
+    def steer(self, request: SteerRequest, *, session: str) -> Iterator[SteerFrame]:
+        """Base and steered answer as they are written, a frame a token; base comes from memory when known.
+
+        A session's newer request ends its older one, whose last frame then has `superseded`; sessions are
+        served step by step in turn, and `waiting` counts who is ahead while there are many.
+        """
+        asked = time.perf_counter()
+
+        def steps(ticket: Ticket[SteerFrame]) -> Iterator[SteerFrame]:
+            return self._pairs.steps(request, ticket, asked)
+
+        for item in self._turns.run(f"steer {session}", steps):
+            waiting = isinstance(item, Waiting)
+            yield SteerFrame((), (), False, False, waiting=item.ahead) if waiting else item
+
+    def stop(self, session: str) -> None:
+        """Ends what the session has running, within a token."""
+        for work in ("steer", "dose"):
+            self._turns.stop(f"{work} {session}")
+
+    def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
+        """The seven foundations for this prompt as a vignette: base and steered."""
+
+        def measure() -> tuple[Profile, Profile]:
+            encode(self._lm, request.prompt)
+            steer = self._vectors.steer(request.trait, request.band)
+            vignette = Vignette("prompt", "", request.prompt, "other_violate")
+            base, steered = instrument.evaluate(
+                self._lm,
+                [vignette],
+                data.frame(build(EvalSettings).frame),
+                vector=steer.vector,
+                coefficients_KL=steer.coefficients_KL(0.0, request.alpha),
+            )
+            return base, steered
+
+        return self._once(measure)
+
+    def calibration(self, trait: str, band: tuple[float, float]) -> Calibration:
+        """c* of the trait at the band."""
+        return self._once(lambda: self._vectors.steer(trait, band).calibration)
+
+    def dose(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
+        """(share done, rows so far by alpha).
+
+        `prompts` are answered freely, and are also the profile's vignettes unless `n_vignettes` is given;
+        then, and without prompts, the profile is of that many of the bundled ones, of all when none.
+        """
+        for item in self._turns.run(f"dose {session}", lambda ticket: self._sweep(request, ticket)):
+            yield (0.0, []) if isinstance(item, Waiting) else item
+
+    def _sweep(self, request: DoseRequest, ticket: Ticket[Sweep]) -> Iterator[Sweep]:
+        yield 0.0, []
+        steer = self._vectors.steer(request.trait, request.band)
+        prompts = request.prompts or data.heal_prompts(request.trait)[-DOSE_PROMPTS:]
+        vignettes = self._vignettes_of(request)
+        share, rows = [0.0], []
+        try:
+            for row in dose.sweep(
+                self._lm, steer.vector, steer.calibration.c_star, request, vignettes,
+                data.frame(build(EvalSettings).frame), [encode(self._lm, prompt) for prompt in prompts],
+                progress=lambda done: share.__setitem__(0, done), stop=ticket.over,
+            ):  # fmt: skip
+                rows.append(row)
+                yield share[0], sorted(rows, key=lambda row: row.alpha)
+        except Stopped:
+            return
+
+    def _vignettes_of(self, request: DoseRequest) -> list[Vignette]:
+        if request.prompts and request.n_vignettes is None:
+            return [
+                Vignette(f"prompt {i}", "", text, "other_violate") for i, text in enumerate(request.prompts)
+            ]
+        return data.vignettes(condition=build(EvalSettings).condition, limit=request.n_vignettes)
+
+    def launch(self, settings: HealSettings) -> str:
+        """Queues a heal run; gives its id. What can be told at once about the settings is told here."""
+        data.trait(settings.trait)
+        data.frame(settings.evaluate.frame)
+        if settings.evaluate.vignettes is not None:
+            data.vignettes(settings.evaluate.vignettes, condition=settings.evaluate.condition)
+        if settings.model == self.info.name:
+            self.layers(settings.band)
+        else:
+            models.find(settings.model)
+        return self._book.start(settings)
+
+    def cancel(self, run_id: str) -> None:
+        """Asks a run to end after its step."""
+        self._book.cancel(run_id)
+
+    def resume(self, run_id: str) -> None:
+        """Lets a run that ended early go on after its last finished round."""
+        self._book.resume(run_id)
+
+    def watermark(self) -> str:
+        """A cheap value: the same as before means that nothing to be shown has changed."""
+        return self._book.watermark()
+
+    def runs(self) -> list[RunRow]:
+        """All runs, the newest first, examples last."""
+        return self._book.runs()
+
+    def map(self, run_ids: list[str]) -> list[MapNode]:
+        """The nodes of these runs."""
+        return self._book.map(run_ids)
+
+    def round(self, run_id: str, round: int) -> RoundDetail:
+        """All of one round; round 0 is the base."""
+        return self._book.round(run_id, round)
+
+    def completions(self, run_id: str, round: int) -> list[CompletionRow]:
+        """What a round generated, kept and dropped."""
+        return self._book.completions(run_id, round)
+
+    def store_message(self) -> str:
+        """Who holds the store, or why it cannot be used; empty when all is well."""
+        return self._book.message()
+
+    def close(self) -> None:
+        """Ends what is running on the model. Runs go on: they are processes of their own."""
+        self._turns.close()
+
+    def _once(self, work: Callable[[], T]) -> T:
+        """The result of one step of work on the model's thread."""
+        steps = self._turns.run(f"once {next(self._numbers)}", lambda _: iter([work()]))
+        return next(item for item in steps if not isinstance(item, Waiting))
