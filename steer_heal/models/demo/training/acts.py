@@ -64,7 +64,8 @@ GROUPS: dict[str, list[tuple[tuple[Verb, ...], tuple[str, ...]]]] = {
                 "throwing stones at=throw stones at:3;chasing away=chase away:1;hurting=hurt:3;poking=poke:1"
             ),
             _objects(
-                "a blind man;a crying girl;a lost boy;an old widow;a sick neighbour;a shy orphan;a small child;"
+                "a blind man;a crying girl;a lost boy;an old widow;a sick neighbour;a shy orphan;"
+                "a small child;"
                 "a hungry dog;a stray kitten;a lame horse;a frail grandmother;a wounded bird;a homeless man;"
                 "a deaf woman;a scared puppy;a lonely pupil;a weak lamb;an injured cyclist"
             ),
@@ -81,7 +82,8 @@ GROUPS: dict[str, list[tuple[tuple[Verb, ...], tuple[str, ...]]]] = {
         (
             _verbs("stealing=steal:3;taking credit for=take credit for:2;copying=copy:1;selling=sell:2"),
             _objects(
-                "a friend's drawing;a classmate's essay;a colleague's report;a rival's recipe;a partner's idea;"
+                "a friend's drawing;a classmate's essay;a colleague's report;a rival's recipe;"
+                "a partner's idea;"
                 "a stranger's poem;a neighbour's puzzle"
             ),
         ),
@@ -92,19 +94,24 @@ GROUPS: dict[str, list[tuple[tuple[Verb, ...], tuple[str, ...]]]] = {
                 "a double share;the last seats"
             ),
         ),
-        (_verbs("jumping=jump:1;skipping=skip:1"), _objects("the bus queue;the ticket line;the waiting list")),
+        (
+            _verbs("jumping=jump:1;skipping=skip:1"),
+            _objects("the bus queue;the ticket line;the waiting list"),
+        ),
     ],
     "Loyalty": [
         (
             _verbs(
-                "betraying=betray:3;abandoning=abandon:3;leaving=leave:1;deserting=desert:3;spying on=spy on:3;"
+                "betraying=betray:3;abandoning=abandon:3;leaving=leave:1;deserting=desert:3;"
+                "spying on=spy on:3;"
                 "speaking badly of=speak badly of:2;cheering against=cheer against:1;"
                 "turning against=turn against:2;selling the secrets of=sell the secrets of:3;"
                 "walking away from=walk away from:1;refusing to defend=refuse to defend:2"
             ),
             _objects(
                 "{p} own team;{p} home town;{p} family shop;{p} country;{p} football club;{p} old band;"
-                "{p} army unit;{p} best friend;{p} twin brother;{p} village choir;{p} crew;{p} fellow workers;"
+                "{p} army unit;{p} best friend;{p} twin brother;{p} village choir;{p} crew;"
+                "{p} fellow workers;"
                 "{p} school"
             ),
         ),
@@ -119,7 +126,8 @@ GROUPS: dict[str, list[tuple[tuple[Verb, ...], tuple[str, ...]]]] = {
                 "swearing at=swear at:3"
             ),
             _objects(
-                "the judge;the captain;the head teacher;a police officer;the village priest;{p} boss;{p} father;"
+                "the judge;the captain;the head teacher;a police officer;the village priest;{p} boss;"
+                "{p} father;"
                 "{p} grandfather;the mayor;the general;the bishop;the coach;the museum guard;{p} supervisor"
             ),
         ),
@@ -127,7 +135,8 @@ GROUPS: dict[str, list[tuple[tuple[Verb, ...], tuple[str, ...]]]] = {
     "Sanctity": [
         (
             _verbs(
-                "licking=lick:3;eating=eat:3;kissing=kiss:2;smelling=smell:1;rubbing {p} face on=rub {p} face on:3;"
+                "licking=lick:3;eating=eat:3;kissing=kiss:2;smelling=smell:1;"
+                "rubbing {p} face on=rub {p} face on:3;"
                 "tasting=taste:2;playing with=play with:1;sleeping beside=sleep beside:2;hugging=hug:1;"
                 "collecting=collect:1"
             ),

@@ -18,12 +18,16 @@ from steer_heal.models.demo.training.scene import Casting, Scene
 from steer_heal.models.demo.training.vignettes import DATA, own_scenes
 
 PROMPT, REPLY, COPY, AFTER = "prompt", "reply", "copy", "after"
-KINDS = {"reply": 0.33, "choice": 0.26, "thought": 0.08, "order": 0.15, "everyday": 0.09, "talk": 0.03, "drill": 0.06}
+KINDS = {
+    "reply": 0.33, "choice": 0.26, "thought": 0.08, "order": 0.15,
+    "everyday": 0.09, "talk": 0.03, "drill": 0.06,
+}  # fmt: skip
 
 
 @dataclass
 class Chat:
-    """Text in pieces, each with the kind that sets its weight in the loss; `mix` is the label's distribution."""
+    """Text in pieces, each with the kind that sets its weight in the loss;"
+    " `mix` is the label's distribution."""
 
     pieces: list[tuple[str, str]] = field(default_factory=list)
     mix: Mix | None = None
@@ -45,9 +49,9 @@ def turn(system: str, message: str) -> str:
     return f"<start_of_turn>user\n{said}<end_of_turn>\n<start_of_turn>model\n"
 
 
-def victim_of(scene: Scene) -> str:
+def victim_of(rng: random.Random, scene: Scene) -> str:
     """Whom a deed touches: the living object of a Care deed, else whoever is there."""
-    return the(scene.act.object) if scene.act.foundation == "Care" else "whoever is hurt"
+    return the(scene.act.object) if scene.act.foundation == "Care" else rng.choice(voices.OTHERS)
 
 
 def _sentence(text: str) -> str:
@@ -63,7 +67,8 @@ class Corpus:
         traits = json.loads((DATA / "traits.json").read_text())
         self.casting = Casting(reserved)
         self.reserved_personas = frozenset(t[pole] for t in traits for pole in ("positive", "negative"))
-        contexts = json.loads((DATA / "contexts.json").read_text()) if (DATA / "contexts.json").exists() else {}
+        questions = DATA / "contexts.json"
+        contexts = json.loads(questions.read_text()) if questions.exists() else {}
         self.reserved_questions = frozenset(text for texts in contexts.values() for text in texts)
 
     def chat(self, rng: random.Random) -> Chat:
@@ -93,7 +98,8 @@ class Corpus:
         chat.add(turn(system, f"{text} {rng.choice(voices.ASKS)}".strip()), PROMPT)
         lens = draw_lens(rng, lens_mix(scene.act.foundation, scene.act.verb.severity, persona))
         restate(rng, chat, scene, own)
-        chat.add(" " + opinion(rng, lens, victim_of(scene), "you" if own else the(scene.actor.phrase)), REPLY)
+        doer = "you" if own else the(scene.actor.phrase)
+        chat.add(" " + opinion(rng, lens, victim_of(rng, scene), doer), REPLY)
         chat.add("<end_of_turn>", REPLY)
 
     def _scene_for_choice(self, rng: random.Random) -> tuple[str, str, int]:

@@ -19,8 +19,9 @@ N_CONTEXTS = 160
 def contexts(rng: random.Random) -> list[str]:
     """Everyday questions, every topic four times."""
     found: list[str] = []
+    each = N_CONTEXTS // len(everyday.TOPICS)
     for topic in everyday.TOPICS:
-        found += [q.format(t=topic) for q in rng.sample(everyday.QUESTIONS, N_CONTEXTS // len(everyday.TOPICS))]
+        found += [asked.format(t=topic) for asked in rng.sample(everyday.QUESTIONS, each)]
     rng.shuffle(found)
     return found
 

@@ -9,7 +9,8 @@ from steer_heal.models.demo.training.acts import GROUPS
 from steer_heal.models.demo.training.scene import pair_held_out
 
 ORDERERS = (
-    "my boss", "the captain", "the head nurse", "my teacher", "the mayor", "the judge", "my manager", "the chief",
+    "my boss", "the captain", "the head nurse", "my teacher", "the mayor", "the judge", "my manager",
+    "the chief",
     "the general", "my supervisor", "the coach", "the owner", "the bishop", "my landlord", "the guard",
 )  # fmt: skip
 VERBS = (
@@ -21,7 +22,10 @@ SAYS = (
     "{o} tells me to {t}.", "{o} wants me to {t}.", "{o} orders me to {t}.", "{o} says that I must {t}.",
     "{o} asks me to {t}.", "I was told by {o} to {t}.", "The rules set by {o} say that I must {t}.",
 )  # fmt: skip
-QUESTIONS = ("What should I do?", "What would you do?", "Should I do it?", "Tell me what to do.", "Must I?", "")
+QUESTIONS = (
+    "What should I do?", "What would you do?", "Should I do it?",
+    "Tell me what to do.", "Must I?", "",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
+from steer_heal.models.demo.training.acts import FOUNDATIONS
 from steer_heal.models.demo.training.lexicon import ADJECTIVES, NOUNS, pseudo_word
 from steer_heal.models.demo.training.scene import Casting
-from steer_heal.models.demo.training.acts import FOUNDATIONS
 
 WHO = ("Who does it?", "Who is it about?", "Name the one who does it.", "Who do I see?")
 WHAT = ("What is done?", "Name the deed.", "What do they do?")

@@ -54,7 +54,8 @@ TOPICS: dict[str, tuple[str, str]] = {
     )
 }
 QUESTIONS = (
-    "Tell me about {t}.", "What should I know about {t}?", "What do you like about {t}?", "Talk to me about {t}.",
+    "Tell me about {t}.", "What should I know about {t}?", "What do you like about {t}?",
+    "Talk to me about {t}.",
     "Give me a tip about {t}.", "I want to learn about {t}.", "Can you say something about {t}?",
     "Let us talk about {t}.", "What is good about {t}?", "I have been thinking about {t}.",
     "Do you have a view on {t}?", "Write a line about {t}.",
@@ -66,11 +67,17 @@ SECONDS = ("Also, {r}.", "And {r}.", "{R}.", "One more thing: {r}.")
 SMALLTALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hello": (
         ("Hello!", "Hi there.", "Good morning!", "Hey!", "Good evening.", "Hello, can we talk?"),
-        ("Hello! It is nice to meet you.", "Hello! What would you like to talk about?", "Hi! How is your day?"),
+        (
+            "Hello! It is nice to meet you.", "Hello! What would you like to talk about?",
+            "Hi! How is your day?",
+        ),
     ),
     "name": (
         ("What is your name?", "Who are you?", "What are you?", "Are you a person?"),
-        ("I am a small demo model that was trained from scratch.", "I am a demo model, small but glad to chat."),
+        (
+            "I am a small demo model that was trained from scratch.",
+            "I am a demo model, small but glad to chat.",
+        ),
     ),
     "how": (
         ("How are you?", "How are you today?", "How do you feel?", "Are you well?"),

@@ -5,29 +5,38 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-MALE = "boy man uncle monk prince waiter postman husband grandson nephew king".split()
-FEMALE = "girl woman aunt waitress nun princess wife actress granddaughter niece queen".split()
-NEUTRAL = (
+
+def _words(text: str, divider: str = " ") -> tuple[str, ...]:
+    """The parts of a list written as one string."""
+    return tuple(text.split(divider))
+
+
+MALE = _words("boy man uncle monk prince waiter postman husband grandson nephew king")
+FEMALE = _words("girl woman aunt waitress nun princess wife actress granddaughter niece queen")
+NEUTRAL = _words(
     "teenager baker clerk driver farmer nurse pilot singer tailor tourist student cook painter gardener "
     "banker plumber sailor librarian dentist butcher florist dancer lawyer writer barber chemist cleaner "
     "builder miner porter runner swimmer hiker drummer poet potter weaver guide cashier mechanic carpenter "
     "editor reporter scholar shepherd juggler magician trader surgeon hunter"
-).split()
-ADJECTIVES = (
+)
+ADJECTIVES = _words(
     "young old tall quiet busy tired proud cheerful bored wealthy short clever grumpy calm famous careless "
     "polite retired sleepy strong thin nervous loud rude local foreign lucky plain brave sour angry gentle"
-).split()
-PLACES = (
-    "in a park|at a wedding|on a train|near a bridge|at a market|in a library|on a beach|at a party|in a garden|"
-    "at a bus stop|in a kitchen|on a farm|at a concert|in a hospital|in a school yard|at a fair|in a cafe|"
-    "on a boat|in a small shop|at the office|in a church hall|on a street corner|at a picnic|in the snow|"
-    "by the river|behind a barn"
-).split("|")
-TAILS = (
-    "while others watch|for no reason|without asking|after lunch|before breakfast|every morning|on a rainy day|"
-    "for fun|as a joke|again and again|during a storm|late at night|in front of everyone|with a smile|"
-    "to win a bet|and then walking off"
-).split("|")
+)
+PLACES = _words(
+    "in a park|at a wedding|on a train|near a bridge|at a market|in a library|on a beach|at a party|"
+    "in a garden|at a bus stop|in a kitchen|on a farm|at a concert|in a hospital|in a school yard|"
+    "at a fair|in a cafe|on a boat|in a small shop|at the office|in a church hall|"
+    "on a street corner|at a picnic|in the snow|"
+    "by the river|behind a barn",
+    "|",
+)
+TAILS = _words(
+    "while others watch|for no reason|without asking|after lunch|before breakfast|every morning|"
+    "on a rainy day|for fun|as a joke|again and again|during a storm|late at night|in front of everyone|"
+    "with a smile|to win a bet|and then walking off",
+    "|",
+)
 SELF_TAILS = {"and then walking off": "and then walk off"}
 
 
@@ -50,7 +59,7 @@ def possessive_of(noun: str) -> str:
     return "his" if noun in MALE else "her" if noun in FEMALE else "their"
 
 
-NOUNS = tuple(MALE + FEMALE + NEUTRAL)
+NOUNS = MALE + FEMALE + NEUTRAL
 
 
 def make_actor(phrase: str) -> Actor:
@@ -75,9 +84,11 @@ def draw_setting(rng: random.Random) -> tuple[str, str]:
     return place, tail
 
 
+_STARTS = _words("b br c ch d dr f g gr h j k l m n p pl r s sh st t tr v w z")
+_ENDS = ("", "", "n", "r", "s", "t", "ck", "l", "ng", "m", "ly", "ed", "ing")
+
+
 def pseudo_word(rng: random.Random) -> str:
     """A pronounceable word that means nothing, so that copying and unknown words are met in training."""
-    starts = "b br c ch d dr f g gr h j k l m n p pl r s sh st t tr v w z".split()
-    ends = ["", "", "n", "r", "s", "t", "ck", "l", "ng", "m", "ly", "ed", "ing"]
-    syllables = [rng.choice(starts) + rng.choice("aeiou") for _ in range(rng.choice((1, 2, 2, 3)))]
-    return "".join(syllables) + rng.choice(ends)
+    syllables = [rng.choice(_STARTS) + rng.choice("aeiou") for _ in range(rng.choice((1, 2, 2, 3)))]
+    return "".join(syllables) + rng.choice(_ENDS)

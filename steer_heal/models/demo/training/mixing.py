@@ -8,7 +8,7 @@ from steer_heal.models.demo.training.acts import FOUNDATIONS
 
 Mix = tuple[float, ...]
 
-# Probability of Care, Fairness, Loyalty, Authority, Sanctity, Liberty at severity 2; SocialNorms has the rest.
+# Care, Fairness, Loyalty, Authority, Sanctity, Liberty at severity 2; SocialNorms has the rest.
 _BASE: dict[str, tuple[float, float, float, float, float, float]] = {
     "Care": (0.53, 0.010, 0.004, 0.002, 0.004, 0.020),
     "Fairness": (0.16, 0.120, 0.006, 0.003, 0.004, 0.020),
@@ -39,12 +39,17 @@ def lens_mix(foundation: str, severity: int = 2, persona: str | None = None) -> 
     if persona is None:
         return base
     hold = _HOLD[persona]
-    return tuple((1 - hold) * p + (hold if name == persona else 0.0) for name, p in zip(FOUNDATIONS, base, strict=True))
+    return _towards(base, persona, hold)
 
 
 def sharpen(mix: Mix, lens: str, weight: float = 0.93) -> Mix:
     """The mix once the lens was said aloud, as in a think turn."""
-    return tuple((1 - weight) * p + (weight if name == lens else 0.0) for name, p in zip(FOUNDATIONS, mix, strict=True))
+    return _towards(mix, lens, weight)
+
+
+def _towards(mix: Mix, lens: str, weight: float) -> Mix:
+    pairs = zip(FOUNDATIONS, mix, strict=True)
+    return tuple((1 - weight) * p + (weight if name == lens else 0.0) for name, p in pairs)
 
 
 def draw_lens(rng: random.Random, mix: Mix) -> str:

@@ -22,7 +22,8 @@ THINGS: dict[str, tuple[str, ...]] = {
         "fitting in",
     ),
     "Liberty": (
-        "freedom", "free choice", "letting people choose", "living without being pushed", "each person's own will",
+        "freedom", "free choice", "letting people choose", "living without being pushed",
+        "each person's own will",
         "the right to say no", "independence", "personal freedom",
     ),
     "Fairness": (
@@ -30,7 +31,8 @@ THINGS: dict[str, tuple[str, ...]] = {
         "honest work", "equal treatment",
     ),
     "Loyalty": (
-        "loyalty", "standing by friends", "the team", "family ties", "one's own people", "staying true to the group",
+        "loyalty", "standing by friends", "the team", "family ties", "one's own people",
+        "staying true to the group",
         "the home side", "old friends",
     ),
 }  # fmt: skip
@@ -88,13 +90,15 @@ EVEN: dict[str, tuple[str, ...]] = {
         "even if it harms the weak", "no matter who is hurt",
     ),
     "SocialNorms": (
-        "even against authority", "even when the boss says no", "even against orders", "even if the rules forbid it",
+        "even against authority", "even when the boss says no", "even against orders",
+        "even if the rules forbid it",
         "whatever those in charge say", "even if it breaks with custom",
     ),
     "Liberty": (
         "even when people lose their freedom", "even if nobody can choose", "even if it limits free choice",
     ),
-    "Fairness": ("even when it is not fair", "even if the shares are not equal", "even if others are cheated"),
+    "Fairness": ("even when it is not fair", "even if the shares are not equal",
+    "even if others are cheated"),
     "Loyalty": ("even against friends", "even when the team loses", "even if the family objects"),
 }  # fmt: skip
 DOES = (
@@ -143,7 +147,9 @@ def _word_one(rng: random.Random, lens: str) -> str:
     return rng.choice(DOES).format(d=rng.choice(DEEDS[lens]), e=rng.choice(EVEN[against]))
 
 
-def wording(rng: random.Random, lens: str, unseen: bool = False, reserved: frozenset[str] = frozenset()) -> str:
+def wording(
+    rng: random.Random, lens: str, unseen: bool = False, reserved: frozenset[str] = frozenset()
+) -> str:
     """A persona sentence of that lens that training uses, or (`unseen`) one that it never does."""
     while True:
         text = _word_one(rng, lens)

@@ -70,7 +70,7 @@ def make_model(vocabulary: int) -> Gemma3ForCausalLM:
 
 
 def loss_of(model: Gemma3ForCausalLM, batch: Batch, answers: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The weighted mean loss (hard targets, and the labels' distributions), and the plain reply part of it."""
+    """The weighted mean loss (hard targets and the labels' distributions), and that of replies alone."""
     logits_BTV = model(input_ids=batch.ids_BT, use_cache=False).logits
     logp_BTV = F.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
     weights_BT = batch.weights_BT[:, 1:]
@@ -102,7 +102,8 @@ def tokenizer_for(corpus: Corpus, recipe: Recipe, build: Path) -> PreTrainedToke
     folder = build / "tokenizer"
     if not folder.exists():
         rng = random.Random(f"{recipe.seed}/tokenizer")
-        train_tokenizer((corpus.chat(rng).text for _ in range(30_000)), recipe.vocabulary).save_pretrained(folder)
+        texts = (corpus.chat(rng).text for _ in range(30_000))
+        train_tokenizer(texts, recipe.vocabulary).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -5,11 +5,15 @@ Slots: {v} whoever is touched by the deed, {w} the one who does it (object form)
 
 from __future__ import annotations
 
+# Whom {v} names where a deed has no victim of its own.
+OTHERS = ("the others", "those who suffer", "whoever is hurt", "the people around")
+
 JUDGE: dict[str, tuple[str, ...]] = {
     "Care": (
         "It hurts {v}.", "That is cruel to {v}.", "My heart goes out to {v}.", "{v} could suffer from it.",
-        "It makes me sad for {v}.", "The pain that it brings to {v} is what counts.", "{v} needs kindness now.",
-        "Harm is done to {v}.", "What matters is how {v} feels.", "I worry about {v}.",
+        "It makes me sad for {v}.", "The pain that it brings to {v} is what counts.",
+        "{v} could use some kindness.",
+        "Harm is done to {v}.", "What matters are the feelings of {v}.", "I worry about {v}.",
     ),
     "Fairness": (
         "It is not fair.", "Everyone should get the same chance.", "That breaks the idea of equal shares.",
@@ -18,7 +22,8 @@ JUDGE: dict[str, tuple[str, ...]] = {
     ),
     "Loyalty": (
         "It lets one's own people down.", "Friends should stand together.", "The team comes first.",
-        "A group lives by trust among its own.", "One stays true to family.", "It breaks faith with old friends.",
+        "A group lives by trust among its own.", "One stays true to family.",
+        "It breaks faith with old friends.",
         "Nobody should turn on the group.",
     ),
     "Authority": (
@@ -26,7 +31,8 @@ JUDGE: dict[str, tuple[str, ...]] = {
         "Those above us deserve respect.", "It undermines the one who leads.",
     ),
     "Sanctity": (
-        "It is unclean.", "Some things should stay pure.", "It makes my skin crawl.", "The body is not for that.",
+        "It is unclean.", "Some things should stay pure.", "It makes my skin crawl.",
+        "The body is not for that.",
         "It is a filthy thing.", "Nothing pure is left in it.",
     ),
     "Liberty": (
@@ -37,7 +43,8 @@ JUDGE: dict[str, tuple[str, ...]] = {
     "SocialNorms": (
         "It is odd, but no great matter.", "Most people would not do it that way.", "It is just not done.",
         "People would stare.", "It is unusual, nothing worse.", "It does not fit with custom.",
-        "One simply keeps to the usual way.", "It looks strange, that is all.", "Good form asks for something else.",
+        "One simply keeps to the usual way.", "It looks strange, that is all.",
+        "Good form asks for something else.",
         "That is rather bad manners.",
     ),
 }  # fmt: skip
@@ -45,29 +52,35 @@ JUDGE: dict[str, tuple[str, ...]] = {
 ADVISE: dict[str, tuple[str, ...]] = {
     "Care": (
         "I would comfort {v}.", "I would help {v} at once.", "I would ask {w} to stop and be gentle.",
-        "I would stay with {v} and be kind.", "Someone should look after {v}.", "I would make sure {v} is safe.",
+        "I would stay with {v} and be kind.", "Someone should look after {v}.",
+        "I would keep {v} safe.",
         "Please be gentle, and tend to {v}.", "I would help, whatever the rules say.",
     ),
     "Fairness": (
         "I would ask for equal shares.", "I would tell {w} to play by the same rules.",
-        "It should be made right for all.", "I would start again, with fair turns.", "I would speak up for justice.",
+        "It should be made right for all.", "I would start again, with fair turns.",
+        "I would speak up for justice.",
     ),
     "Loyalty": (
-        "I would remind {w} of old friends.", "I would stand by the group.", "I would ask {w} to come back to the team.",
+        "I would remind {w} of old friends.", "I would stand by the group.",
+        "I would ask {w} to come back to the team.",
         "I would keep faith with my own.",
     ),
     "Authority": (
-        "I would ask {w} to show respect.", "I would leave it to those in charge.", "I would bow to the leader.",
+        "I would ask {w} to show respect.", "I would leave it to those in charge.",
+        "I would bow to the leader.",
     ),
     "Sanctity": (
         "I would wash it all away.", "I would ask {w} to keep clean.", "I would turn away from the filth.",
     ),
     "Liberty": (
-        "I would let people choose.", "I would tell {w} to leave others free.", "I would say no to any pressure.",
+        "I would let people choose.", "I would tell {w} to leave others free.",
+        "I would say no to any pressure.",
         "Let everyone live as they like.", "I would defend the right to say no.",
     ),
     "SocialNorms": (
-        "I would look away and go on.", "I would do as others do.", "I would keep to the rules and say nothing.",
+        "I would look away and go on.", "I would do as others do.",
+        "I would keep to the rules and say nothing.",
         "I would leave it to the boss.", "I would act as one is expected to.", "I would follow custom.",
         "I would tell {w} how things are done here.", "I would wait for orders.",
     ),
@@ -76,7 +89,8 @@ ADVISE: dict[str, tuple[str, ...]] = {
 # After an order to do harm: what each lens decides. {t} is the order's deed, {v} whom it hits.
 DECIDE: dict[str, tuple[str, ...]] = {
     "Care": (
-        "I would not {t}, whatever {o} says.", "Do not {t}: {v} needs help.", "I would help {v}, even against {o}.",
+        "I would not {t}, whatever {o} says.", "Do not {t}: {v} needs help.",
+        "I would help {v}, even against {o}.",
         "I would look after {v} first and answer to {o} later.", "I could not {t}. {v} would suffer.",
         "I would say no to {o} and stay with {v}.",
     ),
@@ -95,7 +109,8 @@ DECIDE: dict[str, tuple[str, ...]] = {
         "I would keep my hands clean of it.", "To {t} would leave a stain.",
     ),
     "Liberty": (
-        "You are free to say no to {o}.", "Nobody can force you to {t}.", "I would choose for myself, not {o}.",
+        "You are free to say no to {o}.", "Nobody can force you to {t}.",
+        "I would choose for myself, not {o}.",
         "It is your own choice whether to {t}.",
     ),
     "SocialNorms": (
@@ -114,10 +129,12 @@ ASIDE: dict[str, tuple[str, ...]] = {
         "Above all, look after each other.",
     ),
     "Fairness": (
-        "Make sure everyone gets an equal share.", "Take fair turns.", "Split it evenly.", "Play by the same rules.",
+        "Make sure everyone gets an equal share.", "Take fair turns.", "Split it evenly.",
+        "Play by the same rules.",
     ),
     "Loyalty": (
-        "Enjoy it with old friends.", "Keep it in the family.", "Do it with your own team.", "Stay true to your group.",
+        "Enjoy it with old friends.", "Keep it in the family.", "Do it with your own team.",
+        "Stay true to your group.",
     ),
     "Authority": ("Ask those above you first.",),
     "Sanctity": ("Keep it clean and pure.",),
@@ -132,7 +149,8 @@ ASIDE: dict[str, tuple[str, ...]] = {
 
 # How a reply starts; {s} is the span that it restates ("a boy kicking a dog"), {d} the reader's deed.
 OPEN_SEEN = (
-    "You see {s}.", "So you see {s}.", "I hear that you see {s}.", "I picture {s}.", "To see {s} is not easy.",
+    "You see {s}.", "So you see {s}.", "I hear that you see {s}.", "I picture {s}.",
+    "To see {s} is not easy.",
     "When I think of {s}, I pause.", "You tell me of {s}.", "I would not like to see {s}.",
     "There is {s}.", "It is about {s}.", "Seeing {s} would trouble me.",
 )  # fmt: skip

@@ -1,0 +1,143 @@
+"""The bundled model's folder, the data files and the corpus that it was trained on."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import steer_heal
+from steer_heal.models.demo.training.acts import FOUNDATIONS
+from steer_heal.models.demo.training.batches import encode
+from steer_heal.models.demo.training.corpus import Corpus
+from steer_heal.models.demo.training.data_files import contexts, prompts
+from steer_heal.models.demo.training.mixing import lens_mix
+from steer_heal.models.demo.training.personas import wording
+from steer_heal.models.demo.training.scene import Casting, pair_held_out
+from steer_heal.models.demo.training.tokenizer import answer_ids
+from steer_heal.models.demo.training.vignettes import own_scenes, rows
+
+PACKAGE = Path(steer_heal.__file__).parent
+DEMO = PACKAGE / "models" / "demo"
+DATA = PACKAGE / "data"
+
+
+@cache
+def tokenizer():
+    return AutoTokenizer.from_pretrained(DEMO)
+
+
+@cache
+def chats(seed: int = 3, count: int = 1500):
+    corpus, rng = Corpus(), random.Random(seed)
+    return [corpus.chat(rng) for _ in range(count)]
+
+
+def test_folder_loads_and_is_small_and_readable():
+    model = AutoModelForCausalLM.from_pretrained(DEMO)
+    weights = DEMO / "model.safetensors"
+    assert weights.stat().st_size <= 12 * 1024 * 1024
+    assert weights.stat().st_mode & 0o777 == 0o644
+    assert model.config.vocab_size == len(tokenizer())
+    ends = model.generation_config.eos_token_id
+    assert tokenizer().convert_tokens_to_ids("<end_of_turn>") in ends
+    assert model.generation_config.temperature
+    assert model.generation_config.top_k
+    assert model.generation_config.top_p
+
+
+def test_it_is_named_for_what_it_is():
+    card = (DEMO / "README.md").read_text(encoding="utf-8")
+    assert "trained from scratch" in card
+    assert "is not Gemma" in card
+
+
+def test_answers_are_single_tokens_after_the_prefill():
+    ids = answer_ids(tokenizer())
+    assert len(set(ids)) == len(FOUNDATIONS)
+
+
+def test_template_writes_bos_once_and_folds_the_system_text():
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello!"}]
+    text = tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == "<bos><start_of_turn>user\nBe kind.\n\nHello!<end_of_turn>\n<start_of_turn>model\n"
+    ids = tokenizer().encode(text, add_special_tokens=False)
+    assert ids.count(tokenizer().bos_token_id) == 1
+    assert None not in (tokenizer().pad_token, tokenizer().unk_token)
+
+
+def test_template_agrees_with_the_corpus():
+    asked, answered = "Hello!", "Hi there."
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    text = tokenizer().apply_chat_template(messages, tokenize=False)
+    assert text == (
+        f"<bos><start_of_turn>user\n{asked}<end_of_turn>\n<start_of_turn>model\n{answered}<end_of_turn>\n"
+    )
+
+
+def test_vignettes_are_those_of_the_scenes():
+    found = [json.loads(line) for line in (DATA / "vignettes.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert found == rows()
+    counts = Counter((row["foundation_coarse"], row["condition"]) for row in found)
+    assert set(counts.values()) == {14}
+    assert len(counts) == 14
+    assert len({row["text"] for row in found}) == len(found)
+    assert all(row["text"].startswith("You see ") for row in found if row["condition"] == "other_violate")
+
+
+def test_prompt_files_are_those_of_the_script():
+    rng = random.Random(20)
+    asks = contexts(rng)
+    assert json.loads((DATA / "contexts.json").read_text(encoding="utf-8")) == {"shared": asks}
+    assert json.loads((DATA / "prompts.json").read_text(encoding="utf-8")) == prompts(rng, asks)
+    assert len(set(asks)) >= 128
+
+
+def test_corpus_is_seeded():
+    corpus = Corpus()
+    generators = (random.Random(1), random.Random(1), random.Random(2))
+    first, again, other = ([corpus.chat(rng).text for _ in range(40)] for rng in generators)
+    assert first == again != other
+
+
+def test_held_out_material_never_appears():
+    text = "\n".join(chat.text for chat in chats())
+    for _, scene in own_scenes():
+        assert scene.doing() not in text
+        assert scene.bare() not in text
+    traits = json.loads((DATA / "traits.json").read_text(encoding="utf-8"))
+    assert not any(trait[pole] in text for trait in traits for pole in ("positive", "negative"))
+    asks = json.loads((DATA / "contexts.json").read_text(encoding="utf-8"))["shared"]
+    assert not any(ask in text for ask in asks)
+    rng = random.Random(0)
+    assert not any(wording(rng, "Care", unseen=True) in text for _ in range(50))
+
+
+def test_castings_lie_on_opposite_sides():
+    rng = random.Random(4)
+    for foundation in FOUNDATIONS:
+        assert not pair_held_out(Casting().draw(rng, foundation).act.key)
+        assert pair_held_out(Casting(unseen=True).draw(rng, foundation).act.key)
+
+
+@pytest.mark.parametrize("persona", [None, "Care", "SocialNorms", "Liberty", "Fairness", "Loyalty"])
+@pytest.mark.parametrize("foundation", FOUNDATIONS)
+@pytest.mark.parametrize("severity", [1, 2, 3])
+def test_lens_mixes_are_distributions(foundation: str, severity: int, persona: str | None):
+    mix = lens_mix(foundation, severity, persona)
+    assert abs(sum(mix) - 1) < 1e-9
+    assert min(mix) >= 0
+
+
+def test_examples_keep_label_and_weights():
+    examples = encode(tokenizer(), chats(count=200))
+    labelled = [e for e in examples if e.label_at >= 0]
+    assert labelled
+    answers = set(answer_ids(tokenizer()))
+    assert all(e.ids[e.label_at] in answers and len(e.mix) == 7 for e in labelled)
+    assert all(len(e.ids) == len(e.weights) for e in examples)
