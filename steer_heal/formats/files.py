@@ -1,0 +1,152 @@
+"""Which format a file is, and reading and writing each."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import vector as native
+from ..config import SettingsError
+from ..vector import SteeringVector
+from . import gguf_file, steering_lite
+from .layers import assemble, chosen, numbered
+
+FORMATS = {
+    "steer-heal": ".safetensors",
+    "steering-lite": ".safetensors",
+    "gguf": ".gguf",
+    "npz": ".npz",
+    "tensors": ".safetensors",
+}
+"""Every format that can be written, and its file ending."""
+_PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
+
+
+def read(path: str | Path, *, n_layers: int | None = None) -> SteeringVector:
+    """The vector in a file of any format of `FORMATS`; which one is seen from the file.
+
+    `n_layers`: depth of the model it is for (formats that do not state it hold no more than the layers they
+    steer). Nothing is ever unpickled. Errors: `SettingsError`, one sentence each.
+    """
+    path = Path(path).expanduser()
+    _refuse_pickles(path)
+    if path.is_dir():
+        raise SettingsError(f"{path} is a folder: give one file (.safetensors, .gguf or .npz).")
+    if not path.is_file():
+        raise SettingsError(f"There is no vector file {path}.")
+    if path.suffix == ".gguf":
+        return gguf_file.read(path, n_layers)
+    if path.suffix == ".npz":
+        return _read_npz(path, n_layers)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, n_layers)
+    raise SettingsError(f"{path}: give a vector as .safetensors, .gguf or .npz.")
+
+
+def write(
+    vector: SteeringVector,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    layers: Iterable[int] | None = None,
+    coefficient: float | None = None,
+) -> Path:
+    """Save the vector; the format follows from the ending when none is named (.safetensors: our own).
+
+    `layers`: only these (our own format always holds all). `coefficient`: c*, kept where the format has a
+    place for it. Errors: `SettingsError`.
+    """
+    path = Path(path).expanduser()
+    name = format or next((name for name, ending in FORMATS.items() if ending == path.suffix), None)
+    if name not in FORMATS:
+        raise SettingsError(f"Unknown vector format {name or path.suffix!r}: give {', '.join(FORMATS)}.")
+    if path.suffix != FORMATS[name]:
+        raise SettingsError(f"The format {name} needs a name that ends in {FORMATS[name]}, not {path.name}.")
+    layers = None if layers is None else list(layers)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
+            draft = Path(folder) / path.name
+            _write(name, vector, draft, layers, coefficient)
+            draft.chmod(0o644)
+            draft.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise SettingsError(f"The vector cannot be saved as {path}: {error}.") from error
+    return path
+
+
+def check(vector: SteeringVector, n_layers: int, width: int, name: str) -> None:
+    """Errors: `SettingsError` when the vector does not fit a model of that shape."""
+    shape = tuple(vector.directions_LD.shape)
+    if shape != (n_layers, width):
+        raise SettingsError(
+            f"The vector is for a model of {shape[0]} layers of width {shape[1]}, but {name} has "
+            f"{n_layers} of width {width}: extract one from it."
+        )
+
+
+def _write(
+    name: str, vector: SteeringVector, path: Path, layers: list[int] | None, coefficient: float | None
+) -> None:
+    if name == "steer-heal":
+        native.save(vector, path)
+    elif name == "steering-lite":
+        steering_lite.write(vector, path, layers=layers, coefficient=coefficient)
+    elif name == "gguf":
+        gguf_file.write(vector, path, layers=layers)
+    elif name == "npz":
+        arrays: dict[str, Any] = {f"layer{n}": row.numpy() for n, row in chosen(vector, layers).items()}
+        np.savez(path, **arrays)
+    else:
+        rows = {f"layer{n}": row.contiguous().clone() for n, row in chosen(vector, layers).items()}
+        save_file(rows, path, metadata={**vector.meta, "n_layers": str(vector.n_layers)})
+
+
+def _read_safetensors(path: Path, n_layers: int | None) -> SteeringVector:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise SettingsError(f"{path} is not a readable safetensors file: {error}.") from error
+    if metadata.get("format") == native.FORMAT:
+        return native.load(path)
+    if steering_lite.recognise(metadata):
+        return steering_lite.read(path, tensors, metadata, n_layers)
+    names = numbered(path, tensors)
+    meta = {"method": "tensors", **metadata}
+    return assemble(path, {layer: tensors[name] for layer, name in names.items()}, meta, n_layers=n_layers)
+
+
+def _read_npz(path: Path, n_layers: int | None) -> SteeringVector:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = numbered(path, file.files)
+            arrays = {layer: np.asarray(file[name]) for layer, name in names.items()}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise SettingsError(f"{path} is not a readable .npz file of plain numbers: {error}.") from error
+    rows = {layer: torch.from_numpy(array) for layer, array in arrays.items() if array.dtype.kind == "f"}
+    if len(rows) < len(arrays):
+        raise SettingsError(f"{path}: every array must hold floating-point numbers.")
+    return assemble(path, rows, {"method": "npz"}, n_layers=n_layers)
+
+
+def _refuse_pickles(path: Path) -> None:
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    pickled = next((file for file in inside if file.suffix in _PICKLES), None)
+    if pickled:
+        raise SettingsError(
+            f"{pickled} is a pickle, which can run code when it is opened: save the tensors with "
+            "safetensors.torch.save_file({'layer7': tensor, ...}, 'vector.safetensors') and give that file."
+        )

@@ -1,0 +1,75 @@
+"""llama.cpp's control vectors, which repeng writes too: tensors `direction.<n>` in float32.
+
+`direction.<n>` is added to the output of block n, as ours is; llama.cpp refuses any other tensor, and one for
+block 0. Source: `common_control_vector_load` and `llama_adapter_cvec` in llama.cpp, `export_gguf` in repeng.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from torch import Tensor
+
+from ..config import SettingsError
+from ..vector import SteeringVector
+from .layers import assemble, chosen
+
+ARCHITECTURE = "controlvector"
+_TENSOR = "direction."
+_META = "steer_heal."
+
+
+def read(path: Path, n_layers: int | None) -> SteeringVector:
+    """The vector of a control-vector file. Errors: `SettingsError`."""
+    try:
+        file = GGUFReader(path)
+        strings = {name: _value(field) for name, field in file.fields.items()}
+        tensors = [(tensor.name, tensor.tensor_type, np.array(tensor.data)) for tensor in file.tensors]
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise SettingsError(f"{path} is not a readable GGUF file: {error}.") from error
+    if strings.get("general.architecture") != ARCHITECTURE:
+        found = strings.get("general.architecture") or "nothing we know"
+        raise SettingsError(f"{path} is a GGUF file of {found}, not a control vector: give a control vector.")
+    by_layer: dict[int, Tensor] = {}
+    for name, kind, data in tensors:
+        number = name.removeprefix(_TENSOR)
+        if not name.startswith(_TENSOR) or not number.isdigit() or kind not in _FLOATS:
+            raise SettingsError(f"{path}: {name!r} is no direction in float32 or float16.")
+        by_layer[int(number)] = torch.from_numpy(data.astype(np.float32).copy())
+    meta = {key.removeprefix(_META): value for key, value in strings.items() if key.startswith(_META)}
+    if "model" not in meta and strings.get(f"{ARCHITECTURE}.model_hint"):
+        meta["model"] = str(strings[f"{ARCHITECTURE}.model_hint"])
+    return assemble(path, by_layer, {"method": "gguf", **meta}, n_layers=n_layers)
+
+
+_FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
+
+
+def write(vector: SteeringVector, path: Path, *, layers: Iterable[int] | None) -> None:
+    """Save for llama.cpp and repeng, block 0 left out. Errors: `SettingsError` when nothing else is left."""
+    rows = {layer: row for layer, row in chosen(vector, layers).items() if layer > 0}
+    if not rows:
+        raise SettingsError("llama.cpp cannot steer layer 0, the only one here: choose other layers.")
+    writer = GGUFWriter(path, ARCHITECTURE)
+    writer.add_string(f"{ARCHITECTURE}.model_hint", vector.meta.get("model", "unknown"))
+    writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(rows))
+    for key, value in {**vector.meta, "n_layers": str(vector.n_layers)}.items():
+        writer.add_string(f"{_META}{key}", value)
+    for layer, row in rows.items():
+        writer.add_tensor(f"{_TENSOR}{layer}", row.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _value(field: Any) -> str:
+    """A string field's text; other kinds hold nothing that is read here."""
+    if field.types[:1] != [GGUFValueType.STRING]:
+        return ""
+    return bytes(field.parts[field.data[0]]).decode("utf-8", errors="replace")

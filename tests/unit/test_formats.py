@@ -1,0 +1,214 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, GGUFWriter
+from safetensors.torch import load_file, safe_open, save_file
+
+from steer_heal import formats
+from steer_heal import vector as vectors
+from steer_heal.config import SettingsError
+from tests.unit.test_vector import random_vector
+
+
+def equal(a, b):
+    return torch.equal(a.directions_LD, b.directions_LD) and a.directions_LD.dtype == b.directions_LD.dtype
+
+
+def metadata(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize("name", ["steer-heal", "steering-lite", "npz", "tensors"])
+def test_a_vector_comes_back_bit_for_bit(name, tmp_path):
+    made = random_vector(n_layers=5, width=8)
+    path = formats.write(made, tmp_path / "deep" / f"v{formats.FORMATS[name]}", format=name)
+    back = formats.read(path, n_layers=5)
+    assert equal(made, back)
+    assert back.meta["trait" if name != "npz" else "n_layers"] == ("t" if name != "npz" else "5")
+    assert list(path.parent.iterdir()) == [path]
+    again = formats.write(back, tmp_path / f"w{path.suffix}", format=name)
+    assert equal(made, formats.read(again))
+
+
+def test_steering_lite_keeps_the_lengths_too(tmp_path):
+    made = random_vector()
+    back = formats.read(formats.write(made, tmp_path / "v.safetensors", format="steering-lite"))
+    assert torch.equal(made.norms_L, back.norms_L)
+    assert torch.equal(made.residual_norms_L, back.residual_norms_L)
+
+
+def test_the_layout_is_steering_lites(tmp_path):
+    """As its `Vector.save` writes: `layer<n>.v`, and a config its dataclass takes."""
+    path = formats.write(
+        random_vector(), tmp_path / "v.safetensors", format="steering-lite", layers=(1, 2), coefficient=3.5
+    )
+    assert sorted(load_file(path)) == ["layer1.v", "layer2.v"]
+    config = json.loads(metadata(path)["cfg"])
+    assert (config["method"], config["layers"], config["coeff"], config["dtype"]) == (
+        "mean_diff",
+        [1, 2],
+        3.5,
+        "float32",
+    )
+
+
+def test_a_steering_lite_file_goes_out_as_it_came(tmp_path):
+    config = {"method": "mean_diff", "layers": None, "target": "residual", "target_submodule": None}
+    config |= {
+        "coeff": -2.25,
+        "dtype": "bfloat16",
+        "seed": 7,
+        "normalize": False,
+        "subtract_corpus_mean": True,
+    }
+    theirs = {f"layer{n}.v": torch.randn(6).bfloat16() for n in (3, 4)}
+    save_file(theirs, tmp_path / "a.safetensors", metadata={"cfg": json.dumps(config)})
+    read = formats.read(tmp_path / "a.safetensors", n_layers=8)
+    assert read.n_layers == 8
+    assert read.meta["normalized"] == "no"
+    assert not read.directions_LD[[0, 1, 2, 5, 6, 7]].any()
+    formats.write(read, tmp_path / "b.safetensors", format="steering-lite")
+    back = load_file(tmp_path / "b.safetensors")
+    assert set(back) == set(theirs)
+    assert all(torch.equal(back[name], theirs[name]) and back[name].dtype == torch.bfloat16 for name in back)
+    assert json.loads(metadata(tmp_path / "b.safetensors")["cfg"]) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "words"),
+    [
+        ({"method": "linear_act"}, {"layer1.omega": torch.ones(2)}, "linear_act"),
+        ({"method": "spherical"}, {"layer1.v": torch.ones(2)}, "spherical"),
+        ({"method": "pca"}, {"layer1.V": torch.ones(2, 2)}, "one component"),
+        ({}, {"layer1.v": torch.ones(2)}, "damaged"),
+    ],
+)
+def test_what_does_not_add_one_direction_is_refused(config, tensors, words, tmp_path):
+    save_file(tensors, tmp_path / "v.safetensors", metadata={"cfg": json.dumps(config)})
+    with pytest.raises(SettingsError, match=words):
+        formats.read(tmp_path / "v.safetensors")
+
+
+def test_gguf_is_what_llama_cpp_loads(tmp_path):
+    """Only `direction.<n>` with n > 0, float32, one row each; its two keys."""
+    made = random_vector(n_layers=4, width=32)
+    path = formats.write(made, tmp_path / "v.gguf")
+    file = GGUFReader(path)
+    assert [tensor.name for tensor in file.tensors] == ["direction.1", "direction.2", "direction.3"]
+    assert [list(tensor.shape) for tensor in file.tensors] == [[32]] * 3
+    assert bytes(file.fields["general.architecture"].parts[-1]) == b"controlvector"
+    assert file.fields["controlvector.layer_count"].contents() == 3
+    back = formats.read(path)
+    assert torch.equal(back.directions_LD[1:], made.directions_LD[1:])
+    assert not back.directions_LD[0].any()
+    assert back.meta["trait"] == "t"
+
+
+def test_a_repeng_file_is_read(tmp_path):
+    """Layers n-1 down to 1, as repeng numbers them, with its hint of the model."""
+    writer = GGUFWriter(tmp_path / "r.gguf", "controlvector")
+    writer.add_string("controlvector.model_hint", "mistral")
+    writer.add_uint32("controlvector.layer_count", 2)
+    rows = {layer: np.random.default_rng(layer).normal(size=16).astype(np.float32) for layer in (2, 1)}
+    for layer, row in rows.items():
+        writer.add_tensor(f"direction.{layer}", row)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = formats.read(tmp_path / "r.gguf", n_layers=3)
+    assert read.meta["model"] == "mistral"
+    assert all(np.array_equal(read.directions_LD[layer].numpy(), row) for layer, row in rows.items())
+    assert read.meta["normalized"] == "no"
+
+
+def test_a_gguf_model_is_not_a_vector(tmp_path):
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(SettingsError, match="llama, not a control vector"):
+        formats.read(tmp_path / "m.gguf")
+    (tmp_path / "junk.gguf").write_bytes(b"GGUF")
+    with pytest.raises(SettingsError, match="readable GGUF"):
+        formats.read(tmp_path / "junk.gguf")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"layer0": [1.0, 2.0], "layer1": [1.0, 2.0, 3.0]}, "same width"),
+        ({"layer0": [[1.0]]}, "one row"),
+        ({"layer0": [1.0, float("nan")]}, "not finite"),
+        ({"layer0": [0.0, 0.0]}, "zero"),
+        ({"layer0": [1, 2]}, "floating-point"),
+        ({"direction": [1.0]}, "layer number"),
+        ({"layer1": [1.0], "blocks.1": [1.0]}, "twice"),
+        ({"layer9": [1.0]}, "layers 0-3"),
+        ({}, "no direction"),
+    ],
+)
+def test_plain_tensors_are_checked(arrays, words, tmp_path):
+    rows = {name: np.array(value, dtype=None) for name, value in arrays.items()}
+    np.savez(tmp_path / "v.npz", **rows)
+    with pytest.raises(SettingsError, match=words):
+        formats.read(tmp_path / "v.npz", n_layers=4)
+    if rows:
+        save_file({name: torch.tensor(row) for name, row in rows.items()}, tmp_path / "v.safetensors")
+        with pytest.raises(SettingsError, match=words):
+            formats.read(tmp_path / "v.safetensors", n_layers=4)
+
+
+def test_an_npz_with_a_pickle_inside_is_refused(tmp_path):
+    np.savez(tmp_path / "v.npz", layer0=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(SettingsError, match="plain numbers"):
+        formats.read(tmp_path / "v.npz")
+
+
+def test_pickles_are_refused_unread(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return exec, ("raise SystemExit('ran')",)
+
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    (folder / "layer1.pt").write_bytes(pickle.dumps(Bomb()))
+    for path in (folder, folder / "layer1.pt"):
+        with pytest.raises(SettingsError, match=r"pickle.*safetensors"):
+            formats.read(path)
+
+
+def test_names_and_places_are_checked(tmp_path):
+    made = random_vector()
+    for path, values, words in [
+        ("v.txt", {}, "Unknown vector format"),
+        ("v.gguf", {"format": "npz"}, r"ends in \.npz"),
+        ("v.npz", {"format": "onnx"}, "Unknown vector format"),
+        ("v.npz", {"layers": (7,)}, "layers 0-2"),
+        ("v.gguf", {"layers": (0,)}, "cannot steer layer 0"),
+    ]:
+        with pytest.raises(SettingsError, match=words):
+            formats.write(made, tmp_path / path, **values)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="cannot be saved"):
+        formats.write(made, tmp_path / "file" / "v.npz")
+    for path in ("none.npz", ".", "file"):
+        with pytest.raises(SettingsError, match=r"no vector file|folder|give a vector"):
+            formats.read(tmp_path / path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_vector_must_fit_its_model():
+    formats.check(random_vector(), 3, 4, "m")
+    with pytest.raises(SettingsError, match="3 layers of width 4, but m has 5"):
+        formats.check(random_vector(), 5, 4, "m")
+
+
+def test_our_own_files_are_known_by_what_they_hold(tmp_path):
+    path = vectors.save(random_vector(), tmp_path / "v.safetensors")
+    assert equal(formats.read(path), random_vector())
