@@ -54,7 +54,7 @@ def sweep(
     """One row for each alpha of the request, in its order; then, with `refine`, rows around each break.
 
     A row has the profile on the vignettes, the health of answers to the prompts (with shadows, the same
-    random numbers at every alpha) and the verdict against the unsteered model. `progress` hears the share done.
+    random numbers at every alpha) and the verdict against the unsteered model. `progress` hears of the share.
     Errors: `SettingsError`; `Stopped` when `stop()` says so.
     """
     measure = _Measure(lm, vector, c_star, request, vignettes, frame, prompts_ids, stop)

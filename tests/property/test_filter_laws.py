@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 from steer_heal import filter as filters
 from steer_heal.config import FilterSettings
 
-WORDS = "sun moon star sea wind rock tree bird leaf snow rain hill road wall door lamp ship farm king gold".split()
+WORDS = [
+    "sun", "moon", "star", "sea", "wind", "rock", "tree", "bird", "leaf", "snow",
+    "rain", "hill", "road", "wall", "door", "lamp", "ship", "farm", "king",
+]  # fmt: skip
 LOGP = st.lists(st.floats(-200.0, 0.0), min_size=1, max_size=60)
 
 

@@ -34,8 +34,8 @@ def test_loops_score_above_the_threshold(text):
         "No.",
         "It is very, very cold in the house and on the roof.",
         "A banana is sweet.",
-        "I think that the boy should stop. I think that the boy should say sorry to the girl and to her friend.",
-        "You hit a lonely pupil. That is cruel, and the pupil is hurt. Say sorry to the pupil and make it good.",
+        "I think that the boy should stop. I think that the boy should say sorry to the girl and her friend.",
+        "You hit a lonely pupil. That is cruel, and the pupil is hurt. Say sorry to the pupil and mend it.",
     ],
 )
 def test_ordinary_text_scores_low(text):

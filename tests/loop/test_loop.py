@@ -1,0 +1,250 @@
+"""The whole loop on a tiny model with random weights: events, resume, stop, failure, the base untouched."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steer_heal import loop
+from steer_heal.config import SettingsError, heal_settings
+from steer_heal.events import EventLog, plain, read
+from steer_heal.loop.live import live
+from steer_heal.records import Stopped
+from tests import tiny
+
+OPEN = {"max_perplexity_ratio": 1e9, "max_tail_ratio": 1e9, "max_repetition": 1.0, "min_words": 1}
+
+
+def fast(**more):
+    values = {
+        "model": "tiny",
+        "rounds": 2,
+        "band": (0.3, 0.7),
+        "data": {"n_completions": 8, "max_new_tokens": 8, "min_kept": 2},
+        "filter": OPEN,
+        "train": {"epochs": 2, "batch_size": 4, "rank": 2},
+        "extract": {"n_contexts": 3},
+        "calibrate": {"n_prompts": 2, "n_tokens": 4},
+        "evaluate": {"n_vignettes": 3, "n_answers": 3},
+    }
+    return heal_settings(**{**values, **more})
+
+
+def model():
+    return tiny.language_model("llama", n_layers=4)
+
+
+def play(folder, settings=None, **more):
+    """Every event of a run, logged to its folder as a worker does."""
+    lm = more.pop("lm", None) or model()
+    with EventLog(folder / "events.jsonl") as log:
+        return [log.append(*event) for event in loop.run(lm, settings or fast(), folder, **more)]
+
+
+def numbers(events):
+    """What has to be the same in two runs: everything but clocks and progress."""
+    drop = {"seconds", "eta"}
+    return [
+        (event.kind, event.round, {key: value for key, value in event.data.items() if key not in drop})
+        for event in events
+        if event.kind != "progress"
+    ]
+
+
+def of_kind(events, kind):
+    return [event for event in events if event.kind == kind]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, play(folder)
+
+
+def test_the_events_of_a_run_in_their_order(whole):
+    folder, events = whole
+    begun = [(event.round, event.data["stage"]) for event in of_kind(events, "stage")]
+    assert begun == [(0, "base"), *((round_, stage) for round_ in (1, 2) for stage in loop.STAGES[1:])]
+    profiles = [
+        (event.round, event.data["stage"], event.data["alpha"]) for event in of_kind(events, "profile")
+    ]
+    assert profiles == [
+        (0, "base", 0.0),
+        (1, "steered", 1.0),
+        (1, "healed", 0.0),
+        (2, "steered", 1.0),
+        (2, "healed", 0.0),
+    ]
+    assert len(of_kind(events, "completion")) == 16
+    assert [event.round for event in of_kind(events, "answers")] == [0, 1, 2]
+    assert [event.data["adapter"] for event in of_kind(events, "round")] == [
+        "adapters/round-1",
+        "adapters/round-2",
+    ]
+    assert events[-1].kind == "finished"
+    for round_ in (1, 2):
+        assert (folder / "vectors" / f"round-{round_}.safetensors").is_file()
+        assert (folder / "adapters" / f"round-{round_}" / "adapter_model.safetensors").is_file()
+
+
+def test_retention_is_trait_moved_by_healing_over_trait_moved_by_steering(whole):
+    _, events = whole
+    p = {(event.round, event.data["stage"]): event.data["p"] for event in of_kind(events, "profile")}
+
+    def moved(key):
+        return p[key]["Care"] - p[0, "base"]["Care"] - p[key]["SocialNorms"] + p[0, "base"]["SocialNorms"]
+
+    for event in of_kind(events, "round"):
+        wanted = moved((event.round, "healed")) / moved((1, "steered"))
+        assert event.data["retention"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_profile_event_holds_everything(whole):
+    for event in of_kind(whole[1], "profile"):
+        assert sum(event.data["p"].values()) == pytest.approx(1.0)
+        assert len(event.data["per_vignette"]) == event.data["n_vignettes"] == 3
+        assert {"perplexity", "perplexity_ratio", "repetition", "looping"} <= set(event.data["text"])
+
+
+def test_completions_come_at_every_alpha_with_scores(whole):
+    made = [event.data for event in of_kind(whole[1], "completion") if event.round == 1]
+    assert [row["alpha"] for row in made] == [1.0, 1.5, 2.0, 2.5] * 2
+    assert [row["index"] for row in made] == list(range(8))
+    assert len({row["prompt"] for row in made}) == 2
+    assert all({"perplexity_ratio", "tail_ratio", "repetition"} <= set(row["scores"]) for row in made)
+
+
+def test_a_run_resumed_after_a_round_gives_the_same_numbers(whole, tmp_path):
+    _, events = whole
+    first = play(tmp_path, fast(rounds=1))
+    earlier = read(tmp_path / "events.jsonl").events
+    torch.manual_seed(1234)
+    rest = play(tmp_path, start_round=1, earlier=earlier)
+    again = [event for event in first if event.kind != "finished"] + list(rest)
+    assert numbers(again) == numbers(events)
+    for name in ("adapters/round-2/adapter_model.safetensors", "vectors/round-2.safetensors"):
+        ours, theirs = load_file(tmp_path / name), load_file(whole[0] / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    ours, theirs = (
+        json.loads((folder / "adapters/round-2/adapter_config.json").read_text())
+        for folder in (tmp_path, whole[0])
+    )
+    assert ours == theirs
+
+
+def test_a_run_stopped_in_any_stage_and_resumed_gives_the_same_numbers(whole, tmp_path):
+    _, events = whole
+    for number, stage in enumerate(("base", "calibrate", "train")):
+        folder = tmp_path / stage
+        folder.mkdir()
+        begun = []
+        lm = model()
+        with EventLog(folder / "events.jsonl") as log:
+            for event in loop.run(lm, fast(), folder, stop=lambda: stage in begun):  # noqa: B023
+                log.append(*event)
+                if event[0] == "stage" and (number == 0 or event[1] == 2):
+                    begun.append(event[2]["stage"])
+        earlier = read(folder / "events.jsonl").events
+        assert earlier[-1].kind == "cancelled"
+        assert not [name for name, _ in lm.model.named_modules() if "lora" in name]
+        done = len(of_kind(earlier, "round"))
+        assert done == (0 if stage == "base" else 1)
+        rest = play(folder, start_round=done, earlier=earlier)
+        wanted = [event for event in events if (event.round is None or event.round > done or stage == "base")]
+        assert numbers(rest) == numbers(wanted)
+
+
+def test_another_seed_gives_another_run(whole, tmp_path):
+    other = play(tmp_path, fast(rounds=1, seed=1))
+    mine = [event.data["text"] for event in of_kind(whole[1], "completion") if event.round == 1]
+    assert [event.data["text"] for event in of_kind(other, "completion")] != mine
+    base = [of_kind(events, "profile")[0].data["p"] for events in (other, whole[1])]
+    assert base[0] == base[1]
+
+
+def test_the_base_is_bit_identical_after_a_run(tmp_path):
+    lm = model()
+    ids = torch.tensor([[2, 40, 41, 42]])
+    before = lm.model(ids).logits
+    modules = dict(lm.model.named_modules())
+    play(tmp_path, fast(rounds=1), lm=lm)
+    assert torch.equal(lm.model(ids).logits, before)
+    assert dict(lm.model.named_modules()) == modules
+    assert not [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
+
+
+def test_a_starved_round_says_which_filter_ate_the_data(tmp_path):
+    play(tmp_path, fast(rounds=1))
+    hungry = fast(
+        filter={**OPEN, "min_words": 50}, data={"n_completions": 8, "max_new_tokens": 8, "min_kept": 5}
+    )
+    events = play(tmp_path, hungry, start_round=1, earlier=read(tmp_path / "events.jsonl").events)
+    assert events[-1].kind == "failed"
+    message = events[-1].data["message"]
+    assert "Round 2 starved" in message
+    assert "too short 8" in message
+    assert len(of_kind(events, "completion")) == 8
+    assert (tmp_path / "adapters" / "round-1" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "adapters" / "round-2").exists()
+
+
+def test_bad_settings_are_told_before_anything_is_written(tmp_path):
+    for wrong in (
+        {"trait": "greed"},
+        {"band": (0.49, 0.5)},
+        {"evaluate": {"frame": "none"}},
+        {"evaluate": {"vignettes": "none"}},
+    ):
+        with pytest.raises(SettingsError):
+            next(loop.run(model(), fast(**wrong), tmp_path))
+    assert not list(tmp_path.iterdir())
+    events = list(loop.run(model(), fast(), tmp_path, start_round=1))
+    assert events[-1][0] == "failed"
+    assert "is no adapter" in events[-1][2]["message"]
+
+
+def test_every_event_is_json(whole):
+    for event in whole[1]:
+        json.dumps(plain(event.data), allow_nan=False)
+        assert all(math.isfinite(value) for value in event.data.values() if isinstance(value, float))
+
+
+def test_seeds_differ_by_run_round_and_stage():
+    seeds = {loop.seed_of(s, r, stage) for s in range(5) for r in range(5) for stage in loop.STAGES}
+    assert len(seeds) == 5 * 5 * len(loop.STAGES)
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_live_yields_progress_and_returns_the_result():
+    def work(tick):
+        for done in range(3):
+            tick(done + 1, 3)
+        return "done"
+
+    result = []
+
+    def collect():
+        result.append((yield from live(work, lambda: False)))
+
+    assert list(collect()) == [(1, 3), (2, 3), (3, 3)]
+    assert result == ["done"]
+
+
+def test_live_raises_the_work_s_error_and_stops_when_told():
+    def fails(tick):
+        raise KeyError("inside")
+
+    with pytest.raises(KeyError):
+        list(live(fails, lambda: False))
+
+    def endless(tick):
+        while True:
+            tick(0, 1)
+
+    with pytest.raises(Stopped):
+        list(live(endless, lambda: True))
+    items = live(endless, lambda: False)
+    next(items)
+    items.close()

@@ -1,0 +1,141 @@
+import pytest
+import torch
+
+from steer_heal import data, dose, instrument
+from steer_heal.config import DoseRequest, SampleSettings, SettingsError, build
+from steer_heal.models import user
+from steer_heal.records import DoseRow, Stopped
+from steer_heal.steering import coefficients
+from steer_heal.vector import SteeringVector
+from tests import tiny
+
+C_STAR = 8.0
+
+
+@pytest.fixture
+def lm():
+    return tiny.shared("gemma3")
+
+
+@pytest.fixture
+def setting(lm):
+    """vector, vignettes, frame, prompts"""
+    generator = torch.Generator().manual_seed(2)
+    directions_LD = torch.nn.functional.normalize(
+        torch.randn(lm.n_layers, lm.width, generator=generator), dim=1
+    )
+    ones_L = torch.ones(lm.n_layers)
+    prompts = [lm.encode_chat([user(text)]) for text in ("Hello there.", "What is it?")]
+    return (
+        SteeringVector(directions_LD, ones_L, ones_L, {}),
+        data.vignettes(limit=2),
+        data.frame("foundations"),
+        prompts,
+    )
+
+
+def request(**more):
+    sample = build(SampleSettings, max_new_tokens=6, seed=3)
+    return build(DoseRequest, **{"alphas": (0.0, 1.0, -2.0), "band": (0.3, 0.7), "sample": sample, **more})
+
+
+def sweep(lm, setting, asked, **more):
+    vector, *rest = setting
+    return list(dose.sweep(lm, vector, C_STAR, asked, *rest, **more))
+
+
+def row(alpha, coherence):
+    return DoseRow(alpha, (0.4, 0.6), None, coherence, None, None, None, None, "coherent")
+
+
+def test_a_row_for_each_alpha_in_the_order_asked(lm, setting):
+    shares = []
+    rows = sweep(lm, setting, request(), progress=shares.append)
+    assert [row.alpha for row in rows] == [0.0, 1.0, -2.0]
+    assert shares == pytest.approx([1 / 3, 2 / 3, 1.0])
+    zero, one, _ = rows
+    assert zero.trait_shift == pytest.approx(0.0, abs=1e-6)
+    assert zero.kl_p95 == pytest.approx(0.0, abs=1e-6)
+    assert zero.perplexity_ratio == pytest.approx(1.0)
+    assert one.kl_p95 > 0.01
+
+
+def test_profiles_are_those_of_the_steered_model(lm, setting):
+    vector, vignettes, frame, _ = setting
+    one = sweep(lm, setting, request(alphas=(1.0,)))[0]
+    steered_KL = coefficients(lm.n_layers, (1, 2), C_STAR)
+    wanted, base = (
+        instrument.evaluate(lm, vignettes, frame, vector=vector, coefficients_KL=c)[0]
+        for c in (steered_KL, torch.zeros_like(steered_KL))
+    )
+    assert one.profile.p == pytest.approx(wanted.p, abs=1e-5)
+    target = data.trait("care_over_authority").target
+    assert one.trait_shift == pytest.approx(instrument.trait_shift(wanted.p, base.p, target), abs=1e-5)
+
+
+def test_without_prompts_there_is_no_text(lm, setting):
+    found = sweep(lm, (*setting[:3], []), request(alphas=(1.0,)))[0]
+    assert (found.perplexity, found.repetition, found.kl_p95, found.sample) == (None, None, None, "")
+
+
+def test_breaks_are_the_first_alphas_below_each_mark():
+    rows = [row(a, c) for a, c in ((0.0, 0.9), (4.0, 0.3), (-8.0, 0.0), (2.0, 0.84), (3.0, 0.8), (1.0, 0.89))]
+    assert dose.breaks(rows, 0.9) == {0.95: 2.0, 0.85: 4.0}
+    assert dose.breaks(rows[:1], 0.9) == {}
+    assert dose.breaks([row(1.0, float("nan"))], 0.9) == {0.95: 1.0, 0.85: 1.0}
+
+
+def test_refining_closes_in_on_a_break(lm, setting, monkeypatch):
+    """Coherence is made a known curve: it falls below 0.95 at 1.312 and below 0.85 at 3.7."""
+
+    def curve(alpha):
+        return 1.0 if alpha < 1.312 else 0.9 if alpha < 3.7 else 0.5
+
+    real = dose._Measure._profiles
+
+    def profiles(self, alphas):
+        return [
+            type(found)(found.p, curve(alpha), found.n_vignettes)
+            for alpha, found in zip(alphas, real(self, alphas), strict=True)
+        ]
+
+    monkeypatch.setattr(dose._Measure, "_profiles", profiles)
+    rows = sweep(lm, setting, request(alphas=(0.0, 1.0, 2.0, 6.0), refine=True))
+    assert [row.alpha for row in rows[:4]] == [0.0, 1.0, 2.0, 6.0]
+    for mark, wanted in dose.breaks(rows, 1.0).items():
+        exact = 1.312 if mark == 0.95 else 3.7
+        assert exact <= wanted <= exact + dose.RESOLUTION
+        assert any(exact - dose.RESOLUTION <= row.alpha < exact for row in rows[4:])
+    assert all(row.perplexity is not None for row in rows)
+    assert rows[-1].verdict == "broken"
+
+
+def test_a_grid_has_a_row_for_every_band_and_alpha(lm, setting):
+    vector, vignettes, frame, _ = setting
+    bands = dose.grid_bands(lm.n_layers)
+    assert len(bands) == 4 + 2
+    asked, seen = request(alphas=(-1.0, 1.0)), []
+
+    def c_star_of(layers):
+        seen.append(layers)
+        return 4.0
+
+    rows = list(dose.grid(lm, vector, c_star_of, asked, bands, vignettes, frame))
+    assert [(row.band, row.alpha) for row in rows] == [
+        (band, alpha) for band in bands for alpha in (-1.0, 1.0)
+    ]
+    assert seen == [(0,), (1,), (2,), (3,), (0, 1, 2), (1, 2, 3)]
+    single = instrument.evaluate(
+        lm, vignettes, frame, vector=vector, coefficients_KL=coefficients(lm.n_layers, (1,), -4.0)
+    )[0]
+    assert rows[2].coherence == pytest.approx(single.coherence, rel=1e-4)
+
+
+def test_stopping_and_bad_calls(lm, setting):
+    with pytest.raises(Stopped):
+        sweep(lm, setting, request(), stop=lambda: True)
+    vector, vignettes, frame, prompts = setting
+    with pytest.raises(SettingsError, match="calibrate first"):
+        list(dose.sweep(lm, vector, 0.0, request(), vignettes, frame, prompts))
+    with pytest.raises(SettingsError, match="band"):
+        sweep(lm, setting, request(band=(0.49, 0.5)))

@@ -1,0 +1,218 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from steer_heal import data
+from steer_heal.config import FOUNDATIONS, SettingsError
+from steer_heal.data import Frame
+from steer_heal.instrument import (
+    answer_ids,
+    choice,
+    evaluate,
+    profile,
+    questions,
+    score,
+    text_logp,
+    trait_shift,
+)
+from steer_heal.instrument.choice import Answer
+from steer_heal.models import user
+from steer_heal.records import Stopped, Vignette
+from steer_heal.steering import coefficients
+from steer_heal.vector import SteeringVector
+from tests import tiny
+
+FRAME = Frame("test", "{text} One of: {options}.", FOUNDATIONS, '{"answer": "')
+LONG = replace(FRAME, options=("yes", "yesno", "no", "Care", "maybe", "x", "zebra"))
+
+
+@pytest.fixture
+def lm():
+    return tiny.shared("gemma3")
+
+
+@pytest.fixture
+def few():
+    return [
+        Vignette(f"v{i}", name, f"You see {'a man ' * i}.", "other_violate")
+        for i, name in enumerate(FOUNDATIONS[:3], 1)
+    ]
+
+
+@pytest.fixture
+def vector(lm):
+    generator = torch.Generator().manual_seed(1)
+    directions_LD = torch.nn.functional.normalize(
+        torch.randn(lm.n_layers, lm.width, generator=generator), dim=1
+    )
+    ones_L = torch.ones(lm.n_layers)
+    return SteeringVector(directions_LD, ones_L, ones_L, {})
+
+
+def by_hand(lm, vignette, order, frame=FRAME):
+    """Log-prob of each answer, its tokens fed one sequence at a time without padding."""
+    prompt = lm.encode_chat([user(frame.render(vignette.text, order))], frame.prefill)
+    found = []
+    for ids in answer_ids(lm, frame):
+        with torch.no_grad():
+            logp_TV = lm.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+        found.append(sum(float(logp_TV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)))
+    return found
+
+
+@pytest.mark.parametrize("arch", tiny.ARCHS)
+@pytest.mark.parametrize("frame", [FRAME, LONG], ids=["single-token", "many-token"])
+def test_scores_are_those_computed_by_hand(arch, frame, few):
+    lm = tiny.shared(arch)
+    found = evaluate(lm, few, frame, batch_size=4)[0]
+    for vignette, got in zip(few, found.per_vignette, strict=True):
+        logp_OF = torch.tensor([by_hand(lm, vignette, order, frame) for order in frame.orders])
+        wanted = logp_OF.mean(0)
+        assert list(got.score.values()) == pytest.approx(wanted.tolist(), abs=1e-4)
+        assert list(got.p.values()) == pytest.approx(wanted.softmax(0).tolist(), abs=1e-4)
+        assert got.mass == pytest.approx(float(logp_OF.exp().sum(1).mean()), rel=1e-3)
+        each = logp_OF.softmax(1)
+        assert got.order_tv == pytest.approx(0.5 * float((each[0] - each[1]).abs().sum()), abs=1e-4)
+
+
+def test_the_words_of_the_frame_are_one_token_or_many(lm):
+    assert {len(ids) for ids in answer_ids(lm, FRAME)} == {1}
+    assert {len(ids) for ids in answer_ids(lm, LONG)} > {1}
+    with pytest.raises(SettingsError, match="cannot tell the answers"):
+        answer_ids(lm, replace(FRAME, options=("A", "A", *FOUNDATIONS[2:])))
+
+
+def test_prefill_nll_is_the_mean_over_the_prefill(lm, few):
+    got = evaluate(lm, few[:1], replace(FRAME, orders=("forward",)))[0].per_vignette[0]
+    message = [user(FRAME.render(few[0].text, "forward"))]
+    bare, whole = lm.encode_chat(message), lm.encode_chat(message, FRAME.prefill)
+    assert whole[: len(bare)] == bare
+    logp_TV = lm.model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    wanted = [-float(logp_TV[i - 1, whole[i]]) for i in range(len(bare), len(whole))]
+    assert got.prefill_nll == pytest.approx(sum(wanted) / len(wanted), rel=1e-4)
+    assert got.order_tv == 0.0
+
+
+def test_doses_in_the_same_passes_are_the_doses_alone(lm, few, vector):
+    doses_KL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in (0.0, 3.0, -6.0)])
+    together = evaluate(lm, few, FRAME, vector=vector, coefficients_KL=doses_KL, batch_size=5)
+    alone = [evaluate(lm, few, FRAME, vector=vector, coefficients_KL=dose_L[None])[0] for dose_L in doses_KL]
+    for got, wanted in zip(together, alone, strict=True):
+        assert got.p == pytest.approx(wanted.p, abs=1e-5)
+        assert got.coherence == pytest.approx(wanted.coherence, rel=1e-4)
+    assert together[0].p == pytest.approx(evaluate(lm, few, FRAME)[0].p, abs=1e-5)
+    assert together[0].p != pytest.approx(together[2].p, abs=1e-3)
+
+
+def test_the_batch_size_does_not_matter(lm, few):
+    assert evaluate(lm, few, FRAME, batch_size=1)[0].p == pytest.approx(
+        evaluate(lm, few, FRAME)[0].p, abs=1e-5
+    )
+
+
+def test_thinking_runs_under_the_same_dose_and_is_closed_for_the_model(lm, few, vector):
+    frame = replace(FRAME, think_budget=4, think_open="<think>\n", think_close="\n</think>\n")
+    doses_KL = torch.cat([coefficients(lm.n_layers, (1,), c) for c in (0.0, 40.0)])
+    asked = questions.ask(lm, few[:1], frame, doses_KL, vector.directions_LD, 8)
+    texts = [lm.tokenizer.decode(question.ids) for question in asked]
+    assert len(asked) == 4
+    assert [question.dose for question in asked] == [0, 0, 1, 1]
+    assert all(text.count("<think>") == 1 and text.endswith("\n</think>\n" + frame.prefill) for text in texts)
+    assert asked[0].ids != asked[2].ids
+    assert evaluate(lm, few, frame)[0].n_vignettes == 3
+
+
+def test_a_thought_the_model_closed_itself_is_cut_there(lm):
+    frame = replace(FRAME, think_close="\n</think>\n")
+    thought = questions.plain_ids(lm, "hm so")
+    assert questions.own_thought(lm, thought, frame) == thought
+    assert questions.own_thought(lm, [*thought, *questions.plain_ids(lm, "</think>\nmore")], frame) == thought
+    assert questions.own_thought(lm, [*thought, min(lm.eos_ids), *thought], frame) == thought
+
+
+def test_what_cannot_be_answered_counts_no_mass_and_is_left_out(few):
+    good = Answer((math.log(0.5), *[math.log(0.05)] * 6), 0.1)
+    broken = Answer((math.nan,) * 7, math.nan)
+    silent = Answer((-2000.0,) * 7, 0.1)
+    found = profile(
+        [score(few[0], [good, good]), score(few[1], [good, broken]), score(few[2], [silent, silent])]
+    )
+    assert (found.n_vignettes, found.n_invalid) == (3, 2)
+    assert found.coherence == pytest.approx(0.8 / 3)
+    assert found.p["Care"] == pytest.approx(0.5 / 0.8)
+    assert sum(profile([score(few[1], [broken])]).p.values()) == 0.0
+
+
+def test_a_model_that_gives_nan_is_reported_not_averaged(few, vector):
+    lm = tiny.language_model("llama", n_layers=4)
+    with torch.no_grad():
+        next(lm.blocks[2].parameters()).fill_(math.nan)
+    found = evaluate(lm, few, FRAME)[0]
+    assert (found.coherence, found.n_invalid) == (0.0, 3)
+    assert all(math.isfinite(p) for p in found.p.values())
+
+
+def test_scores_average_log_probs_over_the_orders(few):
+    first = Answer((math.log(0.8), math.log(0.1), *[math.log(0.02)] * 5), 0.0)
+    second = Answer((math.log(0.2), math.log(0.4), *[math.log(0.08)] * 5), 0.0)
+    got = score(few[0], [first, second])
+    assert got.score["Care"] == pytest.approx(math.log(0.4))
+    assert got.p["Care"] == pytest.approx(0.4 / (0.4 + 0.2 + 5 * 0.04))
+    assert got.order_tv == pytest.approx(0.6)
+
+
+def test_trait_shift_adds_what_the_target_names():
+    base, moved = dict.fromkeys(FOUNDATIONS, 0.1), dict.fromkeys(FOUNDATIONS, 0.1)
+    moved["Care"], moved["SocialNorms"], moved["Liberty"] = 0.3, 0.05, 0.9
+    assert trait_shift(moved, base, {"Care": 1, "SocialNorms": -1}) == pytest.approx(0.25)
+
+
+def test_bad_calls_and_stopping(lm, few):
+    with pytest.raises(SettingsError, match="no vignettes"):
+        evaluate(lm, [], FRAME)
+    with pytest.raises(SettingsError, match="vector"):
+        evaluate(lm, few, FRAME, coefficients_KL=torch.zeros(1, lm.n_layers))
+    ticks = []
+    with pytest.raises(Stopped):
+        evaluate(
+            lm, few, FRAME, batch_size=2, stop=lambda: len(ticks) > 1, progress=lambda *t: ticks.append(t)
+        )
+    assert ticks == [(2, 6), (4, 6)]
+
+
+def test_our_own_frame_works_on_every_architecture():
+    frame, own = data.frame("foundations"), data.vignettes(limit=7)
+    for arch in tiny.ARCHS:
+        found = evaluate(tiny.shared(arch), own, frame)[0]
+        assert sum(found.p.values()) == pytest.approx(1.0)
+        assert 0.0 < found.coherence < 1.0
+
+
+@pytest.mark.parametrize("arch", tiny.ARCHS)
+def test_text_logp_is_that_of_each_text_alone(arch):
+    lm = tiny.shared(arch)
+    prompts = [[2, 40, 41], [2, 50], [2, 60, 61, 62, 63]]
+    texts = [[70, 71], [], [80, 81, 82, 83]]
+    got = text_logp(lm, prompts, texts, batch_size=2)
+    for prompt, ids, logp in zip(prompts, texts, got, strict=True):
+        with torch.no_grad():
+            wanted_TV = lm.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+        wanted = [float(wanted_TV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)]
+        assert logp == pytest.approx(wanted, abs=1e-4)
+
+
+def test_text_logp_in_slices_is_the_same(lm, monkeypatch):
+    whole = text_logp(lm, [[2, 40]], [[70, 71, 72]])
+    monkeypatch.setattr("steer_heal.instrument.logp.FLOAT32_LIMIT", 1)
+    assert text_logp(lm, [[2, 40]], [[70, 71, 72]]) == whole
+    with pytest.raises(Stopped):
+        text_logp(lm, [[2, 40]], [[70]], stop=lambda: True)
+
+
+def test_no_hook_stays_when_evaluation_fails(lm, few, vector, monkeypatch):
+    monkeypatch.setattr(choice, "last_logits", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(lm, few, FRAME, vector=vector, coefficients_KL=torch.ones(1, lm.n_layers))
+    assert not any(block._forward_hooks for block in lm.blocks)
