@@ -13,8 +13,14 @@ from steer_heal.engine import Engine
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{DEFAULT_MODEL} (bundled), a hub id such as {GEMMA}, or a folder")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; others cannot reach the default")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"{DEFAULT_MODEL} (bundled), a hub id such as {GEMMA}, or a folder",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; others cannot reach the default"
+    )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where heal runs are kept")
     parser.add_argument("--db", default="runs.duckdb", metavar="FILE", help="the readable index of the runs")

@@ -1,4 +1,4 @@
-"""Records to plotly figures as plain JSON, pure. Colours of text and grid are set in the browser, by its mode."""
+"""Records to plotly figures as plain JSON, pure. The browser sets the colours of text and grid."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def hover(node: MapNode, name: str) -> str:
     return "<br>".join(lines)
 
 
-def _stage_trace(stage: str, nodes: Sequence[MapNode], names: Mapping[str, str], selected: tuple[str, int] | None) -> Any:
+def _stage_trace(
+    stage: str, nodes: Sequence[MapNode], names: Mapping[str, str], selected: tuple[str, int] | None
+) -> Any:
     """All nodes of one stage; the selected round's are ringed, rounds are numbered inside healed ones."""
     ringed = [selected == (n.run_id, n.round) for n in nodes]
     return go.Scatter(
@@ -58,7 +60,9 @@ def _stage_trace(stage: str, nodes: Sequence[MapNode], names: Mapping[str, str],
         hoverinfo="text",
         customdata=[[n.run_id, n.round, n.stage] for n in nodes],
         marker={
-            "size": [19 if r else 15 for r in ringed] if stage == "healed" else [15 if r else 11 for r in ringed],
+            "size": [19 if r else 15 for r in ringed]
+            if stage == "healed"
+            else [15 if r else 11 for r in ringed],
             "symbol": SYMBOLS[stage],
             "color": STAGE_COLOURS[stage],
             "opacity": [shade(n.coherence) for n in nodes],
@@ -83,12 +87,32 @@ def _paths(nodes: Sequence[MapNode]) -> tuple[list[Any], list[dict[str, Any]]]:
         healed = by.get((run_id, number, "healed"))
         if healed is not None:
             arrows.append(
-                {"x": healed.social_norms, "y": healed.care, "ax": node.social_norms, "ay": node.care, "xref": "x",
-                 "yref": "y", "axref": "x", "ayref": "y", "text": "", "showarrow": True, "arrowhead": 2,
-                 "arrowwidth": 1.5, "arrowcolor": HEALED, "standoff": 9, "startstandoff": 6}
-            )  # fmt: skip
-    line = go.Scatter(x=xs, y=ys, mode="lines", line={"dash": "dot", "width": 1.2, "color": STEERED},
-                      hoverinfo="skip", showlegend=False)  # fmt: skip
+                {
+                    "x": healed.social_norms,
+                    "y": healed.care,
+                    "ax": node.social_norms,
+                    "ay": node.care,
+                    "xref": "x",
+                    "yref": "y",
+                    "axref": "x",
+                    "ayref": "y",
+                    "text": "",
+                    "showarrow": True,
+                    "arrowhead": 2,
+                    "arrowwidth": 1.5,
+                    "arrowcolor": HEALED,
+                    "standoff": 9,
+                    "startstandoff": 6,
+                }
+            )
+    line = go.Scatter(
+        x=xs,
+        y=ys,
+        mode="lines",
+        line={"dash": "dot", "width": 1.2, "color": STEERED},
+        hoverinfo="skip",
+        showlegend=False,
+    )
     return ([line] if xs else []), arrows
 
 
@@ -98,10 +122,19 @@ def _labels(nodes: Sequence[MapNode], names: Mapping[str, str]) -> list[dict[str
     if len(last) > MAX_LABELLED_RUNS:
         return []
     return [
-        {"x": n.social_norms, "y": n.care, "text": escape((names.get(run_id) or run_id)[:32]), "showarrow": False,
-         "xanchor": "left", "yanchor": "bottom", "xshift": 10, "yshift": 4, "font": {"size": 11}}
+        {
+            "x": n.social_norms,
+            "y": n.care,
+            "text": escape((names.get(run_id) or run_id)[:32]),
+            "showarrow": False,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "xshift": 10,
+            "yshift": 4,
+            "font": {"size": 11},
+        }
         for run_id, n in last.items()
-    ]  # fmt: skip
+    ]
 
 
 def moral_map(
@@ -109,7 +142,7 @@ def moral_map(
     names: Mapping[str, str],
     selected: tuple[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Care (up) against SocialNorms: further left and further up is more trait. A figure without nodes is empty."""
+    """Care (up) against SocialNorms: up and to the left is more trait. Without nodes it has no traces."""
     figure = go.Figure()
     lines, arrows = _paths(nodes)
     figure.add_traces(lines)
@@ -119,10 +152,16 @@ def moral_map(
             figure.add_trace(_stage_trace(stage, found, names, selected))
     if any(n.vignette_set == "classic" for n in nodes):
         figure.add_trace(
-            go.Scatter(x=[HUMAN_CLASSIC["SocialNorms"]], y=[HUMAN_CLASSIC["Care"]], mode="markers", name="people (published)",
-                       marker={"symbol": "star", "size": 14, "color": NEUTRAL}, hoverinfo="text",
-                       hovertext=["Published human mean on the classic set<br>Care 0.198, SocialNorms 0.193"])
-        )  # fmt: skip
+            go.Scatter(
+                x=[HUMAN_CLASSIC["SocialNorms"]],
+                y=[HUMAN_CLASSIC["Care"]],
+                mode="markers",
+                name="people (published)",
+                marker={"symbol": "star", "size": 14, "color": NEUTRAL},
+                hoverinfo="text",
+                hovertext=["Published human mean on the classic set<br>Care 0.198, SocialNorms 0.193"],
+            )
+        )
     figure.update_layout(
         xaxis={"title": {"text": "← SocialNorms, mean probability"}, "tickformat": ".2f"},
         yaxis={"title": {"text": "Care, mean probability →"}, "tickformat": ".2f"},
@@ -143,7 +182,9 @@ def losses(detail: RoundDetail) -> dict[str, Any]:
         points = [(row["step"], row[key]) for row in detail.losses if key in row and "step" in row]
         if points:
             x, y = zip(*points, strict=True)
-            figure.add_trace(go.Scatter(x=x, y=y, mode="lines", name=names[key], line={"color": colour, "width": 1.5}))
+            figure.add_trace(
+                go.Scatter(x=x, y=y, mode="lines", name=names[key], line={"color": colour, "width": 1.5})
+            )
     figure.update_layout(
         xaxis={"title": {"text": "training step"}},
         yaxis={"title": {"text": "nats per token"}, "rangemode": "tozero"},

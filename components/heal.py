@@ -12,8 +12,19 @@ from components.watching import remembered
 from steer_heal.config import MAX_ROUNDS, PRESETS, SettingsError, heal_settings
 
 
-def settings(model: str, trait: str, low: float, high: float, name: str, rounds: float | None, preset: str,
-             seed: float | None, completions: float | None, vignettes: float | None, epochs: float | None) -> Any:  # fmt: skip
+def settings(
+    model: str,
+    trait: str,
+    low: float,
+    high: float,
+    name: str,
+    rounds: float | None,
+    preset: str,
+    seed: float | None,
+    completions: float | None,
+    vignettes: float | None,
+    epochs: float | None,
+) -> Any:
     """The form as `HealSettings`; what is left blank keeps the preset's value. Errors: `SettingsError`."""
     if rounds is None:
         raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
@@ -24,21 +35,35 @@ def settings(model: str, trait: str, low: float, high: float, name: str, rounds:
         changed["evaluate"] = {"n_vignettes": vignettes}
     if epochs is not None:
         changed["train"] = {"epochs": epochs}
-    return heal_settings(preset, model=model, trait=trait, rounds=rounds, seed=seed or 0, name=name.strip(),
-                         band=(low, high), **changed)  # fmt: skip
+    return heal_settings(
+        preset,
+        model=model,
+        trait=trait,
+        rounds=rounds,
+        seed=seed or 0,
+        name=name.strip(),
+        band=(low, high),
+        **changed,
+    )
 
 
 def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Any:
     """Make the form; returns the launch event, so that the page can redraw after it."""
-    about = "over-steer, keep what is coherent, train it in; runs in the background with the trait and band in view"
+    about = (
+        "over-steer, keep what is coherent, train it in; uses the trait and band of Steer, in the background"
+    )
     gr.HTML(view.heading("Heal", about))
     with gr.Row(equal_height=True):
-        name = gr.Textbox(label="Name", placeholder="optional", max_length=80, min_width=110, elem_id="run-name")
+        name = gr.Textbox(
+            label="Name", placeholder="optional", max_length=80, min_width=110, elem_id="run-name"
+        )
         rounds = gr.Number(3, label="Rounds", precision=0, min_width=70, elem_id="rounds")
         preset = gr.Dropdown(list(PRESETS), value="quick", label="Preset", min_width=110, elem_id="preset")
         seed = gr.Number(0, label="Seed", precision=0, min_width=70, elem_id="run-seed")
     with gr.Accordion("Smaller or larger than the preset", open=False, elem_id="run-more"), gr.Row():
-        completions = gr.Number(None, label="Completions a round", precision=0, min_width=110, elem_id="run-completions")
+        completions = gr.Number(
+            None, label="Completions a round", precision=0, min_width=110, elem_id="run-completions"
+        )
         vignettes = gr.Number(None, label="Vignettes", precision=0, min_width=110, elem_id="run-vignettes")
         epochs = gr.Number(None, label="Epochs", precision=0, min_width=110, elem_id="run-epochs")
     launch = gr.Button("Heal", variant="primary", elem_id="launch")
@@ -53,6 +78,17 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Any:
         shown = None if memory["runs"] is None else [*memory["runs"], run_id]
         return {**memory, "runs": shown}, view.note(f"started {run_id}: its rounds appear on the map")
 
-    form = [kept, steering.trait, steering.low, steering.high, name, rounds, preset, seed, completions, vignettes, epochs]
+    form = [
+        kept,
+        steering.trait,
+        steering.low,
+        steering.high,
+        name,
+        rounds,
+        preset,
+        seed,
+        completions,
+        vignettes,
+        epochs,
+    ]
     return launch.click(start, form, [kept, message], **INTERNAL)
-

@@ -35,13 +35,13 @@ class Detail:
 
 def build_map() -> gr.HTML:
     """The map itself; its click event carries a node's run, round and stage."""
-    about = "more trait is up and to the left; an arrow is one round, from steered to healed; fainter is less coherent"
+    about = "more trait is up and left; an arrow is one round, steered to healed; fainter is less coherent"
     gr.HTML(view.heading("Map", about))
     return plot.chart(None, elem_id="map", height=500, empty=EMPTY_MAP)
 
 
 def open_round(engine: Any, kept: Any, which: str = "all") -> tuple[Any, ...]:
-    """What the detail shows for the round the browser remembers; nothing open, and failures, say so in its place."""
+    """What the detail shows for the round the browser remembers; nothing open, and failures, say so there."""
     place = opened(kept)
     if place is None:
         return view_runs.EMPTY_ROUND, gr.update(visible=False), "", "", "", None, ""

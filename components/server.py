@@ -1,4 +1,4 @@
-"""Serve the page: a socket bound before anything slow, its files from this package, nothing from elsewhere."""
+"""Serve the page: a socket bound before anything slow, its files from this machine only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as problem:
         listening.close()
         reason = problem.strerror or str(problem)
-        raise SettingsError(f"Cannot listen on {host}:{port} ({reason}): choose another with --port.") from problem
+        raise SettingsError(
+            f"Cannot listen on {host}:{port} ({reason}): choose another with --port."
+        ) from problem
     return listening
 
 
@@ -59,9 +61,21 @@ def application(engine: Any, port: int) -> fastapi.FastAPI:
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/ui", scripts())
     return gr.mount_gradio_app(
-        app, page, path="/", server_name="127.0.0.1", server_port=port, footer_links=[], run_history=False,
-        show_error=False, max_file_size="1mb", ssr_mode=False, pwa=False, mcp_server=False, theme=theme(), css_paths=CSS,
-    )  # fmt: skip
+        app,
+        page,
+        path="/",
+        server_name="127.0.0.1",
+        server_port=port,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size="1mb",
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme(),
+        css_paths=CSS,
+    )
 
 
 def serve(engine: Any, listening: socket.socket) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import gradio as gr
 
 from components import view
-from components.answering import STAMP, Newest, after_typing, answering
+from components.answering import STAMP, TYPING_PAUSE, Newest, answering
 from steer_heal.config import DEFAULT_BAND, DEFAULT_TRAIT, SettingsError
 from steer_heal.records import Vignette
 
-INTERNAL = {"api_visibility": "private", "show_progress": "hidden"}
-STREAM = {**INTERNAL, "trigger_mode": "multiple", "concurrency_limit": None, "js": STAMP}
+INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_limit": None, "js": STAMP}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Steering:
 def by_foundation(vignettes: list[Vignette], foundation: str) -> list[tuple[str, str]]:
     """The chooser's entries: the text, shortened, and the vignette's id."""
     return [
-        (v.text if len(v.text) <= 110 else v.text[:107] + "...", v.id) for v in vignettes if v.foundation == foundation
+        (v.text if len(v.text) <= 110 else v.text[:107] + "...", v.id)
+        for v in vignettes
+        if v.foundation == foundation
     ]
 
 
@@ -40,14 +42,27 @@ def _chooser(vignettes: list[Vignette]) -> tuple[gr.Dropdown, gr.Dropdown, gr.Te
     first = vignettes[0]
     with gr.Row():
         foundation = gr.Dropdown(
-            foundations, value=first.foundation, label="Foundation", scale=1, min_width=130, elem_id="foundation"
+            foundations,
+            value=first.foundation,
+            label="Foundation",
+            scale=1,
+            min_width=130,
+            elem_id="foundation",
         )
         vignette = gr.Dropdown(
-            by_foundation(vignettes, first.foundation), value=first.id, label="Vignette", scale=4, min_width=240,
+            by_foundation(vignettes, first.foundation),
+            value=first.id,
+            label="Vignette",
+            scale=4,
+            min_width=240,
             elem_id="vignette",
-        )  # fmt: skip
+        )
     prompt = gr.Textbox(
-        first.text, label="What the model is told: edit it, or write your own", lines=2, max_lines=6, elem_id="prompt"
+        first.text,
+        label="What the model is told: edit it, or write your own",
+        lines=2,
+        max_lines=6,
+        elem_id="prompt",
     )
     return foundation, vignette, prompt
 
@@ -55,15 +70,28 @@ def _chooser(vignettes: list[Vignette]) -> tuple[gr.Dropdown, gr.Dropdown, gr.Te
 def _dose(engine: Any) -> tuple[gr.Dropdown, gr.Slider, gr.Number, gr.Slider, gr.Slider, gr.HTML]:
     traits = [(t.title, t.name) for t in engine.traits()]
     with gr.Row(equal_height=True):
-        trait = gr.Dropdown(traits, value=DEFAULT_TRAIT, label="Trait", scale=2, min_width=170, elem_id="trait")
+        trait = gr.Dropdown(
+            traits, value=DEFAULT_TRAIT, label="Trait", scale=2, min_width=170, elem_id="trait"
+        )
         slider = gr.Slider(
-            -4, 4, value=1.0, step=0.05, label="alpha: dose in units of c* (0 is base, 1 is one nat)", scale=4,
-            min_width=240, elem_id="alpha", buttons=[],
-        )  # fmt: skip
+            -4,
+            4,
+            value=1.0,
+            step=0.05,
+            label="alpha: dose in units of c* (0 is base, 1 is one nat)",
+            scale=4,
+            min_width=240,
+            elem_id="alpha",
+            buttons=[],
+        )
         exact = gr.Number(1.0, label="exact alpha", scale=1, min_width=100, elem_id="alpha-exact")
     with gr.Row(elem_classes="sh-wrap"):
-        low = gr.Slider(0, 1, DEFAULT_BAND[0], step=0.05, label="band from", min_width=150, buttons=[], elem_id="low")
-        high = gr.Slider(0, 1, DEFAULT_BAND[1], step=0.05, label="band to", min_width=150, buttons=[], elem_id="high")
+        low = gr.Slider(
+            0, 1, DEFAULT_BAND[0], step=0.05, label="band from", min_width=150, buttons=[], elem_id="low"
+        )
+        high = gr.Slider(
+            0, 1, DEFAULT_BAND[1], step=0.05, label="band to", min_width=150, buttons=[], elem_id="high"
+        )
         layers = gr.HTML(say_layers(engine, *DEFAULT_BAND), elem_id="layers")
     return trait, slider, exact, low, high, layers
 
@@ -86,12 +114,15 @@ def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
         panes = []
         for stage in ("base", "steered"):
             title = f'<div class="sh-answer-title sh-fg-{stage}">{view.STAGE_WORDS[stage]}</div>'
-            template = f'{title}<div class="sh-answer sh-answer-{stage}" id="{stage}-text" tabindex="0">${{value}}</div>'
+            box = f'<div class="sh-answer sh-answer-{stage}" id="{stage}-text" tabindex="0">${{value}}</div>'
             panes.append(
                 gr.HTML(
-                    view.answer((), done=False), html_template=template, js_on_load=None, apply_default_css=False,
+                    view.answer((), done=False),
+                    html_template=title + box,
+                    js_on_load=None,
+                    apply_default_css=False,
                     elem_id=f"{stage}-pane",
-                )  # fmt: skip
+                )
             )
     gr.HTML(view.legend(), apply_default_css=False)
     with gr.Row(elem_classes="sh-wrap"):
@@ -105,14 +136,15 @@ def build(engine: Any) -> Steering:
     newest, pool = Newest(), ThreadPoolExecutor(4, thread_name_prefix="profile")
     vignettes = engine.vignettes()
     known = {v.id: v for v in vignettes}
-    gr.HTML(view.heading("Steer", "the same question, without and with the vector; what differs is the steering"))
+    gr.HTML(
+        view.heading("Steer", "the same question, without and with the vector; what differs is the steering")
+    )
     foundation, vignette, prompt = _chooser(vignettes)
     trait, slider, exact, low, high, layers = _dose(engine)
-    with gr.Accordion("How the answer is drawn", open=False):
-        with gr.Row():
-            length = gr.Slider(8, 256, 60, step=4, label="at most this many tokens", buttons=[], elem_id="length")
-            seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=100, elem_id="seed")
-            greedy = gr.Checkbox(False, label="greedy (always the likeliest token)", elem_id="greedy")
+    with gr.Accordion("How the answer is drawn", open=False), gr.Row():
+        length = gr.Slider(8, 256, 60, step=4, label="at most this many tokens", buttons=[], elem_id="length")
+        seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=100, elem_id="seed")
+        greedy = gr.Checkbox(False, label="greedy (always the likeliest token)", elem_id="greedy")
     status, stop, base, steered, verdict, bars = _answers()
     stamp = gr.Number(visible="hidden")
 
@@ -125,22 +157,26 @@ def build(engine: Any) -> Steering:
     slider.input(None, slider, exact, js="(v) => v", **INTERNAL)
     exact.input(None, exact, slider, js="(v) => Math.max(-4, Math.min(4, v ?? 0))", **INTERNAL)
     slider.input(stream, inputs(slider), outputs, **STREAM)
-    typed = after_typing(newest, stream)
-    gr.on([exact.input, prompt.input, seed.input], typed, inputs(exact), outputs, **STREAM)
-    gr.on([trait.input, low.input, high.input, length.input, greedy.input, prompt.submit], stream,
-          inputs(exact), outputs, **STREAM)  # fmt: skip
+    typed = answering(engine, newest, pool, TYPING_PAUSE)
+    # A textbox's .input misses what is pasted with the mouse; .change also hears a vignette being chosen.
+    gr.on([exact.input, prompt.change, seed.input], typed, inputs(exact), outputs, **STREAM)
+    gr.on(
+        [trait.input, low.input, high.input, length.input, greedy.input, prompt.submit],
+        stream,
+        inputs(exact),
+        outputs,
+        **STREAM,
+    )
     gr.on([low.change, high.change], lambda a, b: say_layers(engine, a, b), [low, high], layers, **INTERNAL)
 
     def choose(name: str) -> tuple[Any, str]:
         found = [v for v in vignettes if v.foundation == name] or vignettes
-        return gr.update(choices=by_foundation(vignettes, found[0].foundation), value=found[0].id), found[0].text
+        return gr.update(choices=by_foundation(vignettes, found[0].foundation), value=found[0].id), found[
+            0
+        ].text
 
-    foundation.input(choose, foundation, [vignette, prompt], **INTERNAL).then(
-        stream, inputs(exact), outputs, **STREAM
-    )
-    vignette.input(lambda chosen: known[chosen].text, vignette, prompt, **INTERNAL).then(
-        stream, inputs(exact), outputs, **STREAM
-    )
+    foundation.input(choose, foundation, [vignette, prompt], **INTERNAL)
+    vignette.input(lambda chosen: known[chosen].text, vignette, prompt, **INTERNAL)
 
     def halt(request: gr.Request) -> None:
         engine.stop(request.session_hash or "")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 
 from steer_heal.config import FOUNDATIONS, GEMMA, THRESHOLDS, Thresholds
 from steer_heal.records import ModelInfo, Profile, SteerFrame, TextHealth, Token
 
 VERDICTS = ("coherent", "degraded", "broken")
 KL_EDGES = (0.1, 0.3, 1.0, 2.0, 4.0)
-BROKE = "The engine failed at this; the terminal says why. Change something and try again, or restart the app."
+BROKE = (
+    "The engine failed at this; the terminal says why. Change something and try again, or restart the app."
+)
 STAGE_WORDS = {"base": "Base", "steered": "Steered", "healed": "Healed"}
 
 
@@ -88,9 +91,10 @@ def kl_bucket(kl: float) -> int:
 def legend() -> str:
     """The shades of the steered text, in nats."""
     low = ("0", *(f"{edge:g}" for edge in KL_EDGES))
-    names = [f"{a}–{b}" for a, b in zip(low[:-1], low[1:], strict=True)] + [f"≥ {KL_EDGES[-1]:g}"]
+    names = [f"{a}–{b}" for a, b in pairwise(low)] + [f"≥ {KL_EDGES[-1]:g}"]
     chips = "".join(f'<span class="sh-t k{i}">{name}</span>' for i, name in enumerate(names))
-    return f'<div class="sh-legend sh-dim">KL(steered ‖ base), nats per token: {chips} · point at a token for more</div>'
+    about = f"KL(steered ‖ base), nats per token: {chips} · point at a token for more"
+    return f'<div class="sh-legend sh-dim">{about}</div>'
 
 
 def tooltip(token: Token) -> str:
@@ -115,7 +119,9 @@ def tokens(written: Sequence[Token]) -> str:
 def answer(written: Sequence[Token], *, done: bool, empty: str = "…") -> str:
     """One of the two answers, with a cursor while it is being written."""
     if not written:
-        return f'<span class="sh-dim">{esc(empty if not done else "(no text: the answer ended at once)")}</span>'
+        return (
+            f'<span class="sh-dim">{esc(empty if not done else "(no text: the answer ended at once)")}</span>'
+        )
     return tokens(written) + ("" if done else '<span class="sh-cursor"></span>')
 
 
@@ -158,13 +164,19 @@ def _measures(health: TextHealth | None, mass: float | None, limits: Thresholds)
             f"(degraded below {limits.mass_degraded:g}, broken below {limits.mass_broken:g})"
         )
     if health is not None and health.perplexity is not None:
-        ratio = "" if health.perplexity_ratio is None else f" = <b>{number(health.perplexity_ratio, 1)}</b>× its own text's"
+        ratio = (
+            ""
+            if health.perplexity_ratio is None
+            else f" = <b>{number(health.perplexity_ratio, 1)}</b>× its own text's"
+        )
         found.append(
             f"perplexity under base <b>{number(health.perplexity, 1)}</b>{ratio} "
             f"(degraded above {limits.perplexity_degraded:g}×, broken above {limits.perplexity_broken:g}×)"
         )
     if health is not None:
-        found.append(f"repetition <b>{number(health.repetition, 2)}</b> (broken above {limits.repetition_broken:g})")
+        found.append(
+            f"repetition <b>{number(health.repetition, 2)}</b> (broken above {limits.repetition_broken:g})"
+        )
         if health.kl_p95 is not None:
             found.append(f"95th percentile of KL <b>{number(health.kl_p95, 2)}</b> nats")
     return found
@@ -217,10 +229,14 @@ def bars(profiles: Mapping[str, Mapping[str, float]]) -> str:
             value = profile.get(name, 0.0)
             change = "" if stage == "base" or name not in base else f"{value - base[name]:+.3f}"
             width = 100 * value / top
+            bar = f'<div class="sh-bar sh-bg-{esc(stage)}" style="width:{width:.1f}%"></div>'
             lines.append(
-                f'<div class="sh-track"><div class="sh-bar sh-bg-{esc(stage)}" style="width:{width:.1f}%"></div></div>'
+                f'<div class="sh-track">{bar}</div>'
                 f'<span class="sh-num">{number(value)}</span><span class="sh-num sh-dim">{change}</span>'
             )
         rows.append(f'<div class="sh-fname">{name}</div><div class="sh-lines">{"".join(lines)}</div>')
-    key = " ".join(f'<span class="sh-key sh-fg-{esc(s)}">■ {STAGE_WORDS.get(s, esc(s))}</span>' for s in profiles)
-    return f'<div class="sh-bars-key sh-dim">{key} · probability, change against base</div><div class="sh-bars">{"".join(rows)}</div>'
+    key = " ".join(
+        f'<span class="sh-key sh-fg-{esc(s)}">■ {STAGE_WORDS.get(s, esc(s))}</span>' for s in profiles
+    )
+    key = f'<div class="sh-bars-key sh-dim">{key} · probability, change against base</div>'
+    return f'{key}<div class="sh-bars">{"".join(rows)}</div>'

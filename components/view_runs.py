@@ -17,6 +17,10 @@ ACTIONS = {
     "failed": ("resume", "Resume"),
 }
 MAX_COMPLETIONS = 300
+EMPTY_RUNS = '<div class="sh-empty">No runs yet: press <b>Heal</b> and its rounds appear on the map.</div>'
+EMPTY_ROUND = (
+    '<div class="sh-empty">Click a node on the map, or a run in the table, to open a round here.</div>'
+)
 
 
 def when(seconds: float | None) -> str:
@@ -75,7 +79,7 @@ def _run(run: RunRow, shown: bool) -> str:
 def runs_table(runs: Sequence[RunRow], shown: Collection[str]) -> str:
     """The table of runs: which are on the map, how far they are, and what can be done with them."""
     if not runs:
-        return '<div class="sh-empty">No runs yet: press <b>Heal</b> to start one; its rounds appear on the map.</div>'
+        return EMPTY_RUNS
     names = ("Map", "Run", "Model, trait", "Seed", "Status", "Rounds", "Retention", "Started", "")
     head = "".join(f"<th>{n}</th>" for n in names)
     body = "".join(_run(run, run.run_id in shown) for run in runs)
@@ -83,8 +87,6 @@ def runs_table(runs: Sequence[RunRow], shown: Collection[str]) -> str:
 
 
 # ---- one round --------------------------------------------------------------------------------------------
-
-EMPTY_ROUND = '<div class="sh-empty">Click a node on the map, or a run\'s name in the table, to open a round here.</div>'
 
 
 def round_head(detail: RoundDetail, run: RunRow | None) -> str:
@@ -98,14 +100,21 @@ def round_head(detail: RoundDetail, run: RunRow | None) -> str:
         facts.append(f"kept <b>{detail.kept}</b> of {detail.made} completions")
     if detail.c_star is not None:
         facts.append(f"c* <b>{number(detail.c_star, 1)}</b>")
-    facts += [f"{esc(k.replace('_', ' '))} <b>{number(v, 2)}</b>" for k, v in detail.text.items() if v is not None]
+    facts += [
+        f"{esc(k.replace('_', ' '))} <b>{number(v, 2)}</b>" for k, v in detail.text.items() if v is not None
+    ]
     which = "before the first round" if detail.round == 0 else f"round {detail.round}"
-    return f'<div class="sh-round"><h3>{name}{example} · {which}</h3><p class="sh-dim">{" · ".join(facts)}</p></div>'
+    said = " · ".join(facts)
+    return f'<div class="sh-round"><h3>{name}{example} · {which}</h3><p class="sh-dim">{said}</p></div>'
 
 
 def profile_bars(detail: RoundDetail) -> str:
     """All seven foundations, base beside steered beside healed."""
     return bars({s: detail.profiles[s] for s in ("base", "steered", "healed") if s in detail.profiles})
+
+
+def _table(head: str, body: str) -> str:
+    return f'<table class="sh-table sh-text"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def answers(detail: RoundDetail) -> str:
@@ -115,8 +124,10 @@ def answers(detail: RoundDetail) -> str:
     keys = list(dict.fromkeys(key for row in detail.answers for key in row))
     keys.sort(key=lambda key: key != "prompt")
     head = "".join(f"<th>{esc(k)}</th>" for k in keys)
-    body = "".join("<tr>" + "".join(f"<td>{esc(row.get(k, ''))}</td>" for k in keys) + "</tr>" for row in detail.answers)
-    return f'<table class="sh-table sh-text"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    body = "".join(
+        "<tr>" + "".join(f"<td>{esc(row.get(k, ''))}</td>" for k in keys) + "</tr>" for row in detail.answers
+    )
+    return _table(head, body)
 
 
 def settings(detail: RoundDetail) -> str:
@@ -136,11 +147,11 @@ def completions(rows: Sequence[CompletionRow], which: str = "all") -> str:
         mark = "kept" if row.kept else "dropped"
         reasons = f'<div class="sh-reason">{esc("; ".join(row.reasons))}</div>' if row.reasons else ""
         body.append(
-            f'<tr class="sh-{mark}"><td>{mark}</td><td>{row.alpha:g}</td><td class="sh-dim">{esc(row.prompt)}</td>'
+            f'<tr class="sh-{mark}"><td>{mark}</td><td>{row.alpha:g}</td>'
+            f'<td class="sh-dim">{esc(row.prompt)}</td>'
             f'<td>{esc(row.text)}{reasons}</td><td class="sh-dim">{scores}</td></tr>'
         )
     more = len(chosen) - MAX_COMPLETIONS
     rest = f'<div class="sh-dim">and {more} more, in the run\'s events.jsonl</div>' if more > 0 else ""
     head = "".join(f"<th>{n}</th>" for n in ("", "alpha", "prompt", "completion", "scores"))
-    table = f'<table class="sh-table sh-text"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
-    return f'<div class="sh-scroll">{table}</div>{rest}'
+    return f'<div class="sh-scroll">{_table(head, "".join(body))}</div>{rest}'

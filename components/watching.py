@@ -25,7 +25,12 @@ def remembered(kept: Any) -> Memory:
     runs, place = kept.get("runs"), kept.get("open")
     if not (isinstance(runs, list) and all(isinstance(r, str) for r in runs)):
         runs = None
-    if not (isinstance(place, list) and len(place) == 2 and isinstance(place[0], str) and isinstance(place[1], int)):
+    if not (
+        isinstance(place, list)
+        and len(place) == 2
+        and isinstance(place[0], str)
+        and isinstance(place[1], int)
+    ):
         place = None
     return {"runs": runs, "open": place}
 

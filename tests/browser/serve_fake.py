@@ -7,5 +7,6 @@ from tests.fake_engine import FakeEngine
 
 if __name__ == "__main__":
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 3.0
+    delay = float(sys.argv[3]) if len(sys.argv) > 3 else 0.02
     with bind("127.0.0.1", int(sys.argv[1])) as listening:
-        serve(FakeEngine(round_seconds=seconds), listening)
+        serve(FakeEngine(delay=delay, round_seconds=seconds), listening)

@@ -1,0 +1,115 @@
+"""A real server as a process and a real headless browser."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+expect.set_options(timeout=30_000)
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+@contextmanager
+def serving(*command: str, port: int, log: Path, seconds: float = 120.0) -> Iterator[str]:
+    """Run `command` with this Python until its page answers; end it afterwards. Fails with its log."""
+    url = f"http://127.0.0.1:{port}/"
+    with log.open("wb") as out:
+        server = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            until = time.monotonic() + seconds
+            while not answers(url):
+                if server.poll() is not None or time.monotonic() > until:
+                    pytest.fail(f"the page did not start:\n{log.read_text()[-4000:]}")
+                time.sleep(0.2)
+            yield url
+        finally:
+            server.terminate()
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: install one to run the browser tests")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page over the fake engine: its address."""
+    port, log = free_port(), tmp_path_factory.mktemp("fake") / "server.log"
+    with serving("-m", "tests.browser.serve_fake", str(port), "4", port=port, log=log) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def window(browser: Browser) -> Iterator[BrowserContext]:
+    """One browser window for all tests of the usual size, so that scripts are fetched and compiled once."""
+    context = browser.new_context(viewport={"width": 1440, "height": 1000})
+    yield context
+    context.close()
+
+
+def opened(window: BrowserContext, url: str) -> Iterator[Page]:
+    """A page with nothing remembered; uncaught errors in the browser and requests elsewhere fail the test."""
+    page = window.new_page()
+    page.set_default_timeout(60_000)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(f"uncaught: {error}"))
+    page.on(
+        "request",
+        lambda r: None if r.url.startswith((url, "data:", "blob:")) else wrong.append(f"asked {r.url}"),
+    )
+    page.goto(url)
+    page.wait_for_selector("#map .point")
+    finished(page)
+    yield page
+    page.evaluate("localStorage.clear()")
+    page.close()
+    assert not wrong, wrong
+
+
+def finished(page: Page) -> None:
+    """Wait until the answer in view is whole."""
+    page.wait_for_function("document.querySelector('#status')?.innerText.startsWith('done')")
+
+
+@pytest.fixture
+def page(window: BrowserContext, fake: str) -> Iterator[Page]:
+    yield from opened(window, fake)

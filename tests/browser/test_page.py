@@ -1,0 +1,272 @@
+"""The page over the fake engine in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from tests.browser.conftest import finished, opened
+
+HOSTILE = (
+    '<img src=x onerror="window.hacked=1"> ${window.hacked=2} {{window.hacked}} <script>hacked=3</script>'
+)
+WATCH_BASE = """() => { window.baseChanges = 0;
+  new MutationObserver((m) => { window.baseChanges += m.length; }).observe(
+    document.querySelector('#base-text'), { childList: true, characterData: true, subtree: true }); }"""
+RANGES = """() => { const l = document.querySelector('#map .sh-plot').layout;
+  return [...l.xaxis.range, ...l.yaxis.range]; }"""
+
+
+def text(page: Page, selector: str) -> str:
+    return page.locator(selector).inner_text()
+
+
+def drag_alpha(page: Page, to: float) -> None:
+    """Drag the slider's knob from where it is to `to`, in several moves as a hand does."""
+    box = page.locator("#alpha input[type=range]").bounding_box()
+    assert box is not None
+    now = float(page.locator("#alpha input[type=range]").input_value())
+
+    def x(alpha: float) -> float:
+        return box["x"] + 8 + (box["width"] - 16) * (alpha + 4) / 8
+
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(x(now), middle)
+    page.mouse.down()
+    page.mouse.move(x(to), middle, steps=8)
+    page.mouse.up()
+
+
+def type_into(page: Page, selector: str, value: str) -> None:
+    page.locator(f"{selector} textarea, {selector} input").first.fill(value)
+
+
+def status_becomes(page: Page, pattern: str) -> None:
+    expect(page.locator("#status")).to_have_text(re.compile(pattern))
+
+
+def nodes(page: Page, stage: str) -> int:
+    return page.evaluate(
+        "s => (document.querySelector('#map .sh-plot').data.find(t => t.name === s)?.x || []).length", stage
+    )
+
+
+def launch(page: Page, rounds: int, name: str) -> None:
+    type_into(page, "#rounds", str(rounds))
+    type_into(page, "#run-name", name)
+    page.locator("#launch").click()
+
+
+def test_first_visit_has_an_answer_and_the_example(page: Page) -> None:
+    assert len(text(page, "#base-text")) > 20
+    assert page.locator("#steered-text .sh-t").count() > 10
+    assert "coherent" in text(page, "#verdict")
+    assert nodes(page, "healed") >= 2
+    expect(page.locator("#runs .sh-tag").first).to_have_text("example")
+    assert "not gemma" in text(page, "#header")
+
+
+def test_dragging_alpha_rewrites_the_steered_answer_only(page: Page) -> None:
+    base, steered = text(page, "#base-text"), text(page, "#steered-text")
+    page.evaluate(WATCH_BASE)
+    drag_alpha(page, 3.0)
+    expect(page.locator("#steered-text")).to_contain_text("need need")
+    finished(page)
+    alpha = page.locator("#alpha-exact input").input_value()
+    assert 2.5 < float(alpha) <= 3.5
+    assert f"alpha {float(alpha):g}" in text(page, "#verdict")
+    assert "broken" in text(page, "#verdict .sh-word")
+    assert text(page, "#steered-text") != steered
+    assert text(page, "#base-text") == base
+    assert page.evaluate("window.baseChanges") == 0
+
+
+def test_keyboard_and_number_box_steer_too(page: Page) -> None:
+    page.locator("#alpha input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#verdict")).to_contain_text("alpha 1.05")
+    type_into(page, "#alpha-exact", "6")
+    expect(page.locator("#verdict")).to_contain_text("alpha 6")
+    assert page.locator("#alpha input[type=range]").input_value() == "4"
+
+
+def test_bars_follow_the_slider(page: Page) -> None:
+    before = text(page, "#bars")
+    drag_alpha(page, -2.0)
+    page.wait_for_function("old => document.querySelector('#bars').innerText !== old", arg=before)
+    assert "SocialNorms" in text(page, "#bars")
+
+
+def test_stop_stops(page: Page) -> None:
+    whole = len(text(page, "#steered-text"))
+    page.locator("#alpha input[type=range]").focus()
+    page.keyboard.press("ArrowLeft")
+    status_becomes(page, "writing")
+    page.locator("#stop").click()
+    status_becomes(page, "stopped")
+    short = text(page, "#steered-text")
+    assert len(short) < whole
+    page.wait_for_timeout(600)
+    assert text(page, "#steered-text") == short
+
+
+def test_hovering_a_token_says_how_far_it_was_moved(page: Page) -> None:
+    title = page.locator("#steered-text .sh-t").nth(3).get_attribute("title") or ""
+    assert all(word in title for word in ("KL", "nats", "p steered", "base preferred"))
+
+
+def test_choosing_a_vignette_asks_it(page: Page) -> None:
+    page.locator("#foundation input").click()
+    page.get_by_role("option", name="Fairness").click()
+    expect(page.locator("#prompt textarea")).to_have_value(re.compile("Fairness"))
+    expect(page.locator("#base-text")).to_contain_text("Fairness")
+
+
+def test_what_is_typed_and_answered_is_text(page: Page) -> None:
+    type_into(page, "#prompt", HOSTILE)
+    expect(page.locator("#base-text")).to_contain_text("<img src=x onerror=")
+    expect(page.locator("#steered-text")).to_contain_text("${window.hacked=2}")
+    finished(page)
+    type_into(page, "#rounds", "1")
+    type_into(page, "#run-name", HOSTILE[:80])
+    page.locator("#launch").click()
+    expect(page.locator("#runs")).to_contain_text("<img src=x")
+    assert page.locator("#base-text img, #steered-text img, #runs img, #map img").count() == 0
+    assert page.evaluate("window.hacked") is None
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "says"),
+    [
+        ("#prompt", "   ", "prompt is empty"),
+        ("#prompt", "word " * 3000, "8000"),
+        ("#alpha-exact", "", "alpha is empty"),
+        ("#alpha-exact", "1000", "64"),
+        ("#low input[type=number]", "0.9", "reversed"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_the_page_goes_on(
+    page: Page, where: str, value: str, says: str
+) -> None:
+    box = page.locator(where if "input" in where else f"{where} textarea, {where} input").first
+    good = box.input_value()
+    box.fill(value)
+    box.press("Tab")
+    expect(page.locator("#status .sh-error")).to_contain_text(says)
+    box.fill(good)
+    box.press("Tab")
+    finished(page)
+
+
+def test_zero_rounds_are_refused(page: Page) -> None:
+    runs = page.locator("#runs tbody tr").count()
+    type_into(page, "#rounds", "0")
+    page.locator("#launch").click()
+    expect(page.locator("#heal-message .sh-error")).to_contain_text("rounds")
+    assert page.locator("#runs tbody tr").count() == runs
+
+
+def test_a_run_fills_the_map_by_itself_and_survives_a_reload(page: Page) -> None:
+    healed = nodes(page, "healed")
+    launch(page, 2, "two rounds")
+    row = page.locator("#runs tr", has_text="two rounds").first
+    expect(row.locator("[role=progressbar]")).to_be_visible()
+    drag_alpha(page, 2.0)  # steering stays usable
+    finished(page)
+    page.wait_for_function(
+        "n => document.querySelector('#map .sh-plot').data.find(t => t.name === 'healed').x.length === n",
+        arg=healed + 2,
+    )
+    expect(row).to_contain_text("finished")
+    row.locator("[data-action=open]").click()
+    expect(page.locator("#round")).to_contain_text("two rounds")
+    expect(page.locator("#round-bars")).to_contain_text("SocialNorms")
+    page.reload()
+    page.wait_for_selector("#map .point")
+    expect(page.locator("#round")).to_contain_text("two rounds")
+    assert nodes(page, "healed") >= 2
+
+
+def test_a_running_run_can_be_cancelled_and_resumed(page: Page) -> None:
+    launch(page, 5, "to be cancelled")
+    row = page.locator("#runs tr", has_text="to be cancelled").first
+    row.locator("[data-action=cancel]").click()
+    expect(row).to_contain_text("cancelled")
+    row.locator("[data-action=resume]").click()
+    expect(row.locator("[role=progressbar]")).to_be_visible()
+    row.locator("[data-action=cancel]").click()
+    expect(row).to_contain_text("cancelled")
+
+
+def test_zoom_is_kept_when_a_round_finishes(page: Page) -> None:
+    plot = page.locator("#map .nsewdrag").first.bounding_box()
+    assert plot is not None
+    page.mouse.move(plot["x"] + 0.3 * plot["width"], plot["y"] + 0.2 * plot["height"])
+    page.mouse.down()
+    page.mouse.move(plot["x"] + 0.8 * plot["width"], plot["y"] + 0.7 * plot["height"], steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(300)
+    zoomed = page.evaluate(RANGES)
+    healed = nodes(page, "healed")
+    launch(page, 1, "while zoomed")
+    page.wait_for_function(
+        "n => document.querySelector('#map .sh-plot').data.find(t => t.name === 'healed').x.length > n",
+        arg=healed,
+    )
+    assert page.evaluate(RANGES) == pytest.approx(zoomed)
+
+
+def test_clicking_a_node_opens_its_round(page: Page) -> None:
+    point = page.locator("#map .trace .point").last.bounding_box()
+    assert point is not None
+    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    page.wait_for_timeout(200)
+    page.mouse.click(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    expect(page.locator("#round h3")).to_contain_text("round")
+    page.get_by_role("tab", name="What it says").click()
+    expect(page.locator("#round-answers")).to_contain_text("<b>I would help</b>")
+    page.get_by_role("tab", name="Completions").click()
+    expect(page.locator("#round-completions")).to_contain_text("repetition 0.90 above 0.30")
+    page.get_by_label("kept", exact=True).check()
+    expect(page.locator("#round-completions")).not_to_contain_text("need need need")
+    page.get_by_role("tab", name="Training").click()
+    expect(page.locator("#round-losses .scatterlayer .trace").first).to_be_visible()
+    assert page.evaluate("window.hacked") is None
+
+
+def test_taking_every_run_off_the_map_says_what_to_do(page: Page) -> None:
+    ticked = page.locator("#runs [aria-checked=true]")
+    while count := ticked.count():
+        ticked.first.click()
+        expect(ticked).to_have_count(count - 1)
+    expect(page.locator("#map .sh-plot-empty")).to_contain_text("tick one")
+
+
+def test_two_sessions_do_not_see_each_other(page: Page, window: BrowserContext, fake: str) -> None:
+    for other in opened(window, fake):
+        type_into(other, "#prompt", "what the other one asked")
+        expect(other.locator("#base-text")).to_contain_text("what the other one asked")
+        finished(other)
+        assert "other one" not in text(page, "#base-text")
+
+
+@pytest.fixture(params=["light", "dark"])
+def narrow(request: pytest.FixtureRequest, browser: Browser, fake: str) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=request.param)
+    yield from opened(context, fake)
+    context.close()
+
+
+def test_a_narrow_window_needs_no_sideways_scrolling(narrow: Page) -> None:
+    assert narrow.evaluate("document.scrollingElement.scrollWidth") <= 390
+    steered, base = (
+        narrow.locator("#steered-text").bounding_box(),
+        narrow.locator("#base-text").bounding_box(),
+    )
+    assert steered is not None
+    assert base is not None
+    assert steered["y"] > base["y"] + base["height"]
+    assert steered["width"] > 250
