@@ -1,0 +1,56 @@
+"""c* against bisection with one dose at a time, each token's KL from passes without a cache."""
+
+import math
+
+import pytest
+import torch
+
+from steer_heal.calibrate import calibrate
+from steer_heal.config import CalibrateSettings, ExtractSettings
+from steer_heal.models import user
+from steer_heal.records import Trait
+from steer_heal.steering import coefficients, steer
+from steer_heal.vector import extract
+
+TRAIT = Trait("kind", "Kind", "", "Be very kind, please!", "Obey orders always.", {})
+LAYERS = (2,)
+SETTINGS = CalibrateSettings(n_tokens=5, n_prompts=3, target_kl=0.3)
+
+
+def logp(lm, ids, directions_LD, coefficients_BL):
+    with torch.no_grad(), steer(lm.blocks, directions_LD, coefficients_BL):
+        return lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(-1)
+
+
+def kl_quantile(lm, directions_LD, c, prompts):
+    kls = []
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(SETTINGS.n_tokens):
+            ids.append(int(logp(lm, ids, directions_LD, coefficients(4, LAYERS, c))[-1].argmax()))
+            if ids[-1] in lm.eos_ids:
+                break
+        p, q = (logp(lm, ids, directions_LD, coefficients(4, LAYERS, dose)) for dose in (c, 0.0))
+        kls += (p.exp() * (p - q)).sum(-1)[len(prompt) - 1 : -1].tolist()
+    return torch.quantile(torch.tensor(kls), SETTINGS.quantile).item()
+
+
+def bisection(measure):
+    low, high = map(math.log, SETTINGS.bracket)
+    while high - low > math.log1p(SETTINGS.tolerance):
+        middle = (low + high) / 2
+        low, high = (low, middle) if measure(math.exp(middle)) >= SETTINGS.target_kl else (middle, high)
+    return math.exp((low + high) / 2)
+
+
+def test_many_doses_at_once_find_what_one_at_a_time_finds(lm):
+    vector = extract(lm, TRAIT, [f"topic {'x' * i}" for i in range(6)], ExtractSettings())
+    prompts = [lm.encode_chat([user(text)]) for text in ("hi", "what now?", "tell me about the sea")]
+    found = calibrate(lm, vector, LAYERS, prompts, SETTINGS)
+    slow = bisection(lambda c: kl_quantile(lm, vector.directions_LD, c, prompts))
+    assert found.reached
+    assert found.c_star == pytest.approx(slow, rel=0.02)
+    assert found.kl_p95 == pytest.approx(
+        kl_quantile(lm, vector.directions_LD, found.c_star, prompts), rel=1e-3
+    )
+    assert found.residual_norm == pytest.approx(float(vector.residual_norms_L[2]))

@@ -1,0 +1,177 @@
+import threading
+
+import pytest
+import torch
+
+from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
+from steer_heal.generate import Row, complete, decode
+from steer_heal.generate.rows import plan
+from steer_heal.models import user
+from steer_heal.steering import coefficients
+from tests import tiny
+
+
+@pytest.fixture
+def lm():
+    return tiny.shared("gemma3")
+
+
+@pytest.fixture
+def directions_LD():
+    made = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    return made / made.norm(dim=-1, keepdim=True)
+
+
+def ids(lm, text="What is it?"):
+    return tuple(lm.encode_chat([user(text)]))
+
+
+def at(c, layers=(1, 2)):
+    return coefficients(4, layers, c)[0]
+
+
+def ids_of(completion):
+    return [token.id for token in completion.tokens]
+
+
+def greedy(n):
+    return SampleSettings(max_new_tokens=n, greedy=True)
+
+
+def test_every_item_is_one_token_of_every_row_still_writing(lm, directions_LD):
+    rows = [Row(ids(lm)), Row(ids(lm, "other"), at(2.0))]
+    steps = list(decode(lm, rows, directions_LD, greedy(5)))
+    assert len(steps) == 5
+    assert all([row for row, _ in step] == [0, 1] for step in steps)
+
+
+def test_a_row_ends_with_its_end_token_and_leaves(lm, directions_LD):
+    """The third token of a free run becomes the end token: that row ends there, the other goes on."""
+    ending = tiny.language_model("gemma3")
+    rows = [Row(ids(lm)), Row(ids(lm, "other"), at(3.0))]
+    free = complete(lm, rows, directions_LD, greedy(8))
+    end = free[0].tokens[2].id
+    expected = [ids_of(row).index(end) + 1 if end in ids_of(row) else 8 for row in free]
+    ending.eos_ids = frozenset({end})
+    found = complete(ending, rows, directions_LD, greedy(8))
+    assert [len(row.tokens) for row in found] == expected
+    assert found[0].ended
+    for row, before in zip(found, free, strict=True):
+        assert [token.id for token in row.tokens] == [token.id for token in before.tokens][: len(row.tokens)]
+
+
+def test_an_end_token_has_no_text(lm, directions_LD):
+    ending = tiny.language_model("gemma3")
+    bias = torch.zeros(len(ending.tokenizer))
+    bias[5] = 1e4
+    ending.model.lm_head.register_forward_hook(lambda _m, _i, logits: logits + bias)
+    found = complete(ending, [Row(ids(lm))], directions_LD, greedy(4))[0]
+    assert (found.text, found.ended, len(found.tokens)) == ("", True, 1)
+
+
+def test_stop_is_honoured_within_one_token(lm, directions_LD):
+    stopped = threading.Event()
+    seen = 0
+    for _ in decode(lm, [Row(ids(lm))], directions_LD, greedy(50), stop=stopped.is_set):
+        seen += 1
+        if seen == 3:
+            stopped.set()
+    assert seen == 3
+    assert list(decode(lm, [Row(ids(lm))], directions_LD, greedy(5), stop=lambda: True)) == []
+
+
+def test_no_hook_stays_between_steps_or_after_a_close(lm, directions_LD):
+    fresh = tiny.language_model("llama")
+    running = decode(fresh, [Row(ids(lm), at(1.0), shadow=True)], directions_LD, greedy(5))
+    for _ in range(2):
+        next(running)
+        assert not any(block._forward_hooks or "forward" in vars(block) for block in fresh.blocks)
+    running.close()
+    assert not any(block._forward_hooks for block in fresh.blocks)
+
+
+def test_a_model_that_fails_in_the_middle_is_left_clean(directions_LD):
+    fresh = tiny.language_model("llama")
+
+    def fail(_module, _inputs):
+        raise RuntimeError("out of memory")
+
+    handle = fresh.blocks[3].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(decode(fresh, [Row((2, 9)), Row((2, 9), at(1.0))], directions_LD, greedy(2)))
+    handle.remove()
+    assert not any(block._forward_hooks or "forward" in vars(block) for block in fresh.blocks)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_alpha_zero_beside_base_is_token_identical(lm, directions_LD, temperature):
+    sample = SampleSettings(max_new_tokens=20, temperature=temperature, seed=4)
+    rows = [Row(ids(lm)), Row(ids(lm), at(0.0), shadow=True), Row(ids(lm), at(4.0), shadow=True)]
+    base, zero, steered = complete(lm, rows, directions_LD, sample)
+    assert [t.id for t in zero.tokens] == [t.id for t in base.tokens]
+    assert {t.kl for t in zero.tokens} == {0.0}
+    assert all(t.p == t.p_base for t in zero.tokens)
+    assert [t.id for t in steered.tokens] != [t.id for t in base.tokens]
+
+
+def test_the_seed_decides(lm, directions_LD):
+    def write(seed):
+        sample = SampleSettings(max_new_tokens=12, temperature=2.0, seed=seed)
+        return [token.id for token in complete(lm, [Row(ids(lm))], directions_LD, sample)[0].tokens]
+
+    assert write(1) == write(1) != write(2)
+
+
+def test_rows_with_other_noise_differ(lm, directions_LD):
+    sample = SampleSettings(max_new_tokens=12, temperature=2.0)
+    rows = [Row(ids(lm), noise=number) for number in (0, 1, 0)]
+    a, b, c = (tuple(t.id for t in row.tokens) for row in complete(lm, rows, directions_LD, sample))
+    assert a == c != b
+
+
+def test_without_a_shadow_nothing_is_measured(lm, directions_LD):
+    token = complete(lm, [Row(ids(lm), at(2.0))], directions_LD, greedy(1))[0].tokens[0]
+    assert (token.kl, token.p_base, token.base_top) == (None, None, ())
+    assert 0.0 < token.p <= 1.0
+
+
+def test_completions_come_in_order_whatever_the_batch(lm, directions_LD):
+    texts = ["a", "a rather long question about many things", "mid length text", "b"]
+    rows = [Row(ids(lm, text), at(float(i)), alpha=i, prompt=text) for i, text in enumerate(texts)]
+    heard = []
+    small = complete(
+        lm, rows, directions_LD, greedy(6), batch_size=2, progress=lambda done, n: heard.append((done, n))
+    )
+    large = complete(lm, rows, directions_LD, greedy(6), batch_size=9)
+    assert [row.prompt for row in small] == texts
+    assert [row.alpha for row in small] == [0, 1, 2, 3]
+    assert [row.text for row in small] == [row.text for row in large]
+    assert heard == [(2, 4), (4, 4)]
+
+
+def test_equal_rows_are_computed_once_and_shadows_of_base_are_themselves():
+    rows = [
+        Row((1, 2)),
+        Row((1, 2), at(-0.0), shadow=True),
+        Row((1, 2), at(1.0), shadow=True),
+        Row((1, 2), noise=1),
+    ]
+    made = plan(rows, 4)
+    assert made.rows_of_lane == {0: [0, 1], 1: [2], 2: [3]}
+    assert made.shadow_of_lane == {0: 0, 1: 3}
+    assert made.lanes[3].follows == 1
+
+
+def test_bad_rows_are_refused(lm, directions_LD):
+    def start(row):
+        return list(decode(lm, [row], directions_LD, greedy(1)))
+
+    with pytest.raises(SettingsError, match="empty"):
+        start(Row(()))
+    with pytest.raises(SettingsError, match="layers"):
+        start(Row((1,), torch.ones(3)))
+    with pytest.raises(SettingsError, match="finite"):
+        start(Row((1,), torch.full((4,), float("nan"))))
+    with pytest.raises(SettingsError, match="shorten"):
+        start(Row((5,) * (MAX_PROMPT_TOKENS + 1)))
+    assert list(decode(lm, [], directions_LD, greedy(1))) == []
