@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ORDER = (
-    "config records data models steering vector formats generate calibrate instrument filter dose adapters losses "
+    "config records data models steering methods vector formats generate calibrate instrument readings filter dose adapters losses "
     "heal loop events store jobs worker engine cli __main__"
 ).split()
 TORCH_SIDE = {"torch", "transformers", "duckdb", "peft", "safetensors"}

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import torch
+
+from steer_heal.config import SettingsError
+from steer_heal.methods import METHODS, mean_difference, method, principal_component
+
+
+def pairs(seed=0, n=12, n_layers=3, width=5, spread=3.0):
+    """Pairs that differ by a mean of their own, and vary most along the last axis."""
+    draw = torch.Generator().manual_seed(seed)
+    negative = torch.randn(n, n_layers, width, generator=draw, dtype=torch.float64)
+    step = torch.randn(n, n_layers, width, generator=draw, dtype=torch.float64) * 0.1
+    step[..., -1] += spread * torch.rand(n, n_layers, generator=draw, dtype=torch.float64)
+    return negative + step, negative
+
+
+def test_the_mean_difference():
+    positive, negative = pairs()
+    expected = np.mean(positive.numpy(), axis=0) - np.mean(negative.numpy(), axis=0)
+    np.testing.assert_allclose(mean_difference(positive, negative).numpy(), expected)
+
+
+def test_the_principal_component_is_the_covariances_first_eigenvector():
+    positive, negative = pairs()
+    made = principal_component(positive, negative)
+    for layer in range(made.shape[0]):
+        differences = (positive - negative)[:, layer].numpy()
+        values, vectors = np.linalg.eigh(np.cov(differences, rowvar=False))
+        assert abs(vectors[:, values.argmax()] @ made[layer].numpy()) == pytest.approx(1.0)
+        assert (differences @ made[layer].numpy() > 0).sum() > len(differences) / 2
+
+
+def test_the_component_turns_with_its_pairs():
+    positive, negative = pairs()
+    torch.testing.assert_close(
+        principal_component(negative, positive), -principal_component(positive, negative)
+    )
+
+
+def test_one_pair_has_no_component():
+    positive, negative = pairs(n=1)
+    with pytest.raises(SettingsError, match="two contexts"):
+        principal_component(positive, negative)
+
+
+def test_methods_are_found_by_name():
+    assert [name for name, found in METHODS.items() if not found.unit] == ["mean_diff_raw"]
+    with pytest.raises(SettingsError, match="mean_diff, mean_diff_raw, pca"):
+        method("magic")
