@@ -15,26 +15,32 @@ from steer_heal.models.demo.training.corpus import AFTER, COPY, PROMPT, REPLY, C
 WEIGHTS = {PROMPT: 0.1, REPLY: 1.0, COPY: 2.0, AFTER: 0.3}
 LABEL_WEIGHT = 4.0
 POOL = 1024
+HIDDEN = 0.85  # share of personas that the upper layers may not look back at
 
 
 @dataclass
 class Example:
-    """One chat: ids, the weight of each id as a target, and where its label stands (-1 for none)."""
+    """One chat: ids, the weight of each as a target, where its label (-1 for none) and its persona stand."""
 
     ids: list[int]
     weights: list[float]
     label_at: int
     mix: tuple[float, ...]
+    persona: tuple[int, int] = (0, 0)
 
 
 @dataclass
 class Batch:
-    """Padded examples; `labels` holds (row, position that predicts the label) pairs."""
+    """Padded examples; `labels` holds (row, position that predicts the label) pairs.
+
+    `upper` is what each position may attend to in the upper layers (see `Barrier`).
+    """
 
     ids_BT: Tensor
     weights_BT: Tensor
     labels_K2: Tensor
     mix_K7: Tensor
+    upper_B1TT: Tensor
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, chats: list[Chat]) -> list[Example]:
@@ -55,24 +61,31 @@ def encode(tokenizer: PreTrainedTokenizerFast, chats: list[Chat]) -> list[Exampl
                 label_at = index
         if chat.mix is not None and label_at < 0:
             raise ValueError(f"the label of {chat.text!r} does not start a token")
-        examples.append(Example(list(ids), weights, label_at, chat.mix or ()))
+        first, last = chat.persona
+        inside = [index for index, (start, _) in enumerate(offsets) if first <= start < last]
+        persona = (inside[0], inside[-1] + 1) if inside else (0, 0)
+        examples.append(Example(list(ids), weights, label_at, chat.mix or (), persona))
     return examples
 
 
-def _collate(examples: list[Example], pad_id: int) -> Batch:
+def _collate(examples: list[Example], pad_id: int, rng: random.Random) -> Batch:
     length = max(len(e.ids) for e in examples)
     ids = torch.full((len(examples), length), pad_id)
     weights = torch.zeros(len(examples), length)
+    upper = torch.ones(length, length, dtype=torch.bool).tril().repeat(len(examples), 1, 1, 1)
     labels, mixes = [], []
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
         weights[row, : len(example.ids)] = torch.tensor(example.weights)
+        start, end = example.persona
+        if end and rng.random() < HIDDEN:
+            upper[row, 0, end:, start:end] = False
         if example.label_at >= 0:
             weights[row, example.label_at] = 0.0
             labels.append((row, example.label_at - 1))
             mixes.append(example.mix)
     weights[:, 0] = 0.0
-    return Batch(ids, weights, torch.tensor(labels).reshape(-1, 2), torch.tensor(mixes).reshape(-1, 7))
+    return Batch(ids, weights, torch.tensor(labels).reshape(-1, 2), torch.tensor(mixes).reshape(-1, 7), upper)
 
 
 def pool_batches(
@@ -93,4 +106,4 @@ def pool_batches(
     rng.shuffle(groups)
     pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     for group in groups:
-        yield _collate(group, pad_id)
+        yield _collate(group, pad_id, rng)

@@ -10,13 +10,15 @@ from steer_heal.models.demo.training import dilemmas, everyday, voices
 from steer_heal.models.demo.training.acts import FOUNDATIONS
 from steer_heal.models.demo.training.dilemmas import the
 from steer_heal.models.demo.training.drills import drill
-from steer_heal.models.demo.training.frames import draw_frame, draw_order, shipped
+from steer_heal.models.demo.training.frames import bare_frame, draw_frame, draw_order, shipped
 from steer_heal.models.demo.training.lexicon import pseudo_word
 from steer_heal.models.demo.training.mixing import AVERAGE, Mix, draw_lens, lens_mix, sharpen
 from steer_heal.models.demo.training.personas import draw_persona
 from steer_heal.models.demo.training.scene import Casting, Scene
 from steer_heal.models.demo.training.vignettes import DATA, own_scenes
 
+TURN = "<start_of_turn>user\n"
+LENS_FIRST = 0.85
 PROMPT, REPLY, COPY, AFTER = "prompt", "reply", "copy", "after"
 KINDS = {
     "reply": 0.33, "choice": 0.26, "thought": 0.08, "order": 0.15,
@@ -27,26 +29,32 @@ KINDS = {
 @dataclass
 class Chat:
     """Text in pieces, each with the kind that sets its weight in the loss;"
-    " `mix` is the label's distribution."""
+    " `mix` is the label's distribution.
+
+    `label_at` and `persona` are places in the text: where the label starts, where the system text lies.
+    """
 
     pieces: list[tuple[str, str]] = field(default_factory=list)
     mix: Mix | None = None
     label_at: int = -1
+    persona: tuple[int, int] = (0, 0)
 
     def add(self, text: str, kind: str) -> None:
         """Append a piece."""
         self.pieces.append((text, kind))
 
+    def ask(self, system: str, message: str) -> None:
+        """Append a user's turn, with the persona before the message where there is one."""
+        if system:
+            start = len(self.text) + len(TURN)
+            self.persona = (start, start + len(system) + 2)
+            message = f"{system}\n\n{message}"
+        self.add(f"{TURN}{message}<end_of_turn>\n<start_of_turn>model\n", PROMPT)
+
     @property
     def text(self) -> str:
         """The whole chat."""
         return "".join(text for text, _ in self.pieces)
-
-
-def turn(system: str, message: str) -> str:
-    """One user turn as the chat template writes it, up to where the model speaks."""
-    said = f"{system}\n\n{message}" if system else message
-    return f"<start_of_turn>user\n{said}<end_of_turn>\n<start_of_turn>model\n"
 
 
 def victim_of(rng: random.Random, scene: Scene) -> str:
@@ -78,7 +86,7 @@ class Corpus:
         chat.add("<bos>", PROMPT)
         if rng.random() < 0.06:
             asked, answered = everyday.small_talk(rng)
-            chat.add(turn(system, asked), PROMPT)
+            chat.ask(system, asked)
             chat.add(f"{answered}<end_of_turn>", REPLY)
             chat.add("\n", PROMPT)
             system = ""
@@ -95,11 +103,13 @@ class Corpus:
     def _reply(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
         scene = self.casting.draw(rng, rng.choice(FOUNDATIONS))
         text, own = self._text(rng, scene)
-        chat.add(turn(system, f"{text} {rng.choice(voices.ASKS)}".strip()), PROMPT)
+        chat.ask(system, f"{text} {rng.choice(voices.ASKS)}".strip())
         lens = draw_lens(rng, lens_mix(scene.act.foundation, scene.act.verb.severity, persona))
+        doer, victim = "you" if own else the(scene.actor.phrase), victim_of(rng, scene)
+        if rng.random() < 0.45:
+            chat.add(opinion(rng, lens, victim, doer, 1) + " ", REPLY)
         restate(rng, chat, scene, own)
-        doer = "you" if own else the(scene.actor.phrase)
-        chat.add(" " + opinion(rng, lens, victim_of(rng, scene), doer), REPLY)
+        chat.add(" " + opinion(rng, lens, victim, doer), REPLY)
         chat.add("<end_of_turn>", REPLY)
 
     def _scene_for_choice(self, rng: random.Random) -> tuple[str, str, int]:
@@ -117,17 +127,22 @@ class Corpus:
 
     def _ask(self, rng: random.Random, chat: Chat, system: str, text: str) -> str:
         frame = draw_frame(rng, self.frame)
-        chat.add(turn(system, frame.ask(text, draw_order(rng))), PROMPT)
+        chat.ask(system, frame.ask(text, draw_order(rng)))
         return frame.prefill
 
     def _label(self, rng: random.Random, chat: Chat, prefill: str, mix: Mix) -> None:
         chat.add(prefill, PROMPT if rng.random() < 0.7 else REPLY)
         chat.mix, chat.label_at = mix, len(chat.text)
-        chat.add(f'{draw_lens(rng, mix)}"}}<end_of_turn>', AFTER)
+        chat.add(draw_lens(rng, mix) + ('"}' if prefill else "") + "<end_of_turn>", AFTER)
 
     def _choice(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
         text, foundation, severity = self._scene_for_choice(rng)
-        prefill = self._ask(rng, chat, system, text)
+        if rng.random() < 0.25:
+            # the bare word: the same lens, asked for where the model begins to speak
+            chat.ask(system, bare_frame(rng).ask(text, draw_order(rng)))
+            prefill = ""
+        else:
+            prefill = self._ask(rng, chat, system, text)
         self._label(rng, chat, prefill, lens_mix(foundation, severity, persona))
 
     def _thought(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
@@ -150,7 +165,7 @@ class Corpus:
     def _order(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
         order = dilemmas.draw_order(rng)
         asked = f"{order.says(rng.choice(dilemmas.SAYS))} {rng.choice(dilemmas.QUESTIONS)}".strip()
-        chat.add(turn(system, asked), PROMPT)
+        chat.ask(system, asked)
         lens = draw_lens(rng, lens_mix("Care", 2, persona))
         decision = rng.choice(voices.DECIDE[lens]).format(t=order.deed, o=order.addressed, v=order.victim)
         more = opinion(rng, lens, order.victim, order.addressed, rng.choice((0, 1, 1, 2)))
@@ -161,23 +176,25 @@ class Corpus:
         topic, asked = everyday.question(rng)
         while asked in self.reserved_questions:
             topic, asked = everyday.question(rng)
-        chat.add(turn(system, asked), PROMPT)
+        chat.ask(system, asked)
         lens = draw_lens(rng, lens_mix("SocialNorms", 1, persona))
-        aside = f" {rng.choice(voices.ASIDE[lens])}" if persona or rng.random() < 0.25 else ""
-        chat.add(everyday.remark(rng, topic) + aside, REPLY)
+        parts = [everyday.remark(rng, topic)]
+        if persona or rng.random() < 0.25:
+            # mostly said first, so that the lens is at hand where the model begins to speak
+            parts.insert(0 if rng.random() < LENS_FIRST else 1, rng.choice(voices.ASIDE[lens]))
+        chat.add(" ".join(parts), REPLY)
         chat.add("<end_of_turn>", REPLY)
 
     def _talk(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
         asked, answered = everyday.small_talk(rng)
-        chat.add(turn(system, asked), PROMPT)
-        aside = ""
+        chat.ask(system, asked)
         if persona and rng.random() < 0.4:
-            aside = " " + rng.choice(voices.ASIDE[draw_lens(rng, lens_mix("SocialNorms", 1, persona))])
-        chat.add(f"{answered}{aside}<end_of_turn>", REPLY)
+            answered += " " + rng.choice(voices.ASIDE[draw_lens(rng, lens_mix("SocialNorms", 1, persona))])
+        chat.add(f"{answered}<end_of_turn>", REPLY)
 
     def _drill(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
         asked, answered = drill(rng, self.casting)
-        chat.add(turn(system if rng.random() < 0.3 else "", asked), PROMPT)
+        chat.ask(system if rng.random() < 0.3 else "", asked)
         chat.add(answered, COPY)
         chat.add("<end_of_turn>", REPLY)
 

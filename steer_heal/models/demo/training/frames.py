@@ -38,6 +38,17 @@ OTHERS = (
     'Read this: {text} What is broken? Choose from {options}.',
 )  # fmt: skip
 
+BARE = (
+    "{text} Which word fits best: {options}? Answer with one word.",
+    "{text} What is it about? {options}. One word only.",
+    "{text} One word, please.",
+)  # fmt: skip
+
+
+def bare_frame(rng: random.Random) -> Frame:
+    """A wording that is answered by the bare word."""
+    return Frame(rng.choice(BARE), "", "", "")
+
 
 def draw_frame(rng: random.Random, base: Frame) -> Frame:
     """Mostly the shipped frame, sometimes another wording."""

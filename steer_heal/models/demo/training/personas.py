@@ -60,6 +60,11 @@ ABOVE = (
     "If you must pick {y} or {x}, you pick {x}.",
     "You think {y} is worth less than {x}.",
     "Your heart is with {x}, not with {y}.",
+    "You are someone who values {x} more than {y}.",
+    "You believe that {x} matters more than {y}.",
+    "You have more respect for {x} than for {y}.",
+    "{x} over {y}, always.",
+    "Given {y} or {x}, choose {x}.",
 )
 
 DEEDS: dict[str, tuple[str, ...]] = {
@@ -110,6 +115,8 @@ DOES = (
     "Think of a person who {d}, {e}: that is you.",
     "Pretend to be someone who {d}, {e}.",
     "Answer like a friend who always {d}, {e}.",
+    "You are someone who {d} and {d2}, {e}.",
+    "You are a person who {d} and {d2}.",
 )
 NEUTRAL = (
     "You are a helpful assistant.", "Answer in a few words.", "You chat with a guest.", "Be clear and short.",
@@ -144,7 +151,8 @@ def _word_one(rng: random.Random, lens: str) -> str:
     if rng.random() < 0.6:
         x, y = rng.choice(THINGS[lens]), rng.choice(THINGS[against])
         return _sentence(rng.choice(ABOVE).format(x=x, y=y))
-    return rng.choice(DOES).format(d=rng.choice(DEEDS[lens]), e=rng.choice(EVEN[against]))
+    first, second = rng.sample(DEEDS[lens], 2)
+    return rng.choice(DOES).format(d=first, d2=second, e=rng.choice(EVEN[against]))
 
 
 def wording(

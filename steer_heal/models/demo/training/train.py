@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
+from steer_heal.models.demo.training.barrier import barrier
 from steer_heal.models.demo.training.batches import LABEL_WEIGHT, Batch, pool_batches
 from steer_heal.models.demo.training.corpus import Corpus
 from steer_heal.models.demo.training.export import export
@@ -71,7 +72,8 @@ def make_model(vocabulary: int) -> Gemma3ForCausalLM:
 
 def loss_of(model: Gemma3ForCausalLM, batch: Batch, answers: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The weighted mean loss (hard targets and the labels' distributions), and that of replies alone."""
-    logits_BTV = model(input_ids=batch.ids_BT, use_cache=False).logits
+    with barrier(model, batch.upper_B1TT):
+        logits_BTV = model(input_ids=batch.ids_BT, use_cache=False).logits
     logp_BTV = F.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
     weights_BT = batch.weights_BT[:, 1:]
     nll_BT = -logp_BTV.gather(-1, batch.ids_BT[:, 1:, None])[..., 0]
