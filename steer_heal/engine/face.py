@@ -156,6 +156,30 @@ class Engine:
         except Stopped:
             return
 
+    def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
+        """(share done, cells so far): every layer and every three neighbours x the alphas, without free text.
+
+        The profile's vignettes are as in `dose`; the request's band is not used.
+        """
+        for item in self._turns.run(f"dose {session}", lambda ticket: self._cells(request, ticket)):
+            yield (0.0, []) if isinstance(item, Waiting) else item
+
+    def _cells(self, request: DoseRequest, ticket: Ticket[Sweep]) -> Iterator[Sweep]:
+        yield 0.0, []
+        share, rows = [0.0], []
+        try:
+            for row in dose.grid(
+                self._lm, self._vectors.vector(request.trait),
+                lambda layers: self._vectors.at(request.trait, layers).calibration.c_star, request,
+                dose.grid_bands(self._lm.n_layers), self._vignettes_of(request),
+                data.frame(build(EvalSettings).frame),
+                progress=lambda done: share.__setitem__(0, done), stop=ticket.over,
+            ):  # fmt: skip
+                rows.append(row)
+                yield share[0], list(rows)
+        except Stopped:
+            return
+
     def _vignettes_of(self, request: DoseRequest) -> list[Vignette]:
         if request.prompts and request.n_vignettes is None:
             return [

@@ -163,6 +163,11 @@ class LocalProcesses:
 
     def resume(self, run_id: str) -> None:
         """Queues a run that did not finish; it goes on after its last finished round."""
+        self.reopen(run_id)
+        self.advance()
+
+    def reopen(self, run_id: str, *, worker: Running | None = None) -> RunFolder:
+        """The same without starting it; with `worker` that process has it already."""
         with self._deciding():
             folder, state = self.folder(run_id), self.poll(run_id)
             if state.status not in ("cancelled", "failed", "interrupted"):
@@ -173,10 +178,14 @@ class LocalProcesses:
             with EventLog(folder.log) as log:
                 log.append("queued", None, {"after": state.status})
             folder.release()
-        self.advance()
+            if worker is not None:
+                folder.claim(worker)
+            return folder
 
     def advance(self) -> None:
         """Starts queued runs while there is room; ends those that did not stop in time. Call it often."""
+        if not self.runs_dir.is_dir():
+            return
         with self._deciding():
             states = {run_id: self.poll(run_id) for run_id in self.runs()}
             for run_id, state in states.items():

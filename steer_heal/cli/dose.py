@@ -1,0 +1,164 @@
+"""`dose`: alpha against profile, coherence and text health; where it breaks; alpha x layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from steer_heal.cli.options import Commands, Namespace, add_model, add_trait, command, numbers
+from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table
+from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
+from steer_heal.dose import breaks
+from steer_heal.engine import Engine
+from steer_heal.records import DoseRow
+
+ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+GRID_ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+PANELS = ("coherence", "kl_p95", "repetition", "perplexity", "trait_shift")
+UNITS = {
+    "coherence": "answer mass",
+    "kl_p95": "p95 KL, nats",
+    "repetition": "repetition",
+    "perplexity": "perplexity under base",
+    "trait_shift": "trait shift, probability",
+}
+
+
+def add(commands: Commands) -> None:
+    made = command(commands, "dose", "Measure what each dose does; alpha is in units of c*.", run)
+    add_model(made)
+    add_trait(made)
+    made.add_argument(
+        "--alphas", type=numbers, metavar="A,B,...", help="doses (9 of them from 0 to 8 when none)"
+    )
+    made.add_argument(
+        "--n-vignettes", type=int, metavar="N", help="how many of the bundled vignettes; all when none"
+    )
+    made.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="answered freely; may be repeated"
+    )
+    made.add_argument("--tokens", type=int, default=60, metavar="N", help="length of the free answers")
+    made.add_argument("--seed", type=int, default=0, help="of the free answers")
+    made.add_argument("--refine", action="store_true", help="close in on where coherence breaks")
+    made.add_argument(
+        "--grid", action="store_true", help="every layer and three-layer band x alpha, no free text"
+    )
+    made.add_argument("--figure", metavar="FILE.html", help="draw it")
+    made.add_argument("--all", action="store_true", help="show all seven foundations")
+
+
+def run(args: Namespace, out: Out) -> int:
+    """Exit code 0 when everything was measured."""
+    default = GRID_ALPHAS if args.grid else ALPHAS
+    n_vignettes = args.n_vignettes
+    request = build(
+        DoseRequest,
+        trait=args.trait,
+        band=args.band,
+        refine=args.refine,
+        prompts=tuple(args.prompt),
+        alphas=args.alphas if args.alphas is not None else default,
+        n_vignettes=n_vignettes,
+        sample=build(SampleSettings, max_new_tokens=args.tokens, seed=args.seed),
+    )
+    if args.figure and not Path(args.figure).absolute().parent.is_dir():
+        raise SettingsError(f"There is no folder for {args.figure}: make it first.")
+    engine = Engine(args.model, cache_dir=args.cache)
+    try:
+        calibration = engine.calibration(args.trait, args.band)
+        if calibration.message:
+            out.note(calibration.message)
+        rows: list[DoseRow] = []
+        sweep = engine.grid(request, session="cli") if args.grid else engine.dose(request, session="cli")
+        for share, rows in sweep:  # noqa: B007 - the last rows are the result
+            out.progress(f"{share:.0%} measured")
+    finally:
+        engine.close()
+    _show(args, out, calibration.c_star, [_row(row) for row in rows], _marks(rows))
+    if args.figure:
+        figure = grid_figure(rows) if args.grid else sweep_figure(rows)
+        Path(args.figure).write_text(figure.to_html(include_plotlyjs=True, full_html=True), encoding="utf-8")
+        out.note(f"Figure in {args.figure}")
+    return 0
+
+
+def _show(
+    args: Namespace, out: Out, c_star: float, rows: list[dict[str, Any]], marks: dict[str, float]
+) -> None:
+    columns = [number("alpha", "alpha", ".2f", 6), *foundations(everything=args.all), number("coherence")]
+    if args.grid:
+        columns.insert(0, Column("layers", "layers", width=6))
+    else:
+        columns += [number("kl_p95", "kl_p95", ".2f"), number("perplexity", "perplexity", ".2f")]
+        columns += [number("repetition", "repetition", ".2f")]
+    columns += [number("trait_shift", "trait_shift", "+.3f"), Column("verdict", "verdict")]
+    out.text(f"{args.trait}, c* {c_star:.4g}", "", table(columns, rows))
+    for mark, alpha in marks.items():
+        out.text(f"coherence falls below {mark} of base at alpha {alpha:.2f}")
+    out.document(
+        {
+            "command": "dose",
+            "model": args.model,
+            "trait": args.trait,
+            "band": args.band,
+            "c_star": c_star,
+            "rows": rows,
+            "breaks": marks,
+            "thresholds": THRESHOLDS.model_dump(),
+        }
+    )
+
+
+def _marks(rows: list[DoseRow]) -> dict[str, float]:
+    base = next((row.coherence for row in rows if row.alpha == 0.0), None)
+    bands = {row.band for row in rows}
+    if base is None or len(bands) != 1:
+        return {}
+    return {f"{mark:.2f}": alpha for mark, alpha in breaks(rows, base).items()}
+
+
+def _row(row: DoseRow) -> dict[str, Any]:
+    found, p = asdict(replace(row, profile=None)), {} if row.profile is None else row.profile.p
+    del found["profile"]
+    return (
+        found
+        | {SNAKE[name]: value for name, value in p.items()}
+        | {"layers": f"{row.band[0]:.2f}-{row.band[1]:.2f}"}
+    )
+
+
+def sweep_figure(rows: list[DoseRow]) -> go.Figure:
+    """Each quantity against alpha, one above the other."""
+    figure = make_subplots(rows=len(PANELS), cols=1, shared_xaxes=True, vertical_spacing=0.03)
+    for place, key in enumerate(PANELS, 1):
+        y = [getattr(row, key) for row in rows]
+        hover = [f"alpha {row.alpha:g}: {row.verdict}" for row in rows]
+        line = go.Scatter(
+            x=[row.alpha for row in rows], y=y, mode="lines+markers", name=UNITS[key], text=hover
+        )
+        figure.add_trace(line, row=place, col=1)
+        figure.update_yaxes(title_text=UNITS[key], row=place, col=1)
+    figure.update_yaxes(type="log", row=PANELS.index("perplexity") + 1, col=1)
+    figure.update_xaxes(title_text="alpha, units of c*", row=len(PANELS), col=1)
+    return figure.update_layout(height=1000, showlegend=False, title="Dose against effect")
+
+
+def grid_figure(rows: list[DoseRow]) -> go.Figure:
+    """Trait shift and coherence, alpha across and layers up, side by side."""
+    alphas = sorted({row.alpha for row in rows})
+    bands = list(dict.fromkeys(row.band for row in rows))
+    cells = {(row.band, row.alpha): row for row in rows}
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("trait shift", "coherence"), shared_yaxes=True)
+    for place, (key, colours) in enumerate((("trait_shift", "RdBu"), ("coherence", "Cividis")), 1):
+        z = [[getattr(cells[band, alpha], key) for alpha in alphas] for band in bands]
+        names = [f"{low:.2f}-{high:.2f}" for low, high in bands]
+        heat = go.Heatmap(
+            x=alphas, y=names, z=z, colorscale=colours, colorbar={"x": 0.46 if place == 1 else 1.0}
+        )
+        figure.add_trace(heat, row=1, col=place)
+    figure.update_xaxes(title_text="alpha, units of c*")
+    return figure.update_layout(height=700, title="Alpha x layers (fractions of depth)")

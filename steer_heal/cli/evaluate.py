@@ -1,0 +1,119 @@
+"""`eval`: the seven foundations of a model, of its adapters and of a dose, base beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from steer_heal import data, instrument, models
+from steer_heal.adapters import CONFIG, AdapterStack, saved_rounds
+from steer_heal.cli.options import Commands, Namespace, add_model, add_trait, command
+from steer_heal.cli.tables import SNAKE, Column, Out, number, table
+from steer_heal.config import FOUNDATIONS, MAX_ALPHA, EvalSettings, SettingsError, build
+from steer_heal.engine.vectors import Vectors
+from steer_heal.records import Profile
+
+
+def add(commands: Commands) -> None:
+    made = command(
+        commands, "eval", "Measure the seven foundations by forced choice, base beside what moved.", run
+    )
+    add_model(made)
+    add_trait(made)
+    made.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="a peft adapter, or a run's adapters folder, of which all rounds are put on",
+    )
+    made.add_argument(
+        "--alpha", type=float, help="a dose in units of the base's c*, also on top of --adapter"
+    )
+    made.add_argument(
+        "--vignettes", metavar="FILE", help="a JSONL file of vignettes; the bundled ones if none"
+    )
+    made.add_argument("--condition", default="other_violate", choices=data.CONDITIONS, help="which vignettes")
+    made.add_argument("--limit", type=int, metavar="N", help="at most so many vignettes, balanced")
+
+
+def run(args: Namespace, out: Out) -> int:
+    """Exit code 0 when everything was measured."""
+    if args.alpha is not None and not abs(args.alpha) <= MAX_ALPHA:
+        raise SettingsError(f"alpha must be a number from {-MAX_ALPHA:g} to {MAX_ALPHA:g}.")
+    vignettes = data.vignettes(args.vignettes, condition=args.condition, limit=args.limit)
+    frame = data.frame(build(EvalSettings).frame)
+    lm = models.load(args.model)
+    steer = Vectors(lm, Path(args.cache)).steer(args.trait, args.band) if args.alpha is not None else None
+
+    def measure(name: str, alpha: float | None) -> Profile:
+        dosed = None if alpha is None or steer is None else steer.coefficients_KL(alpha)
+        return instrument.evaluate(
+            lm,
+            vignettes,
+            frame,
+            vector=None if dosed is None or steer is None else steer.vector,
+            coefficients_KL=dosed,
+            progress=lambda done, total: out.progress(f"{name}: {done} of {total}"),
+        )[0]
+
+    found = {"base": (0.0, measure("base", None))}
+    if args.adapter:
+        stack = AdapterStack(lm)
+        _put_on(stack, Path(args.adapter))
+        found["healed"] = (0.0, measure("healed", None))
+        if args.alpha is not None:
+            found["healed, steered"] = (args.alpha, measure("healed, steered", args.alpha))
+    elif args.alpha is not None:
+        found["steered"] = (args.alpha, measure("steered", args.alpha))
+    _show(args, out, found)
+    return 0
+
+
+def _put_on(stack: AdapterStack, folder: Path) -> None:
+    rounds = saved_rounds(folder)
+    if (folder / CONFIG).is_file():
+        stack.load_path(folder)
+    elif rounds:
+        for round_ in rounds:
+            stack.load(round_, folder)
+    else:
+        raise SettingsError(
+            f"{folder} is no adapter and holds none: give a peft folder or a run's adapters folder."
+        )
+
+
+def _show(args: Namespace, out: Out, found: dict[str, tuple[float, Profile]]) -> None:
+    base, (_, last) = found["base"][1], list(found.values())[-1]
+    rows: list[dict[str, Any]] = []
+    for name in sorted(FOUNDATIONS, key=lambda name: -abs(last.p[name] - base.p[name])):
+        values = {stage: profile.p[name] for stage, (_, profile) in found.items()}
+        rows.append({"foundation": name, **values, "change": last.p[name] - base.p[name]})
+    rows.append(
+        {
+            "foundation": "coherence",
+            **{stage: profile.coherence for stage, (_, profile) in found.items()},
+            "change": last.coherence - base.coherence,
+        }
+    )
+    columns = [Column("foundation", "foundation"), *(number(stage, stage) for stage in found)]
+    if len(found) > 1:
+        columns.append(number("change", "change", "+.3f"))
+    out.text(f"{args.model}, {base.n_vignettes} vignettes", "", table(columns, rows))
+    out.document(
+        {
+            "command": "eval",
+            "model": args.model,
+            "trait": args.trait,
+            "adapter": args.adapter,
+            "rows": [
+                {
+                    "stage": stage,
+                    "alpha": alpha,
+                    "coherence": profile.coherence,
+                    "n_vignettes": profile.n_vignettes,
+                }
+                | {SNAKE[name]: value for name, value in profile.p.items()}
+                for stage, (alpha, profile) in found.items()
+            ],
+            "by_change": [row["foundation"] for row in rows[:-1]],
+        }
+    )

@@ -1,0 +1,94 @@
+"""`export`: a run's tables, adapters and vectors as files that other tools open."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from steer_heal import events
+from steer_heal.cli.options import Commands, Namespace, add_places, command
+from steer_heal.cli.tables import Out
+from steer_heal.config import SettingsError, check_run_id
+from steer_heal.engine.book import EXAMPLE
+from steer_heal.jobs import LocalProcesses, RunFolder
+from steer_heal.store import Store
+
+EXAMPLE_COMPLETIONS = 24
+"""How many completions of each round the shipped example keeps."""
+
+
+def add(commands: Commands) -> None:
+    made = command(
+        commands, "export", "Write a run's tables, adapters, vectors, settings and log to a folder.", run
+    )
+    made.add_argument("--run", required=True, metavar="RUN_ID", dest="run_id", help="which run")
+    made.add_argument("--out", metavar="DIR", help="a new or empty folder; exports/RUN_ID if none")
+    made.add_argument("--format", default="parquet", choices=("parquet", "csv"), help="of the tables")
+    made.add_argument(
+        "--example",
+        action="store_true",
+        help="write it, trimmed, as the example run that the page ships with",
+    )
+    add_places(made)
+
+
+def run(args: Namespace, out: Out) -> int:
+    """Exit code 0 when everything was written."""
+    folder = LocalProcesses(args.runs).folder(args.run_id)
+    if args.example:
+        files = write_example(folder, Path(args.out) if args.out else EXAMPLE)
+    else:
+        store = Store(args.db)
+        store.ingest(folder.run_id, events.read(folder.log))
+        files = write(folder, store, Path(args.out or f"exports/{check_run_id(args.run_id)}"), args.format)
+    out.text(*(str(file) for file in files))
+    out.document({"command": "export", "run_id": folder.run_id, "files": [str(file) for file in files]})
+    return 0
+
+
+def write(folder: RunFolder, store: Store, target: Path, kind: str) -> list[Path]:
+    """Everything of the run; gives the files. Raises: `SettingsError` when the folder cannot be used."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise SettingsError(f"{target} is not empty: choose a new folder.")
+    try:
+        tables = target / "tables"
+        tables.mkdir(parents=True)
+        store.export(tables, [folder.run_id], kind)
+        for name in ("adapters", "vectors"):
+            if (folder.path / name).is_dir():
+                shutil.copytree(folder.path / name, target / name)
+        for name in ("config.json", "events.jsonl"):
+            shutil.copy(folder.path / name, target / name)
+    except OSError as error:
+        raise SettingsError(
+            f"Cannot write {target} ({error.strerror or error}): choose another folder."
+        ) from error
+    return sorted(path for path in target.rglob("*") if path.is_file())
+
+
+def write_example(folder: RunFolder, target: Path) -> list[Path]:
+    """The run's log without progress, scores of single vignettes and most completions, and its settings."""
+    target.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(line, ensure_ascii=False, allow_nan=False) for line in _trimmed(folder)]
+    log, config = target / "events.jsonl", target / "config.json"
+    log.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.copy(folder.path / "config.json", config)
+    return [config, log]
+
+
+def _trimmed(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    kept = [
+        event
+        for event in events.read(folder.log).events
+        if event.kind not in ("progress", "heartbeat")
+        and not (event.kind == "completion" and event.data["index"] >= EXAMPLE_COMPLETIONS)
+    ]
+    for seq, event in enumerate(kept):
+        line = event.as_dict() | {"seq": seq}
+        line["data"] = {
+            key: value for key, value in event.data.items() if key not in ("per_vignette", "pid", "host")
+        }
+        yield line

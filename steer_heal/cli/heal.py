@@ -1,0 +1,170 @@
+"""`heal`: a run in the foreground, with the table of its stages."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from steer_heal import events, worker
+from steer_heal.cli.options import Commands, Namespace, add_places, add_trait, command, nested, setting
+from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number
+from steer_heal.config import DEFAULT_MODEL, MAX_ROUNDS, PRESETS, HealSettings, heal_settings
+from steer_heal.jobs import LocalProcesses, RunFolder, this_process
+from steer_heal.records import Event
+from steer_heal.store import Store, StoreBusy
+
+
+def add(commands: Commands) -> None:
+    about = "Heal a model: extract, calibrate, over-steer, filter, train, fold, evaluate, for some rounds."
+    made = command(commands, "heal", about, run)
+    made.add_argument("--model", default=DEFAULT_MODEL, help="demo, a folder, or a hub id")
+    add_trait(made)
+    made.add_argument("--rounds", type=int, default=3, help=f"1 to {MAX_ROUNDS}")
+    made.add_argument("--seed", type=int, default=0, help="same seed, same machine, same numbers")
+    made.add_argument("--preset", default="quick", choices=sorted(PRESETS), help="size of a round")
+    made.add_argument("--name", default="", help="shown in the table of runs")
+    made.add_argument(
+        "--vignettes", metavar="FILE", help="a JSONL file of vignettes; the bundled ones if none"
+    )
+    made.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        type=setting,
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, such as train.epochs=2; may be given again",
+    )
+    made.add_argument("--resume", metavar="RUN_ID", help="go on with a run that ended early")
+    made.add_argument("--all", action="store_true", help="show all seven foundations")
+    add_places(made)
+
+
+def run(args: Namespace, out: Out) -> int:
+    """Exit code 0 only when the run finished; 1 failed, 3 cancelled."""
+    launcher, store = LocalProcesses(args.runs), Store(args.db)
+    _try_store(out, lambda: store.marks())
+    folder = _folder(args, launcher)
+    out.note(f"Run {folder.run_id} in {folder.path} (Ctrl-C stops it after the step)")
+    report = Report(folder, store, out, everything=args.all)
+    with worker.stopping() as stopped:
+        status = worker.work(folder, stopped, report.hear)
+    report.ingest()
+    last = folder.last_event()
+    why = {} if last is None else last.data
+    message = str(why.get("message") or why.get("reason") or "")
+    out.text("", f"{status}: {message}" if message else status)
+    out.document(
+        {
+            "command": "heal",
+            "run_id": folder.run_id,
+            "status": status,
+            "message": message,
+            "rows": report.rows,
+            "settings": folder.settings().model_dump(mode="json"),
+        }
+    )
+    return worker.EXIT[status]
+
+
+def _folder(args: Namespace, launcher: LocalProcesses) -> RunFolder:
+    if args.resume:
+        return launcher.reopen(args.resume, worker=this_process())
+    return launcher.create(_settings(args), worker=this_process())
+
+
+def _settings(args: argparse.Namespace) -> HealSettings:
+    changes = nested(args.settings)
+    if args.vignettes:
+        changes.setdefault("evaluate", {})["vignettes"] = args.vignettes
+    known = {key: getattr(args, key) for key in ("model", "trait", "rounds", "seed", "name", "band")}
+    return heal_settings(args.preset, **{**known, **changes})
+
+
+def _try_store(out: Out, use: Any) -> None:
+    try:
+        use()
+    except StoreBusy as busy:
+        out.note(f"{busy} The run's log keeps everything until then.")
+
+
+class Report:
+    """Hears a run's events: rows of the stage table as they come, progress, and the store kept up to date."""
+
+    def __init__(self, folder: RunFolder, store: Store, out: Out, *, everything: bool) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._calibrated: dict[str, Any] = {}
+        self._folder, self._store, self._out = folder, store, out
+        self._table = Table(
+            [
+                number("round", "round", "d", 5),
+                Column("stage", "stage", width=8),
+                number("alpha", "alpha", ".2f", 6),
+                *foundations(everything=everything),
+                number("coherence", "coherence"),
+                number("perplexity", "perplexity", ".2f"),
+                number("looping", "looping", ".0%"),
+                number("retention", "retention", ".2f"),
+                number("kept", "kept", "d", 5),
+                number("made", "made", "d", 5),
+            ]
+        )
+        for event in events.read(folder.log).events:
+            self._take(event)
+
+    def hear(self, event: Event) -> None:
+        shown = len(self.rows)
+        self._take(event)
+        if event.kind in ("started", "resumed"):
+            self._out.text(self._table.head(), *(self._table.line(row) for row in self.rows))
+        for row in self.rows[shown:]:
+            if row["stage"] != "healed":
+                self._out.text(self._table.line(row))
+        if event.kind == "round":
+            self._out.text(self._table.line(self.rows[-1]))
+            self.ingest()
+        self._tell(event)
+
+    def ingest(self) -> None:
+        """Brings the store up to the log."""
+        _try_store(self._out, lambda: self._store.ingest(self._folder.run_id, events.read(self._folder.log)))
+
+    def _take(self, event: Event) -> None:
+        if event.kind == "profile":
+            self.rows.append(_row(event))
+            self.rows[-1].update(self._calibrated if event.data["stage"] == "steered" else {})
+        elif event.kind == "calibrated":
+            self._calibrated = {key: event.data.get(key) for key in ("c_star", "kl_p95")}
+        elif event.kind == "round" and self.rows:
+            self.rows[-1].update(
+                {key: event.data.get(key) for key in ("retention", "kept", "made", "c_star", "seconds")}
+            )
+        elif event.kind == "resumed":
+            done = event.data.get("round") or 0
+            self.rows = [row for row in self.rows if row["round"] <= done]
+
+    def _tell(self, event: Event) -> None:
+        data = event.data
+        where = (
+            f"round {event.round}, {data.get('stage', 'train')}"
+            if event.round
+            else str(data.get("stage", ""))
+        )
+        if event.kind == "stage":
+            self._out.progress(f"{where} ...")
+        elif event.kind == "progress":
+            self._out.progress(f"{where}: {data.get('done')} of {data.get('total')}")
+        elif event.kind == "step":
+            self._out.progress(
+                f"{where}: step {data.get('step')} of {data.get('total')}, loss {data.get('loss') or 0.0:.3f}"
+            )
+
+
+def _row(event: Event) -> dict[str, Any]:
+    data = event.data
+    row: dict[str, Any] = {"round": event.round or 0, "stage": data["stage"], "alpha": data["alpha"]}
+    row |= {SNAKE[name]: value for name, value in data["p"].items() if name in SNAKE}
+    row |= {"coherence": data["coherence"], "n_vignettes": data["n_vignettes"]}
+    text = data.get("text") or {}
+    row |= {key: text.get(key) for key in ("perplexity", "perplexity_ratio", "repetition", "looping")}
+    return row | dict.fromkeys(("retention", "kept", "made"))

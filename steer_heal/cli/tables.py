@@ -1,0 +1,127 @@
+"""Aligned plain-text tables, a line at a time, and what a person sees of progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steer_heal.config import FOUNDATIONS
+from steer_heal.events import plain
+
+Row = Mapping[str, Any]
+
+SNAKE = {name: "social_norms" if name == "SocialNorms" else name.lower() for name in FOUNDATIONS}
+"""The key of each foundation in rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: the row's key, its heading, how a number is written, and the least width."""
+
+    key: str
+    title: str
+    form: str = ""
+    width: int = 0
+
+    def cell(self, row: Row) -> str:
+        value = row.get(self.key)
+        if value is None:
+            return "-"
+        return clean(value) if isinstance(value, str) else format(value, self.form)
+
+    @property
+    def is_text(self) -> bool:
+        return not self.form
+
+
+def number(key: str, title: str = "", form: str = ".3f", width: int = 8) -> Column:
+    """A column of numbers."""
+    return Column(key, title or key, form, width)
+
+
+def foundations(*, everything: bool) -> list[Column]:
+    """Care and SocialNorms, or all seven."""
+    wanted = FOUNDATIONS if everything else ("Care", "SocialNorms")
+    return [number(SNAKE[name], name) for name in wanted]
+
+
+def clean(text: str) -> str:
+    """Text that cannot move the cursor or break the line."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+class Table:
+    """Head and lines of one table, as wide as the headings, `Column.width` and `rows` ask for."""
+
+    def __init__(self, columns: Sequence[Column], rows: Sequence[Row] = ()) -> None:
+        self._columns = columns
+        self._widths = [
+            max([len(column.title), column.width, *(len(column.cell(row)) for row in rows)])
+            for column in columns
+        ]
+
+    def head(self) -> str:
+        return self._line([column.title for column in self._columns])
+
+    def line(self, row: Row) -> str:
+        return self._line([column.cell(row) for column in self._columns])
+
+    def _line(self, cells: Sequence[str]) -> str:
+        placed = [
+            cell.ljust(width) if column.is_text else cell.rjust(width)
+            for column, cell, width in zip(self._columns, cells, self._widths, strict=True)
+        ]
+        return "  ".join(placed).rstrip()
+
+
+def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """The whole table."""
+    made = Table(columns, rows)
+    return "\n".join([made.head(), *(made.line(row) for row in rows)])
+
+
+class Out:
+    """Where a command writes: results on stdout, as text or as one JSON document; progress on stderr."""
+
+    def __init__(self, *, as_json: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self.as_json = as_json
+        self._clock = clock
+        self._told = float("-inf")
+        self._live = sys.stderr.isatty()
+        self._open = False
+
+    def text(self, *lines: str) -> None:
+        """Lines for a person; nothing when JSON is asked for."""
+        self.end_progress()
+        if not self.as_json:
+            print(*lines, sep="\n", flush=True)
+
+    def document(self, values: Mapping[str, Any]) -> None:
+        """The JSON document; nothing when text is asked for."""
+        self.end_progress()
+        if self.as_json:
+            print(json.dumps(plain(values), ensure_ascii=False, allow_nan=False, indent=2), flush=True)
+
+    def note(self, message: str) -> None:
+        """One line on stderr."""
+        self.end_progress()
+        print(clean(message), file=sys.stderr, flush=True)
+
+    def progress(self, message: str) -> None:
+        """Replaces the last progress on a terminal; elsewhere a line every ten seconds."""
+        now = self._clock()
+        if self._live:
+            print(f"\r\033[K{clean(message)}", end="", file=sys.stderr, flush=True)
+            self._open = True
+        elif now - self._told >= 10.0:
+            print(clean(message), file=sys.stderr, flush=True)
+            self._told = now
+
+    def end_progress(self) -> None:
+        if self._open:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self._open = False
