@@ -8,10 +8,37 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ORDER = (
-    "config records data models steering methods vector formats generate calibrate instrument readings filter dose adapters losses "
-    "heal loop events store jobs worker engine cli __main__"
-).split()
+ORDER = [
+    "config",
+    "records",
+    "data",
+    "models",
+    "steering",
+    "rowwise",
+    "methods",
+    "vector",
+    "formats",
+    "bridges",
+    "generate",
+    "calibrate",
+    "instrument",
+    "readings",
+    "filter",
+    "dose",
+    "adapters",
+    "losses",
+    "merging",
+    "cards",
+    "heal",
+    "loop",
+    "events",
+    "store",
+    "jobs",
+    "worker",
+    "engine",
+    "cli",
+    "__main__",
+]
 TORCH_SIDE = {"torch", "transformers", "duckdb", "peft", "safetensors"}
 
 
@@ -48,7 +75,9 @@ def test_the_engine_imports_only_upwards(path):
         assert module.split(".")[0] not in {"gradio", "components"}, f"{path} imports {module}"
         parts = module.split(".")
         if parts[0] == "steer_heal" and len(parts) > 1 and name in ORDER and parts[1] in ORDER:
-            assert ORDER.index(parts[1]) <= ORDER.index(name), f"{path.name} imports {module}, which stands below it"
+            assert ORDER.index(parts[1]) <= ORDER.index(name), (
+                f"{path.name} imports {module}, which stands below it"
+            )
 
 
 @pytest.mark.parametrize("path", sources("steer_heal"), ids=lambda path: str(path.relative_to(ROOT)))
@@ -66,7 +95,9 @@ def test_the_page_knows_the_engine_only_by_its_face(path):
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "app.py", *sources("steer_heal", "components")], ids=lambda path: str(path.relative_to(ROOT))
+    "path",
+    [ROOT / "app.py", *sources("steer_heal", "components")],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_no_import_hides_in_a_function(path):
     assert not [module for module, hidden in imports(path) if hidden]
@@ -85,7 +116,9 @@ def test_files_and_functions_stay_small():
     assert (ROOT / "app.py").read_text().count("\n") < 80
 
 
-@pytest.mark.parametrize(("imported", "blocked"), [("steer_heal.loop", "gradio"), ("components.page", "torch")])
+@pytest.mark.parametrize(
+    ("imported", "blocked"), [("steer_heal.loop", "gradio"), ("components.page", "torch")]
+)
 def test_each_side_runs_without_the_other(imported, blocked):
     code = f"import sys; sys.modules[{blocked!r}] = None; import {imported}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

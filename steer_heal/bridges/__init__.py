@@ -1,0 +1,1 @@
+"""Other packages, used when they are installed and never needed."""

@@ -1,0 +1,148 @@
+"""The model card beside every adapter and merged model: what it is, its origin, its measurements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .config import DEFAULT_MODEL, FOUNDATIONS, HealSettings, SettingsError
+from .records import Trait
+
+NAME = "README.md"
+REPOSITORY = "https://github.com/wassname/steer-heal-love"
+_STAGES = ("base", "steered", "healed")
+Measured = Mapping[str, Mapping[str, Any]]
+
+
+def card(
+    settings: HealSettings,
+    trait: Trait,
+    round_: int,
+    measured: Measured,
+    facts: Mapping[str, Any],
+    *,
+    merged: bool = False,
+) -> str:
+    """Markdown with the hub's front matter.
+
+    `measured`: stage -> what its `profile` event holds (p, coherence, n_vignettes, text). `facts`: what the
+    `round` event holds (kept, made, c_star, retention). `merged`: a whole model instead of an adapter.
+    """
+    what = "merged model" if merged else "LoRA adapter"
+    parts = [
+        _front_matter(settings, merged),
+        f"# {trait.title}: {what} of round {round_}",
+        f"`{settings.model}` was steered along *{trait.title}* past the dose at which it stays coherent; "
+        "what was coherent of its answers was kept, and this "
+        + ("model" if merged else "adapter")
+        + " learnt to give such answers without steering.",
+        _use(settings, round_, merged),
+        _trait(trait),
+        _profile(measured, trait),
+        _data(settings, measured, facts),
+        f"## Settings\n\n```json\n{json.dumps(settings.model_dump(mode='json'), indent=2)}\n```",
+        "## Limits\n\nThe profile is a forced choice on short moral vignettes: it says which foundation "
+        "the model names, not how it acts. Judge the model on your own task before you use it.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: str | Path, text: str) -> Path:
+    """Put the card into the folder. Errors: `SettingsError`."""
+    path = Path(folder) / NAME
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"Cannot write {path} ({error.strerror}): free some space.") from error
+    return path
+
+
+def _front_matter(settings: HealSettings, merged: bool) -> str:
+    """What the hub reads; the bundled model and local folders are no hub ids."""
+    lines = ["pipeline_tag: text-generation", f"library_name: {'transformers' if merged else 'peft'}"]
+    if settings.model != DEFAULT_MODEL and not Path(settings.model).expanduser().is_dir():
+        lines.insert(0, f"base_model: {json.dumps(settings.model)}")
+    tags = ["steer-heal", "activation-steering", *([] if merged else ["lora"])]
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _use(settings: HealSettings, round_: int, merged: bool) -> str:
+    source = "this_folder"
+    base = "steer_heal/models/demo" if settings.model == DEFAULT_MODEL else settings.model
+    if merged:
+        code = [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{source}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{source}")',
+        ]
+        return "## Use\n\n```python\n" + "\n".join(code) + "\n```"
+    code = [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
+        f'model = PeftModel.from_pretrained(model, "{source}", adapter_name="round-{round_}")',
+    ]
+    rounds = ""
+    if round_ > 1:
+        rounds = (
+            f"\n\nIt stands on rounds 1 to {round_ - 1} of the same run: load those too and make all of them "
+            "active, or use `python -m steer_heal export --merged`."
+        )
+    return "## Use\n\n```python\n" + "\n".join(code) + "\n```" + rounds
+
+
+def _trait(trait: Trait) -> str:
+    target = ", ".join(f"{name} {'up' if sign > 0 else 'down'}" for name, sign in trait.target.items())
+    return (
+        f"## Trait\n\n`{trait.name}`: {trait.description} (aim: {target})\n\n"
+        f"- towards: {trait.positive}\n- away from: {trait.negative}"
+    )
+
+
+def _profile(measured: Measured, trait: Trait) -> str:
+    """A row a foundation, the trait's own in bold; a column a stage."""
+    stages = [stage for stage in _STAGES if stage in measured]
+    rows = [
+        "## Measured profile",
+        "",
+        "Mean probability of each foundation in the forced choice; *steered* is the student before this "
+        "round's training at alpha 1, *healed* is this one without steering.",
+        "",
+        f"| | {' | '.join(stages)} |",
+        f"| --- |{' ---: |' * len(stages)}",
+    ]
+    for name in FOUNDATIONS:
+        shown = f"**{name}**" if name in trait.target else name
+        rows.append(
+            f"| {shown} | {' | '.join(_number(measured[stage]['p'].get(name)) for stage in stages)} |"
+        )
+    rows.append(
+        f"| coherence (answer mass) | "
+        f"{' | '.join(_number(measured[stage].get('coherence')) for stage in stages)} |"
+    )
+    return "\n".join(rows)
+
+
+def _data(settings: HealSettings, measured: Measured, facts: Mapping[str, Any]) -> str:
+    evaluation = settings.evaluate
+    vignettes = next((row.get("n_vignettes") for row in measured.values()), None)
+    which = evaluation.vignettes or "steer-heal's own"
+    lines = [
+        "## Data",
+        "",
+        f"- training: the student's own steered answers, {facts.get('kept', '?')} kept of "
+        f"{facts.get('made', '?')} by the coherence filter, at alpha "
+        f"{', '.join(f'{alpha:g}' for alpha in settings.data.alphas)}",
+        f"- c* {_number(facts.get('c_star'))}, band {settings.band[0]:g}-{settings.band[1]:g} of depth",
+        f"- evaluation: {vignettes or '?'} vignettes, {which} ({evaluation.condition or 'both conditions'})",
+        f"- retention: {_number(facts.get('retention'))} of what steering at alpha 1 moved the trait by",
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "not measured"

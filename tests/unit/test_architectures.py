@@ -1,0 +1,142 @@
+"""Each family people bring, from its config with random weights, saved to a folder and loaded from it."""
+
+import pytest
+import torch
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    SiglipVisionConfig,
+)
+
+from steer_heal import vector as vectors
+from steer_heal.adapters import target_modules
+from steer_heal.config import ExtractSettings, SampleSettings, SettingsError
+from steer_heal.generate import Row, complete
+from steer_heal.models import load, system, user
+from steer_heal.steering import coefficients, steer
+from tests import tiny
+from tests.unit.test_vector import CONTEXTS, TRAIT
+
+FAMILIES = ("gemma3", "gemma3-multimodal", "llama", "qwen3", "mistral", "gpt2")
+N_LAYERS, WIDTH = 4, 32
+NO_SYSTEM = (
+    "{{ bos_token }}{%- for turn in messages -%}"
+    "{%- if turn['role'] == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"
+    "{{ '<start_of_turn>' + turn['role'] + '\n' + turn['content'] | trim + '<end_of_turn>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+)
+
+
+def network(family, vocab_size):
+    if family in tiny.ARCHS:
+        return tiny.network(family, vocab_size)
+    common = {"vocab_size": vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    shape = common | {
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if family == "mistral":
+            return MistralForCausalLM(MistralConfig(**shape, sliding_window=16))
+        if family == "gpt2":
+            return GPT2LMHeadModel(
+                GPT2Config(**common, n_embd=WIDTH, n_layer=N_LAYERS, n_head=4, n_positions=512)
+            )
+        text = Gemma3TextConfig(**shape, sliding_window=8, query_pre_attn_scalar=8)
+        vision = SiglipVisionConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=N_LAYERS,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+        )
+        return Gemma3ForConditionalGeneration(
+            Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=3)
+        )
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def lm(request, tmp_path_factory):
+    folder, words = tmp_path_factory.mktemp(request.param), tiny.tokenizer()
+    network(request.param, len(words)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return load(str(folder), device="cpu")
+
+
+def test_the_text_models_blocks_are_found(lm):
+    assert (lm.n_layers, lm.width) == (N_LAYERS, WIDTH)
+    assert not any("vision" in path for path, module in lm.model.named_modules() if module in lm.blocks)
+
+
+def test_a_band_steers_as_adding_to_the_blocks_output_does(lm):
+    """Against hooks of the test's own on the same blocks."""
+    ids = torch.tensor([lm.encode_chat([system("Be kind."), user("hello")])])
+    made = vectors.extract(lm, TRAIT, CONTEXTS, ExtractSettings(batch_size=2))
+    with torch.no_grad():
+        base = lm.model(input_ids=ids).logits
+        with steer(lm.blocks, made.directions_LD, coefficients(N_LAYERS, (1, 2), 3.0)):
+            steered = lm.model(input_ids=ids).logits
+
+        def plus(layer):
+            def add(_block, _inputs, output):
+                moved = 3.0 * made.directions_LD[layer]
+                return (output[0] + moved, *output[1:]) if isinstance(output, tuple) else output + moved
+
+            return add
+
+        hooks = [lm.blocks[layer].register_forward_hook(plus(layer)) for layer in (1, 2)]
+        expected = lm.model(input_ids=ids).logits
+        for hook in hooks:
+            hook.remove()
+        assert torch.equal(lm.model(input_ids=ids).logits, base)
+    torch.testing.assert_close(steered, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(steered, base, atol=1e-3)
+
+
+def test_base_and_steered_are_written_side_by_side(lm):
+    """With the cache, each row gives what greedy decoding without one gives it alone."""
+    made = vectors.extract(lm, TRAIT, CONTEXTS, ExtractSettings(batch_size=2))
+    prompt = tuple(lm.encode_chat([user("what is rain?")]))
+    rows = [Row(prompt), Row(prompt, coefficients(N_LAYERS, (1, 2), 3.0)[0], shadow=True)]
+    sample = SampleSettings(max_new_tokens=12, greedy=True)
+    base, steered = complete(lm, rows, made.directions_LD, sample)
+    for answer, c in ((base, 0.0), (steered, 3.0)):
+        ids = list(prompt)
+        with torch.no_grad(), steer(lm.blocks, made.directions_LD, coefficients(N_LAYERS, (1, 2), c)):
+            for token in answer.tokens:
+                assert token.id == int(lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+                ids.append(token.id)
+
+
+def test_adapters_go_on_the_text_models_linear_layers(lm):
+    assert target_modules(lm)
+    assert not any("vision" in name for name in target_modules(lm))
+
+
+def test_a_template_without_a_system_role_gets_the_text_in_the_users_turn(tmp_path):
+    words = tiny.tokenizer(NO_SYSTEM)
+    tiny.network("llama", len(words)).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    lm = load(str(tmp_path), device="cpu")
+    assert lm.encode_chat([system("Be kind."), user("hi")]) == lm.encode_chat([user("Be kind.\n\nhi")])
+
+
+def test_no_chat_template_says_what_to_do(tmp_path):
+    words = tiny.tokenizer(None)
+    tiny.network("llama", len(words)).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match="no chat template: choose an instruction-tuned model"):
+        load(str(tmp_path), device="cpu")

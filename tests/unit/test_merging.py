@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from steer_heal.adapters import AdapterStack
+from steer_heal.config import SettingsError, TrainSettings
+from steer_heal.merging import merge
+from steer_heal.models import load
+from tests import tiny
+
+IDS = torch.tensor([[2, 4, 9, 30, 31, 32]])
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def base(folder, dtype=torch.float32):
+    made = tiny.language_model("gemma3")
+    made.model.to(dtype).save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    return lambda: load(str(folder), device="cpu", dtype="float32")
+
+
+def train(lm, folder, n_rounds=2):
+    """Rounds whose adapters really change something; the logits with all of them on."""
+    stack = AdapterStack(lm)
+    for round_ in range(1, n_rounds + 1):
+        stack.fresh(round_, TrainSettings(rank=4), seed=round_)
+        with torch.no_grad():
+            for parameter in stack.trainable():
+                parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(round_))
+        stack.fold()
+        stack.save(round_, folder)
+    found = logits(lm.model)
+    stack.unload()
+    return found
+
+
+def test_merged_rounds_answer_as_the_adapters_did(tmp_path):
+    fresh = base(tmp_path / "base")
+    adapted = train(fresh(), tmp_path / "adapters")
+    assert not torch.allclose(adapted, logits(fresh().model), atol=1e-2)
+    target = merge(fresh(), tmp_path / "adapters", tmp_path / "merged")
+    opened = load(str(target), device="cpu")
+    torch.testing.assert_close(logits(opened.model), adapted, rtol=1e-4, atol=1e-4)
+    assert not (target / "adapter_config.json").exists()
+    assert opened.encode_chat([{"role": "user", "content": "hi"}])
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_files_number_format_is_the_bases(tmp_path):
+    fresh = base(tmp_path / "base", torch.bfloat16)
+    adapted = train(fresh(), tmp_path / "adapters")
+    opened = load(str(merge(fresh(), tmp_path / "adapters", tmp_path / "merged")), device="cpu", dtype=None)
+    assert opened.dtype == torch.bfloat16
+    error = (logits(opened.model.float()) - adapted).abs().max()
+    assert error < 0.05 * adapted.abs().max()
+
+
+def test_only_the_first_rounds(tmp_path):
+    fresh = base(tmp_path / "base")
+    train(fresh(), tmp_path / "adapters", n_rounds=1)
+    one = logits(load(str(merge(fresh(), tmp_path / "adapters", tmp_path / "a")), device="cpu").model)
+    train(fresh(), tmp_path / "adapters")
+    again = merge(fresh(), tmp_path / "adapters", tmp_path / "b", rounds=1)
+    assert torch.equal(logits(load(str(again), device="cpu").model), one)
+
+
+def test_nothing_to_merge_and_no_room_are_refused(tmp_path):
+    fresh = base(tmp_path / "base")
+    (tmp_path / "adapters").mkdir()
+    with pytest.raises(SettingsError, match="nothing to merge"):
+        merge(fresh(), tmp_path / "adapters", tmp_path / "merged")
+    train(fresh(), tmp_path / "adapters", n_rounds=1)
+    with pytest.raises(SettingsError, match="not empty"):
+        merge(fresh(), tmp_path / "adapters", tmp_path / "base")
