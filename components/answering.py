@@ -27,7 +27,7 @@ class Newest:
     """Which request of each session is the newest, by the stamp that the browser gave it."""
 
     stamps: dict[str, float] = field(default_factory=dict)
-    bases: dict[str, SteerRequest] = field(default_factory=dict)
+    bases: dict[str, tuple[SteerRequest, int]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, session: str, stamp: float) -> bool:
@@ -41,12 +41,18 @@ class Newest:
     def holds(self, session: str, stamp: float) -> bool:
         return self.stamps.get(session) == stamp
 
-    def same_base(self, session: str, asked: SteerRequest) -> bool:
-        """Whether base's answer is the one already in view: prompt and sampling are as before."""
+    def grows(self, session: str, asked: SteerRequest, n: int) -> bool:
+        """Whether `n` tokens of base's answer are more than the session has in view.
+
+        Base is the same for any alpha, trait and band, so what is in view stays until the text outgrows it.
+        """
         unsteered = asked.model_copy(update={"alpha": 0.0, "trait": "", "band": (0.0, 1.0)})
         with self.lock:
-            before, self.bases[session] = self.bases.get(session), unsteered
-        return before == unsteered
+            before, seen = self.bases.get(session, (None, 0))
+            grown = before != unsteered or n >= max(1, seen)
+            if grown:
+                self.bases[session] = (unsteered, n)
+        return grown
 
     def forget(self, session: str) -> None:
         with self.lock:
@@ -60,15 +66,12 @@ def nothing(n: int = 5) -> tuple[Any, ...]:
 
 
 def draw(
-    frame: SteerFrame, alpha: float, profiles: tuple[Profile, Profile] | None, keep: bool
+    frame: SteerFrame, alpha: float, profiles: tuple[Profile, Profile] | None, grows: bool
 ) -> tuple[Any, ...]:
-    """One frame as the panel's outputs: base, steered, status, verdict and dose, bars.
-
-    `keep`: the base text in view is this one, so it stays until the frame brings it.
-    """
+    """One frame as the panel's outputs: base (when it `grows`), steered, status, verdict and dose, bars."""
     shown = {} if profiles is None else {"base": profiles[0].p, "steered": profiles[1].p}
     return (
-        gr.skip() if keep and not frame.base else view.answer(frame.base, done=frame.base_done),
+        view.answer(frame.base, done=frame.base_done) if grows else gr.skip(),
         view.answer(frame.steered, done=frame.done),
         view.status(frame),
         view.dose(alpha, frame) + view.verdict(frame, profiles),
@@ -91,17 +94,19 @@ def answering(
 
     def answer(asked: SteerRequest, session: str, stamp: float) -> Iterator[tuple[Any, ...]]:
         profile: Future[tuple[Profile, Profile]] | None = None
-        keep, frame = newest.same_base(session, asked), None
+        frame = None
         for frame in engine.steer(asked, session=session):
             if frame.superseded or not newest.holds(session, stamp):
                 yield nothing()
                 return
             if profile is None and frame.steered:
                 profile = pool.submit(engine.profile, asked)
-            yield draw(frame, asked.alpha, profile.result() if profile and profile.done() else None, keep)
+            profiles = profile.result() if profile and profile.done() else None
+            yield draw(frame, asked.alpha, profiles, newest.grows(session, asked, len(frame.base)))
         if frame is not None and profile is not None:
-            profiles = profile.result()
-            yield draw(frame, asked.alpha, profiles, keep) if newest.holds(session, stamp) else nothing()
+            grows = newest.grows(session, asked, len(frame.base))
+            drawn = draw(frame, asked.alpha, profile.result(), grows)
+            yield drawn if newest.holds(session, stamp) else nothing()
 
     def stream(
         prompt: str,

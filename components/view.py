@@ -129,10 +129,10 @@ def status(frame: SteerFrame) -> str:
     """Where the request stands, in one line."""
     n = len(frame.steered)
     rate = f" · {n / frame.seconds:.0f} tokens/s" if n and frame.seconds > 0 else ""
-    if frame.message:
+    if frame.done:
+        text = f"{frame.message or 'done:'} {n} tokens in {frame.seconds:.1f} s"
+    elif frame.message:
         text = frame.message
-    elif frame.done:
-        text = f"done: {n} tokens in {frame.seconds:.1f} s"
     elif frame.waiting and not n:
         ahead = "one request" if frame.waiting == 1 else f"{frame.waiting} requests"
         text = f"waiting for {ahead} ahead"

@@ -101,7 +101,7 @@ class FakeEngine(FakeRuns):
                     self._frame(base, steered[: n - 1], request),
                     done=True,
                     superseded=not stopped,
-                    message="stopped" if stopped else "",
+                    message="Stopped." if stopped else "",
                 )
                 return
             yield self._frame(base, steered[:n], request)

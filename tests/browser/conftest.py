@@ -107,7 +107,7 @@ def opened(window: BrowserContext, url: str) -> Iterator[Page]:
 
 def finished(page: Page) -> None:
     """Wait until the answer in view is whole."""
-    page.wait_for_function("document.querySelector('#status')?.innerText.startsWith('done')")
+    page.wait_for_function("document.querySelector('#status .sh-status')?.innerText.startsWith('done')")
 
 
 @pytest.fixture

@@ -1,0 +1,131 @@
+"""The page without a browser: what it imports, who wins, what a browser may send, ports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from starlette.testclient import TestClient
+
+from components import heal, moral_map, runs, watching
+from components.answering import Newest
+from components.page import build
+from components.server import application, bind
+from steer_heal.config import SettingsError, SteerRequest
+from tests.fake_engine import FakeEngine
+from tests.fake_runs import EXAMPLE
+
+FORM = ("care_over_authority", 0.4, 0.6, "", 2, "quick", 0, None, None, None)
+
+
+def test_the_page_needs_no_torch() -> None:
+    code = (
+        "import sys, components.server; from tests.fake_engine import FakeEngine; "
+        "components.server.build(FakeEngine()); "
+        "sys.exit([m for m in ('torch', 'transformers', 'duckdb') if m in sys.modules] or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_handler_is_a_public_endpoint() -> None:
+    functions = build(FakeEngine()).fns.values()
+    assert functions
+    assert {fn.api_visibility for fn in functions} == {"private"}
+
+
+def test_the_newest_value_wins_whatever_the_threads_do() -> None:
+    newest = Newest()
+    assert newest.take("me", 2.0)
+    assert not newest.take("me", 1.0)
+    assert newest.holds("me", 2.0)
+    assert newest.take("you", 1.0)
+    newest.forget("me")
+    assert newest.take("me", 0.5)
+
+
+def test_base_in_view_is_not_written_again_for_another_alpha() -> None:
+    newest, asked = Newest(), SteerRequest(prompt="hello")
+    assert newest.grows("me", asked, 0)
+    assert newest.grows("me", asked, 5)
+    other = asked.model_copy(update={"alpha": 3.0})
+    assert not newest.grows("me", other, 0)
+    assert not newest.grows("me", other, 4)
+    assert newest.grows("me", other, 6)
+    assert newest.grows("me", asked.model_copy(update={"prompt": "else"}), 0)
+
+
+@pytest.mark.parametrize(
+    "kept", [None, 3, [], {"runs": 3, "open": 4}, {"runs": [1], "open": ["a"]}, {"open": [1, 2]}]
+)
+def test_a_browser_may_send_anything(kept: object) -> None:
+    engine = FakeEngine()
+    assert watching.remembered(kept) == {"runs": None, "open": None}
+    assert watching.shown(engine.runs(), kept) == [EXAMPLE]
+    assert "Click a node" in moral_map.open_round(engine, kept)[0]
+
+
+def test_an_unknown_round_says_what_to_do() -> None:
+    for place in (["../../etc", 1], [EXAMPLE, 99], ["gone-run", 1]):
+        assert "sh-error" in moral_map.open_round(FakeEngine(), {"runs": None, "open": place})[0]
+
+
+def test_toggling_takes_a_run_off_the_map_and_puts_it_back() -> None:
+    engine = FakeEngine()
+    off = runs.toggled(engine, watching.remembered(None), EXAMPLE)
+    assert off["runs"] == []
+    assert runs.toggled(engine, off, EXAMPLE)["runs"] == [EXAMPLE]
+
+
+def test_actions_reach_the_engine_and_errors_stay_in_place() -> None:
+    engine = FakeEngine(round_seconds=1e6)
+    run_id = engine.launch(heal.settings("demo", *FORM))
+    act = runs.acting(engine)
+    act(None, SimpleNamespace(_data={"action": "cancel", "run": run_id}))  # type: ignore[arg-type]
+    assert engine.runs()[0].status == "cancelled"
+    kept, _ = act(None, SimpleNamespace(_data={"action": "open", "run": run_id, "round": "0"}))  # type: ignore[arg-type]
+    assert kept["open"] == [run_id, 0]
+    _, message = act(None, SimpleNamespace(_data={"action": "cancel", "run": "<x>"}))  # type: ignore[arg-type]
+    assert "sh-error" in message
+
+
+def test_the_form_becomes_settings() -> None:
+    settings = heal.settings("demo", *FORM[:7], 32, 14, 2)
+    assert (settings.rounds, settings.data.n_completions, settings.evaluate.n_vignettes) == (2, 32, 14)
+    assert settings.train.epochs == 2
+    assert heal.settings("demo", *FORM).data.n_completions == 128
+
+
+@pytest.mark.parametrize("rounds", [None, 0, 1000])
+def test_bad_rounds_are_refused_in_one_sentence(rounds: float | None) -> None:
+    with pytest.raises(SettingsError, match="rounds"):
+        heal.settings("demo", *FORM[:4], rounds, *FORM[5:])
+
+
+def test_a_port_in_use_is_one_sentence() -> None:
+    with bind("127.0.0.1", 0) as taken, pytest.raises(SettingsError, match="--port"):
+        bind("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("127.0.0.1", 70000), ("127.0.0.1", -1), ("no.such.host.invalid", 0)]
+)
+def test_what_cannot_be_listened_on_is_one_sentence(host: str, port: int) -> None:
+    with pytest.raises(SettingsError, match="--port"):
+        bind(host, port)
+
+
+def test_only_the_two_scripts_are_served() -> None:
+    with TestClient(application(FakeEngine(), 7860)) as client:
+        assert "SteerHeal" in client.get("/ui/page.js").text
+        assert client.get("/ui/plotly.min.js").headers["content-encoding"] == "gzip"
+        for path in (
+            "/ui/page.css",
+            "/ui/../app.py",
+            "/ui/%2e%2e/app.py",
+            "/gradio_api/file=/etc/passwd",
+            "/docs",
+        ):
+            assert client.get(path).status_code in (403, 404), path

@@ -1,0 +1,215 @@
+"""What the page says, and that nothing a model or a person wrote is ever markup."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from components import view, view_runs
+from steer_heal.records import (
+    Alternative,
+    CompletionRow,
+    ModelInfo,
+    Profile,
+    RoundDetail,
+    RunRow,
+    SteerFrame,
+    TextHealth,
+    Token,
+)
+from tests.fake_engine import FakeEngine
+from tests.fake_runs import EXAMPLE
+
+EVIL = "<img src=x onerror='a()'>\"><script>b()</script>&amp;"
+INFO = ModelInfo("demo", "Gemma3ForCausalLM", 10, 160, 3_040_000, "bfloat16", "cpu", True)
+RUN = RunRow(
+    "run-1",
+    "first",
+    "demo",
+    "care",
+    3,
+    "quick",
+    "running",
+    3,
+    1,
+    "train",
+    0.5,
+    75.0,
+    0.0,
+    None,
+    0.9,
+    False,
+    "",
+)
+HEALTH = TextHealth(2.6, 2.0, 0.1, 0.9, "coherent")
+DETAIL = RoundDetail("run-1", 1, {}, {}, 0.9, 3, 4, 16.0, {}, (), {})
+
+
+class Tags(HTMLParser):
+    """The elements and the text of a piece of HTML."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def evil_everywhere() -> dict[str, str]:
+    token = Token(1, EVIL, 0.5, kl=1.0, p_base=0.1, base_top=(Alternative(EVIL, 0.5),))
+    run = replace(RUN, name=EVIL, model=EVIL, trait=EVIL, stage=EVIL, message=EVIL)
+    row = CompletionRow("run-1", 1, 0, 1.0, EVIL, EVIL, False, {EVIL: 1.0}, (EVIL,))
+    detail = replace(DETAIL, answers=({"prompt": EVIL, EVIL: EVIL},), settings={EVIL: EVIL}, text={EVIL: 1.0})
+    return {
+        "header": view.header(replace(INFO, is_demo=False, name=EVIL, note=EVIL, architecture=EVIL)),
+        "answer": view.answer((token, replace(token, kl=None)), done=True),
+        "status": view.status(SteerFrame((), (), False, False, message=EVIL)),
+        "error": view.error(EVIL),
+        "note": view.note(EVIL),
+        "runs": view_runs.runs_table([run], [EVIL]),
+        "head": view_runs.round_head(detail, run),
+        "answers": view_runs.answers(detail),
+        "settings": view_runs.settings(detail),
+        "completions": view_runs.completions([row]),
+    }
+
+
+@pytest.mark.parametrize("where", evil_everywhere())
+def test_text_is_never_markup(where: str) -> None:
+    found = Tags(evil_everywhere()[where])
+    assert not {"img", "script"} & set(found.tags)
+    assert "onerror" not in found.attributes
+    assert "<script>b()</script>" in found.text
+
+
+def test_a_token_is_shaded_by_its_kl_and_says_why() -> None:
+    token = Token(1, "help", 0.6, kl=1.5, p_base=0.02, base_top=(Alternative(" wait", 0.4),))
+    html = view.tokens((token,))
+    assert 'class="sh-t k3"' in html
+    for part in ("KL 1.50 nats", "p steered 0.600, base 0.020", "0.40"):
+        assert part in html
+    assert view.tokens((Token(1, "plain", 0.5),)) == "plain"
+
+
+@pytest.mark.parametrize(
+    ("kl", "bucket"), [(0.0, 0), (0.099, 0), (0.1, 1), (0.5, 2), (1.0, 3), (3.9, 4), (9.0, 5)]
+)
+def test_kl_buckets(kl: float, bucket: int) -> None:
+    assert view.kl_bucket(kl) == bucket
+
+
+def test_the_verdict_is_the_worse_of_text_and_answer_mass() -> None:
+    frame = SteerFrame((), (), True, True, health=HEALTH)
+    base = Profile({}, 1.0, 1)
+    assert "sh-coherent" in view.verdict(frame, (base, Profile({}, 0.96, 1)))
+    assert "sh-degraded" in view.verdict(frame, (base, Profile({}, 0.9, 1)))
+    assert "sh-broken" in view.verdict(frame, (base, Profile({}, 0.5, 1)))
+    broken = replace(frame, health=replace(HEALTH, verdict="broken"))
+    assert "sh-broken" in view.verdict(broken, (base, base))
+
+
+def test_the_verdict_names_its_quantities_and_thresholds() -> None:
+    html = view.verdict(
+        SteerFrame((), (), True, True, health=HEALTH), (Profile({}, 1.0, 1), Profile({}, 0.98, 1))
+    )
+    for part in ("answer mass", "0.98", "0.95", "0.85", "perplexity", "2.6", "repetition", "0.3", "nats"):
+        assert part in html
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (SteerFrame((), (), False, False, waiting=1), "waiting for one request ahead"),
+        (SteerFrame((), (), False, False, waiting=3), "waiting for 3 requests ahead"),
+        (SteerFrame((), (Token(1, "a", 0.5),), False, False, seconds=0.5), "writing: 1 tokens · 2 tokens/s"),
+        (SteerFrame((), (Token(1, "a", 0.5),), True, True, seconds=0.5), "done: 1 tokens in 0.5 s"),
+        (SteerFrame((), (), True, True, message="Stopped."), "Stopped. 0 tokens"),
+    ],
+)
+def test_status(frame: SteerFrame, says: str) -> None:
+    assert says in view.status(frame)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (-3, "0 s"),
+        (59.4, "59 s"),
+        (125, "2 min 5 s"),
+        (1800, "30 min"),
+        (11400, "3 h 10 min"),
+    ],
+)
+def test_duration(seconds: float | None, says: str) -> None:
+    assert view.duration(seconds) == says
+
+
+def test_header_never_calls_the_demo_gemma() -> None:
+    html = view.header(INFO)
+    assert "not gemma" in html
+    assert "3.0 M parameters" in html
+    assert "--model google/gemma-3-1b-it" in html
+    assert "not gemma" not in view.header(replace(INFO, is_demo=False, name="google/gemma-3-1b-it"))
+
+
+def test_bars_show_all_seven_and_the_change() -> None:
+    html = view.bars(
+        {"base": {"Care": 0.2, "SocialNorms": 0.6}, "steered": {"Care": 0.3, "SocialNorms": 0.5}}
+    )
+    for name in ("Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "SocialNorms"):
+        assert name in html
+    assert "+0.100" in html
+    assert "-0.100" in html
+    assert "width:100.0%" in html
+
+
+def test_empty_states_say_what_to_do() -> None:
+    assert "Heal" in view_runs.runs_table([], ())
+    assert "choose another" in view_runs.completions([], "kept")
+    assert "Click a node" in view_runs.EMPTY_ROUND
+
+
+def test_a_running_run_shows_progress_and_can_be_cancelled() -> None:
+    html = view_runs.runs_table([RUN], ["run-1"])
+    for part in (
+        'aria-valuenow="50"',
+        "round 2: train",
+        "1 min 15 s".replace("1 min 15 s", "1 min 15 s left"),
+    ):
+        assert part in html
+    assert 'data-action="cancel"' in html
+    assert 'aria-checked="true"' in html
+
+
+@pytest.mark.parametrize("status", ["interrupted", "cancelled", "failed"])
+def test_a_run_that_ended_early_can_be_resumed(status: str) -> None:
+    html = view_runs.runs_table([replace(RUN, status=status)], [])  # type: ignore[arg-type]
+    assert 'data-action="resume"' in html
+    assert 'aria-checked="false"' in html
+
+
+def test_an_example_cannot_be_resumed() -> None:
+    html = view_runs.runs_table([replace(RUN, status="cancelled", is_example=True)], [])
+    assert 'data-action="resume"' not in html
+    assert "example" in html
+
+
+def test_completions_are_filtered_and_reasons_shown() -> None:
+    rows = FakeEngine().completions(EXAMPLE, 1)
+    assert "need need" in view_runs.completions(rows)
+    assert "need need" not in view_runs.completions(rows, "kept")
+    assert "repetition 0.90 above 0.30" in view_runs.completions(rows, "dropped")
+    many = [rows[0]] * (view_runs.MAX_COMPLETIONS + 5)
+    assert "and 5 more" in view_runs.completions(many)
