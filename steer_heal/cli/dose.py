@@ -69,8 +69,8 @@ def run(args: Namespace, out: Out) -> int:
         raise SettingsError(f"There is no folder for {args.figure}: make it first.")
     engine = Engine(args.model, cache_dir=args.cache)
     try:
-        calibration = engine.calibration(args.trait, args.band)
-        if calibration.message:
+        calibration = None if args.grid else engine.calibration(args.trait, args.band)
+        if calibration is not None and calibration.message:
             out.note(calibration.message)
         rows: list[DoseRow] = []
         sweep = engine.grid(request, session="cli") if args.grid else engine.dose(request, session="cli")
@@ -78,7 +78,8 @@ def run(args: Namespace, out: Out) -> int:
             out.progress(f"{share:.0%} measured")
     finally:
         engine.close()
-    _show(args, out, calibration.c_star, [_row(row) for row in rows], _marks(rows))
+    c_star = None if calibration is None else calibration.c_star
+    _show(args, out, c_star, [_row(row) for row in rows], _marks(rows))
     if args.figure:
         figure = grid_figure(rows) if args.grid else sweep_figure(rows)
         Path(args.figure).write_text(figure.to_html(include_plotlyjs=True, full_html=True), encoding="utf-8")
@@ -87,7 +88,7 @@ def run(args: Namespace, out: Out) -> int:
 
 
 def _show(
-    args: Namespace, out: Out, c_star: float, rows: list[dict[str, Any]], marks: dict[str, float]
+    args: Namespace, out: Out, c_star: float | None, rows: list[dict[str, Any]], marks: dict[str, float]
 ) -> None:
     columns = [number("alpha", "alpha", ".2f", 6), *foundations(everything=args.all), number("coherence")]
     if args.grid:
@@ -96,7 +97,8 @@ def _show(
         columns += [number("kl_p95", "kl_p95", ".2f"), number("perplexity", "perplexity", ".2f")]
         columns += [number("repetition", "repetition", ".2f")]
     columns += [number("trait_shift", "trait_shift", "+.3f"), Column("verdict", "verdict")]
-    out.text(f"{args.trait}, c* {c_star:.4g}", "", table(columns, rows))
+    about = f"c* {c_star:.4g}" if c_star is not None else "each band at its own c*"
+    out.text(f"{args.trait}, {about}", "", table(columns, rows))
     for mark, alpha in marks.items():
         out.text(f"coherence falls below {mark} of base at alpha {alpha:.2f}")
     out.document(

@@ -55,15 +55,19 @@ def run(args: Namespace, out: Out) -> int:
             progress=lambda done, total: out.progress(f"{name}: {done} of {total}"),
         )[0]
 
-    found = {"base": (0.0, measure("base", None))}
-    if args.adapter:
-        stack = AdapterStack(lm)
-        _put_on(stack, Path(args.adapter))
-        found["healed"] = (0.0, measure("healed", None))
+    stack = AdapterStack(lm)
+    try:
+        if args.adapter:
+            _put_on(stack, Path(args.adapter))
+        with stack.off():
+            found = {"base": (0.0, measure("base", None))}
+        if args.adapter:
+            found["healed"] = (0.0, measure("healed", None))
         if args.alpha is not None:
-            found["healed, steered"] = (args.alpha, measure("healed, steered", args.alpha))
-    elif args.alpha is not None:
-        found["steered"] = (args.alpha, measure("steered", args.alpha))
+            name = "healed, steered" if args.adapter else "steered"
+            found[name] = (args.alpha, measure(name, args.alpha))
+    finally:
+        stack.unload()
     _show(args, out, found)
     return 0
 

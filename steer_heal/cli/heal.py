@@ -9,6 +9,7 @@ from steer_heal import events, worker
 from steer_heal.cli.options import Commands, Namespace, add_places, add_trait, command, nested, setting
 from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number
 from steer_heal.config import DEFAULT_MODEL, MAX_ROUNDS, PRESETS, HealSettings, heal_settings
+from steer_heal.engine.launching import check
 from steer_heal.jobs import LocalProcesses, RunFolder, this_process
 from steer_heal.records import Event
 from steer_heal.store import Store, StoreBusy
@@ -70,7 +71,7 @@ def run(args: Namespace, out: Out) -> int:
 def _folder(args: Namespace, launcher: LocalProcesses) -> RunFolder:
     if args.resume:
         return launcher.reopen(args.resume, worker=this_process())
-    return launcher.create(_settings(args), worker=this_process())
+    return launcher.create(check(_settings(args)), worker=this_process())
 
 
 def _settings(args: argparse.Namespace) -> HealSettings:
@@ -113,14 +114,12 @@ class Report:
             self._take(event)
 
     def hear(self, event: Event) -> None:
-        shown = len(self.rows)
         self._take(event)
         if event.kind in ("started", "resumed"):
             self._out.text(self._table.head(), *(self._table.line(row) for row in self.rows))
-        for row in self.rows[shown:]:
-            if row["stage"] != "healed":
-                self._out.text(self._table.line(row))
-        if event.kind == "round":
+        elif event.kind == "profile" and event.data["stage"] != "healed":
+            self._out.text(self._table.line(self.rows[-1]))
+        elif event.kind == "round":
             self._out.text(self._table.line(self.rows[-1]))
             self.ingest()
         self._tell(event)
@@ -131,7 +130,9 @@ class Report:
 
     def _take(self, event: Event) -> None:
         if event.kind == "profile":
-            self.rows.append(_row(event))
+            row = _row(event)
+            same = (row["round"], row["stage"])
+            self.rows = [*(known for known in self.rows if (known["round"], known["stage"]) != same), row]
             self.rows[-1].update(self._calibrated if event.data["stage"] == "steered" else {})
         elif event.kind == "calibrated":
             self._calibrated = {key: event.data.get(key) for key in ("c_star", "kl_p95")}

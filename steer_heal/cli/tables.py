@@ -90,7 +90,7 @@ class Out:
     def __init__(self, *, as_json: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.as_json = as_json
         self._clock = clock
-        self._told = float("-inf")
+        self._told = clock()
         self._live = sys.stderr.isatty()
         self._open = False
 

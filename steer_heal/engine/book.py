@@ -42,6 +42,7 @@ class RunBook:
         self._offsets: dict[str, int] | None = None
         self._file: int | None = None
         self._states: dict[str, JobState] = {}
+        self._open_runs: tuple[str, list[str]] = ("", [])
         self._message = ""
         self._mark = ""
         self._known: dict[Hashable, tuple[str, Any]] = {}
@@ -126,9 +127,7 @@ class RunBook:
             message = str(error)
         try:
             self._ingest()
-            self._states = {
-                row.run_id: self._state(row) for row in self.store.runs() if row.status in _UNENDED
-            }
+            self._states = {run_id: self._state(run_id) for run_id in self._unended()}
         except (StoreBusy, SettingsError) as error:
             message = str(error)
         self._message = message
@@ -152,9 +151,20 @@ class RunBook:
         if self._offsets is not None:
             self._offsets[run_id] = chunk.offset
 
-    def _state(self, row: RunRow) -> JobState:
+    def _unended(self) -> list[str]:
+        """The runs whose logs have no last word, asked of the store only when its file has changed."""
+        stat = self._stat()
+        if stat != self._open_runs[0]:
+            rows = self.store.runs()
+            self._open_runs = (
+                stat,
+                [row.run_id for row in rows if row.status in _UNENDED and not row.is_example],
+            )
+        return self._open_runs[1]
+
+    def _state(self, run_id: str) -> JobState:
         try:
-            return self.launcher.poll(row.run_id)
+            return self.launcher.poll(run_id)
         except SettingsError as error:
             return JobState("interrupted", str(error))
 

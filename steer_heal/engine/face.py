@@ -18,6 +18,7 @@ from steer_heal.config import (
     build,
 )
 from steer_heal.engine.book import RunBook
+from steer_heal.engine.launching import check
 from steer_heal.engine.pairs import Pairs, encode
 from steer_heal.engine.turns import Ticket, Turns, Waiting
 from steer_heal.engine.vectors import Vectors
@@ -189,15 +190,7 @@ class Engine:
 
     def launch(self, settings: HealSettings) -> str:
         """Queues a heal run; gives its id. What can be told at once about the settings is told here."""
-        data.trait(settings.trait)
-        data.frame(settings.evaluate.frame)
-        if settings.evaluate.vignettes is not None:
-            data.vignettes(settings.evaluate.vignettes, condition=settings.evaluate.condition)
-        if settings.model == self.info.name:
-            self.layers(settings.band)
-        else:
-            models.find(settings.model)
-        return self._book.start(settings)
+        return self._book.start(check(settings, self._lm))
 
     def cancel(self, run_id: str) -> None:
         """Asks a run to end after its step."""

@@ -1,0 +1,84 @@
+"""A run as the page has it: a process of the bundled model, killed, resumed, and equal to one never cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from steer_heal import events
+from steer_heal.cli import main
+from steer_heal.config import HealSettings, heal_settings
+from steer_heal.engine.book import RunBook
+from steer_heal.jobs import LocalProcesses
+from steer_heal.store import Store
+
+SMALL = {
+    "data": {"n_completions": 16, "min_kept": 2, "max_new_tokens": 12},
+    "filter": {"max_perplexity_ratio": 1e6, "max_tail_ratio": 1e6, "max_repetition": 1.0, "min_words": 1},
+    "extract": {"n_contexts": 16},
+    "calibrate": {"n_prompts": 2, "n_tokens": 8},
+    "train": {"epochs": 1},
+    "evaluate": {"n_vignettes": 7, "n_answers": 2},
+}
+
+
+def small(rounds: int) -> HealSettings:
+    return heal_settings("quick", rounds=rounds, seed=3, **SMALL)
+
+
+def until(true: Callable[[], bool], seconds: float = 240.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def measured(log: Path) -> list[tuple[str, int | None, object]]:
+    """The last profile of each round and stage, and what each round made."""
+    found = {}
+    for event in events.read(log).events:
+        if event.kind == "profile":
+            found["profile", event.round, event.data["stage"]] = event.data["p"]
+        elif event.kind == "completion":
+            found["completion", event.round, event.data["index"]] = event.data["text"]
+    return [(*key, value) for key, value in found.items()]  # type: ignore[misc]
+
+
+def test_killed_in_its_second_round_and_resumed_it_ends_like_one_never_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launcher = LocalProcesses(tmp_path / "runs")
+    book = RunBook(launcher, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
+    run_id = book.start(small(2))
+    until(lambda: any(event.round == 2 for event in launcher.events(run_id).events))
+    pid = launcher.poll(run_id).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: book.runs()[0].status == "interrupted")
+    assert book.runs()[0].round == 1
+    book.resume(run_id)
+    until(lambda: book.runs()[0].status not in ("queued", "running"))
+    assert book.runs()[0].status == "finished", book.runs()[0].message
+    stages = [(node.round, node.stage) for node in book.map([run_id])]
+    assert stages == [(0, "base"), (1, "steered"), (1, "healed"), (2, "steered"), (2, "healed")]
+    assert book.round(run_id, 2).losses
+
+    arguments = ["heal", "--rounds", "2", "--seed", "3", "--json", "--runs", str(tmp_path / "other")]
+    for part, values in SMALL.items():
+        for key, value in values.items():
+            arguments += ["--set", f"{part}.{key}={value}"]
+    assert main([*arguments, "--db", str(tmp_path / "other.duckdb")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["settings"] == small(2).model_dump(mode="json")
+    cut, uncut = (
+        measured(path / "events.jsonl")
+        for path in (tmp_path / "runs" / run_id, tmp_path / "other" / document["run_id"])
+    )
+    assert sorted(map(repr, cut)) == sorted(map(repr, uncut))

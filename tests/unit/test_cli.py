@@ -1,0 +1,350 @@
+"""The command line: help, exit codes, one JSON document on stdout, one sentence on stderr for bad input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer_heal import models
+from steer_heal.cli import BAD_INPUT, COMMANDS, INTERRUPTED, main
+from steer_heal.cli.options import nested, setting
+from steer_heal.cli.tables import Column, Out, clean, number, table
+from steer_heal.config import FOUNDATIONS, SettingsError, heal_settings
+from steer_heal.engine.book import EXAMPLE_ID
+from steer_heal.jobs import LocalProcesses
+from tests import tiny
+from tests.runs import profile, write_run
+
+NAMES = ("heal", "dose", "eval", "vector", "results", "export", "doctor")
+SEVEN = {"care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every command runs in an empty folder, and `tiny` is a model."""
+    monkeypatch.chdir(tmp_path)
+    load = models.load
+    monkeypatch.setattr(
+        models, "load", lambda name, **rest: tiny.shared() if name == "tiny" else load(name, **rest)
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def healing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A loop without a model, that ends as told."""
+
+    def put(*, ends: str = "finished") -> None:
+        def loop(_lm: Any, settings: Any, _folder: Path, *, start_round: int = 0, **_rest: Any) -> Any:
+            if not start_round:
+                yield "profile", 0, {"stage": "base", "alpha": 0.0, **profile(0.64, 0.25)}
+                yield "answers", 0, {"prompts": ["p"], "texts": ["t"]}
+            for round_ in range(start_round + 1, settings.rounds + 1):
+                yield "stage", round_, {"stage": "calibrate", "n_stages": 7, "index": 2}
+                yield "calibrated", round_, {"c_star": 16.0, "kl_p95": 1.0}
+                yield "profile", round_, {"stage": "steered", "alpha": 1.0, **profile(0.52, 0.35)}
+                yield "step", round_, {"step": 1, "total": 2, "loss": math.nan}
+                if ends != "finished":
+                    yield ends, None, {"message": f"it {ends}"}
+                    return
+                yield "profile", round_, {"stage": "healed", "alpha": 0.0, **profile(0.55, 0.33)}
+                yield (
+                    "round",
+                    round_,
+                    {"retention": 0.8, "kept": 2, "made": 3, "c_star": 16.0, "seconds": 1.0},
+                )
+            yield "finished", None, {"reason": "all done"}
+
+        monkeypatch.setattr("steer_heal.worker.loop.run", loop)
+        monkeypatch.setattr("steer_heal.worker.models.load", lambda name: None)
+
+    return put
+
+
+@pytest.mark.parametrize("name", ["", *NAMES])
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"] if name else ["--help"])
+    assert ended.value.code == 0
+    assert "usage: python -m steer_heal" in capsys.readouterr().out
+
+
+def test_all_commands_are_there() -> None:
+    assert len(COMMANDS) == len(NAMES)
+
+
+BAD = [
+    [],
+    ["nonsense"],
+    ["heal", "--rounds", "0"],
+    ["heal", "--rounds", "many"],
+    ["heal", "--trait", "nonsense"],
+    ["heal", "--model", "no such model"],
+    ["heal", "--preset", "huge"],
+    ["heal", "--band", "0.6-0.4"],
+    ["heal", "--set", "train.epochs"],
+    ["heal", "--set", "train.nonsense=1"],
+    ["heal", "--vignettes", "/no/such.jsonl"],
+    ["heal", "--runs", "/dev/null/x"],
+    ["heal", "--resume", "no-such-run"],
+    ["heal", "--resume", "../etc"],
+    ["dose", "--alphas", "0,one"],
+    ["dose", "--alphas", ""],
+    ["dose", "--alphas", "nan"],
+    ["dose", "--alphas", "1e9"],
+    ["dose", "--model", "tiny", "--trait", "nonsense"],
+    ["dose", "--model", "tiny", "--band", "0.01-0.02"],
+    ["dose", "--figure", "/no/such/folder/x.html"],
+    ["eval", "--alpha", "inf"],
+    ["eval", "--alpha", "much"],
+    ["eval", "--model", "tiny", "--vignettes", "/no/such.jsonl"],
+    ["eval", "--model", "tiny", "--adapter", "/no/such", "--limit", "1"],
+    ["vector"],
+    ["vector", "--model", "tiny", "--out", "/dev/null/x/v.safetensors"],
+    ["results", "--run", "nothing-there"],
+    ["export", "--run", "nothing-there"],
+    ["export", "--run", "../../etc"],
+]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_is_one_sentence_and_exit_code_2(run: Any, arguments: list[str]) -> None:
+    code, out, err = run(*arguments)
+    assert code == BAD_INPUT
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_bad_input_leaves_no_run_behind(run: Any, here: Path) -> None:
+    for arguments in (
+        ["heal", "--trait", "nonsense"],
+        ["heal", "--model", "no such model"],
+        ["heal", "--rounds", "0"],
+    ):
+        run(*arguments)
+    assert LocalProcesses(here / "runs").runs() == []
+
+
+def test_a_foreign_store_is_refused_before_a_run_begins(run: Any, healing: Any, here: Path) -> None:
+    healing()
+    (here / "runs.duckdb").write_text("mine")
+    code, _, err = run("heal")
+    assert code == BAD_INPUT
+    assert "--db" in err
+    assert not (here / "runs").exists()
+
+
+def test_heal_prints_base_then_steered_and_healed_of_each_round(run: Any, healing: Any) -> None:
+    healing()
+    code, out, _ = run("heal", "--rounds", "2")
+    assert code == 0
+    lines = [line.split() for line in out.strip().splitlines()]
+    assert [line[:2] for line in lines[1:6]] == [
+        ["0", "base"], ["1", "steered"], ["1", "healed"], ["2", "steered"], ["2", "healed"]
+    ]  # fmt: skip
+    assert lines[3][-3:] == ["0.80", "2", "3"]
+    assert "SocialNorms" in lines[0]
+    assert "Loyalty" not in lines[0]
+
+
+def test_heal_shows_all_seven_on_request(run: Any, healing: Any) -> None:
+    healing()
+    _, out, _ = run("heal", "--rounds", "1", "--all")
+    assert set(FOUNDATIONS) <= set(out.splitlines()[0].split())
+
+
+def test_heal_json_is_one_document_with_the_words_as_keys(run: Any, healing: Any) -> None:
+    healing()
+    code, out, _ = run("heal", "--rounds", "1", "--seed", "4", "--json", "--set", "train.epochs=2")
+    assert code == 0
+    document = json.loads(out)
+    base, steered, healed = document["rows"]
+    assert {"alpha", "round", "stage", "coherence", "retention", *SEVEN} <= set(base)
+    assert (steered["kl_p95"], steered["c_star"]) == (1.0, 16.0)
+    assert (healed["retention"], healed["kept"], healed["made"]) == (0.8, 2, 3)
+    assert document["status"] == "finished"
+    assert document["settings"]["seed"] == 4
+    assert document["settings"]["train"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(("ends", "code"), [("failed", 1), ("cancelled", 3)])
+def test_heal_exits_0_only_when_finished_and_can_be_resumed(
+    run: Any, healing: Any, ends: str, code: int
+) -> None:
+    healing(ends=ends)
+    got, out, _ = run("heal", "--rounds", "2", "--json")
+    assert got == code
+    document = json.loads(out)
+    assert document["message"] == f"it {ends}"
+    healing()
+    got, out, _ = run("heal", "--resume", document["run_id"], "--json")
+    assert got == 0
+    assert [row["round"] for row in json.loads(out)["rows"]] == [0, 1, 1, 2, 2]
+
+
+def test_results_shows_what_heal_wrote_to_the_store(run: Any, healing: Any) -> None:
+    healing()
+    run("heal", "--rounds", "2", "--name", "a \x1b[31mname")
+    code, out, _ = run("results", "--json")
+    assert code == 0
+    document = json.loads(out)
+    mine = next(row for row in document["runs"] if row["run_id"] != EXAMPLE_ID)
+    assert (mine["status"], mine["round"], mine["retention"]) == ("finished", 2, 0.8)
+    rows = [row for row in document["rows"] if row["run_id"] == mine["run_id"]]
+    assert {"alpha", "round", "stage", "care", "social_norms", "coherence", "retention"} <= set(rows[0])
+    assert [row["stage"] for row in rows] == ["base", "steered", "healed", "steered", "healed"]
+    code, out, _ = run("results")
+    assert code == 0
+    assert "demo, care_over_authority" in out
+    assert "\x1b" not in out
+    code, out, _ = run("results", "--run", mine["run_id"])
+    assert len(out.strip().splitlines()) == 6
+
+
+def test_results_starts_nothing(run: Any, here: Path) -> None:
+    launcher = LocalProcesses(here / "runs")
+    folder = launcher.create(heal_settings())
+    code, out, _ = run("results", "--json")
+    assert code == 0
+    assert json.loads(out)["runs"][0]["status"] == "queued"
+    assert folder.process() is None
+
+
+def test_export_writes_tables_log_and_settings(run: Any, healing: Any, here: Path) -> None:
+    healing()
+    _, out, _ = run("heal", "--rounds", "1", "--json")
+    run_id = json.loads(out)["run_id"]
+    (here / "runs" / run_id / "adapters" / "round-1").mkdir(parents=True)
+    (here / "runs" / run_id / "adapters" / "round-1" / "adapter_config.json").write_text("{}")
+    code, out, _ = run("export", "--run", run_id, "--out", "out", "--json", "--format", "csv")
+    assert code == 0
+    names = {str(Path(file).relative_to("out")) for file in json.loads(out)["files"]}
+    assert {"tables/profiles.csv", "tables/moral_map.csv", "config.json", "events.jsonl"} <= names
+    assert "adapters/round-1/adapter_config.json" in names
+    assert run("export", "--run", run_id, "--out", "out")[0] == BAD_INPUT
+
+
+def test_the_example_is_a_trimmed_log_that_shows_the_same_map(run: Any, here: Path) -> None:
+    run_id = "care-20260101-000000-abcd"
+    write_run(here / "runs" / run_id / "events.jsonl")
+    (here / "runs" / run_id / "config.json").write_text(heal_settings().model_dump_json())
+    code, _, _ = run("export", "--run", run_id, "--example", "--out", "example")
+    assert code == 0
+    lines = [json.loads(line) for line in (here / "example" / "events.jsonl").read_text().splitlines()]
+    assert [line["seq"] for line in lines] == list(range(len(lines)))
+    assert "progress" not in {line["kind"] for line in lines}
+    assert not any("per_vignette" in line["data"] or "host" in line["data"] for line in lines)
+    assert sum(line["kind"] == "profile" for line in lines) == 5
+
+
+def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
+    code, out, _ = run("vector", "--model", "tiny", "--band", "0.25-0.75", "--out", "v.safetensors", "--json")
+    assert code == 0
+    assert json.loads(out)["layers"] == [1, 2]
+    assert (here / "v.safetensors").stat().st_size > 0
+    few = ("--model", "tiny", "--band", "0.25-0.75")
+    code, out, err = run(
+        "dose", *few, "--alphas", "0,1", "--n-vignettes", "1", "--prompt", "Hi", "--tokens", "4", "--json",
+        "--figure", "dose.html",
+    )  # fmt: skip
+    assert code == 0
+    document = json.loads(out)
+    assert [row["alpha"] for row in document["rows"]] == [0.0, 1.0]
+    assert {"coherence", "kl_p95", "repetition", "perplexity", "trait_shift", "verdict", *SEVEN} <= set(
+        document["rows"][0]
+    )
+    assert "dose.html" in err
+    assert "plotly" in (here / "dose.html").read_text()
+    code, out, _ = run("eval", *few, "--limit", "2", "--alpha", "2", "--json")
+    assert code == 0
+    rows = json.loads(out)["rows"]
+    assert [(row["stage"], row["alpha"]) for row in rows] == [("base", 0.0), ("steered", 2.0)]
+    assert set(rows[0]) >= SEVEN
+    code, out, _ = run("eval", *few, "--limit", "2", "--alpha", "2")
+    changes = [abs(float(line.split()[-1])) for line in out.splitlines()[3:10]]
+    assert changes == sorted(changes, reverse=True)
+
+
+def test_dose_grid_shows_every_layer_and_band(run: Any, here: Path) -> None:
+    few = ("--model", "tiny", "--alphas", "0,1", "--n-vignettes", "1")
+    code, out, _ = run("dose", "--grid", *few, "--json", "--figure", "grid.html")
+    assert code == 0
+    assert len(json.loads(out)["rows"]) == 2 * (4 + 2)
+    assert (here / "grid.html").exists()
+
+
+def test_ctrl_c_is_said_and_has_its_own_code(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steer_heal.cli.results.RunBook", interrupted)
+    code, _, err = run("results")
+    assert (code, err) == (INTERRUPTED, "Stopped.\n")
+
+
+def test_doctor_tells_of_a_missing_model(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_name: str) -> None:
+        raise SettingsError("It is not there.")
+
+    monkeypatch.setattr(models, "load", missing)
+    code, out, _ = run("doctor", "--json")
+    assert code == 1
+    assert json.loads(out)["problems"] == ["bundled_model: It is not there."]
+
+
+def test_the_module_can_be_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["steer_heal", "heal", "--rounds", "0"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("steer_heal", run_name="__main__")
+    assert ended.value.code == BAD_INPUT
+    assert "rounds" in capsys.readouterr().err
+
+
+def test_a_table_is_aligned_and_cannot_be_broken_by_what_it_shows() -> None:
+    rows = [{"name": "a\n\x1b[2Jb", "value": 1.23456}, {"name": "longer than the heading", "value": None}]
+    lines = table([Column("name", "name"), number("value", "value")], rows).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("a  [2Jb")
+    assert lines[1].endswith("1.235")
+    assert len(lines[1]) == len(lines[2])
+    assert clean("\u202eevil\u0007") == " evil "
+
+
+def test_progress_never_reaches_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Out(as_json=True, clock=itertools.count(0.0, 20.0).__next__)
+    out.progress("working")
+    out.text("for people")
+    out.document({"x": math.nan})
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"x": None}
+    assert "working" in captured.err
+
+
+def test_settings_by_path_nest_and_keep_json_types() -> None:
+    pairs = [
+        setting("train.epochs=2"),
+        setting("train.lr=0.1"),
+        setting("name=my run"),
+        setting("data.alphas=[1,2]"),
+    ]
+    assert nested(pairs) == {"train": {"epochs": 2, "lr": 0.1}, "name": "my run", "data": {"alphas": [1, 2]}}
