@@ -81,16 +81,17 @@ def prefill(
     steered = {lane.key[:2]: lane for lane in lanes if lane.steered}
     variants = list(steered.values())
     prompt_rows = torch.tensor([prompts.index(lane.prompt_ids) for lane in lanes])
-    any_base = any(not lane.steered for lane in lanes)
-    if not any_base and not (store and len(prompts) == 1):
-        return _select(prefill_apart(lm, variants, directions_LD, room), variants, lanes, room)
-    coefficients_KL = torch.stack([lane.coefficients_L for lane in variants]) if variants else None
-    steering = Steering(directions_LD, coefficients_KL) if coefficients_KL is not None else None
-    read = _read(lm, prompts, steering.layers[:1] if steering else (), store)
-    n = len(prompts)
-    if steering is None:
+    if not variants:
+        read = _read(lm, prompts, (), store)
         cache = gather([read.cache], prompt_rows, prompt_rows, room)
         return _prefilled(read.batch, prompt_rows, read.logits_BV[prompt_rows], cache)
+    steering = Steering(directions_LD, torch.stack([lane.coefficients_L for lane in variants]))
+    any_base = any(not lane.steered for lane in lanes)
+    stored = store is not None and len(prompts) == 1
+    saved, spent = len(variants) * (steering.layers[0] + 1), len(prompts) * lm.n_layers
+    if not any_base and not stored and saved <= spent:
+        return _select(prefill_apart(lm, variants, directions_LD, room), variants, lanes, room)
+    read, n = _read(lm, prompts, steering.layers[:1], store), len(prompts)
     rows = torch.tensor([prompts.index(lane.prompt_ids) for lane in variants])
     logits_KV, own = _replay(lm, read, rows, steering)
     numbers = {key: n + number for number, key in enumerate(steered)}

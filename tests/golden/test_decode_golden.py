@@ -121,9 +121,11 @@ def test_sharing_the_prompts_work_changes_nothing(lm, only_steered):
         torch.testing.assert_close(one.values * real_B1T1, other.values * real_B1T1, **TOLERANCE)
 
 
-def test_the_blocks_below_the_first_steered_one_read_each_prompt_once(lm):
-    """What sharing is for: rows that go through the first and the last block."""
-    lanes = [Lane((2, 9, 8, 7), coefficients(4, (2,), float(c))[0]) for c in range(6)]
+@pytest.mark.parametrize("first_dose", [0, 1])
+def test_the_blocks_below_the_first_steered_one_read_each_prompt_once(lm, first_dose):
+    """What sharing is for: rows through the first and the last block, with a base lane and without."""
+    doses = range(first_dose, 6)
+    lanes = [Lane((2, 9, 8, 7), coefficients(4, (2,), float(dose))[0]) for dose in doses]
     rows = {0: 0, 3: 0}
     hooks = [
         lm.blocks[layer].self_attn.register_forward_hook(
