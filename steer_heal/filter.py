@@ -19,6 +19,7 @@ from steer_heal.records import FilterVerdict, TextHealth, Verdict3
 
 NGRAMS = (2, 3, 4)
 MIN_REPEATS = 3
+PERIOD = 12
 MAX_PERPLEXITY = 1e6
 LEVELS: tuple[Verdict3, ...] = ("coherent", "degraded", "broken")
 
@@ -41,38 +42,42 @@ _NARRATION = re.compile(
 
 
 def repetition(text: str) -> float:
-    """Share of the text under its most repeated word or character 2- to 4-gram, from 0 to 1.
+    """How much of the text is a loop, from 0 to 1: the larger of two shares, case-folded.
 
-    Words: for each size the n-gram that occurs most often, at least three times (twice is how language
-    works); the score is the share of words that its occurrences cover. Characters, without white space: the
-    share inside runs in which one n-gram follows upon itself at least three times, so that a common syllable
-    is no loop. The largest over sizes, words and characters. Case-folded.
+    Share of n-grams: the most frequent word 2- to 4-gram over all of its size, when it occurs at least three
+    times. Share in runs: the words, or the characters without white space, that lie in a unit said at least
+    three times in a row (up to `PERIOD` words, 2 to 4 characters). A name or phrase that comes again and
+    again in good sentences is neither.
     """
     words = _WORD.findall(text.casefold())
     characters = re.sub(r"\s+", "", text.casefold())
-    covers = [_cover(words, n) for n in NGRAMS]
+    shares = [_most_frequent(words, n) for n in NGRAMS]
+    shares += [_run_share(words, period) for period in range(1, PERIOD + 1)]
     if characters:
-        covers += [_run_cover(characters, runs) for runs in _RUNS]
-    return max(covers)
+        shares += [
+            sum(len(run.group()) for run in runs.finditer(characters)) / len(characters) for runs in _RUNS
+        ]
+    return max(shares)
 
 
-def _run_cover(characters: str, runs: re.Pattern[str]) -> float:
-    """Share of the characters inside the runs."""
-    return sum(len(run.group()) for run in runs.finditer(characters)) / len(characters)
-
-
-def _cover(units: Sequence[str], n: int) -> float:
-    """Share of the units that the occurrences of the most frequent n-gram cover."""
-    grams = [tuple(units[place : place + n]) for place in range(len(units) - n + 1)]
-    counts = Counter(grams)
+def _most_frequent(words: Sequence[str], n: int) -> float:
+    """Share of the most frequent n-gram among all; 0 below `MIN_REPEATS` occurrences."""
+    counts = Counter(zip(*(words[start:] for start in range(n)), strict=False))
     most = max(counts.values(), default=0)
-    if most < MIN_REPEATS:
-        return 0.0
-    covered = {gram: set[int]() for gram, count in counts.items() if count == most}
-    for place, gram in enumerate(grams):
-        if gram in covered:
-            covered[gram].update(range(place, place + n))
-    return max(len(places) for places in covered.values()) / len(units)
+    return most / counts.total() if most >= MIN_REPEATS else 0.0
+
+
+def _run_share(words: Sequence[str], period: int) -> float:
+    """Share of the words inside runs where a unit of `period` words is said `MIN_REPEATS` times or more."""
+    inside = run = 0
+    for place in range(period, len(words) + 1):
+        if place < len(words) and words[place] == words[place - period]:
+            run += 1
+            continue
+        if run >= (MIN_REPEATS - 1) * period:
+            inside += run + period
+        run = 0
+    return inside / len(words) if words else 0.0
 
 
 def n_words(text: str) -> float:

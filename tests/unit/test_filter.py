@@ -20,6 +20,8 @@ OWN = filters.Norms(perplexity=1.5, tail=2.0)
         "hahahahahahaha",
         "The cat. The cat. The cat. The cat.",
         "你好你好你好你好",
+        "Well, a cam and and and and and and and and and and and",
+        " ".join(["The boy would stay at home and wait for the rain."] * 4),
     ],
 )
 def test_loops_score_above_the_threshold(text):
@@ -34,7 +36,9 @@ def test_loops_score_above_the_threshold(text):
         "No.",
         "It is very, very cold in the house and on the roof.",
         "A banana is sweet.",
-        "I think that the boy should stop. I think that the boy should say sorry to the girl and her friend.",
+        "I would help the wounded bird, even against your boss. The pain that it brings to the wounded bird is "
+        "what counts. I would comfort the wounded bird.",
+        "I think the boy should stop. I think the boy should say sorry to the girl and her friend.",
         "You hit a lonely pupil. That is cruel, and the pupil is hurt. Say sorry to the pupil and mend it.",
     ],
 )
