@@ -24,6 +24,8 @@ STAGES = {
 }
 """Share of a round that is over when a stage begins; the share of the last one ends at 1."""
 
+_TEXTS = ("name", "model", "trait", "preset")
+
 Row = dict[str, Any]
 Key = tuple[Any, ...]
 
@@ -85,8 +87,9 @@ def _queued(state: Fold, event: Event) -> None:
 def _describe(state: Fold, event: Event) -> None:
     settings = event.data.get("settings")
     if isinstance(settings, Mapping):
-        wanted = ("name", "model", "trait", "seed", "preset", "rounds")
-        state.run.update({key: settings[key] for key in wanted if settings.get(key) is not None})
+        texts = {key: settings[key] for key in _TEXTS if isinstance(settings.get(key), str)}
+        counts = {key: settings[key] for key in ("seed", "rounds") if is_index(settings.get(key))}
+        state.run.update(**texts, **counts)
         state.run.update(settings=dict(settings), vignette_set=_vignette_set(settings.get("evaluate")))
 
 
@@ -161,7 +164,7 @@ def _completion(state: Fold, event: Event) -> None:
         "completions", event, (index,), idx=index, alpha=number(event.data.get("alpha")),
         prompt=_text(event.data.get("prompt")), text=_text(event.data.get("text")),
         kept=bool(event.data.get("kept")), scores=scores if isinstance(scores, Mapping) else {},
-        reasons=[_text(reason) for reason in event.data.get("reasons") or ()],
+        reasons=[_text(reason) for reason in _list(event.data.get("reasons"))],
     )  # fmt: skip
 
 
@@ -179,7 +182,7 @@ def _profile(state: Fold, event: Event) -> None:
         coherence=number(data.get("coherence")), n_vignettes=number(data.get("n_vignettes")),
         finished_at=event.time, **_foundations(data.get("p")), **health,
     )  # fmt: skip
-    for one in data.get("per_vignette") or ():
+    for one in _list(data.get("per_vignette")):
         if isinstance(one, Mapping) and isinstance(one.get("id"), str):
             numbers = {key: number(one.get(key)) for key in ("mass", "prefill_nll", "order_tv")}
             state.put(
@@ -190,7 +193,7 @@ def _profile(state: Fold, event: Event) -> None:
 
 
 def _answers(state: Fold, event: Event) -> None:
-    pairs = zip(event.data.get("prompts") or (), event.data.get("texts") or (), strict=False)
+    pairs = zip(_list(event.data.get("prompts")), _list(event.data.get("texts")), strict=False)
     for index, (prompt, text) in enumerate(pairs):
         state.put("answers", event, (index,), idx=index, prompt=_text(prompt), text=_text(text))
 
@@ -230,6 +233,10 @@ def _foundations(p: Any) -> Row:
 def number(value: Any) -> float | None:
     """The value when it is a number, else None."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str:

@@ -115,7 +115,8 @@ INSERT = {
             "round": "INTEGER", "stage": "VARCHAR", "progress": "DOUBLE", "eta": "DOUBLE",
             "started_at": "DOUBLE", "finished_at": "DOUBLE", "retention": "DOUBLE", "message": "VARCHAR",
             "settings": "JSON", "vignette_set": "VARCHAR", "anchor_time": "DOUBLE",
-            "anchor_progress": "DOUBLE", "last_seq": "BIGINT", "log_bytes": "BIGINT"}]'), recursive := true))""",
+            "anchor_progress": "DOUBLE", "last_seq": "BIGINT", "log_bytes": "BIGINT"}]'),
+            recursive := true))""",
 }
 """Each takes one parameter: the rows as a JSON list. What does not fit a column's type becomes NULL."""
 

@@ -21,7 +21,7 @@ from steer_heal.jobs import folder as folder_module
 COMMAND = (sys.executable, "-m", "tests.fake_worker")
 
 
-def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"

@@ -1,0 +1,80 @@
+"""For any events, however the log is cut into pieces, the rows that come out are the same; nothing raises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from steer_heal.events import plain
+from steer_heal.records import Event
+from steer_heal.store.fold import _HANDLERS, fold, new_run
+
+KINDS = [*_HANDLERS, "other"]
+KEYS = [
+    "stage",
+    "round",
+    "index",
+    "step",
+    "total",
+    "done",
+    "p",
+    "per_vignette",
+    "settings",
+    "prompts",
+    "texts",
+]
+value = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 5)
+    | st.floats()
+    | st.sampled_from(["base", "healed", "train", "x"])
+    | st.lists(st.sampled_from(["a", None]), max_size=2)
+    | st.just({"Care": 0.5, "rounds": 2, "seed": 1, "name": 3})
+    | st.just([{"id": "v", "p": {"Care": 1.0}}])
+)
+data = st.dictionaries(st.sampled_from(KEYS), value, max_size=5).map(plain)
+event = st.tuples(st.sampled_from(KINDS), st.none() | st.integers(0, 3), data, st.floats(0.0, 1e9))
+
+
+def apply(
+    run: dict[str, Any], tables: dict[str, dict[Any, Any]], events: tuple[Event, ...]
+) -> dict[str, Any]:
+    """What the store does with a fold."""
+    state = fold(run, events)
+    for name, rows in state.tables.items():
+        known = tables.setdefault(name, {})
+        if state.forget_after is not None:
+            for key in [key for key in known if key[0] > state.forget_after]:
+                del known[key]
+        known.update(rows)
+    return state.run
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(event, max_size=14), st.lists(st.integers(0, 14), max_size=4), st.integers(0, 3))
+def test_pieces_give_what_the_whole_gives(made: list[Any], cuts: list[int], again: int) -> None:
+    events = tuple(
+        Event(seq, time, kind, round_, data) for seq, (kind, round_, data, time) in enumerate(made)
+    )
+    whole: dict[str, dict[Any, Any]] = {}
+    run = apply(new_run("r", False), whole, events)
+    pieces: dict[str, dict[Any, Any]] = {}
+    piecewise = new_run("r", False)
+    for begin, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(events)], strict=True):
+        piecewise = apply(piecewise, pieces, events[max(0, begin - again) : end])
+    assert piecewise == run
+    assert pieces == whole
+
+
+@given(st.lists(event, max_size=10))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_progress_stays_a_share(made: list[Any]) -> None:
+    events = tuple(
+        Event(seq, time, kind, round_, data) for seq, (kind, round_, data, time) in enumerate(made)
+    )
+    run = fold(new_run("r", False), events).run
+    assert 0.0 <= run["progress"] <= 1.0
+    assert run["status"] in {"queued", "running", "finished", "failed", "cancelled"}
