@@ -36,8 +36,8 @@ def test_loops_score_above_the_threshold(text):
         "No.",
         "It is very, very cold in the house and on the roof.",
         "A banana is sweet.",
-        "I would help the wounded bird, even against your boss. The pain that it brings to the wounded bird is "
-        "what counts. I would comfort the wounded bird.",
+        "I would help the wounded bird, even against your boss. The pain that it brings to the wounded "
+        "bird is what counts. I would comfort the wounded bird.",
         "I think the boy should stop. I think the boy should say sorry to the girl and her friend.",
         "You hit a lonely pupil. That is cruel, and the pupil is hurt. Say sorry to the pupil and mend it.",
     ],
