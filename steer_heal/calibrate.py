@@ -23,7 +23,9 @@ from .vector import SteeringVector
 Progress = Callable[[int, int], None]
 Measure = Callable[[Sequence[float]], list[float]]
 _ROWS = 64
-_COARSE = 9
+_LEAST_KL = 1e-12
+_GRID = 9
+_FIRST = (1 / 1.5, 1 / 1.15, 1.15, 1.5)
 _PASSES = 4
 """About how many passes a search takes."""
 _FILE_VERSION = 1
@@ -45,8 +47,12 @@ def calibrate(
     """
     if not prompts_ids or not layers:
         raise SettingsError("Calibration needs at least one prompt and one layer.")
-    measure = measurement(lm, vector, layers, prompts_ids, settings)
-    found = search(measure, settings, progress=progress)
+    shorter = {"n_tokens": -(-settings.n_tokens // 4), "n_prompts": -(-settings.n_prompts // 2)}
+    measure, scout = (
+        measurement(lm, vector, layers, prompts_ids, how)
+        for how in (settings, settings.model_copy(update=shorter))
+    )
+    found = search(measure, settings, scout=scout, progress=progress)
     return replace(found, residual_norm=float(vector.residual_norms_L[list(layers)].mean()))
 
 
@@ -78,65 +84,89 @@ def quantile(values: Sequence[float], q: float) -> float:
     return float(torch.quantile(numbers, q))
 
 
-def search(measure: Measure, settings: CalibrateSettings, *, progress: Progress | None = None) -> Calibration:
-    """The first dose of the bracket at which `measure` reaches the target, within the tolerance.
+def search(
+    measure: Measure,
+    settings: CalibrateSettings,
+    *,
+    scout: Measure | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """The dose at which `measure` rises through the target, within the tolerance.
 
-    A grid even in log c, then passes of a few doses around where log KL against log c crosses the target,
-    until the crossing lies between two measured doses that differ by less than the tolerance.
+    `scout`, a cheaper `measure`, finds the lowest crossing on a grid even in log c. Then a few doses a
+    pass are measured around where log KL against log c crosses, further out where the scout misled, until
+    the crossing lies between two measured doses closer than the tolerance. The better of the two is c*.
     """
-    low, high = settings.bracket
     history: dict[float, float] = {}
-    passes: list[int] = []
-
-    def look(doses: Sequence[float]) -> None:
+    low, high = settings.bracket
+    grid = [low * (high / low) ** (i / (_GRID - 1)) for i in range(_GRID)]
+    scouted = dict(zip(grid, (scout or measure)(grid), strict=True))
+    cell = _cell(scouted, settings.target_kl)
+    doses = [low, high]
+    if cell is not None:
+        estimate = _estimate(cell, scouted, settings.target_kl)
+        doses = [min(high, max(low, estimate * factor)) for factor in _FIRST]
+    for number in itertools.count(1):
+        if progress:
+            progress(number, max(_PASSES, number + 1))
         fresh = [c for c in dict.fromkeys(doses) if c not in history]
         history.update(zip(fresh, measure(fresh), strict=True))
-        passes.append(len(fresh))
-        if progress:
-            progress(len(passes), max(_PASSES, len(passes) + 1))
-
-    look([low * (high / low) ** (i / (_COARSE - 1)) for i in range(_COARSE)])
-    cell = _cell(history, settings.target_kl)
-    if cell is None:
-        return _pinned(history, settings)
-    while cell[1] > cell[0] * (1 + settings.tolerance):
-        doses = _refined(cell, history, settings)
+        cell = _cell(history, settings.target_kl)
+        doses = _inside(cell, history, settings) if cell else _outside(history, settings)
         if not doses:
             break
-        look(doses)
-        cell = _cell(history, settings.target_kl) or cell
+    if cell is None:
+        return _pinned(history, settings)
     best = min(cell, key=lambda c: abs(history[c] - settings.target_kl))
     return Calibration(best, history[best], settings.target_kl, True, tuple(history.items()))
 
 
 def _cell(history: dict[float, float], target: float) -> tuple[float, float] | None:
     """The lowest two neighbouring doses between which the KL rises through the target."""
-    doses = sorted(history)
-    for lower, upper in itertools.pairwise(doses):
+    for lower, upper in itertools.pairwise(sorted(history)):
         if history[lower] < target <= history[upper]:
             return lower, upper
     return None
 
 
-def _refined(
+def _estimate(cell: tuple[float, float], history: dict[float, float], target: float) -> float:
+    """Where log KL, linear in log c between the ends of the cell, is the target's."""
+    low, high = map(math.log, cell)
+    kl_low, kl_high = (max(history[c], _LEAST_KL) for c in cell)
+    share = math.log(target / kl_low) / math.log(kl_high / kl_low) if math.isfinite(kl_high) else 0.5
+    return math.exp(low + share * (high - low))
+
+
+def _inside(
     cell: tuple[float, float], history: dict[float, float], settings: CalibrateSettings
 ) -> list[float]:
-    """Doses inside the cell: its middle, and near and far on both sides of the log-log estimate."""
-    low, high = map(math.log, cell)
-    kl_low, kl_high = (max(history[c], 1e-12) for c in cell)
-    share = 0.5
-    if math.isfinite(kl_high):
-        share = math.log(settings.target_kl / kl_low) / math.log(kl_high / kl_low)
-    estimate, middle = low + share * (high - low), (low + high) / 2
-    near, far = 0.45 * settings.tolerance, (high - low) / 8
-    doses = [middle, estimate - far, estimate - near, estimate + near, estimate + far]
-    return [c for c in map(math.exp, doses) if cell[0] < c < cell[1]]
+    """The next doses: both sides of the estimate, and the cell's thirds in case KL jumps; none when done."""
+    ratio = cell[1] / cell[0]
+    if ratio <= 1 + settings.tolerance:
+        return []
+    estimate, near = _estimate(cell, history, settings.target_kl), 1 + 0.45 * settings.tolerance
+    third = ratio ** (1 / 3)
+    doses = [estimate / near, estimate * near, cell[0] * third, cell[1] / third]
+    return [c for c in doses if cell[0] < c < cell[1]]
+
+
+def _outside(history: dict[float, float], settings: CalibrateSettings) -> list[float]:
+    """The next dose when all lie on one side: further out, then the bracket's end, then none."""
+    low, high = settings.bracket
+    lowest, highest = min(history), max(history)
+    if history[lowest] >= settings.target_kl:
+        end, further = low, lowest**2 / highest
+    else:
+        end, further = high, highest**2 / lowest
+    if end in history:
+        return []
+    return [further if low < further < high else end]
 
 
 def _pinned(history: dict[float, float], settings: CalibrateSettings) -> Calibration:
     """What to say when the bracket holds no crossing."""
     low, high = settings.bracket
-    over = history[low] >= settings.target_kl
+    over = history[min(history)] >= settings.target_kl
     end, word = (low, "already more") if over else (high, "never reached")
     message = (
         f"{settings.target_kl:g} nat is {word} within the coefficients {low:g}-{high:g}: "

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 _CHUNK = 2**22
+_LEAST = -1e30
+"""Stands for the logit of a token that is ruled out, so that 0 * log 0 adds 0."""
+
 N_BASE_TOP = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Per row: KL in nats, the written token's probability under both, and the tokens base preferred."""
+    """Per row: KL in nats, the written token's probability under base, and the tokens base preferred."""
 
     kl_B: Tensor
     p_base_B: Tensor
@@ -25,27 +28,33 @@ def kl(logits_BV: Tensor, base_BV: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(base)) per row in nats, float32, at temperature 1."""
     rows = max(1, _CHUNK // logits_BV.shape[-1])
     parts = zip(logits_BV.split(rows), base_BV.split(rows), strict=True)
-    return torch.cat([_kl(steered, base) for steered, base in parts])
+    return torch.cat([_kl(_logp(steered), _logp(base)) for steered, base in parts])
 
 
-def _kl(logits_BV: Tensor, base_BV: Tensor) -> Tensor:
-    logp_BV = logits_BV.float().log_softmax(dim=-1)
-    logq_BV = base_BV.float().log_softmax(dim=-1)
-    # A token ruled out under both adds nothing, though its difference of logs is not a number.
-    terms_BV = torch.where(logp_BV == -torch.inf, 0.0, logp_BV.exp() * (logp_BV - logq_BV))
-    return terms_BV.sum(dim=-1).clamp(min=0.0)
+def _kl(logp_BV: Tensor, logq_BV: Tensor) -> Tensor:
+    """sum_v p (log p - log q), rounding never below 0."""
+    return torch.linalg.vecdot(logp_BV.exp(), logp_BV - logq_BV).clamp(min=0.0)
+
+
+def _logp(logits_BV: Tensor) -> Tensor:
+    return logits_BV.float().clamp(min=_LEAST).log_softmax(dim=-1)
 
 
 def probability(logits_BV: Tensor, ids_B: Tensor) -> Tensor:
     """softmax(logits)[ids], (B,), at temperature 1."""
-    logits_BV = logits_BV.float()
-    return (logits_BV.gather(1, ids_B[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)).exp()
+    return _logp(logits_BV).gather(1, ids_B[:, None])[:, 0].exp()
 
 
 def diverge(logits_BV: Tensor, base_BV: Tensor, ids_B: Tensor) -> Divergence:
     """`logits_BV` wrote `ids_B` where base had `base_BV`."""
-    top_BN, top_ids_BN = base_BV.float().topk(min(N_BASE_TOP, base_BV.shape[-1]), dim=-1)
-    total_B1 = base_BV.float().logsumexp(dim=-1, keepdim=True)
-    return Divergence(
-        kl(logits_BV, base_BV), probability(base_BV, ids_B), top_ids_BN, (top_BN - total_B1).exp()
-    )
+    rows = max(1, _CHUNK // logits_BV.shape[-1])
+    parts = zip(logits_BV.split(rows), base_BV.split(rows), ids_B.split(rows), strict=True)
+    columns = zip(*(_diverge(*part) for part in parts), strict=True)
+    return Divergence(*(torch.cat(column) for column in columns))
+
+
+def _diverge(logits_BV: Tensor, base_BV: Tensor, ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logq_BV = _logp(base_BV)
+    top_BN, top_ids_BN = logq_BV.topk(min(N_BASE_TOP, logq_BV.shape[-1]), dim=-1)
+    p_base_B = logq_BV.gather(1, ids_B[:, None])[:, 0].exp()
+    return _kl(_logp(logits_BV), logq_BV), p_base_B, top_ids_BN, top_BN.exp()

@@ -96,7 +96,7 @@ def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
 
 
 class _Batch:
-    """The lanes still writing and their shadows: cache, mask, positions, steering and last logits."""
+    """The lanes still writing, then their shadows: cache, mask, positions, steering and last logits."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class _Batch:
         """One token for every writing lane; those that do not end are left in `_next`."""
         place = {lane: index for index, lane in enumerate(self._lanes)}
         writers = [lane for lane in self._lanes if self._plan.lanes[lane].follows is None]
-        logits_WV = self._state.logits_BV[[place[lane] for lane in writers]].float()
+        logits_WV = self._state.logits_BV[: len(writers)]
         ids_W = self._sampler.draw(logits_WV, [self._plan.lanes[lane].noise for lane in writers], step)
         ids, p = ids_W.tolist(), probability(logits_WV, ids_W).tolist()
         measured = self._measure(writers, place, logits_WV, ids_W)
@@ -147,7 +147,7 @@ class _Batch:
         index = [i for i, lane in enumerate(writers) if lane in shadow]
         if not index:
             return {}
-        base_SV = self._state.logits_BV[[place[shadow[writers[i]]] for i in index]].float()
+        base_SV = self._state.logits_BV[[place[shadow[writers[i]]] for i in index]]
         found = diverge(logits_WV[index], base_SV, ids_W[index])
         columns = (found.kl_B, found.p_base_B, found.top_ids_BN, found.top_p_BN)
         return {

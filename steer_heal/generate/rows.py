@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def writers(self) -> list[int]:
-        """The lanes that draw tokens."""
+        """The lanes that draw tokens; they come before the shadows."""
         return [index for index, lane in enumerate(self.lanes) if lane.follows is None]
 
 

@@ -31,7 +31,7 @@ class Sampler:
         Source: the Gumbel-max trick (Gumbel, 1954): argmax(logits + Gumbel noise) ~ softmax(logits).
         """
         if self.greedy:
-            return logits_BV.argmax(dim=-1)
+            return logits_BV.max(dim=-1).indices
         scores_BK, ids_BK = self._candidates(logits_BV.float() / self.temperature)
         distinct = sorted(set(noise_ids))
         noise_NV = torch.stack(

@@ -37,8 +37,8 @@ def test_the_search_finds_the_crossing_in_few_passes(root, power):
     assert found.reached
     assert found.c_star == pytest.approx(root, rel=0.005)
     assert found.kl_p95 == pytest.approx(1.0, rel=0.005 * power)
-    assert len(passes) <= 3
-    assert len(found.history) == sum(passes)
+    assert len(passes) <= 4
+    assert len(found.history) == sum(passes[1:])
 
 
 def test_the_search_finds_a_jump():
@@ -67,6 +67,24 @@ def test_a_bracket_end_is_said_with_the_kl_it_has(kl, end, word):
     assert (found.reached, found.c_star, found.kl_p95) == (False, end, kl)
     assert word in found.message
     assert f"{kl:g} nats" in found.message
+
+
+@pytest.mark.parametrize("error", [0.01, 0.3, 1.0, 4.0, 300.0])
+def test_a_scout_that_misleads_costs_passes_but_not_the_answer(error):
+    found = search(
+        lambda doses: [c / 12.5 for c in doses],
+        CalibrateSettings(),
+        scout=lambda doses: [c / 12.5 * error for c in doses],
+    )
+    assert found.c_star == pytest.approx(12.5, rel=0.005)
+    assert all(kl == c / 12.5 for c, kl in found.history)
+
+
+def test_a_scout_that_sees_no_crossing_is_not_believed():
+    found = search(
+        lambda doses: [c / 12.5 for c in doses], CalibrateSettings(), scout=lambda doses: [0.0 for _ in doses]
+    )
+    assert found.c_star == pytest.approx(12.5, rel=0.005)
 
 
 def test_the_target_and_the_bracket_are_the_settings():
