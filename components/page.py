@@ -47,7 +47,7 @@ def build(engine: Any) -> gr.Blocks:
         clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)
         for event in (acted, clicked):
             event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
-        gr.Timer(WATCH_SECONDS).tick(look, [kept, seen], drawn, **INTERNAL)
+        gr.Timer(WATCH_SECONDS).tick(look, [kept, seen], drawn, queue=False, **INTERNAL)
         page.load(redraw, kept, drawn, **INTERNAL)
         page.load(reopen, kept, open_outputs, **INTERNAL)
         steering.on_load(page)

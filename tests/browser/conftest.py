@@ -39,7 +39,7 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def serving(*command: str, port: int, log: Path, seconds: float = 120.0) -> Iterator[str]:
+def serving(*command: str, port: int, log: Path, seconds: float = 280.0) -> Iterator[str]:
     """Run `command` with this Python until its page answers; end it afterwards. Fails with its log."""
     url = f"http://127.0.0.1:{port}/"
     with log.open("wb") as out:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.conftest import finished, free_port, serving
@@ -21,6 +22,7 @@ def launch_small(page: Page, name: str) -> None:
     page.locator("#launch").click()
 
 
+@pytest.mark.timeout(900)
 def test_steer_heal_watch_and_find_it_again(window: BrowserContext, tmp_path: Path) -> None:
     port = free_port()
     where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))

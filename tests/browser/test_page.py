@@ -50,7 +50,8 @@ def status_becomes(page: Page, pattern: str) -> None:
 
 def nodes(page: Page, stage: str) -> int:
     return page.evaluate(
-        "s => (document.querySelector('#map .sh-plot').data.find(t => t.name === s)?.x || []).length", stage
+        "s => ((document.querySelector('#map .sh-plot').data || []).find(t => t.name === s)?.x || []).length",
+        stage,
     )
 
 
@@ -257,3 +258,14 @@ def test_a_narrow_window_needs_no_sideways_scrolling(narrow: Page) -> None:
     assert base is not None
     assert steered["y"] > base["y"] + base["height"]
     assert steered["width"] > 250
+
+
+def test_a_reload_puts_the_form_back(page: Page) -> None:
+    type_into(page, "#prompt", "my own question")
+    type_into(page, "#alpha-exact", "-1.5")
+    expect(page.locator("#verdict")).to_contain_text("alpha -1.5")
+    page.reload()
+    expect(page.locator("#prompt textarea")).to_have_value("my own question")
+    expect(page.locator("#base-text")).to_contain_text("my own question")
+    expect(page.locator("#verdict")).to_contain_text("alpha -1.5")
+    assert page.locator("#alpha input[type=range]").input_value() == "-1.5"

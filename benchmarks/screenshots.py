@@ -1,0 +1,72 @@
+"""Pictures of the page for the documentation: `python -m benchmarks.screenshots [--out DIR] [--model M]`.
+
+A real server with the bundled model and a real headless browser: wide, narrow, light, dark, a round open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from benchmarks.page import FLAGS, ROOT, page_server
+
+PATIENCE = 180_000
+WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+DONE = "document.querySelector('#status .sh-status')?.innerText.startsWith('done')"
+
+
+def visit(browser: Browser, url: str, size: dict[str, int], scheme: str) -> Page:
+    """The page once it has answered and drawn the map."""
+    page = browser.new_page(viewport=size, color_scheme=scheme, device_scale_factor=1.5)  # type: ignore[arg-type]
+    page.set_default_timeout(PATIENCE)
+    page.goto(url)
+    page.wait_for_function(DONE)
+    page.wait_for_selector("#map .point")
+    page.wait_for_selector("#bars .sh-bg-steered")
+    return page
+
+
+def take(browser: Browser, url: str, out: Path) -> None:
+    """All pictures of one running page."""
+    for scheme, name in (("light", "page"), ("dark", "page-dark")):
+        page = visit(browser, url, WIDE, scheme)
+        page.screenshot(path=out / f"{name}.png", full_page=True)
+        if scheme == "light":
+            page.locator("#runs [data-action=open]").last.click()
+            page.wait_for_selector("#round h3")
+            page.locator("#round").scroll_into_view_if_needed()
+            page.wait_for_selector("#round-bars .sh-bg-healed")
+            page.screenshot(path=out / "round.png")
+        page.close()
+    page = visit(browser, url, NARROW, "light")
+    page.screenshot(path=out / "narrow.png", full_page=True)
+    page.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots", metavar="DIR")
+    parser.add_argument("--model", default="demo")
+    args = parser.parse_args()
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        print("No chromium on this machine: install one to take the pictures.", file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        with page_server(Path(folder), args.model) as (url, _, _):
+            take(browser, url, args.out)
+        browser.close()
+    for picture in sorted(args.out.glob("*.png")):
+        print(picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

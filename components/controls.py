@@ -1,0 +1,164 @@
+"""What a person sets before an answer: the question, the trait, the dose, how it is drawn; and its recall."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from components import view
+from steer_heal.config import DEFAULT_BAND, DEFAULT_TRAIT, MAX_ALPHA, MAX_PROMPT_CHARS, SettingsError
+from steer_heal.records import Vignette
+
+FORM = ("prompt", "trait", "exact", "low", "high", "length", "seed", "greedy")
+LIMITS = {"exact": MAX_ALPHA, "low": 1.0, "high": 1.0, "length": 256.0, "seed": 2.0**31 - 1}
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The widgets. `slider` shows alpha from -4 to 4, `exact` holds it whole; `stamp` orders requests."""
+
+    foundation: gr.Dropdown
+    vignette: gr.Dropdown
+    prompt: gr.Textbox
+    trait: gr.Dropdown
+    slider: gr.Slider
+    exact: gr.Number
+    low: gr.Slider
+    high: gr.Slider
+    layers: gr.HTML
+    length: gr.Slider
+    seed: gr.Number
+    greedy: gr.Checkbox
+    stamp: gr.Number
+
+    def form(self) -> list[Any]:
+        """The widgets whose values make a request, in the order of `FORM`."""
+        return [getattr(self, name) for name in FORM]
+
+    def request(self, *, alpha: Any = None) -> list[Any]:
+        """The inputs of an answer; `alpha` is the widget that was moved when not `exact`."""
+        return [*(alpha if name == "exact" and alpha else getattr(self, name) for name in FORM), self.stamp]
+
+
+def by_foundation(vignettes: list[Vignette], foundation: str) -> list[tuple[str, str]]:
+    """The chooser's entries: the text, shortened, and the vignette's id."""
+    return [
+        (v.text if len(v.text) <= 110 else v.text[:107] + "...", v.id)
+        for v in vignettes
+        if v.foundation == foundation
+    ]
+
+
+def _chooser(vignettes: list[Vignette]) -> dict[str, Any]:
+    foundations = list(dict.fromkeys(v.foundation for v in vignettes))
+    first = vignettes[0]
+    with gr.Row():
+        foundation = gr.Dropdown(
+            foundations,
+            value=first.foundation,
+            label="Foundation",
+            scale=1,
+            min_width=130,
+            elem_id="foundation",
+        )
+        vignette = gr.Dropdown(
+            by_foundation(vignettes, first.foundation),
+            value=first.id,
+            label="Vignette",
+            scale=4,
+            min_width=240,
+            elem_id="vignette",
+        )
+    prompt = gr.Textbox(
+        first.text,
+        label="What the model is told: edit it, or write your own",
+        lines=2,
+        max_lines=6,
+        elem_id="prompt",
+    )
+    return {"foundation": foundation, "vignette": vignette, "prompt": prompt}
+
+
+def _dose(engine: Any) -> dict[str, Any]:
+    traits = [(t.title, t.name) for t in engine.traits()]
+    with gr.Row(equal_height=True):
+        trait = gr.Dropdown(
+            traits, value=DEFAULT_TRAIT, label="Trait", scale=2, min_width=170, elem_id="trait"
+        )
+        slider = gr.Slider(
+            -4,
+            4,
+            value=1.0,
+            step=0.05,
+            label="alpha: dose in units of c* (0 is base, 1 is one nat)",
+            scale=4,
+            min_width=240,
+            elem_id="alpha",
+            buttons=[],
+        )
+        exact = gr.Number(1.0, label="exact alpha", scale=1, min_width=100, elem_id="alpha-exact")
+    with gr.Row(elem_classes="sh-wrap"):
+        low = gr.Slider(
+            0, 1, DEFAULT_BAND[0], step=0.05, label="band from", min_width=150, buttons=[], elem_id="low"
+        )
+        high = gr.Slider(
+            0, 1, DEFAULT_BAND[1], step=0.05, label="band to", min_width=150, buttons=[], elem_id="high"
+        )
+        layers = gr.HTML(say_layers(engine, *DEFAULT_BAND), elem_id="layers")
+    return {"trait": trait, "slider": slider, "exact": exact, "low": low, "high": high, "layers": layers}
+
+
+def _sampling() -> dict[str, Any]:
+    with gr.Accordion("How the answer is drawn", open=False), gr.Row():
+        length = gr.Slider(8, 256, 60, step=4, label="at most this many tokens", buttons=[], elem_id="length")
+        seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=100, elem_id="seed")
+        greedy = gr.Checkbox(False, label="greedy (always the likeliest token)", elem_id="greedy")
+    return {"length": length, "seed": seed, "greedy": greedy, "stamp": gr.Number(visible="hidden")}
+
+
+def controls(engine: Any, vignettes: list[Vignette]) -> Controls:
+    """Make the widgets, top to bottom as they stand on the page."""
+    return Controls(**_chooser(vignettes), **_dose(engine), **_sampling())
+
+
+def say_layers(engine: Any, low: float, high: float) -> str:
+    """Which layers the band means, or why it means none."""
+    try:
+        found = engine.layers((low, high))
+    except (SettingsError, ValueError) as problem:
+        return view.error(str(problem))
+    span = f"layer {found[0]}" if len(found) == 1 else f"layers {found[0]} to {found[-1]}"
+    return view.note(f"shares of depth: {span} of 0 to {engine.info.n_layers - 1}")
+
+
+# ---- what a browser remembers of the form -----------------------------------------------------------------
+
+# In the browser alone: the form's values under their names.
+REMEMBER = f"(...v) => [Object.fromEntries({list(FORM)!r}.map((name, i) => [name, v[i]]))]"
+
+
+def sound(name: str, value: Any, traits: set[str]) -> bool:
+    """Whether a remembered value can be put back: a browser may send anything."""
+    if name == "prompt":
+        return isinstance(value, str) and 0 < len(value) <= MAX_PROMPT_CHARS
+    if name == "trait":
+        return isinstance(value, str) and value in traits
+    if name == "greedy":
+        return isinstance(value, bool)
+    low = -MAX_ALPHA if name == "exact" else 8 if name == "length" else 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= LIMITS[name]
+
+
+def recall(kept: Any, traits: set[str], vignettes: list[Vignette]) -> list[Any]:
+    """Updates of foundation, vignette, slider and the form's widgets; what is not sound stays as it is."""
+    kept = kept if isinstance(kept, dict) else {}
+    form = [kept[n] if n in kept and sound(n, kept[n], traits) else gr.skip() for n in FORM]
+    alpha = kept["exact"] if sound("exact", kept.get("exact"), traits) else None
+    slider = gr.skip() if alpha is None else max(-4.0, min(4.0, alpha))
+    shown = next((v for v in vignettes if v.text == kept.get("prompt")), None)
+    if shown is None:
+        return [gr.skip(), gr.update(value=None) if "prompt" in kept else gr.skip(), slider, *form]
+    chooser = gr.update(choices=by_foundation(vignettes, shown.foundation), value=shown.id)
+    return [shown.foundation, chooser, slider, *form]
