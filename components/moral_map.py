@@ -21,7 +21,7 @@ class Detail:
     """The widgets of an open round, in the order in which `open_round` fills them."""
 
     head: gr.HTML
-    body: gr.Group
+    body: gr.Column
     bars: gr.HTML
     answers: gr.HTML
     completions: gr.HTML
@@ -71,7 +71,7 @@ def select(kept: Any, event: gr.EventData) -> Memory:
 def build_detail(engine: Any, kept: gr.BrowserState) -> Detail:
     """The open round: profile, what it says, what it was trained on, how training went, its settings."""
     head = gr.HTML(view_runs.EMPTY_ROUND, elem_id="round", apply_default_css=False)
-    with gr.Group(visible=False) as body, gr.Tabs():
+    with gr.Column(visible=False) as body, gr.Tabs():
         with gr.Tab("Profile"):
             bars = gr.HTML(elem_id="round-bars", apply_default_css=False, padding=True)
         with gr.Tab("What it says"):

@@ -167,7 +167,7 @@ def _measures(health: TextHealth | None, mass: float | None, limits: Thresholds)
         ratio = (
             ""
             if health.perplexity_ratio is None
-            else f" = <b>{number(health.perplexity_ratio, 1)}</b>× its own text's"
+            else f", <b>{number(health.perplexity_ratio, 1)}</b>× that of base's own text"
         )
         found.append(
             f"perplexity under base <b>{number(health.perplexity, 1)}</b>{ratio} "
@@ -238,5 +238,5 @@ def bars(profiles: Mapping[str, Mapping[str, float]]) -> str:
     key = " ".join(
         f'<span class="sh-key sh-fg-{esc(s)}">■ {STAGE_WORDS.get(s, esc(s))}</span>' for s in profiles
     )
-    key = f'<div class="sh-bars-key sh-dim">{key} · probability, change against base</div>'
+    key = f'<div class="sh-bars-key sh-dim">{key} · probability, change</div>'
     return f'{key}<div class="sh-bars">{"".join(rows)}</div>'

@@ -11,6 +11,8 @@ from starlette.testclient import TestClient
 
 from components import heal, moral_map, runs, watching
 from components.answering import Newest
+from components.controls import FORM as FIELDS
+from components.controls import sound
 from components.page import build
 from components.server import application, bind
 from steer_heal.config import SettingsError, SteerRequest
@@ -129,3 +131,21 @@ def test_only_the_two_scripts_are_served() -> None:
             "/docs",
         ):
             assert client.get(path).status_code in (403, 404), path
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("prompt", "hello", ["", 3, "x" * 9000]),
+        ("trait", "care", ["unknown", None, ["care"]]),
+        ("exact", -1.5, ["1", 1e9, float("nan"), True, None]),
+        ("low", 0.4, [-0.1, 1.5]),
+        ("length", 60, [0, 10_000]),
+        ("seed", 7, [-1, 2**31]),
+        ("greedy", True, [1, "true"]),
+    ],
+)
+def test_only_sound_values_are_put_back_into_the_form(name: str, good: object, bad: list[object]) -> None:
+    assert name in FIELDS
+    assert sound(name, good, {"care"})
+    assert [value for value in bad if sound(name, value, {"care"})] == []
