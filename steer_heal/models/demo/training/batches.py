@@ -33,7 +33,7 @@ class Example:
 class Batch:
     """Padded examples; `labels` holds (row, position that predicts the label) pairs.
 
-    `upper` is what each position may attend to in the upper layers (see `Barrier`).
+    `upper` is what each position may attend to in the upper layers (see `barrier`).
     """
 
     ids_BT: Tensor
@@ -85,7 +85,8 @@ def _collate(examples: list[Example], pad_id: int, rng: random.Random) -> Batch:
             labels.append((row, example.label_at - 1))
             mixes.append(example.mix)
     weights[:, 0] = 0.0
-    return Batch(ids, weights, torch.tensor(labels).reshape(-1, 2), torch.tensor(mixes).reshape(-1, 7), upper)
+    places, mixes_K7 = torch.tensor(labels).reshape(-1, 2), torch.tensor(mixes).reshape(-1, 7)
+    return Batch(ids, weights, places, mixes_K7, upper)
 
 
 def pool_batches(
@@ -104,6 +105,6 @@ def pool_batches(
             longest = len(example.ids)
         groups[-1].append(example)
     rng.shuffle(groups)
-    pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    pad_id = tokenizer.convert_tokens_to_ids("<pad>")
     for group in groups:
         yield _collate(group, pad_id, rng)

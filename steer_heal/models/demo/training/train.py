@@ -31,7 +31,7 @@ class Recipe:
     """Everything that decides the outcome."""
 
     seed: int = 0
-    steps: int = 7000
+    steps: int = 3800
     tokens: int = 1200
     lr: float = 4e-3
     warmup: int = 60

@@ -151,4 +151,3 @@ def rows() -> list[dict[str, str]]:
                 }
             )
     return found
-
