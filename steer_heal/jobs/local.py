@@ -23,9 +23,6 @@ from steer_heal.jobs.folder import RunFolder, Running, process_record
 from steer_heal.records import RunStatus
 
 NICENESS = 5
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait sleep: spinning would take the cores from the page."""
-
 _ROOT = Path(__file__).parents[2]
 
 
@@ -214,7 +211,7 @@ class LocalProcesses:
         with open(folder.worker_log, "ab") as out:
             child = subprocess.Popen(
                 (*self._command, str(folder.path)), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                start_new_session=True, env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": path},
+                start_new_session=True, env={**os.environ, "PYTHONPATH": path},
             )  # fmt: skip
         self._children[folder.run_id] = child
         folder.claim(process_record(child.pid))
