@@ -13,7 +13,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +81,19 @@ class Peak:
 
 
 def time_all(
-    jobs: dict[str, Callable[[], object]], repeats: int, say: Callable[[str], None]
+    jobs: dict[str, Callable[[], object]],
+    repeats: int,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Every job once unmeasured, then `repeats` rounds over all of them."""
     timings = {name: Timing() for name in jobs}
     for number in range(repeats + 1):
         for name, job in jobs.items():
             with Peak() as peak:
-                begun = time.perf_counter()
+                begun = clock()
                 given = job()
-                seconds = time.perf_counter() - begun
+                seconds = clock() - begun
             say(f"{'warm-up' if number == 0 else f'repeat {number}'}: {name}: {seconds:.2f} s")
             if number == 0:
                 continue
@@ -143,9 +146,9 @@ def growth(subject: Case, repeats: int) -> dict[int, float]:
     for n in GROWTH:
         seconds = []
         for _ in range(repeats):
-            begun = time.perf_counter()
+            begun = subject.clock()
             write(subject, subject.rows(n))
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(subject.clock() - begun)
         made[n] = statistics.median(seconds)
     return made
 
@@ -171,9 +174,10 @@ def table(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
 
 def run(name: str, args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """All measures of one model."""
-    subject = case(NAMES[name], args.prompt, args.tokens)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    subject = replace(case(NAMES[name], args.prompt, args.tokens), clock=clock)
     jobs = {key: job for key, job in works(subject).items() if not args.only or key in args.only}
-    found = time_all(jobs, args.repeats, say)
+    found = time_all(jobs, args.repeats, say, clock)
     shown = [
         (key, f"{t.median:.3f}", f"{1000 * t.step:.1f}" if t.per_step else "", f"{t.peak_mb:.0f}")
         for key, t in found.items()
@@ -203,6 +207,9 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=200, help="prompt tokens")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens")
     parser.add_argument("--threads", type=int, help="torch's own choice when none")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="CPU seconds, for a busy machine: --threads 1"
+    )
     parser.add_argument("--only", nargs="+", help="only these measures (no claims, no figure)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path, help="an HTML file: time against rows")
@@ -214,7 +221,12 @@ def main() -> None:
         figure({result["model"]: result["growth"] for result in results}, args.figure)
     if args.json:
         where = {"cpu": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        about = {**where, "transformers": transformers.__version__, "repeats": args.repeats}
+        about = {
+            **where,
+            "transformers": transformers.__version__,
+            "repeats": args.repeats,
+            "cpu_time": args.cpu_time,
+        }
         args.json.write_text(json.dumps({**about, "results": results}, indent=1))
 
 
