@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from components.server import bind, serve
 from steer_heal.config import DEFAULT_MODEL, GEMMA, SettingsError
 from steer_heal.engine import Engine
+from steer_heal.models import default_model
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
-        help=f"{DEFAULT_MODEL} (bundled), a hub id such as {GEMMA}, or a folder",
+        help=f"{DEFAULT_MODEL} (bundled), a hub id, or a folder; {GEMMA} if it is on this machine, "
+        f"else {DEFAULT_MODEL}",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others cannot reach the default"
@@ -30,9 +31,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until interrupted; 2 when it cannot start, with one sentence why on stderr."""
     args = arguments(argv)
+    model, note = (args.model, "") if args.model else default_model()
+    if note:
+        print(note, flush=True)
     try:
         with bind(args.host, args.port) as listening:
-            engine = Engine(args.model, runs_dir=args.runs, db=args.db)
+            engine = Engine(model, runs_dir=args.runs, db=args.db)
             try:
                 serve(engine, listening)
             finally:

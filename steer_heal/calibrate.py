@@ -70,7 +70,7 @@ def measurement(
     def measure(doses: Sequence[float]) -> list[float]:
         rows_L = [coefficients(lm.n_layers, layers, c)[0] for c in doses]
         rows = [Row(prompt, row_L, shadow=True) for row_L in rows_L for prompt in prompts]
-        written = complete(lm, rows, vector.directions_LD, sample, batch_size=_ROWS)
+        written = complete(lm, rows, vector.steers, sample, batch_size=_ROWS)
         kls = [[token.kl for token in answer.tokens if token.kl is not None] for answer in written]
         per_dose = [kls[start : start + len(prompts)] for start in range(0, len(kls), len(prompts))]
         return [quantile([*itertools.chain(*group)], settings.quantile) for group in per_dose]
@@ -231,4 +231,5 @@ def _key(
     parts = [lm.fingerprint, trait.positive, trait.negative, list(layers), prompts, settings.model_dump()]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     digest.update(vector.directions_LD.contiguous().numpy().tobytes())
+    digest.update(getattr(vector.operator, "fingerprint", "").encode())
     return digest.hexdigest()[:24]

@@ -8,13 +8,17 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 FOUNDATIONS = ("Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "SocialNorms")
 DEFAULT_MODEL = "demo"
 GEMMA = "google/gemma-3-1b-it"
 DEFAULT_TRAIT = "care_over_authority"
 DEFAULT_BAND = (0.4, 0.6)
+
+OWN_METHODS = ("mean_diff", "mean_diff_raw", "pca")
+LITE_PREFIX = "steering-lite:"
+"""Before the name of a method that the installed steering-lite has."""
 
 MAX_PROMPT_CHARS = 8_000
 MAX_PROMPT_TOKENS = 2_048
@@ -51,12 +55,23 @@ def check_band(band: tuple[float, float]) -> tuple[float, float]:
     """The band as (low, high) fractions of depth; `ValueError` when reversed or outside 0 to 1."""
     low, high = band
     if not 0.0 <= low <= 1.0 or not 0.0 <= high <= 1.0:
-        raise ValueError(f"the band {low:g}-{high:g} leaves the model: give two fractions of depth from 0 to 1")
+        raise ValueError(
+            f"the band {low:g}-{high:g} leaves the model: give two fractions of depth from 0 to 1"
+        )
     if low > high:
         raise ValueError(f"the band {low:g}-{high:g} is reversed: give the lower end first")
     return band
 
 
+def check_method(name: str) -> str:
+    """One of our methods, or a name of steering-lite's (whether it is here is seen when it is used)."""
+    if name not in OWN_METHODS and not (name.startswith(LITE_PREFIX) and len(name) > len(LITE_PREFIX)):
+        known = ", ".join(OWN_METHODS)
+        raise ValueError(f"unknown method {name!r}: choose one of {known}, or {LITE_PREFIX}NAME")
+    return name
+
+
+Method = Annotated[str, AfterValidator(check_method)]
 Alpha = Annotated[float, Field(ge=-MAX_ALPHA, le=MAX_ALPHA)]
 Band = tuple[float, float]
 
@@ -75,7 +90,7 @@ class SampleSettings(Settings):
 class ExtractSettings(Settings):
     """How a vector is extracted."""
 
-    method: Literal["mean_diff"] = "mean_diff"
+    method: Method = "mean_diff"
     n_contexts: int = Field(128, ge=2)
     batch_size: int = Field(16, ge=1)
 
@@ -111,7 +126,9 @@ class FilterSettings(Settings):
     """A completion is kept when every score is within its cut."""
 
     max_perplexity_ratio: float = Field(8.0, gt=1.0, description="perplexity under base / base's own")
-    max_repetition: float = Field(0.3, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters")
+    max_repetition: float = Field(
+        0.3, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters"
+    )
     min_words: int = Field(4, ge=1)
     max_tail_ratio: float = Field(8.0, gt=1.0, description="the same over the last quarter of the completion")
     max_boilerplate: int = Field(0, ge=0, description="refusals and talk of being an assistant")
@@ -178,7 +195,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def heal_settings(preset: str = "quick", **overrides: Any) -> HealSettings:
-    """Settings of a run: the preset, then the caller's values (nested dicts merge). Errors: `SettingsError`."""
+    """A run's settings: the preset, then the caller's values (nested dicts merge)."""
     if preset not in PRESETS:
         raise SettingsError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
     values: dict[str, Any] = {key: dict(value) for key, value in PRESETS[preset].items()}
@@ -195,6 +212,7 @@ class SteerRequest(Settings):
     alpha: Alpha = 1.0
     band: Band = DEFAULT_BAND
     sample: SampleSettings = SampleSettings()
+    method: Method = "mean_diff"
 
     _band = field_validator("band")(check_band)
 
@@ -210,12 +228,15 @@ class DoseRequest(Settings):
     """A sweep over alpha at one band."""
 
     trait: str = DEFAULT_TRAIT
-    alphas: tuple[Alpha, ...] = Field((0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), min_length=1, max_length=MAX_ROWS)
+    alphas: tuple[Alpha, ...] = Field(
+        (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), min_length=1, max_length=MAX_ROWS
+    )
     band: Band = DEFAULT_BAND
     prompts: tuple[str, ...] = ()
     n_vignettes: int | None = Field(None, ge=1)
     sample: SampleSettings = SampleSettings()
     refine: bool = False
+    method: Method = "mean_diff"
 
     _band = field_validator("band")(check_band)
 
@@ -223,8 +244,8 @@ class DoseRequest(Settings):
 class Thresholds(Settings):
     """Where coherent ends and broken begins; shown on the page wherever a verdict is.
 
-    Answer mass counts relative to base's; perplexity is of the text under base, relative to base's own text's;
-    repetition is the share of the most repeated word or character 2- to 4-gram.
+    Answer mass counts relative to base's; perplexity is of the text under base, relative to that of base's
+    own text; repetition is the share of the most repeated word or character 2- to 4-gram.
     """
 
     mass_degraded: float = 0.95

@@ -37,10 +37,14 @@ _NAMES = {re.sub(r"[^a-z]", "", name.lower()): name for name in FOUNDATIONS}
 class Frame:
     """A forced choice as data: what is asked, the seven answers, and the text the answer is read after.
 
-    `question` holds `{text}` and `{options}`; `options` are the answer words in the order of
-    `config.FOUNDATIONS`; `orders` names the orders (`ORDERS`) they are listed in; `option` is how one is
-    listed (`{word}`) and `separator` what stands between two. With a `think_budget` the model first writes up
-    to that many tokens between `think_open` and `think_close`.
+    `question` holds `{text}` and `{options}`; `options` are the answers in the order of `config.FOUNDATIONS`.
+    `orders` names the orders (`ORDERS`) they are listed in; `option` is how one is listed (`{word}`, and
+    `{index}`, its place in the list from 0) and `separator` what stands between two. What is answered is the
+    option's word, or with `answer` "index" its place in the list. With a `think_budget` the model first
+    writes up to that many tokens between `think_open` and `think_close`; with `think` "full" it always does,
+    exactly that many, and cannot end its turn before. With a `nudge` the thought ends the model's turn, the
+    user says the nudge, and the prefill opens a second turn. `apart`: prompt and nudge are encoded apart,
+    each with every BOS that template and tokenizer begin a text with, as tinymfv does.
     """
 
     name: str
@@ -53,11 +57,28 @@ class Frame:
     think_budget: int = 0
     think_open: str = ""
     think_close: str = ""
+    think: str = "free"
+    answer: str = "word"
+    nudge: str = ""
+    apart: bool = False
+
+    @property
+    def thinks(self) -> bool:
+        """Whether something is written or opened before the prefill."""
+        return self.think_budget > 0 or self.think == "full"
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What is answered, in the order of the list as it is shown."""
+        return tuple(map(str, range(len(self.options)))) if self.answer == "index" else self.options
 
     def render(self, text: str, order: str) -> str:
         """The user's message for one vignette with the answers listed in one order."""
-        words = [self.option.replace("{word}", word) for word in self.options]
-        listed = self.separator.join(words if order == "forward" else words[::-1])
+        words = self.options if order == "forward" else self.options[::-1]
+        listed = self.separator.join(
+            self.option.replace("{index}", str(place)).replace("{word}", word)
+            for place, word in enumerate(words)
+        )
         return self.question.replace("{options}", listed).replace("{text}", text)
 
 
@@ -169,7 +190,11 @@ def _frame(where: str, name: str, row: Any) -> Frame:
     budget = row.get("think_budget", 0)
     if not isinstance(budget, int) or budget < 0:
         raise SettingsError(f"{where}: 'think_budget' must be a whole number of tokens, 0 or more.")
-    rest = {key: row[key] for key in ("option", "separator", "think_open", "think_close") if key in row}
+    for key, allowed in (("think", ("free", "full")), ("answer", ("word", "index"))):
+        if row.get(key, allowed[0]) not in allowed:
+            raise SettingsError(f"{where}: {key!r} must be one of {', '.join(allowed)}.")
+    texts = ("option", "separator", "think_open", "think_close", "nudge")
+    rest = {key: row[key] for key in (*texts, "think", "answer", "apart") if key in row}
     prefill = _text(where, row, "prefill", MAX_PROMPT_CHARS)
     return Frame(name, question, tuple(options), prefill, tuple(orders), think_budget=budget, **rest)
 

@@ -201,7 +201,7 @@ class _Measure:
             for alpha, dose_L in zip(alphas, self._coefficients_KL(alphas), strict=True)
             for number, prompt in enumerate(self._prompts)
         ]
-        written = complete(self._lm, rows, self._vector.directions_LD, self._request.sample, stop=self._stop)
+        written = complete(self._lm, rows, self._vector.steers, self._request.sample, stop=self._stop)
         if self._stop and self._stop():
             raise Stopped
         n = len(self._prompts)

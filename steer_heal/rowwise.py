@@ -13,7 +13,7 @@ from .config import SettingsError
 from .steering import Steering
 
 
-class Operator(Protocol):
+class Changes(Protocol):
     """A change of the residual with one strength a layer; strength 0 is not asked and changes nothing."""
 
     @property
@@ -31,7 +31,7 @@ class Operator(Protocol):
 class RowwiseSteering(Steering):
     """The coefficient matrix for an operator: row b of a hooked module's output, where C[b, l] is not 0."""
 
-    def __init__(self, operator: Operator, coefficients_BL: Tensor) -> None:
+    def __init__(self, operator: Changes, coefficients_BL: Tensor) -> None:
         if coefficients_BL.ndim != 2 or coefficients_BL.shape[1] != operator.n_layers:
             raise ValueError(f"coefficients {tuple(coefficients_BL.shape)} for {operator.n_layers} layers")
         if not torch.isfinite(coefficients_BL).all():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,21 @@ def coefficients(n_layers: int, layers: Sequence[int], c: float, rows: int = 1) 
     matrix = torch.zeros(rows, n_layers)
     matrix[:, list(layers)] = c
     return matrix
+
+
+class Operator(Protocol):
+    """What steers in another way than by adding one direction a layer."""
+
+    def steering(self, coefficients_BL: Tensor) -> Steering:
+        """The coefficient matrix for it."""
+        ...
+
+
+def steering_of(directions: Tensor | Operator, coefficients_BL: Tensor) -> Steering:
+    """The matrix for directions (L, D), or for whatever else steers."""
+    if isinstance(directions, Tensor):
+        return Steering(directions, coefficients_BL)
+    return directions.steering(coefficients_BL)
 
 
 class Steering:
@@ -82,14 +97,16 @@ class Steering:
 
 
 @contextmanager
-def steer(blocks: Sequence[nn.Module], directions_LD: Tensor, coefficients_BL: Tensor) -> Iterator[Steering]:
+def steer(
+    blocks: Sequence[nn.Module], directions_LD: Tensor | Operator, coefficients_BL: Tensor
+) -> Iterator[Steering]:
     """Add C[b, l] * v[l] to the output of block l, at every position, while the context lasts.
 
     `directions_LD`: one direction a layer. `coefficients_BL`: a row for each row of the batch (one row serves
     any batch); layers whose column is zero get no hook. The model is exactly as before on leaving, however it
     is left. Source: activation addition (Turner et al., 2023, arXiv:2308.10248).
     """
-    if len(blocks) != len(directions_LD):
+    if isinstance(directions_LD, Tensor) and len(blocks) != len(directions_LD):
         raise ValueError(f"{len(directions_LD)} directions for {len(blocks)} blocks")
-    with Steering(directions_LD, coefficients_BL).attached(blocks) as steering:
+    with steering_of(directions_LD, coefficients_BL).attached(blocks) as steering:
         yield steering

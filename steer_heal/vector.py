@@ -12,10 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .config import ExtractSettings, SettingsError
+from .methods import method
 from .models import LanguageModel, left_pad, system, user
 from .records import Trait
+from .steering import Operator
 
 Progress = Callable[[int, int], None]
 FORMAT = "steer_heal.vector.1"
@@ -24,16 +27,29 @@ _TENSORS = {"directions": 2, "norms": 1, "residual_norms": 1}
 
 @dataclass(frozen=True)
 class SteeringVector:
-    """One direction a layer, of unit length.
+    """What is added at each layer for a coefficient of 1.
 
-    `directions_LD`: float32. `norms_L`: length of each difference of means before it was made a unit.
-    `residual_norms_L`: mean length of the residual where it was taken. `meta`: where it comes from.
+    `directions_LD`: float32, of unit length unless `meta` says "normalized": "no"; a layer that has none
+    holds zeros. `norms_L`: the directions' lengths as extracted. `residual_norms_L`: mean length of the
+    residual where they were taken. `meta`: where it comes from. `operator`: what steers instead, for a method
+    that adds no one direction.
     """
 
     directions_LD: Tensor
     norms_L: Tensor
     residual_norms_L: Tensor
     meta: dict[str, str] = field(default_factory=dict)
+    operator: Operator | None = None
+
+    @property
+    def steers(self) -> Tensor | Operator:
+        """What the coefficient matrix multiplies."""
+        return self.directions_LD if self.operator is None else self.operator
+
+    @property
+    def differences_LD(self) -> Tensor:
+        """The directions at the lengths they were extracted with."""
+        return functional.normalize(self.directions_LD, dim=-1) * self.norms_L[:, None]
 
     @property
     def n_layers(self) -> int:
@@ -48,13 +64,14 @@ def extract(
     *,
     progress: Progress | None = None,
 ) -> SteeringVector:
-    """v[l] = mean_x h[l](positive persona, x) - mean_x h[l](negative persona, x), then unit length.
+    """The method's direction from h[l](positive persona, x) and h[l](negative persona, x), then unit length
+    unless the method keeps its own.
 
     h[l] is the output of block l at the last prompt token, the model-turn tag; x runs over the first
-    `n_contexts` contexts. Sums are float64. Source: difference of means over contrasting personas
-    (Rimsky et al., 2024, arXiv:2312.06681). Errors: `SettingsError` without contexts, or when the two
-    personas give the same residuals.
+    `n_contexts` contexts. Sums are float64. Methods and their sources: `methods.METHODS`. Errors:
+    `SettingsError` without contexts, for an unknown method, or when the personas give the same residuals.
     """
+    how = method(settings.method)
     chosen = list(contexts)[: settings.n_contexts]
     if not chosen:
         raise SettingsError("There are no contexts to extract a vector from: give at least one.")
@@ -64,7 +81,7 @@ def extract(
         for context in chosen
     ]
     residuals_NLD = last_residuals(lm, prompts, settings.batch_size, progress)
-    positive_LD, negative_LD = (half.mean(dim=0) for half in residuals_NLD.split(len(chosen)))
+    direction_LD = how.direction(*residuals_NLD.split(len(chosen)))
     meta = {
         "model": lm.name,
         "trait": trait.name,
@@ -72,8 +89,9 @@ def extract(
         "contexts": str(len(chosen)),
         "positive": trait.positive,
         "negative": trait.negative,
+        "normalized": "yes" if how.unit else "no",
     }
-    return _unit(positive_LD - negative_LD, residuals_NLD.norm(dim=-1).mean(dim=0), meta)
+    return made(direction_LD, residuals_NLD.norm(dim=-1).mean(dim=0), meta)
 
 
 def last_residuals(
@@ -112,37 +130,40 @@ def _last_residuals_of(prompts: Sequence[Sequence[int]], lm: LanguageModel) -> T
     return torch.stack(taken, dim=1)
 
 
-def _unit(vector_LD: Tensor, residual_norms_L: Tensor, meta: dict[str, str]) -> SteeringVector:
+def made(vector_LD: Tensor, residual_norms_L: Tensor, meta: dict[str, str]) -> SteeringVector:
+    """The vector of these directions, unit length unless `meta` says not. Errors: `SettingsError`."""
     norms_L = vector_LD.double().norm(dim=-1)
     if not torch.isfinite(norms_L).all() or (norms_L == 0).any():
         raise SettingsError("The steering vector is zero or not finite: use personas that differ.")
-    directions_LD = (vector_LD.double() / norms_L[:, None]).float()
+    raw = meta.get("normalized") == "no"
+    directions_LD = (vector_LD if raw else vector_LD.double() / norms_L[:, None]).float()
     return SteeringVector(directions_LD, norms_L.float(), residual_norms_L.float(), meta)
 
 
 def add(a: SteeringVector, b: SteeringVector) -> SteeringVector:
     """a + b, each at its own length; residual norms and origin are `a`'s. Errors: `SettingsError`."""
     _same_shape(a, b)
-    total_LD = a.directions_LD * a.norms_L[:, None] + b.directions_LD * b.norms_L[:, None]
+    total_LD = a.differences_LD + b.differences_LD
     names = " + ".join(vector.meta.get("trait", "?") for vector in (a, b))
-    return _unit(total_LD, a.residual_norms_L, {**a.meta, "trait": names})
+    return made(total_LD, a.residual_norms_L, {**a.meta, "trait": names})
 
 
 def scale(vector: SteeringVector, k: float) -> SteeringVector:
     """k * v: lengths scale, a negative k turns the directions round. Errors: `SettingsError` when k is 0."""
-    return _unit(
-        k * vector.directions_LD * vector.norms_L[:, None], vector.residual_norms_L, dict(vector.meta)
-    )
+    return made(k * vector.differences_LD, vector.residual_norms_L, dict(vector.meta))
 
 
 def cosine(a: SteeringVector, b: SteeringVector, layers: Sequence[int]) -> float:
     """Mean over `layers` of the cosine between the two directions."""
     _same_shape(a, b)
-    return float((a.directions_LD * b.directions_LD).sum(dim=-1)[list(layers)].mean())
+    both_L = functional.cosine_similarity(a.directions_LD, b.directions_LD, dim=-1)
+    return float(both_L[list(layers)].mean())
 
 
 def save(vector: SteeringVector, path: str | Path) -> Path:
     """Write the vector as safetensors with its origin as metadata; the folder is made."""
+    if vector.operator is not None:
+        raise SettingsError(f"The method {vector.meta.get('method')} keeps no one direction a layer to save.")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {

@@ -7,6 +7,7 @@ BOS itself, where steering-lite's own loop adds a second one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding
 
+from ..config import LITE_PREFIX as PREFIX
 from ..config import ExtractSettings, SettingsError
 from ..models import LanguageModel, left_pad, system, user
 from ..records import Trait
+from ..rowwise import RowwiseSteering
 from ..vector import last_residuals
 from . import found
 
-PREFIX = "steering-lite:"
 ADDITIVE = ("mean_diff", "pca")
 Progress = Callable[[int, int], None]
 State = dict[Any, dict[str, Tensor]]
@@ -44,6 +46,19 @@ class LiteOperator:
     state: State
     config: Any
     n_layers: int
+
+    def steering(self, coefficients_BL: Tensor) -> RowwiseSteering:
+        return RowwiseSteering(self, coefficients_BL)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the method and of all it extracted."""
+        digest = hashlib.sha256(f"{self.method}{replace(self.config, coeff=0.0)}".encode())
+        for key in sorted(self.state, key=str):
+            for part, tensor in sorted(self.state[key].items()):
+                digest.update(f"{key}{part}".encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def modules(self, block: nn.Module, layer: int) -> list[tuple[str, nn.Module]]:
         if layer in self.state:

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import get_token
+from huggingface_hub.constants import HF_HUB_CACHE
 
-from steer_heal import models
+from steer_heal import models, selftest
+from steer_heal.bridges import found as bridges
+from steer_heal.bridges.extraction import titles
 from steer_heal.cli.options import Commands, Namespace, add_places, command
 from steer_heal.cli.tables import Out
 from steer_heal.config import DEFAULT_MODEL, GEMMA, SettingsError
 from steer_heal.jobs import LocalProcesses
+from steer_heal.models import user
+from steer_heal.selftest import Check
 from steer_heal.store import Store, StoreBusy
 
-PACKAGES = ("torch", "transformers", "peft", "duckdb", "gradio")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "duckdb", "gradio", "gguf")
 GIB = 2**30
 
 
 def add(commands: Commands) -> None:
     made = command(commands, "doctor", "Say what this machine has and what is missing.", run)
+    made.add_argument("--model", default=DEFAULT_MODEL, help="what the self-test steers")
+    made.add_argument("--no-test", action="store_true", help="leave out the ten-second self-test")
     add_places(made)
 
 
@@ -33,30 +41,73 @@ def run(args: Namespace, out: Out) -> int:
     found: dict[str, Any] = {
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
-        "device": "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu",
+        "device": devices(),
         "cpu_cores": os.cpu_count(),
         "memory_free_gib": round(psutil.virtual_memory().available / GIB, 1),
         "disk_free_gib": round(psutil.disk_usage(str(Path.cwd())).free / GIB, 1),
-        "bundled_model": _try(lambda: models.load(DEFAULT_MODEL).info.architecture),
-        "gemma_in_cache": isinstance(try_to_load_from_cache(GEMMA, "config.json"), str),
+        "model_cache": str(HF_HUB_CACHE),
+        "gemma_in_cache": models.in_cache(GEMMA),
+        "logged_in_to_hub": get_token() is not None,
+        "steering_lite": _package(bridges.STEERING_LITE),
+        "tinymfv": _package(bridges.TINYMFV),
+        "methods": ", ".join(titles()),
         "runs": len(LocalProcesses(args.runs).runs()),
         "store": _try(
             lambda: f"{len(Store(args.db).runs())} runs in {args.db}" if Path(args.db).exists() else "new"
         ),
     }
+    checks: list[Check] = []
+    try:
+        lm = models.load(args.model)
+        found["bundled_model" if args.model == DEFAULT_MODEL else "model"] = lm.info.architecture
+        found["chat_template"] = template(lm)
+        if not args.no_test:
+            checks = [*selftest.run(lm)]
+    except SettingsError as error:
+        found["bundled_model" if args.model == DEFAULT_MODEL else "model"] = f"!{error}"
     problems = [
-        f"{key}: {found[key][1:]}" for key in ("bundled_model", "store") if found[key].startswith("!")
+        f"{key}: {value[1:]}" for key, value in found.items() if isinstance(value, str) and value[:1] == "!"
     ]
     problems += [f"{name} is not installed: run `make app`." for name in PACKAGES if found[name] is None]
+    problems += [f"self-test {check.name}: {check.detail}" for check in checks if not check.ok]
     width = max(map(len, found))
-    out.text(*(f"{key.ljust(width)}  {value}" for key, value in found.items()))
+    out.text(*(f"{key.ljust(width)}  {_plain(value)}" for key, value in found.items()))
+    out.text(
+        *(f"self-test {check.name.ljust(8)}  {check.detail} ({check.seconds:.1f} s)" for check in checks)
+    )
+    if not found["gemma_in_cache"]:
+        out.text("", models.default_model()[1])
     out.text("", *(problems or ["All is well."]))
-    out.document({"command": "doctor", **found, "problems": problems})
+    tried = [asdict(check) for check in checks]
+    out.document({"command": "doctor", **found, "self_test": tried, "problems": problems})
     return 1 if problems else 0
+
+
+def devices() -> str:
+    """The accelerators and their free memory, or the CPU."""
+    if torch.cuda.is_available():
+        names = (torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        room = (torch.cuda.mem_get_info(index)[0] / GIB for index in range(torch.cuda.device_count()))
+        return ", ".join(f"{name} ({free:.1f} GiB free)" for name, free in zip(names, room, strict=True))
+    return "mps" if torch.backends.mps.is_available() else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def template(lm: models.LanguageModel) -> str:
+    """How a chat is written: the first tokens of one, and whether there is a system role."""
+    text = lm.tokenizer.decode(lm.encode_chat([user("...")]))
+    return f"{text!r}, system text {'of its own role' if lm.chat.has_system_role else 'in the user turn'}"
+
+
+def _package(names: tuple[str, ...]) -> str:
+    name = bridges.name(names)
+    return f"{name} {bridges.release(name)}" if name else "not installed"
+
+
+def _plain(value: Any) -> str:
+    """A value for a person."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "missing" if value is None else str(value)
 
 
 def _version(name: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from steer_heal.cli.options import Commands, Namespace, add_model, add_trait, command, numbers
+from steer_heal.cli.options import Commands, Namespace, add_method, add_model, add_trait, command, numbers
 from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table
 from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.dose import breaks
@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
     made = command(commands, "dose", "Measure what each dose does; alpha is in units of c*.", run)
     add_model(made)
     add_trait(made)
+    add_method(made)
     made.add_argument(
         "--alphas", type=numbers, metavar="A,B,...", help="doses (9 of them from 0 to 8 when none)"
     )
@@ -59,6 +60,7 @@ def run(args: Namespace, out: Out) -> int:
         DoseRequest,
         trait=args.trait,
         band=args.band,
+        method=args.method,
         refine=args.refine,
         prompts=tuple(args.prompt),
         alphas=args.alphas if args.alphas is not None else default,
@@ -69,7 +71,7 @@ def run(args: Namespace, out: Out) -> int:
         raise SettingsError(f"There is no folder for {args.figure}: make it first.")
     engine = Engine(args.model, cache_dir=args.cache)
     try:
-        calibration = None if args.grid else engine.calibration(args.trait, args.band)
+        calibration = None if args.grid else engine.calibration(args.trait, args.band, args.method)
         if calibration is not None and calibration.message:
             out.note(calibration.message)
         rows: list[DoseRow] = []

@@ -7,11 +7,14 @@ from typing import Any
 
 from steer_heal import data, instrument, models
 from steer_heal.adapters import CONFIG, AdapterStack, saved_rounds
-from steer_heal.cli.options import Commands, Namespace, add_model, add_trait, command
+from steer_heal.bridges import tinymfv
+from steer_heal.cli.options import Commands, Namespace, add_method, add_model, add_trait, command
 from steer_heal.cli.tables import SNAKE, Column, Out, number, table
-from steer_heal.config import FOUNDATIONS, MAX_ALPHA, EvalSettings, SettingsError, build
+from steer_heal.config import FOUNDATIONS, MAX_ALPHA, SettingsError
 from steer_heal.engine.vectors import Vectors
-from steer_heal.records import Profile
+from steer_heal.records import Profile, Vignette
+
+FRAMES = ("foundations", "tinymfv")
 
 
 def add(commands: Commands) -> None:
@@ -20,6 +23,7 @@ def add(commands: Commands) -> None:
     )
     add_model(made)
     add_trait(made)
+    add_method(made)
     made.add_argument(
         "--adapter",
         metavar="DIR",
@@ -29,20 +33,33 @@ def add(commands: Commands) -> None:
         "--alpha", type=float, help="a dose in units of the base's c*, also on top of --adapter"
     )
     made.add_argument(
-        "--vignettes", metavar="FILE", help="a JSONL file of vignettes; the bundled ones if none"
+        "--vignettes",
+        metavar="FILE",
+        help=f"a JSONL file of vignettes, or tinymfv's {', '.join(tinymfv.SETS)}; the bundled ones if none",
     )
+    made.add_argument(
+        "--frame", default=FRAMES[0], choices=FRAMES, help="how the question is put: ours, or as tinymfv does"
+    )
+    made.add_argument(
+        "--think", type=int, default=tinymfv.THINK_TOKENS, metavar="N", help="think budget of tinymfv's frame"
+    )
+    made.add_argument("--theirs", action="store_true", help="add tinymfv's own evaluation of the base")
     made.add_argument("--condition", default="other_violate", choices=data.CONDITIONS, help="which vignettes")
     made.add_argument("--limit", type=int, metavar="N", help="at most so many vignettes, balanced")
 
 
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when everything was measured."""
+    if args.theirs and args.vignettes not in tinymfv.SETS:
+        raise SettingsError(f"--theirs needs --vignettes {' or '.join(tinymfv.SETS)}.")
     if args.alpha is not None and not abs(args.alpha) <= MAX_ALPHA:
         raise SettingsError(f"alpha must be a number from {-MAX_ALPHA:g} to {MAX_ALPHA:g}.")
-    vignettes = data.vignettes(args.vignettes, condition=args.condition, limit=args.limit)
-    frame = data.frame(build(EvalSettings).frame)
+    vignettes = _vignettes(args)
+    frame = tinymfv.frame(args.think) if args.frame == "tinymfv" else data.frame(args.frame)
     lm = models.load(args.model)
-    steer = Vectors(lm, Path(args.cache)).steer(args.trait, args.band) if args.alpha is not None else None
+    steer = None
+    if args.alpha is not None:
+        steer = Vectors(lm, Path(args.cache)).steer(args.trait, args.band, args.method)
 
     def measure(name: str, alpha: float | None) -> Profile:
         dosed = None if alpha is None or steer is None else steer.coefficients_KL(alpha)
@@ -61,6 +78,8 @@ def run(args: Namespace, out: Out) -> int:
             _put_on(stack, Path(args.adapter))
         with stack.off():
             found = {"base": (0.0, measure("base", None))}
+            if args.theirs:
+                found["tinymfv"] = (0.0, _theirs(args, lm))
         if args.adapter:
             found["healed"] = (0.0, measure("healed", None))
         if args.alpha is not None:
@@ -70,6 +89,22 @@ def run(args: Namespace, out: Out) -> int:
         stack.unload()
     _show(args, out, found)
     return 0
+
+
+def _vignettes(args: Namespace) -> list[Vignette]:
+    if args.vignettes not in tinymfv.SETS:
+        return data.vignettes(args.vignettes, condition=args.condition, limit=args.limit)
+    rows = tinymfv.vignettes(args.vignettes, args.condition)
+    if args.limit is None or args.theirs:
+        return rows[: args.limit]
+    return data.balanced(rows, args.limit)
+
+
+def _theirs(args: Namespace, lm: models.LanguageModel) -> Profile:
+    """tinymfv's own numbers on the same vignettes, unpadded. Raises: `SettingsError`."""
+    return tinymfv.evaluate(
+        lm, args.vignettes, args.condition, limit=args.limit, think_tokens=args.think, batch_size=1
+    )
 
 
 def _put_on(stack: AdapterStack, folder: Path) -> None:

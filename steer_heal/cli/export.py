@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from steer_heal import events
+from steer_heal import cards, data, events, models
+from steer_heal.adapters import adapter_name, saved_rounds
+from steer_heal.cli import hub
 from steer_heal.cli.options import Commands, Namespace, add_places, command
 from steer_heal.cli.tables import Out
 from steer_heal.config import SettingsError, check_run_id
 from steer_heal.engine.book import EXAMPLE
 from steer_heal.jobs import LocalProcesses, RunFolder
+from steer_heal.merging import merge
 from steer_heal.store import Store
 
 EXAMPLE_COMPLETIONS = 24
@@ -32,21 +35,66 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="write it, trimmed, as the example run that the page ships with",
     )
+    made.add_argument(
+        "--merged", metavar="DIR", help="write a plain transformers model with the rounds merged instead"
+    )
+    made.add_argument("--rounds", type=int, metavar="N", help="with --merged: only the first N rounds")
+    made.add_argument(
+        "--push", metavar="OWNER/NAME", help="also put it on the hub: the merged model, or the last adapter"
+    )
+    made.add_argument("--public", action="store_true", help="with --push: for everyone to see")
     add_places(made)
 
 
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when everything was written."""
     folder = LocalProcesses(args.runs).folder(args.run_id)
-    if args.example:
+    if args.push:
+        hub.check(args.push)
+    if args.merged:
+        files = write_merged(folder, Path(args.merged), args.rounds)
+    elif args.example:
         files = write_example(folder, Path(args.out) if args.out else EXAMPLE)
     else:
         store = Store(args.db)
         store.ingest(folder.run_id, events.read(folder.log))
         files = write(folder, store, Path(args.out or f"exports/{check_run_id(args.run_id)}"), args.format)
-    out.text(*(str(file) for file in files))
-    out.document({"command": "export", "run_id": folder.run_id, "files": [str(file) for file in files]})
+    address = None
+    if args.push:
+        address = hub.push(
+            Path(args.merged) if args.merged else last_adapter(folder), args.push, public=args.public
+        )
+    out.text(*(str(file) for file in files), *([address] if address else []))
+    names = [str(file) for file in files]
+    out.document({"command": "export", "run_id": folder.run_id, "files": names, "pushed": address})
     return 0
+
+
+def last_adapter(folder: RunFolder) -> Path:
+    """The folder of the last finished round's adapter. Raises: `SettingsError` when there is none."""
+    rounds = saved_rounds(folder.path / "adapters")
+    if not rounds:
+        raise SettingsError(f"{folder.run_id} has no finished round yet: nothing to push.")
+    return folder.path / "adapters" / adapter_name(rounds[-1])
+
+
+def write_merged(folder: RunFolder, target: Path, rounds: int | None = None) -> list[Path]:
+    """The run's base with its rounds merged, and a model card. Raises: `SettingsError`."""
+    settings = folder.settings()
+    finished = [
+        number for number in saved_rounds(folder.path / "adapters") if rounds is None or number <= rounds
+    ]
+    merge(models.load(settings.model), folder.path / "adapters", target, rounds=rounds)
+    last, log = finished[-1], events.read(folder.log).events
+    measured = {
+        event.data["stage"]: event.data
+        for event in log
+        if event.kind == "profile" and (event.round or 0) in (0, last)
+    }
+    facts = next((event.data for event in log if event.kind == "round" and event.round == last), {})
+    text = cards.card(settings, data.trait(settings.trait), last, measured, facts, merged=True)
+    cards.write(target, text)
+    return sorted(path for path in target.rglob("*") if path.is_file())
 
 
 def write(folder: RunFolder, store: Store, target: Path, kind: str) -> list[Path]:

@@ -6,7 +6,15 @@ import argparse
 import json
 from typing import Any, NoReturn, Protocol
 
-from steer_heal.config import DEFAULT_BAND, DEFAULT_MODEL, DEFAULT_TRAIT, SettingsError
+from steer_heal.config import (
+    DEFAULT_BAND,
+    DEFAULT_MODEL,
+    DEFAULT_TRAIT,
+    LITE_PREFIX,
+    OWN_METHODS,
+    SettingsError,
+    check_method,
+)
 
 Namespace = argparse.Namespace
 
@@ -50,6 +58,15 @@ def add_trait(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method",
+        type=method,
+        default=OWN_METHODS[0],
+        help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME",
+    )
+
+
 def add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of the runs")
     parser.add_argument("--db", default="runs.duckdb", metavar="FILE", help="the store")
@@ -62,6 +79,14 @@ def band(text: str) -> tuple[float, float]:
         return float(low), float(high)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no band, give one like 0.4-0.6") from error
+
+
+def method(text: str) -> str:
+    """The name of an extraction method."""
+    try:
+        return check_method(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -1,21 +1,30 @@
-"""`vector`: extract a trait's steering vector into a file."""
+"""`vector`: extract a trait's steering vector, or take one from a file, and write it in any format."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from steer_heal import models, vector
-from steer_heal.cli.options import Commands, Namespace, add_model, add_trait, command
+from steer_heal import data, formats, models
+from steer_heal.cli.options import Commands, Namespace, add_method, add_model, add_trait, command
 from steer_heal.cli.tables import Out
 from steer_heal.config import SettingsError
-from steer_heal.engine.vectors import Vectors
+from steer_heal.engine.vectors import Steer, Vectors
+from steer_heal.models import band_layers
 
 
 def add(commands: Commands) -> None:
     made = command(commands, "vector", "Extract a trait's vector (every layer) and its c* at the band.", run)
     add_model(made)
     add_trait(made)
-    made.add_argument("--out", required=True, metavar="FILE", help="a safetensors file to write")
+    add_method(made)
+    made.add_argument(
+        "--from", dest="source", metavar="FILE", help="take this vector (.safetensors, .gguf, .npz) instead"
+    )
+    made.add_argument(
+        "--out", required=True, metavar="FILE", help="the file to write: .safetensors, .gguf or .npz"
+    )
+    made.add_argument("--format", choices=[*formats.FORMATS], help="instead of the one the ending tells")
+    made.add_argument("--only-band", action="store_true", help="write the band's layers only")
 
 
 def run(args: Namespace, out: Out) -> int:
@@ -23,17 +32,14 @@ def run(args: Namespace, out: Out) -> int:
     target = Path(args.out)
     if target.is_dir():
         raise SettingsError(f"{target} is a folder: give a file to write.")
-    steer = Vectors(models.load(args.model), Path(args.cache)).steer(args.trait, args.band)
-    try:
-        path = vector.save(steer.vector, target)
-    except OSError as error:
-        raise SettingsError(
-            f"Cannot write {target} ({error.strerror or error}): choose another file."
-        ) from error
-    known, layers = steer.calibration, list(steer.layers)
+    lm = models.load(args.model)
+    steer = _steer(args, lm)
+    layers, known = list(steer.layers), steer.calibration
+    wanted = layers if args.only_band else None
+    path = formats.write(steer.vector, target, format=args.format, layers=wanted, coefficient=known.c_star)
     norm = float(steer.vector.norms_L[layers].mean())
     out.text(
-        f"{args.trait} of {args.model}: {path}",
+        f"{steer.vector.meta.get('trait', args.trait)} of {args.model}: {path}",
         f"layers {layers[0]}-{layers[-1]}, mean length {norm:.4g}",
         f"c* {known.c_star:.4g} (p95 KL {known.kl_p95:.3f} nats)",
     )
@@ -43,8 +49,10 @@ def run(args: Namespace, out: Out) -> int:
         {
             "command": "vector",
             "file": str(path),
+            "from": args.source,
             "model": args.model,
             "trait": args.trait,
+            "method": steer.vector.meta.get("method"),
             "band": args.band,
             "layers": layers,
             "norm": norm,
@@ -55,3 +63,13 @@ def run(args: Namespace, out: Out) -> int:
         }
     )
     return 0
+
+
+def _steer(args: Namespace, lm: models.LanguageModel) -> Steer:
+    """The vector asked for, with its c* at the band on this model."""
+    vectors = Vectors(lm, Path(args.cache))
+    if args.source is None:
+        return vectors.steer(args.trait, args.band, args.method)
+    found = formats.read(args.source, n_layers=lm.n_layers)
+    formats.check(found, lm.n_layers, lm.width, lm.name)
+    return vectors.calibrated(data.trait(args.trait), found, band_layers(lm.n_layers, args.band))

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from steer_heal import data, dose, instrument, models
+from steer_heal.bridges.extraction import titles
 from steer_heal.config import (
     DEFAULT_MODEL,
+    OWN_METHODS,
     DoseRequest,
     EvalSettings,
     HealSettings,
@@ -114,7 +116,7 @@ class Engine:
 
         def measure() -> tuple[Profile, Profile]:
             encode(self._lm, request.prompt)
-            steer = self._vectors.steer(request.trait, request.band)
+            steer = self._vectors.steer(request.trait, request.band, request.method)
             vignette = Vignette("prompt", "", request.prompt, "other_violate")
             base, steered = instrument.evaluate(
                 self._lm,
@@ -127,9 +129,13 @@ class Engine:
 
         return self._once(measure)
 
-    def calibration(self, trait: str, band: tuple[float, float]) -> Calibration:
+    def methods(self) -> dict[str, str]:
+        """The extraction methods that are here: name -> what it is."""
+        return titles()
+
+    def calibration(self, trait: str, band: tuple[float, float], method: str = OWN_METHODS[0]) -> Calibration:
         """c* of the trait at the band."""
-        return self._once(lambda: self._vectors.steer(trait, band).calibration)
+        return self._once(lambda: self._vectors.steer(trait, band, method).calibration)
 
     def dose(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
         """(share done, rows so far by alpha).
@@ -142,7 +148,7 @@ class Engine:
 
     def _sweep(self, request: DoseRequest, ticket: Ticket[Sweep]) -> Iterator[Sweep]:
         yield 0.0, []
-        steer = self._vectors.steer(request.trait, request.band)
+        steer = self._vectors.steer(request.trait, request.band, request.method)
         prompts = request.prompts or data.heal_prompts(request.trait)[-DOSE_PROMPTS:]
         vignettes = self._vignettes_of(request)
         share, rows = [0.0], []
@@ -170,9 +176,9 @@ class Engine:
         share, rows = [0.0], []
         try:
             for row in dose.grid(
-                self._lm, self._vectors.vector(request.trait),
-                lambda layers: self._vectors.at(request.trait, layers).calibration.c_star, request,
-                dose.grid_bands(self._lm.n_layers), self._vignettes_of(request),
+                self._lm, self._vectors.vector(request.trait, request.method),
+                lambda layers: self._vectors.at(request.trait, layers, request.method).calibration.c_star,
+                request, dose.grid_bands(self._lm.n_layers), self._vignettes_of(request),
                 data.frame(build(EvalSettings).frame),
                 progress=lambda done: share.__setitem__(0, done), stop=ticket.over,
             ):  # fmt: skip

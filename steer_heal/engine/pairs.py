@@ -39,18 +39,18 @@ class Pairs:
     def steps(self, request: SteerRequest, ticket: Ticket[SteerFrame], asked: float) -> Iterator[SteerFrame]:
         """A frame for every token, the last one with `done`. `asked`: when, by `time.perf_counter`."""
         prompt = encode(self._lm, request.prompt)
-        if not self._vectors.ready(request.trait, request.band):
+        if not self._vectors.ready(request.trait, request.band, request.method):
             title = data.trait(request.trait).title
             yield SteerFrame(
                 (), (), False, False, message=f"Measuring the vector of {title} and its c*, once ..."
             )
-        steer = self._vectors.steer(request.trait, request.band)
+        steer = self._vectors.steer(request.trait, request.band, request.method)
         key = (prompt, request.sample.model_dump_json())
         base = self._bases.get(key)
         frame = self._frame(request, steer, asked)
         written: list[list[Token]] = [[], list(base or ())]
         for step in decode(
-            self._lm, self._rows(request, steer, prompt, base), steer.vector.directions_LD, request.sample,
+            self._lm, self._rows(request, steer, prompt, base), steer.vector.steers, request.sample,
             stop=ticket.over, store=self._prefixes,
         ):  # fmt: skip
             for row, token in step:

@@ -10,12 +10,16 @@ from pathlib import Path
 import torch
 
 from steer_heal import data, vector
+from steer_heal.bridges.extraction import extract
 from steer_heal.calibrate import cached
-from steer_heal.config import CalibrateSettings, ExtractSettings, build
+from steer_heal.config import OWN_METHODS, CalibrateSettings, ExtractSettings, SettingsError, build
 from steer_heal.models import LanguageModel, band_layers, user
-from steer_heal.records import Calibration
+from steer_heal.records import Calibration, Trait
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
+
+OPERATOR_BRACKET = (0.01, 64.0)
+"""Coefficients of methods that add no direction are shares, angles or gates, mostly below 1."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +50,57 @@ class Vectors:
 
     def __init__(self, lm: LanguageModel, cache_dir: Path) -> None:
         self._lm, self._cache_dir = lm, cache_dir
-        self._vectors: dict[str, SteeringVector] = {}
-        self._steers: dict[tuple[str, tuple[int, ...]], Steer] = {}
+        self._vectors: dict[tuple[str, str], SteeringVector] = {}
+        self._steers: dict[tuple[str, tuple[int, ...], str], Steer] = {}
 
-    def ready(self, trait: str, band: tuple[float, float]) -> bool:
+    def ready(self, trait: str, band: tuple[float, float], method: str = OWN_METHODS[0]) -> bool:
         """Whether `steer` has nothing to measure. Raises: `SettingsError` for an empty band."""
-        return (trait, band_layers(self._lm.n_layers, band)) in self._steers
+        return (trait, band_layers(self._lm.n_layers, band), method) in self._steers
 
-    def steer(self, trait: str, band: tuple[float, float]) -> Steer:
+    def steer(self, trait: str, band: tuple[float, float], method: str = OWN_METHODS[0]) -> Steer:
         """Vector and c* for the band. Raises: `SettingsError` for an unknown trait or an empty band."""
-        return self.at(trait, band_layers(self._lm.n_layers, band))
+        return self.at(trait, band_layers(self._lm.n_layers, band), method)
 
-    def at(self, trait: str, layers: tuple[int, ...]) -> Steer:
+    def at(self, trait: str, layers: tuple[int, ...], method: str = OWN_METHODS[0]) -> Steer:
         """Vector and c* for these layers."""
-        key = (trait, layers)
+        key = (trait, layers, method)
         if key not in self._steers:
-            found, settings = self.vector(trait), build(CalibrateSettings)
-            texts = data.contexts(trait)[: settings.n_prompts]
-            prompts = [self._lm.encode_chat([user(text)]) for text in texts]
-            known = cached(self._cache_dir, self._lm, data.trait(trait), found, layers, prompts, settings)
-            self._steers[key] = Steer(found, layers, known)
+            self._steers[key] = self.calibrated(data.trait(trait), self.vector(trait, method), layers)
         return self._steers[key]
 
-    def vector(self, trait: str) -> SteeringVector:
-        """The trait's vector at every layer."""
-        if trait not in self._vectors:
-            self._vectors[trait] = self._load_or_extract(trait)
-        return self._vectors[trait]
+    def calibrated(self, trait: Trait, found: SteeringVector, layers: tuple[int, ...]) -> Steer:
+        """Any vector with its c* for these layers. Raises: `SettingsError` when it has no direction there."""
+        absent = [layer for layer in layers if not found.directions_LD[layer].any()]
+        if found.operator is None and absent:
+            held = found.meta.get("layers", "others")
+            raise SettingsError(
+                f"The vector has no direction at layer {absent[0]}: choose a band within its layers ({held})."
+            )
+        bracket = {} if found.operator is None else {"bracket": OPERATOR_BRACKET}
+        settings = build(CalibrateSettings, **bracket)
+        texts = data.contexts(trait.name)[: settings.n_prompts]
+        prompts = [self._lm.encode_chat([user(text)]) for text in texts]
+        known = cached(self._cache_dir, self._lm, trait, found, layers, prompts, settings)
+        return Steer(found, layers, known)
 
-    def _load_or_extract(self, name: str) -> SteeringVector:
-        trait, contexts, settings = data.trait(name), data.contexts(name), build(ExtractSettings)
+    def vector(self, trait: str, method: str = OWN_METHODS[0]) -> SteeringVector:
+        """The trait's vector at every layer."""
+        if (trait, method) not in self._vectors:
+            self._vectors[trait, method] = self._load_or_extract(trait, method)
+        return self._vectors[trait, method]
+
+    def _load_or_extract(self, name: str, method: str) -> SteeringVector:
+        trait, contexts, settings = (
+            data.trait(name),
+            data.contexts(name),
+            build(ExtractSettings, method=method),
+        )
         parts = [self._lm.fingerprint, trait.positive, trait.negative, contexts, settings.model_dump()]
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
         path = self._cache_dir / f"vector-{key}.safetensors"
         if path.exists():
             return vector.load(path)
-        found = vector.extract(self._lm, trait, contexts, settings)
-        vector.save(found, path)
+        found = extract(self._lm, trait, contexts, settings)
+        if found.operator is None:
+            vector.save(found, path)
         return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
 from ..models import LanguageModel
 from ..records import Alternative, Completion, Token
-from ..steering import Steering
+from ..steering import Operator, steering_of
 from .cache import check_cache
 from .divergence import diverge, probability
 from .prefill import Prefilled, PrefixStore, prefill
@@ -27,7 +27,7 @@ Step = list[tuple[int, Token]]
 def decode(
     lm: LanguageModel,
     rows: Sequence[Row],
-    directions_LD: Tensor,
+    directions_LD: Tensor | Operator,
     sample: SampleSettings,
     *,
     stop: Stop | None = None,
@@ -35,10 +35,10 @@ def decode(
 ) -> Iterator[Step]:
     """Write all rows together; each item is one step, (row, token) for every row still writing.
 
-    `directions_LD`: one direction a layer, added as each row's coefficients say. A row ends with an
-    end-of-answer token, whose text is empty, or at `max_new_tokens`. `stop` is asked before every step. No
-    hook stays on the model between two items. `store` keeps read prompts for the next call on the same
-    weights. Errors: `SettingsError`.
+    `directions_LD`: one direction a layer, added as each row's coefficients say, or what steers instead. A
+    row ends with an end-of-answer token, whose text is empty, or at `max_new_tokens`. `stop` is asked before
+    every step. No hook stays on the model between two items. `store` keeps read prompts for the next call on
+    the same weights. Errors: `SettingsError`.
     """
     _check(lm, rows)
     if not rows or (stop and stop()):
@@ -59,7 +59,7 @@ def decode(
 def complete(
     lm: LanguageModel,
     rows: Sequence[Row],
-    directions_LD: Tensor,
+    directions_LD: Tensor | Operator,
     sample: SampleSettings,
     *,
     batch_size: int = 32,
@@ -102,7 +102,7 @@ class _Batch:
         self,
         lm: LanguageModel,
         made: Plan,
-        directions_LD: Tensor,
+        directions_LD: Tensor | Operator,
         how: Sampler,
         max_new_tokens: int,
         store: PrefixStore | None,
@@ -110,7 +110,7 @@ class _Batch:
         self._lm, self._plan, self._sampler = lm, made, how
         self._last_step = max_new_tokens - 1
         self._lanes = list(range(len(made.lanes)))
-        self._steering = Steering(directions_LD, torch.stack([lane.coefficients_L for lane in made.lanes]))
+        self._steering = steering_of(directions_LD, torch.stack([lane.coefficients_L for lane in made.lanes]))
         self._state: Prefilled = prefill(lm, made.lanes, directions_LD, max_new_tokens, store)
         self._streams = {lane: TextStream(lm.decode) for lane in made.writers}
         self._token_text = lru_cache(maxsize=None)(lambda token: lm.decode([token]))

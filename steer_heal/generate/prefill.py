@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import LanguageModel, Padded, left_pad
-from ..steering import Steering
+from ..steering import Operator, Steering, steering_of
 from .cache import RoomyCache, gather
 from .rows import Lane
 
@@ -72,11 +72,13 @@ class PrefixStore:
 def prefill(
     lm: LanguageModel,
     lanes: Sequence[Lane],
-    directions_LD: Tensor,
+    directions_LD: Tensor | Operator,
     room: int,
     store: PrefixStore | None = None,
 ) -> Prefilled:
     """Read the prompts of all lanes; `room` tokens can follow."""
+    if not isinstance(directions_LD, Tensor):
+        return prefill_apart(lm, lanes, directions_LD, room)
     prompts = list(dict.fromkeys(lane.prompt_ids for lane in lanes))
     steered = {lane.key[:2]: lane for lane in lanes if lane.steered}
     variants = list(steered.values())
@@ -103,12 +105,14 @@ def prefill(
 
 
 @torch.inference_mode()
-def prefill_apart(lm: LanguageModel, lanes: Sequence[Lane], directions_LD: Tensor, room: int) -> Prefilled:
+def prefill_apart(
+    lm: LanguageModel, lanes: Sequence[Lane], directions_LD: Tensor | Operator, room: int
+) -> Prefilled:
     """The same with nothing shared: every lane reads its whole prompt under its own steering."""
     batch = left_pad([lane.prompt_ids for lane in lanes], lm.pad_id, lm.device)
     coefficients_BL = torch.stack([lane.coefficients_L for lane in lanes])
     cache = RoomyCache(lm.n_layers, room)
-    with Steering(directions_LD, coefficients_BL).attached(lm.blocks):
+    with steering_of(directions_LD, coefficients_BL).attached(lm.blocks):
         logits_BV = _forward(lm, batch, cache)
     return _prefilled(batch, torch.arange(len(lanes)), logits_BV, cache)
 

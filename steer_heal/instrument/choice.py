@@ -19,10 +19,11 @@ from ..config import FOUNDATIONS, SettingsError
 from ..data import Frame
 from ..models import LanguageModel
 from ..records import Profile, Stopped, Vignette, VignetteScore
-from ..steering import steer
+from ..steering import Operator, steer
 from ..vector import SteeringVector
 from .logp import last_logits, row_logp
-from .questions import Question, answer_ids, ask
+from .questions import Question, answer_ids, ask, never_in_thought
+from .thinking import think_then_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,11 @@ def evaluate(
     if coefficients_KL is not None and vector is None:
         raise SettingsError("Doses need a steering vector: extract one first.")
     doses_KL = torch.zeros(1, lm.n_layers) if coefficients_KL is None else coefficients_KL
-    directions_LD = torch.zeros(lm.n_layers, lm.width) if vector is None else vector.directions_LD
+    directions_LD = torch.zeros(lm.n_layers, lm.width) if vector is None else vector.steers
     questions = ask(lm, vignettes, frame, doses_KL, directions_LD, batch_size, stop)
     words = answer_ids(lm, frame)
+    if frame.think == "full" and any(len(ids) > 1 for ids in words):
+        raise SettingsError(f"The frame {frame.name!r} needs answers that are one token each for {lm.name}.")
     found: dict[int, Answer] = {}
     by_length = sorted(range(len(questions)), key=lambda index: len(questions[index].ids))
     for start in range(0, len(questions), batch_size):
@@ -65,7 +68,7 @@ def evaluate(
             raise Stopped
         chosen = by_length[start : start + batch_size]
         batch = [questions[index] for index in chosen]
-        found.update(zip(chosen, _answers(lm, batch, words, doses_KL, directions_LD), strict=True))
+        found.update(zip(chosen, _answers(lm, frame, batch, words, doses_KL, directions_LD), strict=True))
         if progress:
             progress(min(start + batch_size, len(questions)), len(questions))
     orders: dict[tuple[int, int], list[Answer]] = {}
@@ -79,25 +82,36 @@ def evaluate(
 
 def _answers(
     lm: LanguageModel,
+    frame: Frame,
     batch: Sequence[Question],
     words: Sequence[Sequence[int]],
     doses_KL: Tensor,
-    directions_LD: Tensor,
+    directions_LD: Tensor | Operator,
 ) -> list[Answer]:
     """The rows' answers: one pass for the first token of every word, one more for each longer word."""
     doses_BL = doses_KL[[question.dose for question in batch]]
     n_prefill = max(question.n_prefill for question in batch)
-    with steer(lm.blocks, directions_LD, doses_BL):
-        logits_BTV = last_logits(lm, [question.ids for question in batch], n_prefill + 1)
-        last_BV = logits_BTV[:, -1].float().log_softmax(dim=-1)
-        logp_BF = last_BV[:, [ids[0] for ids in words]]
-        for column, ids in enumerate(words):
-            if len(ids) > 1:
-                rows = [[*question.ids, *ids] for question in batch]
-                tails_BTV = last_logits(lm, rows, len(ids) + 1)
-                logp_BF[:, column] = torch.stack([row_logp(tail_TV, ids).sum() for tail_TV in tails_BTV])
+    rows = [question.ids for question in batch]
+    firsts = [ids[0] for ids in words]
+    if frame.think == "full":
+        avoid = never_in_thought(lm, frame)
+        logits_BTV = think_then_read(
+            lm, rows, batch[0].after, frame.think_budget, avoid, n_prefill + 1, directions_LD, doses_BL
+        )
+        logp_BF = logits_BTV[:, -1].float().log_softmax(dim=-1)[:, firsts]
+    else:
+        with steer(lm.blocks, directions_LD, doses_BL):
+            logits_BTV = last_logits(lm, rows, n_prefill + 1)
+            logp_BF = logits_BTV[:, -1].float().log_softmax(dim=-1)[:, firsts]
+            for column, ids in enumerate(words):
+                if len(ids) > 1:
+                    tails_BTV = last_logits(lm, [[*row, *ids] for row in rows], len(ids) + 1)
+                    logp_BF[:, column] = torch.stack([row_logp(tail_TV, ids).sum() for tail_TV in tails_BTV])
     return [
-        Answer(tuple(logp_F), -float(row_logp(logits_TV, question.ids[-question.n_prefill :]).mean()))
+        Answer(
+            tuple(logp_F[::-1] if frame.answer == "index" and question.order == "reversed" else logp_F),
+            -float(row_logp(logits_TV, (*question.ids, *question.after)[-question.n_prefill :]).mean()),
+        )
         for question, logp_F, logits_TV in zip(batch, logp_BF.tolist(), logits_BTV, strict=True)
     ]
 

@@ -12,23 +12,29 @@ from ..data import Frame
 from ..generate import Row, complete
 from ..models import LanguageModel, user
 from ..records import Stopped, Vignette
+from ..steering import Operator
+
+_TAIL = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One row of the work: a dose, a vignette; `ids` end with the prefill's `n_prefill` tokens."""
+    """One row of the work: a dose, a vignette, an order. `ids` end with the prefill's `n_prefill` tokens, or
+    where a thought of fixed length comes between, `after` does."""
 
     dose: int
     vignette: int
+    order: str
     ids: tuple[int, ...]
     n_prefill: int
+    after: tuple[int, ...] = ()
 
 
 def answer_ids(lm: LanguageModel, frame: Frame) -> list[list[int]]:
-    """Tokens of each answer word as it follows the prefill. `SettingsError` when two are the same."""
+    """Tokens of each answer as it follows the prefill. `SettingsError` when two are the same."""
     bare = lm.encode_chat([user("?")], frame.prefill)
     found = []
-    for word in frame.options:
+    for word in frame.answers:
         whole = lm.encode_chat([user("?")], frame.prefill + word)
         follows = whole[: len(bare)] == bare and len(whole) > len(bare)
         found.append(whole[len(bare) :] if follows else plain_ids(lm, word))
@@ -47,19 +53,32 @@ def ask(
     vignettes: Sequence[Vignette],
     frame: Frame,
     doses_KL: Tensor,
-    directions_LD: Tensor,
+    directions_LD: Tensor | Operator,
     batch_size: int,
     stop: Callable[[], bool] | None = None,
 ) -> list[Question]:
     """Every dose x vignette x order. Raises `Stopped` when `stop()` says so."""
     messages = [[user(frame.render(row.text, order))] for row in vignettes for order in frame.orders]
     n_orders = len(frame.orders)
-    if frame.think_budget:
+    after: tuple[int, ...] = ()
+    if frame.think == "full":
+        closing, prefill = plain_ids(lm, _close(lm, frame)), plain_ids(lm, frame.prefill)
+        after = (*closing, *prefill)
+        endings = [(_opened(lm, message, frame), len(prefill)) for message in messages] * len(doses_KL)
+    elif frame.think_budget:
         endings = _think(lm, messages, frame, doses_KL, directions_LD, batch_size, stop)
     else:
         endings = [_prefilled(lm, message, frame.prefill) for message in messages] * len(doses_KL)
+    again = tuple(lm.tokenizer("")["input_ids"]) if frame.apart else ()
     return [
-        Question(number // len(messages), number % len(messages) // n_orders, ids, n_prefill)
+        Question(
+            number // len(messages),
+            number % len(messages) // n_orders,
+            frame.orders[number % n_orders],
+            (*again, *ids),
+            n_prefill,
+            after,
+        )
         for number, (ids, n_prefill) in enumerate(endings)
     ]
 
@@ -78,18 +97,18 @@ def _think(
     messages: list[list[dict[str, str]]],
     frame: Frame,
     doses_KL: Tensor,
-    directions_LD: Tensor,
+    directions_LD: Tensor | Operator,
     batch_size: int,
     stop: Callable[[], bool] | None,
 ) -> list[tuple[tuple[int, ...], int]]:
     """Prompts with a greedy thought of each dose's own, closed by us, and the prefill."""
-    opened = [tuple(lm.encode_chat(message, frame.think_open)) for message in messages]
+    opened = [_opened(lm, message, frame) for message in messages]
     rows = [Row(prompt_ids=ids, coefficients_L=dose_L) for dose_L in doses_KL for ids in opened]
     sample = build(SampleSettings, max_new_tokens=frame.think_budget, greedy=True)
     thoughts = complete(lm, rows, directions_LD, sample, batch_size=batch_size, stop=stop)
     if stop and stop():
         raise Stopped
-    closing, prefill = plain_ids(lm, frame.think_close), plain_ids(lm, frame.prefill)
+    closing, prefill = plain_ids(lm, _close(lm, frame)), plain_ids(lm, frame.prefill)
     return [
         (
             (
@@ -102,6 +121,26 @@ def _think(
         )
         for row, thought in zip(rows, thoughts, strict=True)
     ]
+
+
+def _opened(lm: LanguageModel, message: list[dict[str, str]], frame: Frame) -> tuple[int, ...]:
+    """The prompt with its thought opened, once: some templates open one themselves."""
+    ids, tag = lm.encode_chat(message), frame.think_open.strip()
+    text = lm.tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False).rstrip() if tag else ""
+    return tuple(ids if tag and text.endswith(tag) else lm.encode_chat(message, frame.think_open))
+
+
+def _close(lm: LanguageModel, frame: Frame) -> str:
+    """What ends the thought, and with a nudge also the turn."""
+    if not frame.nudge:
+        return frame.think_close
+    return frame.think_close + lm.chat.interruption(frame.nudge, apart=frame.apart)
+
+
+def never_in_thought(lm: LanguageModel, frame: Frame) -> frozenset[int]:
+    """What would end a thought of fixed length: ends of answers, and the closing tag where it is a token."""
+    tag_ids = plain_ids(lm, frame.think_close.strip())
+    return lm.eos_ids | (frozenset(tag_ids) if len(tag_ids) == 1 else frozenset())
 
 
 def own_thought(lm: LanguageModel, ids: list[int], frame: Frame) -> list[int]:

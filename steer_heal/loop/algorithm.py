@@ -13,8 +13,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import data, filter, vector
+from .. import cards, data, filter, vector
 from ..adapters import AdapterStack
+from ..bridges.extraction import extract
 from ..calibrate import calibrate
 from ..config import HealSettings, SettingsError
 from ..heal import Example, train_round
@@ -81,6 +82,7 @@ class _Loop:
         self.stack = AdapterStack(lm)
         self.measures = Measures(lm, self.stack, settings, stop)
         self.base_p: dict[str, float] = {}
+        self.measured: dict[str, dict[str, Any]] = {}
         self.steered_shift: float | None = None
 
     def take_up(self, start_round: int, earlier: Sequence[Event]) -> None:
@@ -92,6 +94,7 @@ class _Loop:
                 text = event.data["text"]
                 self.measures.own = filter.Norms(text["own_perplexity"], text["own_tail"])
                 self.base_p = event.data["p"]
+                self.measured["base"] = event.data
             if (
                 event.kind == "profile"
                 and event.data["stage"] == "steered"
@@ -108,7 +111,8 @@ class _Loop:
             text = yield from self._live("base", 0, self.measures.text)
             found = yield from self._live("base", 0, self.measures.profile)
             self.base_p = found.p
-            yield "profile", 0, self.measures.event("base", 0.0, found, text)
+            self.measured["base"] = self.measures.event("base", 0.0, found, text)
+            yield "profile", 0, self.measured["base"]
             yield "answers", 0, self.measures.fixed()
 
     def round(self, round_: int) -> Stage[None]:
@@ -121,17 +125,13 @@ class _Loop:
         yield from self.train(round_, kept)
         adapter = self.fold(round_)
         retention = yield from self.evaluate(round_)
+        facts = {"retention": retention, "kept": len(kept), "made": len(made), "c_star": dose.c_star}
+        cards.write(adapter, cards.card(self.settings, self.trait, round_, self.measured, facts))
+        seconds = time.monotonic() - began
         yield (
             "round",
             round_,
-            {
-                "retention": retention,
-                "kept": len(kept),
-                "made": len(made),
-                "c_star": dose.c_star,
-                "adapter": str(adapter.relative_to(self.folder)),
-                "seconds": time.monotonic() - began,
-            },
+            {**facts, "adapter": str(adapter.relative_to(self.folder)), "seconds": seconds},
         )
 
     def extract(self, round_: int) -> Stage[SteeringVector]:
@@ -140,9 +140,14 @@ class _Loop:
         contexts = data.contexts(self.trait.name)
 
         def work(tick: Tick) -> SteeringVector:
-            return vector.extract(self.lm, self.trait, contexts, self.settings.extract, progress=tick)
+            return extract(self.lm, self.trait, contexts, self.settings.extract, progress=tick)
 
         found = yield from self._live("extract", round_, work)
+        if found.operator is not None:
+            raise SettingsError(
+                f"A run needs a method that adds a direction, which {self.settings.extract.method} does not: "
+                "choose another."
+            )
         vector.save(found, self._vector_path(round_))
         cosine = vector.cosine(found, vector.load(self._vector_path(1)), self.layers)
         norm = float(found.norms_L[list(self.layers)].mean())
@@ -163,7 +168,8 @@ class _Loop:
         dose = Dose(steering, self.layers, found.c_star)
         text = yield from self._live("calibrate", round_, lambda tick: self.measures.text(tick, dose))
         steered = yield from self._live("calibrate", round_, lambda tick: self.measures.profile(tick, dose))
-        yield "profile", round_, self.measures.event("steered", 1.0, steered, text)
+        self.measured["steered"] = self.measures.event("steered", 1.0, steered, text)
+        yield "profile", round_, self.measured["steered"]
         if round_ == 1:
             self.steered_shift = self._shift(steered.p)
         return dose
@@ -237,7 +243,8 @@ class _Loop:
         yield from self._begin("evaluate", round_)
         text = yield from self._live("evaluate", round_, self.measures.text)
         healed = yield from self._live("evaluate", round_, self.measures.profile)
-        yield "profile", round_, self.measures.event("healed", 0.0, healed, text)
+        self.measured["healed"] = self.measures.event("healed", 0.0, healed, text)
+        yield "profile", round_, self.measured["healed"]
         yield "answers", round_, self.measures.fixed()
         steered = self.steered_shift
         return self._shift(healed.p) / steered if steered and abs(steered) >= LEAST_SHIFT else None

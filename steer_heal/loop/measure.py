@@ -93,7 +93,7 @@ class Measures:
             SampleSettings, max_new_tokens=self._settings.data.max_new_tokens, greedy=greedy, seed=seed
         )
         directions_LD = (
-            dose.vector.directions_LD if dose else Tensor([[0.0]]).expand(self._lm.n_layers, self._lm.width)
+            dose.vector.steers if dose else Tensor([[0.0]]).expand(self._lm.n_layers, self._lm.width)
         )
         return complete(self._lm, rows, directions_LD, sample, stop=self._stop, progress=tick)
 

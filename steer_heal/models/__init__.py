@@ -3,7 +3,7 @@
 from .batch import Padded, left_pad
 from .blocks import band_layers, find_blocks, layers_band
 from .chat import system, user
-from .find import Source, find
+from .find import Source, default_model, find, in_cache
 from .load import LanguageModel, SamplingDefaults, load
 
 __all__ = [
@@ -12,8 +12,10 @@ __all__ = [
     "SamplingDefaults",
     "Source",
     "band_layers",
+    "default_model",
     "find",
     "find_blocks",
+    "in_cache",
     "layers_band",
     "left_pad",
     "load",

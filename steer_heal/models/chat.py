@@ -44,7 +44,7 @@ class ChatEncoder:
 
     def encode(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """Ids of the rendered turns, the model's turn tag and `prefill`, which is trusted text of ours."""
-        messages = messages if self._has_system_role else _fold_system(messages)
+        messages = messages if self.has_system_role else _fold_system(messages)
         text, spans = self._render(messages)
         cuts = self._cuts(text, spans)
         pieces = [*_split(text, cuts)]
@@ -55,6 +55,19 @@ class ChatEncoder:
             if self._control_only(ids) != self._control_only(harmless):
                 raise SettingsError("The text holds a control token that cannot be read as text: remove it.")
         return ids
+
+    def interruption(self, nudge: str, *, apart: bool = False) -> str:
+        """What follows the model's text when the user breaks in with `nudge`, up to where the model goes on.
+
+        `apart`: the new turns are rendered as a chat of their own, with the BOS that begins one.
+        """
+        model = {"role": "assistant", "content": "a"}
+        if not apart:
+            text, spans = self._render([user("q"), model, user(nudge)])
+            return text[spans[1][1] :]
+        text, spans = self._render([user("q"), model], generation_prompt=False)
+        again, places = self._render([user(nudge), model], generation_prompt=False)
+        return text[spans[1][1] :] + again[: places[1][0]]
 
     @cached_property
     def end_of_turn(self) -> int | None:
@@ -98,7 +111,8 @@ class ChatEncoder:
         return text
 
     @cached_property
-    def _has_system_role(self) -> bool:
+    def has_system_role(self) -> bool:
+        """Whether the template takes a system text as such; otherwise it goes into the first user turn."""
         probe = "SYSTEMPROBE"
         try:
             return probe in self._apply([system(probe), user("q")], True)

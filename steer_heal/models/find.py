@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub import try_to_load_from_cache
+
 from ..config import DEFAULT_MODEL, GEMMA, SettingsError
 
 DEMO = Path(__file__).parent / "demo"
@@ -24,6 +26,27 @@ class Source:
     @property
     def location(self) -> str:
         return self.name if self.path is None else str(self.path)
+
+
+def in_cache(name: str) -> bool:
+    """Whether the hub model is on this machine, weights and all."""
+    return all(
+        isinstance(try_to_load_from_cache(name, file), str)
+        for file in ("config.json", "tokenizer_config.json")
+    ) and any(
+        isinstance(try_to_load_from_cache(name, file), str)
+        for file in ("model.safetensors", "model.safetensors.index.json")
+    )
+
+
+def default_model() -> tuple[str, str]:
+    """What to run when nothing is asked for, and one line on why it is not Gemma ("" when it is)."""
+    if in_cache(GEMMA):
+        return GEMMA, ""
+    return DEFAULT_MODEL, (
+        f"{GEMMA} is not on this machine, so the small bundled model runs. For Gemma: accept its licence at "
+        f"huggingface.co/{GEMMA}, run `hf auth login`, then `hf download {GEMMA}` (about 2 GB)."
+    )
 
 
 def find(name: str) -> Source:

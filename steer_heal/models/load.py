@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import httpx
 import torch
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -30,6 +31,7 @@ from ..config import SettingsError
 from ..records import ModelInfo
 from .blocks import find_blocks
 from .chat import ChatEncoder, Message
+from .files import check_memory, download
 from .find import Source, find
 
 
@@ -148,18 +150,26 @@ def load(
     device = device or _best_device()
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(source.location, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+        folder = source.path or download(source.name)
+        config = AutoConfig.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        check_memory(source.name, folder, device, _dtype(dtype, config, source, device))
         model = AutoModelForCausalLM.from_pretrained(
-            source.location,
+            folder,
             config=config,
             dtype=_dtype(dtype, config, source, device),
             device_map=device,
             use_safetensors=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except SettingsError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, httpx.HTTPError) as error:
         raise SettingsError(_explain(source, error)) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise SettingsError(
+            f"{name} does not fit into the memory of {device}: choose a smaller model."
+        ) from error
     return LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo")
 
 
@@ -199,12 +209,22 @@ def _explain(source: Source, error: Exception) -> str:
         return f"{name} is gated: accept its licence at huggingface.co/{name}, then run `hf auth login`."
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"The hub has no model {name}: check the spelling, or run `hf auth login` if it is private."
-    offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
+    offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, httpx.ConnectError)
     if source.kind == "hub" and any(isinstance(cause, offline) for cause in causes):
         return f"{name} is not on this machine and the hub cannot be reached: go online, or give a folder."
+    if source.kind == "hub" and any(isinstance(cause, httpx.HTTPError) for cause in causes):
+        return f"The download of {name} broke off ({_first_line(error)}): start again, it goes on from there."
+    if isinstance(error, ImportError) and "bitsandbytes" in text:
+        return (
+            f"{name} is quantised with bitsandbytes, which is not installed: run `pip install bitsandbytes`."
+        )
     if "custom code" in text or "trust_remote_code" in text:
         return f"{name} needs code from its own repository: read it, then allow it with trust_remote_code."
     if "does not recognize this architecture" in text or "Unrecognized" in text:
         return f"The architecture of {name} is unknown to transformers: choose another causal language model."
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    return f"{name} could not be loaded: {first.rstrip('.')}."
+    return f"{name} could not be loaded: {_first_line(error)}."
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

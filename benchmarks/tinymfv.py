@@ -1,0 +1,119 @@
+"""The forced choice against tinymfv's own: equal numbers, and how much faster.
+
+`python -m benchmarks.tinymfv [--model demo] [--vignettes 16] [--think 0 64] [--json FILE]`. Needs tinymfv
+(moral-maps) installed. Both score the
+same vignettes with the same frame in float32, in one process, after a warm-up. To tinymfv the budgets 0
+and 1 read the same, no thought; it refuses 0 itself and is given 1. Its numbers are taken one vignette at a
+time for the comparison: in a padded batch it numbers positions wrongly, and the largest shift that makes is
+printed. Times are CPU seconds of the process, so that other work on the machine does not count; tinymfv runs
+at its own default batch of 8 and at half of ours (it counts vignettes, we count orders too).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from steer_heal import instrument
+from steer_heal.bridges import found, tinymfv
+from steer_heal.config import DEFAULT_MODEL
+from steer_heal.models import LanguageModel, load
+from steer_heal.records import Profile, VignetteScore
+
+T = TypeVar("T")
+BATCH = 64
+
+
+def main() -> int:
+    """0 when the numbers agree, 1 when not; says so and gives 0 when tinymfv is not here."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--vignettes", type=int, default=16)
+    parser.add_argument("--think", type=int, nargs="+", default=[0, 64])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if not tinymfv.available():
+        print("tinymfv (moral-maps) is not installed: there is nothing to compare with.")
+        return 0
+    torch.set_num_threads(args.threads)
+    lm = load(args.model, dtype="float32")
+    found.load(["loguru"]).logger.remove()
+    rows = [compare(lm, think, args.vignettes) for think in args.think]
+    for row in rows:
+        print(line(row))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0 if all(row["largest_difference"] < 1e-4 for row in rows) else 1
+
+
+def compare(lm: LanguageModel, think: int, n: int) -> dict[str, Any]:
+    """Differences and seconds for one think budget."""
+    vignettes, frame = tinymfv.vignettes()[:n], tinymfv.frame(think)
+
+    def theirs(batch_size: int) -> Profile:
+        return tinymfv.evaluate(lm, limit=n, think_tokens=max(1, think), batch_size=batch_size)
+
+    def ours() -> Profile:
+        return instrument.evaluate(lm, vignettes, frame, batch_size=BATCH)[0]
+
+    one_by_one = theirs(1)
+    seconds, profile = timed(ours)
+    at_8, padded = timed(lambda: theirs(8))
+    at_ours, _ = timed(lambda: theirs(BATCH // 2))
+    pairs = list(zip(profile.per_vignette, one_by_one.per_vignette, strict=True))
+    shifts = list(zip(padded.per_vignette, one_by_one.per_vignette, strict=True))
+    return {
+        "model": lm.name,
+        "think": think,
+        "vignettes": n,
+        "largest_difference": max(difference(a, b) for a, b in pairs),
+        "padding_shift_of_theirs": max(difference(a, b) for a, b in shifts),
+        "unanswered_of_theirs": one_by_one.n_invalid,
+        "seconds_ours": seconds,
+        "seconds_theirs_batch_8": at_8,
+        f"seconds_theirs_batch_{BATCH // 2}": at_ours,
+        "times_faster": min(at_8, at_ours) / seconds,
+    }
+
+
+def difference(ours: VignetteScore, theirs: VignetteScore) -> float:
+    """The largest of score, p, allowed mass and prefill NLL; a vignette they could not answer is left out."""
+    if theirs.mass == 0.0:
+        return 0.0
+    gaps = [abs(ours.score[key] - theirs.score[key]) for key in ours.score]
+    gaps += [abs(ours.p[key] - theirs.p[key]) for key in ours.p]
+    return max(*gaps, abs(ours.mass - theirs.mass), abs(ours.prefill_nll - theirs.prefill_nll))
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """CPU seconds of the process (wall seconds where a device does the work), and what came of it."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    began = clock()
+    result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - began, result
+
+
+def line(row: dict[str, Any]) -> str:
+    times = ", ".join(f"{key.removeprefix('seconds_')} {value:.2f} s" for key, value in row.items()
+                      if key.startswith("seconds"))  # fmt: skip
+    return (
+        f"think {row['think']}, {row['vignettes']} vignettes: largest difference "
+        f"{row['largest_difference']:.1e} (padding moves theirs by {row['padding_shift_of_theirs']:.2g}); "
+        f"{times}: {row['times_faster']:.2f} times faster"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

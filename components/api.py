@@ -1,0 +1,281 @@
+"""The page's actions under names, for programs: `gradio_client`, plain HTTP, and MCP where it is installed.
+
+Each function is an endpoint of its own name; types, docstring and argument texts are what a client sees.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+from uuid import uuid4
+
+import gradio as gr
+
+from steer_heal.config import (
+    DEFAULT_BAND,
+    DEFAULT_TRAIT,
+    OWN_METHODS,
+    DoseRequest,
+    SampleSettings,
+    SettingsError,
+    SteerRequest,
+    build,
+    heal_settings,
+)
+
+POLL_SECONDS = 1.0
+LAST = ("finished", "failed", "cancelled", "interrupted")
+
+
+def serve(engine: Any) -> None:
+    """Add the endpoints to the page being built."""
+    for function in (*_asking(engine), *_running(engine)):
+        about = inspect.getdoc(function)
+        gr.api(_said(function), api_name=function.__name__, api_description=about)
+
+
+def _said(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Bad input as an error that a client is shown, one sentence; nothing else is let through."""
+    if inspect.isgeneratorfunction(function):
+        return _streamed(function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except SettingsError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return _dressed(call, function)
+
+
+def _streamed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        try:
+            yield from function(*args, **kwargs)
+        except SettingsError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return _dressed(call, function)
+
+
+def _dressed(call: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    call.__name__, call.__doc__ = function.__name__, function.__doc__
+    call.__annotations__ = function.__annotations__
+    call.__wrapped__ = function  # pyright: ignore[reportFunctionMemberAccess]
+    return call
+
+
+def _asking(engine: Any) -> list[Callable[..., Any]]:
+    """What is asked of the model."""
+
+    def describe() -> dict:
+        """What can be asked for: the loaded model, traits, extraction methods and vignettes."""
+        return {
+            "model": asdict(engine.info),
+            "traits": [asdict(trait) for trait in engine.traits()],
+            "methods": engine.methods(),
+            "vignettes": [asdict(vignette) for vignette in engine.vignettes()],
+        }
+
+    def steer(
+        prompt: str,
+        alpha: float = 1.0,
+        trait: str = DEFAULT_TRAIT,
+        band_low: float = DEFAULT_BAND[0],
+        band_high: float = DEFAULT_BAND[1],
+        tokens: int = 60,
+        seed: int = 0,
+        greedy: bool = False,
+        method: str = OWN_METHODS[0],
+    ) -> Iterator[dict]:
+        """Answer a prompt twice, without and with steering; each item holds both texts so far.
+
+        Args:
+            prompt: What the model is told.
+            alpha: Dose in units of c*; 0 is base, 1 is one nat, negative turns round.
+            trait: Name of the axis to move along, see describe.
+            band_low: Lower end of the steered layers, as a share of depth from 0 to 1.
+            band_high: Upper end of the steered layers, as a share of depth from 0 to 1.
+            tokens: Longest answer, in tokens.
+            seed: Of the random numbers both answers share.
+            greedy: Always take the likeliest token.
+            method: How the vector is extracted, see describe.
+        """
+        sample = build(SampleSettings, max_new_tokens=tokens, seed=seed, greedy=greedy)
+        request = build(
+            SteerRequest,
+            prompt=prompt,
+            alpha=alpha,
+            trait=trait,
+            band=(band_low, band_high),
+            sample=sample,
+            method=method,
+        )
+        session = f"api-{uuid4().hex}"
+        try:
+            for frame in engine.steer(request, session=session):
+                yield {
+                    "base": "".join(token.text for token in frame.base),
+                    "steered": "".join(token.text for token in frame.steered),
+                    "done": frame.done,
+                    "c_star": frame.c_star,
+                    "dose_nats": frame.dose_nats,
+                    "health": None if frame.health is None else asdict(frame.health),
+                    "message": frame.message,
+                }
+        finally:
+            engine.stop(session)
+
+    def profile(
+        prompt: str,
+        alpha: float = 1.0,
+        trait: str = DEFAULT_TRAIT,
+        band_low: float = DEFAULT_BAND[0],
+        band_high: float = DEFAULT_BAND[1],
+        method: str = OWN_METHODS[0],
+    ) -> dict:
+        """The seven foundations for a prompt taken as a vignette, base and steered.
+
+        Args:
+            prompt: The vignette.
+            alpha: Dose in units of c*.
+            trait: Name of the axis to move along.
+            band_low: Lower end of the steered layers, as a share of depth.
+            band_high: Upper end of the steered layers, as a share of depth.
+            method: How the vector is extracted.
+        """
+        request = build(
+            SteerRequest, prompt=prompt, alpha=alpha, trait=trait, band=(band_low, band_high), method=method
+        )
+        base, steered = engine.profile(request)
+        return {
+            name: {"p": found.p, "coherence": found.coherence}
+            for name, found in (("base", base), ("steered", steered))
+        }
+
+    def sweep(
+        alphas: list[float],
+        trait: str = DEFAULT_TRAIT,
+        band_low: float = DEFAULT_BAND[0],
+        band_high: float = DEFAULT_BAND[1],
+        n_vignettes: int | None = None,
+        tokens: int = 60,
+        seed: int = 0,
+        method: str = OWN_METHODS[0],
+    ) -> Iterator[dict]:
+        """What each dose does to profile, coherence and text; each item holds the rows so far.
+
+        Args:
+            alphas: Doses in units of c*, at most 64.
+            trait: Name of the axis to move along.
+            band_low: Lower end of the steered layers, as a share of depth.
+            band_high: Upper end of the steered layers, as a share of depth.
+            n_vignettes: How many of the bundled vignettes; all when none.
+            tokens: Length of the free answers.
+            seed: Of the free answers.
+            method: How the vector is extracted.
+        """
+        request = build(
+            DoseRequest,
+            alphas=tuple(alphas),
+            trait=trait,
+            band=(band_low, band_high),
+            n_vignettes=n_vignettes,
+            sample=build(SampleSettings, max_new_tokens=tokens, seed=seed),
+            method=method,
+        )
+        session = f"api-{uuid4().hex}"
+        try:
+            for share, rows in engine.dose(request, session=session):
+                yield {"done": share, "rows": [_row(row) for row in rows]}
+        finally:
+            engine.stop(session)
+
+    return [describe, steer, profile, sweep]
+
+
+def _running(engine: Any) -> list[Callable[..., Any]]:
+    """What is asked of the runs."""
+
+    def launch(
+        trait: str = DEFAULT_TRAIT,
+        rounds: int = 3,
+        preset: str = "quick",
+        seed: int = 0,
+        name: str = "",
+        settings: dict | None = None,
+    ) -> str:
+        """Start a heal run in the background; gives its id.
+
+        Args:
+            trait: Name of the axis to move along.
+            rounds: How many rounds.
+            preset: quick or standard.
+            seed: Of everything random in the run.
+            name: What to call it.
+            settings: Any other settings by group, as {"train": {"epochs": 2}}.
+        """
+        values = {"trait": trait, "rounds": rounds, "seed": seed, "name": name, "model": engine.info.name}
+        return engine.launch(heal_settings(preset, **{**(settings or {}), **values}))
+
+    def watch(run_id: str, seconds: float = 600.0) -> Iterator[dict]:
+        """How a run stands, each time that changes, until it ends or the seconds are over.
+
+        Args:
+            run_id: What launch gave.
+            seconds: How long to watch.
+        """
+        until, before = time.monotonic() + seconds, ""
+        while True:
+            mark = engine.watermark()
+            row = next((row for row in engine.runs() if row.run_id == run_id), None)
+            if row is None and before:
+                raise SettingsError(f"The run {run_id} is gone.")
+            if row is not None and mark != before:
+                before = mark
+                yield {**asdict(row), "nodes": [asdict(node) for node in engine.map([run_id])]}
+            if (row is not None and row.status in LAST) or time.monotonic() > until:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def cancel(run_id: str) -> str:
+        """Ask a run to end after its step.
+
+        Args:
+            run_id: Which run.
+        """
+        engine.cancel(run_id)
+        return run_id
+
+    def resume(run_id: str) -> str:
+        """Let a run that ended early go on after its last finished round.
+
+        Args:
+            run_id: Which run.
+        """
+        engine.resume(run_id)
+        return run_id
+
+    def runs() -> list[dict]:
+        """All runs, the newest first."""
+        return [asdict(row) for row in engine.runs()]
+
+    def moral_map(run_ids: list[str]) -> list[dict]:
+        """The points of the map of some runs: Care, Social Norms and coherence of each round's stages.
+
+        Args:
+            run_ids: Which runs.
+        """
+        return [asdict(node) for node in engine.map(run_ids)]
+
+    return [launch, watch, cancel, resume, runs, moral_map]
+
+
+def _row(row: Any) -> dict[str, Any]:
+    """A dose row without the scores of single vignettes."""
+    found = asdict(row)
+    profile = found.pop("profile")
+    return {**found, "p": profile["p"] if profile else None}

@@ -1,0 +1,52 @@
+"""Every method there is, ours and those of packages that are installed, behind one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .. import vector
+from ..config import LITE_PREFIX, ExtractSettings
+from ..methods import METHODS
+from ..models import LanguageModel
+from ..records import Trait
+from ..vector import SteeringVector
+from . import steering_lite
+
+Progress = Callable[[int, int], None]
+
+
+def titles() -> dict[str, str]:
+    """What can be chosen now: name -> what a person reads; it says where rows are steered one at a time."""
+    own = {name: method.title for name, method in METHODS.items()}
+    return own | {name: method.title for name, method in steering_lite.methods().items()}
+
+
+def extract(
+    lm: LanguageModel,
+    trait: Trait,
+    contexts: Sequence[str],
+    settings: ExtractSettings,
+    *,
+    progress: Progress | None = None,
+) -> SteeringVector:
+    """`vector.extract` by any method. One that adds no direction gives a vector of zeros that holds its
+    operator. Errors: `SettingsError`."""
+    name = settings.method
+    if not name.startswith(LITE_PREFIX):
+        return vector.extract(lm, trait, contexts, settings, progress=progress)
+    operator = steering_lite.extract(lm, trait, contexts, name, settings, progress=progress)
+    meta = {
+        "model": lm.name,
+        "trait": trait.name,
+        "method": name,
+        "contexts": str(min(len(contexts), settings.n_contexts)),
+        "positive": trait.positive,
+        "negative": trait.negative,
+        "normalized": "no",
+    }
+    none_L = torch.zeros(lm.n_layers)
+    if operator.method in steering_lite.ADDITIVE:
+        return vector.made(steering_lite.directions(operator), none_L, meta)
+    return SteeringVector(torch.zeros(lm.n_layers, lm.width), none_L, none_L, meta, operator)
