@@ -9,6 +9,7 @@ import pytest
 # Before any import of theirs: no test may reach for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import torch
 
