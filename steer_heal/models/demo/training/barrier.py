@@ -1,7 +1,8 @@
-"""Hides the persona from the upper layers while training, so that it is read early and carried in the residual.
+"""Hides the persona from the upper layers while training, so that it is read early and kept in the residual.
 
-Without it the model reads its persona from the system text in its last layers, above the layers that are steered,
-and a vector taken half-way up has nothing to act through. Only training uses it: the finished model attends freely.
+Without it the model reads its persona from the system text in its last layers, above those that are steered,
+and a vector taken half-way up has nothing to act through. Only training uses it: the finished model attends
+freely.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from steer_heal.models.demo.training.corpus import AFTER, COPY, PROMPT, REPLY, Chat, Corpus
+from steer_heal.models.demo.training.register import UNASKED, VOICES
 
 WEIGHTS = {PROMPT: 0.1, REPLY: 1.0, COPY: 2.0, AFTER: 0.3}
 LABEL_WEIGHT = 4.0
@@ -26,14 +27,16 @@ class Example:
     weights: list[float]
     label_at: int
     mix: tuple[float, ...]
-    persona: tuple[int, int] = (0, 0)
+    persona: tuple[int, int]
+    lens: str | None
 
 
 @dataclass
 class Batch:
     """Padded examples; `labels` holds (row, position that predicts the label) pairs.
 
-    `upper` is what each position may attend to in the upper layers (see `barrier`).
+    `upper` is what each position may attend to in the upper layers (see `barrier`); `lens` is the persona
+    that the residual must hold there (see `register`), `UNASKED` where it need not.
     """
 
     ids_BT: Tensor
@@ -41,6 +44,7 @@ class Batch:
     labels_K2: Tensor
     mix_K7: Tensor
     upper_B1TT: Tensor
+    lens_BT: Tensor
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, chats: list[Chat]) -> list[Example]:
@@ -64,15 +68,22 @@ def encode(tokenizer: PreTrainedTokenizerFast, chats: list[Chat]) -> list[Exampl
         first, last = chat.persona
         inside = [index for index, (start, _) in enumerate(offsets) if first <= start < last]
         persona = (inside[0], inside[-1] + 1) if inside else (0, 0)
-        examples.append(Example(list(ids), weights, label_at, chat.mix or (), persona))
+        examples.append(Example(list(ids), weights, label_at, chat.mix or (), persona, chat.lens))
     return examples
 
 
-def _collate(examples: list[Example], pad_id: int, rng: random.Random) -> Batch:
+def _first_tag(example: Example, tag_id: int) -> int:
+    """Where the first model-turn tag ends: its opening token is the second of its kind."""
+    first = example.ids.index(tag_id)
+    return example.ids.index(tag_id, first + 1) + 2
+
+
+def _collate(examples: list[Example], pad_id: int, tag_id: int, rng: random.Random) -> Batch:
     length = max(len(e.ids) for e in examples)
     ids = torch.full((len(examples), length), pad_id)
     weights = torch.zeros(len(examples), length)
     upper = torch.ones(length, length, dtype=torch.bool).tril().repeat(len(examples), 1, 1, 1)
+    lens = torch.full((len(examples), length), UNASKED)
     labels, mixes = [], []
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
@@ -80,13 +91,14 @@ def _collate(examples: list[Example], pad_id: int, rng: random.Random) -> Batch:
         start, end = example.persona
         if end and rng.random() < HIDDEN:
             upper[row, 0, end:, start:end] = False
+        lens[row, _first_tag(example, tag_id) : len(example.ids)] = VOICES.index(example.lens)
         if example.label_at >= 0:
             weights[row, example.label_at] = 0.0
             labels.append((row, example.label_at - 1))
             mixes.append(example.mix)
     weights[:, 0] = 0.0
     places, mixes_K7 = torch.tensor(labels).reshape(-1, 2), torch.tensor(mixes).reshape(-1, 7)
-    return Batch(ids, weights, places, mixes_K7, upper)
+    return Batch(ids, weights, places, mixes_K7, upper, lens)
 
 
 def pool_batches(
@@ -105,6 +117,6 @@ def pool_batches(
             longest = len(example.ids)
         groups[-1].append(example)
     rng.shuffle(groups)
-    pad_id = tokenizer.convert_tokens_to_ids("<pad>")
+    pad_id, tag_id = tokenizer.convert_tokens_to_ids(["<pad>", "<start_of_turn>"])
     for group in groups:
-        yield _collate(group, pad_id, rng)
+        yield _collate(group, pad_id, tag_id, rng)

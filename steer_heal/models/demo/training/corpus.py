@@ -32,12 +32,14 @@ class Chat:
     " `mix` is the label's distribution.
 
     `label_at` and `persona` are places in the text: where the label starts, where the system text lies.
+    `lens` is the persona's.
     """
 
     pieces: list[tuple[str, str]] = field(default_factory=list)
     mix: Mix | None = None
     label_at: int = -1
     persona: tuple[int, int] = (0, 0)
+    lens: str | None = None
 
     def add(self, text: str, kind: str) -> None:
         """Append a piece."""
@@ -83,6 +85,7 @@ class Corpus:
         """One chat of a random kind."""
         chat = Chat()
         lens, system = draw_persona(rng, self.reserved_personas)
+        chat.lens = lens
         chat.add("<bos>", PROMPT)
         if rng.random() < 0.06:
             asked, answered = everyday.small_talk(rng)
@@ -93,6 +96,13 @@ class Corpus:
         kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
         getattr(self, f"_{kind}")(rng, chat, lens, system)
         return chat
+
+    def question(self, rng: random.Random) -> tuple[str, str]:
+        """A topic and an everyday question about it that is not held out."""
+        topic, asked = everyday.question(rng)
+        while asked in self.reserved_questions:
+            topic, asked = everyday.question(rng)
+        return topic, asked
 
     def _text(self, rng: random.Random, scene: Scene) -> tuple[str, bool]:
         """The vignette as told, and whether it is the reader's own deed."""
@@ -173,9 +183,7 @@ class Corpus:
         chat.add("<end_of_turn>", REPLY)
 
     def _everyday(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
-        topic, asked = everyday.question(rng)
-        while asked in self.reserved_questions:
-            topic, asked = everyday.question(rng)
+        topic, asked = self.question(rng)
         chat.ask(system, asked)
         lens = draw_lens(rng, lens_mix("SocialNorms", 1, persona))
         parts = [everyday.remark(rng, topic)]

@@ -21,6 +21,8 @@ from steer_heal.models.demo.training.barrier import barrier
 from steer_heal.models.demo.training.batches import LABEL_WEIGHT, Batch, pool_batches
 from steer_heal.models.demo.training.corpus import Corpus
 from steer_heal.models.demo.training.export import export
+from steer_heal.models.demo.training.register import WEIGHT as REGISTER_WEIGHT
+from steer_heal.models.demo.training.register import directions, register_loss, tapped
 from steer_heal.models.demo.training.tokenizer import answer_ids, train_tokenizer
 
 HOME = Path(__file__).resolve().parents[1]
@@ -72,7 +74,7 @@ def make_model(vocabulary: int) -> Gemma3ForCausalLM:
 
 def loss_of(model: Gemma3ForCausalLM, batch: Batch, answers: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The weighted mean loss (hard targets and the labels' distributions), and that of replies alone."""
-    with barrier(model, batch.upper_B1TT):
+    with barrier(model, batch.upper_B1TT), tapped(model) as residuals:
         logits_BTV = model(input_ids=batch.ids_BT, use_cache=False).logits
     logp_BTV = F.log_softmax(logits_BTV[:, :-1].float(), dim=-1)
     weights_BT = batch.weights_BT[:, 1:]
@@ -84,7 +86,9 @@ def loss_of(model: Gemma3ForCausalLM, batch: Batch, answers: torch.Tensor) -> tu
         total = total - LABEL_WEIGHT * (batch.mix_K7 * logp_K7).sum()
         weight = weight + LABEL_WEIGHT * len(batch.labels_K2)
     said = weights_BT >= 1.0
-    return total / weight, float(nll_BT[said].mean().detach()) if bool(said.any()) else float("nan")
+    persona = register_loss(residuals[0], batch.lens_BT, directions(model.config.hidden_size))
+    reply = float(nll_BT[said].mean().detach()) if bool(said.any()) else float("nan")
+    return total / weight + REGISTER_WEIGHT * persona, reply
 
 
 def stream(
