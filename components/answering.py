@@ -117,6 +117,7 @@ def answering(
         length: float,
         seed: float | None,
         greedy: bool,
+        method: str,
         stamp: float,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
@@ -131,7 +132,13 @@ def answering(
                 raise SettingsError("alpha is empty: type a number, 0 for the unsteered model.")
             sample = build(SampleSettings, max_new_tokens=length, seed=seed or 0, greedy=greedy)
             asked = build(
-                SteerRequest, trait=trait, prompt=prompt, alpha=alpha, band=(low, high), sample=sample
+                SteerRequest,
+                trait=trait,
+                prompt=prompt,
+                alpha=alpha,
+                band=(low, high),
+                sample=sample,
+                method=method,
             )
             yield from answer(asked, session, stamp)
         except SettingsError as problem:

@@ -32,7 +32,7 @@ LAST = ("finished", "failed", "cancelled", "interrupted")
 
 def serve(engine: Any) -> None:
     """Add the endpoints to the page being built."""
-    for function in (*_asking(engine), *_running(engine)):
+    for function in (*_asking(engine), _sweeping(engine), *_running(engine)):
         about = inspect.getdoc(function)
         gr.api(_said(function), api_name=function.__name__, api_description=about)
 
@@ -104,28 +104,12 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
             greedy: Always take the likeliest token.
             method: How the vector is extracted, see describe.
         """
+        values = {"prompt": prompt, "alpha": alpha, "trait": trait, "method": method}
         sample = build(SampleSettings, max_new_tokens=tokens, seed=seed, greedy=greedy)
-        request = build(
-            SteerRequest,
-            prompt=prompt,
-            alpha=alpha,
-            trait=trait,
-            band=(band_low, band_high),
-            sample=sample,
-            method=method,
-        )
+        request = build(SteerRequest, **values, band=(band_low, band_high), sample=sample)
         session = f"api-{uuid4().hex}"
         try:
-            for frame in engine.steer(request, session=session):
-                yield {
-                    "base": "".join(token.text for token in frame.base),
-                    "steered": "".join(token.text for token in frame.steered),
-                    "done": frame.done,
-                    "c_star": frame.c_star,
-                    "dose_nats": frame.dose_nats,
-                    "health": None if frame.health is None else asdict(frame.health),
-                    "message": frame.message,
-                }
+            yield from map(_frame, engine.steer(request, session=session))
         finally:
             engine.stop(session)
 
@@ -155,6 +139,12 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
             name: {"p": found.p, "coherence": found.coherence}
             for name, found in (("base", base), ("steered", steered))
         }
+
+    return [describe, steer, profile]
+
+
+def _sweeping(engine: Any) -> Callable[..., Any]:
+    """What is measured over doses."""
 
     def sweep(
         alphas: list[float],
@@ -194,7 +184,7 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
         finally:
             engine.stop(session)
 
-    return [describe, steer, profile, sweep]
+    return sweep
 
 
 def _running(engine: Any) -> list[Callable[..., Any]]:
@@ -279,3 +269,16 @@ def _row(row: Any) -> dict[str, Any]:
     found = asdict(row)
     profile = found.pop("profile")
     return {**found, "p": profile["p"] if profile else None}
+
+
+def _frame(frame: Any) -> dict[str, Any]:
+    """A moment of a pair as texts."""
+    return {
+        "base": "".join(token.text for token in frame.base),
+        "steered": "".join(token.text for token in frame.steered),
+        "done": frame.done,
+        "c_star": frame.c_star,
+        "dose_nats": frame.dose_nats,
+        "health": None if frame.health is None else asdict(frame.health),
+        "message": frame.message,
+    }

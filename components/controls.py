@@ -8,10 +8,18 @@ from typing import Any
 import gradio as gr
 
 from components import view
-from steer_heal.config import DEFAULT_BAND, DEFAULT_TRAIT, MAX_ALPHA, MAX_PROMPT_CHARS, SettingsError
+from steer_heal.config import (
+    DEFAULT_BAND,
+    DEFAULT_TRAIT,
+    MAX_ALPHA,
+    MAX_PROMPT_CHARS,
+    OWN_METHODS,
+    SettingsError,
+)
 from steer_heal.records import Vignette
 
-FORM = ("prompt", "trait", "exact", "low", "high", "length", "seed", "greedy")
+FORM = ("prompt", "trait", "exact", "low", "high", "length", "seed", "greedy", "method")
+MAX_METHOD_CHARS = 80
 LIMITS = {"exact": MAX_ALPHA, "low": 1.0, "high": 1.0, "length": 256.0, "seed": 2.0**31 - 1}
 
 
@@ -31,6 +39,7 @@ class Controls:
     length: gr.Slider
     seed: gr.Number
     greedy: gr.Checkbox
+    method: gr.Dropdown
     stamp: gr.Number
 
     def form(self) -> list[Any]:
@@ -110,17 +119,27 @@ def _dose(engine: Any) -> dict[str, Any]:
     return {"trait": trait, "slider": slider, "exact": exact, "low": low, "high": high, "layers": layers}
 
 
-def _sampling() -> dict[str, Any]:
-    with gr.Accordion("How the answer is drawn", open=False), gr.Row():
+def _drawing(engine: Any) -> dict[str, Any]:
+    methods = [(title, name) for name, title in engine.methods().items()]
+    with gr.Accordion("How the vector is made and the answer drawn", open=False), gr.Row():
+        method = gr.Dropdown(
+            methods,
+            value=OWN_METHODS[0],
+            label="method",
+            allow_custom_value=True,
+            min_width=200,
+            elem_id="method",
+        )
         length = gr.Slider(8, 256, 60, step=4, label="at most this many tokens", buttons=[], elem_id="length")
         seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=100, elem_id="seed")
         greedy = gr.Checkbox(False, label="greedy (always the likeliest token)", elem_id="greedy")
-    return {"length": length, "seed": seed, "greedy": greedy, "stamp": gr.Number(visible="hidden")}
+    stamp = gr.Number(visible="hidden")
+    return {"length": length, "seed": seed, "greedy": greedy, "method": method, "stamp": stamp}
 
 
 def controls(engine: Any, vignettes: list[Vignette]) -> Controls:
     """Make the widgets, top to bottom as they stand on the page."""
-    return Controls(**_chooser(vignettes), **_dose(engine), **_sampling())
+    return Controls(**_chooser(vignettes), **_dose(engine), **_drawing(engine))
 
 
 def say_layers(engine: Any, low: float, high: float) -> str:
@@ -135,9 +154,6 @@ def say_layers(engine: Any, low: float, high: float) -> str:
 
 # ---- what a browser remembers of the form -----------------------------------------------------------------
 
-# In the browser alone: the form's values under their names.
-REMEMBER = f"(...v) => [Object.fromEntries({list(FORM)!r}.map((name, i) => [name, v[i]]))]"
-
 
 def sound(name: str, value: Any, traits: set[str]) -> bool:
     """Whether a remembered value can be put back: a browser may send anything."""
@@ -147,6 +163,8 @@ def sound(name: str, value: Any, traits: set[str]) -> bool:
         return isinstance(value, str) and value in traits
     if name == "greedy":
         return isinstance(value, bool)
+    if name == "method":
+        return isinstance(value, str) and len(value) <= MAX_METHOD_CHARS
     low = -MAX_ALPHA if name == "exact" else 8 if name == "length" else 0
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= LIMITS[name]
 

@@ -9,7 +9,7 @@ import gradio as gr
 from components import view
 from components.steer import INTERNAL, Steering
 from components.watching import remembered
-from steer_heal.config import MAX_ROUNDS, PRESETS, SettingsError, heal_settings
+from steer_heal.config import MAX_ROUNDS, OWN_METHODS, PRESETS, SettingsError, heal_settings
 
 
 def settings(
@@ -24,6 +24,7 @@ def settings(
     completions: float | None,
     vignettes: float | None,
     epochs: float | None,
+    method: str = OWN_METHODS[0],
 ) -> Any:
     """The form as `HealSettings`; what is left blank keeps the preset's value. Errors: `SettingsError`."""
     if rounds is None:
@@ -43,15 +44,14 @@ def settings(
         seed=seed or 0,
         name=name.strip(),
         band=(low, high),
+        extract={"method": method},
         **changed,
     )
 
 
 def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Any:
     """Make the form; returns the launch event, so that the page can redraw after it."""
-    about = (
-        "over-steer, keep what is coherent, train it in; uses the trait and band of Steer, in the background"
-    )
+    about = "over-steer, keep what is coherent, train it in, in the background; trait, band, method as above"
     gr.HTML(view.heading("Heal", about))
     with gr.Row(equal_height=True):
         name = gr.Textbox(
@@ -90,5 +90,6 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Any:
         completions,
         vignettes,
         epochs,
+        steering.method,
     ]
     return launch.click(start, form, [kept, message], **INTERNAL)

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import heal, moral_map, runs, steer, view, watching
+from components import api, choosing, heal, moral_map, runs, steer, watching
 from components.steer import INTERNAL
 from components.watching import Memory
 
@@ -17,7 +17,7 @@ def build(engine: Any) -> gr.Blocks:
     """The page over `engine` (steer_heal.engine.Engine or anything with its face)."""
     with gr.Blocks(title="Steer & Heal", analytics_enabled=False, fill_width=True) as page:
         kept = watching.memory()
-        gr.HTML(view.header(engine.info), apply_default_css=False, elem_id="header")
+        head, chooser = choosing.build(engine)
         with gr.Row():
             with gr.Column(scale=6, min_width=330):
                 steering = steer.build(engine)
@@ -50,5 +50,7 @@ def build(engine: Any) -> gr.Blocks:
         gr.Timer(WATCH_SECONDS).tick(look, [kept, seen], drawn, queue=False, **INTERNAL)
         page.load(redraw, kept, drawn, **INTERNAL)
         page.load(reopen, kept, open_outputs, **INTERNAL)
+        steering.restart(choosing.wire(engine, head, chooser).then)
         steering.on_load(page)
+        api.serve(engine)
     return page

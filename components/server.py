@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from importlib.util import find_spec
 from typing import Any
 
 import fastapi
@@ -72,7 +73,7 @@ def application(engine: Any, port: int) -> fastapi.FastAPI:
         max_file_size="1mb",
         ssr_mode=False,
         pwa=False,
-        mcp_server=False,
+        mcp_server=find_spec("mcp") is not None,
         theme=theme(),
         css_paths=CSS,
     )

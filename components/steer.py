@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from components import view
+from components import address, view
 from components.answering import STAMP, TYPING_PAUSE, Newest, answering
-from components.controls import REMEMBER, Controls, by_foundation, controls, recall, say_layers
+from components.controls import FORM, Controls, by_foundation, controls, recall, say_layers
 from steer_heal.records import Vignette
 
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -25,7 +25,9 @@ class Steering:
     trait: gr.Dropdown
     low: gr.Slider
     high: gr.Slider
+    method: gr.Dropdown
     on_load: Callable[[gr.Blocks], Any]
+    restart: Callable[..., Any]
 
 
 def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
@@ -73,16 +75,25 @@ def build(engine: Any) -> Steering:
         newest.forget(request.session_hash or "")
 
     stop.click(halt, None, None, queue=False, **INTERNAL)
-    gr.on([widget.change for widget in knobs.form()], None, knobs.form(), kept, js=REMEMBER, **INTERNAL)
+    remember = address.keep(FORM)
+    gr.on([widget.change for widget in knobs.form()], None, knobs.form(), kept, js=remember, **INTERNAL)
     traits = {trait.name for trait in engine.traits()}
+
+    def reopen(value: Any, request: gr.Request) -> list[Any]:
+        """The view that the address holds, else the form as this browser left it."""
+        query = dict(request.query_params)
+        wanted = query.get("model", engine.info.name)
+        if wanted != engine.info.name:
+            gr.Warning(f"This address is a view of {wanted}; here {engine.info.name} answers.")
+        return recall(address.read(query, vignettes) or value, traits, vignettes)
 
     def on_load(page: gr.Blocks) -> None:
         restored = [knobs.foundation, knobs.vignette, knobs.slider, *knobs.form()]
-        loaded = page.load(lambda value: recall(value, traits, vignettes), kept, restored, **INTERNAL)
+        loaded = page.load(reopen, kept, restored, **INTERNAL)
         start(loaded.then)
         page.unload(leave)
 
-    return Steering(knobs.trait, knobs.low, knobs.high, on_load)
+    return Steering(knobs.trait, knobs.low, knobs.high, knobs.method, on_load, start)
 
 
 def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[Any]) -> Callable[..., Any]:
@@ -99,7 +110,7 @@ def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[An
     gr.on(
         [knobs.exact.input, knobs.prompt.change, knobs.seed.input], typed, knobs.request(), outputs, **STREAM
     )
-    moved = [w.input for w in (knobs.trait, knobs.low, knobs.high, knobs.length, knobs.greedy)]
+    moved = [w.input for w in (knobs.trait, knobs.low, knobs.high, knobs.length, knobs.greedy, knobs.method)]
     gr.on([*moved, knobs.prompt.submit], stream, knobs.request(), outputs, **STREAM)
     return lambda listener: listener(stream, knobs.request(), outputs, **STREAM)
 

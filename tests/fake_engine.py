@@ -150,6 +150,18 @@ class FakeEngine(FakeRuns):
         mass = 0.997 - 0.02 * max(0.0, abs(request.alpha) - 1.5) ** 2
         return Profile(BASE, 0.997, 1), Profile(profile_at(request.alpha), mass, 1)
 
+    def use(self, model: str) -> ModelInfo:
+        if model not in ("demo", "other"):
+            raise SettingsError(f"Unknown model {model!r}: give demo or other.")
+        self.info = replace(self.info, name=model, is_demo=model == "demo")
+        return self.info
+
+    def methods(self) -> dict[str, str]:
+        return {
+            "mean_diff": "difference of means",
+            "steering-lite:spherical": "spherical (one row at a time)",
+        }
+
     def calibration(self, trait: str, band: tuple[float, float]) -> Calibration:
         return Calibration(16.3, 1.0, 1.0, True, ((16.3, 1.0),))
 

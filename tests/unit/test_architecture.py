@@ -29,6 +29,7 @@ ORDER = [
     "losses",
     "merging",
     "cards",
+    "selftest",
     "heal",
     "loop",
     "events",

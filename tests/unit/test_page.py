@@ -19,6 +19,7 @@ from steer_heal.config import SettingsError, SteerRequest
 from tests.fake_engine import FakeEngine
 from tests.fake_runs import EXAMPLE
 
+API = {*["describe", "steer", "profile", "sweep", "launch", "watch", "cancel", "resume", "runs", "moral_map"]}
 FORM = ("care_over_authority", 0.4, 0.6, "", 2, "quick", 0, None, None, None)
 
 
@@ -32,10 +33,11 @@ def test_the_page_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_no_handler_is_a_public_endpoint() -> None:
+def test_no_handler_is_a_public_endpoint_but_those_with_a_name() -> None:
     functions = build(FakeEngine()).fns.values()
     assert functions
-    assert {fn.api_visibility for fn in functions} == {"private"}
+    public = {fn.api_name for fn in functions if fn.api_visibility != "private"}
+    assert public == API
 
 
 def test_the_newest_value_wins_whatever_the_threads_do() -> None:
@@ -143,6 +145,7 @@ def test_only_the_two_scripts_are_served() -> None:
         ("length", 60, [0, 10_000]),
         ("seed", 7, [-1, 2**31]),
         ("greedy", True, [1, "true"]),
+        ("method", "pca", [None, 3, "x" * 81]),
     ],
 )
 def test_only_sound_values_are_put_back_into_the_form(name: str, good: object, bad: list[object]) -> None:

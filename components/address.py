@@ -1,0 +1,63 @@
+"""A view as an address: what is asked and how it is steered, to be opened by someone else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from steer_heal.records import Vignette
+
+NUMBERS = {"alpha": "exact", "seed": "seed", "length": "length"}
+
+
+def keep(names: Sequence[str]) -> str:
+    """JavaScript that takes the form's values in the order of `names`, puts the view into the browser's
+    address and gives the values back under their names."""
+    return f"""(...v) => {{
+  const form = Object.fromEntries({json.dumps(list(names))}.map((name, i) => [name, v[i]]));
+  const model = document.querySelector('#model input')?.value ?? '';
+  const view = new URLSearchParams({{ model, trait: form.trait, prompt: form.prompt }});
+  view.set('band', `${{form.low}}-${{form.high}}`);
+  view.set('alpha', form.exact ?? 0);
+  view.set('seed', form.seed ?? 0);
+  view.set('length', form.length);
+  if (form.greedy) view.set('greedy', '1');
+  if (form.method !== 'mean_diff') view.set('method', form.method);
+  history.replaceState(null, '', `${{location.pathname}}?${{view}}`);
+  return [form];
+}}"""
+
+
+def read(query: Mapping[str, str], vignettes: Sequence[Vignette]) -> dict[str, Any]:
+    """The form's values that an address holds, by the form's names; what cannot be read is left out.
+
+    `vignette` may stand there by its id instead of the `prompt`.
+    """
+    found: dict[str, Any] = {key: query[key] for key in ("prompt", "trait", "method") if key in query}
+    named = next((v for v in vignettes if v.id == query.get("vignette")), None)
+    if named is not None and "prompt" not in found:
+        found["prompt"] = named.text
+    for name, key in NUMBERS.items():
+        value = number(query.get(name, ""))
+        if value is not None:
+            found[key] = int(value) if key != "exact" and value.is_integer() else value
+    low, dash, high = query.get("band", "").partition("-")
+    ends = (number(low), number(high))
+    if dash and None not in ends:
+        found["low"], found["high"] = ends
+    if "greedy" in query:
+        found["greedy"] = query["greedy"] in ("1", "true", "yes")
+    elif found:
+        found["greedy"] = False
+    return found
+
+
+def number(text: str) -> float | None:
+    """The finite number a text is, if it is one."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

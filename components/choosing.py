@@ -1,0 +1,40 @@
+"""Which model answers: what is loaded, and a chooser of another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from components import view
+from components.steer import INTERNAL
+from steer_heal.config import DEFAULT_MODEL, GEMMA, SettingsError
+
+
+def build(engine: Any) -> tuple[gr.HTML, gr.Dropdown]:
+    """The header and the chooser: Gemma first, the bundled model, any hub id or folder typed in."""
+    known = list(dict.fromkeys([GEMMA, DEFAULT_MODEL, engine.info.name]))
+    head = gr.HTML(view.header(engine.info), apply_default_css=False, elem_id="header")
+    with gr.Accordion("Another model", open=False, elem_id="model-more"):
+        chooser = gr.Dropdown(
+            known,
+            value=engine.info.name,
+            label="model: bundled, a hub id, or a folder on the page's machine; loading stops all answers",
+            allow_custom_value=True,
+            elem_id="model",
+        )
+    return head, chooser
+
+
+def wire(engine: Any, head: gr.HTML, chooser: gr.Dropdown) -> Any:
+    """Loading what is chosen; a model that cannot be had leaves the one that answers."""
+
+    def choose(name: str) -> tuple[Any, Any]:
+        try:
+            info = engine.use((name or "").strip())
+        except SettingsError as problem:
+            gr.Warning(str(problem))
+            return gr.skip(), engine.info.name
+        return view.header(info), info.name
+
+    return chooser.input(choose, chooser, [head, chooser], **{**INTERNAL, "show_progress": "full"})

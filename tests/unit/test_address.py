@@ -1,0 +1,43 @@
+from urllib.parse import parse_qsl
+
+import pytest
+
+from components.address import keep, read
+from components.controls import FORM
+from steer_heal.records import Vignette
+
+VIGNETTES = [Vignette("v-1", "Care", "You see a dog.", "other_violate")]
+
+
+def opened(query):
+    return read(dict(parse_qsl(query)), VIGNETTES)
+
+
+def test_an_address_holds_the_view():
+    assert opened(
+        "model=demo&trait=t&prompt=Hi+there&band=0.25-0.5&alpha=-1.5&seed=7&length=60&greedy=1"
+    ) == {
+        "trait": "t",
+        "prompt": "Hi there",
+        "low": 0.25,
+        "high": 0.5,
+        "exact": -1.5,
+        "seed": 7,
+        "length": 60,
+        "greedy": True,
+    }
+
+
+def test_a_vignette_may_stand_by_its_id_and_typed_text_goes_first():
+    assert opened("vignette=v-1")["prompt"] == "You see a dog."
+    assert opened("vignette=v-1&prompt=mine")["prompt"] == "mine"
+    assert "prompt" not in opened("vignette=v-9&alpha=1")
+
+
+@pytest.mark.parametrize("query", ["", "alpha=nan", "band=a-b", "seed=", "unknown=1", "band=0.4"])
+def test_what_cannot_be_read_is_left_out(query):
+    assert opened(query) == {}
+
+
+def test_the_script_knows_every_field():
+    assert "[" + ", ".join(f'"{name}"' for name in FORM) + "]" in keep(FORM)

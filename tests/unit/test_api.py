@@ -1,0 +1,96 @@
+"""The named endpoints through a real server and gradio_client, on the fake engine; and README's examples."""
+
+import re
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from components import api
+from tests.fake_engine import FakeEngine
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def url():
+    engine = FakeEngine(delay=0.0, round_seconds=0.2)
+    with gr.Blocks(analytics_enabled=False) as page:
+        api.serve(engine)
+    _, address, _ = page.launch(
+        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", server_port=None, ssr_mode=False
+    )
+    yield address
+    page.close()
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return Client(url, verbose=False)
+
+
+def test_every_action_has_a_name_and_every_parameter_a_description(client):
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(named) == {
+        "/describe",
+        "/steer",
+        "/profile",
+        "/sweep",
+        "/launch",
+        "/watch",
+        "/cancel",
+        "/resume",
+        "/runs",
+        "/moral_map",
+    }
+    for endpoint in named.values():
+        for parameter in endpoint["parameters"]:
+            assert f"{parameter['parameter_name']}: " in endpoint["description"]
+
+
+def test_steering_streams_both_texts(client):
+    job = client.submit(prompt="hello", alpha=1.5, tokens=8, api_name="/steer")
+    last = job.result()
+    assert last["done"]
+    assert last["base"] != last["steered"]
+    assert len(job.outputs()) > 1
+
+
+def test_a_sweep_gives_a_row_a_dose(client):
+    found = client.predict(alphas=[0.0, 1.0], api_name="/sweep")
+    assert [row["alpha"] for row in found["rows"]] == [0.0, 1.0]
+    assert set(found["rows"][0]["p"]) >= {"Care", "SocialNorms"}
+
+
+def test_a_run_is_launched_and_watched_to_its_end(client):
+    run_id = client.predict(rounds=1, api_name="/launch")
+    last = client.submit(run_id, 30.0, api_name="/watch").result()
+    assert last["run_id"] == run_id
+    assert last["status"] == "finished"
+    assert {node["stage"] for node in last["nodes"]} >= {"base", "healed"}
+    assert run_id in [row["run_id"] for row in client.predict(api_name="/runs")]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "x", "alpha": 1e9}, "alpha"),
+        ({"prompt": "x", "method": "?"}, "method"),
+    ],
+)
+def test_bad_input_is_one_sentence(client, values, words):
+    with pytest.raises(AppError, match=words):
+        client.predict(**values, api_name="/steer")
+
+
+def test_the_examples_in_the_readme_run(url, capsys):
+    text = README.read_text().split("## From a program")[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block.replace("http://127.0.0.1:7860", url), {})
+    assert "finished" in capsys.readouterr().out

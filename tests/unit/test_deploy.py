@@ -1,0 +1,49 @@
+"""What people run it with: the notebook's cells, the container file's and the Space's words."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from steer_heal import events
+from steer_heal.store import Store
+from tests.runs import write_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_notebook_reads_the_store_and_draws_the_map(tmp_path, monkeypatch):
+    log = write_run(tmp_path / "r1" / "events.jsonl", name="x", seed=7)
+    Store(tmp_path / "runs.duckdb", patience=1.0).ingest("r1", events.read(log))
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "notebooks" / "map.ipynb").read_text())["cells"]
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec("".join(cell["source"]), names)
+    assert set(names["nodes"]["stage"]) == {"base", "steered", "healed"}
+    markers = [trace for trace in names["figure"].data if trace.mode == "markers"]
+    assert sum(len(trace.x) for trace in markers) == len(names["nodes"])
+    assert len(names["profiles"])
+
+
+def test_the_container_copies_what_is_there_and_starts_the_page():
+    text = (ROOT / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (?:--\S+ )?(.+)$", text, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert not {"steer_heal", "components", "app.py", "requirements.txt"} & set(ignored)
+    command = json.loads(re.search(r"^ENTRYPOINT (\[.+\])$", text, re.MULTILINE)[1])
+    from_app = (ROOT / "app.py").read_text()
+    assert all(f'"{flag}"' in from_app for flag in command if flag.startswith("--"))
+
+
+def test_the_space_says_what_the_hub_reads():
+    matter = yaml.safe_load((ROOT / "deploy" / "space" / "README.md").read_text().split("---")[1])
+    assert (matter["sdk"], matter["app_file"]) == ("gradio", "app.py")
+    pinned = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    assert matter["sdk_version"] == pinned["gradio"]
+    assert len(matter["short_description"]) <= 60
