@@ -25,6 +25,7 @@ def settings(
     vignettes: float | None,
     epochs: float | None,
     method: str = OWN_METHODS[0],
+    vignette_file: str = "",
 ) -> Any:
     """The form as `HealSettings`; what is left blank keeps the preset's value. Errors: `SettingsError`."""
     if rounds is None:
@@ -32,8 +33,8 @@ def settings(
     changed: dict[str, Any] = {}
     if completions is not None:
         changed["data"] = {"n_completions": completions, "min_kept": max(2, min(16, int(completions) // 4))}
-    if vignettes is not None:
-        changed["evaluate"] = {"n_vignettes": vignettes}
+    evaluated = {"n_vignettes": vignettes, "vignettes": vignette_file.strip() or None}
+    changed["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
     if epochs is not None:
         changed["train"] = {"epochs": epochs}
     return heal_settings(
@@ -66,6 +67,13 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Any:
         )
         vignettes = gr.Number(None, label="Vignettes", precision=0, min_width=110, elem_id="run-vignettes")
         epochs = gr.Number(None, label="Epochs", precision=0, min_width=110, elem_id="run-epochs")
+        file = gr.Textbox(
+            label="Vignettes from a file",
+            placeholder="JSONL on this machine",
+            max_length=500,
+            min_width=160,
+            elem_id="run-vignette-file",
+        )
     launch = gr.Button("Heal", variant="primary", elem_id="launch")
     message = gr.HTML(elem_id="heal-message", elem_classes="sh-slot")
 
@@ -91,5 +99,6 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Any:
         vignettes,
         epochs,
         steering.method,
+        file,
     ]
     return launch.click(start, form, [kept, message], **INTERNAL)

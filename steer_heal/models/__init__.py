@@ -4,7 +4,7 @@ from .batch import Padded, left_pad
 from .blocks import band_layers, find_blocks, layers_band
 from .chat import system, user
 from .find import Source, default_model, find, in_cache
-from .load import LanguageModel, SamplingDefaults, load
+from .load import LanguageModel, SamplingDefaults, free, load
 
 __all__ = [
     "LanguageModel",
@@ -15,6 +15,7 @@ __all__ = [
     "default_model",
     "find",
     "find_blocks",
+    "free",
     "in_cache",
     "layers_band",
     "left_pad",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import httpx
+import httpx2
 import torch
 from huggingface_hub.errors import (
     GatedRepoError,
+    IncompleteSnapshotError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -164,13 +166,20 @@ def load(
         )
     except SettingsError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, httpx.HTTPError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, httpx2.HTTPError) as error:
         raise SettingsError(_explain(source, error)) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise SettingsError(
             f"{name} does not fit into the memory of {device}: choose a smaller model."
         ) from error
     return LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo")
+
+
+def free() -> None:
+    """Give back the memory of models that nothing refers to any more, on accelerators too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _best_device() -> str:
@@ -209,10 +218,13 @@ def _explain(source: Source, error: Exception) -> str:
         return f"{name} is gated: accept its licence at huggingface.co/{name}, then run `hf auth login`."
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"The hub has no model {name}: check the spelling, or run `hf auth login` if it is private."
-    offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, httpx.ConnectError)
+    if any(isinstance(cause, IncompleteSnapshotError) for cause in causes):
+        return f"{name} is here only in part and the hub cannot be reached: go online and start again."
+    offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, httpx2.ConnectError)
     if source.kind == "hub" and any(isinstance(cause, offline) for cause in causes):
         return f"{name} is not on this machine and the hub cannot be reached: go online, or give a folder."
-    if source.kind == "hub" and any(isinstance(cause, httpx.HTTPError) for cause in causes):
+    broken = any(isinstance(cause, httpx2.HTTPError) for cause in causes) or "onsistency check" in text
+    if source.kind == "hub" and broken:
         return f"The download of {name} broke off ({_first_line(error)}): start again, it goes on from there."
     if isinstance(error, ImportError) and "bitsandbytes" in text:
         return (

@@ -1,10 +1,13 @@
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from steer_heal import data
 from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, SettingsError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.fixture
@@ -199,3 +202,12 @@ def test_a_bad_frame_is_refused(tmp_path, monkeypatch, change, message):
     (tmp_path / "frames.json").write_text(json.dumps({"mine": {**good, **change}}))
     with pytest.raises(SettingsError, match=message):
         data.frame("mine")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="tinymfv's files are not beside the checkout")
+@pytest.mark.parametrize("condition", ["other_violate", "self_violate"])
+def test_tinymfvs_own_files_open(condition):
+    found = data.vignettes(SHARED / f"vignettes_classic_{condition}.jsonl", condition=condition)
+    assert len(found) == 132
+    assert {row.foundation for row in found} == set(FOUNDATIONS)
+    assert {row.condition for row in found} == {condition}

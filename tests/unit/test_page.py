@@ -100,6 +100,8 @@ def test_the_form_becomes_settings() -> None:
     assert (settings.rounds, settings.data.n_completions, settings.evaluate.n_vignettes) == (2, 32, 14)
     assert settings.train.epochs == 2
     assert heal.settings("demo", *FORM).data.n_completions == 128
+    chosen = heal.settings("demo", *FORM, "pca", " v.jsonl ")
+    assert (chosen.extract.method, chosen.evaluate.vignettes) == ("pca", "v.jsonl")
 
 
 @pytest.mark.parametrize("rounds", [None, 0, 1000])

@@ -1,0 +1,113 @@
+"""Vectors of other tools, merged models and the doctor, from the command line."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steer_heal import formats, models
+from steer_heal.adapters import AdapterStack
+from steer_heal.cards import NAME
+from steer_heal.config import TrainSettings, heal_settings
+from steer_heal.events import EventLog
+from steer_heal.models import load
+from tests import tiny
+from tests.runs import play_round, start
+from tests.unit.test_cli import here, run  # noqa: F401  fixtures
+
+FEW = ("--model", "tiny", "--band", "0.25-0.75", "--json")
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("v.gguf", None), ("v.npz", None), ("v.safetensors", "steering-lite"), ("v.safetensors", "tensors")],
+)
+def test_a_vector_goes_out_and_comes_back(run: Any, name: str, form: str | None) -> None:  # noqa: F811
+    made = ("--format", form) if form else ()
+    code, out, _ = run("vector", *FEW, "--out", name, *made)
+    assert code == 0
+    first = json.loads(out)
+    code, out, _ = run("vector", *FEW, "--from", name, "--out", "back.safetensors")
+    assert code == 0
+    back = json.loads(out)
+    assert back["c_star"] == pytest.approx(first["c_star"], rel=1e-5)
+    a, b = formats.read(name, n_layers=4), formats.read("back.safetensors")
+    assert torch.equal(a.directions_LD, b.directions_LD)
+
+
+def test_only_the_band(run: Any) -> None:  # noqa: F811
+    code, _, _ = run("vector", *FEW, "--out", "v.safetensors", "--format", "steering-lite", "--only-band")
+    assert code == 0
+    assert sorted(load_file("v.safetensors")) == ["layer1.v", "layer2.v"]
+    code, _, err = run(
+        "vector", "--model", "tiny", "--band", "0-0.2", "--from", "v.safetensors", "--out", "w.npz"
+    )
+    assert code == 2
+    assert err == "The vector has no direction at layer 0: choose a band within its layers (1,2).\n"
+
+
+@pytest.mark.parametrize("method", ["mean_diff_raw", "pca"])
+def test_other_methods(run: Any, method: str) -> None:  # noqa: F811
+    code, out, _ = run("vector", *FEW, "--method", method, "--out", "v.safetensors")
+    assert (code, json.loads(out)["method"]) == (0, method)
+    lengths = formats.read("v.safetensors").directions_LD.norm(dim=-1)
+    assert torch.allclose(lengths, torch.ones(4)) == (method == "pca")
+
+
+def test_what_is_not_here_or_unknown_is_said(run: Any, here: Any) -> None:  # noqa: F811
+    (here / "v.pt").write_bytes(b"")
+    for arguments, words in [
+        (("vector", *FEW, "--from", "v.pt", "--out", "w.npz"), "pickle"),
+        (("vector", *FEW, "--method", "magic", "--out", "w.npz"), "unknown method 'magic'"),
+        (("eval", *FEW, "--theirs"), "--theirs needs --vignettes"),
+        (("export", "--run", "run-1", "--push", "nonsense"), "run"),
+    ]:
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert words in err
+        assert err.count("\n") == 1
+
+
+def test_a_run_is_merged_with_its_card(run: Any, here: Any) -> None:  # noqa: F811
+    lm = tiny.language_model("gemma3")
+    lm.model.save_pretrained(here / "base")
+    lm.tokenizer.save_pretrained(here / "base")
+    folder = here / "runs" / "run-1"
+    settings = heal_settings(model=str(here / "base"), rounds=1)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(settings.model_dump_json())
+    log = EventLog(folder / "events.jsonl")
+    start(log, settings)
+    play_round(log, 1)
+    stack = AdapterStack(lm)
+    stack.fresh(1, TrainSettings(), seed=0)
+    stack.fold()
+    stack.save(1, folder / "adapters")
+    code, out, _ = run("export", "--run", "run-1", "--runs", "runs", "--merged", "merged", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["pushed"] is None
+    assert "merged/model.safetensors" in document["files"]
+    card = (here / "merged" / NAME).read_text()
+    assert "library_name: transformers" in card
+    assert "| **Care** | 0.250 | 0.350 |" in card
+    assert load(str(here / "merged")).n_layers == 4
+
+
+def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:  # noqa: F811
+    code, out, _ = run("doctor", "--model", "tiny", "--json")
+    document = json.loads(out)
+    assert [check["name"] for check in document["self_test"]] == ["extract", "undo", "write", "choose"]
+    assert all(check["ok"] for check in document["self_test"]), document["self_test"]
+    assert {"device", "memory_free_gib", "model_cache", "gemma_in_cache", "steering_lite", "tinymfv"} <= set(
+        document
+    )
+    assert "<start_of_turn>" in document["chat_template"]
+    assert (code, document["problems"]) == (0, [])
+    code, out, _ = run("doctor", "--model", "tiny", "--no-test")
+    assert code == 0
+    assert "self-test" not in out
+    assert "hf auth login" in out
+    assert models.default_model()[0] == "demo"

@@ -1,0 +1,120 @@
+"""The hub client's real errors, from a hub of our own on this machine, each as one sentence."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from steer_heal.config import GEMMA, SettingsError
+from steer_heal.models import default_model, files, in_cache
+
+ASK = """
+import json, sys
+from steer_heal.config import SettingsError
+from steer_heal.models import load
+said = {}
+for name in sys.argv[1:]:
+    try:
+        load(name)
+        said[name] = "loaded"
+    except SettingsError as error:
+        said[name] = str(error)
+print(json.dumps(said))
+"""
+SHA = "0" * 40
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Gated, missing, and one whose weights break off in the middle."""
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        if "/gated" in self.path:
+            return self.say(403, b"gated", body, {"X-Error-Code": "GatedRepo"})
+        if "/missing" in self.path:
+            return self.say(404, b"no", body, {"X-Error-Code": "RepoNotFound"})
+        if "/tree/" in self.path:
+            listed = [{"type": "file", "path": "model.safetensors", "size": 100_000, "oid": SHA}]
+            return self.say(200, json.dumps(listed).encode(), body, {"Content-Type": "application/json"})
+        if "/api/models/" in self.path:
+            listed = {"id": "own/broken", "sha": SHA, "siblings": [{"rfilename": "model.safetensors"}]}
+            return self.say(200, json.dumps(listed).encode(), body, {"Content-Type": "application/json"})
+        size = {"Content-Length": "100000", "ETag": '"abc"', "X-Repo-Commit": SHA}
+        return self.say(200, b"only the beginning", body, size)
+
+    def say(self, status, content, body, headers):
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+def ask(endpoint, cache, *names):
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
+    env |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *names], env=env, cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_gated_missing_and_interrupted(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        names = ("own/gated", "own/missing", "own/broken")
+        said = ask(f"http://127.0.0.1:{server.server_port}", tmp_path, *names)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "accept its licence at huggingface.co/own/gated, then run `hf auth login`" in said["own/gated"]
+    assert "The hub has no model own/missing" in said["own/missing"]
+    assert "broke off" in said["own/broken"]
+    assert "start again" in said["own/broken"]
+    assert not any("\n" in sentence for sentence in said.values())
+
+
+def test_no_hub_to_be_reached(tmp_path):
+    said = ask("http://127.0.0.1:9", tmp_path, GEMMA)
+    assert (
+        said[GEMMA]
+        == f"{GEMMA} is not on this machine and the hub cannot be reached: go online, or give a folder."
+    )
+
+
+def test_gemma_is_the_default_only_where_it_is(monkeypatch):
+    name, line = default_model()
+    assert (name, in_cache(GEMMA)) == ("demo", False)
+    assert "hf auth login" in line
+    assert "about 2 GB" in line
+    monkeypatch.setitem(default_model.__globals__, "in_cache", lambda _name: True)
+    assert default_model() == (GEMMA, "")
+
+
+def test_what_does_not_fit_is_refused_before_loading(monkeypatch, tmp_path):
+    save_file({"w": torch.zeros(1000, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    assert files.needed(tmp_path, torch.float32) == pytest.approx(2 * files.needed(tmp_path, "auto"))
+    files.check_memory("m", tmp_path, "cpu", torch.float32)
+    monkeypatch.setattr(files, "free", lambda _device: 3000)
+    with pytest.raises(SettingsError, match="m needs about"):
+        files.check_memory("m", tmp_path, "cpu", torch.float32)
