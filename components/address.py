@@ -17,7 +17,7 @@ def keep(names: Sequence[str]) -> str:
     address and gives the values back under their names."""
     return f"""(...v) => {{
   const form = Object.fromEntries({json.dumps(list(names))}.map((name, i) => [name, v[i]]));
-  const model = document.querySelector('#model input')?.value ?? '';
+  const model = document.querySelector('#header .sh-model b')?.innerText ?? '';
   const view = new URLSearchParams({{ model, trait: form.trait, prompt: form.prompt }});
   view.set('band', `${{form.low}}-${{form.high}}`);
   view.set('alpha', form.exact ?? 0);
