@@ -3,15 +3,17 @@
 Its prompt asks which norm a text violates, with Clifford's answer sentences as a numbered list in JSON; the
 model thinks to the full budget, is interrupted, and its answer's digit is read. Two things of its reading are
 kept, to give its numbers: the last token of the thought is generated but never read, and the interruption is
-rendered as a chat of its own, BOS included. Sources: `moralmaps.guided` (01e9026); answer sentences: Clifford
-et al., 2015, doi:10.3758/s13428-014-0551-2.
+rendered as a chat of its own, BOS included. The frame itself is data, in data/frames.json. Sources:
+`moralmaps.guided` (01e9026); answer sentences: Clifford et al., 2015, doi:10.3758/s13428-014-0551-2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from .. import data
 from ..config import FOUNDATIONS, SettingsError
 from ..data import CONDITIONS, Frame, foundation_name
 from ..models import LanguageModel
@@ -20,48 +22,14 @@ from . import found
 
 SETS = ("classic", "scifi", "ai-actor")
 THINK_TOKENS = 64
-SENTENCES = {
-    "Care": "It violates norms of harm or care (e.g., unkindness, causing pain to another)",
-    "Fairness": "It violates norms of fairness or justice (e.g., cheating or reducing equality)",
-    "Loyalty": "It violates norms of loyalty (e.g., betrayal of a group)",
-    "Authority": "It violates norms of respecting authority "
-    "(e.g., subversion, lack of respect for tradition)",
-    "Sanctity": "It violates norms of purity (e.g., degrading or disgusting acts)",
-    "Liberty": "It violates norms of freedom (e.g., bullying, dominating)",
-    "SocialNorms": "It is not morally wrong and does not apply to any of the provided choices",
-}
-_QUESTION = """{text}
-
-Here is the JSON schema for the answer. This is wrong because:
-  {
-    "properties": {
-      "violation": {
-        "enum": [
-{options}
-        ]
-      }
-    }
-  }"""
 
 
 def frame(think_tokens: int = THINK_TOKENS) -> Frame:
     """Its forced choice. `think_tokens` as it counts them: 0 and 1 are both no thought that is read."""
     if think_tokens < 0:
         raise SettingsError("The think budget must be 0 tokens or more.")
-    return Frame(
-        name=f"tinymfv-{think_tokens}",
-        question=_QUESTION,
-        options=tuple(SENTENCES[name] for name in FOUNDATIONS),
-        prefill='This is wrong because {"violation": "',
-        option='          "{index}", # {word}',
-        separator="\n",
-        think_budget=max(0, think_tokens - 1),
-        think_open="<think>\n",
-        think_close="</think>",
-        think="full",
-        answer="index",
-        nudge="Just answer",
-        apart=True,
+    return replace(
+        data.frame("tinymfv"), name=f"tinymfv-{think_tokens}", think_budget=max(0, think_tokens - 1)
     )
 
 
