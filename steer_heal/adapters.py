@@ -72,14 +72,20 @@ class AdapterStack:
         self._peft: PeftModel | None = None
         self._active: tuple[str, ...] = ()
 
-    def fresh(self, round_: int, settings: TrainSettings, *, seed: int) -> None:
-        """Put a trainable adapter on; it changes nothing yet (B is zero). A is drawn from `seed` alone."""
+    def fresh(
+        self, round_: int, settings: TrainSettings, *, seed: int, layers: Sequence[int] | None = None
+    ) -> None:
+        """Put a trainable adapter on; it changes nothing yet (B is zero). A is drawn from `seed` alone.
+
+        `layers`: the blocks that carry it, all of them when None.
+        """
         if self.current is not None or round_ in self.history:
             raise ValueError(f"round {round_} cannot begin beside {self.history} and {self.current}")
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]
             target_modules=self._targets,
+            layers_to_transform=None if layers is None else list(layers),
             task_type="CAUSAL_LM",
         )
         name = adapter_name(round_)

@@ -116,7 +116,7 @@ class CalibrateSettings(Settings):
 class DataSettings(Settings):
     """The over-steered completions a round is trained on."""
 
-    alphas: tuple[Alpha, ...] = (1.0, 1.5, 2.0, 2.5)
+    alphas: tuple[Alpha, ...] = (1.25, 1.5, 1.75, 2.0)
     n_completions: int = Field(256, ge=4, le=20_000)
     min_kept: int = Field(16, ge=2)
     max_new_tokens: int = Field(64, ge=8, le=MAX_NEW_TOKENS)
@@ -125,24 +125,30 @@ class DataSettings(Settings):
 class FilterSettings(Settings):
     """A completion is kept when every score is within its cut."""
 
-    max_perplexity_ratio: float = Field(8.0, gt=1.0, description="perplexity under base / base's own")
+    max_perplexity_ratio: float = Field(2.5, gt=1.0, description="perplexity under base / base's own")
     max_repetition: float = Field(
         0.3, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters"
     )
     min_words: int = Field(4, ge=1)
-    max_tail_ratio: float = Field(8.0, gt=1.0, description="the same over the last quarter of the completion")
+    max_tail_ratio: float = Field(3.0, gt=1.0, description="the same over the last quarter of the completion")
     max_boilerplate: int = Field(0, ge=0, description="refusals and talk of being an assistant")
     max_narration: int = Field(0, ge=0, description="first-person narration of the trait")
 
 
 class TrainSettings(Settings):
-    """The LoRA and its loss: NLL + lam * relu(D - tau), D a divergence in nats per token."""
+    """The LoRA and its loss: NLL + lam * relu(D - tau), D a divergence in nats per token.
+
+    `layers`: which blocks carry the LoRA; "band" is the steered ones and the one before them, where a change
+    does downstream what steering did, also on prompts unlike the trained ones.
+    """
+
+    layers: Literal["band", "all"] = "band"
 
     divergence: Literal["nll", "kl_fwd", "kl_rev"] = "kl_rev"
     aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
     reference: Literal["prev", "base"] = "prev"
     lam: float = Field(0.3, ge=0.0)
-    tau: float = Field(0.5, ge=0.0)
+    tau: float = Field(1.0, ge=0.0)
     rank: int = Field(8, ge=1, le=256)
     lora_alpha: float = Field(16.0, gt=0.0)
     lr: float = Field(4e-3, gt=0.0, le=1.0)
@@ -187,8 +193,7 @@ class HealSettings(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "data": {"n_completions": 128, "max_new_tokens": 48},
-        "train": {"epochs": 4},
+        "data": {"n_completions": 128, "max_new_tokens": 40},
     },
     "standard": {"data": {"n_completions": 256}},
 }

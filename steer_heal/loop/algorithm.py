@@ -229,7 +229,9 @@ class _Loop:
             for row in kept
         ]
         settings, seed = self.settings.train, seed_of(self.settings.seed, round_, "train")
-        self.stack.fresh(round_, settings, seed=seed)
+        near = range(max(0, self.layers[0] - 1), self.layers[-1] + 1)
+        layers = near if settings.layers == "band" else None
+        self.stack.fresh(round_, settings, seed=seed, layers=layers)
         for step in train_round(self.lm, self.stack, examples, settings, seed=seed, stop=self.stop):
             yield "step", round_, step
 

@@ -22,7 +22,7 @@ def fast(**more):
         "model": "tiny",
         "rounds": 2,
         "band": (0.3, 0.7),
-        "data": {"n_completions": 8, "max_new_tokens": 8, "min_kept": 2},
+        "data": {"n_completions": 8, "max_new_tokens": 8, "min_kept": 2, "alphas": (1.0, 1.5, 2.0, 2.5)},
         "filter": OPEN,
         "train": {"epochs": 2, "batch_size": 4, "rank": 2},
         "extract": {"n_contexts": 3},
