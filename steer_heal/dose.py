@@ -165,7 +165,8 @@ class _Measure:
         return _Base(profile, filter.summary(_healths(written, None)).get("perplexity"))
 
     def _row(self, alpha: float, profile: Profile, written: Sequence[Completion]) -> DoseRow:
-        text = filter.summary(_healths(written, self.base.perplexity))
+        texts = _healths(written, self.base.perplexity)
+        text = filter.summary(texts)
         kls = [math.inf if math.isnan(kl) else kl for row in written for kl in _kls(row)]
         return DoseRow(
             alpha=alpha,
@@ -180,6 +181,7 @@ class _Measure:
             sample=written[0].text if written else "",
             perplexity_ratio=text.get("perplexity_ratio"),
             looping=text.get("looping"),
+            texts=tuple(texts),
         )
 
     def _coefficients_KL(self, alphas: Sequence[float]) -> Tensor:
@@ -235,7 +237,8 @@ def _healths(written: Sequence[Completion], own: float | None) -> list[TextHealt
     for row in written:
         p_base = [token.p_base for token in row.tokens if token.p_base is not None]
         logp = [math.log(p) if p > 0.0 else -math.inf for p in p_base]
-        found.append(filter.health(row.text, [max(value, -100.0) for value in logp], own))
+        kl = [math.inf if math.isnan(value) else value for value in _kls(row)]
+        found.append(filter.health(row.text, [max(value, -100.0) for value in logp], own, kl=kl))
     return found
 
 

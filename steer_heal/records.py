@@ -156,7 +156,10 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class DoseRow:
-    """One alpha of a sweep (or one cell of a grid): profile, text health over its answers, verdict."""
+    """One alpha of a sweep (or one cell of a grid): profile, text health over its answers, verdict.
+
+    `texts` has the health of each answer, for its spread.
+    """
 
     alpha: float
     band: tuple[float, float]
@@ -170,6 +173,7 @@ class DoseRow:
     sample: str = ""
     perplexity_ratio: float | None = None
     looping: float | None = None
+    texts: tuple[TextHealth, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from steer_heal import data, dose, instrument, models
+from steer_heal import data, instrument, models
 from steer_heal.bridges.extraction import titles
 from steer_heal.config import (
     DEFAULT_MODEL,
@@ -22,6 +22,7 @@ from steer_heal.config import (
 from steer_heal.engine.book import RunBook
 from steer_heal.engine.launching import check
 from steer_heal.engine.pairs import Pairs, encode
+from steer_heal.engine.sweeps import Sweep, Sweeps
 from steer_heal.engine.turns import Ticket, Turns, Waiting
 from steer_heal.engine.vectors import Vectors
 from steer_heal.jobs import LocalProcesses
@@ -29,24 +30,18 @@ from steer_heal.models import LanguageModel, band_layers
 from steer_heal.records import (
     Calibration,
     CompletionRow,
-    DoseRow,
     MapNode,
     ModelInfo,
     Profile,
     RoundDetail,
     RunRow,
     SteerFrame,
-    Stopped,
     Trait,
     Vignette,
 )
 from steer_heal.store import Store
 
 T = TypeVar("T")
-Sweep = tuple[float, list[DoseRow]]
-
-DOSE_PROMPTS = 6
-"""How many prompts a sweep answers freely when the request names none."""
 
 
 class Engine:
@@ -67,13 +62,30 @@ class Engine:
         lm: LanguageModel | None = None,
     ) -> None:
         runs = Path(runs_dir).absolute()
-        self._lm = models.load(model) if lm is None else lm
-        self._vectors = Vectors(self._lm, Path(cache_dir) if cache_dir else runs.parent / "cache")
-        self._pairs = Pairs(self._lm, self._vectors)
+        self._cache_dir = Path(cache_dir) if cache_dir else runs.parent / "cache"
+        self._take(models.load(model) if lm is None else lm)
         self._turns = Turns()
         self._book = RunBook(LocalProcesses(runs), Store(db, patience=1.0))
         self._numbers = itertools.count()
-        self.info: ModelInfo = self._lm.info
+
+    def use(self, model: str) -> ModelInfo:
+        """Steer this model from now on, for everyone; the one before is freed. Raises: `SettingsError`, and
+        then nothing has changed."""
+
+        def change() -> ModelInfo:
+            if model != self.info.name:
+                self._take(models.load(model))
+                models.free()
+            return self.info
+
+        return self._once(change)
+
+    def _take(self, lm: LanguageModel) -> None:
+        self._lm = lm
+        self._vectors = Vectors(lm, self._cache_dir)
+        self._pairs = Pairs(lm, self._vectors)
+        self._sweeps = Sweeps(lm, self._vectors)
+        self.info: ModelInfo = lm.info
 
     def traits(self) -> list[Trait]:
         """All traits, the default one first."""
@@ -138,61 +150,26 @@ class Engine:
         return self._once(lambda: self._vectors.steer(trait, band, method).calibration)
 
     def dose(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
-        """(share done, rows so far by alpha).
+        """(share done, rows so far by alpha); all rows at share 1, fewer when it was ended before.
 
         `prompts` are answered freely, and are also the profile's vignettes unless `n_vignettes` is given;
         then, and without prompts, the profile is of that many of the bundled ones, of all when none.
         """
-        for item in self._turns.run(f"dose {session}", lambda ticket: self._sweep(request, ticket)):
-            yield (0.0, []) if isinstance(item, Waiting) else item
-
-    def _sweep(self, request: DoseRequest, ticket: Ticket[Sweep]) -> Iterator[Sweep]:
-        yield 0.0, []
-        steer = self._vectors.steer(request.trait, request.band, request.method)
-        prompts = request.prompts or data.heal_prompts(request.trait)[-DOSE_PROMPTS:]
-        vignettes = self._vignettes_of(request)
-        share, rows = [0.0], []
-        try:
-            for row in dose.sweep(
-                self._lm, steer.vector, steer.calibration.c_star, request, vignettes,
-                data.frame(build(EvalSettings).frame), [encode(self._lm, prompt) for prompt in prompts],
-                progress=lambda done: share.__setitem__(0, done), stop=ticket.over,
-            ):  # fmt: skip
-                rows.append(row)
-                yield share[0], sorted(rows, key=lambda row: row.alpha)
-        except Stopped:
-            return
+        return self._measured(session, lambda ticket: self._sweeps.dose(request, ticket))
 
     def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
         """(share done, cells so far): every layer and every three neighbours x the alphas, without free text.
 
-        The profile's vignettes are as in `dose`; the request's band is not used.
+        The profile's vignettes are as in `dose`, whose place it takes; the request's band is not used.
         """
-        for item in self._turns.run(f"dose {session}", lambda ticket: self._cells(request, ticket)):
-            yield (0.0, []) if isinstance(item, Waiting) else item
+        return self._measured(session, lambda ticket: self._sweeps.grid(request, ticket))
 
-    def _cells(self, request: DoseRequest, ticket: Ticket[Sweep]) -> Iterator[Sweep]:
-        yield 0.0, []
-        share, rows = [0.0], []
-        try:
-            for row in dose.grid(
-                self._lm, self._vectors.vector(request.trait, request.method),
-                lambda layers: self._vectors.at(request.trait, layers, request.method).calibration.c_star,
-                request, dose.grid_bands(self._lm.n_layers), self._vignettes_of(request),
-                data.frame(build(EvalSettings).frame),
-                progress=lambda done: share.__setitem__(0, done), stop=ticket.over,
-            ):  # fmt: skip
-                rows.append(row)
-                yield share[0], list(rows)
-        except Stopped:
-            return
-
-    def _vignettes_of(self, request: DoseRequest) -> list[Vignette]:
-        if request.prompts and request.n_vignettes is None:
-            return [
-                Vignette(f"prompt {i}", "", text, "other_violate") for i, text in enumerate(request.prompts)
-            ]
-        return data.vignettes(condition=build(EvalSettings).condition, limit=request.n_vignettes)
+    def _measured(
+        self, session: str, steps: Callable[[Ticket[Sweep | None]], Iterator[Sweep | None]]
+    ) -> Iterator[Sweep]:
+        for item in self._turns.run(f"dose {session}", steps, patient=True):
+            if item is not None:
+                yield (0.0, []) if isinstance(item, Waiting) else item
 
     def launch(self, settings: HealSettings) -> str:
         """Queues a heal run; gives its id. What can be told at once about the settings is told here."""

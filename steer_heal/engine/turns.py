@@ -14,6 +14,9 @@ T = TypeVar("T")
 AT_ONCE = 4
 """Pieces of work that advance together; what comes later waits until one of them has ended."""
 
+PATIENCE = 6
+"""Steps that work in a hurry gets for one step of patient work, while there is both."""
+
 _POLL_S = 0.2
 
 
@@ -38,6 +41,8 @@ class Ticket(Generic[T]):
     session: str
     steps: Callable[[Ticket[T]], Iterator[T]]
     out: queue.SimpleQueue[T | _End] = field(default_factory=queue.SimpleQueue)
+    patient: bool = False
+    passed: int = 0
     superseded: bool = False
     stopped: bool = False
     running: Iterator[T] | None = None
@@ -64,12 +69,15 @@ class Turns:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def run(self, session: str, steps: Callable[[Ticket[T]], Iterator[T]]) -> Iterator[T | Waiting]:
+    def run(
+        self, session: str, steps: Callable[[Ticket[T]], Iterator[T]], *, patient: bool = False
+    ) -> Iterator[T | Waiting]:
         """The items of `steps(ticket)`, as they come, with `Waiting` before the first where it has to wait.
 
-        Work begins at the first `next`. Closing the iterator ends the work at its next step.
+        `patient` work lets other work pass, up to `PATIENCE` steps for one of its own. Work begins at the
+        first `next`. Closing the iterator ends the work at its next step.
         """
-        ticket: Ticket[T] = Ticket(session, steps)
+        ticket: Ticket[T] = Ticket(session, steps, patient=patient)
         self._admit(ticket)
         try:
             while True:
@@ -132,11 +140,22 @@ class Turns:
                     self._active.append(self._waiting.popleft())
                 self._active.extend(going)
                 if self._active:
-                    return self._active.popleft()
+                    return self._due()
                 if self._closed:
                     return None
                 going = []
                 self._change.wait()
+
+    def _due(self) -> Ticket:
+        """The first of the active; patient work is passed over while others are there."""
+        for _ in range(len(self._active)):
+            ticket = self._active.popleft()
+            if not ticket.patient or ticket.passed >= PATIENCE or all(t.patient for t in self._active):
+                ticket.passed = 0
+                return ticket
+            ticket.passed += 1
+            self._active.append(ticket)
+        return self._active.popleft()
 
     def _work(self) -> None:
         last: Ticket | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,18 +58,40 @@ class Vectors:
         """Whether `steer` has nothing to measure. Raises: `SettingsError` for an empty band."""
         return (trait, band_layers(self._lm.n_layers, band), method) in self._steers
 
-    def steer(self, trait: str, band: tuple[float, float], method: str = OWN_METHODS[0]) -> Steer:
+    def steer(
+        self,
+        trait: str,
+        band: tuple[float, float],
+        method: str = OWN_METHODS[0],
+        *,
+        pause: Callable[[], None] | None = None,
+    ) -> Steer:
         """Vector and c* for the band. Raises: `SettingsError` for an unknown trait or an empty band."""
-        return self.at(trait, band_layers(self._lm.n_layers, band), method)
+        return self.at(trait, band_layers(self._lm.n_layers, band), method, pause=pause)
 
-    def at(self, trait: str, layers: tuple[int, ...], method: str = OWN_METHODS[0]) -> Steer:
-        """Vector and c* for these layers."""
+    def at(
+        self,
+        trait: str,
+        layers: tuple[int, ...],
+        method: str = OWN_METHODS[0],
+        *,
+        pause: Callable[[], None] | None = None,
+    ) -> Steer:
+        """Vector and c* for these layers; `pause` is called between the passes of a measurement."""
         key = (trait, layers, method)
         if key not in self._steers:
-            self._steers[key] = self.calibrated(data.trait(trait), self.vector(trait, method), layers)
+            found = self.vector(trait, method)
+            self._steers[key] = self.calibrated(data.trait(trait), found, layers, pause=pause)
         return self._steers[key]
 
-    def calibrated(self, trait: Trait, found: SteeringVector, layers: tuple[int, ...]) -> Steer:
+    def calibrated(
+        self,
+        trait: Trait,
+        found: SteeringVector,
+        layers: tuple[int, ...],
+        *,
+        pause: Callable[[], None] | None = None,
+    ) -> Steer:
         """Any vector with its c* for these layers. Raises: `SettingsError` when it has no direction there."""
         absent = [layer for layer in layers if not found.directions_LD[layer].any()]
         if found.operator is None and absent:
@@ -80,7 +103,10 @@ class Vectors:
         settings = build(CalibrateSettings, **bracket)
         texts = data.contexts(trait.name)[: settings.n_prompts]
         prompts = [self._lm.encode_chat([user(text)]) for text in texts]
-        known = cached(self._cache_dir, self._lm, trait, found, layers, prompts, settings)
+        known = cached(
+            self._cache_dir, self._lm, trait, found, layers, prompts, settings,
+            progress=None if pause is None else lambda _done, _of: pause(),
+        )  # fmt: skip
         return Steer(found, layers, known)
 
     def vector(self, trait: str, method: str = OWN_METHODS[0]) -> SteeringVector:

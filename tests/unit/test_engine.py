@@ -162,6 +162,41 @@ def test_dose_gives_rows_by_alpha_and_a_share_that_reaches_1(engine: Engine) -> 
     assert rows[1].profile.n_vignettes == 1
 
 
+def small_grid(**changed: Any) -> DoseRequest:
+    return build(DoseRequest, alphas=(-1.0, 1.0), prompts=("A man lies.",), **changed)
+
+
+def test_a_grid_has_every_layer_and_every_three_neighbours(engine: Engine) -> None:
+    got = list(engine.grid(small_grid(), session="a"))
+    share, cells = got[-1]
+    assert share == 1.0
+    assert [len(engine.layers(cell.band)) for cell in cells[::2]] == [1, 1, 1, 1, 3, 3]
+    assert [cell.alpha for cell in cells[:2]] == [-1.0, 1.0]
+    assert all(cell.coherence is not None and cell.trait_shift is not None for cell in cells)
+
+
+def test_an_answer_is_written_whole_while_a_grid_is_measured(engine: Engine) -> None:
+    grid = engine.grid(small_grid(), session="a")
+    next(grid)
+    answer = list(engine.steer(request("meanwhile", n=8), session="a"))
+    assert answer[-1].done
+    assert answer[-1].message != "Stopped."
+    rest = list(grid)
+    assert rest[-1][0] == 1.0
+    assert len(rest[-1][1]) == 12
+
+
+def test_a_stopped_grid_keeps_its_cells_and_never_reaches_share_1(engine: Engine) -> None:
+    grid = engine.grid(small_grid(), session="a")
+    found: list[Any] = []
+    while not found:
+        found = next(grid)[1]
+    engine.stop("a")
+    rest = list(grid)
+    assert all(share < 1.0 for share, _ in rest)
+    assert len(rest[-1][1] if rest else found) < 12
+
+
 def test_what_is_there_is_described(engine: Engine) -> None:
     assert engine.info.name == "tiny-gemma3"
     assert engine.traits()[0].name == "care_over_authority"

@@ -1,0 +1,73 @@
+"""Long work cut into slices from within: wherever it pauses, its caller goes on first."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from steer_heal.records import Stopped
+
+T = TypeVar("T")
+Pause = Callable[[], None]
+
+
+class _End:
+    """What comes after the last item, with what the work raised."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+class _Lane(Generic[T]):
+    """The work on a thread of its own, which runs only while the caller waits for its next item."""
+
+    def __init__(self, work: Callable[[Pause], Iterator[T]]) -> None:
+        self._work = work
+        self._go, self._out = threading.Semaphore(0), queue.SimpleQueue[T | _End | None]()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="slices", daemon=True)
+        self._thread.start()
+
+    def next(self) -> T | _End | None:
+        self._go.release()
+        return self._out.get()
+
+    def close(self) -> None:
+        """Let the work end, by `Stopped` out of its next pause, and wait for it."""
+        self._closed = True
+        self._go.release()
+        self._thread.join()
+
+    def _hand(self, item: T | None) -> None:
+        self._out.put(item)
+        self._go.acquire()
+        if self._closed:
+            raise Stopped
+
+    def _run(self) -> None:
+        self._go.acquire()
+        error = None
+        try:
+            if not self._closed:
+                for item in self._work(lambda: self._hand(None)):
+                    self._hand(item)
+        except BaseException as raised:  # noqa: BLE001 - raised to the caller by `sliced`
+            error = raised
+        self._out.put(_End(error))
+
+
+def sliced(work: Callable[[Pause], Iterator[T]]) -> Iterator[T | None]:
+    """The items of `work(pause)`, and None wherever it calls `pause()`, also from deep inside an item.
+
+    The work and its caller never run at once. Closing the iterator raises `Stopped` out of the work's pause.
+    """
+    lane = _Lane(work)
+    try:
+        while not isinstance(item := lane.next(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        lane.close()

@@ -1,0 +1,95 @@
+"""Sweeps and grids of doses, in slices, so that answers can be written in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from steer_heal import data, dose
+from steer_heal.config import DoseRequest, EvalSettings, build
+from steer_heal.data import Frame
+from steer_heal.engine.pairs import encode
+from steer_heal.engine.slices import Pause, sliced
+from steer_heal.engine.turns import Ticket
+from steer_heal.engine.vectors import Vectors
+from steer_heal.models import LanguageModel
+from steer_heal.records import DoseRow, Stopped, Vignette
+
+DOSE_PROMPTS = 6
+"""How many prompts a sweep answers freely when the request names none."""
+
+Sweep = tuple[float, list[DoseRow]]
+Progress = Callable[[float], None]
+Rows = Callable[[Pause, Callable[[], bool], Progress], Iterator[DoseRow]]
+
+
+class Sweeps:
+    """Measures doses on one model. Between two slices the model has no hook on it."""
+
+    def __init__(self, lm: LanguageModel, vectors: Vectors) -> None:
+        self._lm, self._vectors = lm, vectors
+
+    def dose(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
+        """(share done, rows so far by alpha) after each row, None after each slice in between."""
+
+        def rows(pause: Pause, stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
+            steer = self._vectors.steer(request.trait, request.band, request.method, pause=pause)
+            prompts = request.prompts or data.heal_prompts(request.trait)[-DOSE_PROMPTS:]
+            return dose.sweep(
+                self._lm, steer.vector, steer.calibration.c_star, request, _vignettes(request), _frame(),
+                [encode(self._lm, prompt) for prompt in prompts], progress=progress, stop=stop,
+            )  # fmt: skip
+
+        for item in _streamed(rows, ticket):
+            yield None if item is None else (item[0], sorted(item[1], key=lambda row: row.alpha))
+
+    def grid(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
+        """(share done, cells so far) after each cell, None after each slice in between."""
+
+        def rows(pause: Pause, stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
+            def c_star(layers: tuple[int, ...]) -> float:
+                found = self._vectors.at(request.trait, layers, request.method, pause=pause)
+                return found.calibration.c_star
+
+            return dose.grid(
+                self._lm, self._vectors.vector(request.trait, request.method), c_star, request,
+                dose.grid_bands(self._lm.n_layers), _vignettes(request), _frame(),
+                progress=progress, stop=stop,
+            )  # fmt: skip
+
+        yield from _streamed(rows, ticket)
+
+
+def _streamed(rows: Rows, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
+    """The rows as they grow; nothing more once the ticket is over."""
+    share, found = 0.0, []
+
+    def progress(done: float) -> None:
+        nonlocal share
+        share = done
+
+    def work(pause: Pause) -> Iterator[DoseRow]:
+        def stop() -> bool:
+            pause()
+            return ticket.over()
+
+        return rows(pause, stop, progress)
+
+    yield 0.0, []
+    try:
+        for row in sliced(work):
+            if row is not None:
+                found.append(row)
+            yield None if row is None else (share, list(found))
+    except Stopped:
+        return
+    yield 1.0, list(found)
+
+
+def _frame() -> Frame:
+    return data.frame(build(EvalSettings).frame)
+
+
+def _vignettes(request: DoseRequest) -> list[Vignette]:
+    if request.prompts and request.n_vignettes is None:
+        return [Vignette(f"prompt {i}", "", text, "other_violate") for i, text in enumerate(request.prompts)]
+    return data.vignettes(condition=build(EvalSettings).condition, limit=request.n_vignettes)
