@@ -214,7 +214,7 @@ def _explain(source: Source, error: Exception) -> str:
     """One sentence on why `source` cannot be loaded and what to do."""
     name, text = source.name, str(error)
     causes = list(_causes(error))
-    if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in text:
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
         return f"{name} is gated: accept its licence at huggingface.co/{name}, then run `hf auth login`."
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"The hub has no model {name}: check the spelling, or run `hf auth login` if it is private."
