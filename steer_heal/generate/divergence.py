@@ -9,7 +9,7 @@ from torch import Tensor
 
 _CHUNK = 2**22
 _LEAST = -1e30
-"""Stands for the logit of a token that is ruled out, so that 0 * log 0 adds 0."""
+"""Stands for the log-probability of a token that is ruled out, so that 0 * log 0 adds 0."""
 
 N_BASE_TOP = 3
 
@@ -28,7 +28,7 @@ def kl(logits_BV: Tensor, base_BV: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(base)) per row in nats, float32, at temperature 1."""
     rows = max(1, _CHUNK // logits_BV.shape[-1])
     parts = zip(logits_BV.split(rows), base_BV.split(rows), strict=True)
-    return torch.cat([_kl(_logp(steered), _logp(base)) for steered, base in parts])
+    return torch.cat([_kl(log_probabilities(steered), log_probabilities(base)) for steered, base in parts])
 
 
 def _kl(logp_BV: Tensor, logq_BV: Tensor) -> Tensor:
@@ -36,25 +36,21 @@ def _kl(logp_BV: Tensor, logq_BV: Tensor) -> Tensor:
     return torch.linalg.vecdot(logp_BV.exp(), logp_BV - logq_BV).clamp(min=0.0)
 
 
-def _logp(logits_BV: Tensor) -> Tensor:
-    return logits_BV.float().clamp(min=_LEAST).log_softmax(dim=-1)
+def log_probabilities(logits_BV: Tensor) -> Tensor:
+    """log softmax(logits), float32, at temperature 1; what is ruled out gets a very low number, not -inf."""
+    return logits_BV.log_softmax(dim=-1, dtype=torch.float32).clamp_(min=_LEAST)
 
 
-def probability(logits_BV: Tensor, ids_B: Tensor) -> Tensor:
-    """softmax(logits)[ids], (B,), at temperature 1."""
-    return _logp(logits_BV).gather(1, ids_B[:, None])[:, 0].exp()
-
-
-def diverge(logits_BV: Tensor, base_BV: Tensor, ids_B: Tensor) -> Divergence:
-    """`logits_BV` wrote `ids_B` where base had `base_BV`."""
-    rows = max(1, _CHUNK // logits_BV.shape[-1])
-    parts = zip(logits_BV.split(rows), base_BV.split(rows), ids_B.split(rows), strict=True)
+def diverge(logp_BV: Tensor, base_BV: Tensor, ids_B: Tensor) -> Divergence:
+    """Log-probabilities `logp_BV` wrote `ids_B` where base had the logits `base_BV`."""
+    rows = max(1, _CHUNK // logp_BV.shape[-1])
+    parts = zip(logp_BV.split(rows), base_BV.split(rows), ids_B.split(rows), strict=True)
     columns = zip(*(_diverge(*part) for part in parts), strict=True)
     return Divergence(*(torch.cat(column) for column in columns))
 
 
-def _diverge(logits_BV: Tensor, base_BV: Tensor, ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logq_BV = _logp(base_BV)
+def _diverge(logp_BV: Tensor, base_BV: Tensor, ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logq_BV = log_probabilities(base_BV)
     top_BN, top_ids_BN = logq_BV.topk(min(N_BASE_TOP, logq_BV.shape[-1]), dim=-1)
     p_base_B = logq_BV.gather(1, ids_B[:, None])[:, 0].exp()
-    return _kl(_logp(logits_BV), logq_BV), p_base_B, top_ids_BN, top_BN.exp()
+    return _kl(logp_BV, logq_BV), p_base_B, top_ids_BN, top_BN.exp()

@@ -14,7 +14,7 @@ from ..models import LanguageModel
 from ..records import Alternative, Completion, Token
 from ..steering import Operator, steering_of
 from .cache import check_cache
-from .divergence import diverge, probability
+from .divergence import diverge, log_probabilities
 from .prefill import Prefilled, PrefixStore, prefill
 from .rows import Plan, Row, plan
 from .sampling import Sampler, sampler
@@ -127,8 +127,9 @@ class _Batch:
         writers = [lane for lane in self._lanes if self._plan.lanes[lane].follows is None]
         logits_WV = self._state.logits_BV[: len(writers)]
         ids_W = self._sampler.draw(logits_WV, [self._plan.lanes[lane].noise for lane in writers], step)
-        ids, p = ids_W.tolist(), probability(logits_WV, ids_W).tolist()
-        measured = self._measure(writers, place, logits_WV, ids_W)
+        logp_WV = log_probabilities(logits_WV)
+        ids, p = ids_W.tolist(), logp_WV.gather(1, ids_W[:, None])[:, 0].exp().tolist()
+        measured = self._measure(writers, place, logp_WV, ids_W)
         ended = [token in self._lm.eos_ids or step == self._last_step for token in ids]
         self._next = {lane: token for lane, token, over in zip(writers, ids, ended, strict=True) if not over}
         return [
@@ -140,7 +141,7 @@ class _Batch:
         ]
 
     def _measure(
-        self, writers: list[int], place: dict[int, int], logits_WV: Tensor, ids_W: Tensor
+        self, writers: list[int], place: dict[int, int], logp_WV: Tensor, ids_W: Tensor
     ) -> dict[int, dict[str, Any]]:
         """KL, probability under base and base's favourites, for the writers (by index) that have a shadow."""
         shadow = self._plan.shadow_of_lane
@@ -148,7 +149,7 @@ class _Batch:
         if not index:
             return {}
         base_SV = self._state.logits_BV[[place[shadow[writers[i]]] for i in index]]
-        found = diverge(logits_WV[index], base_SV, ids_W[index])
+        found = diverge(logp_WV[index], base_SV, ids_W[index])
         columns = (found.kl_B, found.p_base_B, found.top_ids_BN, found.top_p_BN)
         return {
             i: {

@@ -20,15 +20,16 @@ class TextStream:
         self._ids: list[int] = []
         self._n_given = 0
         """Ids whose text has been given out; the few before the others are kept for their context."""
+        self._given = decode([])
 
     def push(self, token: int, *, last: bool = False) -> str:
         """The text that `token` completes, all that is left when it is the last."""
         self._ids.append(token)
-        given = self._decode(self._ids[: self._n_given])
         text = self._decode(self._ids)
         waiting = len(self._ids) - self._n_given < _LONGEST_CHARACTER
         if text.endswith(_INCOMPLETE) and waiting and not last:
             return ""
         self._ids = self._ids[self._n_given :]
         self._n_given = len(self._ids)
-        return text[len(given) :]
+        new, self._given = text[len(self._given) :], self._decode(self._ids)
+        return new
