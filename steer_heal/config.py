@@ -114,9 +114,18 @@ class CalibrateSettings(Settings):
 
 
 class DataSettings(Settings):
-    """The over-steered completions a round is trained on."""
+    """The over-steered completions a round is trained on.
+
+    The alphas are those of a fresh run; each round multiplies them by the largest of `scales` at which
+    `survival` of a probe of `n_probe` completions passes the filter.
+    """
 
     alphas: tuple[Alpha, ...] = (1.25, 1.5, 1.75, 2.0)
+    scales: tuple[Annotated[float, Field(gt=0.0, le=4.0)], ...] = Field(
+        (1.0, 0.8, 0.65, 0.5, 0.35), min_length=1
+    )
+    survival: float = Field(0.6, ge=0.0, le=1.0)
+    n_probe: int = Field(12, ge=1, le=256)
     n_completions: int = Field(256, ge=4, le=20_000)
     min_kept: int = Field(16, ge=2)
     max_new_tokens: int = Field(64, ge=8, le=MAX_NEW_TOKENS)

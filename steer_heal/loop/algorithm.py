@@ -177,27 +177,44 @@ class _Loop:
     def generate(self, round_: int, dose: Dose) -> Stage[list[Completion]]:
         """Over-steered answers: the prompts go round, each at every alpha in turn."""
         yield from self._begin("generate", round_)
-        made, prompts = self.settings.data, self.measures.prompts
-        n_alphas = len(made.alphas)
-        asked = [prompts[number // n_alphas % len(prompts)] for number in range(made.n_completions)]
-        seed = seed_of(self.settings.seed, round_, "generate")
+        made, seed = self.settings.data, seed_of(self.settings.seed, round_, "generate")
+        scale = yield from self._scale(round_, dose)
+        alphas = [alpha * scale for alpha in made.alphas]
 
         def work(tick: Tick) -> list[Completion]:
-            return self.measures.write(asked, tick, seed=seed, dose=dose, alphas=made.alphas)
+            return self.measures.write(
+                self.measures.asked(made.n_completions), tick, seed=seed, dose=dose, alphas=alphas
+            )
 
         return (yield from self._live("generate", round_, work))
+
+    def _scale(self, round_: int, dose: Dose) -> Stage[float]:
+        """The largest multiplier of the alphas at which enough of a probe is kept, else the least.
+
+        A student that carries the trait breaks at lower doses than the base did, so the alphas of round 1
+        would starve the rounds after it.
+        """
+        made, seed = self.settings.data, seed_of(self.settings.seed, round_, "probe")
+        survival: dict[float, float] = {}
+        for scale in sorted(set(made.scales), reverse=True):
+
+            def work(tick: Tick, scale: float = scale) -> float:
+                return self.measures.survival(dose, scale, seed, tick)
+
+            survival[scale] = yield from self._live("generate", round_, work)
+            if survival[scale] >= made.survival:
+                break
+        yield (
+            "dose",
+            round_,
+            {"scale": scale, "survival": {f"{key:g}": value for key, value in survival.items()}},
+        )
+        return scale
 
     def filter(self, round_: int, made: list[Completion]) -> Stage[list[Completion]]:
         """What is coherent enough to learn; every completion leaves an event with its scores and reasons."""
         yield from self._begin("filter", round_)
-        logps = yield from self._live("filter", round_, lambda tick: self.measures.logp(made, tick))
-        own = self.measures.own
-        if own is None:
-            raise RoundFailed("The base was not measured: start the run again.")
-        verdicts = [
-            filter.judge(filter.scores(row.text, logp, own), self.settings.filter)
-            for row, logp in zip(made, logps, strict=True)
-        ]
+        verdicts = yield from self._live("filter", round_, lambda tick: self.measures.judge(made, tick))
         for index, (row, verdict) in enumerate(zip(made, verdicts, strict=True)):
             yield (
                 "completion",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..adapters import AdapterStack
 from ..config import HealSettings, SampleSettings, build
 from ..generate import Row, complete
 from ..models import LanguageModel, user
-from ..records import Completion, Profile, RoundFailed
+from ..records import Completion, FilterVerdict, Profile, RoundFailed
 from ..steering import coefficients
 from ..vector import SteeringVector
 from .live import Tick
@@ -103,6 +104,28 @@ class Measures:
         ids = [[token.id for token in row.tokens] for row in written]
         with self._stack.off():
             return instrument.text_logp(self._lm, prompts, ids, progress=tick, stop=self._stop)
+
+    def asked(self, count: int) -> list[str]:
+        """The prompts of `count` completions: each comes once for every alpha, one after the other."""
+        n_alphas = len(self._settings.data.alphas)
+        return [self.prompts[number // n_alphas % len(self.prompts)] for number in range(count)]
+
+    def judge(self, written: Sequence[Completion], tick: Tick | None = None) -> list[FilterVerdict]:
+        """The filter's verdict on every answer; `RoundFailed` before the base was measured."""
+        if self.own is None:
+            raise RoundFailed("The base was not measured: start the run again.")
+        own, logps = self.own, self.logp(written, tick)
+        return [
+            filter.judge(filter.scores(row.text, logp, own), self._settings.filter)
+            for row, logp in zip(written, logps, strict=True)
+        ]
+
+    def survival(self, dose: Dose, scale: float, seed: int, tick: Tick) -> float:
+        """Share of a probe, written at the round's alphas times `scale`, that the filter keeps."""
+        made = self._settings.data
+        alphas = [alpha * scale for alpha in made.alphas]
+        verdicts = self.judge(self.write(self.asked(made.n_probe), tick, seed=seed, dose=dose, alphas=alphas))
+        return fmean(verdict.kept for verdict in verdicts) if verdicts else 0.0
 
     def text(self, tick: Tick, dose: Dose | None = None) -> dict[str, float]:
         """Health of free answers to the held-out prompts: the medians, and the share that loops."""

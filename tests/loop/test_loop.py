@@ -101,6 +101,16 @@ def test_retention_is_trait_moved_by_healing_over_trait_moved_by_steering(whole)
         assert event.data["retention"] == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.parametrize(("survival", "scale"), [(0.0, 1.0), (1.0, 0.25)])
+def test_the_dose_walks_down_until_enough_of_a_probe_survives(tmp_path, survival, scale):
+    data = {**fast().data.model_dump(), "scales": (0.25, 1.0, 0.5), "survival": survival, "n_probe": 3}
+    events = play(tmp_path, fast(rounds=1, data=data, filter={**OPEN, "min_words": 1000}))
+    [dose] = of_kind(events, "dose")
+    assert dose.data["scale"] == scale
+    assert set(dose.data["survival"]) == ({"1"} if survival == 0.0 else {"1", "0.5", "0.25"})
+    assert of_kind(events, "failed"), "nothing survives this filter: the round starves"
+
+
 def test_a_profile_event_holds_everything(whole):
     for event in of_kind(whole[1], "profile"):
         assert sum(event.data["p"].values()) == pytest.approx(1.0)
