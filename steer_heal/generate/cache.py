@@ -62,7 +62,7 @@ class RoomyCache(Cache):
 
 def _buffer(states: Tensor, columns: int) -> Tensor:
     rows, heads, _, width = states.shape
-    return states.new_zeros(rows, heads, columns, width)
+    return states.new_empty(rows, heads, columns, width)
 
 
 def check_cache(config: PreTrainedConfig) -> None:
