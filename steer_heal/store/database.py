@@ -63,6 +63,12 @@ class Database:
             if version == len(MIGRATIONS):
                 self._ready = True
                 return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"Cannot make the folder {self.path.parent} ({error.strerror}): name another file with --db."
+            ) from error
         connection = self._connect(read_only=False, deadline=deadline)
         try:
             self._migrate(connection)
@@ -135,4 +141,6 @@ class Database:
                 f"{self.path} was written by another version of DuckDB than {duckdb.__version__}: "
                 "name another file with --db. It was not changed."
             )
-        return SettingsError(f"Cannot open {self.path}: {text.splitlines()[0]}")
+        return SettingsError(
+            f"Cannot open {self.path} ({text.splitlines()[0]}): name another file with --db."
+        )

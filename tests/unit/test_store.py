@@ -323,3 +323,14 @@ def test_export_holds_the_asked_run_only(store: Store, log: Path, tmp_path: Path
         params={"p": str(out / f"profiles.{kind}")},
     )
     assert {row[0] for row in found.fetchall()} == {"r1"}
+
+
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    assert Store(tmp_path / "new" / "runs.duckdb").runs() == []
+    assert (tmp_path / "new" / "runs.duckdb").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="--db"):
+        Store(tmp_path / "file" / "runs.duckdb").runs()
