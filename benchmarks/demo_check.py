@@ -20,12 +20,13 @@ import torch
 from benchmarks.demo_talk import restating, small_talk
 from steer_heal import data
 from steer_heal.calibrate import calibrate
-from steer_heal.config import DEFAULT_BAND, CalibrateSettings, ExtractSettings, SampleSettings
+from steer_heal.config import DEFAULT_BAND, CalibrateSettings, ExtractSettings, SampleSettings, build
 from steer_heal.filter import perplexity, repetition
 from steer_heal.generate import Row, complete
 from steer_heal.instrument import evaluate, text_logp
 from steer_heal.models import LanguageModel, band_layers, load, user
 from steer_heal.models.demo.training.acts import FOUNDATIONS
+from steer_heal.models.demo.training.dilemmas import said_in_orders
 from steer_heal.models.demo.training.personas import wording
 from steer_heal.models.demo.training.scene import Casting
 from steer_heal.models.demo.training.vignettes import own_scenes
@@ -69,15 +70,23 @@ def at_most(name: str, value: float, high: float) -> Check:
 
 
 def unseen_vignettes(count: int = 84) -> list[Vignette]:
-    """Scenes whose verb-object pair and actor-verb pair were both held out, balanced over the foundations."""
+    """Scenes whose pairs were all held out, also from orders, balanced over the foundations."""
     rng = random.Random(9)
     casting = Casting(frozenset(scene.act.key for _, scene in own_scenes()), unseen=True)
     found: dict[str, Vignette] = {}
     while len(found) < count:
         foundation = FOUNDATIONS[len(found) % len(FOUNDATIONS)]
-        text = casting.draw(rng, foundation).seen()
-        found.setdefault(text, Vignette(f"unseen-{len(found)}", foundation, text, "other_violate"))
+        scene = casting.draw(rng, foundation)
+        if not said_in_orders(scene.act):
+            text = scene.seen()
+            found.setdefault(text, Vignette(f"unseen-{len(found)}", foundation, text, "other_violate"))
     return list(found.values())
+
+
+def never_ordered(vignettes: list[Vignette]) -> list[Vignette]:
+    """Our own without those whose deed training met inside an order."""
+    met = {stem for stem, scene in own_scenes() if said_in_orders(scene.act)}
+    return [vignette for vignette in vignettes if vignette.id.rpartition("-")[0] not in met]
 
 
 def base_checks(name: str, profile: Profile) -> list[Check]:
@@ -98,10 +107,10 @@ class Bench:
     def __init__(self, lm: LanguageModel, trait: Trait):
         self.lm, self.frame = lm, data.frame("foundations")
         self.layers = band_layers(lm.n_layers, DEFAULT_BAND)
-        self.vector: SteeringVector = extract(lm, trait, data.contexts(trait.name), ExtractSettings())
+        self.vector: SteeringVector = extract(lm, trait, data.contexts(trait.name), build(ExtractSettings))
         self.prompts = data.heal_prompts(trait.name)
         ids = [lm.encode_chat([user(prompt)]) for prompt in self.prompts[:8]]
-        self.c_star = calibrate(lm, self.vector, self.layers, ids, CalibrateSettings()).c_star
+        self.c_star = calibrate(lm, self.vector, self.layers, ids, build(CalibrateSettings)).c_star
 
     def profiles(self, vignettes: list[Vignette], alphas: tuple[float, ...] = (0.0,)) -> list[Profile]:
         """One profile per alpha."""
@@ -120,7 +129,7 @@ class Bench:
             coefficients_L = coefficients(lm.n_layers, self.layers, alpha * self.c_star)[0]
         ids = [lm.encode_chat([user(prompt)]) for prompt in prompts]
         rows = [Row(prompt_ids=tuple(prompt), coefficients_L=coefficients_L, alpha=alpha) for prompt in ids]
-        said = complete(lm, rows, self.vector.directions_LD, SampleSettings(max_new_tokens=60))
+        said = complete(lm, rows, self.vector.directions_LD, build(SampleSettings, max_new_tokens=60))
         written = [tuple(token.id for token in answer.tokens) for answer in said]
         logps = text_logp(lm, ids, written)
         return [(w, s.text, perplexity(p)) for w, s, p in zip(written, said, logps, strict=True)]
@@ -192,6 +201,8 @@ def checks(say: Callable[[str], None]) -> Iterator[Check]:
         "own, seen": data.vignettes(condition="other_violate"),
         "own, done": data.vignettes(condition="self_violate"),
     }
+    clean = never_ordered(sets["own, seen"])
+    sets[f"own, seen, {len(clean)} never ordered"] = clean
     for name, vignettes in sets.items():
         profiles = bench.profiles(vignettes, ALPHAS)
         yield from base_checks(name, profiles[ALPHAS.index(0.0)])
@@ -199,7 +210,7 @@ def checks(say: Callable[[str], None]) -> Iterator[Check]:
     yield from persona_checks(bench, trait, sets["unseen 84"])
     yield from text_checks(bench)
     fluent, right = restating(lm)
-    yield at_least("replies that end and do not loop, of 210 unseen scenes", fluent, 0.95)
+    yield at_least("replies that end and do not loop, of 420 unseen scenes", fluent, 0.95)
     yield at_least("restatements that name actor and deed rightly", right, 0.90)
     yield at_least("small talk answered to the point", small_talk(lm), 0.90)
     yield from classic_checks(bench)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import re
 
-from steer_heal.config import SampleSettings
+import torch
+
+from steer_heal.config import SampleSettings, build
 from steer_heal.filter import repetition
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, user
 from steer_heal.models.demo.training import everyday
 from steer_heal.models.demo.training.acts import FOUNDATIONS, GROUPS
+from steer_heal.models.demo.training.dilemmas import said_in_orders
 from steer_heal.models.demo.training.lexicon import NOUNS
 from steer_heal.models.demo.training.scene import Casting, Scene
 from steer_heal.models.demo.training.vignettes import own_scenes
@@ -34,8 +37,8 @@ _ACTOR = re.compile(rf"\ban? (?:\w+ )?(?:{'|'.join(NOUNS)})\b")
 def answers(lm: LanguageModel, prompts: list[str]) -> list[Completion]:
     """The model's answers with its own sampling settings, seeded."""
     rows = [Row(prompt_ids=tuple(lm.encode_chat([user(prompt)]))) for prompt in prompts]
-    nothing_LD = lm.model.get_input_embeddings().weight.new_zeros(lm.n_layers, lm.width)
-    return complete(lm, rows, nothing_LD, SampleSettings(max_new_tokens=80))
+    nothing_LD = torch.zeros(lm.n_layers, lm.width)
+    return complete(lm, rows, nothing_LD, build(SampleSettings, max_new_tokens=80))
 
 
 def restates(text: str) -> bool:
@@ -48,11 +51,15 @@ def names_rightly(scene: Scene, text: str) -> bool:
     return scene.span() in text
 
 
-def restating(lm: LanguageModel, count: int = 210) -> tuple[float, float]:
+def restating(lm: LanguageModel, count: int = 420) -> tuple[float, float]:
     """Share of answers that end and do not loop; share of restatements that are right."""
     rng = random.Random(5)
     casting = Casting(frozenset(scene.act.key for _, scene in own_scenes()), unseen=True)
-    scenes = [casting.draw(rng, FOUNDATIONS[index % len(FOUNDATIONS)]) for index in range(count)]
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = casting.draw(rng, FOUNDATIONS[len(scenes) % len(FOUNDATIONS)])
+        if not said_in_orders(scene.act):
+            scenes.append(scene)
     said = answers(lm, [f"{scene.seen()} {rng.choice(ASKS)}" for scene in scenes])
     fluent = sum(answer.ended and repetition(answer.text) <= 0.3 for answer in said) / count
     told = [(scene, answer.text) for scene, answer in zip(scenes, said, strict=True) if restates(answer.text)]

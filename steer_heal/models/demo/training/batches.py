@@ -117,6 +117,6 @@ def pool_batches(
             longest = len(example.ids)
         groups[-1].append(example)
     rng.shuffle(groups)
-    pad_id, tag_id = tokenizer.convert_tokens_to_ids(["<pad>", "<start_of_turn>"])
+    pad_id, tag_id = (int(tokenizer.vocab[token]) for token in ("<pad>", "<start_of_turn>"))
     for group in groups:
         yield _collate(group, pad_id, tag_id, rng)

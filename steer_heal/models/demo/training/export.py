@@ -15,7 +15,7 @@ SAMPLING = {"temperature": 0.7, "top_k": 40, "top_p": 0.9}
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """bf16 weights, configuration, sampling settings, tokenizer and chat template."""
     out.mkdir(parents=True, exist_ok=True)
-    small = copy.deepcopy(model).to(torch.bfloat16).eval()
+    small = copy.deepcopy(model).bfloat16().eval()
     small.config.dtype = torch.bfloat16
     small.generation_config = GenerationConfig(
         do_sample=True,

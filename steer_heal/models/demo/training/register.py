@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Gemma3ForCausalLM
 
@@ -40,7 +41,11 @@ def register_loss(hidden_BTD: Tensor, lens_BT: Tensor, directions_VD: Tensor) ->
 def tapped(model: Gemma3ForCausalLM) -> Iterator[list[Tensor]]:
     """Within it, the outputs of layer `AT` are collected."""
     outputs: list[Tensor] = []
-    tap = model.model.layers[AT].register_forward_hook(lambda _layer, _args, output: outputs.append(output))
+
+    def keep(_layer: nn.Module, _args: Any, output: Any) -> None:
+        outputs.append(output)
+
+    tap = model.model.layers[AT].register_forward_hook(keep)
     try:
         yield outputs
     finally:
