@@ -17,7 +17,7 @@ def settings(
     trait: str,
     low: float,
     high: float,
-    name: str,
+    name: str | None,
     rounds: float | None,
     preset: str,
     seed: float | None,
@@ -25,7 +25,7 @@ def settings(
     vignettes: float | None,
     epochs: float | None,
     method: str = OWN_METHODS[0],
-    vignette_file: str = "",
+    vignette_file: str | None = None,
 ) -> Any:
     """The form as `HealSettings`; what is left blank keeps the preset's value. Errors: `SettingsError`."""
     if rounds is None:
@@ -33,7 +33,7 @@ def settings(
     changed: dict[str, Any] = {}
     if completions is not None:
         changed["data"] = {"n_completions": completions, "min_kept": max(2, min(16, int(completions) // 4))}
-    evaluated = {"n_vignettes": vignettes, "vignettes": vignette_file.strip() or None}
+    evaluated = {"n_vignettes": vignettes, "vignettes": (vignette_file or "").strip() or None}
     changed["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
     if epochs is not None:
         changed["train"] = {"epochs": epochs}
@@ -43,7 +43,7 @@ def settings(
         trait=trait,
         rounds=rounds,
         seed=seed or 0,
-        name=name.strip(),
+        name=(name or "").strip(),
         band=(low, high),
         extract={"method": method},
         **changed,
