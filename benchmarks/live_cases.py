@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +90,8 @@ def generate(case: Case, prompts: Sequence[Sequence[int]], coefficients_BL: Tens
     """transformers' `generate` with a plain forward hook: the ids, (B, T)."""
     batch = left_pad(prompts, case.lm.pad_id)
     with torch.no_grad(), steer(case.lm.blocks, case.vector.directions_LD, coefficients_BL):
-        made = case.lm.model.generate(
+        generate_ids: Any = case.lm.model.generate
+        made = generate_ids(
             batch.ids_BT,
             attention_mask=batch.mask_BT,
             max_new_tokens=n_new,
@@ -149,8 +150,7 @@ def works(case: Case) -> dict[str, Callable[[], object]]:
 
     def first_token(store: PrefixStore | None) -> None:
         row = Row(case.prompt, case.at(next(alphas)), shadow=True)
-        with closing(decode(lm, [row], directions_LD, sample, store=store)) as steps:
-            list(islice(steps, 1))
+        list(islice(decode(lm, [row], directions_LD, sample, store=store), 1))
 
     def prefill_one_row() -> None:
         ids = torch.tensor([case.prompt])

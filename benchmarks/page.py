@@ -95,7 +95,9 @@ def _answers(url: str) -> bool:
 
 
 def _done(page: Page) -> None:
-    page.wait_for_function("document.querySelector('#status .sh-status')?.innerText.startsWith('done')", timeout=120_000)
+    page.wait_for_function(
+        "document.querySelector('#status .sh-status')?.innerText.startsWith('done')", timeout=120_000
+    )
 
 
 def measure_page(folder: Path, model: str, repeats: int) -> dict[str, float]:

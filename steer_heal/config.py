@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-FOUNDATIONS = ("Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "SocialNorms")
+FOUNDATIONS: tuple[str, ...] = (
+    "Care",
+    "Fairness",
+    "Loyalty",
+    "Authority",
+    "Sanctity",
+    "Liberty",
+    "SocialNorms",
+)
 DEFAULT_MODEL = "demo"
 GEMMA = "google/gemma-3-1b-it"
 DEFAULT_TRAIT = "care_over_authority"
@@ -79,31 +87,31 @@ Band = tuple[float, float]
 class SampleSettings(Settings):
     """How tokens are drawn. `None` takes the model's own generation setting; `greedy` overrides all."""
 
-    max_new_tokens: int = Field(60, ge=1, le=MAX_NEW_TOKENS)
+    max_new_tokens: int = Field(default=60, ge=1, le=MAX_NEW_TOKENS)
     greedy: bool = False
-    temperature: float | None = Field(None, gt=0.0, le=10.0)
-    top_k: int | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0.0, le=1.0)
-    seed: int = Field(0, ge=0, lt=2**31)
+    temperature: float | None = Field(default=None, gt=0.0, le=10.0)
+    top_k: int | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 class ExtractSettings(Settings):
     """How a vector is extracted."""
 
     method: Method = "mean_diff"
-    n_contexts: int = Field(128, ge=2)
-    batch_size: int = Field(16, ge=1)
+    n_contexts: int = Field(default=128, ge=2)
+    batch_size: int = Field(default=16, ge=1)
 
 
 class CalibrateSettings(Settings):
     """c*: the coefficient at which `quantile` of KL(steered || base) over tokens is `target_kl` nats."""
 
-    target_kl: float = Field(1.0, gt=0.0)
-    quantile: float = Field(0.95, gt=0.0, le=1.0)
-    n_tokens: int = Field(20, ge=1)
-    n_prompts: int = Field(8, ge=1)
+    target_kl: float = Field(default=1.0, gt=0.0)
+    quantile: float = Field(default=0.95, gt=0.0, le=1.0)
+    n_tokens: int = Field(default=20, ge=1)
+    n_prompts: int = Field(default=8, ge=1)
     bracket: tuple[float, float] = (0.1, 1024.0)
-    tolerance: float = Field(0.005, gt=0.0, description="relative, in the coefficient")
+    tolerance: float = Field(default=0.005, gt=0.0, description="relative, in the coefficient")
 
     @field_validator("bracket")
     @classmethod
@@ -122,26 +130,28 @@ class DataSettings(Settings):
 
     alphas: tuple[Alpha, ...] = (1.25, 1.5, 1.75, 2.0)
     scales: tuple[Annotated[float, Field(gt=0.0, le=4.0)], ...] = Field(
-        (1.0, 0.8, 0.65, 0.5, 0.35), min_length=1
+        default=(1.0, 0.8, 0.65, 0.5, 0.35), min_length=1
     )
-    survival: float = Field(0.6, ge=0.0, le=1.0)
-    n_probe: int = Field(12, ge=1, le=256)
-    n_completions: int = Field(256, ge=4, le=20_000)
-    min_kept: int = Field(16, ge=2)
-    max_new_tokens: int = Field(64, ge=8, le=MAX_NEW_TOKENS)
+    survival: float = Field(default=0.6, ge=0.0, le=1.0)
+    n_probe: int = Field(default=12, ge=1, le=256)
+    n_completions: int = Field(default=256, ge=4, le=20_000)
+    min_kept: int = Field(default=16, ge=2)
+    max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS)
 
 
 class FilterSettings(Settings):
     """A completion is kept when every score is within its cut."""
 
-    max_perplexity_ratio: float = Field(2.5, gt=1.0, description="perplexity under base / base's own")
+    max_perplexity_ratio: float = Field(default=2.5, gt=1.0, description="perplexity under base / base's own")
     max_repetition: float = Field(
-        0.3, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters"
+        default=0.3, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters"
     )
-    min_words: int = Field(4, ge=1)
-    max_tail_ratio: float = Field(3.0, gt=1.0, description="the same over the last quarter of the completion")
-    max_boilerplate: int = Field(0, ge=0, description="refusals and talk of being an assistant")
-    max_narration: int = Field(0, ge=0, description="first-person narration of the trait")
+    min_words: int = Field(default=4, ge=1)
+    max_tail_ratio: float = Field(
+        default=3.0, gt=1.0, description="the same over the last quarter of the completion"
+    )
+    max_boilerplate: int = Field(default=0, ge=0, description="refusals and talk of being an assistant")
+    max_narration: int = Field(default=0, ge=0, description="first-person narration of the trait")
 
 
 class TrainSettings(Settings):
@@ -156,28 +166,28 @@ class TrainSettings(Settings):
     divergence: Literal["nll", "kl_fwd", "kl_rev"] = "kl_rev"
     aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
     reference: Literal["prev", "base"] = "prev"
-    lam: float = Field(0.3, ge=0.0)
-    tau: float = Field(1.0, ge=0.0)
-    rank: int = Field(8, ge=1, le=256)
-    lora_alpha: float = Field(16.0, gt=0.0)
-    lr: float = Field(4e-3, gt=0.0, le=1.0)
-    warmup: float = Field(0.1, ge=0.0, le=1.0, description="share of the steps")
-    epochs: int = Field(6, ge=1, le=100)
-    batch_size: int = Field(16, ge=1)
-    grad_accumulation: int = Field(1, ge=1)
-    weight_decay: float = Field(0.0, ge=0.0)
-    held_out: float = Field(0.1, ge=0.0, lt=1.0, description="share of the kept completions")
+    lam: float = Field(default=0.3, ge=0.0)
+    tau: float = Field(default=1.0, ge=0.0)
+    rank: int = Field(default=8, ge=1, le=256)
+    lora_alpha: float = Field(default=16.0, gt=0.0)
+    lr: float = Field(default=4e-3, gt=0.0, le=1.0)
+    warmup: float = Field(default=0.1, ge=0.0, le=1.0, description="share of the steps")
+    epochs: int = Field(default=6, ge=1, le=100)
+    batch_size: int = Field(default=16, ge=1)
+    grad_accumulation: int = Field(default=1, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    held_out: float = Field(default=0.1, ge=0.0, lt=1.0, description="share of the kept completions")
 
 
 class EvalSettings(Settings):
     """The forced choice, on the same vignettes for base, steered and healed."""
 
     frame: str = "foundations"
-    vignettes: str | None = Field(None, description="a JSONL file; the bundled set when none")
+    vignettes: str | None = Field(default=None, description="a JSONL file; the bundled set when none")
     condition: Literal["other_violate", "self_violate"] | None = "other_violate"
-    n_vignettes: int | None = Field(None, ge=1, description="all when none")
-    batch_size: int = Field(32, ge=1)
-    n_answers: int = Field(12, ge=2, description="free answers for the text's health")
+    n_vignettes: int | None = Field(default=None, ge=1, description="all when none")
+    batch_size: int = Field(default=32, ge=1)
+    n_answers: int = Field(default=12, ge=2, description="free answers for the text's health")
 
 
 class HealSettings(Settings):
@@ -185,10 +195,10 @@ class HealSettings(Settings):
 
     model: str = DEFAULT_MODEL
     trait: str = DEFAULT_TRAIT
-    rounds: int = Field(3, ge=1, le=MAX_ROUNDS)
-    seed: int = Field(0, ge=0, lt=2**31)
+    rounds: int = Field(default=3, ge=1, le=MAX_ROUNDS)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     preset: Literal["quick", "standard"] = "quick"
-    name: str = Field("", max_length=80)
+    name: str = Field(default="", max_length=80)
     band: Band = DEFAULT_BAND
     extract: ExtractSettings = ExtractSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
@@ -243,11 +253,11 @@ class DoseRequest(Settings):
 
     trait: str = DEFAULT_TRAIT
     alphas: tuple[Alpha, ...] = Field(
-        (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), min_length=1, max_length=MAX_ROWS
+        default=(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), min_length=1, max_length=MAX_ROWS
     )
     band: Band = DEFAULT_BAND
     prompts: tuple[str, ...] = ()
-    n_vignettes: int | None = Field(None, ge=1)
+    n_vignettes: int | None = Field(default=None, ge=1)
     sample: SampleSettings = SampleSettings()
     refine: bool = False
     method: Method = "mean_diff"

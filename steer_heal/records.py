@@ -1,4 +1,4 @@
-"""What crosses a boundary: frozen records of numbers and text, no tensors. Each turns into JSON by `asdict`."""
+"""What crosses a boundary: frozen records of numbers and text, no tensors; `asdict` turns each into JSON."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One written token. KL(steered || base) in nats; the three fields after it are None without a shadow row."""
+    """One written token. KL(steered || base) in nats; it and what follows are empty without a shadow row."""
 
     id: int
     text: str
@@ -108,7 +108,7 @@ class FilterVerdict:
 
 @dataclass(frozen=True, slots=True)
 class VignetteScore:
-    """Forced choice on one vignette: mean log-probs per foundation over both orders, their softmax, answer mass."""
+    """Forced choice on one vignette: log-probs averaged over both orders, their softmax, answer mass."""
 
     id: str
     foundation: str
@@ -210,7 +210,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """One run in the table of runs. `round` is the last finished round (0 when none); times are epoch seconds."""
+    """One run in the table of runs. `round` is the last finished one (0: none); times are epoch seconds."""
 
     run_id: str
     name: str
@@ -233,7 +233,7 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class MapNode:
-    """One point of the map: a stage of a round of a run. `vignette_set` is "classic" for the published set, "" for ours."""
+    """One point of the map: a stage of a round. `vignette_set`: "classic" (published) or "" (ours)."""
 
     run_id: str
     model: str

@@ -126,7 +126,7 @@ def _think(
 def _opened(lm: LanguageModel, message: list[dict[str, str]], frame: Frame) -> tuple[int, ...]:
     """The prompt with its thought opened, once: some templates open one themselves."""
     ids, tag = lm.encode_chat(message), frame.think_open.strip()
-    text = lm.tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False).rstrip() if tag else ""
+    text = str(lm.tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False)).rstrip() if tag else ""
     return tuple(ids if tag and text.endswith(tag) else lm.encode_chat(message, frame.think_open))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def think_then_read(
     prompts: Sequence[Sequence[int]],
     after: Sequence[int],
     n_thought: int,
-    avoid: Sequence[int],
+    avoid: Collection[int],
     n_logits: int,
     directions_LD: Tensor | Operator,
     coefficients_BL: Tensor,
