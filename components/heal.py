@@ -32,7 +32,7 @@ def settings(
         raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
     changed: dict[str, Any] = {}
     if completions is not None:
-        changed["data"] = {"n_completions": completions, "min_kept": max(2, min(16, int(completions) // 4))}
+        changed["data"] = {"n_completions": completions, "min_kept": max(2, min(16, int(completions) // 8))}
     evaluated = {"n_vignettes": vignettes, "vignettes": (vignette_file or "").strip() or None}
     changed["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
     if epochs is not None:
