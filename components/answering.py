@@ -60,7 +60,7 @@ class Newest:
             self.bases.pop(session, None)
 
 
-def nothing(n: int = 5) -> tuple[Any, ...]:
+def nothing(n: int = 6) -> tuple[Any, ...]:
     """Leave every output as it is. Gradio sends a generator's last value again when it ends: be this."""
     return tuple(gr.skip() for _ in range(n))
 
@@ -68,20 +68,21 @@ def nothing(n: int = 5) -> tuple[Any, ...]:
 def draw(
     frame: SteerFrame, alpha: float, profiles: tuple[Profile, Profile] | None, grows: bool
 ) -> tuple[Any, ...]:
-    """One frame as the panel's outputs: base (when it `grows`), steered, status, verdict and dose, bars."""
+    """One frame as the panel's outputs: base (when it `grows`), steered, status, dose, verdict, bars."""
     shown = {} if profiles is None else {"base": profiles[0].p, "steered": profiles[1].p}
     return (
         view.answer(frame.base, done=frame.base_done) if grows else gr.skip(),
         view.answer(frame.steered, done=frame.done),
         view.status(frame),
-        view.dose(alpha, frame) + view.verdict(frame, profiles),
+        view.dose(alpha, frame),
+        view.verdict(frame, profiles),
         view.bars(shown) if shown else gr.skip(),
     )
 
 
 def failed(message: str) -> tuple[Any, ...]:
     """An error in the panel: the answers stay, the status says what to do."""
-    return gr.skip(), gr.skip(), view.error(message), gr.skip(), gr.skip()
+    return gr.skip(), gr.skip(), view.error(message), *nothing(3)
 
 
 def answering(

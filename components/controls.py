@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import view
+from components import view, view_dose
 from steer_heal.config import (
     DEFAULT_BAND,
     DEFAULT_TRAIT,
@@ -25,7 +25,10 @@ LIMITS = {"exact": MAX_ALPHA, "low": 1.0, "high": 1.0, "length": 256.0, "seed": 
 
 @dataclass(frozen=True)
 class Controls:
-    """The widgets. `slider` shows alpha from -4 to 4, `exact` holds it whole; `stamp` orders requests."""
+    """The widgets. `slider` shows alpha from -4 to 4, `exact` holds it whole; `stamp` orders requests.
+
+    Under the slider: `strip`, what is known of each dose, and `dose`, what alpha means.
+    """
 
     foundation: gr.Dropdown
     vignette: gr.Dropdown
@@ -33,6 +36,8 @@ class Controls:
     trait: gr.Dropdown
     slider: gr.Slider
     exact: gr.Number
+    strip: gr.HTML
+    dose: gr.HTML
     low: gr.Slider
     high: gr.Slider
     layers: gr.HTML
@@ -92,31 +97,33 @@ def _chooser(vignettes: list[Vignette]) -> dict[str, Any]:
 
 def _dose(engine: Any) -> dict[str, Any]:
     traits = [(t.title, t.name) for t in engine.traits()]
-    with gr.Row(equal_height=True):
+    with gr.Row():
         trait = gr.Dropdown(
             traits, value=DEFAULT_TRAIT, label="Trait", scale=2, min_width=170, elem_id="trait"
         )
-        slider = gr.Slider(
-            -4,
-            4,
-            value=1.0,
-            step=0.05,
-            label="alpha: dose in units of c* (0 is base, 1 is one nat)",
-            scale=4,
-            min_width=240,
-            elem_id="alpha",
-            buttons=[],
-        )
+        with gr.Column(scale=4, min_width=240, elem_classes="sh-alpha"):
+            slider = gr.Slider(
+                -4,
+                4,
+                value=1.0,
+                step=0.05,
+                label="alpha: dose in units of c* (0 is base, 1 is one nat)",
+                elem_id="alpha",
+                buttons=[],
+            )
+            strip = gr.HTML(view_dose.strip({}, ""), elem_id="strip", padding=False, apply_default_css=False)
+            dose = gr.HTML(elem_id="dose", padding=False, apply_default_css=False)
         exact = gr.Number(1.0, label="exact alpha", scale=1, min_width=100, elem_id="alpha-exact")
     with gr.Row(elem_classes="sh-wrap"):
         low = gr.Slider(
-            0, 1, DEFAULT_BAND[0], step=0.05, label="band from", min_width=150, buttons=[], elem_id="low"
+            0, 1, DEFAULT_BAND[0], step=0.01, label="band from", min_width=150, buttons=[], elem_id="low"
         )
         high = gr.Slider(
-            0, 1, DEFAULT_BAND[1], step=0.05, label="band to", min_width=150, buttons=[], elem_id="high"
+            0, 1, DEFAULT_BAND[1], step=0.01, label="band to", min_width=150, buttons=[], elem_id="high"
         )
         layers = gr.HTML(say_layers(engine, *DEFAULT_BAND), elem_id="layers")
-    return {"trait": trait, "slider": slider, "exact": exact, "low": low, "high": high, "layers": layers}
+    alpha = {"slider": slider, "exact": exact, "strip": strip, "dose": dose}
+    return {"trait": trait, **alpha, "low": low, "high": high, "layers": layers}
 
 
 def _drawing(engine: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import api, choosing, heal, moral_map, runs, steer, watching
+from components import api, choosing, dose, heal, moral_map, runs, steer, watching
 from components.steer import INTERNAL
 from components.watching import Memory
 
@@ -21,6 +21,7 @@ def build(engine: Any) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=6, min_width=330):
                 steering = steer.build(engine)
+                measured = dose.make(engine, steering)
             with gr.Column(scale=5, min_width=330):
                 chart = moral_map.build_map()
                 launched = heal.build(engine, steering, kept)
@@ -52,5 +53,6 @@ def build(engine: Any) -> gr.Blocks:
         page.load(reopen, kept, open_outputs, **INTERNAL)
         steering.restart(choosing.wire(engine, head, chooser).then)
         steering.on_load(page)
+        measured(page)
         api.serve(engine)
     return page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gradio as gr
@@ -9,10 +10,16 @@ import gradio as gr
 from components.theme import CHART_HEAD, TABLE_HEAD
 
 
+def whole(figure: dict[str, Any]) -> str:
+    """A figure as text, for handlers that stream: gradio sends texts whole, and of lists only what changed,
+    which the browser puts together wrongly where they grow in the middle."""
+    return json.dumps(figure)
+
+
 def chart(figure: dict[str, Any] | None, *, elem_id: str, height: int, empty: str) -> gr.HTML:
     """A chart of `figure` (see charts.py), with `empty` (our own words) shown while it has no points.
 
-    Its click event carries run_id, round and stage of the point.
+    Its click event carries what the point's customdata says: names and values, or [run_id, round, stage].
     """
     template = (
         f'<div class="sh-plot" style="height:{height}px" hidden></div>'

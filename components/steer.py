@@ -20,8 +20,9 @@ STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_l
 
 @dataclass(frozen=True)
 class Steering:
-    """What other panels use: the trait and band in view, and what answers on the first visit."""
+    """What other panels use: the controls, and what makes one more listener start an answer."""
 
+    knobs: Controls
     trait: gr.Dropdown
     low: gr.Slider
     high: gr.Slider
@@ -64,7 +65,7 @@ def build(engine: Any) -> Steering:
     status, stop, base, steered, verdict, bars = _answers()
     kept = gr.BrowserState({}, storage_key="steer-heal-form", secret="what-was-typed")
     newest = Newest()
-    start = _wire_answers(engine, knobs, newest, [base, steered, status, verdict, bars])
+    start = _wire_answers(engine, knobs, newest, [base, steered, status, knobs.dose, verdict, bars])
     _wire_choosers(engine, knobs, vignettes)
 
     def halt(request: gr.Request) -> None:
@@ -93,7 +94,7 @@ def build(engine: Any) -> Steering:
         start(loaded.then)
         page.unload(leave)
 
-    return Steering(knobs.trait, knobs.low, knobs.high, knobs.method, on_load, start)
+    return Steering(knobs, knobs.trait, knobs.low, knobs.high, knobs.method, on_load, start)
 
 
 def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[Any]) -> Callable[..., Any]:

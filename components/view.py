@@ -202,14 +202,14 @@ def verdict(
 
 
 def dose(alpha: float, frame: SteerFrame | None = None) -> str:
-    """What alpha means here: the coefficient, nats, and the share of the residual's norm."""
+    """What alpha means here: nats, the share of the residual's norm, and c*."""
     parts = [f"alpha {alpha:g}"]
-    if frame is not None and frame.c_star is not None:
-        parts.append(f"c* = {number(frame.c_star, 1)}, so {number(alpha * frame.c_star, 1)} along the vector")
     if frame is not None and frame.dose_nats is not None:
         parts.append(f"{number(frame.dose_nats, 2)} nats")
     if frame is not None and frame.dose_fraction is not None:
         parts.append(f"{100 * frame.dose_fraction:.0f}% of the residual's norm")
+    if frame is not None and frame.c_star is not None:
+        parts.append(f"c* = {number(frame.c_star, 1)}")
     return f'<div class="sh-dim sh-dose">{" · ".join(parts)}</div>'
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import fmean
 
 from steer_heal.config import (
     FOUNDATIONS,
@@ -25,6 +26,7 @@ from steer_heal.records import (
     Token,
     Trait,
     Vignette,
+    VignetteScore,
 )
 from tests.fake_runs import BASE, FakeRuns, profile_at
 
@@ -165,24 +167,49 @@ class FakeEngine(FakeRuns):
     def calibration(self, trait: str, band: tuple[float, float]) -> Calibration:
         return Calibration(16.3, 1.0, 1.0, True, ((16.3, 1.0),))
 
+    # ---- sweeps ---------------------------------------------------------------------------------------
+
     def dose(self, request: DoseRequest, *, session: str) -> Iterator[tuple[float, list[DoseRow]]]:
+        extra = (2.45, 2.5) if request.refine else ()
+        cells = [(request.band, alpha) for alpha in (*request.alphas, *extra)]
+        for share, rows in self._cells(request, cells, session):
+            yield share, sorted(rows, key=lambda row: row.alpha)
+
+    def grid(self, request: DoseRequest, *, session: str) -> Iterator[tuple[float, list[DoseRow]]]:
+        spans = [(i, i) for i in range(10)] + [(i, i + 2) for i in range(8)]
+        cells = [((low / 10, (high + 1) / 10), alpha) for low, high in spans for alpha in request.alphas]
+        yield from self._cells(request, cells, session)
+
+    def _cells(
+        self, request: DoseRequest, cells: list[tuple[tuple[float, float], float]], session: str
+    ) -> Iterator[tuple[float, list[DoseRow]]]:
+        self.layers(request.band)
+        with self._lock:
+            mine = self._newest[session] = abs(self._newest.get(session, 0)) + 1
         rows: list[DoseRow] = []
-        for n, alpha in enumerate(request.alphas, 1):
-            shift = BASE["SocialNorms"] - profile_at(alpha)["SocialNorms"]
-            rows.append(
-                DoseRow(
-                    alpha,
-                    request.band,
-                    Profile(profile_at(alpha), 0.99, 1),
-                    0.99,
-                    alpha**2,
-                    0.1,
-                    1.3 + alpha**4,
-                    shift,
-                    "coherent" if alpha < 2 else "broken",
-                )
-            )
-            yield n / len(request.alphas), list(rows)
+        yield 0.0, []
+        for n, (band, alpha) in enumerate(cells, 1):
+            time.sleep(3 * self.delay)
+            if self._newest[session] != mine:
+                return
+            rows.append(self._measured(request, band, alpha))
+            yield n / len(cells), list(rows)
+
+    def _measured(self, request: DoseRequest, band: tuple[float, float], alpha: float) -> DoseRow:
+        size = abs(alpha) * (1.2 - abs(sum(band) / 2 - 0.5))
+        verdict = "broken" if size > 3.6 else "degraded" if size > 2.9 else "coherent"
+        move = BASE["SocialNorms"] - profile_at(alpha)["SocialNorms"]
+        scores, texts = [], []
+        for i in range(len(request.prompts) or 3):
+            mass = max(0.0, 0.99 - 0.02 * max(0.0, size - 1.5) ** 2 - 0.003 * i * size)
+            scores.append(VignetteScore(f"v{i}", "", {}, profile_at(alpha * (1 + i / 20)), mass, 0.0, 0.0))
+            texts.append(TextHealth(1.3 + size**2 + i * size / 3, 1.0, min(1.0, 0.03 * size**2), size**2))
+        coherence = fmean(score.mass for score in scores)
+        profile = Profile(profile_at(alpha), coherence, len(scores), tuple(scores))
+        return DoseRow(
+            alpha, band, profile, coherence, size**2, min(1.0, 0.03 * size**2), 1.3 + size**2, move, verdict,
+            texts=tuple(texts),
+        )  # fmt: skip
 
     def close(self) -> None:
         pass

@@ -4,20 +4,22 @@
 window.SteerHeal = (() => {
   const plain = (value) => JSON.parse(JSON.stringify(value));
 
+  const AXIS = /^[xy]axis\d*$/;
+
   const colour = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 
   // Text and grid follow the page's mode; the figure brings only the colours of the stages.
   function themed(layout) {
     const text = colour("--body-text-color"), grid = colour("--border-color-primary");
     const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid };
+    const named = ["xaxis", "yaxis", ...Object.keys(layout).filter((name) => AXIS.test(name))];
     return {
       ...layout,
+      ...Object.fromEntries(named.map((name) => [name, { ...axis, ...layout[name] }])),
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: text },
       hoverlabel: { bgcolor: colour("--background-fill-primary"), bordercolor: grid, font: { color: text }, align: "left" },
-      xaxis: { ...axis, ...layout.xaxis },
-      yaxis: { ...axis, ...layout.yaxis },
       autosize: true,
     };
   }
@@ -26,32 +28,36 @@ window.SteerHeal = (() => {
   function chart(element, trigger, props, watch) {
     const box = element.querySelector(".sh-plot"), empty = element.querySelector(".sh-plot-empty");
     const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage"] };
-    let zoom = null, wired = false;
+    const zoom = {};
+    let wired = false;
 
     function wire() {
       wired = true;
       box.on("plotly_relayout", (change) => {
-        if ("xaxis.range[0]" in change || "yaxis.range[0]" in change || "xaxis.range" in change)
-          zoom = { x: plain(box.layout.xaxis.range), y: plain(box.layout.yaxis.range) };
-        else if (change["xaxis.autorange"] || change["yaxis.autorange"]) zoom = null;
+        for (const key of Object.keys(change)) {
+          const [name, part] = key.split(".");
+          if (!AXIS.test(name) || !part) continue;
+          if (part.startsWith("range")) zoom[name] = plain(box.layout[name].range);
+          else if (part === "autorange" && change[key]) delete zoom[name];
+        }
       });
       box.on("plotly_click", ({ points }) => {
-        const [run_id, round, stage] = points[0].customdata || [];
-        if (run_id) trigger("click", { run_id, round, stage });
+        const said = points.map((point) => point.customdata).find(Boolean);
+        if (Array.isArray(said)) trigger("click", { run_id: said[0], round: said[1], stage: said[2] });
+        else if (said) trigger("click", plain(said));
       });
     }
 
     async function draw() {
-      const figure = props.value && plain(props.value);
+      const value = props.value;
+      const figure = value && (typeof value === "string" ? JSON.parse(value) : plain(value));
       const any = Boolean(figure && figure.data && figure.data.length);
       box.hidden = !any;
       if (empty) empty.hidden = any;
       if (!any) return;
       const layout = themed(figure.layout);
-      if (zoom) {
-        layout.xaxis = { ...layout.xaxis, range: zoom.x, autorange: false };
-        layout.yaxis = { ...layout.yaxis, range: zoom.y, autorange: false };
-      }
+      for (const [name, range] of Object.entries(zoom))
+        if (layout[name]) layout[name] = { ...layout[name], range, autorange: false };
       await Plotly.react(box, figure.data, layout, config);
       if (!wired) wire();
       element.dataset.drawn = String(Number(element.dataset.drawn || 0) + 1);

@@ -80,7 +80,7 @@ def test_dragging_alpha_rewrites_the_steered_answer_only(page: Page) -> None:
     finished(page)
     alpha = page.locator("#alpha-exact input").input_value()
     assert 2.5 < float(alpha) <= 3.5
-    assert f"alpha {float(alpha):g}" in text(page, "#verdict")
+    assert f"alpha {float(alpha):g}" in text(page, "#dose")
     assert "broken" in text(page, "#verdict .sh-word")
     assert text(page, "#steered-text") != steered
     assert text(page, "#bars") != bars
@@ -91,9 +91,9 @@ def test_dragging_alpha_rewrites_the_steered_answer_only(page: Page) -> None:
 def test_keyboard_and_number_box_steer_too(page: Page) -> None:
     page.locator("#alpha input[type=range]").focus()
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#verdict")).to_contain_text("alpha 1.05")
+    expect(page.locator("#dose")).to_contain_text("alpha 1.05")
     type_into(page, "#alpha-exact", "6")
-    expect(page.locator("#verdict")).to_contain_text("alpha 6")
+    expect(page.locator("#dose")).to_contain_text("alpha 6")
     assert page.locator("#alpha input[type=range]").input_value() == "4"
 
 
@@ -263,9 +263,9 @@ def test_a_narrow_window_needs_no_sideways_scrolling(narrow: Page) -> None:
 def test_a_reload_puts_the_form_back(page: Page) -> None:
     type_into(page, "#prompt", "my own question")
     type_into(page, "#alpha-exact", "-1.5")
-    expect(page.locator("#verdict")).to_contain_text("alpha -1.5")
+    expect(page.locator("#dose")).to_contain_text("alpha -1.5")
     page.reload()
     expect(page.locator("#prompt textarea")).to_have_value("my own question")
     expect(page.locator("#base-text")).to_contain_text("my own question")
-    expect(page.locator("#verdict")).to_contain_text("alpha -1.5")
+    expect(page.locator("#dose")).to_contain_text("alpha -1.5")
     assert page.locator("#alpha input[type=range]").input_value() == "-1.5"

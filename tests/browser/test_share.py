@@ -15,7 +15,7 @@ def query(page: Page) -> dict[str, str]:
 def test_the_address_holds_the_view_and_opens_it_elsewhere(page: Page) -> None:
     type_into(page, "#prompt", "a question & more")
     type_into(page, "#alpha-exact", "-1.5")
-    expect(page.locator("#verdict")).to_contain_text("alpha -1.5")
+    expect(page.locator("#dose")).to_contain_text("alpha -1.5")
     page.wait_for_function("location.search.includes('alpha=-1.5') && location.search.includes('more')")
     held = query(page)
     assert held["prompt"] == "a question & more"
@@ -25,14 +25,14 @@ def test_the_address_holds_the_view_and_opens_it_elsewhere(page: Page) -> None:
     page.goto("about:blank")
     page.goto(address)
     expect(page.locator("#prompt textarea")).to_have_value("a question & more")
-    expect(page.locator("#verdict")).to_contain_text("alpha -1.5")
+    expect(page.locator("#dose")).to_contain_text("alpha -1.5")
     finished(page)
 
 
 def test_an_address_of_another_model_says_so(window: BrowserContext, fake: str) -> None:
     page = window.new_page()
     page.goto(f"{fake}?alpha=2.5&band=0.2-0.8&seed=7&model=other")
-    expect(page.locator("#verdict")).to_contain_text("alpha 2.5")
+    expect(page.locator("#dose")).to_contain_text("alpha 2.5")
     expect(page.get_by_text("This address is a view of other; here demo answers.")).to_be_visible()
     assert page.locator("#low input[type=range]").input_value() == "0.2"
     assert page.locator("#high input[type=range]").input_value() == "0.8"

@@ -1,0 +1,245 @@
+"""Sweeps and grids of doses to plotly figures as plain JSON, pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import quantiles
+from typing import Any
+
+import plotly.graph_objects as go
+
+from components.charts import as_json
+from components.palette import BASE, NEUTRAL, STEERED
+from steer_heal.config import THRESHOLDS
+from steer_heal.records import DoseRow
+
+Band = tuple[float, float]
+Values = Callable[[DoseRow], list[float]]
+MARKS = (THRESHOLDS.mass_degraded, THRESHOLDS.mass_broken)
+SYMBOLS = {"coherent": "circle", "degraded": "triangle-up-open", "broken": "x"}
+LEAST_SPREAD = 3
+"""A band is drawn for at least this many vignettes."""
+GAP = 0.055
+BLUE_TO_ORANGE = [[0.0, BASE], [0.5, "#e8e8e8"], [1.0, STEERED]]
+
+
+def breaks(rows: Sequence[DoseRow]) -> dict[float, float]:
+    """For each mark the least positive alpha whose coherence is below mark * base's; none, no entry."""
+    base = _base(rows)
+    if base is None or not base.coherence:
+        return {}
+    rising = sorted((r for r in rows if r.alpha > 0 and r.coherence is not None), key=lambda r: r.alpha)
+    found = {}
+    for mark in MARKS:
+        below = [r.alpha for r in rising if not (r.coherence or 0.0) >= mark * base.coherence]
+        if below:
+            found[mark] = below[0]
+    return found
+
+
+def spread(values: Sequence[float]) -> tuple[float, float] | None:
+    """The quartiles of some values; none where there are too few to speak of a spread."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < LEAST_SPREAD:
+        return None
+    low, _, high = quantiles(finite, n=4, method="inclusive")
+    return low, high
+
+
+def dose(rows: Sequence[DoseRow], target: Mapping[str, int]) -> dict[str, Any]:
+    """Five measures against alpha, one below the other, over the same axis; every point carries its alpha.
+
+    Bands are the middle half of the vignettes, dotted lines are base, vertical ones where coherence breaks.
+    `target`: the sign each foundation of the trait should move by.
+    """
+    figure = go.Figure()
+    if not rows:
+        return as_json(figure)
+    measures = _measures(rows, target)
+    height = (1 - GAP * (len(measures) - 1)) / len(measures)
+    axes, notes, lines = {}, [], []
+    for number, (title, value, values) in enumerate(measures, 1):
+        name = "y" if number == 1 else f"y{number}"
+        top = 1 - (number - 1) * (height + GAP)
+        axes[f"yaxis{number}"] = {"domain": [max(0.0, top - height), top], "nticks": 4, "zeroline": False}
+        figure.add_traces(_measure(rows, title, value, values, name))
+        notes.append(_note(f"<b>{title}</b>", x=0, xref="paper", y=top, yref="paper", xanchor="left"))
+        base = _base(rows)
+        if base is not None and (level := value(base)) is not None:
+            lines += [_level(level, name, BASE)]
+            lines += [_level(mark * level, name, NEUTRAL) for mark in MARKS] if number == 1 else []
+    marked, words = _broken(rows)
+    figure.update_layout(
+        **axes,
+        xaxis={"title": {"text": "alpha, in units of c*"}, "anchor": f"y{len(measures)}", "zeroline": False},
+        annotations=[*notes, *words],
+        shapes=[*lines, *marked],
+        margin={"l": 52, "r": 14, "t": 46, "b": 44},
+        showlegend=False,
+        hovermode="x unified",
+        hoversubplots="axis",
+    )
+    return as_json(figure)
+
+
+def _measures(
+    rows: Sequence[DoseRow], target: Mapping[str, int]
+) -> list[tuple[str, Callable[[DoseRow], float | None], Values]]:
+    """Title, value of a row, and the values of its vignettes."""
+    base = _base(rows)
+    start = {v.id: v.p for v in base.profile.per_vignette} if base and base.profile else {}
+
+    def masses(row: DoseRow) -> list[float]:
+        return [v.mass for v in row.profile.per_vignette] if row.profile else []
+
+    def moves(row: DoseRow) -> list[float]:
+        scored = row.profile.per_vignette if row.profile else ()
+        return [
+            sum(sign * (v.p[name] - start[v.id][name]) for name, sign in target.items())
+            for v in scored
+            if v.id in start and target and v.p and start[v.id]
+        ]
+
+    def texts(name: str) -> Values:
+        return lambda row: [value for text in row.texts if (value := getattr(text, name)) is not None]
+
+    return [
+        ("coherence: answer mass", lambda row: row.coherence, masses),
+        ("trait movement", lambda row: row.trait_shift, moves),
+        ("95th percentile of KL, nats", lambda row: row.kl_p95, texts("kl_p95")),
+        ("repetition", lambda row: row.repetition, texts("repetition")),
+        ("perplexity under base", lambda row: row.perplexity, texts("perplexity")),
+    ]
+
+
+def _measure(
+    rows: Sequence[DoseRow],
+    title: str,
+    value: Callable[[DoseRow], float | None],
+    values: Values,
+    axis: str,
+) -> list[Any]:
+    """One measure's line, and its band where the vignettes are enough for one."""
+    known = [(row, found) for row in rows if (found := value(row)) is not None and math.isfinite(found)]
+    spreads = [(row.alpha, found) for row in rows if (found := spread(values(row))) is not None]
+    band = go.Scatter(
+        x=[alpha for alpha, _ in spreads] + [alpha for alpha, _ in reversed(spreads)],
+        y=[high for _, (_, high) in spreads] + [low for _, (low, _) in reversed(spreads)],
+        yaxis=axis,
+        name=f"{title}, middle half of the vignettes",
+        fill="toself",
+        fillcolor="rgba(213, 94, 0, 0.26)",
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+    )
+    line = go.Scatter(
+        x=[row.alpha for row, _ in known],
+        y=[found for _, found in known],
+        yaxis=axis,
+        name=title,
+        mode="lines+markers",
+        customdata=[{"alpha": row.alpha} for row, _ in known],
+        text=[row.verdict for row, _ in known],
+        hovertemplate="%{y:.3g}" + (" · %{text}" if axis == "y" else ""),
+        line={"color": STEERED, "width": 1.8},
+        marker={"size": 8, "symbol": [SYMBOLS[row.verdict] for row, _ in known], "color": STEERED},
+    )
+    return [band, line] if spreads else [line]
+
+
+def _broken(rows: Sequence[DoseRow]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A vertical line and its words for each place where coherence breaks."""
+    lines, words = [], []
+    for number, (mark, alpha) in enumerate(breaks(rows).items()):
+        style = {"color": NEUTRAL, "width": 1.5, "dash": "dash" if number == 0 else "solid"}
+        lines.append(
+            {"type": "line", "xref": "x", "yref": "paper", "x0": alpha, "x1": alpha, "y0": 0, "y1": 1,
+             "line": style}
+        )  # fmt: skip
+        text = f"below {mark:g}× base from {alpha:g}"
+        side = {"xanchor": "right", "xshift": -3} if number == 0 else {"xanchor": "left", "xshift": 3}
+        words.append(_note(text, x=alpha, xref="x", y=1, yref="paper", yshift=14, **side))
+    return lines, words
+
+
+def _note(text: str, **place: Any) -> dict[str, Any]:
+    return {"text": text, "showarrow": False, "yanchor": "bottom", "font": {"size": 11}, **place}
+
+
+def _level(value: float, axis: str, colour: str) -> dict[str, Any]:
+    line = {"color": colour, "width": 1.2, "dash": "dot"}
+    return {"type": "line", "xref": "paper", "yref": axis, "x0": 0, "x1": 1, "y0": value, "y1": value,
+            "line": line}  # fmt: skip
+
+
+def _base(rows: Sequence[DoseRow]) -> DoseRow | None:
+    return next((row for row in rows if row.alpha == 0.0), None)
+
+
+# ---- alpha x layer ----------------------------------------------------------------------------------------
+
+
+def grid(cells: Sequence[DoseRow], layers_of: Callable[[Band], Sequence[int]]) -> dict[str, Any]:
+    """Trait movement and coherence side by side, a row a band, a column an alpha; cells carry both."""
+    figure = go.Figure()
+    if not cells:
+        return as_json(figure)
+    alphas = sorted({cell.alpha for cell in cells})
+    bands = list(dict.fromkeys(cell.band for cell in cells))
+    at = {(cell.band, cell.alpha): cell for cell in cells}
+    held = [layers_of(band) for band in bands]
+    names = [f"{found[0]}" if len(found) == 1 else f"{found[0]}–{found[-1]}" for found in held]
+    moved = max((abs(c.trait_shift) for c in cells if c.trait_shift is not None), default=0.0) or 1.0
+    panels = (
+        ("trait movement", lambda c: c.trait_shift, "x", BLUE_TO_ORANGE, (-moved, moved), 0.0),
+        ("coherence: answer mass", lambda c: c.coherence, "x2", "Cividis", (0.0, 1.0), 0.53),
+    )
+    for title, value, axis, scale, (low, high), left in panels:
+        rows = [[at.get((band, alpha)) for alpha in alphas] for band in bands]
+        figure.add_trace(
+            go.Heatmap(
+                x=[f"{alpha:g}" for alpha in alphas],
+                y=names,
+                z=[[None if cell is None else value(cell) for cell in row] for row in rows],
+                customdata=[[None if cell is None else _place(cell) for cell in row] for row in rows],
+                xaxis=axis,
+                name=title,
+                colorscale=scale,
+                zmin=low,
+                zmax=high,
+                xgap=1,
+                ygap=1,
+                hovertemplate=f"layers %{{y}}, alpha %{{x}}<br>{title} %{{z:.3f}}<extra></extra>",
+                colorbar=_scale(title, left),
+            )
+        )
+    shared = {"title": {"text": "alpha, in units of c*"}, "type": "category", "showgrid": False}
+    figure.update_layout(
+        xaxis={**shared, "domain": [0.0, 0.47]},
+        xaxis2={**shared, "domain": [0.53, 1.0], "anchor": "y"},
+        yaxis={"title": {"text": "layers"}, "type": "category", "showgrid": False},
+        margin={"l": 56, "r": 14, "t": 62, "b": 44},
+        hovermode="closest",
+    )
+    return as_json(figure)
+
+
+def _scale(title: str, left: float) -> dict[str, Any]:
+    """The legend of colours, lying above its half."""
+    return {
+        "orientation": "h",
+        "x": left,
+        "xanchor": "left",
+        "len": 0.47,
+        "y": 1.0,
+        "yanchor": "bottom",
+        "thickness": 9,
+        "nticks": 4,
+        "title": {"text": title, "side": "top"},
+    }
+
+
+def _place(cell: DoseRow) -> dict[str, float]:
+    return {"alpha": cell.alpha, "low": cell.band[0], "high": cell.band[1]}

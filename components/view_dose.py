@@ -1,0 +1,106 @@
+"""What sweeps found, as text and HTML, pure; and what a browser remembers of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from components.charts_dose import breaks
+from components.view import VERDICTS, esc
+from steer_heal.records import DoseRow
+
+Known = dict[str, list[list[Any]]]
+ENDS = (-4.0, 4.0)
+MAX_KNOWN = 24
+UNKNOWN = "not measured yet: see Dose, below"
+ROOM_FOR_A_WORD = 0.18
+"""Share of the strip that a word needs."""
+
+
+def working(share: float, doing: str) -> str:
+    """A bar and a line of what is being done."""
+    done = 100 * min(1.0, max(0.0, share))
+    return (
+        f'<div class="sh-working"><div class="sh-progress" role="progressbar" aria-valuenow="{done:.0f}" '
+        f'aria-valuemin="0" aria-valuemax="100"><div style="width:{done:.1f}%"></div></div>'
+        f'<span class="sh-dim">{esc(doing)}</span></div>'
+    )
+
+
+def found(rows: Sequence[DoseRow]) -> str:
+    """Where coherence breaks, in a sentence."""
+    top = max((row.alpha for row in rows), default=0.0)
+    marks = [f"below {mark:g} of base's from alpha {alpha:g}" for mark, alpha in breaks(rows).items()]
+    said = f"answer mass falls {', '.join(marks)}" if marks else f"answer mass holds up to alpha {top:g}"
+    first = next((r.alpha for r in rows if r.alpha > 0 and r.verdict != "coherent"), None)
+    text = "" if first is None else f"; the first dose that is not coherent, text counted, is alpha {first:g}"
+    return f"{said}{text}. Click the chart to steer at a dose."
+
+
+# ---- the strip under the slider ---------------------------------------------------------------------------
+
+
+def key(model: str, trait: str, low: float, high: float, method: str) -> str:
+    """What a sweep is remembered by."""
+    return f"{model}|{trait}|{low:g}-{high:g}|{method}"
+
+
+def remembered(value: Any) -> Known:
+    """`value` without whatever is not a list of (alpha, verdict): a browser may send anything."""
+    if not isinstance(value, dict):
+        return {}
+    return {name: rows for name, rows in value.items() if isinstance(rows, list) and all(map(_sound, rows))}
+
+
+def _sound(row: Any) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == 2
+        and isinstance(row[0], int | float)
+        and math.isfinite(row[0])
+        and row[1] in VERDICTS
+    )
+
+
+def remember(value: Any, name: str, rows: Sequence[DoseRow]) -> Known:
+    """`value` with a sweep's verdicts put last; the oldest are let go."""
+    kept = {other: doses for other, doses in remembered(value).items() if other != name}
+    kept[name] = [[row.alpha, row.verdict] for row in rows]
+    return dict(list(kept.items())[-MAX_KNOWN:])
+
+
+def segments(doses: Sequence[Sequence[Any]]) -> list[tuple[float, float, str]]:
+    """(from, to, verdict) along the slider; each dose speaks for what is nearer to it than to the next."""
+    rising = sorted({float(alpha): str(verdict) for alpha, verdict in doses}.items())
+    if len(rising) < 2:
+        return []
+    edges = [rising[0][0], *((a + b) / 2 for (a, _), (b, _) in pairwise(rising)), rising[-1][0]]
+    pieces: list[tuple[float, float, str]] = []
+    for (start, end), (_, verdict) in zip(pairwise(edges), rising, strict=True):
+        start, end = max(start, ENDS[0]), min(end, ENDS[1])
+        if pieces and pieces[-1][1:] == (start, verdict):
+            pieces[-1] = (pieces[-1][0], end, verdict)
+        elif start < end:
+            pieces.append((start, end, verdict))
+    return pieces
+
+
+def strip(known: Mapping[str, Sequence[Sequence[Any]]], name: str) -> str:
+    """What is known of each dose from -4 to 4: coherent, degraded or broken, by colour, pattern and word."""
+    pieces = segments(known.get(name, ()))
+    if not pieces:
+        return f'<div class="sh-strip"><span class="sh-unknown">{UNKNOWN}</span></div>'
+    length = ENDS[1] - ENDS[0]
+    spans = []
+    for start, end, verdict in pieces:
+        left, width = (start - ENDS[0]) / length, (end - start) / length
+        word = verdict if width >= ROOM_FOR_A_WORD else ""
+        says = f"alpha {start:.3g} to {end:.3g}: {verdict}"
+        spans.append(
+            f'<span class="sh-seg-{verdict}" style="left:{100 * left:.2f}%;width:{100 * width:.2f}%" '
+            f'title="{says}">{word}</span>'
+        )
+    about = "; ".join(f"alpha {a:.3g} to {b:.3g} {verdict}" for a, b, verdict in pieces)
+    return f'<div class="sh-strip" role="img" aria-label="{about}">{"".join(spans)}</div>'

@@ -1,0 +1,82 @@
+"""The dose panel over the fake engine in a real browser."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import finished
+
+CELL = """([row, column]) => { const box = document.querySelector('#dose-map .sh-plot');
+  const at = box.getBoundingClientRect(), l = box._fullLayout;
+  return [at.x + l.xaxis._offset + l.xaxis.c2p(column), at.y + l.yaxis._offset + l.yaxis.c2p(row)]; }"""
+
+
+def note(page: Page, pattern: str) -> None:
+    expect(page.locator("#dose-note")).to_contain_text(re.compile(pattern))
+
+
+def test_one_press_finds_where_it_breaks_and_a_click_steers_there(page: Page) -> None:
+    expect(page.locator("#strip")).to_contain_text("not measured")
+    page.locator("#dose-find").click()
+    expect(page.locator("#dose-note [role=progressbar]")).to_be_visible()
+    note(page, "falls below 0.95 of base.*Click the chart")
+    figure = page.evaluate("document.querySelector('#dose-chart .sh-plot').data.map(t => [t.x, t.y])")
+    assert len(figure) == 5
+    assert all(x == sorted(x) and len(x) == 14 == len(y) for x, y in figure)
+    for word in ("coherent", "degraded", "broken"):
+        expect(page.locator(f"#strip .sh-seg-{word}").first).to_be_visible()
+    point = page.locator("#dose-chart .trace .point").nth(8).bounding_box()
+    assert point is not None
+    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    page.wait_for_timeout(200)
+    page.mouse.click(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    alpha = f"{figure[0][0][8]:g}"
+    expect(page.locator("#alpha-exact input")).to_have_value(alpha)
+    expect(page.locator("#dose")).to_contain_text(f"alpha {alpha} ·")
+    finished(page)
+    page.locator("#high input[type=number]").fill("0.8")
+    page.locator("#high input[type=number]").press("Tab")
+    expect(page.locator("#strip")).to_contain_text("not measured")
+    page.reload()
+    finished(page)
+    expect(page.locator("#high input[type=number]")).to_have_value("0.8")
+    page.locator("#high input[type=number]").fill("0.6")
+    page.locator("#high input[type=number]").press("Tab")
+    expect(page.locator("#strip .sh-seg-coherent").first).to_be_visible()
+
+
+def test_a_click_on_the_grid_sets_alpha_and_band(page: Page) -> None:
+    page.locator("#dose-grid").click()
+    note(page, "126 cells.*Click a cell")
+    x, y = page.evaluate(CELL, [12, 5])
+    page.mouse.move(x, y)
+    page.wait_for_timeout(200)
+    page.mouse.click(x, y)
+    expect(page.locator("#alpha-exact input")).to_have_value("2")
+    expect(page.locator("#layers")).to_contain_text("layers 2 to 4")
+    expect(page.locator("#dose")).to_contain_text("alpha 2 ·")
+    finished(page)
+
+
+def test_stop_ends_the_measuring_and_steering_goes_on(page: Page) -> None:
+    page.locator("#dose-grid").click()
+    note(page, r"\d+ cells measured")
+    page.locator("#dose-stop").click()
+    note(page, "Stopped: ")
+    stopped = page.locator("#dose-note").inner_text()
+    assert "126 cells" not in stopped
+    page.locator("#alpha input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#dose")).to_contain_text("alpha 1.05 ·")
+    finished(page)
+    assert page.locator("#dose-note").inner_text() == stopped
+
+
+def test_what_is_wrong_is_said_in_the_panel(page: Page) -> None:
+    page.locator("#low input[type=number]").fill("0.9")
+    page.locator("#low input[type=number]").press("Tab")
+    page.locator("#dose-find").click()
+    expect(page.locator("#dose-note .sh-error")).to_be_visible()
+    expect(page.locator("#dose-note .sh-error")).to_contain_text("reversed")

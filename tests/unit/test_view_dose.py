@@ -1,0 +1,125 @@
+"""The strip under the slider, what is remembered of sweeps, and the panel's handlers without a browser."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from components import dose, view_dose
+from components.controls import FORM
+from steer_heal.config import DoseRequest, build
+from tests.fake_engine import FakeEngine
+
+FORM_VALUES = {
+    "prompt": "You see a man.", "trait": "care_over_authority", "exact": 1.0, "low": 0.4, "high": 0.6,
+    "length": 60, "seed": 0, "greedy": False, "method": "mean_diff",
+}  # fmt: skip
+DOSES = [[-2.0, "broken"], [0.0, "coherent"], [1.0, "coherent"], [3.0, "degraded"], [8.0, "broken"]]
+
+
+def test_each_dose_speaks_for_what_is_nearest_to_it() -> None:
+    assert view_dose.segments(DOSES) == [
+        (-2.0, -1.0, "broken"),
+        (-1.0, 2.0, "coherent"),
+        (2.0, 4.0, "degraded"),
+    ]
+    assert view_dose.segments(DOSES[:1]) == []
+
+
+def test_the_strip_says_it_in_words_too() -> None:
+    html = view_dose.strip({"here": DOSES}, "here")
+    assert "alpha 2 to 4 degraded" in html
+    assert 'class="sh-seg-coherent" style="left:37.50%;width:37.50%"' in html
+    assert "not measured" in view_dose.strip({"here": DOSES}, "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        3,
+        [],
+        {"a": 3},
+        {"a": [[1.0, "<b>"]]},
+        {"a": [["1", "broken"]]},
+        {"a": [[float("nan"), "broken"]]},
+    ],
+)
+def test_a_browser_may_send_anything(value: Any) -> None:
+    assert view_dose.remembered(value) == {}
+
+
+def test_the_newest_sweeps_are_remembered() -> None:
+    rows = list(FakeEngine(delay=0.0).dose(build(DoseRequest), session="x"))[-1][1]
+    kept: Any = None
+    for number in range(view_dose.MAX_KNOWN + 3):
+        kept = view_dose.remember(kept, str(number), rows)
+    assert len(kept) == view_dose.MAX_KNOWN
+    assert list(kept)[-1] == str(number)
+    assert view_dose.remembered(kept) == kept
+
+
+def run(handler: Any, *first: Any, session: str = "me", **changed: Any) -> list[Any]:
+    form = [{**FORM_VALUES, **changed}[name] for name in FORM]
+    return list(handler(SimpleNamespace(session_hash=session), *first, *form))
+
+
+def notes(shown: list[Any]) -> list[str]:
+    return [row[1] for row in shown if isinstance(row[1], str)]
+
+
+def test_a_sweep_streams_and_says_where_it_breaks() -> None:
+    engine = FakeEngine(delay=0.0)
+    handler = dose.sweeping(dose.Panel(engine, engine.vignettes()))
+    shown = run(handler, dose.IN_VIEW, {})
+    assert 'role="progressbar"' in notes(shown)[1]
+    assert "below 0.95 of base" in notes(shown)[-1]
+    strip, kept = shown[-2][2:]
+    assert "sh-seg-broken" in strip
+    assert list(kept) == ["demo|care_over_authority|0.4-0.6|mean_diff"]
+
+
+def test_a_set_asks_vignettes_of_every_foundation() -> None:
+    engine = FakeEngine()
+    panel = dose.Panel(engine, engine.vignettes())
+    asked = dose.Asked(FORM_VALUES, "7 vignettes", "me", 1)
+    assert len(panel.request(asked, dose.SWEEP_ALPHAS, refine=True).prompts) == 7
+    assert len(dose.SWEEP_ALPHAS) >= 9
+    assert 0.0 in dose.SWEEP_ALPHAS
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"prompt": "  "}, "prompt is empty"),
+        ({"low": 0.9}, "reversed"),
+        ({"low": 0.51, "high": 0.52}, "no layer"),
+    ],
+)
+def test_bad_input_is_one_sentence(changed: dict[str, Any], says: str) -> None:
+    engine = FakeEngine(delay=0.0)
+    handler = dose.sweeping(dose.Panel(engine, engine.vignettes()))
+    shown = run(handler, dose.IN_VIEW, {}, **changed)
+    assert says in notes(shown)[-1]
+    assert "sh-error" in notes(shown)[-1]
+
+
+def test_the_newer_press_takes_the_place_of_the_older() -> None:
+    engine = FakeEngine(delay=0.0)
+    panel = dose.Panel(engine, engine.vignettes())
+    form = [FORM_VALUES[name] for name in FORM]
+    older = dose.sweeping(panel)(SimpleNamespace(session_hash="me"), dose.IN_VIEW, {}, *form)
+    next(older)
+    assert "126 cells" in notes(run(dose.mapping(panel), dose.IN_VIEW))[-1]
+    assert notes(list(older)) == []
+
+
+def test_a_click_sets_alpha_and_the_band() -> None:
+    def click(**data: Any) -> Any:
+        return dose.steer_to(SimpleNamespace(_data=data))  # pyright: ignore[reportArgumentType]
+
+    assert click(alpha=6.0, low=0.1, high=0.4) == (4.0, 6.0, 0.1, 0.4)
+    assert click(alpha=-2.0)[:2] == (-2.0, -2.0)
+    assert all(not isinstance(value, float) for value in click(alpha="<b>"))
