@@ -1,5 +1,8 @@
-# One machine, CPU or one NVIDIA GPU: docker build -t steer-heal . && docker run -p 7860:7860 -v steer-heal:/data steer-heal
-# With a GPU: docker run --gpus all ...   With gemma: docker run -e HF_TOKEN=... steer-heal --model google/gemma-3-1b-it
+# One machine, CPU or one NVIDIA GPU. The page is reachable from outside the container, so it needs a login:
+#   read -rs STEER_HEAL_LOGIN && export STEER_HEAL_LOGIN     (type name:password; it stays out of the history)
+#   docker build -t steer-heal . && docker run -e STEER_HEAL_LOGIN -p 7860:7860 -v steer-heal:/data steer-heal
+# or a mounted file: -e STEER_HEAL_LOGIN_FILE=/run/secrets/login.
+# With a GPU: docker run --gpus all ...   With gemma: docker run -e HF_TOKEN ... steer-heal --model google/gemma-3-1b-it
 FROM python:3.11-slim
 
 ARG TORCH_INDEX=https://pypi.org/simple

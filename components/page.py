@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import api, choosing, dose, heal, moral_map, runs, steer, watching
+from components import api, choosing, dose, heal, moral_map, plot, runs, steer, watching
 from components.steer import INTERNAL
 from components.watching import Memory
 
@@ -31,13 +31,12 @@ def build(engine: Any) -> gr.Blocks:
         drawn = [chart, table, message, seen]
 
         def redraw(remembered: Memory) -> tuple[Any, ...]:
-            mark = engine.watermark()
-            return (*watching.draw(engine, remembered), mark)
+            figure, runs_table, said = watching.draw(engine, remembered)
+            return figure, runs_table, said, watching.digest(figure)
 
-        def look(remembered: Memory, mark: str) -> tuple[Any, ...]:
-            if engine.watermark() == mark:
-                return tuple(gr.skip() for _ in drawn)
-            return redraw(remembered)
+        def look(remembered: Memory, in_view: str) -> tuple[Any, ...]:
+            figure, runs_table, said, now = redraw(remembered)
+            return figure if now != in_view else gr.skip(), runs_table, said, now
 
         def reopen(remembered: Memory) -> tuple[Any, ...]:
             return (*moral_map.open_round(engine, remembered), "all")
@@ -48,7 +47,7 @@ def build(engine: Any) -> gr.Blocks:
         clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)
         for event in (acted, clicked):
             event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
-        gr.Timer(WATCH_SECONDS).tick(look, [kept, seen], drawn, queue=False, **INTERNAL)
+        plot.marks(WATCH_SECONDS).click(look, [kept, seen], drawn, **INTERNAL)
         page.load(redraw, kept, drawn, **INTERNAL)
         page.load(reopen, kept, open_outputs, **INTERNAL)
         steering.restart(choosing.wire(engine, head, chooser).then)

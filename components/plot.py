@@ -45,3 +45,16 @@ def buttons(html: str, *, elem_id: str) -> gr.HTML:
         apply_default_css=False,
         elem_id=elem_id,
     )
+
+
+def marks(seconds: float) -> gr.HTML:
+    """Nothing to see: its click event comes when what the server has to show has changed."""
+    return gr.HTML(
+        "",
+        js_on_load=f"SteerHeal.mark(element, trigger, {seconds})",
+        head=TABLE_HEAD,
+        apply_default_css=False,
+        elem_id="mark",
+        padding=False,
+        container=False,
+    )

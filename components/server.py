@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from importlib.util import find_spec
 from typing import Any
 
 import fastapi
 import gradio as gr
+import httpx
 import uvicorn
+from gradio.exceptions import ShareCertificateWriteError
+from gradio.networking import setup_tunnel
+from gradio.routes import App
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Mount
 from starlette.types import ASGIApp
 
+from components.access import Login
+from components.gate import Gate
 from components.page import build
 from components.theme import CSS, PLOTLY_JS, STATIC, theme
-from steer_heal.config import SettingsError
+from steer_heal.config import MAX_UPLOAD_BYTES, SettingsError
 
 SCRIPTS = {"plotly.min.js": PLOTLY_JS, "page.js": STATIC / "page.js"}
 THREADS = 128
+MAX_WAITING = 512
+"""Calls that may wait in the queue; the next one is told that it is full."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -40,9 +50,14 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def scripts() -> ASGIApp:
-    """The two scripts of the page and nothing else, compressed, cached by the browser until they change."""
+def own_files(engine: Any) -> ASGIApp:
+    """The two scripts of the page, compressed, cached by the browser until they change; and `mark`, the one
+    value that an open page asks for again and again: unchanged means that there is nothing to redraw."""
     files = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @files.get("/mark")
+    def mark() -> Response:
+        return PlainTextResponse(engine.watermark(), headers={"Cache-Control": "no-store"})
 
     @files.get("/{name}")
     def script(name: str) -> Response:
@@ -51,17 +66,17 @@ def scripts() -> ASGIApp:
             return Response(status_code=404)
         return FileResponse(path, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
-    return GZipMiddleware(files, compresslevel=5)
+    return GZipMiddleware(files, minimum_size=1000, compresslevel=5)
 
 
-def application(engine: Any, port: int) -> fastapi.FastAPI:
-    """The whole web application over an engine."""
+def application(engine: Any, port: int, login: Login | None = None) -> ASGIApp:
+    """The whole web application over an engine; with a login nobody else sees more than the login page."""
     page = build(engine)
     page.max_threads = THREADS
-    page.queue(default_concurrency_limit=16)
+    page.queue(default_concurrency_limit=16, max_size=MAX_WAITING, api_open=False)
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.mount("/ui", scripts())
-    return gr.mount_gradio_app(
+    app.mount("/ui", own_files(engine))
+    gr.mount_gradio_app(
         app,
         page,
         path="/",
@@ -70,20 +85,47 @@ def application(engine: Any, port: int) -> fastapi.FastAPI:
         footer_links=[],
         run_history=False,
         show_error=False,
-        max_file_size="1mb",
+        auth=login,
+        max_file_size=MAX_UPLOAD_BYTES,
+        enable_monitoring=False,
         ssr_mode=False,
         pwa=False,
         mcp_server=find_spec("mcp") is not None,
         theme=theme(),
         css_paths=CSS,
     )
+    mounted = (route.app for route in app.routes if isinstance(route, Mount))
+    gradio_app = next(inner for inner in mounted if isinstance(inner, App))
+
+    def knows(cookies: dict[str, str]) -> bool:
+        names = (f"access-token-{gradio_app.cookie_id}", f"access-token-unsecure-{gradio_app.cookie_id}")
+        return any(cookies.get(name) in gradio_app.tokens for name in names)
+
+    return Gate(
+        app,
+        page,
+        knows=None if login is None else knows,
+        uploads=any(isinstance(block, gr.File | gr.UploadButton) for block in page.blocks.values()),
+        max_upload=MAX_UPLOAD_BYTES + 1000,
+    )
 
 
-def serve(engine: Any, listening: socket.socket) -> None:
+def share_link(port: int) -> str:
+    """A public address for a page of this machine, through gradio's own tunnel. Errors: `SettingsError`."""
+    try:
+        return setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), None, None)
+    except (RuntimeError, OSError, ValueError, httpx.HTTPError, ShareCertificateWriteError) as problem:
+        reason = str(problem).strip().partition("\n")[0]
+        raise SettingsError(f"A share link cannot be made ({reason}): start without --share.") from problem
+
+
+def serve(engine: Any, listening: socket.socket, login: Login | None = None, *, share: bool = False) -> None:
     """Serve until interrupted; says where on stdout once it answers."""
     host, port = listening.getsockname()[:2]
-    app = application(engine, port)
+    app = application(engine, port, login)
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, ws="none")
     shown = f"[{host}]" if ":" in host else host
     print(f"Steer & Heal with {engine.info.name}: http://{shown}:{port}", flush=True)
+    if share:
+        print(f"For everyone who has the login: {share_link(port)}", flush=True)
     uvicorn.Server(settings).run(sockets=[listening])

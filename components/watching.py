@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,3 +59,8 @@ def draw(engine: Any, kept: Any) -> tuple[dict[str, Any], str, str]:
     names = {r.run_id: r.name for r in runs}
     figure = charts.moral_map(engine.map(ids), names, opened(kept))
     return figure, view_runs.runs_table(runs, ids), view.note(engine.store_message())
+
+
+def digest(figure: dict[str, Any]) -> str:
+    """A short text that is the same for the same figure."""
+    return f"{zlib.crc32(json.dumps(figure, default=str).encode()):08x}"

@@ -34,6 +34,10 @@ MAX_NEW_TOKENS = 512
 MAX_ROUNDS = 32
 MAX_ROWS = 64
 MAX_ALPHA = 64.0
+MAX_RUNS_AT_ONCE = 16
+MAX_QUEUED_RUNS = 100
+MAX_UPLOAD_BYTES = 64_000_000
+"""Of one uploaded file: a vector of a 70-billion-parameter model is 3 MB, an adapter of ours a few."""
 
 
 class SettingsError(ValueError):

@@ -77,5 +77,23 @@ window.SteerHeal = (() => {
     });
   }
 
-  return { chart, actions };
+  // Asks for one short value while the tab is in view; tells Python only when it has changed.
+  function mark(element, trigger, seconds) {
+    let seen = "", asking = false;
+    async function look() {
+      if (!element.isConnected) return clearInterval(timer);
+      if (document.hidden || asking) return;
+      asking = true;
+      try {
+        const reply = await fetch("ui/mark");
+        const now = reply.ok ? await reply.text() : seen;
+        if (now !== seen) trigger("click", { mark: (seen = now) });
+      } catch (_) { // the server is away: ask again next time
+      } finally { asking = false; }
+    }
+    const timer = setInterval(look, 1000 * seconds);
+    document.addEventListener("visibilitychange", look);
+  }
+
+  return { chart, actions, mark };
 })();

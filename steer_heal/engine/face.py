@@ -49,7 +49,7 @@ class Engine:
 
     Bad input raises `SettingsError`, one sentence, and changes nothing. All methods may be called from any
     thread; the model itself is used by one. `cache_dir` keeps vectors and calibrations; beside `runs_dir`
-    when none. `lm` takes the place of loading `model`.
+    when none. `lm` takes the place of loading `model`. `at_once`: heal runs that may go at a time.
     """
 
     def __init__(
@@ -60,12 +60,13 @@ class Engine:
         db: str | Path = "runs.duckdb",
         cache_dir: str | Path | None = None,
         lm: LanguageModel | None = None,
+        at_once: int = 1,
     ) -> None:
         runs = Path(runs_dir).absolute()
         self._cache_dir = Path(cache_dir) if cache_dir else runs.parent / "cache"
         self._take(models.load(model) if lm is None else lm)
         self._turns = Turns()
-        self._book = RunBook(LocalProcesses(runs), Store(db, patience=1.0))
+        self._book = RunBook(LocalProcesses(runs, at_once=at_once), Store(db, patience=1.0))
         self._numbers = itertools.count()
 
     def use(self, model: str) -> ModelInfo:

@@ -124,7 +124,7 @@ def test_what_cannot_be_listened_on_is_one_sentence(host: str, port: int) -> Non
 
 
 def test_only_the_two_scripts_are_served() -> None:
-    with TestClient(application(FakeEngine(), 7860)) as client:
+    with TestClient(application(FakeEngine(), 7860), base_url="http://localhost") as client:
         assert "SteerHeal" in client.get("/ui/page.js").text
         assert client.get("/ui/plotly.min.js").headers["content-encoding"] == "gzip"
         for path in (

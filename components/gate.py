@@ -1,0 +1,226 @@
+"""What reaches gradio: the routes the page and its clients need, of a size and a form that make sense."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from components.access import is_loopback
+
+MAX_BODY_BYTES = 1_000_000
+FAILURES, WITHIN_S = 10, 60.0
+"""So many wrong passwords from one address within so many seconds close the door for as long."""
+
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_OPEN = re.compile(r"/(|login/?|logout|favicon\.ico|robots\.txt|theme\.css|(static|assets|svelte)/.+)")
+"""What somebody who has not logged in may have: the login page."""
+_ROUTES = re.compile(
+    r"/(config/?|manifest\.json|ui/[^/]+|gradio_api/("
+    r"info/?|openapi\.json|user/?|login_check/?|token/?|app_id/?|theme\.css|startup-events|queue/(join|data)|"
+    r"(run|api|call)/[^/]+/?|call/(?!v2/)[^/]+/[^/]+|cancel|reset/?|heartbeat/[^/]+|file=.+|mcp(/.*)?))"
+)
+_UPLOADS = re.compile(r"/gradio_api/upload(_progress)?")
+_STREAM = re.compile(r"/gradio_api/(queue/data|call/[^/]+/(?P<event>[^/]+))")
+_CALL = re.compile(r"/gradio_api/(?:(?P<queued>queue/join)|(?:(?P<kind>run|api|call)/(?P<name>[^/]+)/?))")
+
+
+class Refused(Exception):
+    """A request that goes no further: status and one sentence."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Gate:
+    """ASGI middleware in front of the page.
+
+    `page`: gradio's Blocks. `knows`: whether a session's cookies are those of somebody who
+    logged in; None without a login, when the page answers only under this machine's own names (a web page
+    elsewhere could otherwise reach it through a name of its own). `uploads`: whether files are taken.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        page: Any,
+        *,
+        knows: Callable[[dict[str, str]], bool] | None = None,
+        uploads: bool = False,
+        max_upload: int = MAX_BODY_BYTES,
+    ) -> None:
+        self._app, self._knows = app, knows
+        self._functions, self._queue = page.fns, page._queue
+        self._uploads, self._max_upload = uploads, max_upload
+        self._names = {fn.api_name for fn in page.fns.values() if fn.api_visibility != "private"}
+        self._known = ", ".join(sorted(self._names))
+        self._failures: dict[str, deque[float]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        began = False
+
+        async def begin(message: Message) -> None:
+            nonlocal began
+            began = began or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start" and scope["path"].rstrip("/") == "/login":
+                self._note(scope, message["status"])
+            await send(message)
+
+        try:
+            self._admit(scope)
+            self._check_stream(scope)
+            checked = await self._checked(scope, receive)
+            await self._app(scope, checked, begin)
+        except Refused as refused:
+            if began:
+                raise
+            await JSONResponse({"error": str(refused)}, refused.status)(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> None:
+        path, headers = scope["path"], Headers(scope=scope)
+        if self._knows is None:
+            _own_name(headers.get("host", ""))
+        uploading = bool(_UPLOADS.fullmatch(path))
+        if uploading and not self._uploads:
+            raise Refused(404, "This page takes no files.")
+        if not (_OPEN.fullmatch(path) or _ROUTES.fullmatch(path) or uploading):
+            raise Refused(404, "There is nothing here.")
+        if scope["method"] not in _SAFE and headers.get("sec-fetch-site") == "cross-site":
+            raise Refused(403, "This came from another site's page: use this page itself.")
+        if path.rstrip("/") == "/login":
+            self._not_too_often(scope)
+        elif self._knows is not None and not _OPEN.fullmatch(path) and not self._knows(_cookies(headers)):
+            raise Refused(401, "Log in first.")
+
+    def _check_stream(self, scope: Scope) -> None:
+        """Only what was asked for can be listened to: gradio would begin a stream and break it off."""
+        listening = _STREAM.fullmatch(scope["path"])
+        if listening is None or scope["method"] != "GET":
+            return
+        waiting = self._queue.pending_messages_per_session
+        event = listening["event"]
+        if event is None:
+            known = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0] in waiting
+        else:
+            ended = self._queue.pending_event_ids_session.values()
+            known = event in self._queue.event_ids_to_events or any(event in ids for ids in ended)
+        if not known:
+            raise Refused(404, "Nothing was asked for under that id.")
+
+    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
+        """`receive` that ends at the size limit, and for calls has been read and looked at."""
+        limit = self._max_upload if _UPLOADS.fullmatch(scope["path"]) else MAX_BODY_BYTES
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not declared.isdecimal() or int(declared) > limit:
+            raise Refused(413, f"At most {limit} bytes are taken: send less.")
+        limited = _limited(receive, limit)
+        called = _CALL.fullmatch(scope["path"])
+        if called is None or scope["method"] != "POST":
+            return limited
+        body = await _read(limited)
+        self._check_call(body, called)
+        return _replay(body, receive)
+
+    def _check_call(self, body: bytes, called: re.Match[str]) -> None:
+        try:
+            said = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Refused(422, "The body is not JSON.") from error
+        data = said.get("data") if isinstance(said, dict) else None
+        if not isinstance(data, list):
+            raise Refused(422, 'The body must be an object with a list "data".')
+        _check_session(said)
+        index, name = said.get("fn_index"), called["name"]
+        if called["kind"] == "call":
+            if name not in self._names or index is not None:
+                raise Refused(404, f"There is no endpoint of that name: choose one of {self._known}.")
+            return
+        function = self._functions.get(index) if type(index) is int else None
+        if function is None:
+            raise Refused(404, "There is no function of that index.")
+        if called["kind"] and (function.queue or len(data) != len(function.inputs)):
+            raise Refused(404, "This function is not called that way: join the queue.")
+
+    def _note(self, scope: Scope, status: int) -> None:
+        """Remembers a wrong password."""
+        if status == 400:
+            self._failures.setdefault(_visitor(scope), deque(maxlen=FAILURES)).append(time.monotonic())
+
+    def _not_too_often(self, scope: Scope) -> None:
+        now = time.monotonic()
+        self._failures = {who: when for who, when in self._failures.items() if now - when[-1] < WITHIN_S}
+        if len(self._failures.get(_visitor(scope), ())) >= FAILURES:
+            raise Refused(429, f"Too many wrong passwords: wait {WITHIN_S:.0f} seconds.")
+
+
+def _own_name(host: str) -> None:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    if not is_loopback(name.strip("[]")):
+        raise Refused(403, "Without a login this page answers only as localhost: start it with one.")
+
+
+def _visitor(scope: Scope) -> str:
+    return (scope.get("client") or ("", 0))[0]
+
+
+def _cookies(headers: Headers) -> dict[str, str]:
+    try:
+        return {name: morsel.value for name, morsel in SimpleCookie(headers.get("cookie", "")).items()}
+    except CookieError:
+        return {}
+
+
+def _check_session(said: dict[str, Any]) -> None:
+    session = said.get("session_hash")
+    if session is not None and not (isinstance(session, str) and 0 < len(session) <= 64):
+        raise Refused(422, "session_hash must be a text of at most 64 characters.")
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    taken = 0
+
+    async def counted() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > limit:
+            raise Refused(413, f"At most {limit} bytes are taken: send less.")
+        return message
+
+    return counted
+
+
+async def _read(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b""
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
