@@ -6,7 +6,7 @@ finished_at)` and the table `profiles` (all seven foundations) are for others to
 seconds since the epoch.
 """
 
-from steer_heal.store.database import StoreBusy
+from steer_heal.store.database import StoreBusy, StoreUnreadable
 from steer_heal.store.store import Store
 
-__all__ = ["Store", "StoreBusy"]
+__all__ = ["Store", "StoreBusy", "StoreUnreadable"]

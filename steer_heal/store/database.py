@@ -25,6 +25,26 @@ class StoreBusy(RuntimeError):
     """Another process holds the file; the message says which. Nothing is lost: events wait in the logs."""
 
 
+class StoreUnreadable(SettingsError):
+    """A DuckDB file that this DuckDB cannot read: damaged, or of another version. It is only an index."""
+
+
+_REBUILD = "`python -m steer_heal store rebuild` makes it anew from the runs' logs"
+_LIBRARY = slice(52, 84)
+
+
+def written_by(path: Path) -> str | None:
+    """The version of DuckDB that last wrote the file, from its own header; None when it is no DuckDB file."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_LIBRARY.stop)
+    except OSError:
+        return None
+    if head[8:12] != b"DUCK":
+        return None
+    return head[_LIBRARY].rstrip(b"\0").decode("ascii", "replace").removeprefix("v") or "an unknown version"
+
+
 class Database:
     """One DuckDB file, closed between operations so that a notebook or a second page can use it too.
 
@@ -34,6 +54,7 @@ class Database:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self._ready = False
+        self._signed = False
         with _LOCKS_GUARD:
             self._lock = _LOCKS.setdefault(self.path, threading.RLock())
 
@@ -48,7 +69,13 @@ class Database:
                 self._prepare(deadline)
             connection = self._connect(read_only=not write, deadline=deadline)
             try:
+                if write and not self._signed:
+                    self._sign(connection)
                 yield connection
+            except duckdb.Error as error:
+                if (refusal := self._trouble(str(error))) is None:
+                    raise
+                raise refusal from error
             finally:
                 connection.close()
 
@@ -99,6 +126,15 @@ class Database:
             )
         return version
 
+    def _sign(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Notes in the file that this version of DuckDB has written to it."""
+        connection.execute(
+            "INSERT INTO steer_heal_schema SELECT ?, ?, ? WHERE NOT EXISTS "
+            "(FROM steer_heal_schema WHERE duckdb_version = ?)",
+            [len(MIGRATIONS), time.time(), duckdb.__version__, duckdb.__version__],
+        )
+        self._signed = True
+
     def _migrate(self, connection: duckdb.DuckDBPyConnection) -> None:
         for version in range(self._version(connection), len(MIGRATIONS)):
             connection.begin()
@@ -136,11 +172,21 @@ class Database:
             return SettingsError(
                 f"{self.path} is not a DuckDB file: name another one with --db. It was not changed."
             )
-        if "version number" in text:
-            return SettingsError(
-                f"{self.path} was written by another version of DuckDB than {duckdb.__version__}: "
-                "name another file with --db. It was not changed."
-            )
+        if trouble := self._trouble(text):
+            return trouble
         return SettingsError(
             f"Cannot open {self.path} ({text.splitlines()[0]}): name another file with --db."
         )
+
+    def _trouble(self, text: str) -> StoreBusy | SettingsError | None:
+        """What a person can do about an error of the file or the disk; None for any other error."""
+        if "No space left" in text or "out of space" in text:
+            return StoreBusy(f"There is no room left for {self.path.name}: free some on its disk.")
+        if "version number" in text:
+            return StoreUnreadable(
+                f"{self.path} was written by DuckDB {written_by(self.path)}, and this is "
+                f"{duckdb.__version__}: install that one; {_REBUILD}. It was not changed."
+            )
+        if "Corrupt" in text or "Could not read" in text or "checksum" in text or "WAL" in text:
+            return StoreUnreadable(f"{self.path} is damaged: {_REBUILD}. It was not changed.")
+        return None

@@ -1,0 +1,150 @@
+"""The store as a file: rebuilt, copied while in use, signed by DuckDB's version, damaged, of another one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from steer_heal import events
+from steer_heal.cli import main
+from steer_heal.config import SettingsError
+from steer_heal.store import Store, StoreUnreadable, keeping
+from steer_heal.store.database import written_by
+from tests.runs import write_run
+from tests.unit.test_store import hold, tables
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with runs/r10, runs/r20 and a store that has taken them in."""
+    store = Store(tmp_path / "runs.duckdb", patience=0.2)
+    for name in ("r10", "r20"):
+        log = write_run(tmp_path / "runs" / name / "events.jsonl", name=name)
+        store.ingest(name, events.read(log))
+    return tmp_path
+
+
+def command(place: Path, *words: str) -> int:
+    return main(["store", *words, "--db", str(place / "runs.duckdb"), "--runs", str(place / "runs")])
+
+
+def rows(path: Path) -> dict[str, list]:
+    found = tables(Store(path))
+    return {name: [row for row in values if "example" not in row] for name, values in found.items()}
+
+
+def test_a_rebuilt_store_has_the_same_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = rows(place / "runs.duckdb")
+    assert command(place, "rebuild", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["runs"] == 3
+    assert rows(place / "runs.duckdb") == before
+    assert sorted(path.name for path in place.iterdir()) == ["runs", "runs.duckdb"]
+
+
+def test_a_store_in_use_is_not_replaced_and_nothing_is_left_behind(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (place / "runs.duckdb").read_bytes()
+    holder = hold(place / "runs.duckdb", read_only=True)
+    try:
+        assert command(place, "rebuild") == 2
+    finally:
+        holder.communicate()
+    assert f"process {holder.pid}" in capsys.readouterr().err
+    assert (place / "runs.duckdb").read_bytes() == before
+    assert sorted(path.name for path in place.iterdir()) == ["runs", "runs.duckdb"]
+
+
+@pytest.mark.parametrize("offset", [12, 2000, 12_400])
+def test_a_damaged_store_says_so_and_is_rebuilt(place: Path, offset: int) -> None:
+    path = place / "runs.duckdb"
+    before = rows(path)
+    whole = bytearray(path.read_bytes())
+    whole[offset : offset + 4] = b"\xc8\xc8\xc8\xc8"
+    path.write_bytes(whole)
+    with pytest.raises(StoreUnreadable, match=r"damaged.*store rebuild"):
+        Store(path).runs()
+    assert path.read_bytes() == bytes(whole)
+    assert command(place, "rebuild") == 0
+    assert rows(path) == before
+    assert (place / "runs.duckdb.unreadable").read_bytes() == bytes(whole)
+
+
+def test_a_store_of_another_duckdb_names_both_versions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = place / "runs.duckdb"
+    whole = bytearray(path.read_bytes())
+    whole[52:58] = b"v9.8.7"
+    path.write_bytes(whole)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise duckdb.IOException("Trying to read a database file with version number 99, but we can only ...")
+
+    monkeypatch.setattr("steer_heal.store.database.duckdb.connect", refuse)
+    with pytest.raises(StoreUnreadable, match=rf"DuckDB 9\.8\.7, and this is {duckdb.__version__}.*rebuild"):
+        Store(path).runs()
+
+
+def test_a_file_of_something_else_is_never_replaced(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content in (b"not a database", b""):
+        (place / "runs.duckdb").write_bytes(content)
+        assert command(place, "rebuild") == 2
+        assert (place / "runs.duckdb").read_bytes() == content
+    assert "--db" in capsys.readouterr().err
+
+
+def test_a_snapshot_beside_a_reader_equals_the_store(place: Path) -> None:
+    copy = place / "copies" / "a.duckdb"
+    holder = hold(place / "runs.duckdb", read_only=True)
+    try:
+        assert command(place, "snapshot", "--out", str(copy)) == 0
+    finally:
+        holder.communicate()
+    assert tables(Store(copy)) == tables(Store(place / "runs.duckdb"))
+    assert [path.name for path in copy.parent.iterdir()] == ["a.duckdb"]
+    with pytest.raises(SettingsError, match="there already"):
+        keeping.snapshot(place / "runs.duckdb", copy)
+
+
+def test_a_snapshot_has_what_is_only_in_the_journal(place: Path) -> None:
+    code = (
+        "import duckdb, os, sys; c = duckdb.connect(sys.argv[1]);"
+        "c.execute(\"UPDATE runs SET name = 'from the journal'\"); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(place / "runs.duckdb")], check=False)
+    assert (place / "runs.duckdb.wal").exists()
+    keeping.snapshot(place / "runs.duckdb", place / "copy.duckdb")
+    assert {row.name for row in Store(place / "copy.duckdb").runs()} == {"from the journal"}
+
+
+def test_all_tables_are_written_out(place: Path) -> None:
+    assert command(place, "export", "--out", str(place / "out")) == 0
+    count = duckdb.sql("SELECT count(*) FROM read_parquet($p)", params={"p": str(place / "out/runs.parquet")})
+    assert count.fetchone() == (2,)
+
+
+def test_the_file_says_which_duckdb_wrote_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = place / "runs.duckdb"
+    assert written_by(path) == duckdb.__version__
+    assert keeping.about(path).written_by == (duckdb.__version__,)
+    monkeypatch.setattr("steer_heal.store.database.duckdb.__version__", "9.9.9")
+    for _ in range(2):
+        Store(path).ingest("r10", events.Chunk((), 0))
+    assert keeping.about(path).written_by[-1] == "9.9.9"
+    assert len(keeping.about(path).written_by) == 2
+
+
+@pytest.mark.parametrize(
+    "words", [("info",), ("snapshot",), ("export", "--out", "x"), ("snapshot", "--out", "x"), ("rebuild",)]
+)
+def test_what_cannot_be_done_is_a_sentence(
+    tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tmp_path, *words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
