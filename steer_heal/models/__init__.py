@@ -4,7 +4,8 @@ from .batch import Padded, left_pad
 from .blocks import band_layers, find_blocks, layers_band
 from .chat import system, user
 from .find import Source, default_model, find, in_cache
-from .load import LanguageModel, SamplingDefaults, free, load
+from .load import LanguageModel, SamplingDefaults, load
+from .placement import free, spread
 
 __all__ = [
     "LanguageModel",
@@ -20,6 +21,7 @@ __all__ = [
     "layers_band",
     "left_pad",
     "load",
+    "spread",
     "system",
     "user",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.utils import tqdm
 from safetensors import safe_open
 
 from ..config import SettingsError
@@ -19,10 +22,29 @@ GIB = 2**30
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
-def download(name: str) -> Path:
+def download(name: str, progress: Callable[[str], None] | None = None) -> Path:
     """The hub model's folder in the local cache, downloaded first where files are missing, with progress on
-    stderr. A download that breaks off goes on from there. Errors: the hub client's own."""
-    return Path(snapshot_download(name, allow_patterns=PATTERNS))
+    stderr and in words to `progress`. A download that breaks off goes on from there. Errors: the hub
+    client's own."""
+    bars = tqdm if progress is None else _telling(progress)
+    return Path(snapshot_download(name, allow_patterns=PATTERNS, tqdm_class=bars))
+
+
+def _telling(progress: Callable[[str], None]) -> type[tqdm]:
+    """A progress bar that also tells how many bytes have come, whether or not it is drawn."""
+
+    class Telling(tqdm):
+        def __init__(self, *args: Any, unit: str = "it", **kwargs: Any) -> None:
+            super().__init__(*args, unit=unit, **kwargs)
+            self._counts_bytes, self._bytes = unit == "B", float(kwargs.get("initial", 0))
+
+        def update(self, n: float | None = 1) -> Any:
+            self._bytes += n or 0
+            if self._counts_bytes and self.total:
+                progress(f"downloading, {self._bytes / 1e9:.2f} of {self.total / 1e9:.2f} GB")
+            return super().update(n)
+
+    return Telling
 
 
 def needed(folder: Path, dtype: torch.dtype | str) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,8 +32,9 @@ from ..config import SettingsError
 from ..records import ModelInfo
 from .blocks import find_blocks
 from .chat import ChatEncoder, Message
-from .files import check_memory, download
+from .files import GIB, check_memory, download, needed
 from .find import Source, find
+from .placement import best_device, chosen_dtype, parameters, runs_on, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where input ids go."""
-        weight: Any = self.model.get_input_embeddings().weight
-        return weight.device
+        return runs_on(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,7 +107,7 @@ class LanguageModel:
             width=self.width,
             n_parameters=self.model.num_parameters(),
             dtype=str(self.dtype).removeprefix("torch."),
-            device=str(self.device),
+            device="several" if spread(self.model) else str(self.device),
             is_demo=self.is_demo,
             note="Small model trained for this project, not Gemma." if self.is_demo else "",
         )
@@ -117,7 +116,7 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """A hash of names, shapes and a sample of the weights: what caches are keyed by."""
         digest = hashlib.sha256(self.name.encode())
-        for path, parameter in self.model.named_parameters():
+        for path, parameter in parameters(self.model):
             flat = parameter.detach().reshape(-1)
             sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
             digest.update(f"{path}{tuple(parameter.shape)}{parameter.dtype}".encode())
@@ -141,25 +140,30 @@ def load(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     trust_remote_code: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """The model `name` (see `find`) from safetensors, never pickle; no code of a repository unless asked.
 
-    `device`: the accelerator when none and there is one; "auto" spreads over several. `dtype`: the
-    checkpoint's own when none, but float32 for the demo, bfloat16 for float32 files on an accelerator, and
-    float32 for float16 files on a CPU. Errors: `SettingsError`, one sentence each.
+    `device`: the accelerator when none and there is one, "auto" spreads over several (also when none, where
+    one is too small). `dtype`: the checkpoint's own when none, but float32 for the demo, bfloat16 for float32
+    files on an accelerator, and float32 for float16 files on a CPU. `progress` hears what is being done, in
+    words. Errors: `SettingsError`, one sentence each.
     """
     source = find(name)
-    device = device or _best_device()
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
-        folder = source.path or download(source.name)
+        folder = source.path or download(source.name, progress)
         config = AutoConfig.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        check_memory(source.name, folder, device, _dtype(dtype, config, source, device))
+        wanted = chosen_dtype(dtype, config, source, device)
+        device = device or best_device(folder, wanted)
+        check_memory(source.name, folder, device, wanted)
+        if progress:
+            progress(f"reading {needed(folder, wanted) / GIB:.1f} GiB of weights onto {device}")
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=_dtype(dtype, config, source, device),
+            dtype=wanted,
             device_map=device,
             use_safetensors=True,
             **options,
@@ -173,35 +177,6 @@ def load(
             f"{name} does not fit into the memory of {device}: choose a smaller model."
         ) from error
     return LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo")
-
-
-def free() -> None:
-    """Give back the memory of models that nothing refers to any more, on accelerators too."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _dtype(
-    asked: str | torch.dtype | None, config: PreTrainedConfig, source: Source, device: str
-) -> torch.dtype | str:
-    if isinstance(asked, torch.dtype):
-        return asked
-    if asked is not None:
-        named = getattr(torch, asked, None)
-        if not isinstance(named, torch.dtype) or not named.is_floating_point:
-            raise SettingsError(f"Unknown dtype {asked!r}: give float32, bfloat16 or float16.")
-        return named
-    stored = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
-    if device == "cpu":
-        return torch.float32 if source.kind == "demo" or stored == torch.float16 else "auto"
-    return torch.bfloat16 if stored in (None, torch.float32) else "auto"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

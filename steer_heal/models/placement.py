@@ -1,0 +1,79 @@
+"""Where a model goes and where it is: one device, several, or weights on disk until they are used."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..config import SettingsError
+from .files import free as room_on
+from .files import needed
+from .find import Source
+
+
+def best_device(folder: Path, dtype: torch.dtype | str) -> str:
+    """The accelerator; "auto" where the weights fit on several together but not on one; else the CPU."""
+    if torch.cuda.is_available():
+        alone = torch.cuda.device_count() == 1 or needed(folder, dtype) <= room_on("cuda:0")
+        return "cuda" if alone else "auto"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def chosen_dtype(
+    asked: str | torch.dtype | None, config: PreTrainedConfig, source: Source, device: str | None
+) -> torch.dtype | str:
+    """What the weights are loaded as; see `load`. Errors: `SettingsError` for an unknown name."""
+    if isinstance(asked, torch.dtype):
+        return asked
+    if asked is not None:
+        named = getattr(torch, asked, None)
+        if not isinstance(named, torch.dtype) or not named.is_floating_point:
+            raise SettingsError(f"Unknown dtype {asked!r}: give float32, bfloat16 or float16.")
+        return named
+    stored = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if device == "cpu" or (device is None and not accelerated):
+        return torch.float32 if source.kind == "demo" or stored == torch.float16 else "auto"
+    return torch.bfloat16 if stored in (None, torch.float32) else "auto"
+
+
+def runs_on(module: nn.Module) -> torch.device:
+    """The device a module computes on, also where accelerate brings its weights there only for that."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):
+        place = getattr(one, "execution_device", None)
+        if place is not None:
+            return torch.device(place)
+    return next(module.parameters()).device
+
+
+def parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter once, with its values, also one that is offloaded."""
+    tied = model.all_tied_weights_keys
+    for prefix, module in model.named_modules():
+        with align_module_device(module):
+            for name, parameter in module.named_parameters(recurse=False):
+                path = f"{prefix}.{name}" if prefix else name
+                if path not in tied:
+                    yield path, parameter
+
+
+def spread(model: nn.Module) -> bool:
+    """Whether accelerate moves what flows through the model: it spans devices, or is partly offloaded."""
+    return len({parameter.device for parameter in model.parameters()}) > 1 or any(
+        parameter.is_meta for parameter in model.parameters()
+    )
+
+
+def free() -> None:
+    """Give back the memory of models that nothing refers to any more, on accelerators too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,109 @@
+"""A model in several places, placed by accelerate: half of its blocks' weights lie on disk until they run.
+
+Cards cannot be had here. What can be shown without them is that steering, the cache and what caches are keyed
+by go by where accelerate runs a block, not by where its weights happen to lie (meta, which computes nothing).
+"""
+
+import pytest
+import torch
+from accelerate import dispatch_model
+
+from steer_heal import data, instrument
+from steer_heal import vector as vectors
+from steer_heal.config import ExtractSettings, SampleSettings
+from steer_heal.generate import Row, complete
+from steer_heal.models import LanguageModel, files, load, placement, user
+from steer_heal.steering import coefficients
+from tests import tiny
+from tests.unit.test_vector import CONTEXTS, TRAIT
+
+PLACES = {"model.embed_tokens": "disk", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk"}
+BLOCKS = {f"model.layers.{n}": "disk" if n % 2 else "cpu" for n in range(4)}
+
+
+@pytest.fixture(scope="module", params=tiny.ARCHS)
+def pair(request, tmp_path_factory):
+    """The same weights whole, and spread."""
+    whole, other = (tiny.language_model(request.param) for _ in range(2))
+    spread = dispatch_model(
+        other.model,
+        device_map=PLACES | BLOCKS,
+        main_device="cpu",
+        offload_dir=tmp_path_factory.mktemp("offload"),
+        force_hooks=True,
+    )
+    return whole, LanguageModel(whole.name, spread, other.tokenizer)
+
+
+def test_it_is_known_where_input_goes(pair):
+    whole, spread = pair
+    assert placement.spread(spread.model)
+    assert not placement.spread(whole.model)
+    assert spread.device == torch.device("cpu")
+    assert (whole.info.device, spread.info.device) == ("cpu", "several")
+    assert spread.fingerprint == whole.fingerprint
+
+
+def test_it_extracts_and_steers_as_the_whole_one(pair):
+    whole = pair[0]
+    made, other = (vectors.extract(lm, TRAIT, CONTEXTS, ExtractSettings(batch_size=2)) for lm in pair)
+    torch.testing.assert_close(other.directions_LD, made.directions_LD)
+    prompt = tuple(whole.encode_chat([user("hi there")]))
+    rows = [Row(prompt), Row(prompt, coefficients(4, (1, 2), 3.0)[0], shadow=True)]
+    sample = SampleSettings(max_new_tokens=8, greedy=True)
+    expected, found = (complete(lm, rows, made.directions_LD, sample) for lm in pair)
+    for answer, other_answer in zip(expected, found, strict=True):
+        assert [token.id for token in other_answer.tokens] == [token.id for token in answer.tokens]
+    kls = [[token.kl for token in answers[1].tokens] for answers in (expected, found)]
+    assert kls[1] == pytest.approx(kls[0], abs=1e-4)
+    assert max(kls[0]) > 0.01
+
+
+def test_it_is_evaluated_as_the_whole_one(pair):
+    made = vectors.extract(pair[0], TRAIT, CONTEXTS, ExtractSettings(batch_size=2))
+    doses_KL = torch.cat([coefficients(4, (1,), c) for c in (0.0, 2.0)])
+    expected, found = (
+        instrument.evaluate(
+            lm, data.vignettes(limit=2), data.frame("foundations"), vector=made, coefficients_KL=doses_KL
+        )
+        for lm in pair
+    )
+    for one, other in zip(expected, found, strict=True):
+        assert other.p == pytest.approx(one.p, abs=1e-5)
+
+
+def test_one_card_where_it_fits_and_all_where_it_does_not(monkeypatch, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 100)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (60, 60))
+    assert placement.best_device(tmp_path, "auto") == "auto"
+    assert files.free("auto") == 120
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (100, 100))
+    assert placement.best_device(tmp_path, "auto") == "cuda"
+
+
+def test_loading_tells_what_it_does(tmp_path):
+    lm, said = tiny.language_model(), []
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    load(str(tmp_path), device="cpu", progress=said.append)
+    assert said == ["reading 0.0 GiB of weights onto cpu"]
+
+
+def test_a_download_tells_how_far_it_is(monkeypatch, tmp_path):
+    """The hub client's own bars: those of bytes speak, those of files do not."""
+
+    def fetch(_name, *, allow_patterns, tqdm_class):
+        assert not any("bin" in pattern for pattern in allow_patterns)
+        with tqdm_class(total=3, desc="Fetching 3 files", disable=True) as bar:
+            bar.update(1)
+        with tqdm_class(total=0, unit="B", disable=True) as bar:
+            bar.total += 2_000_000_000
+            bar.update(500_000_000)
+        return str(tmp_path)
+
+    said = []
+    monkeypatch.setattr(files, "snapshot_download", fetch)
+    assert files.download("own/model", said.append) == tmp_path
+    assert said == ["downloading, 0.50 of 2.00 GB"]
