@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any, Protocol
 
 import torch
@@ -76,12 +77,21 @@ class Steering:
 
         def add(_block: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
             if isinstance(output, tuple):
-                return (self._plus(layer, output[0]), *output[1:])
-            return self._plus(layer, output)
+                return (self.plus(layer, output[0]), *output[1:])
+            return self.plus(layer, output)
 
         return add
 
-    def _plus(self, layer: int, hidden_BTD: Tensor) -> Tensor:
+    def of(self, rows: slice) -> Steering:
+        """The same for these rows only."""
+        part = copy(self)
+        part._added_B1D = {layer: added[rows] for layer, added in self._added_B1D.items()}
+        return part
+
+    def plus(self, layer: int, hidden_BTD: Tensor) -> Tensor:
+        """The residual behind block `layer` with what is added there; itself where nothing is."""
+        if layer not in self._added_B1D:
+            return hidden_BTD
         added = self._added_B1D[layer]
         if added.dtype != hidden_BTD.dtype or added.device != hidden_BTD.device:
             added = self._added_B1D[layer] = added.to(hidden_BTD)

@@ -12,12 +12,13 @@ from torch import Tensor
 from ..config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
 from ..models import LanguageModel
 from ..records import Alternative, Completion, Token
-from ..steering import Operator, steering_of
+from ..steering import Operator
 from .cache import check_cache
 from .divergence import diverge, log_probabilities
-from .prefill import Prefilled, PrefixStore, prefill
+from .reading import reader
 from .rows import Plan, Row, plan
 from .sampling import Sampler, sampler
+from .store import PrefixStore
 from .text import TextStream
 
 Stop = Callable[[], bool]
@@ -96,7 +97,7 @@ def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
 
 
 class _Batch:
-    """The lanes still writing, then their shadows: cache, mask, positions, steering and last logits."""
+    """The lanes still writing, then their shadows, and what has read them."""
 
     def __init__(
         self,
@@ -110,8 +111,7 @@ class _Batch:
         self._lm, self._plan, self._sampler = lm, made, how
         self._last_step = max_new_tokens - 1
         self._lanes = list(range(len(made.lanes)))
-        self._steering = steering_of(directions_LD, torch.stack([lane.coefficients_L for lane in made.lanes]))
-        self._state: Prefilled = prefill(lm, made.lanes, directions_LD, max_new_tokens, store)
+        self._reader = reader(lm, made.lanes, directions_LD, max_new_tokens, store)
         self._streams = {lane: TextStream(lm.decode) for lane in made.writers}
         self._token_text = lru_cache(maxsize=None)(lambda token: lm.decode([token]))
         self._next: dict[int, int] = {}
@@ -125,7 +125,7 @@ class _Batch:
         """One token for every writing lane; those that do not end are left in `_next`."""
         place = {lane: index for index, lane in enumerate(self._lanes)}
         writers = [lane for lane in self._lanes if self._plan.lanes[lane].follows is None]
-        logits_WV = self._state.logits_BV[: len(writers)]
+        logits_WV = self._reader.logits_BV[: len(writers)]
         ids_W = self._sampler.draw(logits_WV, [self._plan.lanes[lane].noise for lane in writers], step)
         logp_WV = log_probabilities(logits_WV)
         ids, p = ids_W.tolist(), logp_WV.gather(1, ids_W[:, None])[:, 0].exp().tolist()
@@ -148,7 +148,7 @@ class _Batch:
         index = [i for i, lane in enumerate(writers) if lane in shadow]
         if not index:
             return {}
-        base_SV = self._state.logits_BV[[place[shadow[writers[i]]] for i in index]]
+        base_SV = self._reader.logits_BV[[place[shadow[writers[i]]] for i in index]]
         found = diverge(logp_WV[index], base_SV, ids_W[index])
         columns = (found.kl_B, found.p_base_B, found.top_ids_BN, found.top_p_BN)
         return {
@@ -169,29 +169,6 @@ class _Batch:
         ]
         kept = [index for index, lane in enumerate(source) if lane in self._next]
         if len(kept) < len(self._lanes):
-            self._keep(kept)
-        device = self._lm.device
-        ids_B1 = torch.tensor([[self._next[source[index]]] for index in kept], device=device)
-        state = self._state
-        mask_BT = state.mask_BT
-        if mask_BT is not None:
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(kept), 1)], dim=1)
-        with self._steering.attached(self._lm.blocks):
-            output = self._lm.model(
-                input_ids=ids_B1,
-                attention_mask=mask_BT,
-                position_ids=state.positions_B[:, None],
-                past_key_values=state.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        self._state = Prefilled(output.logits[:, -1], state.cache, mask_BT, state.positions_B + 1)
-
-    def _keep(self, kept: list[int]) -> None:
-        index = torch.tensor(kept, device=self._lm.device)
-        state = self._state
-        state.cache.batch_select_indices(index)
-        self._steering.keep(index)
-        self._lanes = [self._lanes[i] for i in kept]
-        mask_BT = None if state.mask_BT is None else state.mask_BT[index]
-        self._state = Prefilled(state.logits_BV[:0], state.cache, mask_BT, state.positions_B[index])
+            self._lanes = [self._lanes[index] for index in kept]
+            self._reader.keep(kept)
+        self._reader.advance([self._next[source[index]] for index in kept])

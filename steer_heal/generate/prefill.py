@@ -7,8 +7,7 @@ steered block on, that block and those below giving what they gave before.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from ..models import LanguageModel, Padded, left_pad
 from ..steering import Operator, Steering, steering_of
 from .cache import RoomyCache, gather
 from .rows import Lane
+from .store import PrefixStore
 
 BlockOutput = Any
 """What a block returns: the residual (B, T, D), alone or leading a tuple."""
@@ -45,27 +45,9 @@ class _Read:
     cache: RoomyCache
     outputs: dict[int, BlockOutput]
 
-
-class PrefixStore:
-    """The last prompts read without steering, so that a moved slider reads only the steered blocks again.
-
-    Valid for one model in one state: make a new one when the weights change.
-    """
-
-    def __init__(self, size: int = 4) -> None:
-        self._size = size
-        self._reads: OrderedDict[tuple[int, ...], _Read] = OrderedDict()
-
-    def get(self, prompt: tuple[int, ...], make: Callable[[], _Read]) -> _Read:
-        """The stored pass over `prompt`, made when there is none."""
-        read = self._reads.pop(prompt, None) or make()
-        self._reads[prompt] = read
-        while len(self._reads) > self._size:
-            self._reads.popitem(last=False)
-        return read
-
-    def __contains__(self, prompt: tuple[int, ...]) -> bool:
-        return prompt in self._reads
+    @property
+    def layers(self) -> Collection[int]:
+        return self.outputs.keys()
 
 
 @torch.inference_mode()
@@ -132,20 +114,20 @@ def _forward(lm: LanguageModel, batch: Padded, cache: RoomyCache) -> Tensor:
 def _read(
     lm: LanguageModel, prompts: list[tuple[int, ...]], layers: Sequence[int], store: PrefixStore | None
 ) -> _Read:
-    """The unsteered pass; one prompt alone is kept in the store with every block's output."""
+    """The unsteered pass; one prompt alone is kept in the store."""
 
-    def make(wanted: Sequence[int]) -> _Read:
-        batch, cache = left_pad(prompts, lm.pad_id, lm.device), RoomyCache(lm.n_layers, 0)
+    def make(some: Sequence[tuple[int, ...]], wanted: Collection[int]) -> list[_Read]:
+        batch, cache = left_pad(some, lm.pad_id, lm.device), RoomyCache(lm.n_layers, 0)
         outputs: dict[int, BlockOutput] = {}
         with ExitStack() as hooks:
             for layer in wanted:
                 hook = lm.blocks[layer].register_forward_hook(_keep(outputs, layer))
                 hooks.callback(hook.remove)
-            return _Read(batch, _forward(lm, batch, cache), cache, outputs)
+            return [_Read(batch, _forward(lm, batch, cache), cache, outputs)]
 
     if store is None or len(prompts) != 1:
-        return make(layers)
-    return store.get(prompts[0], lambda: make(range(lm.n_layers)))
+        return make(prompts, layers)[0]
+    return store.get("plain", prompts, layers, lm.n_layers, make)[0]
 
 
 def _keep(outputs: dict[int, BlockOutput], layer: int) -> Callable[..., None]:

@@ -175,3 +175,18 @@ def test_bad_rows_are_refused(lm, directions_LD):
     with pytest.raises(SettingsError, match="shorten"):
         start(Row((5,) * (MAX_PROMPT_TOKENS + 1)))
     assert list(decode(lm, [], directions_LD, greedy(1))) == []
+
+
+@pytest.mark.parametrize("ends", ["base", "steered"])
+def test_a_row_that_ends_alone_of_its_kind_leaves_the_others_be(lm, directions_LD, ends):
+    """The last unsteered row leaves a batch, or the last steered one: what stays is as before."""
+    rows = [Row(ids(lm)), Row(ids(lm), at(-6.0))]
+    free = complete(lm, rows, directions_LD, greedy(8))
+    over, other = (0, 1) if ends == "base" else (1, 0)
+    ending = tiny.language_model("gemma3")
+    only = set(ids_of(free[over])) - set(ids_of(free[other]))
+    ending.eos_ids = frozenset(only)
+    found = complete(ending, rows, directions_LD, greedy(8))
+    assert only
+    assert len(found[over].tokens) < 8
+    assert ids_of(found[other]) == ids_of(free[other])
