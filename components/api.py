@@ -179,8 +179,8 @@ def _sweeping(engine: Any) -> Callable[..., Any]:
         )
         session = f"api-{uuid4().hex}"
         try:
-            for share, rows in engine.dose(request, session=session):
-                yield {"done": share, "rows": [_row(row) for row in rows]}
+            for found in engine.dose(request, session=session):
+                yield {"done": found.share, "rows": [_row(row) for row in found.rows]}
         finally:
             engine.stop(session)
 

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from components.charts import as_json
 from components.palette import BASE, NEUTRAL, STEERED
 from steer_heal.config import THRESHOLDS
-from steer_heal.records import DoseRow
+from steer_heal.records import DoseRow, Sweep
 
 Band = tuple[float, float]
 Values = Callable[[DoseRow], list[float]]
@@ -24,20 +24,6 @@ GAP = 0.055
 BLUE_TO_ORANGE = [[0.0, BASE], [0.5, "#e8e8e8"], [1.0, STEERED]]
 
 
-def breaks(rows: Sequence[DoseRow]) -> dict[float, float]:
-    """For each mark the least positive alpha whose coherence is below mark * base's; none, no entry."""
-    base = _base(rows)
-    if base is None or not base.coherence:
-        return {}
-    rising = sorted((r for r in rows if r.alpha > 0 and r.coherence is not None), key=lambda r: r.alpha)
-    found = {}
-    for mark in MARKS:
-        below = [r.alpha for r in rising if not (r.coherence or 0.0) >= mark * base.coherence]
-        if below:
-            found[mark] = below[0]
-    return found
-
-
 def spread(values: Sequence[float]) -> tuple[float, float] | None:
     """The quartiles of some values; none where there are too few to speak of a spread."""
     finite = [value for value in values if math.isfinite(value)]
@@ -47,13 +33,13 @@ def spread(values: Sequence[float]) -> tuple[float, float] | None:
     return low, high
 
 
-def dose(rows: Sequence[DoseRow], target: Mapping[str, int]) -> dict[str, Any]:
+def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
     """Five measures against alpha, one below the other, over the same axis; every point carries its alpha.
 
     Bands are the middle half of the vignettes, dotted lines are base, vertical ones where coherence breaks.
     `target`: the sign each foundation of the trait should move by.
     """
-    figure = go.Figure()
+    figure, rows = go.Figure(), sweep.rows
     if not rows:
         return as_json(figure)
     measures = _measures(rows, target)
@@ -69,7 +55,8 @@ def dose(rows: Sequence[DoseRow], target: Mapping[str, int]) -> dict[str, Any]:
         if base is not None and (level := value(base)) is not None:
             lines += [_level(level, name, BASE)]
             lines += [_level(mark * level, name, NEUTRAL) for mark in MARKS] if number == 1 else []
-    marked, words = _broken(rows)
+    axes[f"yaxis{len(measures)}"]["type"] = "log"
+    marked, words = _broken(sweep.breaks)
     figure.update_layout(
         **axes,
         xaxis={"title": {"text": "alpha, in units of c*"}, "anchor": f"y{len(measures)}", "zeroline": False},
@@ -149,10 +136,10 @@ def _measure(
     return [band, line] if spreads else [line]
 
 
-def _broken(rows: Sequence[DoseRow]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _broken(breaks: Mapping[float, float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A vertical line and its words for each place where coherence breaks."""
     lines, words = [], []
-    for number, (mark, alpha) in enumerate(breaks(rows).items()):
+    for number, (mark, alpha) in enumerate(breaks.items()):
         style = {"color": NEUTRAL, "width": 1.5, "dash": "dash" if number == 0 else "solid"}
         lines.append(
             {"type": "line", "xref": "x", "yref": "paper", "x0": alpha, "x1": alpha, "y0": 0, "y1": 1,

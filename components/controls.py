@@ -99,9 +99,9 @@ def _dose(engine: Any) -> dict[str, Any]:
     traits = [(t.title, t.name) for t in engine.traits()]
     with gr.Row():
         trait = gr.Dropdown(
-            traits, value=DEFAULT_TRAIT, label="Trait", scale=2, min_width=170, elem_id="trait"
+            traits, value=DEFAULT_TRAIT, label="Trait", scale=3, min_width=190, elem_id="trait"
         )
-        with gr.Column(scale=4, min_width=240, elem_classes="sh-alpha"):
+        with gr.Column(scale=6, min_width=260, elem_classes="sh-alpha"):
             slider = gr.Slider(
                 -4,
                 4,
@@ -116,10 +116,10 @@ def _dose(engine: Any) -> dict[str, Any]:
         exact = gr.Number(1.0, label="exact alpha", scale=1, min_width=100, elem_id="alpha-exact")
     with gr.Row(elem_classes="sh-wrap"):
         low = gr.Slider(
-            0, 1, DEFAULT_BAND[0], step=0.01, label="band from", min_width=150, buttons=[], elem_id="low"
+            0, 1, DEFAULT_BAND[0], step=0.01, label="band from", min_width=190, buttons=[], elem_id="low"
         )
         high = gr.Slider(
-            0, 1, DEFAULT_BAND[1], step=0.01, label="band to", min_width=150, buttons=[], elem_id="high"
+            0, 1, DEFAULT_BAND[1], step=0.01, label="band to", min_width=190, buttons=[], elem_id="high"
         )
         layers = gr.HTML(say_layers(engine, *DEFAULT_BAND), elem_id="layers")
     alpha = {"slider": slider, "exact": exact, "strip": strip, "dose": dose}

@@ -15,7 +15,7 @@ from components.answering import Newest, nothing
 from components.controls import FORM
 from components.steer import INTERNAL, Steering
 from steer_heal.config import DoseRequest, SampleSettings, SettingsError, build
-from steer_heal.records import DoseRow, Vignette
+from steer_heal.records import DoseRow, Sweep, Vignette
 
 LOG = logging.getLogger(__name__)
 LONG: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_limit": None}
@@ -90,19 +90,20 @@ def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
         target = panel.target(request.trait)
         name = panel.known_as(request.trait, *request.band, request.method)
         yield gr.skip(), view_dose.working(0.0, "measuring the base"), gr.skip(), gr.skip()
-        share, rows = 0.0, []
-        for share, rows in panel.engine.dose(request, session=work_of(asked.session)):
-            doing = f"{len(rows)} doses measured" if rows else "waiting for a turn, then measuring the base"
-            doing += ", closing in on where it breaks" if len(rows) >= len(SWEEP_ALPHAS) else ""
-            drawn = plot.whole(charts_dose.dose(rows, target)) if rows else gr.skip()
-            yield drawn, view_dose.working(share, doing), gr.skip(), gr.skip()
-        if not rows:
+        found, shown = Sweep(0.0, []), 0
+        for found in panel.engine.dose(request, session=work_of(asked.session)):
+            n = len(found.rows)
+            doing = f"{n} doses measured" if n else "measuring base, then all doses together"
+            doing += ", closing in on where it breaks" if n >= len(SWEEP_ALPHAS) else ""
+            drawn = plot.whole(charts_dose.dose(found, target)) if n > shown else gr.skip()
+            shown = n
+            yield drawn, view_dose.working(found.share, doing, found.waiting), gr.skip(), gr.skip()
+        if not found.rows:
             yield gr.skip(), view.note("Stopped before the first dose."), gr.skip(), gr.skip()
             return
-        kept = view_dose.remember(known, name, rows)
-        said = view_dose.found(rows) if share >= 1.0 else f"Stopped: {len(rows)} doses were measured."
-        drawn = plot.whole(charts_dose.dose(rows, target))
-        yield drawn, view.note(said), view_dose.strip(kept, name), kept
+        kept = view_dose.remember(known, name, found.rows)
+        said = view_dose.found(found) if found.share >= 1.0 else f"Stopped: {len(found.rows)} doses measured."
+        yield gr.skip(), view.note(said), view_dose.strip(kept, name), kept
 
     def handler(request: gr.Request, over: str, known: Any, *form: Any) -> Iterator[Outputs]:
         yield from _guarded(panel, over, form, request, lambda asked: stream(asked, known), 4)
@@ -116,15 +117,15 @@ def mapping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
     def stream(asked: Asked) -> Iterator[Outputs]:
         request = panel.request(asked, GRID_ALPHAS, refine=False)
         yield gr.skip(), view_dose.working(0.0, "measuring the base")
-        share, cells, shown = 0.0, [], 0
-        for share, cells in panel.engine.grid(request, session=work_of(asked.session)):
-            whole = len(cells) - shown >= len(GRID_ALPHAS)
-            shown = len(cells) if whole else shown
-            drawn = plot.whole(charts_dose.grid(cells, panel.engine.layers)) if whole else gr.skip()
-            yield drawn, view_dose.working(share, _cells(cells))
-        drawn = plot.whole(charts_dose.grid(cells, panel.engine.layers)) if cells else gr.skip()
-        said = "" if share >= 1.0 else "Stopped: "
-        yield drawn, view.note(f"{said}{_cells(cells)}. Click a cell to steer there.")
+        found, shown = Sweep(0.0, []), 0
+        for found in panel.engine.grid(request, session=work_of(asked.session)):
+            whole = len(found.rows) - shown >= len(GRID_ALPHAS)
+            shown = len(found.rows) if whole else shown
+            drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers)) if whole else gr.skip()
+            yield drawn, view_dose.working(found.share, _cells(found.rows), found.waiting)
+        drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers)) if found.rows else gr.skip()
+        said = "" if found.share >= 1.0 else "Stopped: "
+        yield drawn, view.note(f"{said}{_cells(found.rows)}. Click a cell to steer there.")
 
     def handler(request: gr.Request, over: str, *form: Any) -> Iterator[Outputs]:
         yield from _guarded(panel, over, form, request, stream, 2)
@@ -179,7 +180,7 @@ def make(engine: Any, steering: Steering) -> Callable[[gr.Blocks], Any]:
     knobs, panel = steering.knobs, Panel(engine, engine.vignettes())
     about = "where it breaks, and which layers do it; trait, band, method and prompt as above"
     gr.HTML(view.heading("Dose", about))
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=False, elem_classes="sh-pressed"):
         over = gr.Dropdown(
             list(SETS), value=IN_VIEW, label="over", scale=2, min_width=190, elem_id="dose-over"
         )
@@ -187,9 +188,12 @@ def make(engine: Any, steering: Steering) -> Callable[[gr.Blocks], Any]:
         every = gr.Button("Map alpha × layer", size="sm", scale=1, min_width=130, elem_id="dose-grid")
         stop = gr.Button("Stop", size="sm", scale=0, min_width=90, elem_id="dose-stop")
     note = gr.HTML(elem_id="dose-note", elem_classes="sh-slot", apply_default_css=False)
-    chart = plot.chart(None, elem_id="dose-chart", height=560, empty="")
-    height = 130 + ROW_PIXELS * (2 * engine.info.n_layers - 2)
-    cells = plot.chart(None, elem_id="dose-map", height=min(900, height), empty="")
+    with gr.Row(elem_classes="sh-wrap"):
+        with gr.Column(min_width=330):
+            chart = plot.chart(None, elem_id="dose-chart", height=620, empty="")
+        with gr.Column(min_width=330):
+            height = 130 + ROW_PIXELS * (2 * engine.info.n_layers - 2)
+            cells = plot.chart(None, elem_id="dose-map", height=max(480, min(900, height)), empty="")
     known = gr.BrowserState({}, storage_key="steer-heal-doses", secret="verdicts-only")
 
     find.click(sweeping(panel), [over, known, *knobs.form()], [chart, note, knobs.strip, known], **LONG)

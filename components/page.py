@@ -21,10 +21,10 @@ def build(engine: Any) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=6, min_width=330):
                 steering = steer.build(engine)
-                measured = dose.make(engine, steering)
             with gr.Column(scale=5, min_width=330):
                 chart = moral_map.build_map()
                 launched = heal.build(engine, steering, kept)
+        measured = dose.make(engine, steering)
         table, message = runs.build()
         detail = moral_map.build_detail(engine, kept)
         seen = gr.State("")

@@ -33,6 +33,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def ahead(n: int) -> str:
+    """How many requests."""
+    return "one request" if n == 1 else f"{n} requests"
+
+
 def header(info: ModelInfo) -> str:
     """What is loaded, named for what it is, and how to load gemma."""
     shape = (
@@ -40,7 +45,7 @@ def header(info: ModelInfo) -> str:
         f"{esc(info.dtype)} on {esc(info.device)}"
     )
     if info.is_demo:
-        what = "<b>demo</b>: a small model trained for this dashboard; not gemma"
+        what = "<b>demo</b>: a small model trained for this project, not Gemma"
         how = (
             f'<details class="sh-how"><summary>Use {esc(GEMMA)}</summary><p>Accept its licence on '
             f"huggingface.co/{esc(GEMMA)}, run <code>hf auth login</code>, then start again with "
@@ -48,7 +53,8 @@ def header(info: ModelInfo) -> str:
         )
     else:
         what, how = f"<b>{esc(info.name)}</b> · {esc(info.architecture)}", ""
-    note = f'<div class="sh-note">{esc(info.note)}</div>' if info.note else ""
+    said = info.note if not info.is_demo else ""
+    note = f'<div class="sh-note">{esc(said)}</div>' if said else ""
     return f"""<header class="sh-header"><h1>Steer &amp; Heal</h1>
 <div class="sh-model"><span>{what}</span><span class="sh-dim">{shape}</span>{note}</div>{how}</header>"""
 
@@ -134,8 +140,7 @@ def status(frame: SteerFrame) -> str:
     elif frame.message:
         text = frame.message
     elif frame.waiting and not n:
-        ahead = "one request" if frame.waiting == 1 else f"{frame.waiting} requests"
-        text = f"waiting for {ahead} ahead"
+        text = f"waiting for {ahead(frame.waiting)} ahead"
     else:
         text = f"writing: {n} tokens{rate}"
     return f'<span class="sh-status">{esc(text)}</span>'

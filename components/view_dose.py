@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from components.charts_dose import breaks
-from components.view import VERDICTS, esc
-from steer_heal.records import DoseRow
+from components.view import VERDICTS, ahead, esc
+from steer_heal.records import DoseRow, Sweep
 
 Known = dict[str, list[list[Any]]]
 ENDS = (-4.0, 4.0)
@@ -19,8 +18,10 @@ ROOM_FOR_A_WORD = 0.18
 """Share of the strip that a word needs."""
 
 
-def working(share: float, doing: str) -> str:
-    """A bar and a line of what is being done."""
+def working(share: float, doing: str, waiting: int = 0) -> str:
+    """A bar and a line of what is being done, or for how many it waits."""
+    if waiting:
+        doing = f"waiting for {ahead(waiting)} ahead"
     done = 100 * min(1.0, max(0.0, share))
     return (
         f'<div class="sh-working"><div class="sh-progress" role="progressbar" aria-valuenow="{done:.0f}" '
@@ -29,10 +30,11 @@ def working(share: float, doing: str) -> str:
     )
 
 
-def found(rows: Sequence[DoseRow]) -> str:
+def found(sweep: Sweep) -> str:
     """Where coherence breaks, in a sentence."""
+    rows = sweep.rows
     top = max((row.alpha for row in rows), default=0.0)
-    marks = [f"below {mark:g} of base's from alpha {alpha:g}" for mark, alpha in breaks(rows).items()]
+    marks = [f"below {mark:g} of base's from alpha {alpha:g}" for mark, alpha in sweep.breaks.items()]
     said = f"answer mass falls {', '.join(marks)}" if marks else f"answer mass holds up to alpha {top:g}"
     first = next((r.alpha for r in rows if r.alpha > 0 and r.verdict != "coherent"), None)
     text = "" if first is None else f"; the first dose that is not coherent, text counted, is alpha {first:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,18 +14,21 @@ from . import data, filter, instrument
 from .config import THRESHOLDS, DoseRequest, SettingsError
 from .data import Frame
 from .generate import Row, complete
-from .models import LanguageModel, band_layers, layers_band
+from .models import LanguageModel, band_layers, layers_band, rows_that_fit
 from .records import Completion, DoseRow, Profile, Stopped, TextHealth, Vignette
 from .steering import coefficients
 from .vector import SteeringVector
 
 RESOLUTION = 0.05
 """Alphas where coherence falls below a threshold are found to this."""
-CHUNK = 4
-"""Alphas measured in the same passes; a row of the sweep is shown when its chunk is done."""
+MAX_ROWS = 48
+"""Answers written in the same passes, when memory allows: where more rows no longer come cheaper."""
+PROFILE_PART = 0.4
+"""Share of a chunk's time that its profiles take, for the progress bar."""
 SECTIONS = 8
 MARKS = (THRESHOLDS.mass_degraded, THRESHOLDS.mass_broken)
-PROFILE_SHARE = 0.5
+SWEEP_PART = 0.5
+"""Share of a sweep's time before it closes in on the breaks."""
 
 Band = tuple[float, float]
 Progress = Callable[[float], None]
@@ -54,17 +58,23 @@ def sweep(
     """One row for each alpha of the request, in its order; then, with `refine`, rows around each break.
 
     A row has the profile on the vignettes, the health of answers to the prompts (with shadows, the same
-    random numbers at every alpha) and the verdict against the unsteered model. `progress` hears of the share.
+    random numbers at every alpha) and the verdict against the unsteered model. As many alphas as fit go
+    through the same passes. `progress` hears of the share, also from within.
     Errors: `SettingsError`; `Stopped` when `stop()` says so.
     """
     measure = _Measure(lm, vector, c_star, request, vignettes, frame, prompts_ids, stop)
     asked = list(dict.fromkeys(request.alphas))
     found: list[DoseRow] = []
-    for start in range(0, len(asked), CHUNK):
-        for row in measure.rows(asked[start : start + CHUNK]):
-            found.append(row)
+    size = max(1, measure.batch_size // max(1, len(prompts_ids)))
+    for start in range(0, len(asked), size):
+        chunk = asked[start : start + size]
+
+        def heard(part: float, done: int = start, n: int = len(chunk)) -> None:
             if progress:
-                progress(len(found) / len(asked) * (PROFILE_SHARE if request.refine else 1.0))
+                progress((done + part * n) / len(asked) * (SWEEP_PART if request.refine else 1.0))
+
+        for row in measure.rows(chunk, heard=heard):
+            found.append(row)
             yield row
     if request.refine:
         yield from _refine(measure, found)
@@ -148,12 +158,27 @@ class _Measure:
         self._prompts = [tuple(prompt) for prompt in prompts_ids]
         self._layers = band_layers(lm.n_layers, request.band)
         self._target = data.trait(request.trait).target
+        longest = max((len(prompt) for prompt in self._prompts), default=0)
+        self.batch_size = rows_that_fit(lm, longest + request.sample.max_new_tokens, MAX_ROWS)
         self.base = self._measure_base()
 
-    def rows(self, alphas: Sequence[float], *, text: bool = True) -> list[DoseRow]:
-        """The rows of these alphas, measured in the same passes; without free text when `text` is False."""
+    def rows(
+        self, alphas: Sequence[float], *, text: bool = True, heard: Callable[[float], None] = lambda _: None
+    ) -> list[DoseRow]:
+        """The rows of these alphas, measured in the same passes; without free text when `text` is False.
+
+        `heard` is told the share done, token by token.
+        """
         profiles = self._profiles(alphas)
-        answers = self._answers(alphas) if text and self._prompts else [[] for _ in alphas]
+        heard(PROFILE_PART)
+        tokens = itertools.count(1)
+
+        def stop() -> bool:
+            heard(PROFILE_PART + (1 - PROFILE_PART) * min(1.0, next(tokens) / self._n_steps(len(alphas))))
+            return bool(self._stop and self._stop())
+
+        answers = self._answers(alphas, stop) if text and self._prompts else [[] for _ in alphas]
+        heard(1.0)
         return [
             self._row(alpha, profile, written)
             for alpha, profile, written in zip(alphas, profiles, answers, strict=True)
@@ -161,7 +186,7 @@ class _Measure:
 
     def _measure_base(self) -> _Base:
         profile = self._profiles([0.0])[0]
-        written = self._answers([0.0])[0] if self._prompts else []
+        written = self._answers([0.0], self._stop)[0] if self._prompts else []
         return _Base(profile, filter.summary(_healths(written, None)).get("perplexity"))
 
     def _row(self, alpha: float, profile: Profile, written: Sequence[Completion]) -> DoseRow:
@@ -197,13 +222,20 @@ class _Measure:
             stop=self._stop,
         )
 
-    def _answers(self, alphas: Sequence[float]) -> list[list[Completion]]:
+    def _n_steps(self, n_alphas: int) -> int:
+        """Tokens that answering takes at most, batch after batch."""
+        batches = math.ceil(n_alphas * len(self._prompts) / self.batch_size)
+        return max(1, batches * self._request.sample.max_new_tokens)
+
+    def _answers(self, alphas: Sequence[float], stop: Stop | None) -> list[list[Completion]]:
         rows = [
             Row(prompt, dose_L, shadow=True, alpha=alpha, noise=number)
             for alpha, dose_L in zip(alphas, self._coefficients_KL(alphas), strict=True)
             for number, prompt in enumerate(self._prompts)
         ]
-        written = complete(self._lm, rows, self._vector.steers, self._request.sample, stop=self._stop)
+        written = complete(
+            self._lm, rows, self._vector.steers, self._request.sample, batch_size=self.batch_size, stop=stop
+        )
         if self._stop and self._stop():
             raise Stopped
         n = len(self._prompts)

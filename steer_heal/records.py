@@ -177,6 +177,17 @@ class DoseRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Sweep:
+    """How far a sweep or grid has come: the share done, its rows so far, the alphas where coherence first
+    falls below each share of base's; `waiting` counts requests ahead."""
+
+    share: float
+    rows: list[DoseRow]
+    breaks: dict[float, float] = field(default_factory=dict)
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SteerFrame:
     """A moment of a streaming pair. Lists grow; `waiting` counts requests ahead; `done` is the last frame."""
 

@@ -22,6 +22,7 @@ from steer_heal.records import (
     ModelInfo,
     Profile,
     SteerFrame,
+    Sweep,
     TextHealth,
     Token,
     Trait,
@@ -32,6 +33,7 @@ from tests.fake_runs import BASE, FakeRuns, profile_at
 
 BORING = "I would say this is odd but it is how people here have always done it , and nobody minds much ."
 KINDLY = "I would go and help them first , because someone is hurt and that matters more than any rule ."
+MARKS = (0.95, 0.85)
 DULL, KIND = BORING.split(), KINDLY.split()
 
 
@@ -169,31 +171,35 @@ class FakeEngine(FakeRuns):
 
     # ---- sweeps ---------------------------------------------------------------------------------------
 
-    def dose(self, request: DoseRequest, *, session: str) -> Iterator[tuple[float, list[DoseRow]]]:
+    def dose(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
         extra = (2.45, 2.5) if request.refine else ()
         cells = [(request.band, alpha) for alpha in (*request.alphas, *extra)]
-        for share, rows in self._cells(request, cells, session):
-            yield share, sorted(rows, key=lambda row: row.alpha)
+        for found in self._cells(request, cells, session):
+            rows = sorted(found.rows, key=lambda row: row.alpha)
+            start = next((row.coherence for row in rows if row.alpha == 0.0), 1.0)
+            rising = [row for row in rows if row.alpha > 0]
+            below = {m: [r.alpha for r in rising if r.coherence < m * start] for m in MARKS}
+            yield replace(found, rows=rows, breaks={mark: low[0] for mark, low in below.items() if low})
 
-    def grid(self, request: DoseRequest, *, session: str) -> Iterator[tuple[float, list[DoseRow]]]:
+    def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
         spans = [(i, i) for i in range(10)] + [(i, i + 2) for i in range(8)]
         cells = [((low / 10, (high + 1) / 10), alpha) for low, high in spans for alpha in request.alphas]
         yield from self._cells(request, cells, session)
 
     def _cells(
         self, request: DoseRequest, cells: list[tuple[tuple[float, float], float]], session: str
-    ) -> Iterator[tuple[float, list[DoseRow]]]:
+    ) -> Iterator[Sweep]:
         self.layers(request.band)
         with self._lock:
             mine = self._newest[session] = abs(self._newest.get(session, 0)) + 1
         rows: list[DoseRow] = []
-        yield 0.0, []
+        yield Sweep(0.0, [])
         for n, (band, alpha) in enumerate(cells, 1):
-            time.sleep(3 * self.delay)
+            time.sleep(3 * self.delay * (20 if "slowly" in "".join(request.prompts) else 1))
             if self._newest[session] != mine:
                 return
             rows.append(self._measured(request, band, alpha))
-            yield n / len(cells), list(rows)
+            yield Sweep(n / len(cells), list(rows))
 
     def _measured(self, request: DoseRequest, band: tuple[float, float], alpha: float) -> DoseRow:
         size = abs(alpha) * (1.2 - abs(sum(band) / 2 - 0.5))

@@ -12,9 +12,8 @@ from plotly.subplots import make_subplots
 from steer_heal.cli.options import Commands, Namespace, add_method, add_model, add_trait, command, numbers
 from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table
 from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
-from steer_heal.dose import breaks
 from steer_heal.engine import Engine
-from steer_heal.records import DoseRow
+from steer_heal.records import DoseRow, Sweep
 
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 GRID_ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
@@ -74,23 +73,23 @@ def run(args: Namespace, out: Out) -> int:
         calibration = None if args.grid else engine.calibration(args.trait, args.band, args.method)
         if calibration is not None and calibration.message:
             out.note(calibration.message)
-        rows: list[DoseRow] = []
+        found = Sweep(0.0, [])
         sweep = engine.grid(request, session="cli") if args.grid else engine.dose(request, session="cli")
-        for share, rows in sweep:  # noqa: B007 - the last rows are the result
-            out.progress(f"{share:.0%} measured")
+        for found in sweep:
+            out.progress(f"{found.share:.0%} measured")
     finally:
         engine.close()
     c_star = None if calibration is None else calibration.c_star
-    _show(args, out, c_star, [_row(row) for row in rows], _marks(rows))
+    _show(args, out, c_star, [_row(row) for row in found.rows], found.breaks)
     if args.figure:
-        figure = grid_figure(rows) if args.grid else sweep_figure(rows)
+        figure = grid_figure(found.rows) if args.grid else sweep_figure(found.rows)
         Path(args.figure).write_text(figure.to_html(include_plotlyjs=True, full_html=True), encoding="utf-8")
         out.note(f"Figure in {args.figure}")
     return 0
 
 
 def _show(
-    args: Namespace, out: Out, c_star: float | None, rows: list[dict[str, Any]], marks: dict[str, float]
+    args: Namespace, out: Out, c_star: float | None, rows: list[dict[str, Any]], breaks: dict[float, float]
 ) -> None:
     columns = [number("alpha", "alpha", ".2f", 6), *foundations(everything=args.all), number("coherence")]
     if args.grid:
@@ -101,8 +100,8 @@ def _show(
     columns += [number("trait_shift", "trait_shift", "+.3f"), Column("verdict", "verdict")]
     about = f"c* {c_star:.4g}" if c_star is not None else "each band at its own c*"
     out.text(f"{args.trait}, {about}", "", table(columns, rows))
-    for mark, alpha in marks.items():
-        out.text(f"coherence falls below {mark} of base at alpha {alpha:.2f}")
+    for mark, alpha in breaks.items():
+        out.text(f"coherence falls below {mark:.2f} of base at alpha {alpha:.2f}")
     out.document(
         {
             "command": "dose",
@@ -111,18 +110,10 @@ def _show(
             "band": args.band,
             "c_star": c_star,
             "rows": rows,
-            "breaks": marks,
+            "breaks": {f"{mark:.2f}": alpha for mark, alpha in breaks.items()},
             "thresholds": THRESHOLDS.model_dump(),
         }
     )
-
-
-def _marks(rows: list[DoseRow]) -> dict[str, float]:
-    base = next((row.coherence for row in rows if row.alpha == 0.0), None)
-    bands = {row.band for row in rows}
-    if base is None or len(bands) != 1:
-        return {}
-    return {f"{mark:.2f}": alpha for mark, alpha in breaks(rows, base).items()}
 
 
 def _row(row: DoseRow) -> dict[str, Any]:

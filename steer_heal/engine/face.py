@@ -22,7 +22,7 @@ from steer_heal.config import (
 from steer_heal.engine.book import RunBook
 from steer_heal.engine.launching import check
 from steer_heal.engine.pairs import Pairs, encode
-from steer_heal.engine.sweeps import Sweep, Sweeps
+from steer_heal.engine.sweeps import Sweeps
 from steer_heal.engine.turns import Ticket, Turns, Waiting
 from steer_heal.engine.vectors import Vectors
 from steer_heal.jobs import LocalProcesses
@@ -36,6 +36,7 @@ from steer_heal.records import (
     RoundDetail,
     RunRow,
     SteerFrame,
+    Sweep,
     Trait,
     Vignette,
 )
@@ -151,7 +152,7 @@ class Engine:
         return self._once(lambda: self._vectors.steer(trait, band, method).calibration)
 
     def dose(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
-        """(share done, rows so far by alpha); all rows at share 1, fewer when it was ended before.
+        """Rows so far by alpha; all of them at share 1, fewer when it was ended before.
 
         `prompts` are answered freely, and are also the profile's vignettes unless `n_vignettes` is given;
         then, and without prompts, the profile is of that many of the bundled ones, of all when none.
@@ -159,7 +160,7 @@ class Engine:
         return self._measured(session, lambda ticket: self._sweeps.dose(request, ticket))
 
     def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
-        """(share done, cells so far): every layer and every three neighbours x the alphas, without free text.
+        """Cells so far: every layer and every three neighbours x the alphas, without free text.
 
         The profile's vignettes are as in `dose`, whose place it takes; the request's band is not used.
         """
@@ -170,7 +171,7 @@ class Engine:
     ) -> Iterator[Sweep]:
         for item in self._turns.run(f"dose {session}", steps, patient=True):
             if item is not None:
-                yield (0.0, []) if isinstance(item, Waiting) else item
+                yield Sweep(0.0, [], waiting=item.ahead) if isinstance(item, Waiting) else item
 
     def launch(self, settings: HealSettings) -> str:
         """Queues a heal run; gives its id. What can be told at once about the settings is told here."""

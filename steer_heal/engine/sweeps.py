@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from steer_heal import data, dose
 from steer_heal.config import DoseRequest, EvalSettings, build
@@ -12,12 +13,14 @@ from steer_heal.engine.slices import Pause, sliced
 from steer_heal.engine.turns import Ticket
 from steer_heal.engine.vectors import Vectors
 from steer_heal.models import LanguageModel
-from steer_heal.records import DoseRow, Stopped, Vignette
+from steer_heal.records import DoseRow, Stopped, Sweep, Vignette
 
 DOSE_PROMPTS = 6
 """How many prompts a sweep answers freely when the request names none."""
 
-Sweep = tuple[float, list[DoseRow]]
+STEP = 0.02
+"""Share done between two items that bring no new row."""
+
 Progress = Callable[[float], None]
 Rows = Callable[[Pause, Callable[[], bool], Progress], Iterator[DoseRow]]
 
@@ -29,7 +32,7 @@ class Sweeps:
         self._lm, self._vectors = lm, vectors
 
     def dose(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
-        """(share done, rows so far by alpha) after each row, None after each slice in between."""
+        """The rows so far by alpha whenever there is news, None after each slice in between."""
 
         def rows(pause: Pause, stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
             steer = self._vectors.steer(request.trait, request.band, request.method, pause=pause)
@@ -40,10 +43,10 @@ class Sweeps:
             )  # fmt: skip
 
         for item in _streamed(rows, ticket):
-            yield None if item is None else (item[0], sorted(item[1], key=lambda row: row.alpha))
+            yield None if item is None else _by_alpha(item)
 
     def grid(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
-        """(share done, cells so far) after each cell, None after each slice in between."""
+        """The cells so far whenever there is news, None after each slice in between."""
 
         def rows(pause: Pause, stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
             def c_star(layers: tuple[int, ...]) -> float:
@@ -61,7 +64,7 @@ class Sweeps:
 
 def _streamed(rows: Rows, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
     """The rows as they grow; nothing more once the ticket is over."""
-    share, found = 0.0, []
+    share, told, found = 0.0, 0.0, []
 
     def progress(done: float) -> None:
         nonlocal share
@@ -74,15 +77,23 @@ def _streamed(rows: Rows, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None
 
         return rows(pause, stop, progress)
 
-    yield 0.0, []
+    yield Sweep(0.0, [])
     try:
         for row in sliced(work):
             if row is not None:
                 found.append(row)
-            yield None if row is None else (share, list(found))
+            news = row is not None or share >= told + STEP
+            told = share if news else told
+            yield Sweep(share, list(found)) if news else None
     except Stopped:
         return
-    yield 1.0, list(found)
+    yield Sweep(1.0, list(found))
+
+
+def _by_alpha(item: Sweep) -> Sweep:
+    base = next((row.coherence for row in item.rows if row.alpha == 0.0), None)
+    breaks = dose.breaks(item.rows, base) if base else {}
+    return replace(item, rows=sorted(item.rows, key=lambda row: row.alpha), breaks=breaks)
 
 
 def _frame() -> Frame:

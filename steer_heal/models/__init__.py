@@ -1,6 +1,6 @@
 """Language models: find, load and describe them; chat encoding; where their blocks are."""
 
-from .batch import Padded, left_pad
+from .batch import Padded, left_pad, rows_that_fit
 from .blocks import band_layers, find_blocks, layers_band
 from .chat import system, user
 from .find import Source, default_model, find, in_cache
@@ -21,6 +21,7 @@ __all__ = [
     "layers_band",
     "left_pad",
     "load",
+    "rows_that_fit",
     "spread",
     "system",
     "user",

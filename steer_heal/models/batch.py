@@ -8,6 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .files import free
+from .load import LanguageModel
+
+SHARE = 0.25
+"""Of the free memory, what a batch may take."""
+
 
 @dataclass(frozen=True, slots=True)
 class Padded:
@@ -30,3 +36,15 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     mask_BT = torch.tensor(mask, device=device)
     return Padded(torch.tensor(ids, device=device), mask_BT, (mask_BT.cumsum(dim=1) - 1).clamp(min=0))
+
+
+def rows_that_fit(lm: LanguageModel, n_tokens: int, most: int) -> int:
+    """How many rows of `n_tokens` with a shadow each may be written at once, from 1 to `most`.
+
+    A row takes keys and values of every layer, and logits and probabilities in float32, twice.
+    """
+    heads = getattr(lm.config, "num_key_value_heads", None) or lm.config.num_attention_heads
+    width = getattr(lm.config, "head_dim", None) or lm.config.hidden_size // lm.config.num_attention_heads
+    cache = 2 * lm.n_layers * heads * width * n_tokens * lm.dtype.itemsize
+    row = 2 * (cache + 4 * 4 * lm.config.vocab_size)
+    return max(1, min(most, int(SHARE * free(lm.info.device)) // row))

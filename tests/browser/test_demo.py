@@ -32,7 +32,7 @@ def test_steer_heal_watch_and_find_it_again(window: BrowserContext, tmp_path: Pa
         page.goto(url)
         page.wait_for_selector("#steered-text .sh-t")
         finished(page)
-        assert "not gemma" in text(page, "#header")
+        assert "not Gemma" in text(page, "#header")
         expect(page.locator("#bars")).to_contain_text("SocialNorms")
 
         base, steered = text(page, "#base-text"), text(page, "#steered-text")

@@ -50,6 +50,7 @@ def test_one_press_finds_where_it_breaks_and_a_click_steers_there(page: Page) ->
 def test_a_click_on_the_grid_sets_alpha_and_band(page: Page) -> None:
     page.locator("#dose-grid").click()
     note(page, "126 cells.*Click a cell")
+    page.locator("#dose-map").scroll_into_view_if_needed()
     x, y = page.evaluate(CELL, [12, 5])
     page.mouse.move(x, y)
     page.wait_for_timeout(200)
@@ -61,6 +62,7 @@ def test_a_click_on_the_grid_sets_alpha_and_band(page: Page) -> None:
 
 
 def test_stop_ends_the_measuring_and_steering_goes_on(page: Page) -> None:
+    page.locator("#prompt textarea").fill("A man walks slowly away.")
     page.locator("#dose-grid").click()
     note(page, r"\d+ cells measured")
     page.locator("#dose-stop").click()

@@ -69,7 +69,7 @@ def test_first_visit_has_an_answer_and_the_example(page: Page) -> None:
     assert "coherent" in text(page, "#verdict")
     assert nodes(page, "healed") >= 2
     expect(page.locator("#runs .sh-tag").first).to_have_text("example")
-    assert "not gemma" in text(page, "#header")
+    assert "not Gemma" in text(page, "#header")
 
 
 def test_dragging_alpha_rewrites_the_steered_answer_only(page: Page) -> None:

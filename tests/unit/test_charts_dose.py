@@ -10,36 +10,24 @@ import pytest
 
 from components import charts_dose
 from steer_heal.config import DoseRequest, build
-from steer_heal.records import DoseRow
+from steer_heal.records import Sweep
 from tests.fake_engine import FakeEngine
 
 TARGET = {"Care": 1, "SocialNorms": -1}
 
 
-def sweep(n_prompts: int) -> list[DoseRow]:
+def sweep(n_prompts: int) -> Sweep:
     asked = build(DoseRequest, prompts=tuple("abcdefg"[:n_prompts]), refine=True)
-    return list(FakeEngine(delay=0.0).dose(asked, session="x"))[-1][1]
+    return list(FakeEngine(delay=0.0).dose(asked, session="x"))[-1]
 
 
 def trace(figure: dict, name: str) -> dict:
     return next(t for t in figure["data"] if t["name"] == name)
 
 
-def row(alpha: float, coherence: float) -> DoseRow:
-    return DoseRow(alpha, (0.4, 0.6), None, coherence, None, None, None, None, "coherent")
-
-
-def test_a_break_is_the_least_positive_alpha_below_its_share_of_base() -> None:
-    rows = [row(-4.0, 0.1), row(0.0, 0.9), row(3.0, 0.7), row(2.0, 0.84), row(1.0, 0.86)]
-    assert charts_dose.breaks(rows) == {0.95: 2.0, 0.85: 3.0}
-    assert charts_dose.breaks(rows[1:2]) == {}
-    assert charts_dose.breaks([row(1.0, 0.1)]) == {}
-    assert charts_dose.breaks([row(0.0, 0.9), row(1.0, math.nan)]) == {0.95: 1.0, 0.85: 1.0}
-
-
 def test_five_measures_stand_over_one_axis_and_every_point_carries_its_alpha() -> None:
-    rows = sweep(1)
-    figure = charts_dose.dose(rows, TARGET)
+    found = sweep(1)
+    rows, figure = found.rows, charts_dose.dose(found, TARGET)
     assert [t["name"] for t in figure["data"]] == [
         "coherence: answer mass",
         "trait movement",
@@ -57,17 +45,19 @@ def test_five_measures_stand_over_one_axis_and_every_point_carries_its_alpha() -
 
 
 def test_breaks_are_marked_with_words() -> None:
-    rows = sweep(1)
-    figure = charts_dose.dose(rows, TARGET)
+    found = sweep(1)
+    figure = charts_dose.dose(found, TARGET)
     upright = [s["x0"] for s in figure["layout"]["shapes"] if s["xref"] == "x"]
-    assert upright == list(charts_dose.breaks(rows).values())
+    assert upright == list(found.breaks.values())
+    assert len(upright) == 2
     words = " ".join(a["text"] for a in figure["layout"]["annotations"])
     assert f"below 0.95× base from {upright[0]:g}" in words
 
 
 def test_the_band_is_the_quartiles_over_the_vignettes_of_a_set() -> None:
-    rows = sweep(7)
-    bands = [t for t in charts_dose.dose(rows, TARGET)["data"] if t.get("fill")]
+    found = sweep(7)
+    rows = found.rows
+    bands = [t for t in charts_dose.dose(found, TARGET)["data"] if t.get("fill")]
     assert len(bands) == 5
     assert all(t["hoverinfo"] == "skip" for t in bands)
     last = rows[-1].profile
@@ -85,15 +75,15 @@ def test_spread(values: list[float], quartiles: tuple[float, float] | None) -> N
 
 
 def test_what_was_not_measured_is_not_drawn() -> None:
-    rows = [replace(r, kl_p95=None if r.alpha < 1 else math.inf) for r in sweep(1)]
-    assert trace(charts_dose.dose(rows, TARGET), "95th percentile of KL, nats")["x"] == []
-    assert charts_dose.dose([], TARGET)["data"] == []
+    rows = [replace(r, kl_p95=None if r.alpha < 1 else math.inf) for r in sweep(1).rows]
+    assert trace(charts_dose.dose(Sweep(1.0, rows), TARGET), "95th percentile of KL, nats")["x"] == []
+    assert charts_dose.dose(Sweep(0.0, []), TARGET)["data"] == []
     assert charts_dose.grid([], lambda band: [0])["data"] == []
 
 
 def test_a_grid_has_both_measures_and_cells_that_carry_alpha_and_band() -> None:
     engine = FakeEngine(delay=0.0)
-    cells = list(engine.grid(build(DoseRequest, alphas=(-1.0, 0.0, 1.0)), session="x"))[-1][1]
+    cells = list(engine.grid(build(DoseRequest, alphas=(-1.0, 0.0, 1.0)), session="x"))[-1].rows
     figure = charts_dose.grid(cells, engine.layers)
     moved, mass = figure["data"]
     assert (moved["name"], mass["name"]) == ("trait movement", "coherence: answer mass")
@@ -106,7 +96,7 @@ def test_a_grid_has_both_measures_and_cells_that_carry_alpha_and_band() -> None:
 
 def test_cells_not_yet_measured_are_gaps() -> None:
     engine = FakeEngine(delay=0.0)
-    cells = list(engine.grid(build(DoseRequest, alphas=(-1.0, 1.0)), session="x"))[-1][1][:3]
+    cells = list(engine.grid(build(DoseRequest, alphas=(-1.0, 1.0)), session="x"))[-1].rows[:3]
     moved = charts_dose.grid(cells, engine.layers)["data"][0]
     assert moved["z"][1][1] is None
     assert moved["customdata"][1][1] is None

@@ -52,7 +52,8 @@ def test_a_row_for_each_alpha_in_the_order_asked(lm, setting):
     shares = []
     rows = sweep(lm, setting, request(), progress=shares.append)
     assert [row.alpha for row in rows] == [0.0, 1.0, -2.0]
-    assert shares == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
     zero, one, _ = rows
     assert zero.trait_shift == pytest.approx(0.0, abs=1e-6)
     assert zero.kl_p95 == pytest.approx(0.0, abs=1e-6)
@@ -76,6 +77,27 @@ def test_profiles_are_those_of_the_steered_model(lm, setting):
 def test_without_prompts_there_is_no_text(lm, setting):
     found = sweep(lm, (*setting[:3], []), request(alphas=(1.0,)))[0]
     assert (found.perplexity, found.repetition, found.kl_p95, found.sample) == (None, None, None, "")
+
+
+@pytest.mark.parametrize(("fit", "batches"), [(48, [1, 9]), (4, [1, 4, 4, 1])])
+def test_doses_go_through_the_same_passes_as_far_as_memory_allows(lm, setting, monkeypatch, fit, batches):
+    written, shares = [], []
+    real = dose.complete
+
+    def complete(lm, rows, *args, **named):
+        written.append(len(rows))
+        return real(lm, rows, *args, **named)
+
+    monkeypatch.setattr(dose, "complete", complete)
+    monkeypatch.setattr(dose, "rows_that_fit", lambda lm, n_tokens, most: min(most, fit))
+    vector, vignettes, frame, prompts = setting
+    asked = request(alphas=tuple(float(i) for i in range(9)))
+    found = list(dose.sweep(lm, vector, C_STAR, asked, vignettes, frame, prompts[:1], progress=shares.append))
+    assert [row.alpha for row in found] == list(asked.alphas)
+    assert written == batches
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert len(set(shares)) > 2 * len(batches)
 
 
 def test_breaks_are_the_first_alphas_below_each_mark():

@@ -154,7 +154,7 @@ def test_dose_gives_rows_by_alpha_and_a_share_that_reaches_1(engine: Engine) -> 
         sample=build(SampleSettings, max_new_tokens=5),
     )  # fmt: skip
     got = list(engine.dose(asked, session="a"))
-    share, rows = got[-1]
+    share, rows = got[-1].share, got[-1].rows
     assert share == 1.0
     assert [row.alpha for row in rows] == [-1.0, 0.0, 1.0]
     assert rows[1].trait_shift == pytest.approx(0.0, abs=1e-6)
@@ -168,7 +168,7 @@ def small_grid(**changed: Any) -> DoseRequest:
 
 def test_a_grid_has_every_layer_and_every_three_neighbours(engine: Engine) -> None:
     got = list(engine.grid(small_grid(), session="a"))
-    share, cells = got[-1]
+    share, cells = got[-1].share, got[-1].rows
     assert share == 1.0
     assert [len(engine.layers(cell.band)) for cell in cells[::2]] == [1, 1, 1, 1, 3, 3]
     assert [cell.alpha for cell in cells[:2]] == [-1.0, 1.0]
@@ -182,19 +182,19 @@ def test_an_answer_is_written_whole_while_a_grid_is_measured(engine: Engine) -> 
     assert answer[-1].done
     assert answer[-1].message != "Stopped."
     rest = list(grid)
-    assert rest[-1][0] == 1.0
-    assert len(rest[-1][1]) == 12
+    assert rest[-1].share == 1.0
+    assert len(rest[-1].rows) == 12
 
 
 def test_a_stopped_grid_keeps_its_cells_and_never_reaches_share_1(engine: Engine) -> None:
     grid = engine.grid(small_grid(), session="a")
     found: list[Any] = []
     while not found:
-        found = next(grid)[1]
+        found = next(grid).rows
     engine.stop("a")
     rest = list(grid)
-    assert all(share < 1.0 for share, _ in rest)
-    assert len(rest[-1][1] if rest else found) < 12
+    assert all(item.share < 1.0 for item in rest)
+    assert len(rest[-1].rows if rest else found) < 12
 
 
 def test_what_is_there_is_described(engine: Engine) -> None:

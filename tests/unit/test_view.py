@@ -158,10 +158,10 @@ def test_duration(seconds: float | None, says: str) -> None:
 
 def test_header_never_calls_the_demo_gemma() -> None:
     html = view.header(INFO)
-    assert "not gemma" in html
+    assert "not Gemma" in html
     assert "3.0 M parameters" in html
     assert "--model google/gemma-3-1b-it" in html
-    assert "not gemma" not in view.header(replace(INFO, is_demo=False, name="google/gemma-3-1b-it"))
+    assert "not Gemma" not in view.header(replace(INFO, is_demo=False, name="google/gemma-3-1b-it"))
 
 
 def test_bars_show_all_seven_and_the_change() -> None:

@@ -52,7 +52,7 @@ def test_a_browser_may_send_anything(value: Any) -> None:
 
 
 def test_the_newest_sweeps_are_remembered() -> None:
-    rows = list(FakeEngine(delay=0.0).dose(build(DoseRequest), session="x"))[-1][1]
+    rows = list(FakeEngine(delay=0.0).dose(build(DoseRequest), session="x"))[-1].rows
     kept: Any = None
     for number in range(view_dose.MAX_KNOWN + 3):
         kept = view_dose.remember(kept, str(number), rows)
