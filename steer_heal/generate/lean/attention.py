@@ -26,6 +26,13 @@ def attend(
     if q_BKQd.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return flash(q_BKQd, k_BKTd, v_BKTd, attn_mask=mask, scale=scale)
+    return explicit(q_BKQd, k_BKTd, v_BKTd, scale, mask)
+
+
+def explicit(
+    q_BKQd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attend` in plain operations, for any device."""
     scores = (q_BKQd @ k_BKTd.mT).float() * scale
     if mask is not None:
         scores = scores + mask
