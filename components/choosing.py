@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from components import view
 from components.steer import INTERNAL
+from components.telling import told
 from steer_heal.config import DEFAULT_MODEL, GEMMA, SettingsError
 
 
@@ -27,14 +29,19 @@ def build(engine: Any) -> tuple[gr.HTML, gr.Dropdown]:
 
 
 def wire(engine: Any, head: gr.HTML, chooser: gr.Dropdown) -> Any:
-    """Loading what is chosen; a model that cannot be had leaves the one that answers."""
+    """Loading what is chosen, step by step in the header; one that cannot be had leaves what answers now."""
 
-    def choose(name: str) -> tuple[Any, Any]:
+    def choose(name: str) -> Iterator[tuple[Any, Any]]:
+        wanted = (name or "").strip()
+        loading = f"Loading {wanted}: "
+        yield view.header(engine.info) + view.note(loading + "looking for it"), gr.skip()
         try:
-            info = engine.use((name or "").strip())
+            for step, info in told(lambda say: engine.use(wanted, progress=say)):
+                if info is None:
+                    yield view.header(engine.info) + view.note(loading + step), gr.skip()
+                else:
+                    yield view.header(info), info.name
         except SettingsError as problem:
-            gr.Warning(str(problem))
-            return gr.skip(), engine.info.name
-        return view.header(info), info.name
+            yield view.header(engine.info) + view.error(str(problem)), engine.info.name
 
-    return chooser.input(choose, chooser, [head, chooser], **{**INTERNAL, "show_progress": "full"})
+    return chooser.input(choose, chooser, [head, chooser], **INTERNAL)

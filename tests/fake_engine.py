@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import fmean
 
@@ -154,7 +154,7 @@ class FakeEngine(FakeRuns):
         mass = 0.997 - 0.02 * max(0.0, abs(request.alpha) - 1.5) ** 2
         return Profile(BASE, 0.997, 1), Profile(profile_at(request.alpha), mass, 1)
 
-    def use(self, model: str) -> ModelInfo:
+    def use(self, model: str, *, progress: Callable[[str], None] | None = None) -> ModelInfo:
         if model not in ("demo", "other"):
             raise SettingsError(f"Unknown model {model!r}: give demo or other.")
         self.info = replace(self.info, name=model, is_demo=model == "demo")

@@ -1,0 +1,60 @@
+"""Choosing another model on the page: the real page and engine over small saved models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests import tiny
+from tests.browser.conftest import finished, free_port, serving
+
+
+def saved(folder: Path, arch: tiny.Arch) -> str:
+    lm = tiny.language_model(arch, n_layers=5)
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def choose(page: Page, name: str) -> None:
+    box = page.locator("#model input")
+    box.fill(name)
+    box.press("Enter")
+
+
+def answered(page: Page, old: str) -> str:
+    """The steered answer in view, once it is whole and another than `old`."""
+    page.wait_for_function("old => document.querySelector('#steered-text').innerText !== old", arg=old)
+    finished(page)
+    return page.locator("#steered-text").inner_text()
+
+
+def test_there_and_back_and_what_cannot_be_loaded(window: BrowserContext, tmp_path: Path) -> None:
+    first, other = saved(tmp_path / "first", "gemma3"), saved(tmp_path / "other", "qwen3")
+    port = free_port()
+    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
+    with serving("app.py", "--model", first, *where, port=port, log=tmp_path / "app.log") as url:
+        page = window.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        finished(page)
+        one = page.locator("#steered-text").inner_text()
+        page.locator("#model-more button, #model-more .label-wrap").first.click()
+
+        choose(page, other)
+        expect(page.locator("#header")).to_contain_text("Qwen3ForCausalLM")
+        two = answered(page, one)
+
+        choose(page, str(tmp_path / "nothing here"))
+        expect(page.locator("#header [role=alert]")).to_contain_text("Unknown model")
+        expect(page.locator("#header")).to_contain_text("Qwen3ForCausalLM")
+        expect(page.locator("#model input")).to_have_value(other)
+        finished(page)
+        assert page.locator("#steered-text").inner_text() == two
+
+        choose(page, first)
+        expect(page.locator("#header")).to_contain_text("Gemma3ForCausalLM")
+        assert answered(page, two) == one
+        page.evaluate("localStorage.clear()")
+        page.close()

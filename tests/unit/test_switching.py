@@ -1,0 +1,75 @@
+"""Another model in place of the one that steers: from saved folders, as a person would bring them."""
+
+import gc
+import weakref
+
+import pytest
+
+from components.telling import told
+from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build
+from steer_heal.engine import Engine
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+    for arch in ("gemma3", "qwen3"):
+        folder = tmp_path_factory.mktemp(arch)
+        lm = tiny.language_model(arch)
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+        made[arch] = str(folder)
+    return made
+
+
+@pytest.fixture
+def engine(folders, tmp_path):
+    made = Engine(folders["gemma3"], runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
+    yield made
+    made.close()
+
+
+def steered(engine):
+    sample = build(SampleSettings, max_new_tokens=6, greedy=True)
+    request = build(SteerRequest, prompt="What is right?", alpha=2.0, band=(0.25, 0.75), sample=sample)
+    return [token.id for token in list(engine.steer(request, session="a"))[-1].steered]
+
+
+def test_there_and_back_again(engine, folders):
+    first, said = steered(engine), []
+    old = weakref.ref(engine._lm.model)
+    info = engine.use(folders["qwen3"], progress=said.append)
+    assert (info.architecture, engine.info) == ("Qwen3ForCausalLM", info)
+    assert any("weights" in text for text in said)
+    gc.collect()
+    assert old() is None
+    assert steered(engine) != first
+    engine.use(folders["gemma3"])
+    assert steered(engine) == first
+
+
+@pytest.mark.parametrize("wrong", ["", "no such model", "own/not-here"])
+def test_one_that_cannot_be_had_leaves_what_is_there(engine, wrong):
+    first, before = steered(engine), engine.info
+    with pytest.raises(SettingsError):
+        engine.use(wrong)
+    assert engine.info == before
+    assert steered(engine) == first
+
+
+def test_long_work_is_heard_of_while_it_lasts():
+    def work(say):
+        say("one")
+        say("one")
+        return 3
+
+    found = list(told(work))
+    assert found[-1] == ("", 3)
+    assert {text for text, _ in found[:-1]} <= {"one"}
+
+    def fails(_say):
+        raise SettingsError("why not")
+
+    with pytest.raises(SettingsError, match="why not"):
+        list(told(fails))
