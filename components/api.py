@@ -6,7 +6,6 @@ Each function is an endpoint of its own name; types, docstring and argument text
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +13,7 @@ from uuid import uuid4
 
 import gradio as gr
 
+from components import api_runs
 from steer_heal.config import (
     DEFAULT_BAND,
     DEFAULT_TRAIT,
@@ -23,16 +23,12 @@ from steer_heal.config import (
     SettingsError,
     SteerRequest,
     build,
-    heal_settings,
 )
-
-POLL_SECONDS = 1.0
-LAST = ("finished", "failed", "cancelled", "interrupted")
 
 
 def serve(engine: Any) -> None:
     """Add the endpoints to the page being built."""
-    for function in (*_asking(engine), _sweeping(engine), *_running(engine)):
+    for function in (*_asking(engine), _sweeping(engine), *api_runs.actions(engine)):
         about = inspect.getdoc(function)
         gr.api(_said(function), api_name=function.__name__, api_description=about)
 
@@ -185,83 +181,6 @@ def _sweeping(engine: Any) -> Callable[..., Any]:
             engine.stop(session)
 
     return sweep
-
-
-def _running(engine: Any) -> list[Callable[..., Any]]:
-    """What is asked of the runs."""
-
-    def launch(
-        trait: str = DEFAULT_TRAIT,
-        rounds: int = 3,
-        preset: str = "quick",
-        seed: int = 0,
-        name: str = "",
-        settings: dict | None = None,
-    ) -> str:
-        """Start a heal run in the background; gives its id.
-
-        Args:
-            trait: Name of the axis to move along.
-            rounds: How many rounds.
-            preset: quick or standard.
-            seed: Of everything random in the run.
-            name: What to call it.
-            settings: Any other settings by group, as {"train": {"epochs": 2}}.
-        """
-        values = {"trait": trait, "rounds": rounds, "seed": seed, "name": name, "model": engine.info.name}
-        return engine.launch(heal_settings(preset, **{**(settings or {}), **values}))
-
-    def watch(run_id: str, seconds: float = 600.0) -> Iterator[dict]:
-        """How a run stands, each time that changes, until it ends or the seconds are over.
-
-        Args:
-            run_id: What launch gave.
-            seconds: How long to watch.
-        """
-        until, before = time.monotonic() + seconds, ""
-        while True:
-            mark = engine.watermark()
-            row = next((row for row in engine.runs() if row.run_id == run_id), None)
-            if row is None and before:
-                raise SettingsError(f"The run {run_id} is gone.")
-            if row is not None and mark != before:
-                before = mark
-                yield {**asdict(row), "nodes": [asdict(node) for node in engine.map([run_id])]}
-            if (row is not None and row.status in LAST) or time.monotonic() > until:
-                return
-            time.sleep(POLL_SECONDS)
-
-    def cancel(run_id: str) -> str:
-        """Ask a run to end after its step.
-
-        Args:
-            run_id: Which run.
-        """
-        engine.cancel(run_id)
-        return run_id
-
-    def resume(run_id: str) -> str:
-        """Let a run that ended early go on after its last finished round.
-
-        Args:
-            run_id: Which run.
-        """
-        engine.resume(run_id)
-        return run_id
-
-    def runs() -> list[dict]:
-        """All runs, the newest first."""
-        return [asdict(row) for row in engine.runs()]
-
-    def moral_map(run_ids: list[str]) -> list[dict]:
-        """The points of the map of some runs: Care, Social Norms and coherence of each round's stages.
-
-        Args:
-            run_ids: Which runs.
-        """
-        return [asdict(node) for node in engine.map(run_ids)]
-
-    return [launch, watch, cancel, resume, runs, moral_map]
 
 
 def _row(row: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -9,7 +11,15 @@ import gradio as gr
 from components import view
 from components.steer import INTERNAL, Steering
 from components.watching import remembered
-from steer_heal.config import MAX_ROUNDS, OWN_METHODS, PRESETS, SettingsError, heal_settings
+from steer_heal.config import (
+    MAX_ROUNDS,
+    OWN_METHODS,
+    PRESETS,
+    HealSettings,
+    SettingsError,
+    changed,
+    heal_settings,
+)
 
 
 def settings(
@@ -26,32 +36,44 @@ def settings(
     epochs: float | None,
     method: str = OWN_METHODS[0],
     vignette_file: str | None = None,
-) -> Any:
-    """The form as `HealSettings`; what is left blank keeps the preset's value. Errors: `SettingsError`."""
+    basis: HealSettings | None = None,
+) -> HealSettings:
+    """The form as `HealSettings`; what is left blank, or is not on it, is as in the preset, or as in `basis`
+    when that is given. Errors: `SettingsError`."""
     if rounds is None:
         raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
-    changed: dict[str, Any] = {}
-    if completions is not None:
-        changed["data"] = {"n_completions": completions, "min_kept": max(2, min(16, int(completions) // 8))}
+    values: dict[str, Any] = {}
+    if completions is not None and (basis is None or completions != basis.data.n_completions):
+        values["data"] = {"n_completions": completions, "min_kept": max(2, min(16, int(completions) // 8))}
     evaluated = {"n_vignettes": vignettes, "vignettes": (vignette_file or "").strip() or None}
-    changed["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
+    values["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
     if epochs is not None:
-        changed["train"] = {"epochs": epochs}
-    return heal_settings(
-        preset,
-        model=model,
-        trait=trait,
-        rounds=rounds,
-        seed=seed or 0,
-        name=(name or "").strip(),
-        band=(low, high),
-        extract={"method": method},
-        **changed,
-    )
+        values["train"] = {"epochs": epochs}
+    values |= {"trait": trait, "rounds": rounds, "seed": seed or 0, "name": (name or "").strip()}
+    values |= {"band": (low, high), "extract": {"method": method}}
+    return heal_settings(preset, model=model, **values) if basis is None else changed(basis, **values)
 
 
-def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Any:
-    """Make the form; returns the launch event, so that the page can redraw after it."""
+def filled(basis: HealSettings) -> list[Any]:
+    """The form's values, in the order of `settings`, that give `basis` again."""
+    evaluate = basis.evaluate
+    return [
+        basis.trait, *basis.band, f"{basis.name} again".strip()[:80], basis.rounds, basis.preset, basis.seed,
+        basis.data.n_completions, evaluate.n_vignettes, basis.train.epochs, basis.extract.method,
+        evaluate.vignettes or "",
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Healing:
+    """The launch event, so that the page can redraw after it; how a click on Clone fills the form."""
+
+    launched: Any
+    clone: Callable[[Any], Any]
+
+
+def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Healing:
+    """Make the form and wire it."""
     about = "over-steer, keep what is coherent, train it in, in the background; trait, band, method as above"
     gr.HTML(view.heading("Heal", about))
     with gr.Row(equal_height=True):
@@ -77,28 +99,34 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Any:
     launch = gr.Button("Heal", variant="primary", elem_id="launch")
     message = gr.HTML(elem_id="heal-message", elem_classes="sh-slot")
 
-    def start(value: Any, *form: Any) -> tuple[Any, str]:
+    basis = gr.State("")
+    form = [
+        steering.trait, steering.low, steering.high, name, rounds, preset, seed, completions, vignettes,
+        epochs, steering.method, file,
+    ]  # fmt: skip
+
+    def start(value: Any, like: str, *form: Any) -> tuple[Any, str, str]:
         try:
-            run_id = engine.launch(settings(engine.info.name, *form))
+            known = engine.settings(like) if like else None
+            run_id = engine.launch(settings(engine.info.name, *form, basis=known))
         except SettingsError as problem:
-            return gr.skip(), view.error(str(problem))
+            return gr.skip(), view.error(str(problem)), like
         memory = remembered(value)
         shown = None if memory["runs"] is None else [*memory["runs"], run_id]
-        return {**memory, "runs": shown}, view.note(f"started {run_id}: its rounds appear on the map")
+        return {**memory, "runs": shown}, view.note(f"started {run_id}: its rounds appear on the map"), ""
 
-    form = [
-        kept,
-        steering.trait,
-        steering.low,
-        steering.high,
-        name,
-        rounds,
-        preset,
-        seed,
-        completions,
-        vignettes,
-        epochs,
-        steering.method,
-        file,
-    ]
-    return launch.click(start, form, [kept, message], **INTERNAL)
+    def fill(event: gr.EventData) -> list[Any]:
+        data = event._data if isinstance(event._data, dict) else {}
+        if data.get("action") != "clone":
+            return [gr.skip() for _ in (*form, message, basis)]
+        like = str(data.get("run", ""))
+        try:
+            values = filled(engine.settings(like))
+        except SettingsError as problem:
+            return [*(gr.skip() for _ in form), view.error(str(problem)), ""]
+        said = f"as {like}, also in what is not on this form: change something, then Heal; a preset resets it"
+        return [*values, view.note(said), like]
+
+    preset.input(lambda: ("", ""), None, [message, basis], **INTERNAL)
+    launched = launch.click(start, [kept, basis, *form], [kept, message, basis], **INTERNAL)
+    return Healing(launched, lambda table: table.click(fill, None, [*form, message, basis], **INTERNAL))

@@ -23,7 +23,7 @@ def build(engine: Any) -> gr.Blocks:
                 steering = steer.build(engine)
             with gr.Column(scale=5, min_width=330):
                 chart = moral_map.build_map()
-                launched = heal.build(engine, steering, kept)
+                healing = heal.build(engine, steering, kept)
         measured = dose.make(engine, steering)
         table, message = runs.build()
         detail = moral_map.build_detail(engine, kept)
@@ -42,8 +42,9 @@ def build(engine: Any) -> gr.Blocks:
             return (*moral_map.open_round(engine, remembered), "all")
 
         open_outputs = [*detail.outputs(), detail.which]
-        launched.then(redraw, kept, drawn, **INTERNAL)
+        healing.launched.then(redraw, kept, drawn, **INTERNAL)
         acted = table.click(runs.acting(engine), [kept], [kept, message], **INTERNAL)
+        healing.clone(table)
         clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)
         for event in (acted, clicked):
             event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)

@@ -1,4 +1,4 @@
-"""The table of runs: which are on the map, how far they are, cancel and resume."""
+"""The table of runs: which are on the map, how far they are, what can be done with them."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ def acting(engine: Any) -> Callable[..., tuple[Any, str]]:
                     return {**kept, "open": [run_id, round_of(data)]}, ""
                 case "cancel":
                     engine.cancel(run_id)
+                case "pause":
+                    engine.pause(run_id)
                 case "resume":
                     engine.resume(run_id)
         except SettingsError as problem:

@@ -10,12 +10,14 @@ from components.view import bars, duration, esc, number
 from steer_heal.records import CompletionRow, RoundDetail, RunRow
 
 ACTIONS = {
-    "queued": ("cancel", "Cancel"),
-    "running": ("cancel", "Cancel"),
-    "interrupted": ("resume", "Resume"),
-    "cancelled": ("resume", "Resume"),
-    "failed": ("resume", "Resume"),
+    "queued": ("pause", "cancel"),
+    "running": ("pause", "cancel"),
+    "paused": ("resume", "cancel"),
+    "interrupted": ("resume",),
+    "cancelled": ("resume",),
+    "failed": ("resume",),
 }
+"""What can be done with a run, by its status; any run can be cloned."""
 MAX_COMPLETIONS = 300
 EMPTY_RUNS = '<div class="sh-empty">No runs yet: press <b>Heal</b> and its rounds appear on the map.</div>'
 EMPTY_ROUND = (
@@ -29,11 +31,13 @@ def when(seconds: float | None) -> str:
 
 
 def _progress(run: RunRow) -> str:
-    if run.status not in ("running", "queued"):
+    if run.status not in ("running", "queued", "paused"):
         return f'<span class="sh-{esc(run.status)}">{esc(run.status)}</span>'
     share = min(1.0, max(0.0, run.progress))
     left = "" if run.eta is None else f" · {duration(run.eta)} left"
     doing = f"round {min(run.round + 1, run.rounds)}: {run.stage}" if run.stage else run.status
+    if run.status == "paused" and run.stage:
+        doing = f"paused in {doing}"
     return (
         f'<div class="sh-progress" role="progressbar" aria-valuenow="{100 * share:.0f}" aria-valuemin="0" '
         f'aria-valuemax="100"><div style="width:{100 * share:.1f}%"></div></div>'
@@ -41,7 +45,8 @@ def _progress(run: RunRow) -> str:
     )
 
 
-def _button(action: str, label: str, run: RunRow) -> str:
+def _button(action: str, run: RunRow) -> str:
+    label = action.capitalize()
     return (
         f'<button class="sh-button" data-action="{action}" data-run="{esc(run.run_id)}" '
         f'aria-label="{label} {esc(run.name or run.run_id)}">{label}</button>'
@@ -52,8 +57,8 @@ def _run(run: RunRow, shown: bool) -> str:
     name = esc(run.name or run.run_id)
     example = '<span class="sh-tag">example</span>' if run.is_example else ""
     message = f'<div class="sh-dim">{esc(run.message)}</div>' if run.message else ""
-    action = ACTIONS.get(run.status)
-    button = _button(*action, run) if action and not run.is_example else ""
+    actions = () if run.is_example else ACTIONS.get(run.status, ())
+    button = " ".join(_button(action, run) for action in (*actions, "clone"))
     check = (
         f'<button class="sh-check" role="checkbox" aria-checked="{str(shown).lower()}" data-action="show" '
         f'data-run="{esc(run.run_id)}" aria-label="Show {name} on the map"></button>'

@@ -53,7 +53,7 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-def build(cls: type[S], **values: Any) -> S:
+def build(cls: type[S], /, **values: Any) -> S:
     """`cls(**values)`, with pydantic's report folded into one `SettingsError` sentence."""
     try:
         return cls(**values)
@@ -222,14 +222,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def heal_settings(preset: str = "quick", **overrides: Any) -> HealSettings:
+def heal_settings(preset: str = "quick", /, **overrides: Any) -> HealSettings:
     """A run's settings: the preset, then the caller's values (nested dicts merge)."""
     if preset not in PRESETS:
         raise SettingsError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
-    values: dict[str, Any] = {key: dict(value) for key, value in PRESETS[preset].items()}
-    for key, value in overrides.items():
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-    return build(HealSettings, preset=preset, **values)
+    return build(HealSettings, **{**_merged(PRESETS[preset], overrides), "preset": preset})
+
+
+def changed(settings: HealSettings, /, **changes: Any) -> HealSettings:
+    """The settings with other values in some places (nested dicts merge). Errors: `SettingsError`."""
+    return build(HealSettings, **_merged(settings.model_dump(), changes))
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {key: (values.get(key), value) for key, value in changes.items()}
+    are = {k: {**a, **b} for k, (a, b) in both.items() if isinstance(a, dict) and isinstance(b, dict)}
+    return {**values, **changes, **are}
 
 
 class SteerRequest(Settings):

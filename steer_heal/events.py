@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,12 @@ from typing import Any, TypeGuard
 from steer_heal.config import SettingsError
 from steer_heal.records import Event, RunStatus
 
-FINAL: dict[str, RunStatus] = {"finished": "finished", "failed": "failed", "cancelled": "cancelled"}
+FINAL: dict[str, RunStatus] = {
+    "finished": "finished",
+    "failed": "failed",
+    "cancelled": "cancelled",
+    "interrupted": "interrupted",
+}
 """Kinds after which a run writes nothing more unless it is resumed, and the status each leaves."""
 
 _TAIL = 1 << 16
@@ -116,13 +122,14 @@ def last(path: str | Path) -> Event | None:
 
 
 class EventLog:
-    """The writer of one log; one at a time. A torn last line is cut off when the log is opened.
+    """The writer of one log; one at a time, from any thread. A torn last line is cut off when it is opened.
 
     Raises: `SettingsError` when the file cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._turn = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file: FileIO = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
@@ -136,17 +143,19 @@ class EventLog:
 
     def append(self, kind: str, round_: int | None = None, data: Mapping[str, Any] | None = None) -> Event:
         """Writes one event, at once. Raises: `OSError` (a full disk), with the log as it was before."""
-        event = Event(self.next_seq, time.time(), kind, round_, plain(data or {}))
-        line = json.dumps(event.as_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        before = os.fstat(self._file.fileno()).st_size
-        rest = memoryview(line.encode() + b"\n")
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError:
-            self._file.truncate(before)
-            raise
-        self.next_seq += 1
+        body = plain(data or {})
+        with self._turn:
+            event = Event(self.next_seq, time.time(), kind, round_, body)
+            line = json.dumps(event.as_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            before = os.fstat(self._file.fileno()).st_size
+            rest = memoryview(line.encode() + b"\n")
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                self._file.truncate(before)
+                raise
+            self.next_seq += 1
         return event
 
     def sync(self) -> None:

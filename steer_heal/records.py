@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Verdict3 = Literal["coherent", "degraded", "broken"]
-RunStatus = Literal["queued", "running", "finished", "failed", "cancelled", "interrupted"]
+RunStatus = Literal["queued", "running", "paused", "finished", "failed", "cancelled", "interrupted"]
 Stage = Literal["base", "steered", "healed"]
 
 

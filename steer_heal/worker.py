@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import os
 import signal
 import socket
@@ -24,6 +26,10 @@ from steer_heal.records import Event, RunStatus
 
 OnEvent = Callable[[Event], None]
 EXIT = {"finished": 0, "failed": 1, "cancelled": 3}
+LOOK_S = 0.2
+"""How often a paused run looks whether it may go on."""
+ROOM_S = 2.0
+"""How often one looks for room on a full disk."""
 _SYNCED = {"round", *FINAL}
 
 
@@ -106,6 +112,7 @@ class _Run:
         self, folder: RunFolder, log: EventLog, stopped: threading.Event, on_event: OnEvent | None
     ) -> None:
         self._folder, self._log, self._stopped, self._on_event = folder, log, stopped, on_event
+        self._saying, self._resting = threading.Lock(), threading.Lock()
 
     def work(self, settings: HealSettings) -> RunStatus:
         try:
@@ -141,17 +148,49 @@ class _Run:
         return status
 
     def _stop(self) -> bool:
-        return self._stopped.is_set() or self._folder.cancel_asked()
+        """Whether to end now; asked at every step, it also rests here while a pause is asked for."""
+        if self._folder.asked("pause") and not self._over():
+            with self._resting:
+                self._rest()
+        return self._over()
+
+    def _over(self) -> bool:
+        return self._stopped.is_set() or self._folder.asked("cancel")
+
+    def _rest(self) -> None:
+        if not self._folder.asked("pause"):
+            return
+        self._say("paused", None, {})
+        self._folder.rest(True)
+        try:
+            while self._folder.asked("pause") and not self._over():
+                self._stopped.wait(LOOK_S)
+        finally:
+            self._folder.rest(False)
+            self._say("continued", None, {})
 
     def _say(self, kind: str, round_: int | None, data: dict) -> RunStatus:
-        """Writes one event; gives the status the run has after it."""
-        event = self._log.append(kind, round_, data)
-        if kind in _SYNCED:
-            self._log.sync()
-        if self._on_event is not None:
-            self._on_event(event)
+        """Writes one event; gives the status the run has after it. A full disk is waited out."""
+        with self._saying:
+            event = self._written(kind, round_, data)
+            if self._on_event is not None:
+                self._on_event(event)
         return FINAL.get(kind, "running")
+
+    def _written(self, kind: str, round_: int | None, data: dict) -> Event:
+        while True:
+            try:
+                event = self._log.append(kind, round_, data)
+                if kind in _SYNCED:
+                    self._log.sync()
+                return event
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self._over():
+                    raise
+                print(f"{error.strerror}: waiting for room to write {kind}", file=sys.stderr, flush=True)
+            self._stopped.wait(ROOM_S)
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     sys.exit(main())

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from steer_heal.config import HealSettings, SettingsError, check_run_id, heal_settings
+from steer_heal.config import HealSettings, SettingsError, changed, check_run_id, heal_settings
 from steer_heal.records import CompletionRow, MapNode, RoundDetail, RunRow
 
 STAGES = ("extract", "calibrate", "generate", "filter", "train", "evaluate")
@@ -58,7 +58,18 @@ class FakeRuns:
         return run_id
 
     def cancel(self, run_id: str) -> None:
-        self._run(run_id).cancelled = time.time()
+        run = self._run(run_id)
+        run.cancelled, run.status = time.time(), None
+
+    def pause(self, run_id: str) -> None:
+        self.cancel(run_id)
+        self._run(run_id).status = "paused"
+
+    def settings(self, run_id: str) -> HealSettings:
+        return self._run(run_id).settings
+
+    def clone(self, run_id: str, changes: dict | None = None) -> str:
+        return self.launch(changed(self.settings(run_id), **(changes or {})))
 
     def resume(self, run_id: str) -> None:
         run = self._run(run_id)

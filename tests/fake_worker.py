@@ -30,11 +30,24 @@ def main(path: str) -> int:
             os._exit(3)
         while how in ("hang", "deaf") and not stopped:
             time.sleep(0.01)
+        while how == "slow" and not stopped and not folder.asked("pause"):
+            time.sleep(0.01)
+        if how == "slow" and not stopped:
+            rest(folder, log, stopped)
         if stopped:
             log.append("cancelled", None, {"message": "when asked"})
             return 1
         log.append("finished", None, {"reason": "all rounds done"})
     return 0
+
+
+def rest(folder: RunFolder, log: EventLog, stopped: list[int]) -> None:
+    log.append("paused", None, {})
+    folder.rest(True)
+    while folder.asked("pause") and not stopped:
+        time.sleep(0.01)
+    folder.rest(False)
+    log.append("continued", None, {})
 
 
 if __name__ == "__main__":

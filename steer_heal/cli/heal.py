@@ -8,11 +8,21 @@ from typing import Any
 from steer_heal import events, worker
 from steer_heal.cli.options import Commands, Namespace, add_places, add_trait, command, nested, setting
 from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number
-from steer_heal.config import DEFAULT_MODEL, MAX_ROUNDS, PRESETS, HealSettings, heal_settings
+from steer_heal.config import (
+    DEFAULT_MODEL,
+    MAX_ROUNDS,
+    PRESETS,
+    HealSettings,
+    SettingsError,
+    changed,
+    heal_settings,
+)
 from steer_heal.engine.launching import check
 from steer_heal.jobs import LocalProcesses, RunFolder, this_process
 from steer_heal.records import Event
 from steer_heal.store import Store, StoreBusy
+
+_NAMED = ("model", "trait", "rounds", "seed", "name", "band")
 
 
 def add(commands: Commands) -> None:
@@ -37,8 +47,14 @@ def add(commands: Commands) -> None:
         help="any setting, such as train.epochs=2; may be given again",
     )
     made.add_argument("--resume", metavar="RUN_ID", help="go on with a run that ended early")
+    made.add_argument(
+        "--clone",
+        metavar="RUN_ID",
+        help="a new run with that one's settings; what else is given here changes",
+    )
     made.add_argument("--all", action="store_true", help="show all seven foundations")
     add_places(made)
+    made.set_defaults(usual={key: made.get_default(key) for key in (*_NAMED, "preset")})
 
 
 def run(args: Namespace, out: Out) -> int:
@@ -71,15 +87,19 @@ def run(args: Namespace, out: Out) -> int:
 def _folder(args: Namespace, launcher: LocalProcesses) -> RunFolder:
     if args.resume:
         return launcher.reopen(args.resume, worker=this_process())
-    return launcher.create(check(_settings(args)), worker=this_process())
+    return launcher.create(check(_settings(args, launcher)), worker=this_process())
 
 
-def _settings(args: argparse.Namespace) -> HealSettings:
+def _settings(args: argparse.Namespace, launcher: LocalProcesses) -> HealSettings:
     changes = nested(args.settings)
     if args.vignettes:
         changes.setdefault("evaluate", {})["vignettes"] = args.vignettes
-    known = {key: getattr(args, key) for key in ("model", "trait", "rounds", "seed", "name", "band")}
-    return heal_settings(args.preset, **{**known, **changes})
+    if not args.clone:
+        return heal_settings(args.preset, **{**{key: getattr(args, key) for key in _NAMED}, **changes})
+    if args.preset != args.usual["preset"]:
+        raise SettingsError("--preset does not go with --clone: change single settings with --set.")
+    given = {key: getattr(args, key) for key in _NAMED if getattr(args, key) != args.usual[key]}
+    return changed(launcher.settings(args.clone), **{**given, **changes})
 
 
 def _try_store(out: Out, use: Any) -> None:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from steer_heal import events
 from steer_heal.config import HealSettings, SettingsError
 from steer_heal.jobs import JobState, Launcher
@@ -21,7 +23,7 @@ T = TypeVar("T")
 EXAMPLE = Path(__file__).parents[1] / "data" / "example_run"
 EXAMPLE_ID = "example-care-over-authority"
 
-_UNENDED = ("queued", "running", "interrupted")
+_UNENDED = ("queued", "running", "paused", "interrupted")
 
 
 class RunBook:
@@ -68,6 +70,18 @@ class RunBook:
 
     def cancel(self, run_id: str) -> None:
         self._changed(lambda: self.launcher.cancel(run_id))
+
+    def pause(self, run_id: str) -> None:
+        self._changed(lambda: self.launcher.pause(run_id))
+
+    def settings(self, run_id: str) -> HealSettings:
+        """What a run was launched with. Raises: `SettingsError`."""
+        if run_id != EXAMPLE_ID or self._example is None:
+            return self.launcher.settings(run_id)
+        try:
+            return HealSettings.model_validate_json((self._example / "config.json").read_bytes())
+        except (OSError, ValidationError) as error:
+            raise SettingsError("The example's settings cannot be read: clone another run.") from error
 
     def resume(self, run_id: str) -> None:
         self._changed(lambda: self.launcher.resume(run_id))

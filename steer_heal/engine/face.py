@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from steer_heal import data, instrument, models
 from steer_heal.bridges.extraction import titles
@@ -18,6 +18,7 @@ from steer_heal.config import (
     HealSettings,
     SteerRequest,
     build,
+    changed,
 )
 from steer_heal.engine.book import RunBook
 from steer_heal.engine.launching import check
@@ -70,13 +71,13 @@ class Engine:
         self._book = RunBook(LocalProcesses(runs, at_once=at_once), Store(db, patience=1.0))
         self._numbers = itertools.count()
 
-    def use(self, model: str) -> ModelInfo:
-        """Steer this model from now on, for everyone; the one before is freed. Raises: `SettingsError`, and
-        then nothing has changed."""
+    def use(self, model: str, *, progress: Callable[[str], None] | None = None) -> ModelInfo:
+        """Steer this model from now on, for everyone; the one before is freed. `progress` hears, in words,
+        what loading does. Raises: `SettingsError`, and then nothing has changed."""
 
         def change() -> ModelInfo:
             if model != self.info.name:
-                self._take(models.load(model))
+                self._take(models.load(model, progress=progress))
                 models.free()
             return self.info
 
@@ -175,14 +176,26 @@ class Engine:
 
     def launch(self, settings: HealSettings) -> str:
         """Queues a heal run; gives its id. What can be told at once about the settings is told here."""
-        return self._book.start(check(settings, self._lm))
+        return self._book.start(check(settings, self._lm, files_in=Path.cwd()))
 
     def cancel(self, run_id: str) -> None:
         """Asks a run to end after its step."""
         self._book.cancel(run_id)
 
+    def pause(self, run_id: str) -> None:
+        """Lets a run rest after its step, until it is resumed; a queued one is held back."""
+        self._book.pause(run_id)
+
+    def settings(self, run_id: str) -> HealSettings:
+        """What a run was launched with."""
+        return self._book.settings(run_id)
+
+    def clone(self, run_id: str, changes: dict[str, Any] | None = None) -> str:
+        """A new run with that one's settings, some of them changed (nested dicts merge); gives its id."""
+        return self.launch(changed(self.settings(run_id), **(changes or {})))
+
     def resume(self, run_id: str) -> None:
-        """Lets a run that ended early go on after its last finished round."""
+        """Lets a paused run go on, and one that ended early go on after its last finished round."""
         self._book.resume(run_id)
 
     def watermark(self) -> str:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from steer_heal import data, models
-from steer_heal.config import HealSettings
+from steer_heal.config import HealSettings, SettingsError
 from steer_heal.models import LanguageModel, band_layers
 
 
-def check(settings: HealSettings, lm: LanguageModel | None = None) -> HealSettings:
-    """The settings themselves. `lm`: the loaded model, where it may be the run's own.
+def check(
+    settings: HealSettings, lm: LanguageModel | None = None, *, files_in: Path | None = None
+) -> HealSettings:
+    """The settings themselves. `lm`: the loaded model, where it may be the run's own; `files_in`: the folder
+    in which files that they name must lie (somebody at a page may name only those, a command line any).
 
     Raises: `SettingsError` for an unknown trait, frame or model, bad vignettes, or a band without layers.
     """
     data.trait(settings.trait)
     data.frame(settings.evaluate.frame)
     if settings.evaluate.vignettes is not None:
+        if files_in is not None and not _inside(settings.evaluate.vignettes, files_in):
+            raise SettingsError(
+                "The vignettes' file must lie in the folder in which the page was started: copy it there."
+            )
         data.vignettes(settings.evaluate.vignettes, condition=settings.evaluate.condition)
     if lm is not None and settings.model == lm.name:
         band_layers(lm.n_layers, settings.band)
     else:
         models.find(settings.model)
     return settings
+
+
+def _inside(file: str, folder: Path) -> bool:
+    return (folder / Path(file).expanduser()).resolve().is_relative_to(folder.resolve())

@@ -7,41 +7,23 @@ import os
 import secrets
 import socket
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import psutil
 from filelock import FileLock
 from pydantic import ValidationError
 
 from steer_heal import events
 from steer_heal.config import HealSettings, SettingsError, check_run_id
+from steer_heal.jobs.processes import Running, lives_here, memory
 from steer_heal.records import Event
 
+_ASKED = ("cancel", "pause")
 HEARTBEAT_S = 5.0
 SILENT_S = 60.0
 """A worker on another host counts as gone when its heartbeat is older than this."""
-
-_SAME_START_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """The process that works in a folder; `created` tells it from a later one with the same pid."""
-
-    pid: int
-    created: float
-    host: str
-
-
-def this_process() -> Running:
-    """The calling process."""
-    return process_record(os.getpid())
-
-
-def process_record(pid: int) -> Running:
-    """The record of a living process on this host. Raises: `psutil.NoSuchProcess`."""
-    return Running(pid, psutil.Process(pid).create_time(), socket.gethostname())
 
 
 class RunFolder:
@@ -103,44 +85,87 @@ class RunFolder:
         """Records who works here."""
         self.write("process.json", json.dumps(asdict(process)))
 
+    def claim_if_free(self, process: Running) -> None:
+        """The same, unless somebody is recorded already: a worker that was quicker keeps its place."""
+        fresh = self.path / f".process.{os.getpid()}"
+        fresh.write_text(json.dumps(asdict(process)), encoding="utf-8")
+        try:
+            os.link(fresh, self.path / "process.json")
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            if self.process() is None:
+                self.claim(process)
+        finally:
+            fresh.unlink()
+
     def release(self) -> None:
-        """Forgets who worked here and whether that was to be cancelled."""
-        for name in ("process.json", "cancel", "heartbeat"):
+        """Forgets who worked here and what was asked of it."""
+        for name in ("process.json", *_ASKED, "resting", "heartbeat"):
             (self.path / name).unlink(missing_ok=True)
 
     def process(self) -> Running | None:
         """Who works or worked here; None before the first start."""
+        raw = self._read("process.json")
         try:
-            raw = json.loads((self.path / "process.json").read_bytes())
-            return Running(int(raw["pid"]), float(raw["created"]), str(raw["host"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            return Running(int(raw["pid"]), float(raw["created"]), str(raw["host"]), str(raw.get("boot", "")))
+        except (ValueError, KeyError, TypeError):
             return None
 
     def alive(self, process: Running) -> bool:
         """Whether that process still runs: by pid and start on this host, by heartbeat on another."""
-        if process.host != socket.gethostname():
-            beat = self.age("heartbeat")
-            return beat is not None and beat < SILENT_S
-        try:
-            found = psutil.Process(process.pid)
-            same = abs(found.create_time() - process.created) < _SAME_START_S
-            return same and found.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        if process.host == socket.gethostname():
+            return lives_here(process)
+        beat = self.age("heartbeat")
+        return beat is not None and beat < SILENT_S
 
     def beat(self) -> None:
-        """Shows that the worker lives."""
-        (self.path / "heartbeat").touch()
+        """Shows that the worker lives, and how its memory stands. A full disk or a read-only one stops
+        neither it nor the run."""
+        try:
+            self.write("heartbeat", json.dumps(memory()))
+        except OSError:
+            with suppress(OSError):
+                (self.path / "heartbeat").touch()
 
-    def ask_to_cancel(self) -> None:
-        self.write("cancel", "")
+    def last_memory(self) -> dict[str, int]:
+        """What the last heartbeat said of the worker's memory."""
+        return {key: value for key, value in self._read("heartbeat").items() if isinstance(value, int)}
 
-    def cancel_asked(self) -> bool:
-        return (self.path / "cancel").exists()
+    def last_line(self) -> str:
+        """The last line of the worker's own log."""
+        try:
+            lines = self.worker_log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
+
+    def ask(self, what: str) -> None:
+        """Asks the worker to `cancel` or to `pause`; it looks at every step."""
+        self.write(what, "")
+
+    def asked(self, what: str) -> bool:
+        return (self.path / what).exists()
+
+    def withdraw(self, what: str) -> None:
+        """Takes what was asked back."""
+        (self.path / what).unlink(missing_ok=True)
+
+    def rest(self, resting: bool) -> None:
+        """Says whether the worker has stopped where it is, until it may go on."""
+        with suppress(OSError):
+            (self.path / "resting").touch() if resting else self.withdraw("resting")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            raw = json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return raw if isinstance(raw, dict) else {}
 
     def age(self, name: str) -> float | None:
-        """Seconds since the file was written; None when it is not there."""
+        """Seconds between the file's time and now, whichever is later; None when it is not there."""
         try:
-            return max(0.0, time.time() - (self.path / name).stat().st_mtime)
+            return abs(time.time() - (self.path / name).stat().st_mtime)
         except OSError:
             return None

@@ -7,71 +7,64 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 from filelock import FileLock, Timeout
 
 from steer_heal import events
-from steer_heal.config import RUN_ID, HealSettings, SettingsError, check_run_id
+from steer_heal.config import (
+    MAX_QUEUED_RUNS,
+    MAX_RUNS_AT_ONCE,
+    RUN_ID,
+    HealSettings,
+    SettingsError,
+    check_run_id,
+)
 from steer_heal.events import FINAL, Chunk, EventLog
-from steer_heal.jobs.folder import RunFolder, Running, process_record
-from steer_heal.records import RunStatus
+from steer_heal.jobs.folder import RunFolder
+from steer_heal.jobs.launcher import JobState
+from steer_heal.jobs.processes import Running, account, process_record, send
 
 NICENESS = 5
+AT_ONCE = "STEER_HEAL_RUNS_AT_ONCE"
+"""Environment variable by which workers learn how many runs go at a time."""
 _ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """How a run stands now; `message` says why where it did not end well."""
-
-    status: RunStatus
-    message: str = ""
-    pid: int | None = None
-
-
-class Launcher(Protocol):
-    """Where runs execute. Nothing else may assume that a run shares the caller's machine."""
-
-    def start(self, settings: HealSettings) -> str: ...
-    def poll(self, run_id: str) -> JobState: ...
-    def cancel(self, run_id: str) -> None: ...
-    def resume(self, run_id: str) -> None: ...
-    def events(self, run_id: str, offset: int = 0) -> Chunk: ...
-    def runs(self) -> list[str]: ...
-    def advance(self) -> None: ...
 
 
 class LocalProcesses:
     """Each run is a process of its own in `runs_dir/<id>/`; at most `at_once` at a time, the rest are queued.
 
     Several of these may share a folder, in one process or in many: a file lock lets one decide at a time, so
-    no run starts twice. `command` plus the folder is what is started; `grace_s` is how long a cancelled run
-    has to end by itself. Bad input and folders that cannot be written raise `SettingsError`.
+    no run starts twice. `at_once` is the environment's `STEER_HEAL_RUNS_AT_ONCE`, else 1, when not given; a
+    paused run keeps its place. `command` plus the folder is what is started; `grace_s` is how long a
+    cancelled run has to end by itself. Bad input and folders that cannot be written raise `SettingsError`.
     """
 
     def __init__(
         self,
         runs_dir: str | Path,
         *,
-        at_once: int = 1,
+        at_once: int | None = None,
         command: Sequence[str] = (sys.executable, "-m", "steer_heal.worker"),
         grace_s: float = 20.0,
     ) -> None:
         self.runs_dir = Path(runs_dir).absolute()
-        self.at_once = at_once
+        self.at_once = _at_once(at_once)
         self.grace_s = grace_s
         self._command = tuple(command)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._last_words: dict[str, tuple[int, int, JobState | None]] = {}
+        self._asked: dict[str, float] = {}
 
     def start(self, settings: HealSettings) -> str:
         """Queues a run, and starts it when there is room. Gives its id."""
+        waiting = sum(self.poll(known).status == "queued" for known in self.runs())
+        if waiting >= MAX_QUEUED_RUNS:
+            raise SettingsError(f"{waiting} runs are waiting already: cancel some, or launch this one later.")
         run_id = self.create(settings).run_id
         self.advance()
         return run_id
@@ -93,6 +86,10 @@ class LocalProcesses:
                 f"There is no run {run_id} in {self.runs_dir}: copy an id from the table of runs."
             )
         return folder
+
+    def settings(self, run_id: str) -> HealSettings:
+        """What the run was launched with."""
+        return self.folder(run_id).settings()
 
     def runs(self) -> list[str]:
         """The ids of all runs in the folder, the oldest first."""
@@ -123,16 +120,18 @@ class LocalProcesses:
             return ended
         process = folder.process()
         if process is None:
-            return JobState("queued")
+            held = folder.asked("pause")
+            return JobState("paused", "before it has begun") if held else JobState("queued")
         child = self._children.get(run_id)
-        code = None if child is None else child.poll()
+        code = child.poll() if child is not None and child.pid == process.pid else None
         if folder.alive(process):
-            return JobState("running", "stopping" if folder.cancel_asked() else "", process.pid)
+            return _going(folder, process)
         if ended := self._ended(folder):
             return ended
-        if folder.cancel_asked():
+        if folder.asked("cancel"):
             return JobState("cancelled")
-        return JobState("interrupted", _why(folder, code), process.pid)
+        how = account(code, folder.last_memory(), folder.last_line())
+        return JobState("interrupted", how["message"], process.pid)
 
     def _ended(self, folder: RunFolder) -> JobState | None:
         """The state a run's last word leaves it in; read again only when the log has changed."""
@@ -151,19 +150,32 @@ class LocalProcesses:
         """Asks the run to end after its step; it is killed when it has not after the grace time."""
         with self._deciding():
             folder, state = self.folder(run_id), self.poll(run_id)
-            if state.status == "running":
-                folder.ask_to_cancel()
-                process = folder.process()
-                if process is not None:
-                    _signal(folder, process, signal.SIGTERM)
-            elif state.status in ("queued", "interrupted"):
+            process = folder.process()
+            if process is not None and state.status in ("running", "paused"):
+                folder.ask("cancel")
+                send(process, signal.SIGTERM)
+            elif state.status in ("queued", "paused", "interrupted"):
                 _close(folder, f"cancelled while {state.status}")
             else:
                 raise SettingsError(f"Run {run_id} is {state.status}: there is nothing to cancel.")
 
+    def pause(self, run_id: str) -> None:
+        """Asks the run to rest after its step, where it is, until `resume`; a queued one is held back."""
+        with self._deciding():
+            folder, state = self.folder(run_id), self.poll(run_id)
+            if state.status not in ("running", "queued"):
+                raise SettingsError(f"Run {run_id} is {state.status}: only one that runs or waits can pause.")
+            folder.ask("pause")
+
     def resume(self, run_id: str) -> None:
-        """Queues a run that did not finish; it goes on after its last finished round."""
-        self.reopen(run_id)
+        """Lets a paused run go on, at once, where it is; queues one that did not finish, which then goes on
+        after its last finished round."""
+        with self._deciding():
+            folder, state = self.folder(run_id), self.poll(run_id)
+            going_on = state.status == "paused" or (state.status == "running" and folder.asked("pause"))
+            folder.withdraw("pause")
+        if not going_on:
+            self.reopen(run_id)
         self.advance()
 
     def reopen(self, run_id: str, *, worker: Running | None = None) -> RunFolder:
@@ -189,33 +201,53 @@ class LocalProcesses:
         with self._deciding():
             states = {run_id: self.poll(run_id) for run_id in self.runs()}
             for run_id, state in states.items():
-                if state.status in ("running", "cancelled"):
+                if state.status in ("running", "paused", "cancelled", "interrupted"):
                     self._enforce(self.folder(run_id), state)
-            room = self.at_once - sum(state.status == "running" for state in states.values())
+            room = self.at_once - sum(state.pid is not None for state in states.values() if _busy(state))
             waiting = [run_id for run_id, state in states.items() if state.status == "queued"]
             for run_id in waiting[: max(0, room)]:
                 self._spawn(self.folder(run_id))
 
     def _enforce(self, folder: RunFolder, state: JobState) -> None:
-        asked = folder.age("cancel")
-        if asked is None:
-            return
+        """Kills what did not end in time; writes the last word of what could not say it itself."""
         process = folder.process()
-        if state.status == "running" and process is not None and asked > self.grace_s:
-            _signal(folder, process, signal.SIGKILL)
-        elif state.status == "cancelled" and self._ended(folder) is None:
+        if process is None or self._ended(folder) is not None:
+            return
+        if _busy(state) and folder.asked("cancel"):
+            since = self._asked.setdefault(folder.run_id, time.monotonic())
+            if time.monotonic() - since > self.grace_s:
+                send(process, signal.SIGKILL)
+        elif state.status == "cancelled":
             _close(folder, "ended before it could say so")
+        elif state.status == "interrupted" and process.host == socket.gethostname():
+            self._note_end(folder, process)
+
+    def _note_end(self, folder: RunFolder, process: Running) -> None:
+        """Makes how a worker ended an event; later, when the log cannot be written now or is in use."""
+        child = self._children.get(folder.run_id)
+        code = child.poll() if child is not None and child.pid == process.pid else None
+        how = account(code, folder.last_memory(), folder.last_line())
+        try:
+            with folder.lock.acquire(blocking=False), EventLog(folder.log) as log:
+                log.append("interrupted", None, {**how, "pid": process.pid, "host": process.host})
+        except (Timeout, OSError, SettingsError):
+            return
 
     def _spawn(self, folder: RunFolder) -> None:
         path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         with open(folder.worker_log, "ab") as out:
             child = subprocess.Popen(
                 (*self._command, str(folder.path)), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                start_new_session=True, env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": path, AT_ONCE: str(self.at_once)},
             )  # fmt: skip
         self._children[folder.run_id] = child
-        folder.claim(process_record(child.pid))
-        psutil.Process(child.pid).nice(NICENESS)
+        self._asked.pop(folder.run_id, None)
+        try:
+            folder.claim_if_free(process_record(child.pid))
+            psutil.Process(child.pid).nice(NICENESS)
+        except psutil.NoSuchProcess:
+            return
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
@@ -234,23 +266,27 @@ class LocalProcesses:
             ) from error
 
 
+def _at_once(given: int | None) -> int:
+    said = os.environ.get(AT_ONCE, "1") if given is None else str(given)
+    if not said.isdecimal() or int(said) > MAX_RUNS_AT_ONCE:
+        raise SettingsError(f"{said} runs at once cannot be: choose 1 to {MAX_RUNS_AT_ONCE}.")
+    return int(said)
+
+
+def _busy(state: JobState) -> bool:
+    return state.status in ("running", "paused")
+
+
+def _going(folder: RunFolder, process: Running) -> JobState:
+    """The state of a run whose process lives."""
+    if folder.asked("cancel"):
+        return JobState("running", "stopping after its step", process.pid)
+    if folder.asked("pause"):
+        resting = folder.asked("resting")
+        return JobState("paused" if resting else "running", "" if resting else "pausing", process.pid)
+    return JobState("running", "", process.pid)
+
+
 def _close(folder: RunFolder, message: str) -> None:
     with EventLog(folder.log) as log:
         log.append("cancelled", None, {"message": message})
-
-
-def _signal(folder: RunFolder, process: Running, number: signal.Signals) -> None:
-    if process.host == socket.gethostname() and folder.alive(process):
-        with suppress(psutil.NoSuchProcess):
-            psutil.Process(process.pid).send_signal(number)
-
-
-def _why(folder: RunFolder, code: int | None) -> str:
-    if code is not None and code < 0:
-        hint = ", often for want of memory" if -code == signal.SIGKILL else ""
-        return f"Its process was killed by signal {-code}{hint}."
-    try:
-        lines = folder.worker_log.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return f"Its process ended without a last word{': ' + lines[-1][:200] if lines else ''}."

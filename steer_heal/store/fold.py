@@ -225,6 +225,20 @@ def _cancelled(state: Fold, event: Event) -> None:
     state.run.update(status="cancelled", eta=None, finished_at=event.time, message=message)
 
 
+def _interrupted(state: Fold, event: Event) -> None:
+    message = _text(event.data.get("message"))
+    state.run.update(status="interrupted", eta=None, finished_at=event.time, message=message)
+
+
+def _paused(state: Fold, event: Event) -> None:
+    state.run.update(status="paused", eta=None)
+
+
+def _continued(state: Fold, event: Event) -> None:
+    """The time left counts from here: what was paused through says nothing about it."""
+    state.run.update(status="running", anchor_time=event.time, anchor_progress=state.run["progress"])
+
+
 def _foundations(p: Any) -> Row:
     known = p if isinstance(p, Mapping) else {}
     return {column: number(known.get(name)) for name, column in COLUMNS.items()}
@@ -246,7 +260,8 @@ def _text(value: Any) -> str:
 _HANDLERS: dict[str, Callable[[Fold, Event], None]] = {
     "queued": _queued, "started": _started, "resumed": _resumed, "stage": _stage, "progress": _progress,
     "step": _step, "completion": _completion, "profile": _profile, "answers": _answers, "round": _round,
-    "finished": _finished, "failed": _failed, "cancelled": _cancelled,
+    "finished": _finished, "failed": _failed, "cancelled": _cancelled, "interrupted": _interrupted,
+    "paused": _paused, "continued": _continued,
 }  # fmt: skip
 _TABLED = {"completion", "profile", "answers", "step"}
 _UNLOGGED = {"progress", "heartbeat"}

@@ -185,8 +185,18 @@ def test_a_running_run_can_be_cancelled_and_resumed(page: Page) -> None:
     expect(row).to_contain_text("cancelled")
     row.locator("[data-action=resume]").click()
     expect(row.locator("[role=progressbar]")).to_be_visible()
+    row.locator("[data-action=pause]").click()
+    expect(row).to_contain_text("paused")
+    row.locator("[data-action=clone]").click()
+    expect(page.locator("#run-name input, #run-name textarea")).to_have_value("to be cancelled again")
+    expect(page.locator("#rounds input")).to_have_value("5")
+    expect(page.locator("#heal-message")).to_contain_text("also in what is not on this form")
     row.locator("[data-action=cancel]").click()
     expect(row).to_contain_text("cancelled")
+    page.locator("#launch").click()
+    copied = page.locator("#runs tr", has_text="to be cancelled again").first
+    copied.locator("[data-action=cancel]").click()
+    expect(copied).to_contain_text("cancelled")
 
 
 def test_zoom_is_kept_when_a_round_finishes(page: Page) -> None:

@@ -42,7 +42,9 @@ def test_every_action_has_a_name_and_every_parameter_a_description(client):
         "/launch",
         "/watch",
         "/cancel",
+        "/pause",
         "/resume",
+        "/clone",
         "/runs",
         "/moral_map",
     }
@@ -72,6 +74,18 @@ def test_a_run_is_launched_and_watched_to_its_end(client):
     assert last["status"] == "finished"
     assert {node["stage"] for node in last["nodes"]} >= {"base", "healed"}
     assert run_id in [row["run_id"] for row in client.predict(api_name="/runs")]
+
+
+def test_a_run_is_paused_cloned_and_resumed(client):
+    first = client.predict(rounds=32, api_name="/launch")
+    client.predict(first, api_name="/pause")
+    second = client.predict(first, {"seed": 4, "train": {"epochs": 1}}, api_name="/clone")
+    rows = {row["run_id"]: row for row in client.predict(api_name="/runs")}
+    assert rows[first]["status"] == "paused"
+    assert (rows[second]["seed"], rows[second]["rounds"]) == (4, 32)
+    client.predict(first, api_name="/resume")
+    with pytest.raises(AppError, match="train"):
+        client.predict(first, {"train": 3}, api_name="/clone")
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_killed_worker_shows_as_interrupted_without_any_new_event(book: RunBoo
     os.kill(pid, signal.SIGKILL)
     until(lambda: book.runs()[0].status == "interrupted")
     assert book.watermark() != before
-    assert "signal 9" in book.runs()[0].message
+    assert "SIGKILL" in book.runs()[0].message
 
 
 def test_a_run_whose_folder_is_gone_is_interrupted_not_running(book: RunBook) -> None:

@@ -23,7 +23,7 @@ from steer_heal.jobs import LocalProcesses
 from tests import tiny
 from tests.runs import profile, write_run
 
-NAMES = ("heal", "dose", "eval", "vector", "results", "export", "doctor")
+NAMES = ("heal", "dose", "eval", "vector", "results", "store", "export", "doctor")
 SEVEN = {"care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"}
 
 
@@ -185,6 +185,24 @@ def test_heal_json_is_one_document_with_the_words_as_keys(run: Any, healing: Any
     assert document["status"] == "finished"
     assert document["settings"]["seed"] == 4
     assert document["settings"]["train"]["epochs"] == 2
+
+
+def test_a_clone_has_the_settings_of_the_other_but_for_what_is_given(
+    run: Callable[..., tuple[int, str, str]], healing: Callable[..., None]
+) -> None:
+    healing()
+    run_id = json.loads(run("heal", "--rounds", "2", "--seed", "5", "--set", "train.lam=0.7", "--json")[1])[
+        "run_id"
+    ]
+    code, out, _ = run("heal", "--clone", run_id, "--seed", "6", "--set", "train.epochs=1", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["run_id"] != run_id
+    settings = document["settings"]
+    assert (settings["rounds"], settings["seed"]) == (2, 6)
+    assert (settings["train"]["lam"], settings["train"]["epochs"]) == (0.7, 1)
+    assert run("heal", "--clone", run_id, "--preset", "standard")[0] == 2
+    assert run("heal", "--clone", "no-such-run")[0] == 2
 
 
 @pytest.mark.parametrize(("ends", "code"), [("failed", 1), ("cancelled", 3)])

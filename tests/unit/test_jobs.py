@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ import pytest
 
 from steer_heal import events
 from steer_heal.config import SettingsError, heal_settings
-from steer_heal.jobs import LocalProcesses, RunFolder, this_process
+from steer_heal.jobs import LocalProcesses, RunFolder, processes, this_process
 from steer_heal.jobs import folder as folder_module
 
 COMMAND = (sys.executable, "-m", "tests.fake_worker")
@@ -115,7 +116,7 @@ def test_a_killed_worker_is_interrupted_and_goes_on_after_its_last_round(jobs: L
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     until(lambda: status(jobs, run_id) == "interrupted")
-    assert "signal 9" in jobs.poll(run_id).message
+    assert "SIGKILL" in jobs.poll(run_id).message
     folder = jobs.folder(run_id)
     folder.write("config.json", heal_settings(name="quick", rounds=2).model_dump_json())
     jobs.resume(run_id)
@@ -150,16 +151,181 @@ def test_a_restarted_page_finds_the_run_and_starts_it_no_second_time(
     assert sum(event.kind == "started" for event in jobs.events(run_id).events) == 1
 
 
+def last_kind(jobs: LocalProcesses, run_id: str) -> str:
+    newest = jobs.folder(run_id).last_event()
+    return "" if newest is None else newest.kind
+
+
+def test_a_kill_becomes_an_event_a_person_can_read_written_once(tmp_path: Path, jobs: LocalProcesses) -> None:
+    run_id = jobs.start(heal_settings(name="hang"))
+    until(lambda: begun(jobs, run_id))
+    pid = jobs.poll(run_id).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: status(jobs, run_id) == "interrupted")
+    for launcher in (jobs, LocalProcesses(tmp_path / "runs", command=COMMAND), jobs):
+        launcher.advance()
+    said = [event for event in jobs.events(run_id).events if event.kind == "interrupted"]
+    assert len(said) == 1
+    assert (said[0].data["signal"], said[0].data["code"], said[0].data["pid"]) == ("SIGKILL", -9, pid)
+    assert "killed by SIGKILL" in said[0].data["message"]
+    assert jobs.poll(run_id).message == said[0].data["message"]
+
+
+def test_an_exit_without_a_word_is_told_with_its_code(jobs: LocalProcesses) -> None:
+    run_id = jobs.start(heal_settings(name="crash"))
+    until(lambda: status(jobs, run_id) == "interrupted")
+    jobs.advance()
+    newest = jobs.folder(run_id).last_event()
+    assert newest is not None
+    assert (newest.kind, newest.data["code"], newest.data["signal"]) == ("interrupted", 3, None)
+    assert "exit code 3: the last line of its log" in newest.data["message"]
+
+
+@pytest.mark.parametrize(
+    ("code", "last", "kills", "says"),
+    [
+        (
+            -9,
+            {"held": 3_100_000_000, "left": 10**8, "total": 10**10, "kills": 0},
+            0,
+            "for want of memory: it held 3.1 GB",
+        ),
+        (-9, {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}, 5, "for want of memory"),
+        (None, {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}, 5, "for want of memory"),
+        (-9, {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}, 4, "by a person or a program"),
+        (-11, {}, 0, "killed by SIGSEGV"),
+        (3, {}, 0, "exit code 3: the last words"),
+        (None, {}, 0, "is gone: the last words"),
+    ],
+)
+def test_how_a_worker_ended_in_words(
+    monkeypatch: pytest.MonkeyPatch, code: int | None, last: dict, kills: int, says: str
+) -> None:
+    monkeypatch.setattr(processes, "out_of_memory_kills", lambda: kills)
+    told = processes.account(code, last, "the last words")
+    assert says in told["message"]
+    assert told["out_of_memory"] == ("want of memory" in says)
+
+
+def test_a_paused_run_rests_where_it_is_and_goes_on(jobs: LocalProcesses) -> None:
+    run_id = jobs.start(heal_settings(name="slow"))
+    until(lambda: begun(jobs, run_id))
+    jobs.pause(run_id)
+    until(lambda: status(jobs, run_id) == "paused")
+    pid, before = jobs.poll(run_id).pid, len(jobs.events(run_id).events)
+    second = jobs.start(heal_settings(name="quick"))
+    time.sleep(0.1)
+    assert len(jobs.events(run_id).events) == before
+    assert status(jobs, second) == "queued"
+    with pytest.raises(SettingsError, match="paused"):
+        jobs.pause(run_id)
+    jobs.resume(run_id)
+    until(lambda: status(jobs, run_id) == "finished")
+    kinds = [event.kind for event in jobs.events(run_id).events]
+    assert (kinds.count("paused"), kinds.count("continued"), kinds.count("queued")) == (1, 1, 1)
+    assert pid is not None
+    jobs.advance()
+    until(lambda: status(jobs, second) == "finished")
+
+
+def test_a_paused_run_can_be_cancelled_or_killed(jobs: LocalProcesses) -> None:
+    run_id = jobs.start(heal_settings(name="slow"))
+    until(lambda: begun(jobs, run_id))
+    jobs.pause(run_id)
+    until(lambda: status(jobs, run_id) == "paused")
+    jobs.cancel(run_id)
+    until(lambda: status(jobs, run_id) == "cancelled")
+    jobs.resume(run_id)
+    until(lambda: status(jobs, run_id) == "running")
+    jobs.pause(run_id)
+    until(lambda: status(jobs, run_id) == "paused")
+    pid = jobs.poll(run_id).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: status(jobs, run_id) == "interrupted")
+    jobs.advance()
+    assert last_kind(jobs, run_id) == "interrupted"
+
+
+def test_a_queued_run_can_be_held_back(jobs: LocalProcesses) -> None:
+    first, second = jobs.start(heal_settings(name="hang")), jobs.start(heal_settings(name="quick"))
+    jobs.pause(second)
+    until(lambda: begun(jobs, first))
+    jobs.cancel(first)
+    until(lambda: status(jobs, first) == "cancelled")
+    jobs.advance()
+    assert status(jobs, second) == "paused"
+    assert jobs.folder(second).process() is None
+    jobs.resume(second)
+    until(lambda: status(jobs, second) == "finished")
+
+
+def test_the_clock_moved_by_a_year_does_not_lose_a_worker(
+    jobs: LocalProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux counts a process's start from the machine's; both move when the clock is set."""
+    folder = jobs.create(heal_settings(), worker=this_process())
+    boot, created, now = psutil.boot_time(), psutil.Process().create_time(), time.time
+    for jump in (365 * 86_400.0, -365 * 86_400.0):
+        monkeypatch.setattr(psutil, "boot_time", lambda jump=jump: boot + jump)
+        monkeypatch.setattr(psutil.Process, "create_time", lambda _, jump=jump: created + jump)
+        monkeypatch.setattr(time, "time", lambda jump=jump: now() + jump)
+        assert status(jobs, folder.run_id) == "running"
+        folder.ask("cancel")
+        jobs.advance()
+        assert status(jobs, folder.run_id) == "running"
+
+
+def test_a_worker_of_before_the_machine_started_again_is_gone(jobs: LocalProcesses) -> None:
+    mine = this_process()
+    folder = jobs.create(heal_settings(), worker=mine)
+    folder.claim(replace(mine, boot="another start"))
+    assert status(jobs, folder.run_id) == "interrupted"
+
+
+def test_a_worker_that_was_quicker_than_its_starter_keeps_its_place(jobs: LocalProcesses) -> None:
+    mine = this_process()
+    folder = jobs.create(heal_settings(), worker=mine)
+    folder.claim_if_free(replace(mine, pid=1))
+    assert folder.process() == mine
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        "config.json",
+        "events.jsonl",
+        "process.json",
+    ]
+
+
+def test_several_may_run_at_once_and_no_more(tmp_path: Path) -> None:
+    two = LocalProcesses(tmp_path / "runs", at_once=2, command=COMMAND)
+    runs = [two.start(heal_settings(name="hang")) for _ in range(3)]
+    assert sorted(status(two, run_id) for run_id in runs) == ["queued", "running", "running"]
+    for run_id in reversed(runs):
+        until(lambda run_id=run_id: status(two, run_id) == "queued" or begun(two, run_id))
+        two.cancel(run_id)
+    until(lambda: {status(two, run_id) for run_id in runs} == {"cancelled"})
+    with pytest.raises(SettingsError, match="at once"):
+        LocalProcesses(tmp_path / "runs", at_once=1000)
+
+
+def test_the_queue_has_an_end(jobs: LocalProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steer_heal.jobs.local.MAX_QUEUED_RUNS", 2)
+    held = [jobs.create(heal_settings()) for _ in range(2)]
+    with pytest.raises(SettingsError, match="2 runs are waiting"):
+        jobs.start(heal_settings())
+    assert len(jobs.runs()) == len(held)
+
+
 def test_a_reused_pid_is_not_taken_for_the_worker(jobs: LocalProcesses) -> None:
     mine = this_process()
     folder = jobs.create(heal_settings(), worker=mine)
     assert status(jobs, folder.run_id) == "running"
-    folder.claim(folder_module.Running(mine.pid, mine.created - 1000.0, mine.host))
+    folder.claim(processes.Running(mine.pid, mine.created - 1000.0, mine.host))
     assert status(jobs, folder.run_id) == "interrupted"
 
 
 def test_a_worker_of_another_host_is_known_by_its_heartbeat(jobs: LocalProcesses) -> None:
-    folder = jobs.create(heal_settings(), worker=folder_module.Running(1, 0.0, "elsewhere"))
+    folder = jobs.create(heal_settings(), worker=processes.Running(1, 0.0, "elsewhere"))
     assert status(jobs, folder.run_id) == "interrupted"
     folder.beat()
     assert status(jobs, folder.run_id) == "running"

@@ -15,11 +15,14 @@ from components.controls import FORM as FIELDS
 from components.controls import sound
 from components.page import build
 from components.server import application, bind
-from steer_heal.config import SettingsError, SteerRequest
+from steer_heal.config import SettingsError, SteerRequest, changed, heal_settings
 from tests.fake_engine import FakeEngine
 from tests.fake_runs import EXAMPLE
 
-API = {*["describe", "steer", "profile", "sweep", "launch", "watch", "cancel", "resume", "runs", "moral_map"]}
+API = {
+    *["describe", "steer", "profile", "sweep", "launch", "watch", "cancel", "pause", "resume", "clone"],
+    *["runs", "moral_map"],
+}
 FORM = ("care_over_authority", 0.4, 0.6, "", 2, "quick", 0, None, None, None)
 
 
@@ -99,9 +102,23 @@ def test_the_form_becomes_settings() -> None:
     settings = heal.settings("demo", *FORM[:7], 32, 14, 2)
     assert (settings.rounds, settings.data.n_completions, settings.evaluate.n_vignettes) == (2, 32, 14)
     assert settings.train.epochs == 2
-    assert heal.settings("demo", *FORM).data.n_completions == 128
+    assert heal.settings("demo", *FORM).data == heal_settings("quick").data
     chosen = heal.settings("demo", *FORM, "pca", " v.jsonl ")
     assert (chosen.extract.method, chosen.evaluate.vignettes) == ("pca", "v.jsonl")
+
+
+def test_a_clone_fills_the_form_and_keeps_what_is_not_on_it() -> None:
+    basis = heal_settings(
+        rounds=5, seed=3, band=(0.2, 0.7), name="first", model="elsewhere",
+        train={"lam": 0.7, "epochs": 2}, data={"n_completions": 40, "min_kept": 9},
+    )  # fmt: skip
+    form = heal.filled(basis)
+    again = heal.settings("demo", *form, basis=basis)
+    assert again == changed(basis, name="first again")
+    form[5 - 1], form[7] = 2, 16
+    other = heal.settings("demo", *form, basis=basis)
+    assert (other.rounds, other.data.n_completions, other.data.min_kept) == (2, 16, 2)
+    assert (other.train.lam, other.model) == (0.7, "elsewhere")
 
 
 @pytest.mark.parametrize("rounds", [None, 0, 1000])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from filelock import FileLock
 
 from steer_heal import events, worker
 from steer_heal.config import SettingsError, heal_settings
+from steer_heal.events import EventLog
 from steer_heal.jobs import LocalProcesses, RunFolder
 
 Emission = tuple[str, int | None, dict[str, Any]]
@@ -135,7 +138,7 @@ def test_a_base_that_was_cut_off_is_measured_again(folder: RunFolder, play: Any)
 def test_it_stops_when_told_by_signal_or_file(folder: RunFolder, play: Any, how: str) -> None:
     def long(stop: Callable[[], bool]) -> Iterator[Emission]:
         assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM) if how == "signal" else folder.ask_to_cancel()
+        os.kill(os.getpid(), signal.SIGTERM) if how == "signal" else folder.ask("cancel")
         while not stop():
             pass
         yield "cancelled", None, {"message": "stopped"}
@@ -144,6 +147,58 @@ def test_it_stops_when_told_by_signal_or_file(folder: RunFolder, play: Any, how:
     before = signal.getsignal(signal.SIGTERM)
     assert worker.main([str(folder.path)]) == 3
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_pause_holds_every_step_and_leaves_two_events(folder: RunFolder, play: Any) -> None:
+    seen: list[str] = []
+
+    def long(stop: Callable[[], bool]) -> Iterator[Emission]:
+        folder.ask("pause")
+        threading.Thread(target=lambda: (until_resting(folder), folder.withdraw("pause"))).start()
+        assert not stop()
+        seen.extend(kinds(folder))
+        yield "finished", None, {"reason": "done"}
+
+    play(long)
+    assert worker.main([str(folder.path)]) == 0
+    assert seen[-2:] == ["paused", "continued"]
+    assert not folder.asked("resting")
+
+
+def until_resting(folder: RunFolder) -> None:
+    while not folder.asked("resting"):
+        time.sleep(0.005)
+
+
+def test_a_paused_run_ends_when_told(folder: RunFolder, play: Any) -> None:
+    def long(stop: Callable[[], bool]) -> Iterator[Emission]:
+        folder.ask("pause")
+        threading.Thread(target=lambda: (until_resting(folder), folder.ask("cancel"))).start()
+        assert stop()
+        yield "cancelled", None, {"message": "stopped"}
+
+    play(long)
+    assert worker.main([str(folder.path)]) == 3
+    assert kinds(folder)[-3:] == ["paused", "continued", "cancelled"]
+
+
+def test_a_full_disk_is_waited_out(
+    folder: RunFolder, play: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(worker, "ROOM_S", 0.01)
+    whole, full = EventLog.append, [3]
+
+    def append(log: EventLog, kind: str, round_: int | None = None, data: Any = None) -> events.Event:
+        if kind == "round" and full[0]:
+            full[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(log, kind, round_, data)
+
+    monkeypatch.setattr(EventLog, "append", append)
+    play(two_rounds)
+    assert worker.main([str(folder.path)]) == 0
+    assert kinds(folder) == ["queued", "started", "profile", "answers", "round", "round", "finished"]
+    assert capsys.readouterr().err.count("waiting for room") == 3
 
 
 def test_a_second_worker_of_the_same_run_is_refused_and_writes_nothing(

@@ -1,0 +1,124 @@
+"""The named endpoints about runs, for programs; see api.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from steer_heal.config import DEFAULT_TRAIT, SettingsError, heal_settings
+
+POLL_SECONDS = 1.0
+LAST = ("finished", "failed", "cancelled", "interrupted")
+LONGEST_WATCH = 86_400.0
+
+
+def actions(engine: Any) -> list[Callable[..., Any]]:
+    """What is asked of the runs."""
+    return [*_beginning(engine), _watching(engine), *_going(engine), *_reading(engine)]
+
+
+def _beginning(engine: Any) -> list[Callable[..., Any]]:
+    def launch(
+        trait: str = DEFAULT_TRAIT,
+        rounds: int = 3,
+        preset: str = "quick",
+        seed: int = 0,
+        name: str = "",
+        settings: dict | None = None,
+    ) -> str:
+        """Start a heal run in the background; gives its id.
+
+        Args:
+            trait: Name of the axis to move along.
+            rounds: How many rounds.
+            preset: quick or standard.
+            seed: Of everything random in the run.
+            name: What to call it.
+            settings: Any other settings by group, as {"train": {"epochs": 2}}.
+        """
+        values = {"trait": trait, "rounds": rounds, "seed": seed, "name": name, "model": engine.info.name}
+        return engine.launch(heal_settings(preset, **{**(settings or {}), **values}))
+
+    def clone(run_id: str, changes: dict | None = None) -> str:
+        """Start a new run with the settings of another; gives its id.
+
+        Args:
+            run_id: Which run.
+            changes: What is to be different, as {"seed": 1, "train": {"epochs": 2}}.
+        """
+        return engine.clone(run_id, changes)
+
+    return [launch, clone]
+
+
+def _watching(engine: Any) -> Callable[..., Any]:
+    def watch(run_id: str, seconds: float = 600.0) -> Iterator[dict]:
+        """How a run stands, each time that changes, until it ends or the seconds are over.
+
+        Args:
+            run_id: What launch gave.
+            seconds: How long to watch.
+        """
+        until, before = time.monotonic() + min(seconds, LONGEST_WATCH), ""
+        while True:
+            mark = engine.watermark()
+            row = next((row for row in engine.runs() if row.run_id == run_id), None)
+            if row is None and before:
+                raise SettingsError(f"The run {run_id} is gone.")
+            if row is not None and mark != before:
+                before = mark
+                yield {**asdict(row), "nodes": [asdict(node) for node in engine.map([run_id])]}
+            if (row is not None and row.status in LAST) or time.monotonic() > until:
+                return
+            time.sleep(POLL_SECONDS)
+
+    return watch
+
+
+def _going(engine: Any) -> list[Callable[..., Any]]:
+    def cancel(run_id: str) -> str:
+        """Ask a run to end after its step.
+
+        Args:
+            run_id: Which run.
+        """
+        engine.cancel(run_id)
+        return run_id
+
+    def pause(run_id: str) -> str:
+        """Let a run rest after its step, until it is resumed.
+
+        Args:
+            run_id: Which run.
+        """
+        engine.pause(run_id)
+        return run_id
+
+    def resume(run_id: str) -> str:
+        """Let a paused run go on, and one that ended early go on after its last finished round.
+
+        Args:
+            run_id: Which run.
+        """
+        engine.resume(run_id)
+        return run_id
+
+    return [cancel, pause, resume]
+
+
+def _reading(engine: Any) -> list[Callable[..., Any]]:
+    def runs() -> list[dict]:
+        """All runs, the newest first."""
+        return [asdict(row) for row in engine.runs()]
+
+    def moral_map(run_ids: list[str]) -> list[dict]:
+        """The points of the map of some runs: Care, Social Norms and coherence of each round's stages.
+
+        Args:
+            run_ids: Which runs.
+        """
+        return [asdict(node) for node in engine.map(run_ids)]
+
+    return [runs, moral_map]
