@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from steer_heal.config import SettingsError, TrainSettings
@@ -109,6 +109,21 @@ class AdapterStack:
     def trainable(self) -> list[nn.Parameter]:
         """The parameters of the adapter in training, the only ones that ask for a gradient."""
         return [parameter for parameter in self.lm.model.parameters() if parameter.requires_grad]
+
+    def factors(self) -> list[tuple[Tensor, Tensor, float]]:
+        """(down (R, I), up (O, R), scale) of each module that the adapter in training is on."""
+        if self.current is None:
+            raise ValueError("no adapter is in training")
+        name = adapter_name(self.current)
+        return [
+            (
+                layer.lora_A.get_parameter(f"{name}.weight"),
+                layer.lora_B.get_parameter(f"{name}.weight"),
+                layer.scaling[name],
+            )
+            for layer in self._layers()
+            if name in layer.lora_A
+        ]
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -17,6 +17,11 @@ from torch import Tensor
 IGNORE = -100
 
 
+def nll_rows(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """-log p(label) at each position, in nats."""
+    return F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
+
+
 def nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """Mean of -log p(label), in nats per token, over positions whose label is not `IGNORE`.
 
@@ -81,6 +86,20 @@ def aggregate(d_BT: Tensor, mask_BT: Tensor, how: str) -> Tensor:
     """One number for the positions under the mask, by `AGGREGATES[how]`; 0 where the mask is empty."""
     d_N = d_BT[mask_BT.bool()]
     return AGGREGATES[how](d_N) if len(d_N) else d_BT.sum() * 0.0
+
+
+def sigma_max(down_RI: Tensor, up_OR: Tensor, scale: float = 1.0) -> Tensor:
+    """Largest singular value of `scale * up @ down`, exact, without forming the product; rank R is small.
+
+    Its slope is that of scale * u' up down v at the leading pair (u, v); 0 for an update of 0.
+    """
+    with torch.no_grad():
+        q_OR, r_RR = torch.linalg.qr(up_OR.float())
+        p_IR, s_RR = torch.linalg.qr(down_RI.float().T)
+        left_RR, sigma_R, right_RR = torch.linalg.svd(r_RR @ s_RR.T)
+        u_O, v_I = q_OR @ left_RR[:, 0], p_IR @ right_RR[0]
+        acts = (sigma_R[0] > 0).float()
+    return scale * acts * ((u_O @ up_OR.float()) @ (down_RI.float() @ v_I))
 
 
 def barrier(d: Tensor, lam: float, tau: float) -> Tensor:

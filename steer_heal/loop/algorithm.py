@@ -9,33 +9,32 @@ without steering.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import cards, data, filter, vector
+from .. import cards, data, filter, headline, vector
 from ..adapters import AdapterStack
 from ..bridges.extraction import extract
 from ..calibrate import calibrate
 from ..config import HealSettings, SettingsError
-from ..heal import Example, train_round
+from ..heal import Example, Teacher, check_memory, train_round
 from ..instrument import trait_shift
 from ..models import LanguageModel, band_layers, user
-from ..records import Completion, Event, RoundFailed, Stopped
+from ..records import Completion, Event, FilterVerdict, RoundFailed, Stopped
 from ..vector import SteeringVector
-from .live import Tick, live
+from .live import Emission, Stage, Tick, emitting
+from .making import Maker, Replay, Text
 from .measure import Dose, Measures
+from .report import KL_BUDGET, report
 from .seeds import seed_of
 
 STAGES = ("base", "extract", "calibrate", "generate", "filter", "train", "evaluate")
-PROGRESS_S = 0.5
 LEAST_SHIFT = 1e-3
 """Steering that moves the trait less than this gives no retention to speak of."""
 
-Emission = tuple[str, int | None, dict[str, Any]]
-Kept = list[tuple[Completion, filter.FilterVerdict]]
 T = TypeVar("T")
-Stage = Generator[Emission, None, T]
 
 
 def run(
@@ -53,7 +52,7 @@ def run(
     finished already, whose adapters lie there; `earlier`: the run's events so far, which spare measuring the
     base again. Ends with `finished`, `failed` (a sentence) or `cancelled`; the model is then as before.
     Same seed, same machine, same numbers, resumed or not. Errors: `SettingsError` before the first event,
-    for what can be told at once.
+    for what can be told at once: that its memory does not suffice, among others.
     """
     loop = _Loop(lm, settings, Path(folder), stop or (lambda: False))
     try:
@@ -61,13 +60,25 @@ def run(
         yield from loop.base()
         for round_ in range(start_round + 1, settings.rounds + 1):
             yield from loop.round(round_)
-        yield "finished", None, {"reason": f"{settings.rounds} rounds done"}
+        yield "finished", None, {"reason": f"{settings.rounds} rounds done; {loop.said}"}
     except Stopped:
         yield "cancelled", None, {"message": f"stopped with {len(loop.stack.history)} rounds finished"}
     except (SettingsError, RoundFailed) as error:
         yield "failed", None, {"message": str(error)}
     finally:
         loop.stack.unload()
+
+
+def _standing(events: Sequence[Event], start_round: int) -> list[Event]:
+    """The events of finished rounds, without what a round wrote before it was begun again."""
+    standing: list[Event] = []
+    for event in events:
+        if event.kind == "resumed":
+            done = event.data.get("round") or 0
+            standing = [one for one in standing if (one.round or 0) <= done]
+        elif event.round is not None and event.round <= start_round:
+            standing.append(event)
+    return standing
 
 
 class _Loop:
@@ -81,38 +92,62 @@ class _Loop:
         self.trait = data.trait(settings.trait)
         self.stack = AdapterStack(lm)
         self.measures = Measures(lm, self.stack, settings, stop)
-        self.base_p: dict[str, float] = {}
+        self.maker = Maker(self.measures, settings.data, settings.seed, stop)
+        self.replay = Replay()
         self.measured: dict[str, dict[str, Any]] = {}
-        self.steered_shift: float | None = None
+        self.persona: dict[str, Any] = {}
+        self.first_steered: dict[str, Any] = {}
+        self.said = ""
+        self._check_memory()
+
+    @property
+    def base_p(self) -> dict[str, float]:
+        return self.measured["base"]["p"]
+
+    @property
+    def trained_layers(self) -> list[int] | None:
+        """The blocks that carry the LoRA; None for all."""
+        near = range(max(0, self.layers[0] - 1), self.layers[-1] + 1)
+        return list(near) if self.settings.train.layers == "band" else None
+
+    def _check_memory(self) -> None:
+        longest = max(len(self.lm.encode_chat([user(text)])) for text in self.measures.prompts)
+        made, first = self.settings.data, (self.trained_layers or [0])[0]
+        n_examples = round(made.n_completions * (1 + self.settings.train.replay))
+        above = self.lm.n_layers - first
+        check_memory(self.lm, self.settings.train, above, longest, made.max_new_tokens, n_examples)
 
     def take_up(self, start_round: int, earlier: Sequence[Event]) -> None:
-        """Resume: the finished rounds' adapters from the folder, what was measured of base from the log."""
+        """Resume: the finished rounds' adapters from the folder, what was measured and made from the log."""
         for round_ in range(1, start_round + 1):
             self.stack.load(round_, self.folder / "adapters")
-        for event in earlier:
+        for event in _standing(earlier, start_round):
+            if event.kind == "profile":
+                self.measured[event.data["stage"]] = event.data
             if event.kind == "profile" and event.data["stage"] == "base":
                 text = event.data["text"]
                 self.measures.own = filter.Norms(text["own_perplexity"], text["own_tail"])
-                self.base_p = event.data["p"]
-                self.measured["base"] = event.data
-            if (
-                event.kind == "profile"
-                and event.data["stage"] == "steered"
-                and event.round == 1 <= start_round
-            ):
-                self.steered_shift = self._shift(event.data["p"])
+            elif event.kind == "profile" and event.data["stage"] == "steered" and event.round == 1:
+                self.first_steered = event.data
+            elif event.kind == "persona":
+                self.persona = event.data
+            elif event.kind == "dose":
+                self.maker.scale = event.data["scale"]
+            elif event.kind == "completion":
+                self.replay.recall(event)
 
     def base(self) -> Stage[None]:
-        """Once a run: the base's profile, its own text, its answers to the fixed prompts."""
-        if self.base_p:
+        """Once a run: the base's profile, its own text, its answers; and the same with the persona told."""
+        if self.measured.get("base") and self.persona:
             return
         yield from self._begin("base", 0)
         with self.stack.off():
             text = yield from self._live("base", 0, self.measures.text)
             found = yield from self._live("base", 0, self.measures.profile)
-            self.base_p = found.p
             self.measured["base"] = self.measures.event("base", 0.0, found, text)
             yield "profile", 0, self.measured["base"]
+            self.persona = self.measures.persona(self.trait.positive)
+            yield "persona", 0, self.persona
             yield "answers", 0, self.measures.fixed()
 
     def round(self, round_: int) -> Stage[None]:
@@ -120,19 +155,17 @@ class _Loop:
         began = time.monotonic()
         steering = yield from self.extract(round_)
         dose = yield from self.calibrate(round_, steering)
-        made = yield from self.generate(round_, dose)
-        kept = yield from self.filter(round_, made)
-        yield from self.train(round_, kept)
+        yield from self._begin("generate", round_)
+        scale = yield from self.maker.walk(round_, dose)
+        made, verdicts = yield from self.maker.collect(round_, dose, scale)
+        kept = yield from self.filter(round_, made, verdicts)
+        yield from self.train(round_, kept, dose, scale)
         adapter = self.fold(round_)
-        retention = yield from self.evaluate(round_)
-        facts = {"retention": retention, "kept": len(kept), "made": len(made), "c_star": dose.c_star}
+        facts = yield from self.evaluate(round_)
+        facts |= {"kept": len(kept), "made": len(made), "c_star": dose.c_star, "scale": scale}
         cards.write(adapter, cards.card(self.settings, self.trait, round_, self.measured, facts))
-        seconds = time.monotonic() - began
-        yield (
-            "round",
-            round_,
-            {**facts, "adapter": str(adapter.relative_to(self.folder)), "seconds": seconds},
-        )
+        facts |= {"adapter": str(adapter.relative_to(self.folder)), "seconds": time.monotonic() - began}
+        yield "round", round_, facts
 
     def extract(self, round_: int) -> Stage[SteeringVector]:
         """The vector of the current student."""
@@ -171,85 +204,38 @@ class _Loop:
         self.measured["steered"] = self.measures.event("steered", 1.0, steered, text)
         yield "profile", round_, self.measured["steered"]
         if round_ == 1:
-            self.steered_shift = self._shift(steered.p)
+            self.first_steered = self.measured["steered"]
         return dose
 
-    def generate(self, round_: int, dose: Dose) -> Stage[list[Completion]]:
-        """Over-steered answers: the prompts go round, each at every alpha in turn."""
-        yield from self._begin("generate", round_)
-        made, seed = self.settings.data, seed_of(self.settings.seed, round_, "generate")
-        scale = yield from self._scale(round_, dose)
-        alphas = [alpha * scale for alpha in made.alphas]
-
-        def work(tick: Tick) -> list[Completion]:
-            return self.measures.write(
-                self.measures.asked(made.n_completions), tick, seed=seed, dose=dose, alphas=alphas
-            )
-
-        return (yield from self._live("generate", round_, work))
-
-    def _scale(self, round_: int, dose: Dose) -> Stage[float]:
-        """The largest multiplier of the alphas at which enough of a probe is kept, else the least.
-
-        A student that carries the trait breaks at lower doses than the base did, so the alphas of round 1
-        would starve the rounds after it.
-        """
-        made, seed = self.settings.data, seed_of(self.settings.seed, round_, "probe")
-        survival: dict[float, float] = {}
-        for scale in sorted(set(made.scales), reverse=True):
-
-            def work(tick: Tick, scale: float = scale) -> float:
-                return self.measures.survival(dose, scale, seed, tick)
-
-            survival[scale] = yield from self._live("generate", round_, work)
-            if survival[scale] >= made.survival:
-                break
-        yield (
-            "dose",
-            round_,
-            {"scale": scale, "survival": {f"{key:g}": value for key, value in survival.items()}},
-        )
-        return scale
-
-    def filter(self, round_: int, made: list[Completion]) -> Stage[list[Completion]]:
+    def filter(self, round_: int, made: list[Completion], verdicts: list[FilterVerdict]) -> Stage[list[Text]]:
         """What is coherent enough to learn; every completion leaves an event with its scores and reasons."""
         yield from self._begin("filter", round_)
-        verdicts = yield from self._live("filter", round_, lambda tick: self.measures.judge(made, tick))
         for index, (row, verdict) in enumerate(zip(made, verdicts, strict=True)):
-            yield (
-                "completion",
-                round_,
-                {
-                    "index": index,
-                    "alpha": row.alpha,
-                    "prompt": row.prompt,
-                    "text": row.text,
-                    "kept": verdict.kept,
-                    "scores": verdict.scores,
-                    "reasons": list(verdict.reasons),
-                },
-            )
-        kept = [row for row, verdict in zip(made, verdicts, strict=True) if verdict.kept]
-        if len(kept) < self.settings.data.min_kept:
-            ate = ", ".join(f"{reason} {count}" for reason, count in filter.eaten(verdicts).items())
-            raise RoundFailed(
-                f"Round {round_} starved: the filter kept {len(kept)} of {len(made)} completions and "
-                f"{self.settings.data.min_kept} are needed; dropped for: {ate}. Lower the alphas or the cuts."
-            )
-        return kept
+            told = {"index": index, "alpha": row.alpha, "prompt": row.prompt, "text": row.text}
+            told |= {"kept": verdict.kept, "scores": verdict.scores, "reasons": list(verdict.reasons)}
+            if verdict.kept:
+                told["ids"] = [token.id for token in row.tokens]
+            yield "completion", round_, told
+        return self.maker.enough(round_, made, verdicts)
 
-    def train(self, round_: int, kept: list[Completion]) -> Stage[None]:
-        """A fresh adapter learns to say, without steering, what steering made the student say."""
+    def train(self, round_: int, kept: list[Text], dose: Dose, scale: float) -> Stage[None]:
+        """A fresh adapter learns to say, and to be, without steering, what steering made of the student."""
         yield from self._begin("train", round_)
-        examples = [
-            Example(tuple(self.lm.encode_chat([user(row.prompt)])), tuple(token.id for token in row.tokens))
-            for row in kept
-        ]
         settings, seed = self.settings.train, seed_of(self.settings.seed, round_, "train")
-        near = range(max(0, self.layers[0] - 1), self.layers[-1] + 1)
-        layers = near if settings.layers == "band" else None
-        self.stack.fresh(round_, settings, seed=seed, layers=layers)
-        for step in train_round(self.lm, self.stack, examples, settings, seed=seed, stop=self.stop):
+        settings = settings.model_copy(update={"lam": settings.lam * settings.lam_growth ** (round_ - 1)})
+        old = self.replay.draw(round(settings.replay * len(kept)), seed)
+        self.replay.add(kept)
+        examples = [Example(tuple(self.lm.encode_chat([user(row.prompt)])), row.ids) for row in [*kept, *old]]
+        self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)
+        teacher = None
+        if not scale:
+            settings = settings.model_copy(update={"distil": 0.0})
+        if settings.distil:
+            coefficients_L = dose.coefficients_L(settings.distil_alpha * scale)
+            teacher = Teacher(self.lm, self.stack, dose.vector.directions_LD, coefficients_L)
+        for step in train_round(
+            self.lm, self.stack, examples, settings, seed=seed, teacher=teacher, stop=self.stop
+        ):
             yield "step", round_, step
 
     def fold(self, round_: int) -> Path:
@@ -257,16 +243,22 @@ class _Loop:
         self.stack.fold()
         return self.stack.save(round_, self.folder / "adapters")
 
-    def evaluate(self, round_: int) -> Stage[float | None]:
-        """The student without steering: profile, free text, fixed prompts; its retention."""
+    def evaluate(self, round_: int) -> Stage[dict[str, Any]]:
+        """The student without steering: profile, free text, fixed prompts, what it keeps; the headline."""
         yield from self._begin("evaluate", round_)
         text = yield from self._live("evaluate", round_, self.measures.text)
-        healed = yield from self._live("evaluate", round_, self.measures.profile)
-        self.measured["healed"] = self.measures.event("healed", 0.0, healed, text)
-        yield "profile", round_, self.measured["healed"]
+        found = yield from self._live("evaluate", round_, self.measures.profile)
+        healed = self.measured["healed"] = self.measures.event("healed", 0.0, found, text)
+        yield "profile", round_, healed
         yield "answers", round_, self.measures.fixed()
-        steered = self.steered_shift
-        return self._shift(healed.p) / steered if steered and abs(steered) >= LEAST_SHIFT else None
+        base, steered = self.measured["base"], self._shift(self.first_steered["p"])
+        retention = self._shift(found.p) / steered if abs(steered) >= LEAST_SHIFT else None
+        persona = self.persona["text"].get("perplexity")
+        said = headline.judge(base, healed, self.trait.target, retention, persona)
+        self.said = f"round {round_} {said.sentence()}"
+        spent = {"mean": text.get("kl_mean"), "p95": text.get("kl_p95"), "budget": KL_BUDGET}
+        facts = {"retention": retention, "headline": asdict(said), "kl_spent": spent}
+        return facts | report(base, self.first_steered, healed, self.trait.target)
 
     def _shift(self, p: dict[str, float]) -> float:
         return trait_shift(p, self.base_p, self.trait.target)
@@ -280,18 +272,4 @@ class _Loop:
         yield "stage", round_, {"stage": stage, "n_stages": len(STAGES), "index": STAGES.index(stage)}
 
     def _live(self, stage: str, round_: int, work: Callable[[Tick], T]) -> Stage[T]:
-        """The work's result; its progress is emitted at most every `PROGRESS_S` seconds. Raises `Stopped`."""
-        began = told = time.monotonic()
-        working = live(work, self.stop)
-        while True:
-            try:
-                done, total = next(working)
-            except StopIteration as end:
-                if self.stop():
-                    raise Stopped from None
-                return end.value
-            now = time.monotonic()
-            if now - told >= PROGRESS_S:
-                told = now
-                eta = (now - began) * (total - done) / done if done else None
-                yield "progress", round_, {"stage": stage, "done": done, "total": total, "eta": eta}
+        return emitting(stage, round_, work, self.stop)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..records import Stopped
 
 T = TypeVar("T")
 Tick = Callable[[int, int], None]
+Emission = tuple[str, int | None, dict[str, Any]]
+Stage = Generator[Emission, None, T]
+
+PROGRESS_S = 0.5
 
 
 def live(work: Callable[[Tick], T], stop: Callable[[], bool]) -> Generator[tuple[int, int], None, T]:
@@ -37,3 +42,22 @@ def live(work: Callable[[Tick], T], stop: Callable[[], bool]) -> Generator[tuple
         finally:
             closed.set()
     return future.result()
+
+
+def emitting(stage: str, round_: int, work: Callable[[Tick], T], stop: Callable[[], bool]) -> Stage[T]:
+    """The work's result; its `progress` is emitted at most every `PROGRESS_S` seconds. Raises `Stopped`."""
+    began = told = time.monotonic()
+    working = live(work, stop)
+    while True:
+        try:
+            done, total = next(working)
+        except StopIteration as end:
+            if stop():
+                raise Stopped from None
+            return end.value
+        now = time.monotonic()
+        if now - told >= PROGRESS_S:
+            told = now
+            rate = done / (now - began)
+            eta = (total - done) / rate if rate else None
+            yield "progress", round_, {"stage": stage, "done": done, "total": total, "rate": rate, "eta": eta}

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import data, filter, instrument
 from ..adapters import AdapterStack
 from ..config import HealSettings, SampleSettings, build
 from ..generate import Row, complete
-from ..models import LanguageModel, user
+from ..heal import Example, OutputLayer, hidden_states, row_losses
+from ..models import LanguageModel, system, user
 from ..records import Completion, FilterVerdict, Profile, RoundFailed
 from ..steering import coefficients
 from ..vector import SteeringVector
 from .live import Tick
 from .seeds import seed_of
 
+KL_ROWS = 16
 HELD_SHARE = 3
 """One prompt in three is kept from training, for the free answers whose health is measured."""
 
@@ -76,14 +79,19 @@ class Measures:
         dose: Dose | None = None,
         alphas: Sequence[float] = (0.0,),
         greedy: bool = False,
+        first: int = 0,
+        persona: str | None = None,
     ) -> list[Completion]:
-        """Answers to the prompts, each at its alpha (they go round), with random numbers of its own."""
-        rows = []
-        for number, prompt in enumerate(prompts):
+        """Answers to the prompts, each at its alpha (they go round), with random numbers of its own.
+
+        `first`: the number of the first one, where they are part of more. `persona`: a system prompt.
+        """
+        rows, told = [], [] if persona is None else [system(persona)]
+        for number, prompt in enumerate(prompts, first):
             alpha = alphas[number % len(alphas)]
             rows.append(
                 Row(
-                    prompt_ids=tuple(self._lm.encode_chat([user(prompt)])),
+                    prompt_ids=tuple(self._lm.encode_chat([*told, user(prompt)])),
                     coefficients_L=dose.coefficients_L(alpha) if dose else None,
                     alpha=alpha,
                     noise=number,
@@ -127,12 +135,19 @@ class Measures:
         verdicts = self.judge(self.write(self.asked(made.n_probe), tick, seed=seed, dose=dose, alphas=alphas))
         return fmean(verdict.kept for verdict in verdicts) if verdicts else 0.0
 
-    def text(self, tick: Tick, dose: Dose | None = None) -> dict[str, float]:
-        """Health of free answers to the held-out prompts: the medians, and the share that loops."""
+    def text(
+        self, tick: Tick | None, dose: Dose | None = None, persona: str | None = None
+    ) -> dict[str, float]:
+        """Health of free answers to the held-out prompts: the medians, and the share that loops.
+
+        Where the student answers for itself, also how far it is from base: KL(student || base) on them.
+        """
         n = self._settings.evaluate.n_answers
         prompts = [self.held_prompts[number % len(self.held_prompts)] for number in range(n)]
         seed = seed_of(self._settings.seed, 0, "answers")
-        written = self.write(prompts, tick, seed=seed, dose=dose, alphas=(1.0,) if dose else (0.0,))
+        written = self.write(
+            prompts, tick, seed=seed, dose=dose, alphas=(1.0,) if dose else (0.0,), persona=persona
+        )
         logps = self.logp(written)
         if self.own is None:
             try:
@@ -143,7 +158,36 @@ class Measures:
         found = filter.summary(
             [filter.health(row.text, logp, own) for row, logp in zip(written, logps, strict=True)]
         )
-        return found | {"own_perplexity": own, "own_tail": self.own.tail}
+        found |= {"own_perplexity": own, "own_tail": self.own.tail}
+        return found if dose or persona else found | self.divergence(written)
+
+    @torch.no_grad()
+    def divergence(self, written: Sequence[Completion]) -> dict[str, float]:
+        """KL(student || base) over the answers' tokens, without steering: mean and 95th percentile, nats."""
+        rows = [
+            Example(tuple(self._lm.encode_chat([user(row.prompt)])), tuple(token.id for token in row.tokens))
+            for row in written
+            if row.tokens
+        ]
+        output, found = OutputLayer(self._lm), []
+        for start in range(0, len(rows), KL_ROWS):
+            batch = rows[start : start + KL_ROWS]
+            with self._stack.off():
+                base_ND = hidden_states(self._lm, batch)
+            student_ND = hidden_states(self._lm, batch)
+            labels_N = torch.zeros(len(base_ND), dtype=torch.long, device=base_ND.device)
+            found += row_losses(output, student_ND, labels_N, "kl_rev", base_ND)[1].tolist()
+        if not found:
+            return {}
+        return {"kl_mean": fmean(found), "kl_p95": filter.quantile(found, 0.95)}
+
+    def persona(self, text: str) -> dict[str, Any]:
+        """What a persona as the system prompt makes of the base: profile and health of its answers."""
+        told = [replace(vignette, text=f"{text}\n\n{vignette.text}") for vignette in self.vignettes]
+        found = instrument.evaluate(
+            self._lm, told, self.frame, batch_size=self._settings.evaluate.batch_size, stop=self._stop
+        )[0]
+        return {"p": found.p, "coherence": found.coherence, "text": self.text(None, persona=text)}
 
     def fixed(self, tick: Tick | None = None) -> dict[str, list[str]]:
         """The fixed prompts and their greedy answers."""

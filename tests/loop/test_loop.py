@@ -22,7 +22,14 @@ def fast(**more):
         "model": "tiny",
         "rounds": 2,
         "band": (0.3, 0.7),
-        "data": {"n_completions": 8, "max_new_tokens": 8, "min_kept": 2, "alphas": (1.0, 1.5, 2.0, 2.5)},
+        "data": {
+            "n_completions": 8,
+            "n_kept": 8,
+            "n_probe": 4,
+            "max_new_tokens": 8,
+            "min_kept": 2,
+            "alphas": (1.0, 1.5, 2.0, 2.5),
+        },
         "filter": OPEN,
         "train": {"epochs": 2, "batch_size": 4, "rank": 2},
         "extract": {"n_contexts": 3},
@@ -188,7 +195,8 @@ def test_the_base_is_bit_identical_after_a_run(tmp_path):
 def test_a_starved_round_says_which_filter_ate_the_data(tmp_path):
     play(tmp_path, fast(rounds=1))
     hungry = fast(
-        filter={**OPEN, "min_words": 50}, data={"n_completions": 8, "max_new_tokens": 8, "min_kept": 5}
+        filter={**OPEN, "min_words": 50},
+        data={"n_completions": 8, "n_probe": 4, "max_new_tokens": 8, "min_kept": 5},
     )
     events = play(tmp_path, hungry, start_round=1, earlier=read(tmp_path / "events.jsonl").events)
     assert events[-1].kind == "failed"

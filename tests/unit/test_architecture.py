@@ -23,6 +23,7 @@ ORDER = [
     "calibrate",
     "instrument",
     "readings",
+    "headline",
     "filter",
     "dose",
     "adapters",

@@ -6,22 +6,29 @@ import torch
 
 from steer_heal import losses
 from steer_heal.adapters import AdapterStack
-from steer_heal.config import TrainSettings
+from steer_heal.config import SettingsError, TrainSettings
 from steer_heal.heal import (
     Example,
+    Objective,
+    OutputLayer,
     Reference,
+    Teacher,
     batches,
-    completion_labels,
-    completion_logits,
+    check_memory,
     held_out_nll,
+    hidden_states,
     learning_rate,
+    loss_of,
+    needed_bytes,
+    row_losses,
     split,
     train_round,
 )
 from steer_heal.records import RoundFailed, Stopped
+from steer_heal.steering import steer
 from tests import tiny
 
-SETTINGS = TrainSettings(rank=2, epochs=3, batch_size=4, lr=1e-2, held_out=0.25)
+SETTINGS = TrainSettings(rank=2, epochs=3, batch_size=4, lr=1e-2, held_out=0.25, distil=0.0)
 
 
 @pytest.fixture
@@ -47,15 +54,126 @@ def trained(lm, examples, settings=SETTINGS, seed=4):
     return steps, weights
 
 
-def test_completion_logits_predict_the_completion(lm):
+def plain_logits(lm, example):
+    """Logits at the completion's positions, one row, all at once, as transformers gives them."""
+    whole = lm.model(torch.tensor([example.ids])).logits[0]
+    return whole[-len(example.completion_ids) - 1 : -1]
+
+
+def test_hidden_states_predict_the_completions(lm):
     batch = [Example((2, 30, 31), (40, 41)), Example((2, 50), (60, 61, 62, 63))]
-    logits_BTV, labels_BT = completion_logits(lm, batch), completion_labels(batch, lm.device)
-    assert logits_BTV.shape[:2] == labels_BT.shape == (2, 4)
-    for row, (example, labels_T) in enumerate(zip(batch, labels_BT, strict=True)):
-        alone = lm.model(torch.tensor([[*example.prompt_ids, *example.completion_ids]])).logits[0]
-        n = len(example.completion_ids)
-        torch.testing.assert_close(logits_BTV[row, -n:], alone[-n - 1 : -1], rtol=1e-4, atol=1e-4)
-        assert labels_T.tolist() == [losses.IGNORE] * (4 - n) + list(example.completion_ids)
+    logits_NV = OutputLayer(lm)(hidden_states(lm, batch))
+    wanted = torch.cat([plain_logits(lm, example) for example in batch])
+    torch.testing.assert_close(logits_NV, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("divergence", ["nll", "kl_fwd", "kl_rev"])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_losses_in_chunks_are_those_of_whole_logits_and_so_are_their_gradients(lm, divergence, cap):
+    lm.config.final_logit_softcapping = cap
+    output = OutputLayer(lm)
+    output.chunk = 3
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND, reference_ND = (torch.randn(8, lm.width, generator=generator) for _ in range(2))
+    labels_N, weights_N = torch.arange(8) + 40, torch.arange(8) / 8
+    found = []
+    for chunked in (True, False):
+        student_ND = hidden_ND.clone().requires_grad_()
+        with torch.enable_grad():
+            if chunked:
+                nll_N, d_N = row_losses(output, student_ND, labels_N, divergence, reference_ND)
+            else:
+                nll_N = losses.nll_rows(output(student_ND), labels_N)
+                kl = losses.DIVERGENCES.get(divergence)
+                d_N = kl(output(student_ND), output(reference_ND)) if kl else torch.zeros(8)
+            loss = nll_N.mean() + (weights_N * d_N.square()).sum()
+            loss.backward()
+        found.append((nll_N.detach(), d_N.detach(), student_ND.grad))
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+    assert (found[0][1].abs().max() > 0) == (divergence != "nll")
+
+
+def test_an_output_layer_that_is_not_ours_is_refused(lm, monkeypatch):
+    example = Example((2, 30, 31), (40, 41))
+    OutputLayer(lm).check(example)
+    forward = lm.model.forward
+
+    def scaled(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = out.logits * 3
+        return out
+
+    monkeypatch.setattr(lm.model, "forward", scaled)
+    with pytest.raises(SettingsError, match="logits"):
+        OutputLayer(lm).check(example)
+
+
+def taught(lm, stack, dose=2.0):
+    generator = torch.Generator().manual_seed(1)
+    directions_LD = torch.randn(lm.n_layers, lm.width, generator=generator)
+    return Teacher(lm, stack, directions_LD, torch.tensor([dose, 0.0]))
+
+
+def test_the_distance_from_the_teacher_is_one_untaught_and_zero_when_steered(lm, examples):
+    stack = AdapterStack(lm)
+    stack.fresh(1, SETTINGS, seed=0)
+    teacher = taught(lm, stack)
+    settings = SETTINGS.model_copy(update={"distil": 1.0})
+    objective = Objective.of(lm, stack, settings, teacher)
+    _, untaught = loss_of(objective, examples[:4])
+    assert untaught["distil"] == pytest.approx(1.0, rel=1e-4)
+    with steer(lm.blocks, teacher.directions_LD, teacher.coefficients_L[None]):
+        _, steered = loss_of(objective, examples[:4])
+    assert steered["distil"] == pytest.approx(0.0, abs=1e-5)
+    with pytest.raises(ValueError, match="teacher"):
+        Objective.of(lm, stack, settings)
+    with pytest.raises(ValueError, match="steered"):
+        taught(lm, stack, 0.0)
+
+
+def test_distillation_learns_what_steering_does(lm, examples):
+    stack = AdapterStack(lm)
+    stack.fresh(1, SETTINGS, seed=0)
+    settings = SETTINGS.model_copy(update={"distil": 1.0, "epochs": 30})
+    steps = list(train_round(lm, stack, examples, settings, seed=1, teacher=taught(lm, stack)))
+    assert steps[-1]["distil"] < 0.6 * steps[0]["distil"]
+
+
+def test_the_spectral_penalty_keeps_the_update_small(lm, examples):
+    def largest(spectral):
+        stack = AdapterStack(lm)
+        settings = SETTINGS.model_copy(update={"spectral": spectral, "divergence": "nll"})
+        stack.fresh(1, settings, seed=0)
+        list(train_round(lm, stack, examples, settings, seed=1))
+        found = max(float(losses.sigma_max(*factors).detach()) for factors in stack.factors())
+        stack.unload()
+        return found
+
+    assert largest(1.0) < 0.7 * largest(0.0)
+
+
+def test_a_round_stops_early_at_its_best_epoch(lm, examples):
+    stack = AdapterStack(lm)
+    settings = SETTINGS.model_copy(update={"epochs": 40, "patience": 2, "lr": 0.05, "divergence": "nll"})
+    stack.fresh(1, settings, seed=0)
+    noise = [Example(row.prompt_ids, (100 + index, 150 - index)) for index, row in enumerate(examples)]
+    steps = list(train_round(lm, stack, noise, settings, seed=1))
+    held = [step["held_out_nll"] for step in steps if "held_out_nll" in step]
+    assert len(held) < 40
+    assert min(held) < min(held[-2:])
+    _, held_examples = split(noise, settings.held_out, 1)
+    assert held_out_nll(lm, held_examples, 4) == pytest.approx(min(held), rel=1e-4)
+
+
+def test_memory_that_cannot_suffice_is_refused_with_the_numbers(lm, monkeypatch):
+    args = (SETTINGS, 2, 100, 50, 64)
+    check_memory(lm, *args)
+    monkeypatch.setattr("steer_heal.heal.memory.free", lambda device: needed_bytes(lm, *args) - 1)
+    with pytest.raises(SettingsError, match=r"GiB of memory on cpu .*\(batches of 4 times 150 tokens"):
+        check_memory(lm, *args)
+    larger = (SETTINGS.model_copy(update={"batch_size": 8}), 2, 100, 50, 64)
+    assert needed_bytes(lm, *larger) > 1.5 * needed_bytes(lm, *args)
 
 
 def test_training_lowers_the_loss_and_measures_what_was_held_out(lm, examples):
@@ -96,31 +214,30 @@ def test_gradient_accumulation_gives_the_same_first_step(lm, examples):
     torch.testing.assert_close(other, weights, rtol=1e-2, atol=1e-4)
 
 
-def test_a_kept_reference_is_the_recomputed_one(lm, examples, monkeypatch):
+def test_a_kept_reference_is_the_recomputed_one(lm, examples):
     stack = AdapterStack(lm)
     stack.fresh(1, SETTINGS, seed=0)
-    kept = Reference(lm, stack, SETTINGS, 10)
-    first = kept.logits(examples[:4])
-    second = kept.logits(examples[:2])
-    monkeypatch.setattr("steer_heal.heal.KEPT_REFERENCE_BYTES", 0)
-    fresh = Reference(lm, stack, SETTINGS, 10)
-    torch.testing.assert_close(first, fresh.logits(examples[:4]))
-    torch.testing.assert_close(second, fresh.logits(examples[:2]), rtol=1e-4, atol=1e-4)
+    kept = Reference(lm, stack, SETTINGS)
+    kept.hidden(examples[:4])
+    again = kept.hidden([examples[2], examples[0]])
+    fresh = Reference(lm, stack, SETTINGS).hidden([examples[2], examples[0]])
+    torch.testing.assert_close(again, fresh, rtol=1e-4, atol=1e-4)
+    assert Reference(lm, stack, SETTINGS.model_copy(update={"divergence": "nll"})).hidden(examples) is None
 
 
 def test_reference_base_ignores_the_history(lm, examples):
     stack = AdapterStack(lm)
-    base = completion_logits(lm, examples[:2]).detach()
+    base = hidden_states(lm, examples[:2]).detach()
     stack.fresh(1, SETTINGS, seed=0)
     with torch.no_grad():
         for parameter in stack.trainable():
             parameter.add_(0.1)
     stack.fold()
-    student = completion_logits(lm, examples[:2]).detach()
+    student = hidden_states(lm, examples[:2]).detach()
     stack.fresh(2, SETTINGS, seed=0)
     for which, wanted in (("base", base), ("prev", student)):
         settings = SETTINGS.model_copy(update={"reference": which})
-        assert torch.equal(Reference(lm, stack, settings, 8).logits(examples[:2]), wanted)
+        assert torch.equal(Reference(lm, stack, settings).hidden(examples[:2]), wanted)
     assert not torch.equal(base, student)
 
 

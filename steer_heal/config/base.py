@@ -1,0 +1,135 @@
+"""What all settings share, the limits, and how a vector is made.
+
+Settings are validated once, when they are built; an unknown name is an error. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+FOUNDATIONS: tuple[str, ...] = (
+    "Care",
+    "Fairness",
+    "Loyalty",
+    "Authority",
+    "Sanctity",
+    "Liberty",
+    "SocialNorms",
+)
+DEFAULT_MODEL = "demo"
+GEMMA = "google/gemma-3-1b-it"
+DEFAULT_TRAIT = "care_over_authority"
+DEFAULT_BAND = (0.4, 0.6)
+
+OWN_METHODS = ("mean_diff", "mean_diff_raw", "pca")
+LITE_PREFIX = "steering-lite:"
+"""Before the name of a method that the installed steering-lite has."""
+
+MAX_PROMPT_CHARS = 8_000
+MAX_PROMPT_TOKENS = 2_048
+MAX_NEW_TOKENS = 512
+MAX_ROUNDS = 32
+MAX_ROWS = 64
+MAX_ALPHA = 64.0
+MAX_RUNS_AT_ONCE = 16
+MAX_QUEUED_RUNS = 100
+MAX_UPLOAD_BYTES = 64_000_000
+"""Of one uploaded file: a vector of a 70-billion-parameter model is 3 MB, an adapter of ours a few."""
+
+
+class SettingsError(ValueError):
+    """Bad settings or bad input; the message is one sentence a person can act on."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown names refused, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def build(cls: type[S], /, **values: Any) -> S:
+    """`cls(**values)`, with pydantic's report folded into one `SettingsError` sentence."""
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or cls.__name__
+        raise SettingsError(f"{where}: {first['msg'].removeprefix('Value error, ')}.") from error
+
+
+def check_band(band: tuple[float, float]) -> tuple[float, float]:
+    """The band as (low, high) fractions of depth; `ValueError` when reversed or outside 0 to 1."""
+    low, high = band
+    if not 0.0 <= low <= 1.0 or not 0.0 <= high <= 1.0:
+        raise ValueError(
+            f"the band {low:g}-{high:g} leaves the model: give two fractions of depth from 0 to 1"
+        )
+    if low > high:
+        raise ValueError(f"the band {low:g}-{high:g} is reversed: give the lower end first")
+    return band
+
+
+def check_method(name: str) -> str:
+    """One of our methods, or a name of steering-lite's (whether it is here is seen when it is used)."""
+    if name not in OWN_METHODS and not (name.startswith(LITE_PREFIX) and len(name) > len(LITE_PREFIX)):
+        known = ", ".join(OWN_METHODS)
+        raise ValueError(f"unknown method {name!r}: choose one of {known}, or {LITE_PREFIX}NAME")
+    return name
+
+
+Method = Annotated[str, AfterValidator(check_method)]
+Alpha = Annotated[float, Field(ge=-MAX_ALPHA, le=MAX_ALPHA)]
+Band = tuple[float, float]
+
+
+class SampleSettings(Settings):
+    """How tokens are drawn. `None` takes the model's own generation setting; `greedy` overrides all."""
+
+    max_new_tokens: int = Field(default=60, ge=1, le=MAX_NEW_TOKENS)
+    greedy: bool = False
+    temperature: float | None = Field(default=None, gt=0.0, le=10.0)
+    top_k: int | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class ExtractSettings(Settings):
+    """How a vector is extracted."""
+
+    method: Method = "mean_diff"
+    n_contexts: int = Field(default=128, ge=2)
+    batch_size: int = Field(default=16, ge=1)
+
+
+class CalibrateSettings(Settings):
+    """c*: the coefficient at which `quantile` of KL(steered || base) over tokens is `target_kl` nats."""
+
+    target_kl: float = Field(default=1.0, gt=0.0)
+    quantile: float = Field(default=0.95, gt=0.0, le=1.0)
+    n_tokens: int = Field(default=20, ge=1)
+    n_prompts: int = Field(default=8, ge=1)
+    bracket: tuple[float, float] = (0.1, 1024.0)
+    tolerance: float = Field(default=0.005, gt=0.0, description="relative, in the coefficient")
+
+    @field_validator("bracket")
+    @classmethod
+    def _ordered(cls, bracket: tuple[float, float]) -> tuple[float, float]:
+        if not 0.0 < bracket[0] < bracket[1]:
+            raise ValueError("the bracket must be two rising positive coefficients")
+        return bracket
+
+
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{2,63}")
+
+
+def check_run_id(run_id: str) -> str:
+    """The id itself when it is one; `SettingsError` otherwise (no path can pass for an id)."""
+    if not RUN_ID.fullmatch(run_id):
+        raise SettingsError(f"{run_id!r} is not a run id: copy it from the table of runs.")
+    return run_id

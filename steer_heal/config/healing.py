@@ -1,0 +1,172 @@
+"""A heal run's settings, their presets, and where its headline changes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from .base import (
+    DEFAULT_BAND,
+    DEFAULT_MODEL,
+    DEFAULT_TRAIT,
+    MAX_ALPHA,
+    MAX_NEW_TOKENS,
+    MAX_ROUNDS,
+    Alpha,
+    Band,
+    CalibrateSettings,
+    ExtractSettings,
+    Settings,
+    SettingsError,
+    build,
+    check_band,
+)
+
+
+class DataSettings(Settings):
+    """The over-steered completions a round is trained on.
+
+    The alphas are multiplied by one of `scales`: beginning where the last round was, the largest at which
+    `survival` of a probe of `n_probe` completions passes the filter. At that dose completions are made until
+    `n_kept` are kept, at most `n_completions`; fewer than `min_kept` end the run. At 0 the student is not
+    steered: the round only teaches it its own coherent text.
+    """
+
+    alphas: tuple[Alpha, ...] = (1.25, 1.5, 1.75, 2.0)
+    scales: tuple[Annotated[float, Field(ge=0.0, le=4.0)], ...] = Field(
+        default=(1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.14, 0.1, 0.05, 0.0), min_length=1
+    )
+    survival: float = Field(default=0.5, ge=0.0, le=1.0)
+    n_probe: int = Field(default=16, ge=1, le=256)
+    n_kept: int = Field(default=128, ge=2, le=20_000, description="enough to end collecting")
+    n_completions: int = Field(default=512, ge=4, le=20_000, description="hard cap")
+    min_kept: int = Field(default=16, ge=2)
+    max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS)
+
+
+class FilterSettings(Settings):
+    """A completion is kept when every score is within its cut."""
+
+    max_perplexity_ratio: float = Field(default=1.5, gt=1.0, description="perplexity under base / base's own")
+    max_repetition: float = Field(
+        default=0.3, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters"
+    )
+    min_words: int = Field(default=4, ge=1)
+    max_tail_ratio: float = Field(
+        default=1.6, gt=1.0, description="the same over the last quarter of the completion"
+    )
+    max_boilerplate: int = Field(default=0, ge=0, description="refusals and talk of being an assistant")
+    max_narration: int = Field(default=0, ge=0, description="first-person narration of the trait")
+
+
+class TrainSettings(Settings):
+    """The LoRA and its loss: NLL + lam * relu(D - tau) + distil * (what of the steering is not learnt yet),
+    D a divergence in nats per token.
+
+    `layers`: which blocks carry the LoRA; "band" is the steered ones and the one before them, where a change
+    does downstream what steering did, also on prompts unlike the trained ones. `distil`: weight of the
+    squared distance of the residual behind the band from that of the student steered at `distil_alpha` times
+    the round's multiplier, over what that steering moves. `lam` of round n is lam * lam_growth^(n - 1).
+    `spectral`: weight of the square of the update's largest singular value. `patience`: epochs without a
+    better held-out NLL after which the round ends, at its best epoch; 0 trains them all. `replay`:
+    completions of earlier rounds, as a share of the round's own.
+    """
+
+    layers: Literal["band", "all"] = "band"
+
+    divergence: Literal["nll", "kl_fwd", "kl_rev"] = "kl_rev"
+    aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
+    reference: Literal["prev", "base"] = "prev"
+    lam: float = Field(default=0.3, ge=0.0)
+    lam_growth: float = Field(default=1.0, gt=0.0, le=10.0, description="factor of lam from round to round")
+    tau: float = Field(default=1.0, ge=0.0)
+    distil: float = Field(default=1.0, ge=0.0)
+    distil_alpha: float = Field(default=1.1, gt=0.0, le=MAX_ALPHA, description="in units of c*")
+    spectral: float = Field(default=0.0, ge=0.0)
+    rank: int = Field(default=8, ge=1, le=256)
+    lora_alpha: float = Field(default=16.0, gt=0.0)
+    lr: float = Field(default=4e-3, gt=0.0, le=1.0)
+    warmup: float = Field(default=0.1, ge=0.0, le=1.0, description="share of the steps")
+    epochs: int = Field(default=4, ge=1, le=100)
+    patience: int = Field(default=0, ge=0)
+    replay: float = Field(default=0.5, ge=0.0, le=10.0)
+    batch_size: int = Field(default=16, ge=1)
+    grad_accumulation: int = Field(default=1, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    held_out: float = Field(default=0.1, ge=0.0, lt=1.0, description="share of the kept completions")
+
+
+class EvalSettings(Settings):
+    """The forced choice, on the same vignettes for base, steered and healed."""
+
+    frame: str = "foundations"
+    vignettes: str | None = Field(default=None, description="a JSONL file; the bundled set when none")
+    condition: Literal["other_violate", "self_violate"] | None = "other_violate"
+    n_vignettes: int | None = Field(default=None, ge=1, description="all when none")
+    batch_size: int = Field(default=32, ge=1)
+    n_answers: int = Field(default=12, ge=2, description="free answers for the text's health")
+
+
+class HealSettings(Settings):
+    """One heal run, whole: what is written into its config.json."""
+
+    model: str = DEFAULT_MODEL
+    trait: str = DEFAULT_TRAIT
+    rounds: int = Field(default=3, ge=1, le=MAX_ROUNDS)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    preset: Literal["quick", "standard"] = "quick"
+    name: str = Field(default="", max_length=80)
+    band: Band = DEFAULT_BAND
+    extract: ExtractSettings = ExtractSettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    data: DataSettings = DataSettings()
+    filter: FilterSettings = FilterSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvalSettings = EvalSettings()
+
+    _band = field_validator("band")(check_band)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "data": {"n_kept": 96, "n_completions": 288, "max_new_tokens": 40},
+    },
+    "standard": {},
+}
+
+
+def heal_settings(preset: str = "quick", /, **overrides: Any) -> HealSettings:
+    """A run's settings: the preset, then the caller's values (nested dicts merge)."""
+    if preset not in PRESETS:
+        raise SettingsError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
+    return build(HealSettings, **{**_merged(PRESETS[preset], overrides), "preset": preset})
+
+
+def changed(settings: HealSettings, /, **changes: Any) -> HealSettings:
+    """The settings with other values in some places (nested dicts merge). Errors: `SettingsError`."""
+    return build(HealSettings, **_merged(settings.model_dump(), changes))
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {key: (values.get(key), value) for key, value in changes.items()}
+    are = {k: {**a, **b} for k, (a, b) in both.items() if isinstance(a, dict) and isinstance(b, dict)}
+    return {**values, **changes, **are}
+
+
+class HealThresholds(Settings):
+    """Where a round's headline changes; printed with it. Perplexity counts relative to that of what base
+    writes under the persona as a system prompt, answer mass to base's, `spill` is the largest movement of a
+    foundation off the target over the mean movement of the target's."""
+
+    mass_collapsed: float = 0.85
+    looping_collapsed: float = 0.1
+    perplexity_collapsed: float = 3.0
+    retention_kept: float = 0.5
+    spill: float = 1.0
+    mass_healthy: float = 0.95
+    looping_healthy: float = 0.02
+    perplexity_healthy: float = 1.5
+
+
+HEAL_THRESHOLDS = HealThresholds()

@@ -1,0 +1,72 @@
+"""What the page and the command line ask of the engine, and the thresholds of its verdicts."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from .base import (
+    DEFAULT_BAND,
+    DEFAULT_TRAIT,
+    MAX_PROMPT_CHARS,
+    MAX_ROWS,
+    Alpha,
+    Band,
+    Method,
+    SampleSettings,
+    Settings,
+    check_band,
+)
+
+
+class SteerRequest(Settings):
+    """One steered answer as the page asks for it; alpha in units of c*."""
+
+    trait: str = DEFAULT_TRAIT
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+    alpha: Alpha = 1.0
+    band: Band = DEFAULT_BAND
+    sample: SampleSettings = SampleSettings()
+    method: Method = "mean_diff"
+
+    _band = field_validator("band")(check_band)
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("the prompt is empty: choose a vignette or type one")
+        return prompt
+
+
+class DoseRequest(Settings):
+    """A sweep over alpha at one band."""
+
+    trait: str = DEFAULT_TRAIT
+    alphas: tuple[Alpha, ...] = Field(
+        default=(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), min_length=1, max_length=MAX_ROWS
+    )
+    band: Band = DEFAULT_BAND
+    prompts: tuple[str, ...] = ()
+    n_vignettes: int | None = Field(default=None, ge=1)
+    sample: SampleSettings = SampleSettings()
+    refine: bool = False
+    method: Method = "mean_diff"
+
+    _band = field_validator("band")(check_band)
+
+
+class Thresholds(Settings):
+    """Where coherent ends and broken begins; shown on the page wherever a verdict is.
+
+    Answer mass counts relative to base's; perplexity is of the text under base, relative to that of base's
+    own text; repetition is the share of the most repeated word or character 2- to 4-gram.
+    """
+
+    mass_degraded: float = 0.95
+    mass_broken: float = 0.85
+    perplexity_degraded: float = 3.0
+    perplexity_broken: float = 20.0
+    repetition_broken: float = 0.3
+
+
+THRESHOLDS = Thresholds()

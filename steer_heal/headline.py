@@ -1,0 +1,93 @@
+"""One word on a round that nobody can misread, judged in a fixed order from what was measured. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .config import HEAL_THRESHOLDS, HealThresholds
+
+Word = Literal["collapsed", "no trait kept", "not specific", "costly", "healed"]
+ORDER: tuple[Word, ...] = ("collapsed", "no trait kept", "not specific", "costly", "healed")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The word, the one reason for it with its figure, and the thresholds it was judged by."""
+
+    word: Word
+    why: str
+    thresholds: dict[str, float]
+
+    def sentence(self) -> str:
+        return f"{self.word}: {self.why}"
+
+
+def judge(
+    base: Mapping[str, Any],
+    healed: Mapping[str, Any],
+    target: Mapping[str, int],
+    retention: float | None,
+    persona_perplexity: float | None = None,
+    thresholds: HealThresholds = HEAL_THRESHOLDS,
+) -> Headline:
+    """The first of `ORDER` that holds.
+
+    `base`, `healed`: the data of their `profile` events (p, coherence, text). `target`: foundation -> sign.
+    `persona_perplexity`: median perplexity under base of what base writes with the persona as a system
+    prompt, the measure of coherent text with the trait; base's own text where it was not measured.
+    """
+    limits, text = thresholds, healed["text"]
+    said = thresholds.model_dump()
+    figures = [*healed["p"].values(), healed["coherence"], text.get("perplexity"), text.get("looping")]
+    if any(value is None or not math.isfinite(value) for value in figures):
+        return Headline("collapsed", "a measurement is not a finite number", said)
+    mass = healed["coherence"] / base["coherence"] if base["coherence"] else 0.0
+    ratio = text["perplexity"] / (persona_perplexity or base["text"]["perplexity"])
+    unit = "the persona's text" if persona_perplexity else "base's own"
+    if mass < limits.mass_collapsed:
+        return Headline(
+            "collapsed", f"answer mass {mass:.2f} of base's, below {limits.mass_collapsed:g}", said
+        )
+    if text["looping"] > limits.looping_collapsed:
+        why = f"{text['looping']:.0%} of its answers loop, above {limits.looping_collapsed:.0%}"
+        return Headline("collapsed", why, said)
+    if ratio > limits.perplexity_collapsed:
+        why = f"perplexity {ratio:.1f}x that of {unit}, above {limits.perplexity_collapsed:g}x"
+        return Headline("collapsed", why, said)
+    if retention is None or retention < limits.retention_kept:
+        had = "steering moved nothing" if retention is None else f"retention {retention:.2f}"
+        return Headline("no trait kept", f"{had}, {limits.retention_kept:g} is needed", said)
+    if (other := _spill(base["p"], healed["p"], target)) and other[1] >= limits.spill:
+        why = f"{other[0]} moved {other[1]:.2f} times as much as the target, below {limits.spill:g} is needed"
+        return Headline("not specific", why, said)
+    costs = [
+        (mass < limits.mass_healthy, f"answer mass {mass:.2f} of base's, below {limits.mass_healthy:g}"),
+        (
+            text["looping"] > limits.looping_healthy,
+            f"{text['looping']:.0%} of its answers loop, above {limits.looping_healthy:.0%}",
+        ),
+        (
+            ratio > limits.perplexity_healthy,
+            f"perplexity {ratio:.1f}x that of {unit}, above {limits.perplexity_healthy:g}x",
+        ),
+    ]
+    kept = f"retention {retention:.2f}"
+    if paid := [why for broken, why in costs if broken]:
+        return Headline("costly", f"{kept}, but {'; '.join(paid)}", said)
+    return Headline("healed", f"{kept}, perplexity {ratio:.2f}x that of {unit}", said)
+
+
+def _spill(
+    base_p: Mapping[str, float], healed_p: Mapping[str, float], target: Mapping[str, int]
+) -> tuple[str, float] | None:
+    """The foundation off the target that moved most, over the mean movement of the target's; None without."""
+    aimed = [sign * (healed_p[name] - base_p[name]) for name, sign in target.items()]
+    others = {name: abs(healed_p[name] - base_p[name]) for name in healed_p if name not in target}
+    if not others or not aimed:
+        return None
+    name = max(others, key=lambda key: others[key])
+    mean = sum(aimed) / len(aimed)
+    return name, others[name] / mean if mean > 0 else math.inf

@@ -1,0 +1,26 @@
+"""Train one round: the student learns to say, without steering, what steering made it say."""
+
+from .examples import Example, batches, completion_labels, learning_rate, split
+from .memory import check_memory, needed_bytes
+from .output import OutputLayer, hidden_states, row_losses
+from .targets import Reference, Teacher
+from .train import Objective, held_out_nll, loss_of, train_round
+
+__all__ = [
+    "Example",
+    "Objective",
+    "OutputLayer",
+    "Reference",
+    "Teacher",
+    "batches",
+    "check_memory",
+    "completion_labels",
+    "held_out_nll",
+    "hidden_states",
+    "learning_rate",
+    "loss_of",
+    "needed_bytes",
+    "row_losses",
+    "split",
+    "train_round",
+]

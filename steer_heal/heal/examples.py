@@ -1,0 +1,64 @@
+"""What is trained on, in which order and at which rate."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steer_heal.config import TrainSettings
+from steer_heal.losses import IGNORE
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt without steering or persona, and the completion that passed the filter."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return (*self.prompt_ids, *self.completion_ids)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(trained, held out), the same every time; at least one is trained, none held out of fewer than two."""
+    order = list(examples)
+    random.Random(seed).shuffle(order)
+    n_held = min(round(share * len(order)), max(len(order) - 1, 0))
+    return order[n_held:], order[:n_held]
+
+
+def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
+    """The rate of a step (from 0): linear warm-up over a share of the steps, then a cosine down to 0."""
+    warm = math.ceil(settings.warmup * total)
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    left = (step - warm) / max(total - warm, 1)
+    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * left))
+
+
+def batches(examples: Sequence[Example], size: int, order: random.Random) -> list[list[Example]]:
+    """One epoch: shuffled batches, of examples of like length so that little is padded."""
+    shuffled = list(examples)
+    order.shuffle(shuffled)
+    shuffled.sort(key=lambda example: example.length // 16)
+    made = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
+    order.shuffle(made)
+    return made
+
+
+def completion_labels(batch: Sequence[Example], device: torch.device) -> Tensor:
+    """Labels (B, T), T the longest completion: the completion's tokens, `IGNORE` before them."""
+    longest = max(len(row.completion_ids) for row in batch)
+    rows = [[IGNORE] * (longest - len(row.completion_ids)) + list(row.completion_ids) for row in batch]
+    return torch.tensor(rows, device=device)
