@@ -59,7 +59,12 @@ def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
     marked, words = _broken(sweep.breaks)
     figure.update_layout(
         **axes,
-        xaxis={"title": {"text": "alpha, in units of c*"}, "anchor": f"y{len(measures)}", "zeroline": False},
+        xaxis={
+            "title": {"text": "alpha, in units of c*"},
+            "range": _reach(rows),
+            "anchor": f"y{len(measures)}",
+            "zeroline": False,
+        },
         annotations=[*notes, *words],
         shapes=[*lines, *marked],
         margin={"l": 52, "r": 14, "t": 46, "b": 44},
@@ -68,6 +73,13 @@ def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
         hoversubplots="axis",
     )
     return as_json(figure)
+
+
+def _reach(rows: Sequence[DoseRow]) -> list[float]:
+    """The axis a little beyond the outermost doses."""
+    alphas = [row.alpha for row in rows]
+    spare = 0.04 * (max(alphas) - min(alphas)) or 0.5
+    return [min(alphas) - spare, max(alphas) + spare]
 
 
 def _measures(
