@@ -31,6 +31,18 @@ def visit(browser: Browser, url: str, size: dict[str, int], scheme: str) -> Page
     return page
 
 
+def measure(page: Page, out: Path) -> None:
+    """The dose panel with both its charts."""
+    for press, said in (("#dose-find", "Click the chart"), ("#dose-grid", "Click a cell")):
+        page.locator(press).click()
+        page.wait_for_function(f"document.querySelector('#dose-note').innerText.includes({said!r})")
+    page.locator("#dose-find").evaluate(
+        "e => window.scrollTo(0, e.getBoundingClientRect().top + scrollY - 90)"
+    )
+    page.wait_for_timeout(500)
+    page.screenshot(path=out / "dose.png")
+
+
 def take(browser: Browser, url: str, out: Path) -> None:
     """All pictures of one running page."""
     for scheme, name in (("light", "page"), ("dark", "page-dark")):
@@ -42,6 +54,7 @@ def take(browser: Browser, url: str, out: Path) -> None:
             page.locator("#round").scroll_into_view_if_needed()
             page.wait_for_selector("#round-bars .sh-bg-healed")
             page.screenshot(path=out / "round.png")
+            measure(page, out)
         page.close()
     page = visit(browser, url, NARROW, "light")
     page.screenshot(path=out / "narrow.png", full_page=True)

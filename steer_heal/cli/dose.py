@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,13 @@ def run(args: Namespace, out: Out) -> int:
         sweep = engine.grid(request, session="cli") if args.grid else engine.dose(request, session="cli")
         for found in sweep:
             out.progress(f"{found.share:.0%} measured")
+        layers = {row.band: _span(engine.layers(row.band)) for row in found.rows}
     finally:
         engine.close()
     c_star = None if calibration is None else calibration.c_star
-    _show(args, out, c_star, [_row(row) for row in found.rows], found.breaks)
+    _show(args, out, c_star, [_row(row, layers) for row in found.rows], found.breaks)
     if args.figure:
-        figure = grid_figure(found.rows) if args.grid else sweep_figure(found.rows)
+        figure = grid_figure(found.rows, layers) if args.grid else sweep_figure(found.rows)
         Path(args.figure).write_text(figure.to_html(include_plotlyjs=True, full_html=True), encoding="utf-8")
         out.note(f"Figure in {args.figure}")
     return 0
@@ -116,14 +118,14 @@ def _show(
     )
 
 
-def _row(row: DoseRow) -> dict[str, Any]:
+def _span(layers: Sequence[int]) -> str:
+    return f"{layers[0]}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
+
+
+def _row(row: DoseRow, layers: dict[tuple[float, float], str]) -> dict[str, Any]:
     found, p = asdict(replace(row, profile=None)), {} if row.profile is None else row.profile.p
     del found["profile"]
-    return (
-        found
-        | {SNAKE[name]: value for name, value in p.items()}
-        | {"layers": f"{row.band[0]:.2f}-{row.band[1]:.2f}"}
-    )
+    return found | {SNAKE[name]: value for name, value in p.items()} | {"layers": layers[row.band]}
 
 
 def sweep_figure(rows: list[DoseRow]) -> go.Figure:
@@ -142,7 +144,7 @@ def sweep_figure(rows: list[DoseRow]) -> go.Figure:
     return figure.update_layout(height=1000, showlegend=False, title="Dose against effect")
 
 
-def grid_figure(rows: list[DoseRow]) -> go.Figure:
+def grid_figure(rows: list[DoseRow], layers: dict[tuple[float, float], str]) -> go.Figure:
     """Trait shift and coherence, alpha across and layers up, side by side."""
     alphas = sorted({row.alpha for row in rows})
     bands = list(dict.fromkeys(row.band for row in rows))
@@ -150,10 +152,10 @@ def grid_figure(rows: list[DoseRow]) -> go.Figure:
     figure = make_subplots(rows=1, cols=2, subplot_titles=("trait shift", "coherence"), shared_yaxes=True)
     for place, (key, colours) in enumerate((("trait_shift", "RdBu"), ("coherence", "Cividis")), 1):
         z = [[getattr(cells[band, alpha], key) for alpha in alphas] for band in bands]
-        names = [f"{low:.2f}-{high:.2f}" for low, high in bands]
+        names = [layers[band] for band in bands]
         heat = go.Heatmap(
             x=alphas, y=names, z=z, colorscale=colours, colorbar={"x": 0.46 if place == 1 else 1.0}
         )
         figure.add_trace(heat, row=1, col=place)
     figure.update_xaxes(title_text="alpha, units of c*")
-    return figure.update_layout(height=700, title="Alpha x layers (fractions of depth)")
+    return figure.update_layout(height=700, title="Alpha x layers").update_yaxes(type="category")
