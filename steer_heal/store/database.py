@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -43,6 +43,19 @@ def written_by(path: Path) -> str | None:
     if head[8:12] != b"DUCK":
         return None
     return head[_LIBRARY].rstrip(b"\0").decode("ascii", "replace").removeprefix("v") or "an unknown version"
+
+
+@contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """All of what is done within, or nothing of it."""
+    connection.begin()
+    try:
+        yield
+        connection.commit()
+    except Exception:
+        with suppress(duckdb.TransactionException):  # a commit that failed has ended it already
+            connection.rollback()
+        raise
 
 
 class Database:
@@ -137,18 +150,13 @@ class Database:
 
     def _migrate(self, connection: duckdb.DuckDBPyConnection) -> None:
         for version in range(self._version(connection), len(MIGRATIONS)):
-            connection.begin()
-            try:
+            with transaction(connection):
                 connection.execute(RECORD)
                 connection.execute(MIGRATIONS[version])
                 connection.execute(
                     "INSERT INTO steer_heal_schema VALUES (?, ?, ?)",
                     [version + 1, time.time(), duckdb.__version__],
                 )
-                connection.commit()
-            except duckdb.Error:
-                connection.rollback()
-                raise
 
     def _connect(self, *, read_only: bool, deadline: float) -> duckdb.DuckDBPyConnection:
         while True:

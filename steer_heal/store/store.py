@@ -12,7 +12,7 @@ import duckdb
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.events import Chunk
 from steer_heal.records import CompletionRow, MapNode, RoundDetail, RunRow
-from steer_heal.store.database import PATIENCE_S, Database
+from steer_heal.store.database import PATIENCE_S, Database, transaction
 from steer_heal.store.fold import Fold, fold, new_run
 from steer_heal.store.schema import COLUMNS, FORGET, INSERT
 
@@ -67,8 +67,7 @@ class Store:
     def ingest(self, run_id: str, chunk: Chunk, *, is_example: bool = False) -> int:
         """Takes in the events it does not have yet, in one transaction; gives how many were new."""
         with self._database.open(write=True, patience=self.patience) as connection:
-            connection.begin()
-            try:
+            with transaction(connection):
                 rows = _dicts(connection.execute("SELECT * FROM runs WHERE run_id = ?", [run_id]))
                 run = rows[0] if rows else new_run(run_id, is_example)
                 run["settings"] = (
@@ -78,10 +77,6 @@ class Store:
                 state = fold(run, chunk.events)
                 state.run["log_bytes"] = max(chunk.offset, run["log_bytes"])
                 _write(connection, state)
-                connection.commit()
-            except Exception:
-                connection.rollback()
-                raise
         return sum(event.seq > seen for event in chunk.events)
 
     def runs(self) -> list[RunRow]:
