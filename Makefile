@@ -1,4 +1,4 @@
-# make app, make test: each makes the environment it needs. The rest: check, bench, demo-model, screenshots.
+# make app, make test: each makes the environment it needs. The rest: check, faults, bench, demo-model, screenshots.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -6,7 +6,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export GRADIO_ANALYTICS_ENABLED = False
 
-.PHONY: app test check bench demo-model screenshots clean chromium
+.PHONY: app test check faults bench demo-model screenshots clean chromium
 .DEFAULT_GOAL := app
 
 app: $(VENV)/.app  ## serve the page (ARGS="--model demo --port 7860")
@@ -19,6 +19,9 @@ check: $(VENV)/.dev  ## style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/pyright
+
+faults: $(VENV)/.dev  ## kills, full disks, torn logs, malformed calls, many of each (FAULTS=50; some need root)
+	$(PY) -m pytest tests/faults -m "faults or not faults" --timeout 1200 $(ARGS)
 
 bench: $(VENV)/.dev chromium  ## measured claims: tables and JSON
 	$(PY) -m benchmarks.demo_check

@@ -66,17 +66,16 @@ class Store:
 
     def ingest(self, run_id: str, chunk: Chunk, *, is_example: bool = False) -> int:
         """Takes in the events it does not have yet, in one transaction; gives how many were new."""
-        with self._database.open(write=True, patience=self.patience) as connection:
-            with transaction(connection):
-                rows = _dicts(connection.execute("SELECT * FROM runs WHERE run_id = ?", [run_id]))
-                run = rows[0] if rows else new_run(run_id, is_example)
-                run["settings"] = (
-                    json.loads(run["settings"]) if isinstance(run["settings"], str) else run["settings"]
-                )
-                seen = run["last_seq"]
-                state = fold(run, chunk.events)
-                state.run["log_bytes"] = max(chunk.offset, run["log_bytes"])
-                _write(connection, state)
+        with self._database.open(write=True, patience=self.patience) as connection, transaction(connection):
+            rows = _dicts(connection.execute("SELECT * FROM runs WHERE run_id = ?", [run_id]))
+            run = rows[0] if rows else new_run(run_id, is_example)
+            run["settings"] = (
+                json.loads(run["settings"]) if isinstance(run["settings"], str) else run["settings"]
+            )
+            seen = run["last_seq"]
+            state = fold(run, chunk.events)
+            state.run["log_bytes"] = max(chunk.offset, run["log_bytes"])
+            _write(connection, state)
         return sum(event.seq > seen for event in chunk.events)
 
     def runs(self) -> list[RunRow]:

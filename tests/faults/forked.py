@@ -1,0 +1,121 @@
+"""The real worker on a tiny model, forked from this process: no seconds of imports between two kills."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from steer_heal import events, worker
+from steer_heal.config import HealSettings, heal_settings
+from steer_heal.jobs import LocalProcesses, RunFolder
+from steer_heal.jobs.processes import process_record
+from tests import tiny
+
+OPEN = {"max_perplexity_ratio": 1e9, "max_tail_ratio": 1e9, "max_repetition": 1.0, "min_words": 1}
+VOID = {
+    "queued",
+    "started",
+    "resumed",
+    "interrupted",
+    "paused",
+    "continued",
+    "progress",
+    "cancelled",
+    "failed",
+}
+CLOCKS = {"seconds", "eta"}
+
+
+def settings(rounds: int = 3) -> HealSettings:
+    """A run of a second or two."""
+    return heal_settings(
+        model="tiny", rounds=rounds, band=(0.3, 0.7), seed=7, filter=OPEN,
+        data={"n_completions": 8, "n_kept": 8, "n_probe": 4, "max_new_tokens": 8, "min_kept": 2},
+        train={"epochs": 2, "batch_size": 4, "rank": 2}, extract={"n_contexts": 3},
+        calibrate={"n_prompts": 2, "n_tokens": 4}, evaluate={"n_vignettes": 3, "n_answers": 3},
+    )  # fmt: skip
+
+
+class Forked:
+    """A child as `subprocess.Popen` shows it, as far as the launcher looks."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.code = pid, None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+
+class ForkedProcesses(LocalProcesses):
+    """The launcher, except that a worker is forked and loads the tiny model."""
+
+    def _spawn(self, folder: RunFolder) -> None:
+        pid = os.fork()
+        if pid == 0:
+            _work(folder)
+        self._children[folder.run_id] = Forked(pid)  # type: ignore[assignment]
+        folder.claim_if_free(process_record(pid))
+
+
+def _work(folder: RunFolder) -> None:
+    """Never returns."""
+    code = 70
+    try:
+        with open(folder.worker_log, "ab", buffering=0) as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os.setsid()
+        worker.models.load = lambda _name: tiny.language_model("llama", n_layers=4)  # type: ignore[assignment]
+        worker.torch.set_num_threads = lambda _n: None  # type: ignore[assignment]
+        worker.LocalProcesses = lambda *_a, **_k: _Nothing()  # type: ignore[assignment,misc]
+        code = worker.main([str(folder.path)])
+    finally:
+        os._exit(code)
+
+
+class _Nothing:
+    def advance(self) -> None:
+        """The test decides what is started."""
+
+
+def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def kill(jobs: LocalProcesses, run_id: str) -> bool:
+    """SIGKILL, if there is still somebody to kill; waits until the launcher knows."""
+    process = jobs.folder(run_id).process()
+    if process is None or jobs.poll(run_id).status != "running":
+        return False
+    os.kill(process.pid, signal.SIGKILL)
+    until(lambda: jobs.poll(run_id).status != "running")
+    return jobs.poll(run_id).status == "interrupted"
+
+
+def outcome(path: Path) -> dict[Any, Any]:
+    """All that must be the same however often a run was cut: its events without clocks and without what a
+    resume made void, and the bytes of its vectors and adapters."""
+    kept: list[tuple[str, int | None, dict[str, Any]]] = []
+    for event in events.read(path / "events.jsonl").events:
+        if event.kind == "resumed":
+            whole_base = any(kind == "answers" and not round_ for kind, round_, _ in kept)
+            kept = [row for row in kept if (row[1] or 0) <= event.data["round"] and (row[1] or whole_base)]
+        elif event.kind not in VOID:
+            data = {key: value for key, value in event.data.items() if key not in CLOCKS}
+            kept.append((event.kind, event.round, data))
+    files = sorted([*path.glob("vectors/*.safetensors"), *path.glob("adapters/*/*.safetensors")])
+    digests = {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {"events": kept, "files": digests}

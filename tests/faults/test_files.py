@@ -1,0 +1,211 @@
+"""Logs cut, repeated and of other versions; disks full and read-only; a store that somebody holds."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer_heal import events
+from steer_heal.config import SettingsError, heal_settings
+from steer_heal.engine.book import RunBook
+from steer_heal.events import EventLog
+from steer_heal.jobs import LocalProcesses, this_process
+from steer_heal.store import Store, StoreBusy
+from tests.faults.conftest import Tally, fill
+from tests.faults.forked import ForkedProcesses, outcome, settings, until
+from tests.runs import play_round, start, write_run
+from tests.unit.test_store import hold, tables
+
+TAIL = 2048
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(37, id="some"), pytest.param(1, id="every byte", marks=pytest.mark.faults)]
+)
+def test_log_cut_in_its_last_2_kb(tmp_path: Path, tally: Tally, step: int) -> None:
+    """Cut anywhere, what is whole is read, the rest is written again, and nothing else has changed."""
+    whole = write_run(tmp_path / "whole" / "events.jsonl", rounds=2).read_bytes()
+    known = events.read(tmp_path / "whole" / "events.jsonl").events
+    path = tmp_path / "cut.jsonl"
+    for cut in range(len(whole) - TAIL, len(whole) + 1, step):
+        path.write_bytes(whole[:cut])
+        lines = whole[:cut].count(b"\n")
+        assert events.read(path).events == known[:lines]
+        with EventLog(path) as log:
+            event = log.append("round", 3, {"after": cut})
+        assert event.seq == lines
+        assert events.read(path).events == (*known[:lines], event)
+        tally.injected += 1
+        tally.survived += 1
+
+
+def test_lines_repeated_garbled_newer_and_of_a_moved_clock(tmp_path: Path, tally: Tally) -> None:
+    """What can be taken in is, once; the rest is passed over; times that go back break nothing."""
+    lines = write_run(tmp_path / "plain" / "events.jsonl", rounds=2).read_bytes().splitlines(keepends=True)
+    chance, mixed = random.Random(1), []
+    for line in lines:
+        event = json.loads(line)
+        event["time"] -= chance.choice([0, 3600, -3600, 10**9])
+        newer = {**event, "kind": "unheard of", "data": {"more": [1, {"deep": True}]}, "extra": 3}
+        rubbish = [b"{\n", b"\xff\xfe\n", b"[]\n", b"\n", json.dumps({**event, "seq": "1"}).encode() + b"\n"]
+        mixed += [*chance.sample(rubbish, 2), json.dumps(event).encode() + b"\n", line]
+        mixed.append(json.dumps(newer).encode() + b"\n")
+        tally.injected += 4
+    path = tmp_path / "mixed.jsonl"
+    path.write_bytes(b"".join(mixed))
+    found = events.read(path).events
+    assert [event.seq for event in found] == list(range(len(lines)))
+    assert [event.kind for event in found] == [json.loads(line)["kind"] for line in lines]
+    stores = Store(tmp_path / "a.duckdb"), Store(tmp_path / "b.duckdb")
+    stores[0].ingest("r10", events.read(path))
+    stores[1].ingest("r10", events.read(tmp_path / "plain" / "events.jsonl"))
+    for name, values in tables(stores[0]).items():
+        assert len(values) == len(tables(stores[1])[name]), name
+    row = stores[0].runs()[0]
+    assert (row.status, row.round, row.progress) == ("finished", 2, 1.0)
+    tally.survived = tally.injected
+
+
+def test_disk_full_while_a_run_writes(small_disk: Path, tmp_path: Path, tally: Tally) -> None:
+    """The run waits for room, or fails and is resumed; either way it ends like one that had room."""
+    expected = ForkedProcesses(tmp_path / "runs")
+    whole = expected.start(settings(2))
+    until(lambda: expected.poll(whole).status == "finished")
+    jobs, chance = ForkedProcesses(small_disk / "runs"), random.Random(5)
+    for _ in range(2):
+        run_id = jobs.start(settings(2))
+        until(lambda: len(jobs.events(run_id).events) > 3)  # noqa: B023
+        time.sleep(chance.uniform(0.0, 1.0))
+        filler = fill(small_disk)
+        tally.injected += 1
+        time.sleep(0.5)
+        before = jobs.events(run_id).events
+        time.sleep(1.0)
+        assert jobs.events(run_id).events[: len(before)] == before
+        filler.unlink()
+        until(lambda: jobs.poll(run_id).status not in ("running", "queued"))  # noqa: B023
+        if jobs.poll(run_id).status != "finished":
+            tally.notes.append(f"{jobs.poll(run_id).message[:150]}: resumed")
+            jobs.resume(run_id)
+            until(lambda: jobs.poll(run_id).status not in ("running", "queued"))  # noqa: B023
+        assert jobs.poll(run_id).status == "finished", jobs.poll(run_id).message
+        assert outcome(jobs.folder(run_id).path) == outcome(expected.folder(whole).path)
+        tally.survived += 1
+
+
+def test_disk_full_while_the_store_takes_in(small_disk: Path, tmp_path: Path, tally: Tally) -> None:
+    """The page says that there is no room, keeps what it knew, and catches up."""
+    launcher = LocalProcesses(tmp_path / "runs")
+    folder = launcher.create(heal_settings(rounds=32), worker=this_process())
+    store = Store(small_disk / "runs.duckdb", patience=0.1)
+    book = RunBook(launcher, store, example=None, every_s=0.0)
+    with EventLog(folder.log) as log:
+        start(log, heal_settings(rounds=32))
+        play_round(log, 1)
+        assert book.runs()[0].round == 1
+        for round_ in range(2, 6):
+            filler = fill(small_disk)
+            tally.injected += 1
+            play_round(log, round_)
+            book.watermark()
+            assert "no room" in book.message()
+            assert book.runs()[0].round == round_ - 1
+            filler.unlink()
+            until(lambda: book.runs()[0].round == round_)  # noqa: B023
+            assert book.message() == ""
+            tally.survived += 1
+    fresh = Store(tmp_path / "fresh.duckdb")
+    fresh.ingest(folder.run_id, events.read(folder.log))
+    assert tables(fresh) == tables(store)
+
+
+def remount(place: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(place)], check=True)
+
+
+def test_folder_made_read_only(small_disk: Path, tally: Tally) -> None:
+    """Nothing starts, nothing is lost, the page says why, and all goes on once it can be written again."""
+    jobs = ForkedProcesses(small_disk / "runs")
+    book = RunBook(jobs, Store(small_disk / "runs.duckdb", patience=0.1), example=None, every_s=0.0)
+    first = book.start(settings(1))
+    until(lambda: book.runs()[0].status == "finished")
+    rows, nodes = book.runs(), book.map([first])
+    logged = jobs.folder(first).log.read_bytes()
+    remount(small_disk, "ro")
+    tally.injected += 1
+    again = RunBook(ForkedProcesses(small_disk / "runs"), Store(small_disk / "runs.duckdb"), example=None)
+    for seen in (book, again):
+        assert seen.runs() == rows
+        assert seen.map([first]) == nodes
+        assert "Read-only" in seen.message()
+        for act in (lambda: seen.start(settings(1)), lambda: seen.resume(first), lambda: seen.cancel(first)):  # noqa: B023
+            with pytest.raises(SettingsError):
+                act()
+    remount(small_disk, "rw")
+    assert jobs.folder(first).log.read_bytes() == logged
+    second = book.start(settings(1))
+    until(lambda: book.runs()[0].status == "finished")
+    assert (book.message(), len(book.runs())) == ("", 2)
+    assert outcome(jobs.folder(second).path) == outcome(jobs.folder(first).path)
+    tally.survived += 1
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_store_held_by_another_process(tmp_path: Path, tally: Tally, read_only: bool) -> None:
+    """The page says who holds it, shows what it knew, steers on, and catches up when it is let go."""
+    launcher = LocalProcesses(tmp_path / "runs")
+    folder = launcher.create(heal_settings(rounds=32), worker=this_process())
+    book = RunBook(launcher, Store(tmp_path / "runs.duckdb", patience=0.1), example=None, every_s=0.0)
+    with EventLog(folder.log) as log:
+        start(log, heal_settings(rounds=32))
+        assert book.runs()[0].round == 0
+        for round_ in (1, 2, 3):
+            holder = hold(tmp_path / "runs.duckdb", read_only=read_only)
+            tally.injected += 1
+            play_round(log, round_)
+            assert book.runs()[0].round == round_ - 1
+            assert f"process {holder.pid}" in book.message()
+            holder.communicate()
+            assert book.runs()[0].round == round_
+            assert book.message() == ""
+            tally.survived += 1
+
+
+def test_two_apps_on_one_folder_start_no_run_twice(tmp_path: Path, tally: Tally) -> None:
+    """Eight launchers, as eight apps, look at one queue at once, over and over."""
+    apps = [ForkedProcesses(tmp_path / "runs", at_once=2) for _ in range(8)]
+    runs = [apps[0].create(settings(1)).run_id for _ in range(4)]
+    over = threading.Event()
+    wrong: list[Any] = []
+
+    def look(app: ForkedProcesses) -> None:
+        while not over.is_set():
+            try:
+                app.advance()
+            except (SettingsError, StoreBusy) as error:
+                wrong.append(error)
+            time.sleep(0.002)
+
+    threads = [threading.Thread(target=look, args=(app,)) for app in apps]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: {apps[0].poll(run_id).status for run_id in runs} == {"finished"})
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    tally.injected = len(runs)
+    assert not wrong
+    for run_id in runs:
+        kinds = [event.kind for event in apps[0].events(run_id).events]
+        assert (kinds.count("started"), kinds.count("resumed"), kinds.count("finished")) == (1, 0, 1)
+        assert apps[0].folder(run_id).last_line() == ""
+        tally.survived += 1
