@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from .wording import sentence
+
 FOUNDATIONS: tuple[str, ...] = (
     "Care",
     "Fairness",
@@ -58,9 +60,7 @@ def build(cls: type[S], /, **values: Any) -> S:
     try:
         return cls(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or cls.__name__
-        raise SettingsError(f"{where}: {first['msg'].removeprefix('Value error, ')}.") from error
+        raise SettingsError(sentence(error.errors()[0], cls.__name__)) from error
 
 
 def check_band(band: tuple[float, float]) -> tuple[float, float]:

@@ -33,7 +33,7 @@ class DataSettings(Settings):
     steered: the round only teaches it its own coherent text.
     """
 
-    alphas: tuple[Alpha, ...] = (1.25, 1.5, 1.75, 2.0)
+    alphas: tuple[Alpha, ...] = Field(default=(1.25, 1.5, 1.75, 2.0), min_length=1)
     scales: tuple[Annotated[float, Field(ge=0.0, le=4.0)], ...] = Field(
         default=(1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.14, 0.1, 0.05, 0.0), min_length=1
     )
