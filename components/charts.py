@@ -16,6 +16,14 @@ from steer_heal.records import MapNode, RoundDetail
 HUMAN_CLASSIC = {"Care": 0.198, "SocialNorms": 0.193}
 SYMBOLS = {"base": "circle", "steered": "diamond", "healed": "square"}
 MAX_LABELLED_RUNS = 6
+CURVES = {
+    "loss": ("loss", NEUTRAL, "solid"),
+    "nll": ("NLL", HEALED, "solid"),
+    "held_out_nll": ("NLL, held out", HEALED, "dot"),
+    "divergence": ("divergence", STEERED, "solid"),
+    "barrier": ("barrier's share", STEERED, "dot"),
+    "distil": ("steering not learnt yet (share)", NEUTRAL, "dot"),
+}
 
 
 def as_json(figure: go.Figure) -> dict[str, Any]:
@@ -174,17 +182,15 @@ def moral_map(
 
 
 def losses(detail: RoundDetail) -> dict[str, Any]:
-    """Training curves of a round: loss, NLL and divergence in nats per token against the step."""
+    """Training curves of a round against the step: loss and its parts, in nats per token."""
     figure = go.Figure()
-    colours = {"loss": NEUTRAL, "nll": HEALED, "divergence": STEERED}
-    names = {"loss": "loss", "nll": "NLL", "divergence": "divergence"}
-    for key, colour in colours.items():
+    for key, (name, colour, dash) in CURVES.items():
         points = [(row["step"], row[key]) for row in detail.losses if key in row and "step" in row]
         if points:
             x, y = zip(*points, strict=True)
-            figure.add_trace(
-                go.Scatter(x=x, y=y, mode="lines", name=names[key], line={"color": colour, "width": 1.5})
-            )
+            line = {"color": colour, "width": 1.5, "dash": dash}
+            mode = "lines+markers" if key == "held_out_nll" else "lines"
+            figure.add_trace(go.Scatter(x=x, y=y, mode=mode, name=name, line=line))
     figure.update_layout(
         xaxis={"title": {"text": "training step"}},
         yaxis={"title": {"text": "nats per token"}, "rangemode": "tozero"},

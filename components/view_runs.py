@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from components.view import bars, duration, esc, number
 from steer_heal.records import CompletionRow, RoundDetail, RunRow
@@ -110,7 +111,30 @@ def round_head(detail: RoundDetail, run: RunRow | None) -> str:
     ]
     which = "before the first round" if detail.round == 0 else f"round {detail.round}"
     said = " · ".join(facts)
-    return f'<div class="sh-round"><h3>{name}{example} · {which}</h3><p class="sh-dim">{said}</p></div>'
+    top = f'<div class="sh-round"><h3>{name}{example} · {which}</h3>{headline(detail.facts)}'
+    return f'{top}<p class="sh-dim">{said}</p></div>'
+
+
+def headline(facts: Mapping[str, Any]) -> str:
+    """A round's verdict in one line, what it was judged by beneath; nothing where there is none."""
+    said = facts.get("headline")
+    if not said:
+        return ""
+    limits = " · ".join(f"{esc(k.replace('_', ' '))} {v:g}" for k, v in said["thresholds"].items())
+    beside = []
+    if interval := facts.get("retention_interval"):
+        beside.append(f"retention {interval[0]:.2f} to {interval[1]:.2f} (95% over vignettes)")
+    if moved := (facts.get("differences") or {}).get("healed-steered"):
+        beside.append(f"trait against steering alone {moved[0]:+.3f} ({moved[1]:+.3f} to {moved[2]:+.3f})")
+    if facts.get("shift_cosine") is not None:
+        beside.append(f"cosine with steering's shift {facts['shift_cosine']:.3f}")
+    spent = facts.get("kl_spent") or {}
+    if spent.get("p95") is not None:
+        beside.append(f"KL from base {spent['p95']:.2f} nats (95th percentile) of {spent['budget']:g}")
+    return (
+        f'<p class="sh-headline"><b>{esc(said["word"])}</b>: {esc(said["why"])}</p>'
+        f'<p class="sh-dim">{esc(" · ".join(beside))}</p><p class="sh-dim">judged by: {limits}</p>'
+    )
 
 
 def profile_bars(detail: RoundDetail) -> str:

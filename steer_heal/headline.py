@@ -62,6 +62,8 @@ def judge(
         return Headline("no trait kept", f"{had}, {limits.retention_kept:g} is needed", said)
     if (other := _spill(base["p"], healed["p"], target)) and other[1] >= limits.spill:
         why = f"{other[0]} moved {other[1]:.2f} times as much as the target, below {limits.spill:g} is needed"
+        if math.isinf(other[1]):
+            why = f"the target's foundations did not move towards the trait, {other[0]} moved"
         return Headline("not specific", why, said)
     costs = [
         (mass < limits.mass_healthy, f"answer mass {mass:.2f} of base's, below {limits.mass_healthy:g}"),

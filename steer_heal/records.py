@@ -280,7 +280,10 @@ class CompletionRow:
 
 @dataclass(frozen=True, slots=True)
 class RoundDetail:
-    """All of one round, for the panel a click on the map opens; profiles keyed by stage."""
+    """All of one round, for the panel a click on the map opens; profiles keyed by stage.
+
+    `facts`: headline, intervals, differences, shift_cosine, kl_spent and scale of its `round` event.
+    """
 
     run_id: str
     round: int
@@ -294,3 +297,4 @@ class RoundDetail:
     answers: tuple[dict[str, str], ...]
     settings: dict[str, Any]
     losses: tuple[dict[str, float], ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)

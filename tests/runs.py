@@ -55,7 +55,8 @@ def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
         log.append(
             "step",
             round_,
-            {"step": step, "total": 2, "loss": 1.0 / step, "nll": 0.9, "divergence": 0.1, "lr": 1e-3},
+            {"step": step, "total": 2, "loss": 1.0 / step, "nll": 0.9, "divergence": 0.1, "lr": 1e-3}
+            | {"barrier": 0.01, "distil": 0.3, "held_out_nll": 0.95},
         )
     log.append("profile", round_, {"stage": "steered", "alpha": 1.0, **profile(0.52, 0.35)})
     log.append("profile", round_, {"stage": "healed", "alpha": 0.0, **profile(0.55 - round_ / 100, 0.33)})
@@ -68,6 +69,11 @@ def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
             "c_star": 16.0,
             "adapter": "adapters/1",
             "seconds": 9.0,
+            "headline": {"word": "healed", "why": "retention <0.8>", "thresholds": {"mass_collapsed": 0.85}},
+            "retention_interval": [0.7, 0.9],
+            "differences": {"healed-steered": [0.1, 0.05, 0.15]},
+            "shift_cosine": 0.99,
+            "kl_spent": {"mean": 0.2, "p95": 1.1, "budget": 1.7},
         }
         log.append("round", round_, done)
 

@@ -25,6 +25,12 @@ from steer_heal.store import Store, StoreBusy
 _NAMED = ("model", "trait", "rounds", "seed", "name", "band")
 
 
+_FACTS = (
+    "retention", "kept", "made", "c_star", "seconds", "scale", "headline", "retention_interval", "intervals",
+    "differences", "shift_cosine", "kl_spent",
+)  # fmt: skip
+
+
 def add(commands: Commands) -> None:
     about = "Heal a model: extract, calibrate, over-steer, filter, train, fold, evaluate, for some rounds."
     made = command(commands, "heal", about, run)
@@ -140,7 +146,7 @@ class Report:
         elif event.kind == "profile" and event.data["stage"] != "healed":
             self._out.text(self._table.line(self.rows[-1]))
         elif event.kind == "round":
-            self._out.text(self._table.line(self.rows[-1]))
+            self._out.text(self._table.line(self.rows[-1]), *_said(event.data))
             self.ingest()
         self._tell(event)
 
@@ -157,9 +163,7 @@ class Report:
         elif event.kind == "calibrated":
             self._calibrated = {key: event.data.get(key) for key in ("c_star", "kl_p95")}
         elif event.kind == "round" and self.rows:
-            self.rows[-1].update(
-                {key: event.data.get(key) for key in ("retention", "kept", "made", "c_star", "seconds")}
-            )
+            self.rows[-1].update({key: event.data.get(key) for key in _FACTS})
         elif event.kind == "resumed":
             done = event.data.get("round") or 0
             self.rows = [row for row in self.rows if row["round"] <= done]
@@ -179,6 +183,25 @@ class Report:
             self._out.progress(
                 f"{where}: step {data.get('step')} of {data.get('total')}, loss {data.get('loss') or 0.0:.3f}"
             )
+
+
+def _said(data: dict[str, Any]) -> list[str]:
+    """The round's headline with the thresholds it was judged by, and its intervals."""
+    said = data.get("headline")
+    if not said:
+        return []
+    lines = [f"  {said['word']}: {said['why']}"]
+    if interval := data.get("retention_interval"):
+        moved, low, high = data["differences"]["healed-steered"]
+        lines.append(
+            f"  retention {interval[0]:.2f} to {interval[1]:.2f}; trait against steering at alpha 1 "
+            f"{moved:+.3f} ({low:+.3f} to {high:+.3f}), 95% over vignettes"
+        )
+    spent = data.get("kl_spent") or {}
+    if spent.get("p95") is not None:
+        lines.append(f"  KL from base {spent['p95']:.2f} nats at its 95th percentile, of {spent['budget']:g}")
+    limits = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in said["thresholds"].items())
+    return [*lines, f"  judged by: {limits}"]
 
 
 def _row(event: Event) -> dict[str, Any]:

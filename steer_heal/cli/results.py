@@ -55,6 +55,7 @@ def _show_runs(out: Out, rows: list[RunRow], nodes: list[MapNode]) -> None:
         number("coherence"),
         number("retention", "retention", ".2f"),
         Column("name", "name"),
+        Column("message", "headline"),
     ]
 
     def group_of(row: RunRow) -> tuple[str, str]:

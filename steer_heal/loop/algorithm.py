@@ -9,7 +9,7 @@ without steering.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,7 +45,7 @@ def run(
     start_round: int = 0,
     earlier: Sequence[Event] = (),
     stop: Callable[[], bool] | None = None,
-) -> Iterator[Emission]:
+) -> Generator[Emission, None, None]:
     """Heal for `settings.rounds` rounds; yields (kind, round, data), kinds as in docs/architecture.md.
 
     `folder` gets `vectors/round-N.safetensors` and `adapters/round-N/`. `start_round`: how many rounds are

@@ -24,6 +24,10 @@ STAGES = {
 }
 """Share of a round that is over when a stage begins; the share of the last one ends at 1."""
 
+_STEP = ("loss", "nll", "divergence", "lr", "barrier", "distil", "held_out_nll")
+_FACTS = (
+    "headline", "retention_interval", "intervals", "differences", "shift_cosine", "kl_spent", "scale",
+)  # fmt: skip
 _TEXTS = ("name", "model", "trait", "preset")
 
 Row = dict[str, Any]
@@ -147,7 +151,7 @@ def _step(state: Fold, event: Event) -> None:
     step, total = event.data.get("step"), number(event.data.get("total"))
     if not is_index(step):
         return
-    values = {key: number(event.data.get(key)) for key in ("loss", "nll", "divergence", "lr")}
+    values = {key: number(event.data.get(key)) for key in _STEP}
     state.put("steps", event, (step,), step=step, total=total, **values)
     if total:
         _advance(
@@ -203,9 +207,13 @@ def _round(state: Fold, event: Event) -> None:
     keys = ("retention", "kept", "made", "c_star", "seconds")
     values = {key: number(event.data.get(key)) for key in keys}
     adapter = _text(event.data.get("adapter"))
-    state.put("rounds", event, (), adapter=adapter, finished_at=event.time, **values)
+    facts = {key: event.data[key] for key in _FACTS if key in event.data}
+    state.put("rounds", event, (), adapter=adapter, finished_at=event.time, facts=facts, **values)
     share = min(1.0, done / max(1, state.run["rounds"]))
-    state.run.update(round=done, retention=values["retention"], progress=share)
+    said = facts.get("headline")
+    word, why = (said.get("word"), said.get("why")) if isinstance(said, Mapping) else (None, None)
+    message = f"round {done} {_text(word)}: {_text(why)}" if word else ""
+    state.run.update(round=done, retention=values["retention"], progress=share, message=message)
 
 
 def _finished(state: Fold, event: Event) -> None:

@@ -52,7 +52,14 @@ CREATE VIEW moral_map AS
     FROM profiles p JOIN runs r USING (run_id);
 """
 
-MIGRATIONS: tuple[str, ...] = (TABLES,)
+TRAINING = """
+ALTER TABLE steps ADD COLUMN barrier DOUBLE;
+ALTER TABLE steps ADD COLUMN distil DOUBLE;
+ALTER TABLE steps ADD COLUMN held_out_nll DOUBLE;
+ALTER TABLE rounds ADD COLUMN facts JSON;
+"""
+
+MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING)
 """Migration i takes a file from version i to i + 1."""
 
 RECORD = """
@@ -79,7 +86,7 @@ INSERT = {
         INSERT OR REPLACE INTO rounds BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
             "run_id": "VARCHAR", "round": "INTEGER", "retention": "DOUBLE", "kept": "INTEGER",
             "made": "INTEGER", "c_star": "DOUBLE", "adapter": "VARCHAR", "seconds": "DOUBLE",
-            "finished_at": "DOUBLE"}]'), recursive := true))""",
+            "finished_at": "DOUBLE", "facts": "JSON"}]'), recursive := true))""",
     "profiles": """
         INSERT OR REPLACE INTO profiles BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
             "run_id": "VARCHAR", "round": "INTEGER", "stage": "VARCHAR", "alpha": "DOUBLE",
@@ -106,8 +113,8 @@ INSERT = {
     "steps": """
         INSERT OR REPLACE INTO steps BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
             "run_id": "VARCHAR", "round": "INTEGER", "step": "INTEGER", "total": "INTEGER",
-            "loss": "DOUBLE", "nll": "DOUBLE", "divergence": "DOUBLE", "lr": "DOUBLE"}]'),
-            recursive := true))""",
+            "loss": "DOUBLE", "nll": "DOUBLE", "divergence": "DOUBLE", "lr": "DOUBLE", "barrier": "DOUBLE",
+            "distil": "DOUBLE", "held_out_nll": "DOUBLE"}]'), recursive := true))""",
     "runs": """
         INSERT OR REPLACE INTO runs BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
             "run_id": "VARCHAR", "name": "VARCHAR", "model": "VARCHAR", "trait": "VARCHAR", "seed": "BIGINT",

@@ -42,7 +42,8 @@ FROM answers a LEFT JOIN answers b ON b.run_id = a.run_id AND b.round = 0 AND b.
 WHERE a.run_id = ? AND a.round = ? ORDER BY a.idx
 """
 _STEPS = (
-    "SELECT step, total, loss, nll, divergence, lr FROM steps WHERE run_id = ? AND round = ? ORDER BY step"
+    "SELECT step, total, loss, nll, divergence, lr, barrier, distil, held_out_nll FROM steps "
+    "WHERE run_id = ? AND round = ? ORDER BY step"
 )
 _EXPORTS = ("runs", "rounds", "profiles", "vignette_scores", "completions", "answers", "steps", "moral_map")
 
@@ -122,6 +123,7 @@ class Store:
             c_star=done.get("c_star"), text=_health(profiles), settings=_json(runs[0]["settings"]),
             answers=tuple({key: row[key] or "" for key in ("prompt", "base", "healed")} for row in answers),
             losses=tuple({key: value for key, value in row.items() if value is not None} for row in steps),
+            facts=_json(done.get("facts")),
         )  # fmt: skip
 
     def export(self, folder: str | Path, run_ids: Sequence[str], kind: str = "parquet") -> list[Path]:

@@ -80,3 +80,19 @@ def test_half_precision_logits_are_computed_in_float32(pair):
     student, reference = (logits.bfloat16() for logits in pair)
     assert losses.kl_rev(student, reference).dtype == torch.float32
     assert losses.nll(student, torch.zeros(2, 5, dtype=torch.long)).dtype == torch.float32
+
+
+def test_sigma_max_is_the_product_s_largest_singular_value_and_so_is_its_slope():
+    generator = torch.Generator().manual_seed(0)
+    down_RI, up_OR = torch.randn(3, 7, generator=generator), torch.randn(5, 3, generator=generator)
+    for one in (down_RI, up_OR):
+        one.requires_grad_()
+    with torch.enable_grad():
+        ours = losses.sigma_max(down_RI, up_OR, 2.0)
+        slopes = torch.autograd.grad(ours, (down_RI, up_OR))
+        wanted = torch.linalg.matrix_norm(2.0 * up_OR @ down_RI, ord=2)
+        wanted_slopes = torch.autograd.grad(wanted, (down_RI, up_OR))
+    torch.testing.assert_close(ours, wanted)
+    for slope, wanted_slope in zip(slopes, wanted_slopes, strict=True):
+        torch.testing.assert_close(slope, wanted_slope, rtol=1e-4, atol=1e-5)
+    assert losses.sigma_max(down_RI, torch.zeros(5, 3)) == 0.0

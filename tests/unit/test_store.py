@@ -307,7 +307,9 @@ def test_a_later_migration_keeps_what_is_there(
     later = Store(store.path)
     assert later.runs() == before
     with duckdb.connect(str(store.path), read_only=True) as connection:
-        assert connection.execute("SELECT max(version) FROM steer_heal_schema").fetchone() == (2,)
+        assert connection.execute("SELECT max(version) FROM steer_heal_schema").fetchone() == (
+            len(MIGRATIONS) + 1,
+        )
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
@@ -334,3 +336,20 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="--db"):
         Store(tmp_path / "file" / "runs.duckdb").runs()
+
+
+def test_a_round_keeps_its_headline_and_its_curves(store: Store, log: Path) -> None:
+    store.ingest("r1", events.read(log))
+    detail = store.round_detail("r1", 2)
+    assert detail.facts["headline"]["word"] == "healed"
+    assert detail.facts["differences"]["healed-steered"] == [0.1, 0.05, 0.15]
+    assert {"barrier", "distil", "held_out_nll"} <= set(detail.losses[-1])
+    assert store.round_detail("r1", 0).facts == {}
+
+
+def test_a_running_run_says_its_last_headline(store: Store, tmp_path: Path) -> None:
+    with EventLog(tmp_path / "events.jsonl") as log:
+        start(log, heal_settings(rounds=2))
+        play_round(log, 1)
+    store.ingest("r1", events.read(tmp_path / "events.jsonl"))
+    assert store.runs()[0].message == "round 1 healed: retention <0.8>"

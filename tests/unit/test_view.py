@@ -213,3 +213,18 @@ def test_completions_are_filtered_and_reasons_shown() -> None:
     assert "repetition 0.90 above 0.30" in view_runs.completions(rows, "dropped")
     many = [rows[0]] * (view_runs.MAX_COMPLETIONS + 5)
     assert "and 5 more" in view_runs.completions(many)
+
+
+def test_the_headline_carries_its_thresholds_and_is_never_markup() -> None:
+    facts = {
+        "headline": {"word": "no trait kept", "why": "retention <b>0.1</b>", "thresholds": {"spill": 1.0}},
+        "retention_interval": [0.05, 0.2],
+        "kl_spent": {"p95": 1.2, "mean": 0.3, "budget": 1.7},
+    }
+    shown = view_runs.headline(facts)
+    assert "no trait kept" in shown
+    assert "&lt;b&gt;0.1" in shown
+    assert "spill 1" in shown
+    assert "0.05 to 0.20" in shown
+    assert "1.20 nats (95th percentile) of 1.7" in shown
+    assert view_runs.headline({}) == ""

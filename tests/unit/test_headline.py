@@ -1,0 +1,81 @@
+"""The order of the headline, its thresholds, and what it says."""
+
+import math
+
+import pytest
+
+from steer_heal.config import FOUNDATIONS, HealThresholds
+from steer_heal.headline import ORDER, judge
+
+TARGET = {"Care": 1, "SocialNorms": -1}
+
+
+def stage(care=0.2, norms=0.7, loyalty=0.02, mass=1.0, perplexity=1.3, looping=0.0):
+    p = dict.fromkeys(FOUNDATIONS, 0.02) | {"Care": care, "SocialNorms": norms, "Loyalty": loyalty}
+    return {"p": p, "coherence": mass, "text": {"perplexity": perplexity, "looping": looping}}
+
+
+def word(retention=0.9, persona=1.4, thresholds=None, **healed):
+    said = judge(
+        stage(),
+        stage(**{"care": 0.7, "norms": 0.2, **healed}),
+        TARGET,
+        retention,
+        persona,
+        *([thresholds] if thresholds else []),
+    )
+    assert said.why
+    return said.word
+
+
+@pytest.mark.parametrize(
+    ("healed", "wanted"),
+    [
+        ({}, "healed"),
+        ({"mass": 0.94}, "costly"),
+        ({"looping": 0.03}, "costly"),
+        ({"perplexity": 2.2}, "costly"),
+        ({"loyalty": 0.6}, "not specific"),
+        ({"retention": 0.49}, "no trait kept"),
+        ({"retention": None}, "no trait kept"),
+        ({"mass": 0.84}, "collapsed"),
+        ({"looping": 0.2}, "collapsed"),
+        ({"perplexity": 5.0}, "collapsed"),
+        ({"perplexity": math.nan}, "collapsed"),
+        ({"mass": math.inf}, "collapsed"),
+    ],
+)
+def test_each_word_has_its_cause(healed, wanted):
+    assert word(**healed) == wanted
+
+
+def test_the_first_cause_in_the_order_wins():
+    faults = [
+        ("healed", {}),
+        ("costly", {"mass": 0.94}),
+        ("not specific", {"loyalty": 0.6}),
+        ("no trait kept", {"retention": 0.1}),
+        ("collapsed", {"looping": 0.5}),
+    ]
+    assert [name for name, _ in faults] == list(reversed(ORDER))
+    together = {}
+    for wanted, fault in faults:
+        together |= fault
+        assert word(**together) == wanted
+
+
+def test_a_target_that_moved_the_wrong_way_is_not_specific():
+    assert word(care=0.1, norms=0.8) == "not specific"
+
+
+def test_the_thresholds_go_with_it_and_decide():
+    said = judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9, 1.4)
+    assert said.thresholds == HealThresholds().model_dump()
+    assert said.sentence().startswith("healed: retention 0.90")
+    assert word(retention=0.9, thresholds=HealThresholds(retention_kept=0.95)) == "no trait kept"
+
+
+def test_without_a_persona_base_s_own_text_is_the_unit():
+    assert word(perplexity=1.9, persona=None) == "healed"
+    assert word(perplexity=2.0, persona=None) == "costly"
+    assert "base's own" in judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9).why
