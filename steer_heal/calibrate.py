@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .config import CalibrateSettings, SampleSettings, SettingsError, build
-from .generate import Row, complete
+from .generate import PrefixStore, Row, complete
 from .models import LanguageModel
 from .records import Calibration, Trait
 from .steering import coefficients
@@ -25,7 +25,8 @@ Measure = Callable[[Sequence[float]], list[float]]
 _ROWS = 64
 _LEAST_KL = 1e-12
 _GRID = 9
-_FIRST = (1 / 1.5, 1 / 1.15, 1.15, 1.5)
+_FIRST = (1 / 1.25, 1.25)
+"""Where the first measured doses lie, beside the scout's estimate."""
 _PASSES = 4
 """About how many passes a search takes."""
 _FILE_VERSION = 1
@@ -47,9 +48,10 @@ def calibrate(
     """
     if not prompts_ids or not layers:
         raise SettingsError("Calibration needs at least one prompt and one layer.")
-    shorter = {"n_tokens": -(-settings.n_tokens // 4), "n_prompts": -(-settings.n_prompts // 2)}
+    shorter = {"n_tokens": -(-2 * settings.n_tokens // 5), "n_prompts": -(-settings.n_prompts // 4)}
+    store = PrefixStore(settings.n_prompts, every_layer=False)
     measure, scout = (
-        measurement(lm, vector, layers, prompts_ids, how)
+        measurement(lm, vector, layers, prompts_ids, how, store)
         for how in (settings, settings.model_copy(update=shorter))
     )
     found = search(measure, settings, scout=scout, progress=progress)
@@ -62,6 +64,7 @@ def measurement(
     layers: Sequence[int],
     prompts_ids: Sequence[Sequence[int]],
     settings: CalibrateSettings,
+    store: PrefixStore | None = None,
 ) -> Measure:
     """From coefficients to the quantile of KL(steered || base) at each, in nats, all in one batch."""
     prompts = [tuple(prompt) for prompt in prompts_ids][: settings.n_prompts]
@@ -70,7 +73,7 @@ def measurement(
     def measure(doses: Sequence[float]) -> list[float]:
         rows_L = [coefficients(lm.n_layers, layers, c)[0] for c in doses]
         rows = [Row(prompt, row_L, shadow=True) for row_L in rows_L for prompt in prompts]
-        written = complete(lm, rows, vector.steers, sample, batch_size=_ROWS)
+        written = complete(lm, rows, vector.steers, sample, batch_size=_ROWS, store=store)
         kls = [[token.kl for token in answer.tokens if token.kl is not None] for answer in written]
         per_dose = [kls[start : start + len(prompts)] for start in range(0, len(kls), len(prompts))]
         return [quantile([*itertools.chain(*group)], settings.quantile) for group in per_dose]
@@ -106,13 +109,17 @@ def search(
     if cell is not None:
         estimate = _estimate(cell, scouted, settings.target_kl)
         doses = [min(high, max(low, estimate * factor)) for factor in _FIRST]
+    width = math.inf
     for number in itertools.count(1):
         if progress:
             progress(number, max(_PASSES, number + 1))
         fresh = [c for c in dict.fromkeys(doses) if c not in history]
         history.update(zip(fresh, measure(fresh), strict=True))
         cell = _cell(history, settings.target_kl)
-        doses = _inside(cell, history, settings) if cell else _outside(history, settings)
+        before, width = width, math.log(cell[1] / cell[0]) if cell else math.inf
+        doses = (
+            _inside(cell, history, settings, width > before / 1.5) if cell else _outside(history, settings)
+        )
         if not doses:
             break
     if cell is None:
@@ -138,15 +145,23 @@ def _estimate(cell: tuple[float, float], history: dict[float, float], target: fl
 
 
 def _inside(
-    cell: tuple[float, float], history: dict[float, float], settings: CalibrateSettings
+    cell: tuple[float, float], history: dict[float, float], settings: CalibrateSettings, stalled: bool
 ) -> list[float]:
-    """The next doses: both sides of the estimate, and the cell's thirds in case KL jumps; none when done."""
+    """The next doses: the estimate and both sides of it, nearer than the tolerance; none when done.
+
+    `stalled`: the last doses hardly narrowed the cell, as where KL jumps; then the cell's thirds instead.
+    """
     ratio = cell[1] / cell[0]
     if ratio <= 1 + settings.tolerance:
         return []
-    estimate, near = _estimate(cell, history, settings.target_kl), 1 + 0.45 * settings.tolerance
-    third = ratio ** (1 / 3)
-    doses = [estimate / near, estimate * near, cell[0] * third, cell[1] / third]
+    estimate = _estimate(cell, history, settings.target_kl)
+    near, edge, third = max(1 + 0.45 * settings.tolerance, ratio**0.08), ratio**0.1, ratio ** (1 / 3)
+    if stalled or edge**2 > ratio / near**2:
+        doses = [cell[0] * third, estimate, cell[1] / third]
+    else:
+        doses = [
+            min(cell[1] / edge, max(cell[0] * edge, c)) for c in (estimate / near, estimate, estimate * near)
+        ]
     return [c for c in doses if cell[0] < c < cell[1]]
 
 

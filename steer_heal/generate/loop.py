@@ -65,17 +65,20 @@ def complete(
     *,
     batch_size: int = 32,
     stop: Stop | None = None,
+    store: PrefixStore | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Write all rows, `batch_size` at a time, those of like length together; one completion a row, in order.
 
-    `progress` hears of (rows finished, rows). When stopped, rows are given as far as they came.
+    `store` as in `decode`. `progress` hears of (rows finished, rows). When stopped,
+    rows are given as far as they came.
     """
     written: list[list[Token]] = [[] for _ in rows]
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt_ids))
     for start in range(0, len(rows), batch_size):
         chunk = by_length[start : start + batch_size]
-        for step in decode(lm, [rows[index] for index in chunk], directions_LD, sample, stop=stop):
+        some = [rows[index] for index in chunk]
+        for step in decode(lm, some, directions_LD, sample, stop=stop, store=store):
             for number, token in step:
                 written[chunk[number]].append(token)
         if progress:
