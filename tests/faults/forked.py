@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -117,5 +118,12 @@ def outcome(path: Path) -> dict[Any, Any]:
             data = {key: value for key, value in event.data.items() if key not in CLOCKS}
             kept.append((event.kind, event.round, data))
     files = sorted([*path.glob("vectors/*.safetensors"), *path.glob("adapters/*/*.safetensors")])
-    digests = {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return {"events": kept, "files": digests}
+    return {"events": kept, "files": {str(file.relative_to(path)): digest(file) for file in files}}
+
+
+def digest(file: Path) -> str:
+    """Of the bytes, the header's in sorted order: safetensors writes metadata in an order that varies."""
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.dumps(json.loads(whole[8 : 8 + length]), sort_keys=True).encode()
+    return hashlib.sha256(header + whole[8 + length :]).hexdigest()
