@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GenerationConfig
 
-from steer_heal.calibrate import calibrate
+from benchmarks.live_report import GROWTH
+from steer_heal.calibrate import calibrate, measurement
 from steer_heal.config import DEFAULT_BAND, CalibrateSettings, SampleSettings, build
 from steer_heal.generate import PrefixStore, Row, decode
 from steer_heal.generate.divergence import kl
@@ -23,6 +24,8 @@ from steer_heal.vector import SteeringVector
 from tests import tiny
 
 GEMMA_SHAPE = "gemma-3-1b shape"
+Work = Callable[[], object]
+PARTS = ("answers", "first-token", "calibration", "batch", "growth")
 ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 
 
@@ -54,8 +57,10 @@ class Case:
 
 def case(name: str, n_prompt: int, n_new: int) -> Case:
     """The bundled model, or gemma-3-1b-it's shape with random bfloat16 weights; answers never end early."""
-    lm = load("demo") if name == "demo" else _gemma_shape()
+    lm = load("demo") if name == "demo" else gemma_shape()
     lm.eos_ids = frozenset()
+    if lm.model.generation_config is not None:
+        lm.model.generation_config.eos_token_id = None
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(10, min(lm.config.vocab_size, 1000), (n_prompt,), generator=generator)
     directions = torch.randn(lm.n_layers, lm.width, generator=generator)
@@ -67,12 +72,13 @@ def case(name: str, n_prompt: int, n_new: int) -> Case:
     return Case(lm, tuple(prompt.tolist()), vector, layers, 4.0, n_new, calibration)
 
 
-def _gemma_shape() -> LanguageModel:
+def gemma_shape(dtype: torch.dtype = torch.bfloat16, n_layers: int = 26) -> LanguageModel:
+    """Random weights in gemma-3-1b-it's shape."""
     config = Gemma3TextConfig(
         vocab_size=262_144,
         hidden_size=1152,
         intermediate_size=6912,
-        num_hidden_layers=26,
+        num_hidden_layers=n_layers,
         num_attention_heads=4,
         num_key_value_heads=1,
         head_dim=256,
@@ -81,7 +87,7 @@ def _gemma_shape() -> LanguageModel:
         max_position_embeddings=32_768,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0, bos_token_id=2)
     return LanguageModel(GEMMA_SHAPE, model, tiny.tokenizer())
 
@@ -95,7 +101,6 @@ def generate(case: Case, prompts: Sequence[Sequence[int]], coefficients_BL: Tens
             batch.ids_BT,
             attention_mask=batch.mask_BT,
             max_new_tokens=n_new,
-            min_new_tokens=n_new,
             do_sample=False,
             temperature=None,
             top_k=None,
@@ -118,10 +123,55 @@ def one_dose_at_a_time(case: Case, prompts: Sequence[Sequence[int]], c: float) -
     torch.quantile(kl(*both).double(), settings.quantile)
 
 
-def bisection_steps(settings: CalibrateSettings) -> int:
+def searches(case: Case) -> dict[str, int]:
+    """How many doses two searches with one dose at a time measure on this case."""
+    prompts = calibration_prompts(case)
+    measure = measurement(case.lm, case.vector, case.layers, prompts, case.calibration)
+    return {
+        f"bisection to {case.calibration.tolerance:.1%} of c": bisection_doses(case.calibration),
+        "isokl_steering_calibration's search to 5% of KL": false_position_doses(
+            lambda c: measure([c])[0], case.calibration
+        ),
+    }
+
+
+def bisection_doses(settings: CalibrateSettings) -> int:
     """How many doses bisection measures to reach the tolerance."""
     low, high = settings.bracket
     return math.ceil(math.log2(math.log(high / low) / math.log1p(settings.tolerance)))
+
+
+def false_position_doses(kl: Callable[[float], float], settings: CalibrateSettings) -> int:
+    """How many doses the search of isokl_steering_calibration measures, as its source has it.
+
+    From the bracket's geometric middle it doubles or halves c until the target lies between two doses, then
+    takes the false position in log KL over log c (the Illinois variant) until KL is within 5% of the target,
+    12 times at most. It rolls out and scores one prompt at a time: its cost a dose is "prompt by prompt".
+    """
+    target, n = settings.target_kl, 1
+    here = math.sqrt(math.prod(settings.bracket))
+    value = kl(here)
+    factor = 2.0 if value < target else 0.5
+    before = (here, value)
+    while (value < target) == (factor > 1) and settings.bracket[0] < here < settings.bracket[1]:
+        before, here = (here, value), here * factor
+        value, n = kl(here), n + 1
+    (low, kl_low), (high, kl_high) = sorted([before, (here, value)])
+    stale = {"low": 0, "high": 0}
+    for _ in range(12):
+        below = math.log(max(kl_low, 1e-12)) - (math.log(2) if stale["low"] >= 2 else 0.0)
+        above = math.log(kl_high) - (math.log(2) if stale["high"] >= 2 else 0.0)
+        share = (math.log(target) - below) / (above - below)
+        share = share if 0.0 < share < 1.0 else 0.5
+        here = low * (high / low) ** share
+        value, n = kl(here), n + 1
+        if abs(value - target) < 0.05 * target:
+            break
+        end = "low" if value < target else "high"
+        low, kl_low = (here, value) if end == "low" else (low, kl_low)
+        high, kl_high = (here, value) if end == "high" else (high, kl_high)
+        stale = {side: 0 if side == end else count + 1 for side, count in stale.items()}
+    return n
 
 
 def calibration_prompts(case: Case) -> list[tuple[int, ...]]:
@@ -139,10 +189,10 @@ def write(case: Case, rows: list[Row]) -> float:
     return (case.clock() - begun) / n_steps
 
 
-def works(case: Case) -> dict[str, Callable[[], object]]:
-    """What is timed, by name. A number that one gives is its seconds a step after the first token."""
+def works(case: Case) -> dict[str, dict[str, Work]]:
+    """What is timed, by part and name; what gives a number gives its seconds a step after the first token."""
     lm, n_new = case.lm, case.n_new
-    directions_LD, sample = case.vector.directions_LD, case.sample
+    directions_LD = case.vector.directions_LD
     matrix_BL = torch.stack([torch.zeros(lm.n_layers), *map(case.at, ALPHAS)])
     prompts = calibration_prompts(case)
     store = PrefixStore()
@@ -150,26 +200,35 @@ def works(case: Case) -> dict[str, Callable[[], object]]:
 
     def first_token(store: PrefixStore | None) -> None:
         row = Row(case.prompt, case.at(next(alphas)), shadow=True)
-        list(islice(decode(lm, [row], directions_LD, sample, store=store), 1))
+        list(islice(decode(lm, [row], directions_LD, case.sample, store=store), 1))
 
     def prefill_one_row() -> None:
         ids = torch.tensor([case.prompt])
         with torch.inference_mode(), steer(lm.blocks, directions_LD, matrix_BL[1:2]):
             lm.model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
+    def rows_in_all(n: int) -> Callable[[], object]:
+        return lambda: write(case, case.rows(n))
+
     first_token(store)
-    return {
+    answers: dict[str, Work] = {
         "generate 1": lambda: generate(case, [case.prompt], matrix_BL[4:5], n_new),
-        "generate 9": lambda: generate(case, [case.prompt] * 9, matrix_BL, n_new),
-        "9 rows": lambda: write(case, case.rows(9)),
+        "9 rows": rows_in_all(9),
         "17 rows": lambda: write(case, case.rows(9, shadow=True)),
         "9 unsteered": lambda: write(case, [Row(case.prompt, noise=number) for number in range(9)]),
-        "base + steered": lambda: write(case, case.rows(2)),
+        "base + steered": rows_in_all(2),
         "base + steered + shadow": lambda: write(case, case.rows(2, shadow=True)),
+    }
+    first: dict[str, Work] = {
         "prefill 1": prefill_one_row,
         "slider": lambda: first_token(store),
         "first token, nothing cached": lambda: first_token(None),
-        "one dose": lambda: one_dose_at_a_time(case, prompts, case.unit),
+    }
+    calibration: dict[str, Work] = {
+        "one dose, prompts batched": lambda: one_dose_at_a_time(case, prompts, case.unit),
         "one dose, prompt by prompt": lambda: [one_dose_at_a_time(case, [p], case.unit) for p in prompts],
         "calibration": lambda: calibrate(lm, case.vector, case.layers, prompts, case.calibration),
     }
+    batch: dict[str, Work] = {"generate 9": lambda: generate(case, [case.prompt] * 9, matrix_BL, n_new)}
+    grown: dict[str, Work] = {f"{n} rows in all": rows_in_all(n) for n in GROWTH}
+    return dict(zip(PARTS, (answers, first, calibration, batch, grown), strict=True))

@@ -281,3 +281,25 @@ def test_segments_cover_every_row_with_its_prefix(prefixes):
 def test_lanes_without_steering_have_no_first_block(lm):
     (prompt,) = prompts(lm, 3)
     assert_same(lm, [Lane(prompt, torch.zeros(lm.n_layers))])
+
+
+def test_a_zero_row_is_the_unsteered_model_whatever_is_beside_it(lm):
+    """Up to the last bits: how many rows read a prompt together decides the order of the sums."""
+    a, b = prompts(lm, 13, 5)
+    beside = [[at(lm, c, 1, 2) for c in (2.0, -3.0, 5.0)], [torch.zeros(lm.n_layers)] * 3]
+    batches = [
+        [
+            Lane(a, torch.zeros(lm.n_layers)),
+            *(Lane(a, row_L, n + 1) for n, row_L in enumerate(rows)),
+            Lane(b, rows[0], 9),
+        ]
+        for rows in beside
+    ]
+    with torch.inference_mode():
+        steered, base = (LeanReader(lm, lanes, directions(lm), 4, None) for lanes in batches)
+        torch.testing.assert_close(steered.logits_BV[0], base.logits_BV[0], rtol=1e-5, atol=1e-5)
+        for token in (9, 30, 41):
+            for reader in (steered, base):
+                reader.advance([token] * 5)
+            torch.testing.assert_close(steered.logits_BV[0], base.logits_BV[0], rtol=1e-5, atol=1e-5)
+            assert not torch.allclose(steered.logits_BV[1], base.logits_BV[1], atol=1e-2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
-from steer_heal.generate import Row, complete, decode
+from steer_heal.generate import PrefixStore, Row, complete, decode
 from steer_heal.generate.rows import plan
 from steer_heal.models import user
 from steer_heal.steering import coefficients
@@ -190,3 +190,20 @@ def test_a_row_that_ends_alone_of_its_kind_leaves_the_others_be(lm, directions_L
     assert only
     assert len(found[over].tokens) < 8
     assert ids_of(found[other]) == ids_of(free[other])
+
+
+@pytest.mark.parametrize("temperature", [0.7, 2.0])
+def test_alpha_zero_writes_what_base_wrote_in_another_request(arch, directions_LD, temperature):
+    """The page keeps base's answer: written alone or beside a steered row, alpha 0 later gives the same."""
+    lm, store = tiny.shared(arch), PrefixStore()
+    sample = SampleSettings(max_new_tokens=20, temperature=temperature, seed=4)
+
+    def write(*rows):
+        tokens = [[] for _ in rows]
+        for step in decode(lm, rows, directions_LD, sample, store=store):
+            for row, token in step:
+                tokens[row].append(token.id)
+        return tokens
+
+    first, _ = write(Row(ids(lm)), Row(ids(lm), at(5.0), shadow=True))
+    assert write(Row(ids(lm), at(0.0), shadow=True)) == write(Row(ids(lm))) == [first]

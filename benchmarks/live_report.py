@@ -1,0 +1,136 @@
+"""From the timings of `benchmarks.live` to its claims, tables and figure."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import plotly.graph_objects as go
+from playwright.sync_api import sync_playwright
+
+GROWTH = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass
+class Timing:
+    """Seconds of every repeat, seconds a step where there are steps, and the most memory above the start."""
+
+    seconds: list[float] = field(default_factory=list)
+    per_step: list[float] = field(default_factory=list)
+    peak_mb: float = 0.0
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+    @property
+    def step(self) -> float:
+        return median(self.per_step)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A ratio, the bar it is held against, and whether it is met."""
+
+    what: str
+    ratio: float
+    bar: str
+    met: bool
+
+
+def faster(what: str, slow: float, fast: float, bar: float) -> Claim:
+    return Claim(what, slow / fast, f">= {bar:g}x faster", slow / fast >= bar)
+
+
+def costs(what: str, ratio: float, bar: float) -> Claim:
+    return Claim(what, ratio, f"<= {bar:g}x", ratio <= bar)
+
+
+def claims(found: Mapping[str, Timing], doses: Mapping[str, int], *, demo: bool) -> list[Claim]:
+    """The bars of the issue for which everything was timed. `doses`: how many each one-dose search takes."""
+    made: list[Claim] = []
+
+    def has(*names: str) -> bool:
+        return all(name in found for name in names)
+
+    if has("generate 1", "9 rows", "17 rows"):
+        nine = 9 * found["generate 1"].median
+        rows, shadows = found["9 rows"].median, found["17 rows"].median
+        made.append(faster("base + 8 alphas against 9 one at a time", nine, rows, 6 if demo else 4))
+        made.append(faster("the same with 8 shadows, 17 rows", nine, shadows, 5 if demo else 2.5))
+    if has("generate 9", "9 rows"):
+        plain = found["generate 9"].median
+        made.append(
+            faster("base + 8 alphas against a plain batch of generate", plain, found["9 rows"].median, 1)
+        )
+    for names, dear, cheap, bar in (
+        ("9 rows, 8 steered, to 9 unsteered", "9 rows", "9 unsteered", 1.02),
+        ("base + steered + shadow to base + steered", "base + steered + shadow", "base + steered", 1.25),
+    ):
+        if has(dear, cheap):
+            made.append(costs(f"a step of {names}", found[dear].step / found[cheap].step, bar))
+    if has("slider", "prefill 1"):
+        ratio = found["slider"].median / found["prefill 1"].median
+        made.append(costs("slider to first token to one prefill of one row", ratio, 1.2))
+    for search, n in doses.items():
+        for how in ("one dose, prompt by prompt", "one dose, prompts batched"):
+            if has(how, "calibration"):
+                what = f"calibration against {search}: {n} times {how}"
+                made.append(faster(what, n * found[how].median, found["calibration"].median, 4))
+    return made
+
+
+def growth(found: Mapping[str, Timing]) -> dict[int, float]:
+    """Median seconds to write 1, 2, 4 ... rows, as far as they were timed."""
+    return {n: found[f"{n} rows in all"].median for n in GROWTH if f"{n} rows in all" in found}
+
+
+def table(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
+    """Plain text as Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in lines)
+
+
+def report(name: str, found: Mapping[str, Timing], made: Sequence[Claim]) -> str:
+    """Both tables of one model."""
+    shown = [
+        (key, f"{t.median:.3f}", f"{1000 * t.step:.1f}" if t.per_step else "", f"{t.peak_mb:.0f}")
+        for key, t in found.items()
+    ]
+    held = [(c.what, f"{c.ratio:.2f}", c.bar, "yes" if c.met else "no") for c in made]
+    parts = [f"\n{name}", table(shown, ("what", "seconds", "ms a step", "peak MB"))]
+    return "\n\n".join([*parts, table(held, ("what", "ratio", "bar", "met"))])
+
+
+def figure(grown: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """Time against rows, each model against its own one row: a page, or a picture where the name says PNG."""
+    drawn = go.Figure()
+    for name, seconds in grown.items():
+        ratios = [value / seconds[1] for value in seconds.values()]
+        drawn.add_scatter(x=list(seconds), y=ratios, mode="lines+markers", name=name)
+    drawn.add_scatter(x=list(GROWTH), y=list(GROWTH), mode="lines", name="one at a time", line_dash="dot")
+    drawn.update_layout(
+        template="plotly_white", width=720, height=420, margin={"l": 60, "r": 20, "t": 20, "b": 50}
+    )
+    drawn.update_xaxes(type="log", title="rows", tickvals=list(GROWTH))
+    drawn.update_yaxes(type="log", title="time to write all rows / one row", tickvals=list(GROWTH))
+    if path.suffix != ".png":
+        drawn.write_html(path, include_plotlyjs="cdn")
+        return
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page_file = Path(folder) / "growth.html"
+        drawn.write_html(page_file, include_plotlyjs=True)
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("chromium-browser"),
+            args=["--no-sandbox"],
+        )
+        page = browser.new_page(viewport={"width": 740, "height": 440})
+        page.goto(page_file.as_uri())
+        page.wait_for_selector(".main-svg")
+        page.screenshot(path=str(path))
+        browser.close()
