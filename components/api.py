@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
 import gradio as gr
+from pydantic import ValidationError, validate_call
 
 from components import api_runs
 from steer_heal.config import (
@@ -34,27 +36,34 @@ def serve(engine: Any) -> None:
 
 
 def _said(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Bad input as an error that a client is shown, one sentence; nothing else is let through."""
+    """The function with its arguments checked against their types, and bad input as an error that a client is
+    shown, one sentence; nothing else is let through."""
+    checked = validate_call(function)
     if inspect.isgeneratorfunction(function):
-        return _streamed(function)
+
+        def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            with _told():
+                yield from checked(*args, **kwargs)
+
+        return _dressed(stream, function)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except SettingsError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+        with _told():
+            return checked(*args, **kwargs)
 
     return _dressed(call, function)
 
 
-def _streamed(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        try:
-            yield from function(*args, **kwargs)
-        except SettingsError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    return _dressed(call, function)
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except SettingsError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise gr.Error(f"{where}: {first['msg']}.", print_exception=False) from error
 
 
 def _dressed(call: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

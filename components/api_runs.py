@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from steer_heal.config import DEFAULT_TRAIT, SettingsError, heal_settings
+from steer_heal.config import DEFAULT_TRAIT, SettingsError, check_run_id, heal_settings
 
 POLL_SECONDS = 1.0
 LAST = ("finished", "failed", "cancelled", "interrupted")
 LONGEST_WATCH = 86_400.0
+UNSEEN_S = 5.0
+"""A run that was just launched may not be in the table yet; one that is not there for longer is none."""
 
 
 def actions(engine: Any) -> list[Callable[..., Any]]:
@@ -61,12 +63,16 @@ def _watching(engine: Any) -> Callable[..., Any]:
             run_id: What launch gave.
             seconds: How long to watch.
         """
-        until, before = time.monotonic() + min(seconds, LONGEST_WATCH), ""
+        if not 0 <= seconds <= LONGEST_WATCH:
+            raise SettingsError(f"seconds: watch for 0 to {LONGEST_WATCH:.0f} seconds.")
+        begun, before = time.monotonic(), ""
+        until = begun + seconds
+        check_run_id(run_id)
         while True:
             mark = engine.watermark()
             row = next((row for row in engine.runs() if row.run_id == run_id), None)
-            if row is None and before:
-                raise SettingsError(f"The run {run_id} is gone.")
+            if row is None and (before or time.monotonic() - begun > UNSEEN_S):
+                raise SettingsError(f"There is no run {run_id}.")
             if row is not None and mark != before:
                 before = mark
                 yield {**asdict(row), "nodes": [asdict(node) for node in engine.map([run_id])]}

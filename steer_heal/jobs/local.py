@@ -269,7 +269,9 @@ class LocalProcesses:
 def _at_once(given: int | None) -> int:
     said = os.environ.get(AT_ONCE, "1") if given is None else str(given)
     if not said.isdecimal() or int(said) > MAX_RUNS_AT_ONCE:
-        raise SettingsError(f"{said} runs at once cannot be: choose 1 to {MAX_RUNS_AT_ONCE}.")
+        raise SettingsError(
+            f"{said} runs at once cannot be: choose 1 to {MAX_RUNS_AT_ONCE}, or 0 to start none."
+        )
     return int(said)
 
 
