@@ -9,7 +9,6 @@ the probability on the seven words before the softmax: what the model would have
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -17,21 +16,12 @@ from torch import Tensor
 
 from ..config import FOUNDATIONS, SettingsError
 from ..data import Frame
+from ..generate.lean import why_not
 from ..models import LanguageModel
-from ..records import Profile, Stopped, Vignette, VignetteScore
-from ..steering import Operator, steer
+from ..records import Profile, Vignette, VignetteScore
 from ..vector import SteeringVector
-from .logp import last_logits, row_logp
-from .questions import Question, answer_ids, ask, never_in_thought
-from .thinking import think_then_read
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One row's result: log-probs of the seven words, and the mean negative log-prob of the prefill."""
-
-    logp: tuple[float, ...]
-    prefill_nll: float
+from . import lean, plain
+from .questions import Answer, answer_ids, ask
 
 
 def evaluate(
@@ -61,58 +51,20 @@ def evaluate(
     words = answer_ids(lm, frame)
     if frame.think == "full" and any(len(ids) > 1 for ids in words):
         raise SettingsError(f"The frame {frame.name!r} needs answers that are one token each for {lm.name}.")
-    found: dict[int, Answer] = {}
-    by_length = sorted(range(len(questions)), key=lambda index: len(questions[index].ids))
-    for start in range(0, len(questions), batch_size):
-        if stop and stop():
-            raise Stopped
-        chosen = by_length[start : start + batch_size]
-        batch = [questions[index] for index in chosen]
-        found.update(zip(chosen, _answers(lm, frame, batch, words, doses_KL, directions_LD), strict=True))
-        if progress:
-            progress(min(start + batch_size, len(questions)), len(questions))
+    rest = (batch_size, progress, stop)
+    if isinstance(directions_LD, Tensor) and not why_not(lm):
+        found = lean.answers(lm, frame, questions, words, doses_KL, directions_LD, *rest)
+    else:
+        found = plain.answers(lm, frame, questions, words, doses_KL, directions_LD, *rest)
     orders: dict[tuple[int, int], list[Answer]] = {}
-    for index, question in enumerate(questions):
-        orders.setdefault((question.dose, question.vignette), []).append(found[index])
+    for number, question in enumerate(questions):
+        logp_F, nll = found[number].logp, found[number].prefill_nll
+        backwards = frame.answer == "index" and question.order == "reversed"
+        answer = Answer(logp_F[::-1] if backwards else logp_F, nll)
+        orders.setdefault((question.dose, question.vignette), []).append(answer)
     return [
         profile([score(vignette, orders[dose, number]) for number, vignette in enumerate(vignettes)])
         for dose in range(len(doses_KL))
-    ]
-
-
-def _answers(
-    lm: LanguageModel,
-    frame: Frame,
-    batch: Sequence[Question],
-    words: Sequence[Sequence[int]],
-    doses_KL: Tensor,
-    directions_LD: Tensor | Operator,
-) -> list[Answer]:
-    """The rows' answers: one pass for the first token of every word, one more for each longer word."""
-    doses_BL = doses_KL[[question.dose for question in batch]]
-    n_prefill = max(question.n_prefill for question in batch)
-    rows = [question.ids for question in batch]
-    firsts = [ids[0] for ids in words]
-    if frame.think == "full":
-        avoid = never_in_thought(lm, frame)
-        logits_BTV = think_then_read(
-            lm, rows, batch[0].after, frame.think_budget, avoid, n_prefill + 1, directions_LD, doses_BL
-        )
-        logp_BF = logits_BTV[:, -1].float().log_softmax(dim=-1)[:, firsts]
-    else:
-        with steer(lm.blocks, directions_LD, doses_BL):
-            logits_BTV = last_logits(lm, rows, n_prefill + 1)
-            logp_BF = logits_BTV[:, -1].float().log_softmax(dim=-1)[:, firsts]
-            for column, ids in enumerate(words):
-                if len(ids) > 1:
-                    tails_BTV = last_logits(lm, [[*row, *ids] for row in rows], len(ids) + 1)
-                    logp_BF[:, column] = torch.stack([row_logp(tail_TV, ids).sum() for tail_TV in tails_BTV])
-    return [
-        Answer(
-            tuple(logp_F[::-1] if frame.answer == "index" and question.order == "reversed" else logp_F),
-            -float(row_logp(logits_TV, (*question.ids, *question.after)[-question.n_prefill :]).mean()),
-        )
-        for question, logp_F, logits_TV in zip(batch, logp_BF.tolist(), logits_BTV, strict=True)
     ]
 
 

@@ -30,6 +30,14 @@ class Question:
     after: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One row's result: log-probs of the seven words, and the mean negative log-prob of the prefill."""
+
+    logp: tuple[float, ...]
+    prefill_nll: float
+
+
 def answer_ids(lm: LanguageModel, frame: Frame) -> list[list[int]]:
     """Tokens of each answer as it follows the prefill. `SettingsError` when two are the same."""
     bare = lm.encode_chat([user("?")], frame.prefill)

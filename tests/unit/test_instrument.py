@@ -11,6 +11,7 @@ from steer_heal.instrument import (
     answer_ids,
     choice,
     evaluate,
+    plain,
     profile,
     questions,
     score,
@@ -214,7 +215,8 @@ def test_text_logp_in_slices_is_the_same(lm, monkeypatch):
 def test_no_hook_stays_when_evaluation_fails(lm, few, vector, monkeypatch):
     # transformers' own hooks, from a test that asked for hidden states, may be there already
     before = [dict(block._forward_hooks) for block in lm.blocks]
-    monkeypatch.setattr(choice, "last_logits", lambda *_: 1 / 0)
+    monkeypatch.setattr(choice, "why_not", lambda _lm: "this test wants hooks")
+    monkeypatch.setattr(plain, "last_logits", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(lm, few, FRAME, vector=vector, coefficients_KL=torch.ones(1, lm.n_layers))
     assert [dict(block._forward_hooks) for block in lm.blocks] == before

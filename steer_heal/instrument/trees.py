@@ -1,0 +1,240 @@
+"""Rows that begin alike, read as a tree: the common beginning once, each row's own end beside it.
+
+A vignette asked in two orders is the same text up to the first answer. All tokens of some trees go through a
+block as one flat list; only attention knows whose they are. Works on a `generate.lean` network.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..generate.lean.attention import HIDDEN, attend, causal, merge
+from ..generate.lean.network import Network
+from ..steering import Steering
+
+MIN_TRUNK = 16
+"""A shorter beginning in common is not worth a pass of its own."""
+_STEP = {"cpu": 64}
+"""Positions at once in causal attention, where leaving out what they cannot see pays for more calls."""
+Ids = tuple[int, ...]
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What the rows have in common, maybe nothing, and the rest of each."""
+
+    trunk: Ids
+    branches: tuple[Ids, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.trunk) + sum(map(len, self.branches))
+
+
+def tree(rows: Sequence[Ids], n_ends: int) -> Tree:
+    """The rows as a tree; each keeps at least its last `n_ends` tokens to itself."""
+    columns = zip(*rows, strict=False) if len(rows) > 1 else ()
+    common = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
+    common = min(common, min(map(len, rows)) - n_ends)
+    common = common if common >= MIN_TRUNK else 0
+    return Tree(rows[0][:common], tuple(row[common:] for row in rows))
+
+
+def chunks(trees: Sequence[Tree], n_tokens: int) -> Iterator[list[int]]:
+    """Numbers of trees that go through the blocks together: like sizes, at most so many tokens (or one)."""
+    order = sorted(range(len(trees)), key=lambda i: (len(trees[i].trunk), max(map(len, trees[i].branches))))
+    some: list[int] = []
+    for number in order:
+        if some and sum(trees[i].n_tokens for i in (*some, number)) > n_tokens:
+            yield some
+            some = []
+        some.append(number)
+    if some:
+        yield some
+
+
+@dataclass(eq=False)
+class Pass:
+    """A way of some trees through the blocks. `hidden_ND`: all tokens, trunks first, then branches row by
+    row; behind the last block only each row's last `n_ends`. `trunks`, `branches`: keys and values by layer,
+    where they were kept, (N or R, T, K, d) each."""
+
+    hidden_ND: Tensor
+    trunks: dict[int, Pair] = field(default_factory=dict)
+    branches: dict[int, Pair] = field(default_factory=dict)
+
+
+class Grove:
+    """Trees of as many branches each, laid out for one pass."""
+
+    def __init__(self, network: Network, trees: Sequence[Tree], n_ends: int, device: torch.device) -> None:
+        self._network, self.n_ends = network, n_ends
+        rows = [branch for one in trees for branch in one.branches]
+        self.n_trees, self.n_rows = len(trees), len(rows)
+        trunk_ids, self.trunk_N = _padded([one.trunk for one in trees], device)
+        branch_ids, self.branch_R = _padded(rows, device)
+        self.n_trunk, self.n_branch = trunk_ids.shape[1], branch_ids.shape[1]
+        self._ids = torch.cat([trunk_ids.flatten(), branch_ids.flatten()])
+        self.before_R = self.trunk_N.repeat_interleave(self.n_rows // self.n_trees)
+        self.before, self.own = self.before_R.tolist(), self.branch_R.tolist()
+        columns = torch.arange(max(self.n_trunk, self.n_branch), device=device)
+        own_RT = self.before_R[:, None] + columns[: self.n_branch]
+        positions_N = torch.cat([columns[: self.n_trunk].repeat(self.n_trees), own_RT.flatten()])
+        ends_Rn = self.branch_R[:, None] - n_ends + columns[:n_ends]
+        starts_R = self.n_trees * self.n_trunk + torch.arange(self.n_rows, device=device) * self.n_branch
+        self._ends_N = (starts_R[:, None] + ends_Rn).flatten()
+        self._whole_trunk = bool((self.trunk_N == self.n_trunk).all())
+        self._all, self._ends = self._queries(columns[None, : self.n_branch]), self._queries(ends_Rn)
+        hidden_ND = network.embed(self._ids)
+        tables = network.turns(torch.arange(int(positions_N.max()) + 1, device=device), hidden_ND)
+        self._turns = {name: turn.at(positions_N) for name, turn in tables.items()}
+        self.start = Pass(hidden_ND)
+
+    def run(self, begun: Pass, layers: range, steering: Steering | None, *, keep: bool = False) -> Pass:
+        """From `begun` through some blocks, every row under the one coefficient row of `steering`.
+
+        `keep`: the keys and values of these layers too.
+        """
+        made = Pass(begun.hidden_ND, dict(begun.trunks), dict(begun.branches))
+        for layer in layers:
+            block, is_last = self._network.blocks[layer], layer == len(self._network.blocks) - 1
+
+            def attention(q: Tensor, k: Tensor, v: Tensor, layer: int = layer) -> Tensor:
+                return self._attend(layer, q, k, v, made if keep else None)
+
+            made.hidden_ND = block.forward(
+                made.hidden_ND,
+                self._turns[block.rotary],
+                self._network.head_dim,
+                attention,
+                self._ends_N if is_last else None,
+            )
+            if steering is not None:
+                made.hidden_ND = steering.plus(layer, made.hidden_ND[None])[0]
+        return made
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, kept: Pass | None) -> Tensor:
+        """Trunks to themselves; branches to themselves and to their trunk, merged."""
+        block, is_last = self._network.blocks[layer], layer == len(self._network.blocks) - 1
+        how, n = (block.scale, block.window), self.n_trees * self.n_trunk
+        k_t, v_t = (x[:n].unflatten(0, (self.n_trees, -1)) for x in (k, v)) if n else (k[:0], v[:0])
+        k_b, v_b = (x[n:].unflatten(0, (self.n_rows, -1)) for x in (k, v))
+        if kept is not None:
+            kept.trunks[layer] = (k_t, v_t)
+            kept.branches[layer] = (k_b, v_b)
+        seen = self._ends if is_last else self._all
+        q_b = (q if is_last else q[n:]).unflatten(0, (self.n_rows, -1))
+        out, lse = seen.own(q_b, k_b, v_b, *how)
+        if n:
+            out = merge(out, lse, *seen.trunk(q_b, k_t, v_t, *how))
+        out = out.flatten(0, 1).flatten(1)
+        if is_last or not n:
+            return out
+        trunk = causal(q[:n].unflatten(0, (self.n_trees, -1)), k_t, v_t, *how)
+        return torch.cat([trunk.flatten(0, 1).flatten(1), out])
+
+    def _queries(self, at_RQ: Tensor) -> Queries:
+        return Queries(at_RQ, self.before_R, self.trunk_N, self.n_branch, self.n_trunk, self._whole_trunk)
+
+
+class Queries:
+    """What some positions of every branch attend to. `at_RQ`: their places within the branch."""
+
+    def __init__(
+        self, at_RQ: Tensor, before_R: Tensor, trunk_N: Tensor, n_branch: int, n_trunk: int, whole: bool
+    ) -> None:
+        self._at_RQ, self._before_R, self._trunk_N = at_RQ, before_R, trunk_N
+        self._n_branch, self._n_trunk, self._whole = n_branch, n_trunk, whole
+        self._reach = int(before_R.max()) + n_branch
+        self._known: dict[tuple[bool, int | None], Tensor] = {}
+
+    def own(self, q_RQHd: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Pair:
+        """Attention to the branch itself, (R, Q, H, d), and its log denominators, (R, Q, H)."""
+        group = q_RQHd.shape[2] // k.shape[2]
+        cut = window if window is not None and self._n_branch > window else None
+        mask = self._mask(False, cut, group).to(q_RQHd.dtype)
+        q_RKXd = q_RQHd.unflatten(2, (-1, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)
+        k, v, n = k.transpose(1, 2), v.transpose(1, 2), self._at_RQ.shape[1]
+        step = n if n < self._n_branch else _STEP.get(q_RQHd.device.type, n)
+        parts = []
+        for start in range(0, n, step):
+            rows = slice(start * group, (start + step) * group)
+            seen = slice(0, self._n_branch if step == n else start + step)
+            parts.append(
+                attend(q_RKXd[:, :, rows], k[:, :, seen], v[:, :, seen], scale, mask[:, :, rows, seen])
+            )
+        out, lse = (x[0] if len(parts) == 1 else torch.cat(x, dim=2) for x in zip(*parts, strict=True))
+        return _unpacked(out, group), _unpacked(lse, group)
+
+    def trunk(self, q_RQHd: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Pair:
+        """The same to the trunk; all branches of a tree read it in one go."""
+        n, group = len(k), q_RQHd.shape[2] // k.shape[2]
+        cut = window if window is not None and self._reach > window else None
+        mask = None if self._whole and cut is None else self._mask(True, cut, group).to(q_RQHd.dtype)
+        q_NbQKGd = q_RQHd.unflatten(2, (-1, group)).unflatten(0, (n, -1))
+        q_NKXd = q_NbQKGd.permute(0, 3, 1, 2, 4, 5).flatten(2, 4)
+        out, lse = attend(q_NKXd, k.transpose(1, 2), v.transpose(1, 2), scale, mask)
+        rows = q_NbQKGd.shape[1]
+        out, lse = (x.unflatten(2, (rows, -1)).transpose(1, 2).flatten(0, 1) for x in (out, lse))
+        return _unpacked(out, group), _unpacked(lse, group)
+
+    def _mask(self, trunk: bool, window: int | None, group: int) -> Tensor:
+        """0 where a query sees a key, else `HIDDEN`: (R or 1, 1, Q * group, T), or for trunks (N, 1, ...)."""
+        if (trunk, window) not in self._known:
+            at_RQ1 = self._at_RQ[..., None]
+            columns_T = torch.arange(self._n_trunk if trunk else self._n_branch, device=at_RQ1.device)
+            if trunk:
+                seen = (columns_T < self._before_R[:, None, None]).expand(-1, at_RQ1.shape[1], -1)
+                behind = self._before_R[:, None, None] + at_RQ1 - columns_T
+            else:
+                seen, behind = columns_T <= at_RQ1, at_RQ1 - columns_T
+            seen = seen if window is None else seen & (behind < window)
+            mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, HIDDEN)
+            mask = mask.repeat_interleave(group, dim=1)
+            mask = mask.unflatten(0, (len(self._trunk_N), -1)).flatten(1, 2) if trunk else mask
+            self._known[trunk, window] = mask[:, None]
+        return self._known[trunk, window]
+
+
+def _unpacked(x_RKX: Tensor, group: int) -> Tensor:
+    """(R, K, Q * group, ...) as (R, Q, K * group, ...)."""
+    return x_RKX.unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
+
+
+def _padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows padded on the right with 0, (N, T), and their lengths."""
+    lengths = [len(row) for row in rows]
+    ids = [[*row, *[0] * (max(lengths) - len(row))] for row in rows]
+    made = torch.tensor(ids, dtype=torch.long, device=device).reshape(len(rows), max(lengths))
+    return made, torch.tensor(lengths, device=device)
+
+
+def hold(parts: Sequence[tuple[Grove, Pass]], room: int) -> tuple[Tensor, dict[int, Pair]]:
+    """The rows' lengths, and by layer their keys and values, trunk and branch end to end, (R, K, T, d).
+
+    Columns beyond a row's length are zeros, `room` of them beyond the longest.
+    """
+    lengths_R = torch.cat([grove.before_R + grove.branch_R for grove, _ in parts])
+    width = int(lengths_R.max()) + room
+    made: dict[int, Pair] = {}
+    for layer, some in parts[0][1].branches.items():
+        _, _, heads, size = some[0].shape
+        both = tuple(some[0].new_zeros(len(lengths_R), heads, width, size) for _ in range(2))
+        for which, buffer in enumerate(both):
+            rows = iter(buffer)
+            for grove, read in parts:
+                trunk, branch = read.trunks[layer][which], read.branches[layer][which]
+                each = grove.n_rows // grove.n_trees
+                for row, (t, b) in enumerate(zip(grove.before, grove.own, strict=True)):
+                    place = next(rows).transpose(0, 1)
+                    if t:
+                        place[:t] = trunk[row // each, :t]
+                    place[t : t + b] = branch[row, :b]
+        made[layer] = (both[0], both[1])
+    return lengths_R, made

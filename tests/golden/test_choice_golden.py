@@ -1,0 +1,63 @@
+"""The forced choice through the lean forward against transformers' own forward: every number of every row."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from steer_heal import data
+from steer_heal.config import FOUNDATIONS, SettingsError
+from steer_heal.data import Frame
+from steer_heal.instrument import choice, evaluate
+from steer_heal.records import Vignette
+from steer_heal.steering import coefficients
+from steer_heal.vector import SteeringVector
+from tests import tiny
+
+OWN = Frame("own", "{text} One of: {options}.", FOUNDATIONS, '{"answer": "')
+FRAMES = {
+    "one token a word": OWN,
+    "words of several tokens": replace(OWN, options=("yes", "yesno", "no", "Care", "maybe", "x", "zebra")),
+    "nothing in common": replace(OWN, question="{options}? {text}", orders=("forward",)),
+    "a thought of its own": replace(OWN, think_budget=5, think_open="<t>", think_close="</t>"),
+    "tinymfv without a thought": replace(data.frame("tinymfv"), think_budget=0),
+    "tinymfv": replace(data.frame("tinymfv"), think_budget=6),
+}
+TEXTS = ("You see a man.", "You see a man take what a friend lent to him for a day.", "You see it.")
+
+
+CASES = [("gemma3", name) for name in FRAMES] + [
+    (arch, name) for arch in ("llama", "qwen3") for name in ("words of several tokens", "tinymfv")
+]
+
+
+@pytest.mark.parametrize(("arch", "name"), CASES)
+def test_the_lean_forward_gives_transformers_numbers(arch, name, monkeypatch):
+    """Vignettes of unlike length, sliding windows, three doses at once, batches that do not come out even."""
+    lm, frame = tiny.shared(arch), FRAMES[name]
+    generator = torch.Generator().manual_seed(1)
+    directions_LD = torch.randn(lm.n_layers, lm.width, generator=generator)
+    ones_L = torch.ones(lm.n_layers)
+    vector = SteeringVector(directions_LD, ones_L, ones_L, {"normalized": "no"})
+    doses_KL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in (0.0, 0.3, -0.6)])
+    vignettes = [Vignette(f"v{i}", FOUNDATIONS[i], text, "other_violate") for i, text in enumerate(TEXTS)]
+
+    def measured(batch_size):
+        asked = {"vector": vector, "coefficients_KL": doses_KL, "batch_size": batch_size}
+        return [row for one in evaluate(lm, vignettes, frame, **asked) for row in one.per_vignette]
+
+    found, in_small_batches = measured(32), measured(4)
+    monkeypatch.setattr(choice, "why_not", lambda _lm: "this test wants transformers' own")
+    for row, small, expected in zip(found, in_small_batches, measured(32), strict=True):
+        for one in (row, small):
+            assert one.score == pytest.approx(expected.score, abs=1e-4)
+            assert (one.mass, one.prefill_nll) == pytest.approx(
+                (expected.mass, expected.prefill_nll), abs=1e-4
+            )
+    assert found[0].score != pytest.approx(found[3].score, abs=1e-3)
+
+
+def test_answers_of_several_tokens_are_refused_where_a_place_is_answered():
+    frame = replace(data.frame("tinymfv"), answer="word", think_budget=2)
+    with pytest.raises(SettingsError, match="one token each"):
+        evaluate(tiny.shared(), [Vignette("v", "Care", "You see it.", "other_violate")], frame)
