@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,9 @@ T = TypeVar("T")
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "example_run"
 EXAMPLE_ID = "example-care-over-authority"
+
+TOGETHER = 32
+"""Runs whose new events are taken in while the store is open once."""
 
 _UNENDED = ("queued", "running", "paused", "interrupted")
 
@@ -152,18 +156,18 @@ class RunBook:
         if self._offsets is None or self._inode() != self._file:
             self._offsets = self.store.marks()
             self._file = self._inode()
-        if self._example is not None and EXAMPLE_ID not in self._offsets:
-            self._take(EXAMPLE_ID, events.read(self._example / "events.jsonl"), is_example=True)
-        for run_id in self.launcher.runs():
-            chunk = self.launcher.events(run_id, self._offsets.get(run_id, 0))
-            if chunk.events:
-                self._take(run_id, chunk)
+        for several in batched(self._fresh(self._offsets), TOGETHER):
+            self.store.ingest_all(several)
+            self._offsets |= {run_id: chunk.offset for run_id, chunk, _ in several}
 
-    def _take(self, run_id: str, chunk: events.Chunk, *, is_example: bool = False) -> None:
-        if chunk.events:
-            self.store.ingest(run_id, chunk, is_example=is_example)
-        if self._offsets is not None:
-            self._offsets[run_id] = chunk.offset
+    def _fresh(self, offsets: dict[str, int]) -> Iterator[tuple[str, events.Chunk, bool]]:
+        """What the store does not have yet: run id, events, is it the example."""
+        if self._example is not None and EXAMPLE_ID not in offsets:
+            yield EXAMPLE_ID, events.read(self._example / "events.jsonl"), True
+        for run_id in self.launcher.runs():
+            chunk = self.launcher.events(run_id, offsets.get(run_id, 0))
+            if chunk.events:
+                yield run_id, chunk, False
 
     def _unended(self) -> list[str]:
         """The runs whose logs have no last word, asked of the store only when its file has changed."""
@@ -201,3 +205,10 @@ class RunBook:
         except OSError:
             return "none"
         return f"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of `size`, the last one shorter."""
+    rest = iter(items)
+    while several := list(islice(rest, size)):
+        yield several

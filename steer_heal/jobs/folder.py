@@ -9,6 +9,7 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ class RunFolder:
         self.run_id = check_run_id(self.path.name)
         self.log = self.path / "events.jsonl"
         self.worker_log = self.path / "worker.log"
-        self.lock = FileLock(self.path / ".lock")
+
+    @cached_property
+    def lock(self) -> FileLock:
+        """Held by whoever works in the folder."""
+        return FileLock(self.path / ".lock")
 
     @classmethod
     def create(cls, runs_dir: Path, settings: HealSettings) -> RunFolder:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
-from steer_heal.config import HealSettings
+from steer_heal.config import MAX_RUNS_AT_ONCE, HealSettings, SettingsError
 from steer_heal.events import Chunk
 from steer_heal.records import RunStatus
+
+AT_ONCE = "STEER_HEAL_RUNS_AT_ONCE"
+"""Environment variable by which workers learn how many runs go at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +35,13 @@ class Launcher(Protocol):
     def events(self, run_id: str, offset: int = 0) -> Chunk: ...
     def runs(self) -> list[str]: ...
     def advance(self) -> None: ...
+
+
+def room(given: int | None) -> int:
+    """How many runs go at a time: as given, else as the environment says, else 1. Errors: `SettingsError`."""
+    said = os.environ.get(AT_ONCE, "1") if given is None else str(given)
+    if not said.isdecimal() or int(said) > MAX_RUNS_AT_ONCE:
+        raise SettingsError(
+            f"{said} runs at once cannot be: choose 1 to {MAX_RUNS_AT_ONCE}, or 0 to start none."
+        )
+    return int(said)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 from steer_heal import events
 from steer_heal.config import (
     MAX_QUEUED_RUNS,
-    MAX_RUNS_AT_ONCE,
     RUN_ID,
     HealSettings,
     SettingsError,
@@ -26,12 +25,10 @@ from steer_heal.config import (
 )
 from steer_heal.events import FINAL, Chunk, EventLog
 from steer_heal.jobs.folder import RunFolder
-from steer_heal.jobs.launcher import JobState
+from steer_heal.jobs.launcher import AT_ONCE, JobState, room
 from steer_heal.jobs.processes import Running, account, process_record, send
 
 NICENESS = 5
-AT_ONCE = "STEER_HEAL_RUNS_AT_ONCE"
-"""Environment variable by which workers learn how many runs go at a time."""
 _ROOT = Path(__file__).parents[2]
 
 
@@ -53,12 +50,13 @@ class LocalProcesses:
         grace_s: float = 20.0,
     ) -> None:
         self.runs_dir = Path(runs_dir).absolute()
-        self.at_once = _at_once(at_once)
+        self.at_once = room(at_once)
         self.grace_s = grace_s
         self._command = tuple(command)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._last_words: dict[str, tuple[int, int, JobState | None]] = {}
         self._asked: dict[str, float] = {}
+        self._ages: dict[str, tuple[float, str]] = {}
 
     def start(self, settings: HealSettings) -> str:
         """Queues a run, and starts it when there is room. Gives its id."""
@@ -98,10 +96,10 @@ class LocalProcesses:
                 names = [entry.name for entry in entries if RUN_ID.fullmatch(entry.name) and entry.is_dir()]
         except OSError:
             return []
-        found = [
-            (self._age(name), name) for name in names if (self.runs_dir / name / "events.jsonl").exists()
-        ]
-        return [name for _, name in sorted(found)]
+        known = self._ages
+        here = [name for name in names if os.path.exists(self.runs_dir / name / "events.jsonl")]
+        self._ages = ages = {name: known.get(name) or self._age(name) for name in here}
+        return sorted(ages, key=ages.__getitem__)
 
     def _age(self, run_id: str) -> tuple[float, str]:
         try:
@@ -111,7 +109,11 @@ class LocalProcesses:
 
     def events(self, run_id: str, offset: int = 0) -> Chunk:
         """The run's events after byte `offset` of its log."""
-        return events.read(RunFolder(self.runs_dir / check_run_id(run_id)).log, offset)
+        log = RunFolder(self.runs_dir / check_run_id(run_id)).log
+        with suppress(OSError):
+            if log.stat().st_size == offset:
+                return Chunk((), offset)
+        return events.read(log, offset)
 
     def poll(self, run_id: str) -> JobState:
         """How the run stands: its last word when it said one, else whether its process lives."""
@@ -203,9 +205,9 @@ class LocalProcesses:
             for run_id, state in states.items():
                 if state.status in ("running", "paused", "cancelled", "interrupted"):
                     self._enforce(self.folder(run_id), state)
-            room = self.at_once - sum(state.pid is not None for state in states.values() if _busy(state))
+            free = self.at_once - sum(state.pid is not None for state in states.values() if _busy(state))
             waiting = [run_id for run_id, state in states.items() if state.status == "queued"]
-            for run_id in waiting[: max(0, room)]:
+            for run_id in waiting[: max(0, free)]:
                 self._spawn(self.folder(run_id))
 
     def _enforce(self, folder: RunFolder, state: JobState) -> None:
@@ -264,15 +266,6 @@ class LocalProcesses:
             raise SettingsError(
                 f"Cannot write {self.runs_dir} ({why}): choose another with --runs."
             ) from error
-
-
-def _at_once(given: int | None) -> int:
-    said = os.environ.get(AT_ONCE, "1") if given is None else str(given)
-    if not said.isdecimal() or int(said) > MAX_RUNS_AT_ONCE:
-        raise SettingsError(
-            f"{said} runs at once cannot be: choose 1 to {MAX_RUNS_AT_ONCE}, or 0 to start none."
-        )
-    return int(said)
 
 
 def _busy(state: JobState) -> bool:

@@ -67,17 +67,16 @@ class Store:
 
     def ingest(self, run_id: str, chunk: Chunk, *, is_example: bool = False) -> int:
         """Takes in the events it does not have yet, in one transaction; gives how many were new."""
-        with self._database.open(write=True, patience=self.patience) as connection, transaction(connection):
-            rows = _dicts(connection.execute("SELECT * FROM runs WHERE run_id = ?", [run_id]))
-            run = rows[0] if rows else new_run(run_id, is_example)
-            run["settings"] = (
-                json.loads(run["settings"]) if isinstance(run["settings"], str) else run["settings"]
-            )
-            seen = run["last_seq"]
-            state = fold(run, chunk.events)
-            state.run["log_bytes"] = max(chunk.offset, run["log_bytes"])
-            _write(connection, state)
-        return sum(event.seq > seen for event in chunk.events)
+        return self.ingest_all([(run_id, chunk, is_example)])
+
+    def ingest_all(self, logs: Iterable[tuple[str, Chunk, bool]]) -> int:
+        """The same for several runs (run id, events, is it an example), each in a transaction of its own."""
+        new = 0
+        with self._database.open(write=True, patience=self.patience) as connection:
+            for run_id, chunk, is_example in logs:
+                with transaction(connection):
+                    new += _take(connection, run_id, chunk, is_example)
+        return new
 
     def runs(self) -> list[RunRow]:
         """All runs, the newest first, examples last; `status` is what the log says, not who lives."""
@@ -147,6 +146,17 @@ class Store:
     def _query(self, sql: str, *parameters: Any) -> Rows:
         with self._database.open(patience=self.patience) as connection:
             return _dicts(connection.execute(sql, list(parameters)))
+
+
+def _take(connection: duckdb.DuckDBPyConnection, run_id: str, chunk: Chunk, is_example: bool) -> int:
+    rows = _dicts(connection.execute("SELECT * FROM runs WHERE run_id = ?", [run_id]))
+    run = rows[0] if rows else new_run(run_id, is_example)
+    run["settings"] = json.loads(run["settings"]) if isinstance(run["settings"], str) else run["settings"]
+    seen = run["last_seq"]
+    state = fold(run, chunk.events)
+    state.run["log_bytes"] = max(chunk.offset, run["log_bytes"])
+    _write(connection, state)
+    return sum(event.seq > seen for event in chunk.events)
 
 
 def _write(connection: duckdb.DuckDBPyConnection, state: Fold) -> None:
