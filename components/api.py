@@ -6,6 +6,7 @@ Each function is an endpoint of its own name; types, docstring and argument text
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,6 +27,8 @@ from steer_heal.config import (
     SteerRequest,
     build,
 )
+
+_FOLDERS = re.compile(r"(?<![\w/.])~?/(?:[^\s/:'\"]+/)+")
 
 
 def serve(engine: Any) -> None:
@@ -59,11 +62,16 @@ def _told() -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(_placeless(str(error)), print_exception=False) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise gr.Error(f"{where}: {first['msg']}.", print_exception=False) from error
+        raise gr.Error(_placeless(f"{where}: {first['msg']}."), print_exception=False) from error
+
+
+def _placeless(message: str) -> str:
+    """The message without the folders of this machine: of each path only its last part."""
+    return _FOLDERS.sub("", message)
 
 
 def _dressed(call: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

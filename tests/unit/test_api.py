@@ -101,6 +101,22 @@ def test_bad_input_is_one_sentence(client, values, words):
         client.predict(**values, api_name="/steer")
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("There is no run a in /home/me/runs: copy it.", "There is no run a in runs: copy it."),
+        ("'/a/b/c.jsonl' line 3: bad.", "'c.jsonl' line 3: bad."),
+        (
+            "Cannot write /a/b (No space left): try 1/2 of it/that.",
+            "Cannot write b (No space left): try 1/2 of it/that.",
+        ),
+        ("See google/gemma-3-1b-it.", "See google/gemma-3-1b-it."),
+    ],
+)
+def test_a_client_is_told_no_folder_of_this_machine(said, shown):
+    assert api._placeless(said) == shown
+
+
 def test_the_examples_in_the_readme_run(url, capsys):
     text = README.read_text().split("## From a program")[1].split("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
