@@ -57,10 +57,12 @@ def time_all(
     repeats: int,
     say: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
+    *,
+    warm: bool = True,
 ) -> dict[str, Timing]:
-    """Every job once unmeasured, then `repeats` rounds over all of them."""
+    """Every job once unmeasured when `warm`, then `repeats` rounds over all of them."""
     timings = {name: Timing() for name in jobs}
-    for number in range(repeats + 1):
+    for number in range(0 if warm else 1, repeats + 1):
         for name, job in jobs.items():
             with Peak() as peak:
                 begun = clock()
@@ -86,8 +88,10 @@ def run(
     say(f"{about}; {forward_used(subject.lm, subject.vector.directions_LD)}")
     parts = works(subject)
     jobs = {key: job for part in args.only or parts for key, job in parts[part].items()}
+    jobs = {key: job for key, job in jobs.items() if key not in args.leave_out}
     timings = {key: Timing(**values) for key, values in known.get("timings", {}).items()}
-    timings |= time_all(jobs, args.repeats, say, clock)
+    for key, timing in time_all(jobs, args.repeats, say, clock, warm=not args.cold).items():
+        timings[key] = timings.get(key, Timing()).with_more(timing)
     doses = known.get("doses", {})
     if "calibration" in jobs:
         doses = searches(subject)
@@ -114,7 +118,9 @@ def options() -> argparse.Namespace:
         "--cpu-time", action="store_true", help="CPU seconds, for a busy machine: --threads 1"
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, help="only these parts")
-    parser.add_argument("--json", type=Path, help="written; what it holds of other parts and models stays")
+    parser.add_argument("--leave-out", nargs="+", default=(), help="names of measures, of those parts")
+    parser.add_argument("--cold", action="store_true", help="no unmeasured round first")
+    parser.add_argument("--json", type=Path, help="written; what it holds stays, repeats are added to it")
     parser.add_argument("--figure", type=Path, help="time against rows: an .html or .png file")
     return parser.parse_args()
 

@@ -124,15 +124,14 @@ def one_dose_at_a_time(case: Case, prompts: Sequence[Sequence[int]], c: float) -
 
 
 def searches(case: Case) -> dict[str, int]:
-    """How many doses two searches with one dose at a time measure on this case."""
-    prompts = calibration_prompts(case)
-    measure = measurement(case.lm, case.vector, case.layers, prompts, case.calibration)
-    return {
-        f"bisection to {case.calibration.tolerance:.1%} of c": bisection_doses(case.calibration),
-        "isokl_steering_calibration's search to 5% of KL": false_position_doses(
-            lambda c: measure([c])[0], case.calibration
-        ),
-    }
+    """How many doses searches with one dose at a time measure on this case; the second one on real weights."""
+    found = {f"bisection to {case.calibration.tolerance:.1%} of c": bisection_doses(case.calibration)}
+    if case.lm.is_demo:
+        prompts = calibration_prompts(case)
+        measure = measurement(case.lm, case.vector, case.layers, prompts, case.calibration)
+        n = false_position_doses(lambda c: measure([c])[0], case.calibration)
+        found["isokl_steering_calibration's search to 5% of KL"] = n
+    return found
 
 
 def bisection_doses(settings: CalibrateSettings) -> int:
@@ -213,6 +212,7 @@ def works(case: Case) -> dict[str, dict[str, Work]]:
     first_token(store)
     answers: dict[str, Work] = {
         "generate 1": lambda: generate(case, [case.prompt], matrix_BL[4:5], n_new),
+        "1 row": rows_in_all(1),
         "9 rows": rows_in_all(9),
         "17 rows": lambda: write(case, case.rows(9, shadow=True)),
         "9 unsteered": lambda: write(case, [Row(case.prompt, noise=number) for number in range(9)]),
@@ -220,7 +220,10 @@ def works(case: Case) -> dict[str, dict[str, Work]]:
         "base + steered + shadow": lambda: write(case, case.rows(2, shadow=True)),
     }
     first: dict[str, Work] = {
-        "prefill 1": prefill_one_row,
+        "prefill 1, transformers": prefill_one_row,
+        "prefill 1, ours": lambda: list(
+            islice(decode(lm, [Row(case.prompt)], directions_LD, case.sample), 1)
+        ),
         "slider": lambda: first_token(store),
         "first token, nothing cached": lambda: first_token(None),
     }

@@ -24,6 +24,11 @@ class Timing:
     per_step: list[float] = field(default_factory=list)
     peak_mb: float = 0.0
 
+    def with_more(self, other: Timing) -> Timing:
+        """The repeats of both."""
+        most = max(self.peak_mb, other.peak_mb)
+        return Timing(self.seconds + other.seconds, self.per_step + other.per_step, most)
+
     @property
     def median(self) -> float:
         return median(self.seconds)
@@ -63,6 +68,12 @@ def claims(found: Mapping[str, Timing], doses: Mapping[str, int], *, demo: bool)
         rows, shadows = found["9 rows"].median, found["17 rows"].median
         made.append(faster("base + 8 alphas against 9 one at a time", nine, rows, 6 if demo else 4))
         made.append(faster("the same with 8 shadows, 17 rows", nine, shadows, 5 if demo else 2.5))
+    for ours, bar in (("9 rows", 1), ("17 rows", 1)):
+        if has("1 row", ours):
+            one = 9 * found["1 row"].median
+            made.append(
+                faster(f"{ours} against 9 times one row through our own loop", one, found[ours].median, bar)
+            )
     if has("generate 9", "9 rows"):
         plain = found["generate 9"].median
         made.append(
@@ -74,9 +85,10 @@ def claims(found: Mapping[str, Timing], doses: Mapping[str, int], *, demo: bool)
     ):
         if has(dear, cheap):
             made.append(costs(f"a step of {names}", found[dear].step / found[cheap].step, bar))
-    if has("slider", "prefill 1"):
-        ratio = found["slider"].median / found["prefill 1"].median
-        made.append(costs("slider to first token to one prefill of one row", ratio, 1.2))
+    for prefill in ("prefill 1, transformers", "prefill 1, ours"):
+        if has("slider", prefill):
+            ratio = found["slider"].median / found[prefill].median
+            made.append(costs(f"slider to first token to one {prefill}", ratio, 1.2))
     for search, n in doses.items():
         for how in ("one dose, prompt by prompt", "one dose, prompts batched"):
             if has(how, "calibration"):

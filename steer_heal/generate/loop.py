@@ -100,7 +100,11 @@ def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
 
 
 class _Batch:
-    """The lanes still writing, then their shadows, and what has read them."""
+    """The lanes still writing, then those that only read, and what has read them.
+
+    A lane that is measured reads its base's logits at `_shadow_at`: a lane of the same prompt and tokens
+    without steering. Where lanes of one base write different tokens, the base becomes as many lanes.
+    """
 
     def __init__(
         self,
@@ -113,9 +117,11 @@ class _Batch:
     ) -> None:
         self._lm, self._plan, self._sampler = lm, made, how
         self._last_step = max_new_tokens - 1
-        self._lanes = list(range(len(made.lanes)))
+        self._writers = [number for number, lane in enumerate(made.lanes) if lane.writes]
+        self._shadow_at = dict(made.shadow_of_lane)
         self._reader = reader(lm, made.lanes, directions_LD, max_new_tokens, store)
-        self._streams = {lane: TextStream(lm.decode) for lane in made.writers}
+        self._n_lanes = len(made.lanes)
+        self._streams = {lane: TextStream(lm.decode) for lane in self._writers}
         self._token_text = lru_cache(maxsize=None)(lambda token: lm.decode([token]))
         self._next: dict[int, int] = {}
 
@@ -126,13 +132,12 @@ class _Batch:
     @torch.inference_mode()
     def draw(self, step: int) -> list[tuple[int, Token]]:
         """One token for every writing lane; those that do not end are left in `_next`."""
-        place = {lane: index for index, lane in enumerate(self._lanes)}
-        writers = [lane for lane in self._lanes if self._plan.lanes[lane].follows is None]
+        writers = self._writers
         logits_WV = self._reader.logits_BV[: len(writers)]
         ids_W = self._sampler.draw(logits_WV, [self._plan.lanes[lane].noise for lane in writers], step)
         logp_WV = log_probabilities(logits_WV)
         ids, p = ids_W.tolist(), logp_WV.gather(1, ids_W[:, None])[:, 0].exp().tolist()
-        measured = self._measure(writers, place, logp_WV, ids_W)
+        measured = self._measure(logp_WV, ids_W)
         ended = [token in self._lm.eos_ids or step == self._last_step for token in ids]
         self._next = {lane: token for lane, token, over in zip(writers, ids, ended, strict=True) if not over}
         return [
@@ -143,15 +148,12 @@ class _Batch:
             for i, lane in enumerate(writers)
         ]
 
-    def _measure(
-        self, writers: list[int], place: dict[int, int], logp_WV: Tensor, ids_W: Tensor
-    ) -> dict[int, dict[str, Any]]:
+    def _measure(self, logp_WV: Tensor, ids_W: Tensor) -> dict[int, dict[str, Any]]:
         """KL, probability under base and base's favourites, for the writers (by index) that have a shadow."""
-        shadow = self._plan.shadow_of_lane
-        index = [i for i, lane in enumerate(writers) if lane in shadow]
+        index = [i for i, lane in enumerate(self._writers) if lane in self._shadow_at]
         if not index:
             return {}
-        base_SV = self._reader.logits_BV[[place[shadow[writers[i]]] for i in index]]
+        base_SV = self._reader.logits_BV[[self._shadow_at[self._writers[i]] for i in index]]
         found = diverge(logp_WV[index], base_SV, ids_W[index])
         columns = (found.kl_B, found.p_base_B, found.top_ids_BN, found.top_p_BN)
         return {
@@ -165,13 +167,19 @@ class _Batch:
 
     @torch.inference_mode()
     def advance(self) -> None:
-        """Drop what ended and read the tokens just drawn."""
-        follows = [self._plan.lanes[lane].follows for lane in self._lanes]
-        source = [
-            lane if leader is None else leader for lane, leader in zip(self._lanes, follows, strict=True)
-        ]
-        kept = [index for index, lane in enumerate(source) if lane in self._next]
-        if len(kept) < len(self._lanes):
-            self._lanes = [self._lanes[index] for index in kept]
-            self._reader.keep(kept)
-        self._reader.advance([self._next[source[index]] for index in kept])
+        """Drop what ended, part bases from lanes that wrote otherwise, and read the tokens just drawn."""
+        source = [at for at, lane in enumerate(self._writers) if lane in self._next]
+        self._writers = [self._writers[at] for at in source]
+        ids = [self._next[lane] for lane in self._writers]
+        read_by = {(at, token): new for new, (at, token) in enumerate(zip(source, ids, strict=True))}
+        for lane in self._writers:
+            if lane in self._shadow_at:
+                wanted = (self._shadow_at[lane], self._next[lane])
+                self._shadow_at[lane] = read_by.setdefault(wanted, len(source))
+                if self._shadow_at[lane] == len(source):
+                    source.append(wanted[0])
+                    ids.append(wanted[1])
+        if source != list(range(self._n_lanes)):
+            self._reader.keep(source)
+            self._n_lanes = len(source)
+        self._reader.advance(ids)

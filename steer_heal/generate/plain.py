@@ -35,7 +35,7 @@ class PlainReader:
         return self._state.logits_BV
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Keep only these lanes (numbers among those still here), in this rising order."""
+        """The lanes that stay, by their numbers here and in their new order; one named twice becomes two."""
         index, state = torch.tensor(kept, device=self._lm.device), self._state
         state.cache.batch_select_indices(index)
         self._steering.keep(index)

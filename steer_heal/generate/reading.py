@@ -25,7 +25,7 @@ class Reader(Protocol):
         ...
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Keep only these lanes (numbers among those still here), in this rising order."""
+        """The lanes that stay, by their numbers here and in their new order; one named twice becomes two."""
         ...
 
     def advance(self, ids: Sequence[int]) -> None:

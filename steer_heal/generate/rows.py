@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,12 +30,16 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Lane:
-    """One row of the batch. `follows`: the lane whose tokens this shadow reads instead of drawing its own."""
+    """One row of the batch. `writes`: whether it draws tokens, or only reads those of lanes it is base for.
+
+    `n_more`: how many further lanes this one may become.
+    """
 
     prompt_ids: tuple[int, ...]
     coefficients_L: Tensor
     noise: int = 0
-    follows: int | None = None
+    writes: bool = True
+    n_more: int = 0
 
     @property
     def steered(self) -> bool:
@@ -48,20 +52,19 @@ class Lane:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Rows that are equal in all that matters share one lane; a shadow of a base row is the row itself."""
+    """Rows that are equal in all that matters share one lane.
+
+    `shadow_of_lane`: the unsteered lane that each measured one begins beside, one for each prompt: as long as
+    their tokens are the same, one base serves all. Lanes that write come first.
+    """
 
     lanes: list[Lane] = field(default_factory=list)
     rows_of_lane: dict[int, list[int]] = field(default_factory=dict)
     shadow_of_lane: dict[int, int] = field(default_factory=dict)
 
-    @property
-    def writers(self) -> list[int]:
-        """The lanes that draw tokens; they come before the shadows."""
-        return [index for index, lane in enumerate(self.lanes) if lane.follows is None]
-
 
 def plan(rows: Sequence[Row], n_layers: int) -> Plan:
-    """The lanes that compute `rows`, shadows last. Errors: `SettingsError`."""
+    """The lanes that compute `rows`. Errors: `SettingsError`."""
     made = Plan()
     known: dict[tuple[tuple[int, ...], bytes, int], int] = {}
     for index, row in enumerate(rows):
@@ -70,18 +73,27 @@ def plan(rows: Sequence[Row], n_layers: int) -> Plan:
         if number == len(made.lanes):
             made.lanes.append(lane)
         made.rows_of_lane.setdefault(number, []).append(index)
-    for number in made.writers:
+    bases: dict[tuple[int, ...], int] = {}
+    for number, lane in enumerate(made.lanes):
+        if not lane.steered:
+            bases.setdefault(lane.prompt_ids, number)
+    for number in range(len(made.lanes)):
         if any(rows[index].shadow for index in made.rows_of_lane[number]):
-            made.shadow_of_lane[number] = _add_shadow(made, number)
+            made.shadow_of_lane[number] = _shadow(made, bases, number)
     return made
 
 
-def _add_shadow(made: Plan, number: int) -> int:
+def _shadow(made: Plan, bases: dict[tuple[int, ...], int], number: int) -> int:
+    """The unsteered lane beside which lane `number` begins, made when there is none."""
     lane = made.lanes[number]
     if not lane.steered:
         return number
-    made.lanes.append(Lane(lane.prompt_ids, torch.zeros_like(lane.coefficients_L), lane.noise, number))
-    return len(made.lanes) - 1
+    base = bases.setdefault(lane.prompt_ids, len(made.lanes))
+    if base == len(made.lanes):
+        made.lanes.append(Lane(lane.prompt_ids, torch.zeros_like(lane.coefficients_L), writes=False))
+    else:
+        made.lanes[base] = replace(made.lanes[base], n_more=made.lanes[base].n_more + 1)
+    return base
 
 
 def _coefficients(row: Row, n_layers: int) -> Tensor:

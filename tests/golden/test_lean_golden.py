@@ -77,7 +77,7 @@ CASES = (one_prompt, many_prompts, one_row_a_prompt, only_base, first_and_last_b
 
 
 def assert_same(lm, lanes, store=None, rtol=1e-3, atol=3e-4):
-    """Both readers over the same tokens; on the way, half of the lanes leave, then all but one."""
+    """Both readers over the same tokens; on the way, base lanes part, half of all leave, then all but one."""
     v = directions(lm)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
@@ -85,9 +85,10 @@ def assert_same(lm, lanes, store=None, rtol=1e-3, atol=3e-4):
         plain = PlainReader(lm, lanes, v, N_STEPS, None)
         torch.testing.assert_close(lean.logits_BV, plain.logits_BV, rtol=rtol, atol=atol)
         n = len(lanes)
+        twice = [number for number, lane in enumerate(lanes) if not lane.steered]
         for step in range(N_STEPS):
-            if step in (4, 8) and n > 1:
-                kept = list(range(0, n, 2)) if step == 4 else [n - 1]
+            if step in (2, 4, 8) and n > 1:
+                kept = {2: [*range(n), *twice], 4: list(range(0, n, 2)), 8: [n - 1]}[step]
                 lean.keep(kept)
                 plain.keep(kept)
                 n = len(kept)

@@ -5,6 +5,7 @@ import torch
 
 from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
 from steer_heal.generate import PrefixStore, Row, complete, decode
+from steer_heal.generate.lean import LeanReader
 from steer_heal.generate.rows import plan
 from steer_heal.models import user
 from steer_heal.steering import coefficients
@@ -149,17 +150,33 @@ def test_completions_come_in_order_whatever_the_batch(lm, directions_LD):
     assert heard == [(2, 4), (4, 4)]
 
 
-def test_equal_rows_are_computed_once_and_shadows_of_base_are_themselves():
+def test_equal_rows_are_computed_once_and_one_base_serves_a_prompt():
     rows = [
         Row((1, 2)),
         Row((1, 2), at(-0.0), shadow=True),
         Row((1, 2), at(1.0), shadow=True),
         Row((1, 2), noise=1),
+        Row((3, 4), at(1.0), shadow=True),
+        Row((3, 4), at(2.0), shadow=True),
     ]
     made = plan(rows, 4)
-    assert made.rows_of_lane == {0: [0, 1], 1: [2], 2: [3]}
-    assert made.shadow_of_lane == {0: 0, 1: 3}
-    assert made.lanes[3].follows == 1
+    assert made.rows_of_lane == {0: [0, 1], 1: [2], 2: [3], 3: [4], 4: [5]}
+    assert made.shadow_of_lane == {0: 0, 1: 0, 3: 5, 4: 5}
+    assert [lane.writes for lane in made.lanes] == [True] * 5 + [False]
+    assert [lane.n_more for lane in made.lanes] == [1, 0, 0, 0, 0, 1]
+
+
+def test_bases_part_only_where_texts_do(lm, directions_LD, monkeypatch):
+    """How many lanes are read at each step: a writer each, and a base for each text that differs."""
+    read = []
+    advance = LeanReader.advance
+    monkeypatch.setattr(LeanReader, "advance", lambda self, ids: read.append(len(ids)) or advance(self, ids))
+    rows = [Row(ids(lm)), *(Row(ids(lm), at(c), shadow=True) for c in (0.001, 0.002, 5.0, 5.001))]
+    made = complete(lm, rows, directions_LD, greedy(8))
+    texts = [ids_of(row) for row in made]
+    assert texts[0] == texts[1] == texts[2] != texts[3]
+    expected = [5 + len({tuple(text[: step + 1]) for text in texts}) - 1 for step in range(7)]
+    assert read == expected
 
 
 def test_bad_rows_are_refused(lm, directions_LD):

@@ -90,28 +90,26 @@ class Visible:
     def __init__(self, lengths_R: Tensor, width: int) -> None:
         self.lengths_R, self.width = lengths_R, width
         self._shortest, self._longest = int(lengths_R.min()), int(lengths_R.max())
-        self._known: dict[tuple[int | None, int, bool], Tensor | None] = {}
+        self._known: dict[tuple[int | None, int, bool], Tensor] = {}
 
     def prefix(self, window: int | None, step: int, dtype: torch.dtype) -> Tensor | None:
         """(R, T): 0 where row r sees column t of its prompt, `HIDDEN` elsewhere; None when it sees all."""
-        if self._shortest == self.width and not self._cut(window, step):
-            return None
         return self._remember(window, step, False, dtype)
 
     def all(self, window: int | None, step: int, dtype: torch.dtype) -> Tensor | None:
         """The same over prompt and tokens written, (R, T + step + 1)."""
-        if self._shortest == self.width and not self._cut(window, step):
-            return None
         return self._remember(window, step, True, dtype)
 
-    def _cut(self, window: int | None, step: int) -> bool:
-        return window is not None and self._longest + step >= window
-
     def _remember(self, window: int | None, step: int, tail: bool, dtype: torch.dtype) -> Tensor | None:
-        key = (window, step, tail)
+        if window is not None and self._longest + step < window:
+            window = None
+        if window is None and self._shortest == self.width:
+            return None
+        key = (window, step if tail or window is not None else 0, tail)
         if key not in self._known:
-            self._known = {known: mask for known, mask in self._known.items() if known[1] == step}
-            self._known[key] = self._mask(window, step, tail).clamp_(min=torch.finfo(dtype).min).to(dtype)
+            self._known = {known: mask for known, mask in self._known.items() if known[1] in (0, step)}
+            lowest = torch.finfo(dtype).min
+            self._known[key] = self._mask(window, step, tail).clamp_(min=lowest).to(dtype)
         return self._known[key]
 
     def _mask(self, window: int | None, step: int, tail: bool) -> Tensor:

@@ -22,7 +22,7 @@ class Keys(Protocol):
         ...
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this rising order."""
+        """Keep these rows, in this order that never falls; one named twice becomes two."""
         ...
 
 
@@ -30,17 +30,16 @@ Prefix = tuple[Tensor, Tensor]
 """Keys and values of prompts at one layer, (N, K, T, d) each, padded on the right."""
 
 
-def keys(prefixes: dict[int, Prefix], of_row: Sequence[int], lengths_N: Tensor, room: int) -> Keys:
+def keys(
+    prefixes: dict[int, Prefix], of_row: Sequence[int], lengths_N: Tensor, room: int, n_more: int = 0
+) -> Keys:
     """Kept once where at least two rows in the mean read a prompt, else a copy for each row.
 
     `prefixes`: by layer. `of_row`: which prompt each row follows. `room`: how many tokens may be written.
+    `n_more`: how many rows may come to be beside them.
     """
-    shared = len(of_row) >= 2 * len(set(of_row))
-    return (
-        SharedKeys(prefixes, of_row, lengths_N, room)
-        if shared
-        else OwnKeys(prefixes, of_row, lengths_N, room)
-    )
+    shared = len(of_row) + n_more >= 2 * len(set(of_row))
+    return (SharedKeys if shared else OwnKeys)(prefixes, of_row, lengths_N, room)
 
 
 class OwnKeys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from .attention import HIDDEN, attend, causal
 from .keys import Prefix
 from .network import Network, Turn
 
-_CHUNK_TOKENS = 4096
-"""How many tokens go through the blocks at once: more would only need more memory."""
+_CHUNK_TOKENS = 1024
+"""How many tokens go through the blocks at once: more would need more memory, and more padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +94,31 @@ def run(
     for start in range(0, n_rows, at_once):
         rows = slice(start, start + at_once)
         some = None if steering is None else steering.of(rows)
-        parts.append(_run(network, hidden_NTD[rows], lengths_N[rows], layers, wanted, some))
+        longest = int(lengths_N[rows].max())
+        parts.append(_run(network, hidden_NTD[rows, :longest], lengths_N[rows], layers, wanted, some))
     if len(parts) == 1:
         return parts[0]
     pairs = {
-        layer: (
-            torch.cat([part.pairs[layer][0] for part in parts]),
-            torch.cat([part.pairs[layer][1] for part in parts]),
-        )
-        for layer in parts[0].pairs
+        layer: tuple(_join([part.pairs[layer][i] for part in parts], n_tokens, 2) for i in range(2))
+        for layer in layers
     }
-    return Passed(pairs, {layer: torch.cat([part.residuals[layer] for part in parts]) for layer in wanted})
+    return Passed(
+        cast(dict[int, Prefix], pairs),
+        {layer: _join([part.residuals[layer] for part in parts], n_tokens, 1) for layer in wanted},
+    )
+
+
+def _join(parts: Sequence[Tensor], n_tokens: int, dim: int) -> Tensor:
+    """Rows of several parts, padded to `n_tokens` along `dim`; residuals of ends alone stay one token."""
+    shape = list(parts[0].shape)
+    shape[0] = sum(len(part) for part in parts)
+    shape[dim] = n_tokens if max(part.shape[dim] for part in parts) > 1 else 1
+    made = parts[0].new_zeros(shape)
+    start = 0
+    for part in parts:
+        made[start : start + len(part)].narrow(dim, 0, part.shape[dim]).copy_(part)
+        start += len(part)
+    return made
 
 
 def _run(

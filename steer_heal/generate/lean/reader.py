@@ -52,7 +52,8 @@ class LeanReader:
         lengths_P = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
         rows = [place[lanes[i].prompt_ids] for i in order]
         variant_rows = [number[lanes[i].key[:2]] for i in order[n_base:]]
-        self._low = keys(_prefixes(reads, range(first + 1)), rows, lengths_P, room)
+        more = sum(lane.n_more for lane in lanes)
+        self._low = keys(_prefixes(reads, range(first + 1)), rows, lengths_P, room, more)
         self._first, self._n_base = first, n_base
         self._base: Keys | None = None
         self._steered: Keys | None = None
@@ -61,7 +62,7 @@ class LeanReader:
         if n_base:
             ends.append(_ends(reads, len(self._network.blocks) - 1)[rows[:n_base]])
             if above:
-                self._base = keys(_prefixes(reads, above), rows[:n_base], lengths_P, room)
+                self._base = keys(_prefixes(reads, above), rows[:n_base], lengths_P, room, more)
         if steered:
             ends.append(self._read_steered(reads, steered, place, directions_LD, above, room, variant_rows))
         lengths_B = lengths_P[torch.tensor(rows, device=self._device)]
@@ -100,11 +101,12 @@ class LeanReader:
         return hidden_VTD[:, 0][torch.tensor(variant_rows, device=self._device)]
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Keep only these lanes (numbers among those still here), in this rising order."""
-        wanted = set(kept)
-        rows = [row for row, lane in enumerate(self._order) if lane in wanted]
-        renamed = {lane: number for number, lane in enumerate(kept)}
-        self._order = [renamed[self._order[row]] for row in rows]
+        """The lanes that stay, by their numbers here and in their new order; one named twice becomes two."""
+        news: dict[int, list[int]] = {}
+        for new, lane in enumerate(kept):
+            news.setdefault(lane, []).append(new)
+        stays = [(row, new) for row, lane in enumerate(self._order) for new in news.get(lane, ())]
+        rows, self._order = [row for row, _ in stays], [new for _, new in stays]
         n_base = sum(row < self._n_base for row in rows)
         self._low.keep(rows)
         self._base = _kept(self._base, rows[:n_base])
