@@ -47,6 +47,27 @@ def _kl(p_NV: Tensor, q_NV: Tensor) -> Tensor:
     return F.kl_div(logq_NV, logp_NV, reduction="none", log_target=True).sum(-1)
 
 
+def divergence_rows(name: str, logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
+    """The divergence at each position from both models' log-probs, the student's first."""
+    if name == "kl_fwd":
+        logp_NV, logq_NV = logq_NV, logp_NV
+    return torch.einsum("nv,nv->n", logp_NV.exp(), logp_NV - logq_NV)
+
+
+def nll_slopes(logp_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """d nll / d logits at each position: p - onehot(label)."""
+    slopes_NV = logp_NV.exp()
+    slopes_NV[torch.arange(len(labels_N), device=labels_N.device), labels_N] -= 1.0
+    return slopes_NV
+
+
+def divergence_slopes(name: str, logp_NV: Tensor, logq_NV: Tensor, d_N: Tensor) -> Tensor:
+    """d divergence / d the student's logits: p (log p - log q - d) for "kl_rev", p - q for "kl_fwd"."""
+    if name == "kl_fwd":
+        return logp_NV.exp() - logq_NV.exp()
+    return logp_NV.exp().mul_(logp_NV - logq_NV - d_N[:, None])
+
+
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl_fwd": kl_fwd, "kl_rev": kl_rev}
 
 

@@ -7,7 +7,7 @@ from steer_heal.heal.output import CHUNK_BYTES
 from steer_heal.models import LanguageModel
 from steer_heal.models.files import GIB, free
 
-STEP_CHUNKS = 8
+STEP_CHUNKS = 6
 """Chunks of logits that live at once: of both models, in float32 and as they came, and their gradients."""
 SPARE = 1.15
 

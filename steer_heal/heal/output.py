@@ -7,7 +7,7 @@ model, are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,8 @@ from steer_heal.config import SettingsError
 from steer_heal.heal.examples import Example
 from steer_heal.models import LanguageModel, left_pad
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 128 << 20
 """Float32 logits of one chunk take at most this much."""
-
-Score = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
 
 class OutputLayer:
@@ -36,6 +34,8 @@ class OutputLayer:
         self._lm = lm
         self.chunk = max(1, CHUNK_BYTES // (4 * lm.config.vocab_size))
         """Positions whose logits exist at a time."""
+        self.barrier_acts = False
+        """Whether the last backward pass asked for the divergence's slope: then the next one will too."""
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, V) in the model's type."""
@@ -87,52 +87,79 @@ def row_losses(
     divergence is 0. Gradients reach `hidden_ND` alone.
     """
 
-    def score(hidden_CD: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        logits_CV = output(hidden_CD)
-        nll_C = losses.nll_rows(logits_CV, labels_N[rows])
-        if reference_ND is None or divergence == "nll":
-            return nll_C, torch.zeros_like(nll_C)
-        with torch.no_grad():
-            reference_CV = output(reference_ND[rows])
-        return nll_C, losses.DIVERGENCES[divergence](logits_CV, reference_CV)
-
-    return _Chunked.apply(hidden_ND, score, output.chunk)  # pyright: ignore[reportReturnType]
+    divergence = "nll" if reference_ND is None else divergence
+    return _Chunked.apply(hidden_ND, labels_N, output, divergence, reference_ND)  # pyright: ignore[reportReturnType]
 
 
 class _Chunked(torch.autograd.Function):
-    """Two losses of each row from that row's hidden state, `chunk` rows at a time.
+    """Both losses of each row from its hidden state, `output.chunk` rows at a time.
 
-    The first one's gradient is found on the way, the second one's when it turns out to be asked for: most
-    often the barrier is silent and it never is.
+    Slopes with respect to the logits are written down in `losses`; through the output layer they go to the
+    hidden state. The divergence's is found on the way where the barrier acted in the step before, else when
+    it turns out to be asked for: most often the barrier is silent and it never is.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, score: Score, chunk: int) -> tuple[Tensor, Tensor]:
-        n = len(hidden_ND)
-        first_N, second_N = (torch.empty(n, device=hidden_ND.device) for _ in range(2))
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        labels_N: Tensor,
+        output: OutputLayer,
+        divergence: str,
+        reference_ND: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        n, device = len(hidden_ND), hidden_ND.device
+        nll_N, d_N = torch.empty(n, device=device), torch.zeros(n, device=device)
         wanted = ctx.needs_input_grad[0]
-        slope_ND = torch.empty_like(hidden_ND, dtype=torch.float32) if wanted else None
-        for rows in (slice(start, start + chunk) for start in range(0, n, chunk)):
-            hidden_CD = hidden_ND[rows].detach().requires_grad_(wanted)
-            with torch.set_grad_enabled(wanted):
-                first_C, second_C = score(hidden_CD, rows)
-                if slope_ND is not None:
-                    slope_ND[rows] = torch.autograd.grad(first_C.sum(), hidden_CD)[0]
-            first_N[rows], second_N[rows] = first_C.detach(), second_C.detach()
-        if slope_ND is not None:
-            ctx.save_for_backward(hidden_ND, slope_ND)
-        ctx.score, ctx.chunk = score, chunk
-        return first_N, second_N
+        eager = wanted and output.barrier_acts and divergence != "nll"
+        slopes = [torch.empty_like(hidden_ND, dtype=torch.float32) for _ in range(wanted + eager)]
+        for rows in _chunks(n, output.chunk):
+            logits_CV, back = _through(output, hidden_ND[rows], wanted)
+            logp_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+            nll_N[rows] = -logp_CV.gather(1, labels_N[rows, None])[:, 0]
+            if divergence != "nll" and reference_ND is not None:
+                logq_CV = torch.log_softmax(output(reference_ND[rows]), dim=-1, dtype=torch.float32)
+                d_N[rows] = losses.divergence_rows(divergence, logp_CV, logq_CV)
+                if eager:
+                    slopes[1][rows] = back(losses.divergence_slopes(divergence, logp_CV, logq_CV, d_N[rows]))
+            if wanted:
+                slopes[0][rows] = back(losses.nll_slopes(logp_CV, labels_N[rows]))
+        ctx.save_for_backward(hidden_ND, d_N, reference_ND, *slopes)
+        ctx.output, ctx.divergence = output, divergence
+        return nll_N, d_N
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
-        by_first_N, by_second_N = slopes
-        hidden_ND, slope_ND = ctx.saved_tensors
-        slope_ND = slope_ND * by_first_N[:, None]
-        if by_second_N.any():
-            for rows in (slice(start, start + ctx.chunk) for start in range(0, len(hidden_ND), ctx.chunk)):
-                hidden_CD = hidden_ND[rows].detach().requires_grad_(True)
-                with torch.enable_grad():
-                    second_C = ctx.score(hidden_CD, rows)[1]
-                    slope_ND[rows] += torch.autograd.grad(second_C, hidden_CD, by_second_N[rows])[0]
-        return slope_ND.to(hidden_ND.dtype), None, None
+    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor, None, None, None, None]:
+        by_nll_N, by_d_N = by
+        hidden_ND, d_N, reference_ND, slope_ND, *known = ctx.saved_tensors
+        slope_ND = slope_ND * by_nll_N[:, None]
+        ctx.output.barrier_acts = bool(by_d_N.any())
+        if ctx.output.barrier_acts and known:
+            slope_ND += known[0] * by_d_N[:, None]
+        elif ctx.output.barrier_acts and reference_ND is not None:
+            for rows in _chunks(len(hidden_ND), ctx.output.chunk):
+                logits_CV, back = _through(ctx.output, hidden_ND[rows], True)
+                logp_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+                logq_CV = torch.log_softmax(ctx.output(reference_ND[rows]), dim=-1, dtype=torch.float32)
+                slopes_CV = losses.divergence_slopes(ctx.divergence, logp_CV, logq_CV, d_N[rows])
+                slope_ND[rows] += back(slopes_CV) * by_d_N[rows, None]
+        return slope_ND.to(hidden_ND.dtype), None, None, None, None
+
+
+def _chunks(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def _through(
+    output: OutputLayer, hidden_CD: Tensor, wanted: bool
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The logits (C, V), and what takes slopes with respect to them to those of the hidden state, float32."""
+    hidden_CD = hidden_CD.detach().requires_grad_(wanted)
+    with torch.set_grad_enabled(wanted):
+        logits_CV = output(hidden_CD)
+
+    def back(slopes_CV: Tensor) -> Tensor:
+        slopes_CV = slopes_CV.to(logits_CV.dtype)
+        return torch.autograd.grad(logits_CV, hidden_CD, slopes_CV, retain_graph=True)[0].float()
+
+    return logits_CV.detach(), back

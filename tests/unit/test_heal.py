@@ -69,10 +69,11 @@ def test_hidden_states_predict_the_completions(lm):
 
 @pytest.mark.parametrize("divergence", ["nll", "kl_fwd", "kl_rev"])
 @pytest.mark.parametrize("cap", [None, 2.0])
-def test_losses_in_chunks_are_those_of_whole_logits_and_so_are_their_gradients(lm, divergence, cap):
+@pytest.mark.parametrize("eager", [False, True])
+def test_losses_in_chunks_are_those_of_whole_logits_and_so_are_their_gradients(lm, divergence, cap, eager):
     lm.config.final_logit_softcapping = cap
     output = OutputLayer(lm)
-    output.chunk = 3
+    output.chunk, output.barrier_acts = 3, eager
     generator = torch.Generator().manual_seed(0)
     hidden_ND, reference_ND = (torch.randn(8, lm.width, generator=generator) for _ in range(2))
     labels_N, weights_N = torch.arange(8) + 40, torch.arange(8) / 8

@@ -1,0 +1,163 @@
+"""The table of docs/healing-table.md and the path on the map, from the rows of `benchmarks.heal`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import plotly.graph_objects as go
+from playwright.sync_api import sync_playwright
+
+Row = dict[str, Any]
+HEAD = (
+    "cell",
+    "seed",
+    "retention after rounds 1, 2, 3, 4, last (95% interval of the last)",
+    "worst answer mass / base",
+    "most looping",
+    "worst median perplexity / persona's",
+    "headlines",
+    "bars",
+)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+
+
+def measures(row: Row) -> dict[str, Any]:
+    """A run's figures, and which of the issue's bars it meets."""
+    rounds = [
+        row["rounds"][key] for key in sorted(row["rounds"], key=int) if "retention" in row["rounds"][key]
+    ]
+    base, persona = row["base"]["base"], row["base"]["persona"]["text"]["perplexity"]
+    kept = [one["retention"] for one in rounds]
+    mass = [one["healed"]["coherence"] / base["coherence"] for one in rounds]
+    looping = [one["healed"]["text"]["looping"] for one in rounds]
+    ratio = [one["healed"]["text"]["perplexity"] / persona for one in rounds]
+    bars = {
+        "retention after round 1 >= 0.8": bool(kept) and kept[0] >= 0.8,
+        "beyond steering by round 3": len(kept) >= 3 and max(kept[:3]) > 1.0,
+        "rising over four rounds": len(kept) >= 4 and kept[:4] == sorted(set(kept[:4])),
+        "all rounds done": len(kept) == row["settings"]["rounds"],
+        "mass": bool(mass) and min(mass) >= 0.95,
+        "looping": bool(looping) and max(looping) <= 0.02,
+        "perplexity": bool(ratio) and max(ratio) <= 1.5,
+    }
+    words = [one["headline"]["word"] for one in rounds]
+    interval = rounds[-1].get("retention_interval") if rounds else None
+    return {"kept": kept, "mass": mass, "looping": looping, "ratio": ratio, "bars": bars, "words": words,
+            "interval": interval}  # fmt: skip
+
+
+def line(row: Row) -> str:
+    """A run as a line of the table."""
+    found = measures(row)
+    kept = found["kept"]
+    shown = [f"{value:.2f}" for value in kept[:4]] + ([f"{kept[-1]:.2f}"] if len(kept) > 4 else [])
+    low_high = " ({:.2f} to {:.2f})".format(*found["interval"]) if found["interval"] else ""
+    missed = [name for name, met in found["bars"].items() if not met]
+    words = ", ".join(f"{found['words'].count(word)} {word}" for word in dict.fromkeys(found["words"]))
+    failed = f"; ended: {row['message']}" if row.get("status") == "failed" else ""
+    cells = (
+        row["cell"],
+        str(row["seed"]),
+        ", ".join(shown) + low_high,
+        f"{min(found['mass'], default=0):.3f}",
+        f"{max(found['looping'], default=0):.0%}",
+        f"{max(found['ratio'], default=0):.2f}",
+        words + failed,
+        "all" if not missed else "not " + ", ".join(missed),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def references(rows: Sequence[Row]) -> list[str]:
+    """What the runs are compared with: base, steering alone, the persona as a system prompt."""
+    row = rows[0]
+    base, persona = row["base"]["base"], row["base"]["persona"]
+    steered = [one["rounds"]["1"]["steered"] for one in rows if "steered" in one["rounds"].get("1", {})]
+
+    def reads(name: str, one: Row, perplexity: float) -> str:
+        p, text = one["p"], one["text"]
+        moved = p["Care"] - base["p"]["Care"] + base["p"]["SocialNorms"] - p["SocialNorms"]
+        return (
+            f"| {name} | {p['SocialNorms']:.3f} | {p['Care']:.3f} | {moved:.3f} | {one['coherence']:.4f} | "
+            f"{perplexity:.2f} | {text['looping']:.0%} |"
+        )
+
+    lines = [
+        "| | SocialNorms | Care | moved | answer mass | median perplexity | looping |",
+        "|" + " --- |" * 7,
+    ]
+    lines.append(reads("base", base, base["text"]["perplexity"]))
+    if steered:
+        lines.append(
+            reads("base steered at alpha 1", steered[0], median(s["text"]["perplexity"] for s in steered))
+        )
+    lines.append(reads("base told the persona", persona, persona["text"]["perplexity"]))
+    return lines
+
+
+def path_figure(rows: Sequence[Row]) -> go.Figure:
+    """Base, then the healed model of each round, one line a run; steering and persona as marks."""
+    figure = go.Figure()
+    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    for row in rows:
+        base, colour = row["base"]["base"], COLOURS[cells.index(row["cell"]) % len(COLOURS)]
+        found = [row["rounds"][key]["healed"] for key in sorted(row["rounds"], key=int)
+                 if "healed" in row["rounds"][key]]  # fmt: skip
+        points = [base, *found]
+        figure.add_trace(go.Scatter(
+            x=[one["p"]["SocialNorms"] for one in points], y=[one["p"]["Care"] for one in points],
+            mode="lines+markers", name=f"{row['cell']}, seed {row['seed']}", line={"color": colour},
+            marker={"size": 6},
+        ))  # fmt: skip
+    row = rows[0]
+    for name, one, symbol in (
+        ("base steered at alpha 1", row["rounds"]["1"]["steered"], "diamond"),
+        ("base told the persona", row["base"]["persona"], "star"),
+    ):
+        figure.add_trace(go.Scatter(
+            x=[one["p"]["SocialNorms"]], y=[one["p"]["Care"]], mode="markers", name=name,
+            marker={"symbol": symbol, "size": 13, "color": "#444"},
+        ))  # fmt: skip
+    figure.update_layout(
+        template="plotly_white", width=900, height=520, margin={"l": 60, "r": 10, "t": 10, "b": 50},
+        xaxis={"title": {"text": "SocialNorms, mean probability"}},
+        yaxis={"title": {"text": "Care, mean probability"}},
+    )  # fmt: skip
+    return figure
+
+
+def picture(figure: go.Figure, path: Path) -> None:
+    """The figure as a PNG, drawn by the browser that the tests use."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 900, "height": 520})
+        page.set_content(figure.to_html(include_plotlyjs=True, config={"staticPlot": True}))
+        page.wait_for_selector(".main-svg")
+        page.locator(".plotly-graph-div").screenshot(path=path)
+        browser.close()
+
+
+def write_table(rows: Sequence[Row], cells: Sequence[str], docs: Path) -> list[Path]:
+    """Writes the table and the figure; their paths, none without rows."""
+    if not rows:
+        return []
+    ordered = sorted(rows, key=lambda row: (cells.index(row["cell"]), row["seed"]))
+    missing = [cell for cell in cells if cell not in {row["cell"] for row in rows}]
+    lines = [
+        "# Healing: every run",
+        "",
+        "Made by `python -m benchmarks.heal table`; bundled model, quick preset.",
+        "",
+    ]
+    lines += [*references(ordered), "", "| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
+    lines += map(line, ordered)
+    lines += ["", f"Not run: {'; '.join(missing)}." if missing else "Every cell was run.", ""]
+    table, figure = docs / "healing-table.md", docs / "healing-path.png"
+    table.write_text("\n".join(lines))
+    picture(path_figure(ordered), figure)
+    return [table, figure]
