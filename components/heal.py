@@ -91,7 +91,7 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Healing:
         epochs = gr.Number(None, label="Epochs", precision=0, min_width=110, elem_id="run-epochs")
         file = gr.Textbox(
             label="Vignettes from a file",
-            placeholder="JSONL on this machine",
+            placeholder="JSONL file here, or a set of tinymfv",
             max_length=500,
             min_width=160,
             elem_id="run-vignette-file",

@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from steer_heal.cli import doctor, dose, evaluate, export, heal, results, store, vector
+from steer_heal.cli import doctor, dose, evaluate, export, heal, readings, results, store, vector
 from steer_heal.cli.options import Parser
 from steer_heal.cli.tables import Out
 from steer_heal.config import SettingsError
 from steer_heal.store import StoreBusy
 
-COMMANDS = (heal, dose, evaluate, vector, results, store, export, doctor)
+COMMANDS = (heal, dose, evaluate, vector, results, readings, store, export, doctor)
 BAD_INPUT = 2
 INTERRUPTED = 130
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from steer_heal import data, instrument, models
 from steer_heal.adapters import CONFIG, AdapterStack, saved_rounds
-from steer_heal.bridges import tinymfv
+from steer_heal.bridges import sets, tinymfv
 from steer_heal.cli.options import Commands, Namespace, add_method, add_model, add_trait, command
 from steer_heal.cli.tables import SNAKE, Column, Out, number, table
 from steer_heal.config import FOUNDATIONS, MAX_ALPHA, SettingsError
@@ -92,12 +92,9 @@ def run(args: Namespace, out: Out) -> int:
 
 
 def _vignettes(args: Namespace) -> list[Vignette]:
-    if args.vignettes not in tinymfv.SETS:
-        return data.vignettes(args.vignettes, condition=args.condition, limit=args.limit)
-    rows = tinymfv.vignettes(args.vignettes, args.condition)
-    if args.limit is None or args.theirs:
-        return rows[: args.limit]
-    return data.balanced(rows, args.limit)
+    """Balanced, but tinymfv's own evaluation takes the first ones."""
+    rows = sets.vignettes(args.vignettes, condition=args.condition, limit=None if args.theirs else args.limit)
+    return rows[: args.limit] if args.theirs else rows
 
 
 def _theirs(args: Namespace, lm: models.LanguageModel) -> Profile:

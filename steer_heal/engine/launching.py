@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from steer_heal import data, models
+from steer_heal.bridges import sets
 from steer_heal.config import HealSettings, SettingsError
 from steer_heal.models import LanguageModel, band_layers
 
@@ -19,12 +20,13 @@ def check(
     """
     data.trait(settings.trait)
     data.frame(settings.evaluate.frame)
-    if settings.evaluate.vignettes is not None:
-        if files_in is not None and not _inside(settings.evaluate.vignettes, files_in):
+    file = settings.evaluate.vignettes
+    if file is not None:
+        if files_in is not None and not sets.is_set(file) and not _inside(file, files_in):
             raise SettingsError(
                 "The vignettes' file must lie in the folder in which the page was started: copy it there."
             )
-        data.vignettes(settings.evaluate.vignettes, condition=settings.evaluate.condition)
+        sets.vignettes(file, condition=settings.evaluate.condition)
     if lm is not None and settings.model == lm.name:
         band_layers(lm.n_layers, settings.band)
     else:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import data, filter, instrument
 from ..adapters import AdapterStack
+from ..bridges import sets
 from ..config import HealSettings, SampleSettings, build
 from ..generate import Row, complete
 from ..heal import Example, OutputLayer, hidden_states, row_losses
@@ -50,7 +51,7 @@ class Measures:
     ) -> None:
         self._lm, self._stack, self._settings, self._stop = lm, stack, settings, stop
         asked = settings.evaluate
-        self.vignettes = data.vignettes(asked.vignettes, condition=asked.condition, limit=asked.n_vignettes)
+        self.vignettes = sets.vignettes(asked.vignettes, condition=asked.condition, limit=asked.n_vignettes)
         self.frame = data.frame(asked.frame)
         pool = data.heal_prompts(settings.trait)
         n_held = max(1, len(pool) // HELD_SHARE)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from steer_heal import instrument
-from steer_heal.bridges import found, tinymfv
-from steer_heal.config import FOUNDATIONS, SettingsError
+from steer_heal.bridges import found, sets, tinymfv
+from steer_heal.config import FOUNDATIONS, SettingsError, heal_settings
+from steer_heal.engine.launching import check
 from steer_heal.models import load
 from steer_heal.readings import gated_selectivity, signed_flips
 from steer_heal.records import VignetteScore
@@ -111,3 +112,12 @@ def test_the_readings_are_its_own():
     assert signed_flips(toward, away, target).value == pytest.approx(
         package.si_flips(*named, intent)["si_flips"]
     )
+
+
+def test_its_sets_are_vignettes_by_name_and_a_run_may_ask_for_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = sets.vignettes("scifi", condition="self_violate", limit=14)
+    assert (len(rows), {row.condition for row in rows}) == (14, {"self_violate"})
+    assert {row.foundation for row in rows} == set(FOUNDATIONS)
+    settings = heal_settings("quick", evaluate={"vignettes": "classic", "n_vignettes": 7})
+    assert check(settings, files_in=tmp_path) == settings

@@ -111,3 +111,27 @@ def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:  # no
     assert "self-test" not in out
     assert "hf auth login" in out
     assert models.default_model()[0] == "demo"
+
+
+def test_readings_of_a_run_from_its_stored_scores(run: Any, here: Any) -> None:  # noqa: F811
+    folder = here / "runs" / "run-1"
+    folder.mkdir(parents=True)
+    settings = heal_settings(model="tiny", rounds=1)
+    (folder / "config.json").write_text(settings.model_dump_json())
+    log = EventLog(folder / "events.jsonl")
+    start(log, settings)
+    code, _, err = run("readings", "--run", "run-1")
+    assert (code, err) == (2, "run-1 has no steered or healed stage to compare with base yet: wait.\n")
+    play_round(log, 1)
+    log.close()
+    code, out, _ = run("readings", "--run", "run-1", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert {row["stage"] for row in document["rows"]} == {"steered", "healed"}
+    for row in document["rows"]:
+        found = row["selectivity"]
+        assert found["low"] <= found["value"] <= found["high"]
+        assert (found["n"], found["n_invalid"], row["flips"]["value"]) == (2, 0, pytest.approx(0.0))
+    code, out, _ = run("readings", "--run", "run-1")
+    assert "SocialNorms down" in out
+    assert "[" in out
