@@ -124,7 +124,7 @@ def one_dose_at_a_time(case: Case, prompts: Sequence[Sequence[int]], c: float) -
 
 
 def searches(case: Case) -> dict[str, int]:
-    """How many doses searches with one dose at a time measure on this case; the second one on real weights."""
+    """How many doses each search with one dose at a time measures here; isokl on real weights only."""
     found = {f"bisection to {case.calibration.tolerance:.1%} of c": bisection_doses(case.calibration)}
     if case.lm.is_demo:
         prompts = calibration_prompts(case)
