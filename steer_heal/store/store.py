@@ -13,7 +13,7 @@ from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.events import Chunk
 from steer_heal.records import CompletionRow, MapNode, RoundDetail, RunRow
 from steer_heal.store.database import PATIENCE_S, Database, transaction
-from steer_heal.store.fold import Fold, fold, new_run
+from steer_heal.store.fold import ROW_TABLES, Fold, fold, new_run
 from steer_heal.store.schema import COLUMNS, FORGET, INSERT
 
 Rows = list[dict[str, Any]]
@@ -70,13 +70,11 @@ class Store:
         return self.ingest_all([(run_id, chunk, is_example)])
 
     def ingest_all(self, logs: Iterable[tuple[str, Chunk, bool]]) -> int:
-        """The same for several runs (run id, events, is it an example), each in a transaction of its own."""
-        new = 0
-        with self._database.open(write=True, patience=self.patience) as connection:
-            for run_id, chunk, is_example in logs:
-                with transaction(connection):
-                    new += _take(connection, run_id, chunk, is_example)
-        return new
+        """The same for several runs at once (run id, events, is it an example): all of them or none."""
+        with self._database.open(write=True, patience=self.patience) as connection, transaction(connection):
+            taken = [_take(connection, *log) for log in logs]
+            _write(connection, [state for state, _ in taken])
+        return sum(new for _, new in taken)
 
     def runs(self) -> list[RunRow]:
         """All runs, the newest first, examples last; `status` is what the log says, not who lives."""
@@ -148,23 +146,31 @@ class Store:
             return _dicts(connection.execute(sql, list(parameters)))
 
 
-def _take(connection: duckdb.DuckDBPyConnection, run_id: str, chunk: Chunk, is_example: bool) -> int:
+def _take(
+    connection: duckdb.DuckDBPyConnection, run_id: str, chunk: Chunk, is_example: bool
+) -> tuple[Fold, int]:
+    """What the events make of the run as it is known, and how many of them are new."""
     rows = _dicts(connection.execute("SELECT * FROM runs WHERE run_id = ?", [run_id]))
     run = rows[0] if rows else new_run(run_id, is_example)
     run["settings"] = json.loads(run["settings"]) if isinstance(run["settings"], str) else run["settings"]
     seen = run["last_seq"]
     state = fold(run, chunk.events)
     state.run["log_bytes"] = max(chunk.offset, run["log_bytes"])
-    _write(connection, state)
-    return sum(event.seq > seen for event in chunk.events)
+    return state, sum(event.seq > seen for event in chunk.events)
 
 
-def _write(connection: duckdb.DuckDBPyConnection, state: Fold) -> None:
-    if state.forget_after is not None:
-        for sql in FORGET:
-            connection.execute(sql, [state.run["run_id"], state.forget_after])
-    tables = {"events": state.events, "runs": [state.run]}
-    tables.update({name: list(rows.values()) for name, rows in state.tables.items()})
+def _write(connection: duckdb.DuckDBPyConnection, states: Sequence[Fold]) -> None:
+    """A statement costs far more than its rows, so each table gets the rows of all runs at once."""
+    for state in states:
+        if state.forget_after is not None:
+            for sql in FORGET:
+                connection.execute(sql, [state.run["run_id"], state.forget_after])
+    tables: dict[str, Rows] = {
+        "events": [row for state in states for row in state.events],
+        "runs": [state.run for state in states],
+    }
+    for name in ROW_TABLES:
+        tables[name] = [row for state in states for row in state.tables[name].values()]
     for name, rows in tables.items():
         if rows:
             connection.execute(INSERT[name], [json.dumps(rows, allow_nan=False)])
