@@ -194,6 +194,7 @@ def works(case: Case) -> dict[str, dict[str, Work]]:
     directions_LD = case.vector.directions_LD
     matrix_BL = torch.stack([torch.zeros(lm.n_layers), *map(case.at, ALPHAS)])
     prompts = calibration_prompts(case)
+    apart = [(*case.prompt[number:], *case.prompt[:number]) for number in range(9)]
     store = PrefixStore()
     alphas = (0.5 + 0.01 * number for number in count())
 
@@ -216,6 +217,7 @@ def works(case: Case) -> dict[str, dict[str, Work]]:
         "9 rows": rows_in_all(9),
         "17 rows": lambda: write(case, case.rows(9, shadow=True)),
         "9 unsteered": lambda: write(case, [Row(case.prompt, noise=number) for number in range(9)]),
+        "9 unsteered, a prompt each": lambda: write(case, [Row(prompt) for prompt in apart]),
         "base + steered": rows_in_all(2),
         "base + steered + shadow": lambda: write(case, case.rows(2, shadow=True)),
     }
