@@ -7,8 +7,8 @@ from steer_heal.heal.output import CHUNK_BYTES
 from steer_heal.models import LanguageModel
 from steer_heal.models.files import GIB, free
 
-STEP_CHUNKS = 6
-"""Chunks of logits that live at once: of both models, in float32 and as they came, and their gradients."""
+STEP_CHUNKS = 4
+"""Chunks of logits that live at once, in the model's type: both models', and the slopes of two losses."""
 SPARE = 1.15
 
 
@@ -30,7 +30,8 @@ def needed_bytes(
         settings.distil > 0
     )
     held = n_examples * targets * shape.hidden_size * width
-    logits = STEP_CHUNKS * min(CHUNK_BYTES, 4 * settings.batch_size * n_completion * shape.vocab_size)
+    rows = min(CHUNK_BYTES // (4 * shape.vocab_size), settings.batch_size * n_completion)
+    logits = STEP_CHUNKS * rows * shape.vocab_size * width
     return int(SPARE * (kept + ahead + hidden + held + logits))
 
 

@@ -7,7 +7,8 @@ model, are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from steer_heal.heal.examples import Example
 from steer_heal.models import LanguageModel, left_pad
 
 CHUNK_BYTES = 128 << 20
-"""Float32 logits of one chunk take at most this much."""
+"""Float32 logits of one chunk would take at most this much."""
+BLOCK = 8
+"""Rows of a chunk that are in float32 at a time: small blocks are used again, large ones are new memory."""
 
 
 class OutputLayer:
@@ -87,7 +90,8 @@ def row_losses(
     divergence is 0. Gradients reach `hidden_ND` alone.
     """
 
-    divergence = "nll" if reference_ND is None else divergence
+    if reference_ND is None or divergence == "nll":
+        divergence, reference_ND = "nll", None
     return _Chunked.apply(hidden_ND, labels_N, output, divergence, reference_ND)  # pyright: ignore[reportReturnType]
 
 
@@ -114,16 +118,20 @@ class _Chunked(torch.autograd.Function):
         eager = wanted and output.barrier_acts and divergence != "nll"
         slopes = [torch.empty_like(hidden_ND, dtype=torch.float32) for _ in range(wanted + eager)]
         for rows in _chunks(n, output.chunk):
-            logits_CV, back = _through(output, hidden_ND[rows], wanted)
-            logp_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
-            nll_N[rows] = -logp_CV.gather(1, labels_N[rows, None])[:, 0]
-            if divergence != "nll" and reference_ND is not None:
-                logq_CV = torch.log_softmax(output(reference_ND[rows]), dim=-1, dtype=torch.float32)
-                d_N[rows] = losses.divergence_rows(divergence, logp_CV, logq_CV)
-                if eager:
-                    slopes[1][rows] = back(losses.divergence_slopes(divergence, logp_CV, logq_CV, d_N[rows]))
-            if wanted:
-                slopes[0][rows] = back(losses.nll_slopes(logp_CV, labels_N[rows]))
+            chunk = _Chunk.of(output, hidden_ND, reference_ND, rows, wanted)
+            kept = [torch.empty_like(chunk.logits_CV) for _ in slopes]
+            for part in _chunks(len(chunk.logits_CV), BLOCK):
+                at = slice(rows.start + part.start, rows.start + part.start + len(chunk.logits_CV[part]))
+                logp_BV, logq_BV = chunk.logps(part)
+                nll_N[at] = -logp_BV.gather(1, labels_N[at, None])[:, 0]
+                if logq_BV is not None:
+                    d_N[at] = losses.divergence_rows(divergence, logp_BV, logq_BV)
+                if eager and logq_BV is not None:
+                    kept[1][part] = losses.divergence_slopes(divergence, logp_BV, logq_BV, d_N[at])
+                if wanted:
+                    kept[0][part] = losses.nll_slopes(logp_BV, labels_N[at])
+            for slope_ND, slopes_CV in zip(slopes, kept, strict=True):
+                slope_ND[rows] = chunk.back(slopes_CV)
         ctx.save_for_backward(hidden_ND, d_N, reference_ND, *slopes)
         ctx.output, ctx.divergence = output, divergence
         return nll_N, d_N
@@ -138,11 +146,13 @@ class _Chunked(torch.autograd.Function):
             slope_ND += known[0] * by_d_N[:, None]
         elif ctx.output.barrier_acts and reference_ND is not None:
             for rows in _chunks(len(hidden_ND), ctx.output.chunk):
-                logits_CV, back = _through(ctx.output, hidden_ND[rows], True)
-                logp_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
-                logq_CV = torch.log_softmax(ctx.output(reference_ND[rows]), dim=-1, dtype=torch.float32)
-                slopes_CV = losses.divergence_slopes(ctx.divergence, logp_CV, logq_CV, d_N[rows])
-                slope_ND[rows] += back(slopes_CV) * by_d_N[rows, None]
+                chunk = _Chunk.of(ctx.output, hidden_ND, reference_ND, rows, True)
+                slopes_CV = torch.empty_like(chunk.logits_CV)
+                for part in _chunks(len(slopes_CV), BLOCK):
+                    logp_BV, logq_BV = chunk.logps(part)
+                    d_B = d_N[rows][part]
+                    slopes_CV[part] = losses.divergence_slopes(ctx.divergence, logp_BV, logq_BV, d_B)
+                slope_ND[rows] += chunk.back(slopes_CV) * by_d_N[rows, None]
         return slope_ND.to(hidden_ND.dtype), None, None, None, None
 
 
@@ -150,16 +160,35 @@ def _chunks(n: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _through(
-    output: OutputLayer, hidden_CD: Tensor, wanted: bool
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The logits (C, V), and what takes slopes with respect to them to those of the hidden state, float32."""
-    hidden_CD = hidden_CD.detach().requires_grad_(wanted)
-    with torch.set_grad_enabled(wanted):
-        logits_CV = output(hidden_CD)
+@dataclass(frozen=True)
+class _Chunk:
+    """The output layer on a few rows: their logits (C, V), and the reference's."""
 
-    def back(slopes_CV: Tensor) -> Tensor:
-        slopes_CV = slopes_CV.to(logits_CV.dtype)
-        return torch.autograd.grad(logits_CV, hidden_CD, slopes_CV, retain_graph=True)[0].float()
+    hidden_CD: Tensor
+    graph_CV: Tensor
+    reference_CV: Tensor | None
 
-    return logits_CV.detach(), back
+    @classmethod
+    def of(
+        cls, output: OutputLayer, hidden_ND: Tensor, reference_ND: Tensor | None, rows: slice, wanted: bool
+    ) -> _Chunk:
+        hidden_CD = hidden_ND[rows].detach().requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            graph_CV = output(hidden_CD)
+        with torch.no_grad():
+            return cls(hidden_CD, graph_CV, None if reference_ND is None else output(reference_ND[rows]))
+
+    @property
+    def logits_CV(self) -> Tensor:
+        return self.graph_CV.detach()
+
+    def logps(self, part: slice) -> tuple[Tensor, Any]:
+        """Float32 log-probs of some of the rows, and the reference's (None without one)."""
+        ours = torch.log_softmax(self.logits_CV[part], dim=-1, dtype=torch.float32)
+        if self.reference_CV is None:
+            return ours, None
+        return ours, torch.log_softmax(self.reference_CV[part], dim=-1, dtype=torch.float32)
+
+    def back(self, slopes_CV: Tensor) -> Tensor:
+        """Slopes of the hidden states, float32, from slopes of the logits."""
+        return torch.autograd.grad(self.graph_CV, self.hidden_CD, slopes_CV, retain_graph=True)[0].float()
