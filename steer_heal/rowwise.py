@@ -29,7 +29,10 @@ class Changes(Protocol):
 
 
 class RowwiseSteering(Steering):
-    """The coefficient matrix for an operator: row b of a hooked module's output, where C[b, l] is not 0."""
+    """The coefficient matrix for an operator: row b of a hooked module's output, where C[b, l] is not 0.
+
+    A residual of zeros, as padding has in many models, has no direction to turn and stays as it is.
+    """
 
     def __init__(self, operator: Changes, coefficients_BL: Tensor) -> None:
         if coefficients_BL.ndim != 2 or coefficients_BL.shape[1] != operator.n_layers:
@@ -73,4 +76,5 @@ class RowwiseSteering(Steering):
             else output[b : b + 1]
             for b, strength in enumerate(strength_B)
         ]
-        return torch.cat(rows).to(output)
+        changed = torch.cat(rows).to(output)
+        return torch.where(output.ne(0).any(dim=-1, keepdim=True), changed, output)

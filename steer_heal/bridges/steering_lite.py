@@ -8,6 +8,7 @@ BOS itself, where steering-lite's own loop adds a second one.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,10 @@ from ..vector import last_residuals
 from . import found
 
 ADDITIVE = ("mean_diff", "pca")
+BRACKET = (0.01, 64.0)
+"""Where c* is looked for: coefficients of methods that add no direction are shares or gates."""
+TURNS = {"spherical": (0.001, 1.0), "angular_steering": (0.001, math.pi)}
+"""The same for those that turn the residual: from nothing to all of the way, and no further round."""
 Progress = Callable[[int, int], None]
 State = dict[Any, dict[str, Tensor]]
 
@@ -49,6 +54,11 @@ class LiteOperator:
 
     def steering(self, coefficients_BL: Tensor) -> RowwiseSteering:
         return RowwiseSteering(self, coefficients_BL)
+
+    @property
+    def bracket(self) -> tuple[float, float]:
+        """Between which coefficients c* is looked for."""
+        return TURNS.get(self.method, BRACKET)
 
     @property
     def fingerprint(self) -> str:

@@ -12,15 +12,13 @@ import torch
 
 from steer_heal import data, vector
 from steer_heal.bridges.extraction import extract
+from steer_heal.bridges.steering_lite import LiteOperator
 from steer_heal.calibrate import cached
 from steer_heal.config import OWN_METHODS, CalibrateSettings, ExtractSettings, SettingsError, build
 from steer_heal.models import LanguageModel, band_layers, user
 from steer_heal.records import Calibration, Trait
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
-
-OPERATOR_BRACKET = (0.01, 64.0)
-"""Coefficients of methods that add no direction are shares, angles or gates, mostly below 1."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Vectors:
             raise SettingsError(
                 f"The vector has no direction at layer {absent[0]}: choose a band within its layers ({held})."
             )
-        bracket = {} if found.operator is None else {"bracket": OPERATOR_BRACKET}
+        bracket = {"bracket": found.operator.bracket} if isinstance(found.operator, LiteOperator) else {}
         settings = build(CalibrateSettings, **bracket)
         texts = data.contexts(trait.name)[: settings.n_prompts]
         prompts = [self._lm.encode_chat([user(text)]) for text in texts]

@@ -10,6 +10,7 @@ from steer_heal import vector as vectors
 from steer_heal.bridges import steering_lite as bridge
 from steer_heal.calibrate import calibrate
 from steer_heal.config import CalibrateSettings, ExtractSettings, SettingsError
+from steer_heal.engine.vectors import Vectors
 from steer_heal.models import load, system, user
 from steer_heal.rowwise import RowwiseSteering
 from tests import tiny
@@ -138,3 +139,12 @@ def test_what_is_additive_is_known():
         bridge.directions(bridge.extract(lm, TRAIT, CONTEXTS, "steering-lite:spherical", ExtractSettings()))
     with pytest.raises(SettingsError, match="Unknown method"):
         bridge.extract(lm, TRAIT, CONTEXTS, "steering-lite:magic", ExtractSettings())
+
+
+@pytest.mark.parametrize("name", ["spherical", "cosine_gated", "directional_ablation"])
+def test_a_method_that_adds_no_direction_has_a_dose_of_one_nat(name, tmp_path):
+    """c* through the same search as ours, each row asked alone; turning is looked for within one turn."""
+    lm = tiny.language_model("llama", n_layers=5)
+    steer = Vectors(lm, tmp_path).steer("care_over_authority", (0.2, 0.8), f"steering-lite:{name}")
+    assert steer.calibration.reached, steer.calibration.message
+    assert steer.calibration.kl_p95 == pytest.approx(1.0, rel=0.05)
