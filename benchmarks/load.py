@@ -1,4 +1,4 @@
-"""Many people on one app: `python -m benchmarks.load [--sessions 1,5,20,50] [--soak SECONDS] [--json FILE]`.
+"""Many people on one app: `python -m benchmarks.load [--sessions 1,5,20,50] [--soak SECONDS] [--json F]`.
 
 The real app with the bundled model as a process of its own, asked over HTTP as a browser does; with and
 without a heal run beside it. Every session asks for one answer after another, each another alpha. To first
@@ -30,6 +30,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 API = "/gradio_api"
 TOKENS = 24
+SOAKING = 4
 PROMPT = "You see a boss shouting at a cleaner."
 
 
@@ -209,30 +210,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", default="1,5,20,50")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long each storm asks")
-    parser.add_argument(
-        "--soak", type=float, default=0.0, metavar="SECONDS", help="instead: memory over time"
-    )
-    parser.add_argument("--no-run", action="store_true", help="without a heal run beside it only")
+    parser.add_argument("--soak", type=float, default=100.0, help="seconds in which four sessions never rest")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
+    sizes = [int(size) for size in args.sessions.split(",")]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, app(Path(folder)) as (url, process):
         client = httpx.Client(base_url=url, timeout=300)
         ask(client, warm := Session(), 0)
-        print(f"{os.cpu_count()} cores; one answer alone: {warm.whole or warm.errors}", flush=True)
-        if args.soak:
-            rows += soak(url, process, int(args.sessions.split(",")[0]), args.soak)
-        else:
-            print(HEAD, flush=True)
-            for beside in ("no", "yes")[: 1 if args.no_run else 2]:
-                if beside == "yes":
-                    launch(client)
-                for sessions in map(int, args.sessions.split(",")):
-                    found = storm(url, sessions, args.seconds)
-                    rows.append({"heal_run": beside, "rss_mb": process.memory_info().rss / 1e6, **found})
-                    print(line(beside, found), *found["error"], flush=True)
+        print(f"{os.cpu_count()} cores; one answer alone: {warm.whole or warm.errors}\n{HEAD}", flush=True)
+        storms(url, process, "no", sizes, args.seconds, rows)
+        held = soak(url, process, SOAKING, args.soak) if args.soak else []
+        launch(client)
+        storms(url, process, "yes", sizes, args.seconds, rows)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2))
+        args.json.write_text(json.dumps({"storms": rows, "soak": held}, indent=2))
+
+
+def storms(
+    url: str,
+    process: psutil.Process,
+    beside: str,
+    sizes: list[int],
+    seconds: float,
+    rows: list[dict[str, Any]],
+) -> None:
+    """One storm for each number of sessions, each a line of the table."""
+    for sessions in sizes:
+        found = storm(url, sessions, seconds)
+        rows.append({"heal_run": beside, "rss_mb": process.memory_info().rss / 1e6, **found})
+        print(line(beside, found), *found["error"], flush=True)
 
 
 def launch(client: httpx.Client) -> None:
