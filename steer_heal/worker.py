@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from filelock import Timeout
 
 from steer_heal import events, loop, models
@@ -39,7 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(paths) != 1:
         print("usage: python -m steer_heal.worker RUN_DIR", file=sys.stderr)
         return 2
-    torch.set_num_threads(os.cpu_count() or 1)
     try:
         folder = RunFolder(Path(paths[0]).absolute())
         with stopping() as stopped:

@@ -63,6 +63,8 @@ def test_a_click_on_the_grid_sets_alpha_and_band(page: Page) -> None:
 
 def test_stop_ends_the_measuring_and_steering_goes_on(page: Page) -> None:
     page.locator("#prompt textarea").fill("A man walks slowly away.")
+    page.locator("#alpha-exact input").fill("1")
+    page.locator("#alpha-exact input").press("Tab")
     page.locator("#dose-grid").click()
     note(page, r"\d+ cells measured")
     page.locator("#dose-stop").click()

@@ -229,7 +229,8 @@ def test_bad_requests_are_one_sentence_and_the_engine_goes_on(
     [
         ({"trait": "nonsense"}, "trait"),
         ({"model": "no such model"}, "no such model"),
-        ({"evaluate": {"vignettes": "/no/such.jsonl"}}, "such.jsonl"),
+        ({"evaluate": {"vignettes": "/no/such.jsonl"}}, "copy it there"),
+        ({"evaluate": {"vignettes": "no/such.jsonl"}}, "such.jsonl"),
         ({"evaluate": {"frame": "none"}}, "frame"),
         ({"model": "tiny-gemma3", "band": (0.51, 0.52)}, "band"),
     ],
