@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import view
+from components import view, view_runs
 from components.steer import INTERNAL, Steering
 from components.watching import remembered
 from steer_heal.config import (
@@ -18,7 +18,9 @@ from steer_heal.config import (
     HealSettings,
     SettingsError,
     changed,
+    describe_settings,
     heal_settings,
+    named_settings,
 )
 
 
@@ -36,10 +38,11 @@ def settings(
     epochs: float | None,
     method: str = OWN_METHODS[0],
     vignette_file: str | None = None,
+    others: str | None = None,
     basis: HealSettings | None = None,
 ) -> HealSettings:
     """The form as `HealSettings`; what is left blank, or is not on it, is as in the preset, or as in `basis`
-    when that is given. Errors: `SettingsError`."""
+    when that is given. `others`: any setting by its name, a line each. Errors: `SettingsError`."""
     if rounds is None:
         raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
     values: dict[str, Any] = {}
@@ -51,6 +54,8 @@ def settings(
         values["train"] = {"epochs": epochs}
     values |= {"trait": trait, "rounds": rounds, "seed": seed or 0, "name": (name or "").strip()}
     values |= {"band": (low, high), "extract": {"method": method}}
+    for key, value in named_settings(others or "").items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return heal_settings(preset, model=model, **values) if basis is None else changed(basis, **values)
 
 
@@ -60,7 +65,7 @@ def filled(basis: HealSettings) -> list[Any]:
     return [
         basis.trait, *basis.band, f"{basis.name} again".strip()[:80], basis.rounds, basis.preset, basis.seed,
         basis.data.n_completions, evaluate.n_vignettes, basis.train.epochs, basis.extract.method,
-        evaluate.vignettes or "",
+        evaluate.vignettes or "", "",
     ]  # fmt: skip
 
 
@@ -96,13 +101,22 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Healing:
             min_width=160,
             elem_id="run-vignette-file",
         )
+    with gr.Accordion("Every setting of the method", open=False, elem_id="run-every"):
+        others = gr.Textbox(
+            label="Settings by name, a line each",
+            placeholder="train.lam=0.5\ntrain.divergence=kl_fwd\ndata.alphas=[1, 1.5]",
+            lines=3,
+            max_length=4000,
+            elem_id="run-others",
+        )
+        gr.HTML(view_runs.setting_names(describe_settings()), elem_id="run-setting-names")
     launch = gr.Button("Heal", variant="primary", elem_id="launch")
     message = gr.HTML(elem_id="heal-message", elem_classes="sh-slot")
 
     basis = gr.State("")
     form = [
         steering.trait, steering.low, steering.high, name, rounds, preset, seed, completions, vignettes,
-        epochs, steering.method, file,
+        epochs, steering.method, file, others,
     ]  # fmt: skip
 
     def start(value: Any, like: str, *form: Any) -> tuple[Any, str, str]:

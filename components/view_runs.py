@@ -92,6 +92,15 @@ def runs_table(runs: Sequence[RunRow], shown: Collection[str]) -> str:
     return f'<table class="sh-table sh-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
+def setting_names(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Every setting of a run: its name, its default, what it is."""
+    body = "".join(
+        f"<tr><td><code>{esc(name)}</code></td><td>{esc(default)}</td><td>{esc(about)}</td></tr>"
+        for name, default, about in rows
+    )
+    return f'<div class="sh-scroll">{_table("<th>Setting</th><th>Default</th><th></th>", body)}</div>'
+
+
 # ---- one round --------------------------------------------------------------------------------------------
 
 

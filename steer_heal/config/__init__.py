@@ -41,7 +41,9 @@ from .healing import (
     HealThresholds,
     TrainSettings,
     changed,
+    describe_settings,
     heal_settings,
+    named_settings,
 )
 from .requests import (
     THRESHOLDS,
@@ -93,5 +95,7 @@ __all__ = [
     "check_band",
     "check_method",
     "check_run_id",
+    "describe_settings",
     "heal_settings",
+    "named_settings",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -37,11 +38,11 @@ class DataSettings(Settings):
     scales: tuple[Annotated[float, Field(ge=0.0, le=4.0)], ...] = Field(
         default=(1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.14, 0.1, 0.05, 0.0), min_length=1
     )
-    survival: float = Field(default=0.5, ge=0.0, le=1.0)
-    n_probe: int = Field(default=16, ge=1, le=256)
+    survival: float = Field(default=0.5, ge=0.0, le=1.0, description="share of a probe to be kept")
+    n_probe: int = Field(default=16, ge=1, le=256, description="completions of a probe")
     n_kept: int = Field(default=128, ge=2, le=20_000, description="enough to end collecting")
     n_completions: int = Field(default=512, ge=4, le=20_000, description="hard cap")
-    min_kept: int = Field(default=16, ge=2)
+    min_kept: int = Field(default=16, ge=2, description="fewer end the run")
     max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS)
 
 
@@ -78,19 +79,19 @@ class TrainSettings(Settings):
     divergence: Literal["nll", "kl_fwd", "kl_rev"] = "kl_rev"
     aggregate: Literal["mean", "rmse", "p95", "max"] = "rmse"
     reference: Literal["prev", "base"] = "prev"
-    lam: float = Field(default=0.3, ge=0.0)
+    lam: float = Field(default=0.3, ge=0.0, description="slope of the barrier")
     lam_growth: float = Field(default=1.0, gt=0.0, le=10.0, description="factor of lam from round to round")
-    tau: float = Field(default=1.0, ge=0.0)
-    distil: float = Field(default=1.0, ge=0.0)
+    tau: float = Field(default=1.0, ge=0.0, description="nats that are free of it")
+    distil: float = Field(default=1.0, ge=0.0, description="weight of what of the steering is not learnt yet")
     distil_alpha: float = Field(default=1.1, gt=0.0, le=MAX_ALPHA, description="in units of c*")
-    spectral: float = Field(default=0.0, ge=0.0)
+    spectral: float = Field(default=0.0, ge=0.0, description="weight of the largest singular value, squared")
     rank: int = Field(default=8, ge=1, le=256)
     lora_alpha: float = Field(default=16.0, gt=0.0)
     lr: float = Field(default=4e-3, gt=0.0, le=1.0)
     warmup: float = Field(default=0.1, ge=0.0, le=1.0, description="share of the steps")
     epochs: int = Field(default=4, ge=1, le=100)
-    patience: int = Field(default=0, ge=0)
-    replay: float = Field(default=0.5, ge=0.0, le=10.0)
+    patience: int = Field(default=0, ge=0, description="epochs without gain before an early stop; 0: none")
+    replay: float = Field(default=0.5, ge=0.0, le=10.0, description="earlier texts, of the round's own")
     batch_size: int = Field(default=16, ge=1)
     grad_accumulation: int = Field(default=1, ge=1)
     weight_decay: float = Field(default=0.0, ge=0.0)
@@ -152,6 +153,48 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     both = {key: (values.get(key), value) for key, value in changes.items()}
     are = {k: {**a, **b} for k, (a, b) in both.items() if isinstance(a, dict) and isinstance(b, dict)}
     return {**values, **changes, **are}
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """(name, default, about) of every setting of the method, in the order in which they are used."""
+    rows = []
+    for part, cls in _PARTS.items():
+        for name, found in cls.model_fields.items():
+            rows.append((f"{part}.{name}", _told(found.default), found.description or ""))
+    return rows
+
+
+def _told(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, tuple | bool) or value is None else str(value)
+
+
+def named_settings(text: str) -> dict[str, Any]:
+    """Lines of `part.name=value`, values as JSON or as plain text, as nested changes for `heal_settings`.
+
+    Blank lines count for nothing. Errors: `SettingsError` for a line that is not one, or an unknown name.
+    """
+    known = {name for name, _, _ in describe_settings()}
+    changes: dict[str, Any] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, equals, value = (piece.strip() for piece in line.partition("="))
+        if not equals or name not in known:
+            raise SettingsError(f"{line!r} is no setting: write a line such as train.lam=0.5.")
+        part, _, key = name.partition(".")
+        try:
+            changes.setdefault(part, {})[key] = json.loads(value)
+        except ValueError:
+            changes.setdefault(part, {})[key] = value
+    return changes
+
+
+_PARTS: dict[str, type[Settings]] = {
+    "extract": ExtractSettings,
+    "calibrate": CalibrateSettings,
+    "data": DataSettings,
+    "filter": FilterSettings,
+    "train": TrainSettings,
+    "evaluate": EvalSettings,
+}
 
 
 class HealThresholds(Settings):

@@ -15,7 +15,14 @@ from components.controls import FORM as FIELDS
 from components.controls import sound
 from components.page import build
 from components.server import application, bind
-from steer_heal.config import SettingsError, SteerRequest, changed, heal_settings
+from steer_heal.config import (
+    DataSettings,
+    SettingsError,
+    SteerRequest,
+    changed,
+    describe_settings,
+    heal_settings,
+)
 from tests.fake_engine import FakeEngine
 from tests.fake_runs import EXAMPLE
 
@@ -171,3 +178,20 @@ def test_only_sound_values_are_put_back_into_the_form(name: str, good: object, b
     assert name in FIELDS
     assert sound(name, good, {"care"})
     assert [value for value in bad if sound(name, value, {"care"})] == []
+
+
+def test_any_setting_can_be_named_on_the_form() -> None:
+    named = "train.lam=0.5\n\ntrain.divergence = kl_fwd\ndata.alphas=[1, 1.5]"
+    chosen = heal.settings("demo", *FORM[:7], 32, 14, 2, "pca", "", named)
+    assert (chosen.train.lam, chosen.train.divergence, chosen.train.epochs) == (0.5, "kl_fwd", 2)
+    assert chosen.data.alphas == (1.0, 1.5)
+    assert chosen.data.n_completions == 32
+    for wrong in ("lam=1", "train.lamb=1", "train.lam", "train.lam=much"):
+        with pytest.raises(SettingsError):
+            heal.settings("demo", *FORM, "pca", "", wrong)
+
+
+def test_every_setting_of_the_method_is_told_with_its_default() -> None:
+    names = {name: default for name, default, _ in describe_settings()}
+    assert names["train.distil"] == "1.0"
+    assert {f"data.{name}" for name in DataSettings.model_fields} <= set(names)
