@@ -24,7 +24,7 @@ def check(
     if file is not None:
         if files_in is not None and not sets.is_set(file) and not _inside(file, files_in):
             raise SettingsError(
-                f"The vignettes' file {file} must lie in the folder in which the page was started: copy it there."
+                f"The vignettes' file {file} must lie where the page was started: copy it there."
             )
         sets.vignettes(file, condition=settings.evaluate.condition)
     if lm is not None and settings.model == lm.name:

@@ -1,11 +1,14 @@
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from steer_heal.config import SettingsError
 from steer_heal.models import find, load
 from steer_heal.models.find import DEMO
+from steer_heal.steering import coefficients, steer
 from tests import tiny
 
 
@@ -106,3 +109,31 @@ def test_damaged_weights(saved, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"not a model")
     with pytest.raises(SettingsError, match="could not be loaded"):
         load(folder)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is here")
+def test_a_quantised_model_says_what_it_needs(saved, tmp_path):
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    with pytest.raises(SettingsError, match="quantised with bitsandbytes, which is not installed: run `pip"):
+        load(change(saved, tmp_path, quantization_config=config))
+
+
+def test_a_quantised_model_steers(tmp_path):
+    """In four and in eight bits; skipped where bitsandbytes is not installed."""
+    pytest.importorskip("bitsandbytes")
+    words = tiny.tokenizer()
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **shape)).save_pretrained(tmp_path / "whole")
+    for options in ({"load_in_4bit": True}, {"load_in_8bit": True}):
+        small = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "whole", quantization_config=BitsAndBytesConfig(**options), device_map="cpu"
+        )
+        folder = tmp_path / next(iter(options))
+        small.save_pretrained(folder)
+        words.save_pretrained(folder)
+        lm = load(str(folder), device="cpu")
+        assert {torch.int8, torch.uint8} & {parameter.dtype for parameter in lm.model.parameters()}
+        base = logits(lm)
+        with steer(lm.blocks, torch.ones(4, 64), coefficients(4, (1, 2), 1.0)):
+            assert not torch.equal(logits(lm), base)
+        assert torch.equal(logits(lm), base)
