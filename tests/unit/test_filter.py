@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from benchmarks.filter_check import labels, table
 from steer_heal import filter as filters
 from steer_heal.config import FilterSettings, Thresholds
 from steer_heal.records import TextHealth
@@ -159,3 +160,12 @@ def test_summary_of_a_set_is_made_of_medians():
         {"perplexity": 4.0, "perplexity_ratio": 2.0, "repetition": 0.1, "looping": 1 / 3}
     )
     assert filters.summary([]) == {}
+
+
+def test_the_usual_cuts_agree_with_texts_labelled_by_reading():
+    found = {name: (precision, recall) for name, _, _, precision, recall in table(FilterSettings())}
+    assert len(labels()) >= 60
+    assert found["verdict"][0] >= 0.85
+    assert found["verdict"][1] >= 0.85
+    for reason in ("repetition", "narration", "boilerplate"):
+        assert found[reason][0] == 1.0, reason
