@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from components import access
 from steer_heal import events
 from steer_heal.store import Store
 from tests.runs import write_run
@@ -43,7 +44,11 @@ def test_the_container_copies_what_is_there_and_starts_the_page():
 
 def test_the_space_says_what_the_hub_reads():
     matter = yaml.safe_load((ROOT / "deploy" / "space" / "README.md").read_text().split("---")[1])
-    assert (matter["sdk"], matter["app_file"]) == ("gradio", "app.py")
-    pinned = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
-    assert matter["sdk_version"] == pinned["gradio"]
+    exposed = re.search(r"^EXPOSE (\d+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
+    assert (matter["sdk"], str(matter["app_port"])) == ("docker", exposed)
     assert len(matter["short_description"]) <= 60
+
+
+def test_what_listens_for_others_is_told_its_login():
+    for file in ("Dockerfile", "deploy/space/README.md"):
+        assert access.LOGIN in (ROOT / file).read_text(), file
