@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 API = "/gradio_api"
 TOKENS = 24
 SOAKING = 4
+TRAIT = "care_over_authority"
 PROMPT = "You see a boss shouting at a cleaner."
 
 
@@ -99,11 +100,9 @@ def call(client: httpx.Client, name: str, *data: Any) -> Iterator[Any]:
 def ask(client: httpx.Client, seen: Session, number: int) -> None:
     """One answer, as somebody who has moved the slider."""
     began, first = time.monotonic(), None
-    alpha = 0.5 + number % 7 * 0.25
+    request = (0.5 + number % 7 * 0.25, TRAIT, 0.4, 0.6, TOKENS, number % 3, False, "mean_diff")
     try:
-        for frame in call(
-            client, "steer", PROMPT, alpha, "care_over_authority", 0.4, 0.6, TOKENS, number % 3
-        ):
+        for frame in call(client, "steer", PROMPT, *request):
             if first is None and isinstance(frame, dict) and frame["steered"]:
                 first = time.monotonic() - began
         if first is None:
@@ -244,7 +243,7 @@ def storms(
 
 def launch(client: httpx.Client) -> None:
     """Starts a long heal run and waits until it is at work."""
-    (run_id,) = call(client, "launch", "care_over_authority", 32, "quick", 0, "beside the load")
+    (run_id,) = call(client, "launch", TRAIT, 32, "quick", 0, "beside the load", None)
     for _ in range(240):
         (rows,) = call(client, "runs")
         if any(row["run_id"] == run_id and row["status"] == "running" and row["stage"] for row in rows):

@@ -62,8 +62,8 @@ class Gate:
         self._app, self._knows = app, knows
         self._functions, self._queue = page.fns, page._queue
         self._uploads, self._max_upload = uploads, max_upload
-        self._names = {fn.api_name for fn in page.fns.values() if fn.api_visibility != "private"}
-        self._known = ", ".join(sorted(self._names))
+        public = [fn for fn in page.fns.values() if fn.api_visibility != "private"]
+        self._takes = {fn.api_name: len([one for one in fn.inputs if not one.skip_api]) for fn in public}
         self._failures: dict[str, deque[float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,8 +144,11 @@ class Gate:
         _check_session(said)
         index, name = said.get("fn_index"), called["name"]
         if called["kind"] == "call":
-            if name not in self._names or index is not None:
-                raise Refused(404, f"There is no endpoint of that name: choose one of {self._known}.")
+            if name not in self._takes or index is not None:
+                known = ", ".join(sorted(self._takes))
+                raise Refused(404, f"There is no endpoint of that name: choose one of {known}.")
+            if len(data) != self._takes[name]:
+                raise Refused(422, f"{name} takes {self._takes[name]} values and got {len(data)}.")
             return
         function = self._functions.get(index) if type(index) is int else None
         if function is None:

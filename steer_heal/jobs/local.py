@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +30,8 @@ from steer_heal.jobs.launcher import AT_ONCE, JobState, room
 from steer_heal.jobs.processes import Running, account, process_record, send
 
 NICENESS = 5
+LEAST_ROOM = 100_000
+"""Bytes free on the disk below which a run is said to wait for room."""
 _ROOT = Path(__file__).parents[2]
 
 
@@ -279,7 +282,9 @@ def _going(folder: RunFolder, process: Running) -> JobState:
     if folder.asked("pause"):
         resting = folder.asked("resting")
         return JobState("paused" if resting else "running", "" if resting else "pausing", process.pid)
-    return JobState("running", "", process.pid)
+    full = shutil.disk_usage(folder.path).free < LEAST_ROOM
+    said = "its disk is full: it waits until there is room" if full else ""
+    return JobState("running", said, process.pid)
 
 
 def _close(folder: RunFolder, message: str) -> None:

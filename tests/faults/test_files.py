@@ -87,6 +87,8 @@ def test_disk_full_while_a_run_writes(small_disk: Path, tmp_path: Path, tally: T
         tally.injected += 1
         time.sleep(0.5)
         before = jobs.events(run_id).events
+        state = jobs.poll(run_id)
+        assert state.status != "running" or "disk is full" in state.message
         time.sleep(1.0)
         assert jobs.events(run_id).events[: len(before)] == before
         filler.unlink()

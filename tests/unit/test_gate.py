@@ -76,7 +76,9 @@ def test_another_sites_page_cannot_act(client: TestClient) -> None:
         ("run/nothing", b'{"data": []}', 404),
         ("api/steer", b'{"data": ["hello"]}', 404),
         ("call/nothing", b'{"data": []}', 404),
+        ("call/steer", b'{"data": ["hello"]}', 422),
         ("call/steer", b'{"data": [], "fn_index": 0}', 404),
+        ("call/runs", b'{"data": [1]}', 422),
     ],
 )  # fmt: skip
 def test_malformed_calls_are_told_so(client: TestClient, path: str, body: bytes, status: int) -> None:
