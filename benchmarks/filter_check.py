@@ -3,8 +3,8 @@
 `filter_labels.jsonl` holds completions of the bundled model over doses and rounds, read and labelled one by
 one without their scores in sight, and texts that we wrote. Coherent: every sentence is grammatical and about
 what the prompt says; being cut off at the token limit counts for nothing. `says`: enacts the trait (or
-something else), narrates it, or refuses. Precision: of what a score drops, the share that deserves it. Recall:
-of what deserves it, the share that it drops.
+something else), narrates it, or refuses. Precision: of what a score drops, the share that deserves it.
+Recall: of what deserves it, the share that it drops.
 """
 
 from __future__ import annotations
