@@ -137,6 +137,6 @@ def _trimmed(folder: RunFolder) -> Iterator[dict[str, Any]]:
     for seq, event in enumerate(kept):
         line = event.as_dict() | {"seq": seq}
         line["data"] = {
-            key: value for key, value in event.data.items() if key not in ("per_vignette", "pid", "host")
+            key: value for key, value in event.data.items() if key not in ("per_vignette", "pid", "host", "ids")
         }
         yield line

@@ -1,0 +1,49 @@
+"""What a round's completions must be to be trained on; earlier texts come again."""
+
+import pytest
+
+from steer_heal.config import DataSettings
+from steer_heal.loop.making import Maker, Replay, Text
+from steer_heal.records import Completion, Event, FilterVerdict, RoundFailed, Token
+
+
+def completion(*ids):
+    return Completion("text", tuple(Token(token, "t", 0.5) for token in ids), True, prompt="p")
+
+
+def maker():
+    return Maker(None, DataSettings(min_kept=2), seed=0, stop=lambda: False)  # pyright: ignore[reportArgumentType]
+
+
+KEPT = FilterVerdict(True, {})
+LONG, LOOP = FilterVerdict(False, {}, ("perplexity", "repetition")), FilterVerdict(False, {}, ("repetition",))
+
+
+def test_the_kept_ones_are_trained_on():
+    rows = [completion(1, 2), completion(3), completion(4)]
+    assert maker().enough(1, rows, [KEPT, LOOP, KEPT]) == [Text("p", (1, 2)), Text("p", (4,))]
+
+
+def test_too_few_say_what_ate_the_others():
+    rows = [completion(index) for index in range(4)]
+    with pytest.raises(RoundFailed, match=r"Round 3 starved: .* kept 1 of 4 .* repetition 3, perplexity 1"):
+        maker().enough(3, rows, [KEPT, LONG, LOOP, LOOP])
+    with pytest.raises(RoundFailed, match="kept 0 of 0"):
+        maker().enough(3, [], [])
+
+
+def test_identical_ones_teach_nothing():
+    with pytest.raises(RoundFailed, match="all 3 kept completions are the same"):
+        maker().enough(1, [completion(1, 2)] * 3, [KEPT] * 3)
+
+
+def test_replay_draws_the_same_for_the_same_seed_and_recalls_kept_ones_from_the_log():
+    replay = Replay()
+    assert replay.draw(5, 0) == []
+    replay.add(Text("p", (index,)) for index in range(10))
+    assert replay.draw(4, 1) == replay.draw(4, 1) != replay.draw(4, 2)
+    assert len(set(replay.draw(99, 1))) == 10
+    again = Replay()
+    for data in ({"kept": True, "prompt": "q", "ids": [7, 8]}, {"kept": False, "prompt": "q"}):
+        again.recall(Event(0, 0.0, "completion", 1, data))
+    assert again.draw(9, 0) == [Text("q", (7, 8))]
