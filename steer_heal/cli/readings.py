@@ -18,7 +18,7 @@ Key = tuple[int, str]
 
 
 def add(commands: Commands) -> None:
-    about = "Gated selectivity and signed flips of a run's stages against base, with 95% intervals."
+    about = "Gated selectivity and signed flips of a run's stages against base, with their intervals."
     made = command(commands, "readings", about, run)
     made.add_argument("--run", required=True, metavar="RUN_ID", dest="run_id", help="which run")
     add_places(made)

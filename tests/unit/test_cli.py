@@ -23,7 +23,7 @@ from steer_heal.jobs import LocalProcesses
 from tests import tiny
 from tests.runs import profile, write_run
 
-NAMES = ("heal", "dose", "eval", "vector", "results", "store", "export", "doctor")
+NAMES = ("heal", "dose", "eval", "vector", "results", "readings", "store", "export", "doctor")
 SEVEN = {"care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"}
 
 
