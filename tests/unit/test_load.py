@@ -137,3 +137,17 @@ def test_a_quantised_model_steers(tmp_path):
         with steer(lm.blocks, torch.ones(4, 64), coefficients(4, (1, 2), 1.0)):
             assert not torch.equal(logits(lm), base)
         assert torch.equal(logits(lm), base)
+
+
+def test_the_head_never_gets_a_slice_with_gaps(arch):
+    """torch copies a whole bfloat16 weight for one: 300 times the time on a CPU."""
+    lm = tiny.language_model(arch)
+    strides = []
+    lm.model.get_output_embeddings().register_forward_hook(
+        lambda _head, inputs, _logits: strides.append(inputs[0].stride())
+    )
+    with torch.no_grad():
+        whole = lm.model(input_ids=torch.tensor([[5, 6, 7]] * 2)).logits
+        last = lm.model(input_ids=torch.tensor([[5, 6, 7]] * 2), logits_to_keep=1).logits
+    assert strides == [(3 * lm.width, lm.width, 1), (lm.width, lm.width, 1)]
+    torch.testing.assert_close(last, whole[:, -1:])
