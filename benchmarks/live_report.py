@@ -100,8 +100,10 @@ def claims(found: Mapping[str, Timing], doses: Mapping[str, int], *, demo: bool)
 
 def growth(found: Mapping[str, Timing]) -> dict[int, float]:
     """Median seconds to write 1, 2, 4 ... rows, as far as they were timed."""
-    names = {1: "1 row", 2: "base + steered", 9: "9 rows"} | {n: f"{n} rows in all" for n in GROWTH}
-    return {n: found[name].median for n, name in sorted(names.items()) if name in found}
+    others = {"1 row": 1, "base + steered": 2, "9 rows": 9}
+    names = others | {f"{n} rows in all": n for n in GROWTH}
+    made = {n: found[name].median for name, n in names.items() if name in found}
+    return dict(sorted(made.items()))
 
 
 def table(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
