@@ -27,6 +27,8 @@ from steer_heal.config import MAX_UPLOAD_BYTES, SettingsError
 
 SCRIPTS = {"plotly.min.js": PLOTLY_JS, "page.js": STATIC / "page.js"}
 THREADS = 128
+MAX_SESSIONS = 200
+"""Sessions whose state is kept, 0.2 MB each (a program's call is one); the one unused longest goes first."""
 MAX_WAITING = 512
 """Calls that may wait in the queue; the next one is told that it is full."""
 
@@ -73,6 +75,7 @@ def application(engine: Any, port: int, login: Login | None = None) -> ASGIApp:
     """The whole web application over an engine; with a login nobody else sees more than the login page."""
     page = build(engine)
     page.max_threads = THREADS
+    page.state_session_capacity = MAX_SESSIONS
     page.queue(default_concurrency_limit=16, max_size=MAX_WAITING, api_open=False)
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/ui", own_files(engine))

@@ -12,7 +12,8 @@ import pytest
 
 FEW = 3
 MANY = int(os.environ.get("FAULTS", "50"))
-COUNTS = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.faults)]
+FAULTS_ONLY = [pytest.param(MANY, id="many", marks=pytest.mark.faults)]
+COUNTS = [pytest.param(FEW, id="few"), *FAULTS_ONLY]
 
 
 @dataclass

@@ -1,22 +1,30 @@
-"""The real worker on a tiny model, forked from this process: no seconds of imports between two kills."""
+"""The real worker on a tiny model, forked by the nursery: no seconds of imports between two kills."""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from steer_heal import events, worker
+import psutil
+
+from steer_heal import events
 from steer_heal.config import HealSettings, heal_settings
 from steer_heal.jobs import LocalProcesses, RunFolder
 from steer_heal.jobs.processes import process_record
-from tests import tiny
 
 OPEN = {"max_perplexity_ratio": 1e9, "max_tail_ratio": 1e9, "max_repetition": 1.0, "min_words": 1}
 VOID = {
@@ -43,50 +51,63 @@ def settings(rounds: int = 3) -> HealSettings:
     )  # fmt: skip
 
 
+class Nursery:
+    """The process that forks workers; one for all tests, started at the first use."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.nursery", str(self.folder)], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self._turn = threading.Lock()
+        assert self._line() == "ready"
+        atexit.register(self.close)
+
+    def fork(self, folder: RunFolder) -> int:
+        with self._turn:
+            assert self.process.stdin is not None
+            self.process.stdin.write(f"{folder.path}\n")
+            self.process.stdin.flush()
+            return int(self._line())
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def close(self) -> None:
+        self.process.communicate()
+        shutil.rmtree(self.folder)
+
+
+@cache
+def nursery() -> Nursery:
+    """The one nursery of this test process."""
+    return Nursery()
+
+
 class Forked:
-    """A child as `subprocess.Popen` shows it, as far as the launcher looks."""
+    """A worker as `subprocess.Popen` shows it, as far as the launcher looks."""
 
     def __init__(self, pid: int) -> None:
-        self.pid, self.code = pid, None
+        self.pid = pid
 
     def poll(self) -> int | None:
-        if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if pid else None
-        return self.code
+        try:
+            return int((nursery().folder / f"exit-{self.pid}").read_text())
+        except FileNotFoundError:
+            return None
 
 
 class ForkedProcesses(LocalProcesses):
-    """The launcher, except that a worker is forked and loads the tiny model."""
+    """The launcher, except that workers come from the nursery and work on the tiny model."""
 
     def _spawn(self, folder: RunFolder) -> None:
-        pid = os.fork()
-        if pid == 0:
-            _work(folder)
+        pid = nursery().fork(folder)
         self._children[folder.run_id] = Forked(pid)  # type: ignore[assignment]
-        folder.claim_if_free(process_record(pid))
-
-
-def _work(folder: RunFolder) -> None:
-    """Never returns."""
-    code = 70
-    try:
-        with open(folder.worker_log, "ab", buffering=0) as out:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        os.setsid()
-        worker.models.load = lambda _name: tiny.language_model("llama", n_layers=4)  # type: ignore[assignment]
-        worker.torch.set_num_threads = lambda _n: None  # type: ignore[assignment]
-        worker.LocalProcesses = lambda *_a, **_k: _Nothing()  # type: ignore[assignment,misc]
-        code = worker.main([str(folder.path)])
-    finally:
-        os._exit(code)
-
-
-class _Nothing:
-    def advance(self) -> None:
-        """The test decides what is started."""
+        with suppress(psutil.NoSuchProcess):
+            folder.claim_if_free(process_record(pid))
 
 
 def until(true: Callable[[], bool], seconds: float = 120.0) -> None:

@@ -147,7 +147,7 @@ def storm(url: str, examples: int, tally: Tally) -> None:
 
 
 def test_malformed_calls_to_the_page_over_a_fake_engine(fake: str, tally: Tally) -> None:
-    storm(fake, 60, tally)
+    storm(fake, 40, tally)
 
 
 @pytest.mark.faults

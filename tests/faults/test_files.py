@@ -73,6 +73,7 @@ def test_lines_repeated_garbled_newer_and_of_a_moved_clock(tmp_path: Path, tally
     tally.survived = tally.injected
 
 
+@pytest.mark.faults
 def test_disk_full_while_a_run_writes(small_disk: Path, tmp_path: Path, tally: Tally) -> None:
     """The run waits for room, or fails and is resumed; either way it ends like one that had room."""
     expected = ForkedProcesses(tmp_path / "runs")
@@ -132,6 +133,7 @@ def remount(place: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", str(place)], check=True)
 
 
+@pytest.mark.faults
 def test_folder_made_read_only(small_disk: Path, tally: Tally) -> None:
     """Nothing starts, nothing is lost, the page says why, and all goes on once it can be written again."""
     jobs = ForkedProcesses(small_disk / "runs")
@@ -159,6 +161,7 @@ def test_folder_made_read_only(small_disk: Path, tally: Tally) -> None:
     tally.survived += 1
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("read_only", [True, False])
 def test_store_held_by_another_process(tmp_path: Path, tally: Tally, read_only: bool) -> None:
     """The page says who holds it, shows what it knew, steers on, and catches up when it is let go."""
@@ -180,6 +183,7 @@ def test_store_held_by_another_process(tmp_path: Path, tally: Tally, read_only: 
             tally.survived += 1
 
 
+@pytest.mark.faults
 def test_two_apps_on_one_folder_start_no_run_twice(tmp_path: Path, tally: Tally) -> None:
     """Eight launchers, as eight apps, look at one queue at once, over and over."""
     apps = [ForkedProcesses(tmp_path / "runs", at_once=2) for _ in range(8)]
