@@ -230,7 +230,10 @@ class LocalProcesses:
     def _note_end(self, folder: RunFolder, process: Running) -> None:
         """Makes how a worker ended an event; later, when the log cannot be written now or is in use."""
         child = self._children.get(folder.run_id)
-        code = child.poll() if child is not None and child.pid == process.pid else None
+        ours = child is not None and child.pid == process.pid
+        code = child.poll() if child is not None and ours else None
+        if ours and code is None:
+            return  # dead, but not yet told how
         how = account(code, folder.last_memory(), folder.last_line())
         try:
             with folder.lock.acquire(blocking=False), EventLog(folder.log) as log:

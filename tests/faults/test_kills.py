@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -59,9 +60,11 @@ def test_worker_killed_at_random_moments_over_rounds(
     """Killed, resumed, killed again; what comes out in the end equals a run that nobody cut, bit for bit."""
     expected, seconds = whole
     chance = random.Random(kills)
-    while tally.injected < kills:
-        jobs = ForkedProcesses(tmp_path / f"runs-{tally.injected}")
-        book = RunBook(jobs, Store(tmp_path / f"{tally.injected}.duckdb"), example=None, every_s=0.0)
+    for number in itertools.count():
+        if tally.injected >= kills:
+            break
+        jobs = ForkedProcesses(tmp_path / f"runs-{number}")
+        book = RunBook(jobs, Store(tmp_path / f"{number}.duckdb"), example=None, every_s=0.0)
         run_id, hits = book.start(settings(ROUNDS)), 0
         for _ in range(min(KILLS_A_RUN, kills - tally.injected)):
             time.sleep(chance.uniform(0.0, 0.5 * seconds))
@@ -78,7 +81,7 @@ def test_worker_killed_at_random_moments_over_rounds(
         tally.injected += hits
         assert jobs.poll(run_id).status == "finished", jobs.folder(run_id).last_line()
         assert outcome(jobs.folder(run_id).path) == expected
-        rebuilt = Store(tmp_path / f"{tally.injected}-again.duckdb")
+        rebuilt = Store(tmp_path / f"{number}-again.duckdb")
         rebuilt.ingest(run_id, jobs.events(run_id))
         assert book.runs()[0].round == ROUNDS
         known, again = tables(book.store), tables(rebuilt)
