@@ -21,6 +21,7 @@ from steer_heal.store import Store
 
 EXAMPLE_COMPLETIONS = 24
 """How many completions of each round the shipped example keeps."""
+EXAMPLE_LACKS = ("per_vignette", "pid", "host", "ids")
 
 
 def add(commands: Commands) -> None:
@@ -136,7 +137,5 @@ def _trimmed(folder: RunFolder) -> Iterator[dict[str, Any]]:
     ]
     for seq, event in enumerate(kept):
         line = event.as_dict() | {"seq": seq}
-        line["data"] = {
-            key: value for key, value in event.data.items() if key not in ("per_vignette", "pid", "host", "ids")
-        }
+        line["data"] = {key: value for key, value in event.data.items() if key not in EXAMPLE_LACKS}
         yield line
