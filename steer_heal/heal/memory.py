@@ -9,7 +9,7 @@ from steer_heal.models.files import GIB, free
 
 STEP_CHUNKS = 4
 """Chunks of logits that live at once, in the model's type: both models', and the slopes of two losses."""
-SPARE = 1.15
+SPARE = 1.4
 
 
 def needed_bytes(
