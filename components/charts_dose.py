@@ -67,7 +67,7 @@ def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
         },
         annotations=[*notes, *words],
         shapes=[*lines, *marked],
-        margin={"l": 52, "r": 14, "t": 46, "b": 44},
+        margin={"l": 52, "r": 14, "t": 62, "b": 44},
         showlegend=False,
         hovermode="x unified",
         hoversubplots="axis",
@@ -158,8 +158,8 @@ def _broken(breaks: Mapping[float, float]) -> tuple[list[dict[str, Any]], list[d
              "line": style}
         )  # fmt: skip
         text = f"below {mark:g}× base from {alpha:g}"
-        side = {"xanchor": "right", "xshift": -3} if number == 0 else {"xanchor": "left", "xshift": 3}
-        words.append(_note(text, x=alpha, xref="x", y=1, yref="paper", yshift=14, **side))
+        above = {"xanchor": "right", "xshift": -3, "yshift": 14 + 15 * number}
+        words.append(_note(text, x=alpha, xref="x", y=1, yref="paper", **above))
     return lines, words
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components import view, view_runs
-from components.steer import INTERNAL, Steering
+from components.steer import INTERNAL, PRESS, Steering
 from components.watching import remembered
 from steer_heal.config import (
     MAX_ROUNDS,
@@ -41,16 +41,16 @@ def settings(
     others: str | None = None,
     basis: HealSettings | None = None,
 ) -> HealSettings:
-    """The form as `HealSettings`; what is left blank, or is not on it, is as in the preset, or as in `basis`
-    when that is given. `others`: any setting by its name, a line each. Errors: `SettingsError`."""
+    """The form as `HealSettings`; what is left blank or 0, or is not on it, is as in the preset, or as in
+    `basis` when that is given. `others`: any setting by its name, a line each. Errors: `SettingsError`."""
     if rounds is None:
         raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
     values: dict[str, Any] = {}
-    if completions is not None and (basis is None or completions != basis.data.n_completions):
+    if completions and (basis is None or completions != basis.data.n_completions):
         values["data"] = {"n_completions": completions, "min_kept": max(2, min(16, int(completions) // 8))}
-    evaluated = {"n_vignettes": vignettes, "vignettes": (vignette_file or "").strip() or None}
+    evaluated = {"n_vignettes": vignettes or None, "vignettes": (vignette_file or "").strip() or None}
     values["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
-    if epochs is not None:
+    if epochs:
         values["train"] = {"epochs": epochs}
     values |= {"trait": trait, "rounds": rounds, "seed": seed or 0, "name": (name or "").strip()}
     values |= {"band": (low, high), "extract": {"method": method}}
@@ -64,7 +64,7 @@ def filled(basis: HealSettings) -> list[Any]:
     evaluate = basis.evaluate
     return [
         basis.trait, *basis.band, f"{basis.name} again".strip()[:80], basis.rounds, basis.preset, basis.seed,
-        basis.data.n_completions, evaluate.n_vignettes, basis.train.epochs, basis.extract.method,
+        basis.data.n_completions, evaluate.n_vignettes or 0, basis.train.epochs, basis.extract.method,
         evaluate.vignettes or "", "",
     ]  # fmt: skip
 
@@ -88,12 +88,15 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Healing:
         rounds = gr.Number(3, label="Rounds", precision=0, min_width=70, elem_id="rounds")
         preset = gr.Dropdown(list(PRESETS), value="quick", label="Preset", min_width=110, elem_id="preset")
         seed = gr.Number(0, label="Seed", precision=0, min_width=70, elem_id="run-seed")
-    with gr.Accordion("Smaller or larger than the preset", open=False, elem_id="run-more"), gr.Row():
+    more = "Smaller or larger than the preset (0: as the preset has it)"
+    with gr.Accordion(more, open=False, elem_id="run-more"), gr.Row():
         completions = gr.Number(
-            None, label="Completions a round", precision=0, min_width=110, elem_id="run-completions"
+            0, label="Completions", precision=0, minimum=0, min_width=110, elem_id="run-completions"
         )
-        vignettes = gr.Number(None, label="Vignettes", precision=0, min_width=110, elem_id="run-vignettes")
-        epochs = gr.Number(None, label="Epochs", precision=0, min_width=110, elem_id="run-epochs")
+        vignettes = gr.Number(
+            0, label="Vignettes", precision=0, minimum=0, min_width=110, elem_id="run-vignettes"
+        )
+        epochs = gr.Number(0, label="Epochs", precision=0, minimum=0, min_width=110, elem_id="run-epochs")
         file = gr.Textbox(
             label="Vignettes from a file",
             placeholder="JSONL file here, or a set of tinymfv",
@@ -143,4 +146,4 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Healing:
 
     preset.input(lambda: ("", ""), None, [message, basis], **INTERNAL)
     launched = launch.click(start, [kept, basis, *form], [kept, message, basis], **INTERNAL)
-    return Healing(launched, lambda table: table.click(fill, None, [*form, message, basis], **INTERNAL))
+    return Healing(launched, lambda table: table.click(fill, None, [*form, message, basis], **PRESS))

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from components import api, choosing, dose, heal, moral_map, plot, runs, steer, watching
-from components.steer import INTERNAL
+from components.steer import INTERNAL, PRESS
 from components.watching import Memory
 
 WATCH_SECONDS = 1.5
@@ -43,7 +43,7 @@ def build(engine: Any) -> gr.Blocks:
 
         open_outputs = [*detail.outputs(), detail.which]
         healing.launched.then(redraw, kept, drawn, **INTERNAL)
-        acted = table.click(runs.acting(engine), [kept], [kept, message], **INTERNAL)
+        acted = table.click(runs.acting(engine), [kept], [kept, message], **PRESS)
         healing.clone(table)
         clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)
         for event in (acted, clicked):

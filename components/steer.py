@@ -15,6 +15,8 @@ from components.controls import FORM, Controls, by_foundation, controls, recall,
 from steer_heal.records import Vignette
 
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
+"""For buttons of a table: gradio's default drops a press while the one before is being answered."""
 STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_limit": None, "js": STAMP}
 
 

@@ -279,3 +279,10 @@ def test_a_reload_puts_the_form_back(page: Page) -> None:
     expect(page.locator("#base-text")).to_contain_text("my own question")
     expect(page.locator("#dose")).to_contain_text("alpha -1.5")
     assert page.locator("#alpha input[type=range]").input_value() == "-1.5"
+
+
+def test_what_is_looked_at_and_left_alone_is_as_in_the_preset(page: Page) -> None:
+    page.locator("#run-more button").first.click()
+    expect(page.locator("#run-completions input")).to_be_visible()
+    page.locator("#launch").click()
+    expect(page.locator("#heal-message")).to_contain_text("started")

@@ -110,6 +110,7 @@ def test_the_form_becomes_settings() -> None:
     assert (settings.rounds, settings.data.n_completions, settings.evaluate.n_vignettes) == (2, 32, 14)
     assert settings.train.epochs == 2
     assert heal.settings("demo", *FORM).data == heal_settings("quick").data
+    assert heal.settings("demo", *FORM[:7], 0, 0, 0) == heal.settings("demo", *FORM)
     chosen = heal.settings("demo", *FORM, "pca", " v.jsonl ")
     assert (chosen.extract.method, chosen.evaluate.vignettes) == ("pca", "v.jsonl")
 
