@@ -123,7 +123,8 @@ def mapping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
             shown = len(found.rows) if whole else shown
             drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers)) if whole else gr.skip()
             yield drawn, view_dose.working(found.share, _cells(found.rows), found.waiting)
-        drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers)) if found.rows else gr.skip()
+        rest = len(found.rows) > shown
+        drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers)) if rest else gr.skip()
         said = "" if found.share >= 1.0 else "Stopped: "
         yield drawn, view.note(f"{said}{_cells(found.rows)}. Click a cell to steer there.")
 

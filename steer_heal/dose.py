@@ -21,7 +21,7 @@ from .vector import SteeringVector
 
 RESOLUTION = 0.05
 """Alphas where coherence falls below a threshold are found to this."""
-MAX_ROWS = 48
+ROWS_AT_ONCE = 48
 """Answers written in the same passes, when memory allows: where more rows no longer come cheaper."""
 PROFILE_PART = 0.4
 """Share of a chunk's time that its profiles take, for the progress bar."""
@@ -159,7 +159,7 @@ class _Measure:
         self._layers = band_layers(lm.n_layers, request.band)
         self._target = data.trait(request.trait).target
         longest = max((len(prompt) for prompt in self._prompts), default=0)
-        self.batch_size = rows_that_fit(lm, longest + request.sample.max_new_tokens, MAX_ROWS)
+        self.batch_size = rows_that_fit(lm, longest + request.sample.max_new_tokens, ROWS_AT_ONCE)
         self.base = self._measure_base()
 
     def rows(
