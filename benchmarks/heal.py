@@ -12,12 +12,14 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.heal_table import write_table
-from steer_heal import events, loop
-from steer_heal.config import HealSettings, heal_settings
+from steer_heal import data, events, loop
+from steer_heal.config import DEFAULT_TRAIT, HealSettings, heal_settings
 from steer_heal.events import EventLog
 from steer_heal.models import load
 
@@ -27,37 +29,53 @@ ROWS = HOME / "rows.jsonl"
 N_ANSWERS = 100
 """Free answers whose health is measured, enough to tell 2% looping from none."""
 
+ROUNDS = 8
 TEXT_ONLY: dict[str, Any] = {"distil": 0.0}
 NEAR = {"tau": 0.1, "lam": 1.0}
-CELLS: dict[str, tuple[int, dict[str, Any]]] = {
-    "default": (8, {}),
-    "text only, nll": (8, {"train": {**TEXT_ONLY, "divergence": "nll"}}),
-    "nll": (8, {"train": {"divergence": "nll"}}),
-    "text only, kl_rev rmse": (4, {"train": {**TEXT_ONLY}}),
-    "unsteered text": (4, {"data": {"alphas": (0.0,), "scales": (1.0,)}, "train": TEXT_ONLY}),
-    "no replay": (8, {"train": {"replay": 0.0}}),
-    "base, kl_rev rmse": (4, {"train": {"reference": "base"}}),
-    **{
-        f"near, {kind} {how}": (4, {"train": {"divergence": kind, "aggregate": how, **NEAR}})
-        for kind in ("kl_rev", "kl_fwd")
-        for how in ("mean", "rmse", "p95", "max")
-    },
+FIRST_TRY: dict[str, Any] = {
+    "data": {"scales": (1.0,), "min_kept": 4},
+    "filter": {"max_perplexity_ratio": 6.0, "max_tail_ratio": 12.0},
+    "train": {**TEXT_ONLY, "replay": 0.0, "epochs": 6, "tau": 0.5},
 }
-"""Name -> rounds, and what differs from the quick preset. "near": a barrier close enough to be felt."""
+"""The method before this mechanism: text only, one dose for all rounds, loose cuts, no replay."""
+CELLS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "nll": {"train": {"divergence": "nll"}},
+    "text only, nll": {"train": {**TEXT_ONLY, "divergence": "nll"}},
+    "first try, nll": {**FIRST_TRY, "train": {**FIRST_TRY["train"], "divergence": "nll"}},
+    "first try, kl_rev rmse": FIRST_TRY,
+    "unsteered text": {"data": {"alphas": (0.0,), "scales": (1.0,)}, "train": TEXT_ONLY},
+    "base, kl_rev rmse": {"train": {"reference": "base"}},
+    "near, base, kl_rev rmse": {"train": {"reference": "base", **NEAR}},
+    **{
+        f"near, {kind} {how}": {"train": {"divergence": kind, "aggregate": how, **NEAR}}
+        for how in ("rmse", "mean", "p95", "max")
+        for kind in ("kl_rev", "kl_fwd")
+    },
+    "text only, kl_rev rmse": {"train": TEXT_ONLY},
+    "no replay": {"train": {"replay": 0.0}},
+}
+"""Name -> what differs from the quick preset. "near": a barrier close enough to be felt."""
+
+Key = tuple[str, str, int]
+"""A run: trait, cell, seed."""
 
 
-def settings_of(cell: str, seed: int) -> HealSettings:
-    rounds, changes = CELLS[cell]
-    return heal_settings("quick", rounds=rounds, seed=seed, evaluate={"n_answers": N_ANSWERS}, **changes)
+def settings_of(key: Key) -> HealSettings:
+    trait, cell, seed = key
+    return heal_settings(
+        "quick", trait=trait, rounds=ROUNDS, seed=seed, evaluate={"n_answers": N_ANSWERS}, **CELLS[cell]
+    )
 
 
-def folder_of(cell: str, seed: int) -> Path:
-    return HOME / f"{cell.replace(', ', '-').replace(' ', '_')}-{seed}"
+def folder_of(key: Key) -> Path:
+    trait, cell, seed = key
+    return HOME / trait / f"{cell.replace(', ', '-').replace(' ', '_')}-{seed}"
 
 
-def play(cell: str, seed: int, lm: Any, end: float) -> bool:
+def play(key: Key, lm: Any, end: float) -> bool:
     """Goes on with the run until it ends, or until a round more would pass `end`; whether it ended."""
-    settings, folder = settings_of(cell, seed), folder_of(cell, seed)
+    settings, folder = settings_of(key), folder_of(key)
     known = folder / "config.json"
     wanted = settings.model_dump_json()
     if known.is_file() and known.read_text() != wanted:
@@ -76,7 +94,7 @@ def play(cell: str, seed: int, lm: Any, end: float) -> bool:
             if kind not in ("progress", "step"):
                 kept.append(kind, round_, data)
             if kind == "round":
-                print(f"{cell}, seed {seed}, round {round_}: {data['headline']['word']}, "
+                print(f"{', '.join(map(str, key))}, round {round_}: {data['headline']['word']}, "
                       f"{data['headline']['why']} ({data['seconds']:.0f} s)", flush=True)  # fmt: skip
                 if round_ != settings.rounds and time.monotonic() + data["seconds"] > end:
                     running.close()
@@ -85,12 +103,12 @@ def play(cell: str, seed: int, lm: Any, end: float) -> bool:
     return last in ("finished", "failed")
 
 
-def row_of(cell: str, seed: int) -> dict[str, Any]:
+def row_of(key: Key) -> dict[str, Any]:
     """One run's row: what every stage measured, and how it ended."""
     base: dict[str, Any] = {}
     rounds: dict[int, dict[str, Any]] = {}
     end = {}
-    for event in events.read(folder_of(cell, seed) / "events.jsonl").events:
+    for event in events.read(folder_of(key) / "events.jsonl").events:
         data, at = event.data, event.round or 0
         if event.kind in ("profile", "persona"):
             stage = data.get("stage", "persona")
@@ -100,22 +118,38 @@ def row_of(cell: str, seed: int) -> dict[str, Any]:
             rounds[at] = {**rounds.get(at, {}), **data}
         elif event.kind in ("finished", "failed"):
             end = {"status": event.kind, "message": data.get("reason") or data.get("message")}
-    return {"cell": cell, "seed": seed, "settings": settings_of(cell, seed).model_dump(mode="json"), **end,
-            "base": base, "rounds": rounds}  # fmt: skip
+    trait, cell, seed = key
+    return {"trait": trait, "cell": cell, "seed": seed, "settings": settings_of(key).model_dump(mode="json"),
+            **end, "base": base, "rounds": rounds}  # fmt: skip
 
 
-def rows() -> dict[tuple[str, int], dict[str, Any]]:
+def rows() -> dict[Key, dict[str, Any]]:
     """The newest row of each run that ended."""
     found = {}
     for line in ROWS.read_text().splitlines() if ROWS.is_file() else ():
         row = json.loads(line)
-        found[row["cell"], row["seed"]] = row
+        found[row.setdefault("trait", DEFAULT_TRAIT), row["cell"], row["seed"]] = row
     return found
+
+
+def run(keys: Sequence[Key], minutes: float) -> None:
+    """Plays the runs that have no row with their settings yet, in their order, until the time is up."""
+    end, lm = time.monotonic() + 60 * minutes, load("demo")
+    for key in keys:
+        known = rows().get(key)
+        if known and known["settings"] == settings_of(key).model_dump(mode="json"):
+            continue
+        if not play(key, lm, end):
+            print("out of time: call it again to go on")
+            return
+        with ROWS.open("a") as file:
+            file.write(json.dumps(events.plain(row_of(key))) + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--traits", nargs="+", choices=sorted(data.traits()), default=[DEFAULT_TRAIT])
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=5.0)
@@ -124,17 +158,8 @@ def main() -> int:
         for path in write_table(list(rows().values()), list(CELLS), ROOT / "docs"):
             print(path)
         return 0
-    end, lm = time.monotonic() + 60 * args.minutes, load("demo")
-    for cell in args.cells:
-        for seed in args.seeds:
-            known = rows().get((cell, seed))
-            if known and known["settings"] == settings_of(cell, seed).model_dump(mode="json"):
-                continue
-            if not play(cell, seed, lm, end):
-                print("out of time: call it again to go on")
-                return 0
-            with ROWS.open("a") as file:
-                file.write(json.dumps(events.plain(row_of(cell, seed))) + "\n")
+    ordered = product(args.seeds, args.traits, args.cells)
+    run([(trait, cell, seed) for seed, trait, cell in ordered], args.minutes)
     return 0
 
 
