@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ from .cache import check_cache
 from .divergence import diverge, log_probabilities
 from .reading import reader
 from .rows import Plan, Row, plan
-from .sampling import Sampler, sampler
+from .sampling import draw, sampler
 from .store import PrefixStore
 from .text import TextStream
 
@@ -32,29 +33,30 @@ def decode(
     sample: SampleSettings,
     *,
     stop: Stop | None = None,
+    over: Callable[[int], bool] | None = None,
     store: PrefixStore | None = None,
 ) -> Iterator[Step]:
     """Write all rows together; each item is one step, (row, token) for every row still writing.
 
     `directions_LD`: one direction a layer, added as each row's coefficients say, or what steers instead. A
     row ends with an end-of-answer token, whose text is empty, or at `max_new_tokens`. `stop` is asked before
-    every step. No hook stays on the model between two items. `store` keeps read prompts for the next call on
-    the same weights. Errors: `SettingsError`.
+    every step, and `over` of every row: one that is over leaves, the others go on. No hook stays on the model
+    between two items. `store` keeps read prompts for the next call on the same weights. Errors:
+    `SettingsError`.
     """
     _check(lm, rows)
     if not rows or (stop and stop()):
         return
     made = plan(rows, lm.n_layers)
-    batch = _Batch(lm, made, directions_LD, sampler(sample, lm.sampling), sample.max_new_tokens, store)
-    for step in range(sample.max_new_tokens):
-        if stop and stop():
+    batch = _Batch(lm, made, directions_LD, sample, store)
+    for step in itertools.count():
+        if over is not None:
+            batch.leave(over)
+        if (step and batch.done) or (stop and stop()):
             return
         if step:
             batch.advance()
-        tokens = batch.draw(step)
-        yield [(row, token) for lane, token in tokens for row in made.rows_of_lane[lane]]
-        if batch.done:
-            return
+        yield [(row, token) for lane, token in batch.draw(step) for row in batch.rows_of_lane[lane]]
 
 
 def complete(
@@ -111,15 +113,18 @@ class _Batch:
         lm: LanguageModel,
         made: Plan,
         directions_LD: Tensor | Operator,
-        how: Sampler,
-        max_new_tokens: int,
+        sample: SampleSettings,
         store: PrefixStore | None,
     ) -> None:
-        self._lm, self._plan, self._sampler = lm, made, how
-        self._last_step = max_new_tokens - 1
+        self._lm, self._plan = lm, made
+        self.rows_of_lane = dict(made.rows_of_lane)
+        hows = [lane.sample or sample for lane in made.lanes]
+        self._samplers = [sampler(how, lm.sampling) for how in hows]
+        self._last_step = [how.max_new_tokens - 1 for how in hows]
         self._writers = [number for number, lane in enumerate(made.lanes) if lane.writes]
         self._shadow_at = dict(made.shadow_of_lane)
-        self._reader = reader(lm, made.lanes, directions_LD, max_new_tokens, store)
+        room = max(how.max_new_tokens for how in hows)
+        self._reader = reader(lm, made.lanes, directions_LD, room, store)
         self._n_lanes = len(made.lanes)
         self._streams = {lane: TextStream(lm.decode) for lane in self._writers}
         self._token_text = lru_cache(maxsize=None)(lambda token: lm.decode([token]))
@@ -129,16 +134,25 @@ class _Batch:
     def done(self) -> bool:
         return not self._next
 
+    def leave(self, over: Callable[[int], bool]) -> None:
+        """Forget the rows that are over, and the lanes that no row needs any more."""
+        for lane in list(self._next) or self._writers:
+            self.rows_of_lane[lane] = [row for row in self.rows_of_lane[lane] if not over(row)]
+            if not self.rows_of_lane[lane]:
+                self._next.pop(lane, None)
+
     @torch.inference_mode()
     def draw(self, step: int) -> list[tuple[int, Token]]:
         """One token for every writing lane; those that do not end are left in `_next`."""
         writers = self._writers
         logits_WV = self._reader.logits_BV[: len(writers)]
-        ids_W = self._sampler.draw(logits_WV, [self._plan.lanes[lane].noise for lane in writers], step)
+        noise = [self._plan.lanes[lane].noise for lane in writers]
+        ids_W = draw([self._samplers[lane] for lane in writers], logits_WV, noise, step)
         logp_WV = log_probabilities(logits_WV)
         ids, p = ids_W.tolist(), logp_WV.gather(1, ids_W[:, None])[:, 0].exp().tolist()
         measured = self._measure(logp_WV, ids_W)
-        ended = [token in self._lm.eos_ids or step == self._last_step for token in ids]
+        lasts = [self._last_step[lane] for lane in writers]
+        ended = [token in self._lm.eos_ids or step == last for token, last in zip(ids, lasts, strict=True)]
         self._next = {lane: token for lane, token, over in zip(writers, ids, ended, strict=True) if not over}
         return [
             (

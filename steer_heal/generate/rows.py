@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..config import SettingsError
+from ..config import SampleSettings, SettingsError
+
+Key = tuple[tuple[int, ...], bytes, int, SampleSettings | None]
+"""Prompt, coefficients, noise, and how tokens are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,8 +19,8 @@ class Row:
     """One answer to write.
 
     `coefficients_L`: what is added along each layer's direction; none means base. `shadow`: also measure
-    every token against base. `noise`: rows of one number share their random numbers. `alpha` and `prompt` are
-    handed through to the completion.
+    every token against base. `noise`: rows of one number share their random numbers. `sample`: how this row
+    is drawn, where not as the call says. `alpha` and `prompt` are handed through to the completion.
     """
 
     prompt_ids: tuple[int, ...]
@@ -26,6 +29,7 @@ class Row:
     alpha: float = 0.0
     noise: int = 0
     prompt: str = ""
+    sample: SampleSettings | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +44,15 @@ class Lane:
     noise: int = 0
     writes: bool = True
     n_more: int = 0
+    sample: SampleSettings | None = None
 
     @property
     def steered(self) -> bool:
         return bool(self.coefficients_L.any())
 
     @property
-    def key(self) -> tuple[tuple[int, ...], bytes, int]:
-        return self.prompt_ids, self.coefficients_L.numpy().tobytes(), self.noise
+    def key(self) -> Key:
+        return self.prompt_ids, self.coefficients_L.numpy().tobytes(), self.noise, self.sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +71,9 @@ class Plan:
 def plan(rows: Sequence[Row], n_layers: int) -> Plan:
     """The lanes that compute `rows`. Errors: `SettingsError`."""
     made = Plan()
-    known: dict[tuple[tuple[int, ...], bytes, int], int] = {}
+    known: dict[Key, int] = {}
     for index, row in enumerate(rows):
-        lane = Lane(tuple(row.prompt_ids), _coefficients(row, n_layers), row.noise)
+        lane = Lane(tuple(row.prompt_ids), _coefficients(row, n_layers), row.noise, sample=row.sample)
         number = known.setdefault(lane.key, len(made.lanes))
         if number == len(made.lanes):
             made.lanes.append(lane)

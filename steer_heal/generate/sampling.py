@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,19 +25,21 @@ class Sampler:
     top_p: float
     seed: int
 
-    def draw(self, logits_BV: Tensor, noise_ids: Sequence[int], step: int) -> Tensor:
-        """One token a row, (B,). Equal noise ids at one step see the same random numbers.
+    def draw(
+        self, logits_BV: Tensor, noise_ids: Sequence[int], step: int, seeds: Sequence[int] | None = None
+    ) -> Tensor:
+        """One token a row, (B,). Equal noise ids of one seed see the same random numbers at one step.
 
+        `seeds`: one a row, in place of the sampler's own.
         Source: the Gumbel-max trick (Gumbel, 1954): argmax(logits + Gumbel noise) ~ softmax(logits).
         """
         if self.greedy:
             return logits_BV.max(dim=-1).indices
         scores_BK, ids_BK = self._candidates(logits_BV.float() / self.temperature)
-        distinct = sorted(set(noise_ids))
-        noise_NV = torch.stack(
-            [exponential(self.seed, noise, step, logits_BV.shape[-1]) for noise in distinct]
-        )
-        row_of = torch.tensor([distinct.index(noise) for noise in noise_ids])
+        sources = list(zip(seeds or [self.seed] * len(noise_ids), noise_ids, strict=True))
+        distinct = sorted(set(sources))
+        noise_NV = torch.stack([exponential(*source, step, logits_BV.shape[-1]) for source in distinct])
+        row_of = torch.tensor([distinct.index(source) for source in sources])
         exponential_BK = noise_NV[row_of[:, None], ids_BK.cpu()].to(logits_BV.device)
         best_B1 = (scores_BK - exponential_BK.log()).argmax(dim=-1, keepdim=True)
         return ids_BK.gather(1, best_B1)[:, 0]
@@ -70,6 +72,20 @@ def sampler(settings: SampleSettings, defaults: SamplingDefaults) -> Sampler:
         top_p=defaults.top_p if settings.top_p is None else settings.top_p,
         seed=settings.seed,
     )
+
+
+def draw(samplers: Sequence[Sampler], logits_BV: Tensor, noise_ids: Sequence[int], step: int) -> Tensor:
+    """One token a row, (B,), each as its own sampler says; what differs only in the seed is drawn at once."""
+    rows: dict[Sampler, list[int]] = {}
+    for row, how in enumerate(samplers):
+        rows.setdefault(replace(how, seed=0), []).append(row)
+    ids_B = torch.empty(len(samplers), dtype=torch.long, device=logits_BV.device)
+    for how, some in rows.items():
+        part_BV = logits_BV if len(rows) == 1 else logits_BV[some]
+        ids_B[some] = how.draw(
+            part_BV, [noise_ids[row] for row in some], step, [samplers[row].seed for row in some]
+        )
+    return ids_B
 
 
 def exponential(seed: int, noise: int, step: int, size: int) -> Tensor:
