@@ -54,11 +54,20 @@ def divergence_rows(name: str, logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
     return torch.einsum("nv,nv->n", logp_NV.exp(), logp_NV - logq_NV)
 
 
-def nll_slopes(logp_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """d nll / d logits at each position: p - onehot(label)."""
-    slopes_NV = logp_NV.exp()
-    slopes_NV[torch.arange(len(labels_N), device=labels_N.device), labels_N] -= 1.0
-    return slopes_NV
+def softmax_nll(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """-log p(label), log sum exp and p at each position; p is written over the logits, which are float32."""
+    label_N = logits_NV.gather(1, labels_N[:, None])[:, 0]
+    most_N = logits_NV.amax(dim=-1)
+    p_NV = logits_NV.sub_(most_N[:, None]).exp_()
+    sum_N = p_NV.sum(dim=-1)
+    log_z_N = most_N + sum_N.log()
+    return log_z_N - label_N, log_z_N, p_NV.div_(sum_N[:, None])
+
+
+def nll_slopes(p_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """d nll / d logits at each position: p - onehot(label), written over p."""
+    p_NV[torch.arange(len(labels_N), device=labels_N.device), labels_N] -= 1.0
+    return p_NV
 
 
 def divergence_slopes(name: str, logp_NV: Tensor, logq_NV: Tensor, d_N: Tensor) -> Tensor:

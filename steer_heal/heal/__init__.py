@@ -1,12 +1,15 @@
 """Train one round: the student learns to say, without steering, what steering made it say."""
 
+from .below import Below
 from .examples import Example, batches, completion_labels, learning_rate, split
 from .memory import check_memory, needed_bytes
-from .output import OutputLayer, hidden_states, row_losses
+from .output import OutputLayer, hidden_states
+from .rows import row_losses
 from .targets import Reference, Teacher
 from .train import Objective, held_out_nll, loss_of, train_round
 
 __all__ = [
+    "Below",
     "Example",
     "Objective",
     "OutputLayer",

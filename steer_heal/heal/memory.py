@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from steer_heal.config import SettingsError, TrainSettings
+from steer_heal.heal.below import KEPT_BYTES
 from steer_heal.heal.output import CHUNK_BYTES
 from steer_heal.models import LanguageModel
 from steer_heal.models.files import GIB, free
 
-STEP_CHUNKS = 4
-"""Chunks of logits that live at once, in the model's type: both models', and the slopes of two losses."""
 SPARE = 1.4
 
 
@@ -18,7 +17,8 @@ def needed_bytes(
     """An upper estimate, in bytes. `layers`: blocks from the first that carries the LoRA to the last of all.
 
     Kept for the gradient, a token and block: about 12 states of the model's width and 5 of the MLP's; for all
-    examples: the reference's states of the completion and the teacher's of the whole.
+    examples: the reference's states of the completion, the teacher's of the whole and, where blocks lie below
+    the first that carries the LoRA, what reaches it.
     """
     shape = lm.model.config.get_text_config(decoder=True)
     tokens = settings.batch_size * (n_prompt + n_completion)
@@ -30,8 +30,9 @@ def needed_bytes(
         settings.distil > 0
     )
     held = n_examples * targets * shape.hidden_size * width
-    rows = min(CHUNK_BYTES // (4 * shape.vocab_size), settings.batch_size * n_completion)
-    logits = STEP_CHUNKS * rows * shape.vocab_size * width
+    below = n_examples * (n_prompt + n_completion) * shape.hidden_size * width
+    held += min(KEPT_BYTES, below) if layers < lm.n_layers else 0
+    logits = min(CHUNK_BYTES, 2 * settings.batch_size * n_completion * shape.vocab_size * width)
     return int(SPARE * (kept + ahead + hidden + held + logits))
 
 

@@ -24,13 +24,17 @@ from torch import Tensor
 from steer_heal import losses
 from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
+from steer_heal.heal.below import Below, first_trained, residual_of
 from steer_heal.heal.examples import Example, batches, learning_rate, split
-from steer_heal.heal.output import OutputLayer, hidden_states, labels, row_losses
-from steer_heal.heal.targets import Reference, Teacher, residual_of
+from steer_heal.heal.output import OutputLayer, hidden_states, labels
+from steer_heal.heal.rows import row_losses
+from steer_heal.heal.targets import Reference, Teacher
 from steer_heal.models import LanguageModel
 from steer_heal.records import RoundFailed, Stopped
 
 MAX_GRAD_NORM = 1.0
+NEAR = 0.5
+"""From this share of what the barrier leaves free on, the divergence is found from both models' logits."""
 
 Stop = Callable[[], bool]
 
@@ -45,28 +49,26 @@ class Objective:
     output: OutputLayer
     reference: Reference
     teacher: Teacher | None
+    below: Below
 
     @classmethod
     def of(
         cls, lm: LanguageModel, stack: AdapterStack, settings: TrainSettings, teacher: Teacher | None = None
     ) -> Objective:
-        """`ValueError` when the settings ask for a teacher and there is none."""
+        """For one round. `ValueError` when the settings ask for a teacher and there is none."""
         if settings.distil and teacher is None:
             raise ValueError("distil needs a steered teacher")
         taught = teacher if settings.distil else None
-        return cls(lm, stack, settings, OutputLayer(lm), Reference(lm, stack, settings), taught)
+        first = first_trained(lm, stack)
+        below = Below(lm, min(first, taught.first) if taught else first)
+        reference = Reference(lm, stack, settings, below)
+        return cls(lm, stack, settings, OutputLayer(lm), reference, taught, below)
 
 
 def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch, and its parts: nll, divergence (nats per token, aggregated), barrier, distil."""
-    lm, settings = objective.lm, objective.settings
-    reference_ND = objective.reference.hidden(batch)
-    hidden_ND, missed = _forward(objective, batch)
-    nll_N, d_N = row_losses(
-        objective.output, hidden_ND, labels(batch, lm.device), settings.divergence, reference_ND
-    )
-    nll = nll_N.mean()
-    divergence = losses.aggregate(d_N, torch.ones_like(d_N), settings.aggregate)
+    settings = objective.settings
+    nll, divergence, missed = _measured(objective, batch)
     barrier = losses.barrier(divergence, settings.lam, settings.tau)
     spectral = _spectral(objective.stack) if settings.spectral else torch.zeros((), device=nll.device)
     loss = nll + barrier + settings.distil * missed + settings.spectral * spectral
@@ -76,14 +78,43 @@ def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dic
     return loss, {name: float(value.detach()) for name, value in parts.items()}
 
 
+def _measured(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """NLL, the aggregated divergence from the reference, the distance from the teacher's residual.
+
+    Far from the barrier's beginning the reference's logits are not made (see `row_losses`): there the
+    divergence adds nothing to the loss, and its rounding does not matter.
+    """
+    settings, output = objective.settings, objective.output
+    reference_ND = objective.reference.hidden(batch)
+    short = settings.divergence == "kl_rev" and output.weight_VD is not None and not output.near
+    log_z_N = objective.reference.log_z(output, batch) if short else None
+    free = settings.tau if settings.lam else math.inf
+    hidden_ND, missed = _forward(objective, batch)
+    labels_N = labels(batch, objective.lm.device)
+
+    def both(log_z_N: Tensor | None) -> tuple[Tensor, Tensor]:
+        rest = (labels_N, settings.divergence, reference_ND, log_z_N)
+        nll_N, d_N = row_losses(output, hidden_ND, *rest)
+        return nll_N.mean(), losses.aggregate(d_N, torch.ones_like(d_N), settings.aggregate)
+
+    nll, divergence = both(log_z_N)
+    output.near = bool(divergence >= NEAR * free)
+    if output.near and log_z_N is not None:
+        nll, divergence = both(None)
+    return nll, divergence, missed
+
+
 def _forward(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """The student's states at the completions' positions, and its distance from the teacher's residual."""
-    teacher = objective.teacher
+    """The student's states at the completions' positions, and its distance from the teacher's residual.
+
+    The last residual seen is the student's: states that `below` lacks are read before.
+    """
+    teacher, below = objective.teacher, objective.below
     if teacher is None:
-        return hidden_states(objective.lm, batch), torch.zeros((), device=objective.lm.device)
+        return hidden_states(objective.lm, batch, below), torch.zeros((), device=objective.lm.device)
     with residual_of(teacher.block) as seen:
-        hidden_ND = hidden_states(objective.lm, batch)
-    return hidden_ND, teacher.distance(batch, seen[0])
+        hidden_ND = hidden_states(objective.lm, batch, below)
+    return hidden_ND, teacher.distance(batch, seen[-1], below)
 
 
 def _spectral(stack: AdapterStack) -> Tensor:
@@ -92,12 +123,12 @@ def _spectral(stack: AdapterStack) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_nll(lm: LanguageModel, held: Sequence[Example], size: int) -> float:
+def held_out_nll(lm: LanguageModel, held: Sequence[Example], size: int, below: Below | None = None) -> float:
     """NLL in nats per token over the held-out completions."""
     output, total, count = OutputLayer(lm), 0.0, 0
     for start in range(0, len(held), size):
         batch = held[start : start + size]
-        nll_N, _ = row_losses(output, hidden_states(lm, batch), labels(batch, lm.device))
+        nll_N, _ = row_losses(output, hidden_states(lm, batch, below), labels(batch, lm.device))
         total += float(nll_N.sum())
         count += len(nll_N)
     return total / count
@@ -169,7 +200,7 @@ def train_round(
                     f"The loss is not finite at step {step} of {total}: lower the learning rate."
                 )
             if start + settings.grad_accumulation >= len(epoch) and held:
-                parts["held_out_nll"] = held_out_nll(lm, held, settings.batch_size)
+                parts["held_out_nll"] = held_out_nll(lm, held, settings.batch_size, objective.below)
             yield {"step": step, "total": total, "lr": rate, **parts}
         if held and early.over(parts["held_out_nll"]):
             break

@@ -95,6 +95,58 @@ def test_losses_in_chunks_are_those_of_whole_logits_and_so_are_their_gradients(l
     assert (found[0][1].abs().max() > 0) == (divergence != "nll")
 
 
+def test_a_reverse_divergence_needs_no_logits_of_the_reference(lm):
+    output, generator = OutputLayer(lm), torch.Generator().manual_seed(0)
+    output.chunk = 3
+    hidden_ND, reference_ND = (torch.randn(8, lm.width, generator=generator) for _ in range(2))
+    labels_N, weights_N, found = torch.arange(8) + 40, torch.arange(8) / 8, []
+    log_z_N = output.log_z(reference_ND)
+    torch.testing.assert_close(log_z_N, output(reference_ND).logsumexp(-1))
+    rows = {True: 0, False: 0}
+    for known_N in (log_z_N, None):
+        student_ND = hidden_ND.clone().requires_grad_()
+
+        def count(_module, inputs, _out, known=known_N is not None):
+            rows[known] += len(inputs[0])
+
+        counted = lm.model.get_output_embeddings().register_forward_hook(count)
+        with torch.enable_grad():
+            nll_N, d_N = row_losses(output, student_ND, labels_N, "kl_rev", reference_ND, known_N)
+            counted.remove()
+            (nll_N.mean() + (weights_N * d_N).sum()).backward()
+        found.append((nll_N.detach(), d_N.detach(), student_ND.grad))
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+    assert rows == {True: 8, False: 2 * 8}
+
+
+@pytest.mark.parametrize(("tau", "made"), [(50.0, 1), (1e-3, 2)])
+def test_the_reference_s_logits_are_made_where_the_barrier_is_near(lm, examples, tau, made, monkeypatch):
+    found, rows = [], []
+    for short in (True, False):
+        stack = AdapterStack(lm)
+        settings = SETTINGS.model_copy(update={"tau": tau, "lam": 2.0})
+        stack.fresh(1, settings, seed=0)
+        with torch.no_grad():
+            for parameter in stack.trainable():
+                parameter.add_(0.1)
+        objective = Objective.of(lm, stack, settings)
+        if not short:
+            monkeypatch.setattr(OutputLayer, "weight_VD", None)
+        loss_of(objective, examples[:4])
+        head = lm.model.get_output_embeddings()
+        counted = head.register_forward_hook(lambda _m, inputs, _out: rows.append(len(inputs[0])))
+        loss, parts = loss_of(objective, examples[:4])
+        counted.remove()
+        loss.backward()
+        found.append((parts, torch.cat([parameter.grad.flatten() for parameter in stack.trainable()])))
+        stack.unload()
+    assert rows == [16] * made + [16] * 2
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert (found[0][0]["barrier"] > 0) == (made == 2)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-6)
+
+
 def test_an_output_layer_that_is_not_ours_is_refused(lm, monkeypatch):
     example = Example((2, 30, 31), (40, 41))
     OutputLayer(lm).check(example)

@@ -1,0 +1,142 @@
+import random
+
+import pytest
+import torch
+
+from steer_heal.adapters import AdapterStack
+from steer_heal.config import TrainSettings
+from steer_heal.heal import (
+    Below,
+    Example,
+    Objective,
+    Teacher,
+    below,
+    loss_of,
+    needed_bytes,
+    train,
+    train_round,
+)
+from tests import tiny
+
+SETTINGS = TrainSettings(rank=2, epochs=3, batch_size=3, lr=1e-2, held_out=0.25, tau=0.2)
+LAYERS = [2, 3]
+
+
+@pytest.fixture
+def examples():
+    rng = random.Random(0)
+    return [
+        Example((2, *(rng.randrange(10, 200) for _ in range(rng.randint(2, 9)))), (65, 66, 67 + index % 2, 1))
+        for index in range(9)
+    ]
+
+
+def student(arch="gemma3", layers=LAYERS):
+    """A model with a folded round on all blocks and a fresh one on some, both moved off zero."""
+    lm = tiny.language_model(arch, n_layers=5)
+    stack = AdapterStack(lm)
+    for round_, on in ((1, None), (2, layers)):
+        stack.fresh(round_, SETTINGS, seed=round_, layers=on)
+        generator = torch.Generator().manual_seed(round_)
+        with torch.no_grad():
+            for parameter in stack.trainable():
+                parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
+        if round_ == 1:
+            stack.fold()
+    teacher = Teacher(lm, stack, torch.eye(5, lm.width), torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0]))
+    return lm, stack, teacher
+
+
+def step(lm, stack, objective, batch):
+    lm.model.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        loss, parts = loss_of(objective, batch)
+        loss.backward()
+    return parts, torch.cat([parameter.grad.flatten() for parameter in stack.trainable()])
+
+
+@pytest.mark.parametrize("reference", ["prev", "base"])
+@pytest.mark.parametrize("arch", tiny.ARCHS)
+def test_losses_and_gradients_are_those_of_a_whole_pass(arch, reference, examples, monkeypatch):
+    lm, stack, teacher = student(arch)
+    settings = SETTINGS.model_copy(update={"tau": 0.0, "reference": reference})
+    objective = Objective.of(lm, stack, settings, teacher)
+    assert objective.below.first == LAYERS[0]
+    for batch in (examples[:4], examples[4:7]):
+        loss_of(objective, batch)
+    batch = [examples[5], examples[1], examples[8]]
+    ours = step(lm, stack, objective, batch)
+    monkeypatch.setattr(train, "first_trained", lambda lm, stack: 0)
+    teacher = Teacher(lm, stack, teacher.directions_LD, teacher.coefficients_L)
+    whole = Objective.of(lm, stack, settings, teacher)
+    assert whole.below.first == 0
+    wanted = step(lm, stack, whole, batch)
+    assert ours[0] == pytest.approx(wanted[0], rel=1e-4, abs=1e-6)
+    assert ours[0]["barrier"] > 0
+    torch.testing.assert_close(ours[1], wanted[1], rtol=1e-3, atol=1e-6)
+
+
+def test_blocks_below_are_read_once_an_example(examples):
+    lm, stack, teacher = student()
+    rows = []
+    for layer in (0, 2):
+        attention = lm.blocks[layer].self_attn
+        attention.register_forward_hook(lambda _m, _i, out, layer=layer: rows.append((layer, len(out[0]))))
+    list(train_round(lm, stack, examples, SETTINGS, seed=0, teacher=teacher))
+    looks = 3
+    assert sum(n for layer, n in rows if layer == 0) == len(examples) + looks
+    assert sum(n for layer, n in rows if layer == 2) > 3 * len(examples)
+
+
+def test_a_round_is_the_same_to_rounding_whatever_is_kept(examples, monkeypatch):
+    found = []
+    for room in (below.KEPT_BYTES, 3000, 0):
+        monkeypatch.setattr(below, "KEPT_BYTES", room)
+        lm, stack, teacher = student()
+        steps = list(train_round(lm, stack, examples, SETTINGS, seed=0, teacher=teacher))
+        found.append(([row["loss"] for row in steps], steps[-1]["held_out_nll"]))
+    for losses, held_out in found[1:]:
+        assert losses == pytest.approx(found[0][0], rel=1e-4)
+        assert held_out == pytest.approx(found[0][1], rel=1e-4)
+
+
+def test_no_more_is_kept_than_there_is_room_for(examples, monkeypatch):
+    lm, _, _ = student()
+    monkeypatch.setattr(below, "KEPT_BYTES", 4 * lm.width * (examples[0].length + examples[1].length))
+    kept = Below(lm, 2)
+    with kept.entered(examples):
+        pass
+    assert list(kept._kept) == examples[:2]
+
+
+def test_where_there_is_nothing_below_or_steering_begins_lower_it_stays_out():
+    lm, stack, teacher = student(layers=None)
+    assert Objective.of(lm, stack, SETTINGS, teacher).below.first == 0
+    lm, stack, teacher = student(layers=[4])
+    assert Objective.of(lm, stack, SETTINGS, teacher).below.first == 3
+    assert Objective.of(lm, stack, SETTINGS.model_copy(update={"distil": 0.0})).below.first == 4
+
+
+def test_a_model_whose_blocks_hand_on_more_than_the_residual_is_read_whole():
+    lm, _, _ = student()
+    kept = []
+    lm.blocks[0].self_attn.register_forward_hook(lambda _m, _i, out: kept.append(out[0]))
+    lm.blocks[3].register_forward_hook(lambda _m, _i, out: out + (9.0 * kept.pop() if kept else 0.0))
+    assert Below(lm, 2).first == 0
+
+
+def test_an_error_on_the_way_leaves_the_model_as_it_was(examples):
+    lm, _, _ = student()
+    ids = torch.tensor([[2, 30, 31]])
+    before = lm.model(ids).logits
+    kept = Below(lm, 2)
+    with pytest.raises(RuntimeError, match="stopped"), kept.entered(examples[:2]), kept.up_to(3):
+        raise RuntimeError("stopped")
+    assert torch.equal(lm.model(ids).logits, before)
+    assert not any("forward" in vars(block) or block._forward_pre_hooks for block in lm.blocks)
+
+
+def test_memory_counts_what_is_kept():
+    lm = tiny.language_model("gemma3", n_layers=5)
+    asked = (SETTINGS, 3, 100, 50, 1000)
+    assert needed_bytes(lm, *asked) - needed_bytes(lm, SETTINGS, 3, 100, 50, 0) > 1000 * 200 * lm.width * 4
