@@ -155,7 +155,7 @@ def _inside(
     if ratio <= 1 + settings.tolerance:
         return []
     estimate = _estimate(cell, history, settings.target_kl)
-    near, edge, third = max(1 + 0.45 * settings.tolerance, ratio**0.08), ratio**0.1, ratio ** (1 / 3)
+    near, edge, third = max(1 + 0.9 * settings.tolerance, ratio**0.08), ratio**0.1, ratio ** (1 / 3)
     if stalled or edge**2 > ratio / near**2:
         doses = [cell[0] * third, estimate, cell[1] / third]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,16 +42,14 @@ def log_probabilities(logits_BV: Tensor) -> Tensor:
     return logits_BV.log_softmax(dim=-1, dtype=torch.float32).clamp_(min=_LEAST)
 
 
-def diverge(logp_BV: Tensor, base_BV: Tensor, ids_B: Tensor) -> Divergence:
-    """Log-probabilities `logp_BV` wrote `ids_B` where base had the logits `base_BV`."""
+def diverge(logp_BV: Tensor, base_UV: Tensor, base_of_row: Sequence[int], ids_B: Tensor) -> Divergence:
+    """Log-probabilities `logp_BV` wrote `ids_B` where base had the logits `base_UV[base_of_row]`."""
+    of_B = torch.tensor(base_of_row, device=logp_BV.device)
+    logq_UV = log_probabilities(base_UV)
+    top_UN, top_ids_UN = logq_UV.topk(min(N_BASE_TOP, logq_UV.shape[-1]), dim=-1)
     rows = max(1, _CHUNK // logp_BV.shape[-1])
-    parts = zip(logp_BV.split(rows), base_BV.split(rows), ids_B.split(rows), strict=True)
-    columns = zip(*(_diverge(*part) for part in parts), strict=True)
-    return Divergence(*(torch.cat(column) for column in columns))
-
-
-def _diverge(logp_BV: Tensor, base_BV: Tensor, ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logq_BV = log_probabilities(base_BV)
-    top_BN, top_ids_BN = logq_BV.topk(min(N_BASE_TOP, logq_BV.shape[-1]), dim=-1)
-    p_base_B = logq_BV.gather(1, ids_B[:, None])[:, 0].exp()
-    return _kl(logp_BV, logq_BV), p_base_B, top_ids_BN, top_BN.exp()
+    kl_B = torch.cat([
+        _kl(logp, logq_UV if len(logq_UV) == 1 else logq_UV[of])
+        for logp, of in zip(logp_BV.split(rows), of_B.split(rows), strict=True)
+    ])  # fmt: skip
+    return Divergence(kl_B, logq_UV[of_B, ids_B].exp(), top_ids_UN[of_B], top_UN.exp()[of_B])

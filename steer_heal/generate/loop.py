@@ -167,8 +167,10 @@ class _Batch:
         index = [i for i, lane in enumerate(self._writers) if lane in self._shadow_at]
         if not index:
             return {}
-        base_SV = self._reader.logits_BV[[self._shadow_at[self._writers[i]] for i in index]]
-        found = diverge(logp_WV[index], base_SV, ids_W[index])
+        shadows = [self._shadow_at[self._writers[i]] for i in index]
+        distinct = sorted(set(shadows))
+        base_UV = self._reader.logits_BV[distinct]
+        found = diverge(logp_WV[index], base_UV, [distinct.index(lane) for lane in shadows], ids_W[index])
         columns = (found.kl_B, found.p_base_B, found.top_ids_BN, found.top_p_BN)
         return {
             i: {

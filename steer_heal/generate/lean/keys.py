@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -10,9 +11,38 @@ from torch import Tensor
 
 from .attention import Visible, attend, merge, segments, tail_window
 
+Pair = tuple[Tensor, Tensor]
+"""Keys and values of prompts at one layer, (N, K, T, d) each, padded on the right."""
+
+_CACHE_BYTES = 2**21
+"""A core's second-level cache: beyond it one pass over a shared prompt costs less than copies."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prefixes:
+    """Prompts as they were read, by layer, and which of them some rows follow.
+
+    `rows`: the rows' numbers in the batch, rising. `of_row`: the prompt each of them follows.
+    """
+
+    pairs: dict[int, Pair]
+    lengths_N: Tensor
+    rows: Sequence[int]
+    of_row: Sequence[int]
+
+    @property
+    def width(self) -> int:
+        return next(iter(self.pairs.values()))[0].shape[2]
+
+    def kept(self, rows: Sequence[int]) -> Prefixes:
+        """The same for a batch of these rows, in this order that never falls; one named twice becomes two."""
+        of = dict(zip(self.rows, self.of_row, strict=True))
+        news = [new for new, row in enumerate(rows) if row in of]
+        return Prefixes(self.pairs, self.lengths_N, news, [of[rows[new]] for new in news])
+
 
 class Keys(Protocol):
-    """Some rows' keys and values at some layers; a step gives every layer one more column."""
+    """All rows' keys and values at all layers; a step gives every layer one more column."""
 
     def attend(
         self, layer: int, step: int, q_RHd: Tensor, k_RKd: Tensor, v_RKd: Tensor, scale: float,
@@ -26,34 +56,34 @@ class Keys(Protocol):
         ...
 
 
-Prefix = tuple[Tensor, Tensor]
-"""Keys and values of prompts at one layer, (N, K, T, d) each, padded on the right."""
+def keys(base: Prefixes, steered: Prefixes | None, room: int, n_more: int = 0) -> Keys:
+    """Each prompt kept once for all its rows where copies would not stay in the cache, else copies.
 
-
-def keys(
-    prefixes: dict[int, Prefix], of_row: Sequence[int], lengths_N: Tensor, room: int, n_more: int = 0
-) -> Keys:
-    """Kept once where at least two rows in the mean read a prompt, else a copy for each row.
-
-    `prefixes`: by layer. `of_row`: which prompt each row follows. `room`: how many tokens may be written.
-    `n_more`: how many rows may come to be beside them.
+    `base`: prompts without steering, for all rows. `steered`: those of the steered rows, at the layers where
+    they differ. `room`: how many tokens may be written. `n_more`: how many rows may come to be beside them.
+    What is chosen does not hang on which rows are steered: a row of zeros is summed in one order, whatever
+    is beside it.
     """
-    shared = len(of_row) + n_more >= 2 * len(set(of_row))
-    return (SharedKeys if shared else OwnKeys)(prefixes, of_row, lengths_N, room)
+    n_rows, some = len(base.rows) + n_more, next(iter(base.pairs.values()))[0]
+    copied = 2 * n_rows * some[0].numel() * some.element_size()
+    shared = n_rows >= 2 * len(base.lengths_N) and copied > _CACHE_BYTES
+    return (SharedKeys if shared else OwnKeys)(base, steered, room)
 
 
 class OwnKeys:
     """A buffer for each row: its prompt, then the tokens written."""
 
-    def __init__(
-        self, prefixes: dict[int, Prefix], of_row: Sequence[int], lengths_N: Tensor, room: int
-    ) -> None:
-        index = torch.tensor(of_row, device=lengths_N.device)
+    def __init__(self, base: Prefixes, steered: Prefixes | None, room: int) -> None:
+        self._width = max(one.width for one in (base, steered) if one)
+        parts = [one for one in (base, steered) if one]
+        width = self._width + room
         self._layers = {
-            layer: [_with_room(states, index, room) for states in pair] for layer, pair in prefixes.items()
+            layer: [
+                _buffer([one for one in parts if layer in one.pairs], layer, side, width) for side in (0, 1)
+            ]
+            for layer in set().union(*(one.pairs for one in parts))
         }
-        self._width = next(iter(prefixes.values()))[0].shape[2]
-        self._visible = Visible(lengths_N[index], self._width)
+        self._visible = Visible(base.lengths_N[_index(base.of_row, base.lengths_N)], self._width)
 
     def attend(
         self, layer: int, step: int, q_RHd: Tensor, k_RKd: Tensor, v_RKd: Tensor, scale: float,
@@ -68,7 +98,7 @@ class OwnKeys:
         return attend(q_RKGd, keys[:, :, :end], values[:, :, :end], scale, mask)[0].flatten(1, 2)
 
     def keep(self, rows: Sequence[int]) -> None:
-        index = torch.tensor(rows, dtype=torch.long, device=self._visible.lengths_R.device)
+        index = _index(rows, self._visible.lengths_R)
         self._layers = {layer: [states[index] for states in pair] for layer, pair in self._layers.items()}
         self._visible = Visible(self._visible.lengths_R[index], self._width)
 
@@ -76,21 +106,19 @@ class OwnKeys:
 class SharedKeys:
     """Each prompt once, read by all its rows in one pass, and the tokens written by each row beside it.
 
+    The unsteered prompts are read for all rows, also where a steered row has a prompt of its own that
+    replaces the result: so what a row of zeros gets is summed in one order, whatever is beside it.
     Source of the two-part attention: Juravsky et al., 2024, arXiv:2402.05099.
     """
 
-    def __init__(
-        self, prefixes: dict[int, Prefix], of_row: Sequence[int], lengths_N: Tensor, room: int
-    ) -> None:
-        self._prefixes, self._of_row = prefixes, list(of_row)
-        some = next(iter(prefixes.values()))[0]
-        _, heads, self._width, head_dim = some.shape
+    def __init__(self, base: Prefixes, steered: Prefixes | None, room: int) -> None:
+        self._base, self._steered = _Reading(base), _Reading(steered) if steered else None
+        some = next(iter(base.pairs.values()))[0]
+        layers = base.pairs.keys() | (steered.pairs.keys() if steered else set())
         self._tails = {
-            layer: [some.new_empty(len(of_row), heads, room, head_dim) for _ in range(2)]
-            for layer in prefixes
+            layer: [some.new_empty(len(base.rows), some.shape[1], room, some.shape[3]) for _ in range(2)]
+            for layer in layers
         }
-        self._lengths_N = lengths_N
-        self._arrange()
 
     def attend(
         self, layer: int, step: int, q_RHd: Tensor, k_RKd: Tensor, v_RKd: Tensor, scale: float,
@@ -99,26 +127,47 @@ class SharedKeys:
         keys, values = self._tails[layer]
         keys[:, :, step], values[:, :, step] = k_RKd, v_RKd
         q_RKGd = q_RHd.unflatten(1, (k_RKd.shape[1], -1))
-        first = tail_window(window, step)
-        seen = slice(first, step + 1)
+        seen = slice(tail_window(window, step), step + 1)
         own = attend(q_RKGd, keys[:, :, seen], values[:, :, seen], scale)
-        return merge(*self._prompt(layer, step, q_RKGd, scale, window), *own).flatten(1, 2)
+        return merge(*self._prompts(layer, step, q_RKGd, scale, window), *own).flatten(1, 2)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        index = torch.tensor(rows, device=self._lengths_N.device)
-        self._tails = {layer: [states[index] for states in pair] for layer, pair in self._tails.items()}
-        self._of_row = [self._of_row[row] for row in rows]
-        self._arrange()
-
-    def _arrange(self) -> None:
-        self._segments = segments(self._of_row)
-        index = torch.tensor(self._of_row, device=self._lengths_N.device)
-        self._visible = Visible(self._lengths_N[index], self._width)
-
-    def _prompt(
+    def _prompts(
         self, layer: int, step: int, q_RKGd: Tensor, scale: float, window: int | None
     ) -> tuple[Tensor, Tensor]:
-        keys, values = self._prefixes[layer]
+        base, steered = self._base, self._steered
+        if steered is None or not steered.knows(layer):
+            return base.attend(layer, step, q_RKGd, scale, window)
+        if len(steered.index) == len(q_RKGd):
+            return steered.attend(layer, step, q_RKGd, scale, window)
+        out, lse = base.attend(layer, step, q_RKGd, scale, window)
+        theirs, their_lse = steered.attend(layer, step, q_RKGd[steered.index], scale, window)
+        return out.index_copy(0, steered.index, theirs), lse.index_copy(0, steered.index, their_lse)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        index = _index(rows, self._base.index)
+        self._tails = {layer: [states[index] for states in pair] for layer, pair in self._tails.items()}
+        self._base = _Reading(self._base.prefixes.kept(rows))
+        steered = self._steered.prefixes.kept(rows) if self._steered else None
+        self._steered = _Reading(steered) if steered and steered.rows else None
+
+
+class _Reading:
+    """Rows' attention to their prompts: those that follow one prompt are queries of one pass."""
+
+    def __init__(self, prefixes: Prefixes) -> None:
+        self.prefixes, self._segments = prefixes, segments(prefixes.of_row)
+        self.index = _index(prefixes.rows, prefixes.lengths_N)
+        of = _index(prefixes.of_row, prefixes.lengths_N)
+        self._visible = Visible(prefixes.lengths_N[of], prefixes.width)
+
+    def knows(self, layer: int) -> bool:
+        return layer in self.prefixes.pairs
+
+    def attend(
+        self, layer: int, step: int, q_RKGd: Tensor, scale: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """(R, K, G, d), and the log denominators (R, K, G)."""
+        keys, values = self.prefixes.pairs[layer]
         mask_RT = self._visible.prefix(window, step, q_RKGd.dtype)
         outs, lses = [], []
         for part in self._segments:
@@ -133,10 +182,18 @@ class SharedKeys:
         return (outs[0], lses[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(lses))
 
 
-def _with_room(states_NKTd: Tensor, index: Tensor, room: int) -> Tensor:
-    _, heads, width, head_dim = states_NKTd.shape
-    made = states_NKTd.new_empty(len(index), heads, width + room, head_dim)
-    made[:, :, :width] = states_NKTd[index]
+def _index(rows: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(rows, dtype=torch.long, device=like.device)
+
+
+def _buffer(parts: Sequence[Prefixes], layer: int, side: int, width: int) -> Tensor:
+    """(R, K, width, d): each row's prompt, later parts over earlier ones, with zeros behind."""
+    parts = [one for one in parts if layer in one.pairs]
+    some, n_rows = parts[0].pairs[layer][side], 1 + max(row for one in parts for row in one.rows)
+    made = some.new_zeros(n_rows, some.shape[1], width, some.shape[3])
+    for one in parts:
+        states_NKTd = one.pairs[layer][side]
+        made[_index(one.rows, made), :, : one.width] = states_NKTd[_index(one.of_row, made)]
     return made
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...steering import Steering
 from .attention import HIDDEN, attend, causal
-from .keys import Prefix
+from .keys import Pair
 from .network import Network, Turn
 
 _CHUNK_TOKENS = 1024
@@ -35,7 +35,7 @@ class Read:
 class Passed:
     """Rows read from one block on: keys and values (N, K, T, d) by layer, residuals by layer."""
 
-    pairs: dict[int, Prefix]
+    pairs: dict[int, Pair]
     residuals: dict[int, Tensor]
 
 
@@ -103,7 +103,7 @@ def run(
         for layer in layers
     }
     return Passed(
-        cast(dict[int, Prefix], pairs),
+        cast(dict[int, Pair], pairs),
         {layer: _join([part.residuals[layer] for part in parts], n_tokens, 1) for layer in wanted},
     )
 
