@@ -27,6 +27,8 @@ _LEAST_KL = 1e-12
 _GRID = 9
 _FIRST = (1 / 1.25, 1.25)
 """Where the first measured doses lie, beside the scout's estimate."""
+_NARROW = 10.0
+"""Within so many tolerances the curve is straight enough for two doses, one on each side of the estimate."""
 _PASSES = 4
 """About how many passes a search takes."""
 _FILE_VERSION = 1
@@ -155,9 +157,12 @@ def _inside(
     if ratio <= 1 + settings.tolerance:
         return []
     estimate = _estimate(cell, history, settings.target_kl)
-    near, edge, third = max(1 + 0.9 * settings.tolerance, ratio**0.08), ratio**0.1, ratio ** (1 / 3)
+    near, edge, third = max(1 + 0.9 * settings.tolerance, ratio**0.03), ratio**0.1, ratio ** (1 / 3)
     if stalled or edge**2 > ratio / near**2:
         doses = [cell[0] * third, estimate, cell[1] / third]
+    elif ratio <= 1 + _NARROW * settings.tolerance:
+        half = (1 + 0.9 * settings.tolerance) ** 0.5
+        doses = [estimate / half, estimate * half]
     else:
         doses = [
             min(cell[1] / edge, max(cell[0] * edge, c)) for c in (estimate / near, estimate, estimate * near)
