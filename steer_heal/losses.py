@@ -47,13 +47,6 @@ def _kl(p_NV: Tensor, q_NV: Tensor) -> Tensor:
     return F.kl_div(logq_NV, logp_NV, reduction="none", log_target=True).sum(-1)
 
 
-def divergence_rows(name: str, logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """The divergence at each position from both models' log-probs, the student's first."""
-    if name == "kl_fwd":
-        logp_NV, logq_NV = logq_NV, logp_NV
-    return torch.einsum("nv,nv->n", logp_NV.exp(), logp_NV - logq_NV)
-
-
 def softmax_nll(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """-log p(label), log sum exp and p at each position; p is written over the logits, which are float32."""
     label_N = logits_NV.gather(1, labels_N[:, None])[:, 0]
@@ -64,17 +57,43 @@ def softmax_nll(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Te
     return log_z_N - label_N, log_z_N, p_NV.div_(sum_N[:, None])
 
 
+Compared = tuple[Tensor, Tensor, Tensor, Tensor]
+"""NLL (N,), divergence (N,), p (N, V), the divergence's slopes by the student's logits (N, V)."""
+
+
+def softmax_kl_rev(logits_NV: Tensor, reference_NV: Tensor, labels_N: Tensor) -> Compared:
+    """KL(p || q) = E_p[l - l_ref] - (log Z - log Z_ref), its slopes p (l - l_ref - E_p[l - l_ref]).
+
+    From both models' float32 logits l; p and the slopes are written over them.
+    """
+    log_q_N = reference_NV.logsumexp(dim=-1)
+    gap_NV = torch.sub(logits_NV, reference_NV, out=reference_NV)
+    nll_N, log_z_N, p_NV = softmax_nll(logits_NV, labels_N)
+    mean_N = torch.linalg.vecdot(p_NV, gap_NV)
+    d_N = (mean_N - (log_z_N - log_q_N)).clamp_(min=0.0)
+    return nll_N, d_N, p_NV, gap_NV.sub_(mean_N[:, None]).mul_(p_NV)
+
+
+def softmax_kl_fwd(logits_NV: Tensor, reference_NV: Tensor, labels_N: Tensor) -> Compared:
+    """KL(q || p) = E_q[l_ref - l] - (log Z_ref - log Z), its slopes p - q; as `softmax_kl_rev`."""
+    log_q_N = reference_NV.logsumexp(dim=-1)
+    q_NV = (reference_NV - log_q_N[:, None]).exp_()
+    mean_N = torch.linalg.vecdot(q_NV, reference_NV.sub_(logits_NV))
+    nll_N, log_z_N, p_NV = softmax_nll(logits_NV, labels_N)
+    d_N = (mean_N - (log_q_N - log_z_N)).clamp_(min=0.0)
+    return nll_N, d_N, p_NV, torch.sub(p_NV, q_NV, out=q_NV)
+
+
+SOFTMAX_DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Tensor], Compared]] = {
+    "kl_fwd": softmax_kl_fwd,
+    "kl_rev": softmax_kl_rev,
+}
+
+
 def nll_slopes(p_NV: Tensor, labels_N: Tensor) -> Tensor:
     """d nll / d logits at each position: p - onehot(label), written over p."""
     p_NV[torch.arange(len(labels_N), device=labels_N.device), labels_N] -= 1.0
     return p_NV
-
-
-def divergence_slopes(name: str, logp_NV: Tensor, logq_NV: Tensor, d_N: Tensor) -> Tensor:
-    """d divergence / d the student's logits: p (log p - log q - d) for "kl_rev", p - q for "kl_fwd"."""
-    if name == "kl_fwd":
-        return logp_NV.exp() - logq_NV.exp()
-    return logp_NV.exp().mul_(logp_NV - logq_NV - d_N[:, None])
 
 
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl_fwd": kl_fwd, "kl_rev": kl_rev}

@@ -16,7 +16,7 @@ from steer_heal.models import LanguageModel, left_pad
 
 CHUNK_BYTES = 256 << 20
 """All logits of a chunk, both models' where both are made, take at most this much in the model's type."""
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """Logits in float32 at a time: small blocks are used again, large ones are new memory."""
 
 

@@ -75,21 +75,22 @@ class _Chunked(torch.autograd.Function):
                 if chunk.reference_CV is None:
                     nll_N[at], own_N[at] = chunk.predict(part, labels_N[at], wanted)
                 else:
-                    nll_N[at], d_N[at] = chunk.compare(part, labels_N[at], divergence, len(slopes))
+                    nll_N[at], d_N[at] = chunk.compare(part, labels_N[at], divergence)
             for slope_ND, slopes_CV in zip(slopes, chunk.written, strict=False):
                 slope_ND[rows] = chunk.back(slopes_CV)
+            del chunk
         if reference_ND is not None and log_z_N is not None and output.weight_VD is not None:
             mean_ND = slopes[0] + output.weight_VD[labels_N]
             d_N = ((hidden_ND - reference_ND).float() * mean_ND).sum(dim=-1) - (own_N - log_z_N)
             d_N.clamp_(min=0.0)
-        ctx.save_for_backward(hidden_ND, d_N, reference_ND, *slopes)
+        ctx.save_for_backward(hidden_ND, labels_N, reference_ND, *slopes)
         ctx.output, ctx.divergence = output, divergence
         return nll_N, d_N
 
     @staticmethod
     def backward(ctx: Any, *by: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         by_nll_N, by_d_N = by
-        hidden_ND, d_N, reference_ND, slope_ND, *known = ctx.saved_tensors
+        hidden_ND, labels_N, reference_ND, slope_ND, *known = ctx.saved_tensors
         slope_ND = slope_ND * by_nll_N[:, None]
         ctx.output.barrier_acts = bool(by_d_N.any())
         if ctx.output.barrier_acts and known:
@@ -98,8 +99,9 @@ class _Chunked(torch.autograd.Function):
             for rows in chunks(len(hidden_ND), _half(ctx.output)):
                 chunk = _Chunk.of(ctx.output, hidden_ND, reference_ND, rows, True)
                 for part in blocks(chunk.logits_CV):
-                    chunk.diverge(part, ctx.divergence, d_N[rows][part])
-                slope_ND[rows] += chunk.back(chunk.logits_CV) * by_d_N[rows, None]
+                    chunk.compare(part, labels_N[rows][part], ctx.divergence)
+                slope_ND[rows] += chunk.back(chunk.written[1]) * by_d_N[rows, None]
+                del chunk
         return slope_ND.to(hidden_ND.dtype), None, None, None, None, None
 
 
@@ -140,27 +142,15 @@ class _Chunk:
             self.logits_CV[part] = losses.nll_slopes(p_BV, labels_B)
         return nll_B, log_z_B
 
-    def compare(self, part: slice, labels_B: Tensor, divergence: str, n_slopes: int) -> tuple[Tensor, Tensor]:
-        """NLL and divergence of some rows; of the first, then of both their slopes instead of the logits."""
-        logp_BV, logq_BV = self._logps(part)
-        nll_B = -logp_BV.gather(1, labels_B[:, None])[:, 0]
-        d_B = losses.divergence_rows(divergence, logp_BV, logq_BV)
-        if n_slopes > 1:
-            self.written[1][part] = losses.divergence_slopes(divergence, logp_BV, logq_BV, d_B)
-        if n_slopes:
-            self.logits_CV[part] = losses.nll_slopes(logp_BV.exp_(), labels_B)
+    def compare(self, part: slice, labels_B: Tensor, divergence: str) -> tuple[Tensor, Tensor]:
+        """NLL and divergence of some rows; their slopes instead of the logits and the reference's."""
+        ours_BV, theirs_BV = (logits_CV[part].float() for logits_CV in self.written)
+        compared = losses.SOFTMAX_DIVERGENCES[divergence](ours_BV, theirs_BV, labels_B)
+        nll_B, d_B, p_BV, slopes_BV = compared
+        self.written[0][part] = losses.nll_slopes(p_BV, labels_B)
+        self.written[1][part] = slopes_BV
         return nll_B, d_B
-
-    def diverge(self, part: slice, divergence: str, d_B: Tensor) -> None:
-        """The divergence's slopes instead of the logits of some rows."""
-        self.logits_CV[part] = losses.divergence_slopes(divergence, *self._logps(part), d_B)
 
     def back(self, slopes_CV: Tensor) -> Tensor:
         """Slopes of the hidden states, float32, from slopes of the logits."""
         return torch.autograd.grad(self.graph_CV, self.hidden_CD, slopes_CV, retain_graph=True)[0].float()
-
-    def _logps(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Float32 log-probs of both."""
-        wide = [logits_CV[part].float() for logits_CV in self.written]
-        ours_BV, theirs_BV = (x.sub_(x.logsumexp(dim=-1, keepdim=True)) for x in wide)
-        return ours_BV, theirs_BV

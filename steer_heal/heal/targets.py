@@ -80,7 +80,8 @@ class Teacher:
 
     def __post_init__(self) -> None:
         self._doses = [torch.zeros_like(self.coefficients_L), self.coefficients_L]
-        self._doses.append(self.coefficients_L if self.unit_L is None else self.unit_L)
+        if self.unit_L is not None and not torch.equal(self.unit_L, self.coefficients_L):
+            self._doses.append(self.unit_L)
         steered = self._doses[-1].nonzero().flatten().tolist()
         if not steered:
             raise ValueError("a teacher's unit must be steered: every coefficient is 0")
@@ -120,7 +121,8 @@ class Teacher:
                 ):
                     self.lm.model.base_model(input_ids=padded.ids_BT, **inputs)
                 states.append(seen[0])
-        for row, plain_TD, steered_TD, unit_TD in zip(new, *states, strict=True):
+        plain, steered, unit = states[0], states[1], states[-1]
+        for row, plain_TD, steered_TD, unit_TD in zip(new, plain, steered, unit, strict=True):
             target_TD = steered_TD[-row.length :]
             effect = (unit_TD - plain_TD)[-row.length :].float().square().sum()
             self._kept[row] = (target_TD.clone(), effect)
