@@ -27,8 +27,8 @@ _LEAST_KL = 1e-12
 _GRID = 9
 _FIRST = (1 / 1.25, 1.25)
 """Where the first measured doses lie, beside the scout's estimate."""
-_NARROW = 10.0
-"""Within so many tolerances the curve is straight enough for two doses, one on each side of the estimate."""
+_ROUNDING = 1e-9
+"""What keeps a cell made as wide as allowed from being a little wider."""
 _PASSES = 4
 """About how many passes a search takes."""
 _FILE_VERSION = 1
@@ -149,23 +149,26 @@ def _estimate(cell: tuple[float, float], history: dict[float, float], target: fl
 def _inside(
     cell: tuple[float, float], history: dict[float, float], settings: CalibrateSettings, stalled: bool
 ) -> list[float]:
-    """The next doses: the estimate and both sides of it, nearer than the tolerance; none when done.
+    """The next doses, none when done: the estimate, and three tolerances to either side of it; then two
+    that cut what is left into thirds, each within the tolerance.
 
-    `stalled`: the last doses hardly narrowed the cell, as where KL jumps; then the cell's thirds instead.
+    `stalled`: the last doses hardly narrowed the cell, as where KL jumps; then its thirds and the estimate.
     """
     ratio = cell[1] / cell[0]
     if ratio <= 1 + settings.tolerance:
         return []
     estimate = _estimate(cell, history, settings.target_kl)
-    near, edge, third = max(1 + 0.9 * settings.tolerance, ratio**0.03), ratio**0.1, ratio ** (1 / 3)
+    near, third = (1 + settings.tolerance) ** 3, ratio ** (1 / 3)
+    edge = min(near, ratio**0.1)
+    if ratio <= near:
+        return [cell[0] * third, cell[1] / third]
     if stalled or edge**2 > ratio / near**2:
         doses = [cell[0] * third, estimate, cell[1] / third]
-    elif ratio <= 1 + _NARROW * settings.tolerance:
-        half = (1 + 0.9 * settings.tolerance) ** 0.5
-        doses = [estimate / half, estimate * half]
     else:
+        spread = near * (1 - _ROUNDING)
         doses = [
-            min(cell[1] / edge, max(cell[0] * edge, c)) for c in (estimate / near, estimate, estimate * near)
+            min(cell[1] / edge, max(cell[0] * edge, c))
+            for c in (estimate / spread, estimate, estimate * spread)
         ]
     return [c for c in doses if cell[0] < c < cell[1]]
 
