@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +21,11 @@ from steer_heal.config import (
 )
 from steer_heal.engine.book import RunBook
 from steer_heal.engine.launching import check
-from steer_heal.engine.pairs import Pairs, encode
+from steer_heal.engine.pair import Asked, encode
+from steer_heal.engine.pairs import Pairs
 from steer_heal.engine.sweeps import Sweeps
-from steer_heal.engine.turns import Ticket, Turns, Waiting
+from steer_heal.engine.tickets import Ticket, Waiting
+from steer_heal.engine.turns import Turns
 from steer_heal.engine.vectors import Vectors
 from steer_heal.jobs import LocalProcesses
 from steer_heal.models import LanguageModel, band_layers
@@ -109,17 +110,13 @@ class Engine:
     def steer(self, request: SteerRequest, *, session: str) -> Iterator[SteerFrame]:
         """Base and steered answer as they are written, a frame a token; base comes from memory when known.
 
-        A session's newer request ends its older one, whose last frame then has `superseded`; sessions are
-        served step by step in turn, and `waiting` counts who is ahead while there are many.
+        A session's newer request ends its older one, whose last frame then has `superseded`. Answers of
+        several sessions are written in one batch, each as if alone; `waiting` counts who is ahead while there
+        are many. Who reads slowly gets the newest frame.
         """
-        asked = time.perf_counter()
-
-        def steps(ticket: Ticket[SteerFrame]) -> Iterator[SteerFrame]:
-            return self._pairs.steps(request, ticket, asked)
-
-        for item in self._turns.run(f"steer {session}", steps):
+        for item in self._turns.join(f"steer {session}", Asked(request), self._pairs):
             waiting = isinstance(item, Waiting)
-            yield SteerFrame((), (), False, False, waiting=item.ahead) if waiting else item
+            yield SteerFrame((), (), False, False, waiting=item.ahead) if waiting else item.frame()
 
     def stop(self, session: str) -> None:
         """Ends what the session has running, within a token."""

@@ -8,9 +8,9 @@ from dataclasses import replace
 from steer_heal import data, dose
 from steer_heal.config import DoseRequest, EvalSettings, build
 from steer_heal.data import Frame
-from steer_heal.engine.pairs import encode
+from steer_heal.engine.pair import encode
 from steer_heal.engine.slices import Pause, sliced
-from steer_heal.engine.turns import Ticket
+from steer_heal.engine.tickets import Ticket
 from steer_heal.engine.vectors import Vectors
 from steer_heal.models import LanguageModel
 from steer_heal.records import DoseRow, Stopped, Sweep, Vignette

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from steer_heal.engine.turns import AT_ONCE, Ticket, Turns, Waiting
+from steer_heal.engine.tickets import Ticket, Waiting
+from steer_heal.engine.turns import AT_ONCE, PATIENT_AT_ONCE, Turns
 
 
 @pytest.fixture
@@ -102,7 +103,10 @@ def test_sessions_advance_together_step_by_step(turns: Turns) -> None:
     assert sorted(order[3:6]) == ["a", "b", "c"]
 
 
-def test_who_comes_late_is_told_how_many_are_ahead_and_is_served_when_one_ends(turns: Turns) -> None:
+def test_who_comes_late_is_told_how_many_are_ahead_and_is_served_when_one_ends(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steer_heal.engine.turns.SOON_S", 60.0)
     readers = [turns.run(f"s{index}", endless) for index in range(AT_ONCE)]
     for reader in readers:
         assert next(reader) == 1
@@ -134,3 +138,87 @@ def test_closing_ends_everything() -> None:
     turns.close()
     assert all(isinstance(item, int) for item in reader)
     assert not turns._thread.is_alive()
+
+
+class Counting:
+    """A party whose tickets are told 1, 2, 3 ... as far as each asks, all in one step."""
+
+    def __init__(self, go: threading.Event) -> None:
+        self.go, self.begun = go, list[list[int]]()
+
+    def key(self, request: int) -> str:
+        if request < 0:
+            raise ValueError("below 0")
+        return "counts"
+
+    def room(self, requests: object) -> int:
+        return 3
+
+    def steps(self, tickets: list[Ticket[int]]) -> Iterator[None]:
+        self.begun.append([ticket.request for ticket in tickets])
+        self.go.wait(10)
+        for number in range(1, 1 + max(ticket.request for ticket in tickets)):
+            for ticket in tickets:
+                if number <= ticket.request:
+                    ticket.tell(number)
+                if number == ticket.request:
+                    ticket.end()
+            yield
+
+
+def test_requests_of_one_key_begin_together_as_many_as_there_is_room_for(turns: Turns) -> None:
+    go, heard = threading.Event(), dict[int, list[int | Waiting]]()
+    party = Counting(go)
+
+    def listen(number: int) -> None:
+        heard[number] = list(turns.join(f"s{number}", number, party))
+
+    threads = [threading.Thread(target=listen, args=(number,)) for number in (5, 1, 2, 3, 4)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        while len(turns._tickets) < number + 1:
+            time.sleep(0.001)
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert party.begun == [[5], [1, 2, 3], [4]]
+    assert {number: items[-1] for number, items in heard.items()} == {n: n for n in range(1, 6)}
+
+
+def test_a_slow_reader_gets_the_newest_only_and_the_end(turns: Turns) -> None:
+    go = threading.Event()
+    go.set()
+    reader = turns.join("a", 400, Counting(go))
+    first = next(reader)
+    while not next(iter(turns._tickets)).ended:
+        time.sleep(0.001)
+    rest = list(reader)
+    assert isinstance(first, int)
+    assert rest == ([] if first == 400 else [400])
+
+
+def test_a_request_that_has_no_key_is_refused_before_it_waits(turns: Turns) -> None:
+    with pytest.raises(ValueError, match="below 0"):
+        next(turns.join("a", -1, Counting(threading.Event())))
+    assert not turns._tickets
+
+
+def test_who_has_waited_long_begins_whatever_is_worked_on(turns: Turns) -> None:
+    readers = [turns.run(f"s{index}", endless) for index in range(AT_ONCE)]
+    for reader in readers:
+        assert next(reader) == 1
+    late = turns.run("late", endless)
+    assert 1 in [next(late) for _ in range(30)]
+    for reader in readers:
+        reader.close()  # type: ignore[attr-defined]
+
+
+def test_patient_work_waits_for_patient_work_and_never_takes_the_place_of_other(turns: Turns) -> None:
+    sweeps = [turns.run(f"p{index}", endless, patient=True) for index in range(PATIENT_AT_ONCE)]
+    for sweep in sweeps:
+        assert next(sweep) == 1
+    late = turns.run("late", endless, patient=True)
+    assert next(late) == Waiting(PATIENT_AT_ONCE)
+    assert [next(turns.run(f"s{index}", endless)) for index in range(3)] == [1, 1, 1]
+    for reader in (*sweeps, late):
+        reader.close()  # type: ignore[attr-defined]
