@@ -1,9 +1,9 @@
 """Many people on one app: `python -m benchmarks.load [--sessions 1,5,20,50] [--soak SECONDS] [--json F]`.
 
 The real app with the bundled model as a process of its own, asked over HTTP as a browser does; with and
-without a heal run beside it. Every session asks for one answer after another, each another alpha. To first
-token: from the click to the first steered token. Fairness: the slowest session's median over the median
-session's.
+without a heal run beside it. Every session has a prompt of its own and asks for one answer after another,
+each with another alpha. To first token: from the click to the first steered token. Fairness: the slowest
+session's median over the median session's.
 """
 
 from __future__ import annotations
@@ -23,22 +23,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
+
+from steer_heal import data
 
 ROOT = Path(__file__).parents[1]
 API = "/gradio_api"
 TOKENS = 24
 SOAKING = 4
 TRAIT = "care_over_authority"
-PROMPT = "You see a boss shouting at a cleaner."
+PROMPTS = [vignette.text for vignette in data.vignettes(condition="other_violate")]
 
 
 @dataclass
 class Session:
     """What one session saw: seconds to the first token and to the end of each answer, and what went wrong."""
 
+    name: str = field(default_factory=lambda: uuid4().hex)
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -82,9 +86,9 @@ def _end_runs(runs: Path) -> None:
             psutil.Process(pid).kill()
 
 
-def call(client: httpx.Client, name: str, *data: Any) -> Iterator[Any]:
+def call(client: httpx.Client, name: str, *data: Any, session: str | None = None) -> Iterator[Any]:
     """What an endpoint streams. Raises: `RuntimeError` where it ends in an error."""
-    asked = client.post(f"{API}/call/{name}", json={"data": list(data)})
+    asked = client.post(f"{API}/call/{name}", json={"data": list(data), "session_hash": session})
     asked.raise_for_status()
     with client.stream("GET", f"{API}/call/{name}/{asked.json()['event_id']}") as reply:
         kind = ""
@@ -97,12 +101,12 @@ def call(client: httpx.Client, name: str, *data: Any) -> Iterator[Any]:
                 raise RuntimeError(line[:200])
 
 
-def ask(client: httpx.Client, seen: Session, number: int) -> None:
+def ask(client: httpx.Client, seen: Session, number: int, prompt: str = PROMPTS[0]) -> None:
     """One answer, as somebody who has moved the slider."""
     began, first = time.monotonic(), None
     request = (0.5 + number % 7 * 0.25, TRAIT, 0.4, 0.6, TOKENS, number % 3, False, "mean_diff")
     try:
-        for frame in call(client, "steer", PROMPT, *request):
+        for frame in call(client, "steer", prompt, *request, session=seen.name):
             if first is None and isinstance(frame, dict) and frame["steered"]:
                 first = time.monotonic() - began
         if first is None:
@@ -137,7 +141,7 @@ def storm(url: str, sessions: int, seconds: float) -> dict[str, Any]:
         with httpx.Client(base_url=url, timeout=300) as client:
             number = offset
             while time.monotonic() < until:
-                ask(client, mine, number)
+                ask(client, mine, number, PROMPTS[offset % len(PROMPTS)])
                 number += 1
 
     threads = [threading.Thread(target=work, args=(one, index)) for index, one in enumerate(seen)]

@@ -26,7 +26,9 @@ from components.theme import CSS, PLOTLY_JS, STATIC, theme
 from steer_heal.config import MAX_UPLOAD_BYTES, SettingsError
 
 SCRIPTS = {"plotly.min.js": PLOTLY_JS, "page.js": STATIC / "page.js"}
-THREADS = 128
+THREADS = 256
+CALLS_AT_ONCE = 64
+"""Calls of one endpoint that are answered at a time; an answer that streams is one until its end."""
 MAX_SESSIONS = 200
 """Sessions whose state is kept, 0.2 MB each (a program's call is one); the one unused longest goes first."""
 MAX_WAITING = 512
@@ -76,7 +78,7 @@ def application(engine: Any, port: int, login: Login | None = None) -> ASGIApp:
     page = build(engine)
     page.max_threads = THREADS
     page.state_session_capacity = MAX_SESSIONS
-    page.queue(default_concurrency_limit=16, max_size=MAX_WAITING, api_open=False)
+    page.queue(default_concurrency_limit=CALLS_AT_ONCE, max_size=MAX_WAITING, api_open=False)
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/ui", own_files(engine))
     gr.mount_gradio_app(
