@@ -130,16 +130,19 @@ def watch(url: str, ended: threading.Event, errors: list[str], marks: list[float
 
 
 def storm(url: str, sessions: int, seconds: float) -> dict[str, Any]:
-    """All sessions at once until the time is over; each finishes the answer it is at."""
+    """All sessions at once, once each has opened its page, until the time is over; each finishes the answer
+    it is at."""
     seen = [Session() for _ in range(sessions)]
     marks: list[float] = []
     mark_errors: list[str] = []
     ended = threading.Event()
-    until = time.monotonic() + seconds
+    opened = threading.Barrier(sessions)
 
     def work(mine: Session, offset: int) -> None:
         with httpx.Client(base_url=url, timeout=300) as client:
-            number = offset
+            list(call(client, "runs", session=mine.name))
+            opened.wait()
+            number, until = offset, time.monotonic() + seconds
             while time.monotonic() < until:
                 ask(client, mine, number, PROMPTS[offset % len(PROMPTS)])
                 number += 1
