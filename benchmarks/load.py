@@ -1,9 +1,9 @@
-"""Many people on one app: `python -m benchmarks.load [--sessions 1,5,20,50] [--soak SECONDS] [--json F]`.
+"""Many people on one app: `python -m benchmarks.load [--sessions 1,5,20,50] [--json F]`.
 
 The real app with the bundled model as a process of its own, asked over HTTP as a browser does; with and
 without a heal run beside it. Every session has a prompt of its own and asks for one answer after another,
 each with another alpha. To first token: from the click to the first steered token. Fairness: the slowest
-session's median over the median session's.
+session's median over the median session's. For memory: `benchmarks.load_soak`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from steer_heal import data
 ROOT = Path(__file__).parents[1]
 API = "/gradio_api"
 TOKENS = 24
-SOAKING = 4
 TRAIT = "care_over_authority"
 PROMPTS = [vignette.text for vignette in data.vignettes(condition="other_violate")]
 
@@ -185,18 +184,6 @@ def quantile(values: list[float], share: float) -> float | None:
     return values[min(len(values) - 1, int(share * len(values)))] if values else None
 
 
-def soak(url: str, process: psutil.Process, sessions: int, seconds: float) -> list[dict[str, float]]:
-    """Resident memory of the app, in MB, after each sixth of the time, under `sessions` that never rest."""
-    began, answers, points = time.monotonic(), 0, []
-    while time.monotonic() - began < seconds:
-        found = storm(url, sessions, seconds / 6)
-        answers += found["answers"]
-        held = process.memory_info().rss / 1e6
-        points.append({"minutes": (time.monotonic() - began) / 60, "answers": answers, "rss_mb": held})
-        print(f"  {points[-1]['minutes']:5.1f} min {answers:6d} answers {held:8.1f} MB", flush=True)
-    return points
-
-
 def line(beside: str, found: dict[str, Any]) -> str:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
@@ -216,7 +203,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", default="1,5,20,50")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long each storm asks")
-    parser.add_argument("--soak", type=float, default=100.0, help="seconds in which four sessions never rest")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     sizes = [int(size) for size in args.sessions.split(",")]
@@ -226,11 +212,10 @@ def main() -> None:
         ask(client, warm := Session(), 0)
         print(f"{os.cpu_count()} cores; one answer alone: {warm.whole or warm.errors}\n{HEAD}", flush=True)
         storms(url, process, "no", sizes, args.seconds, rows)
-        held = soak(url, process, SOAKING, args.soak) if args.soak else []
         launch(client)
         storms(url, process, "yes", sizes, args.seconds, rows)
     if args.json:
-        args.json.write_text(json.dumps({"storms": rows, "soak": held}, indent=2))
+        args.json.write_text(json.dumps({"storms": rows}, indent=2))
 
 
 def storms(
