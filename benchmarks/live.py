@@ -73,8 +73,8 @@ def time_all(
                 continue
             timings[name].seconds.append(seconds)
             timings[name].peak_mb = max(timings[name].peak_mb, peak.mb)
-            if isinstance(given, float):
-                timings[name].per_step.append(given)
+            for batch, a_step in given.items() if isinstance(given, dict) else ():
+                timings.setdefault(batch, Timing()).per_step.append(a_step)
     return timings
 
 

@@ -25,7 +25,7 @@ from tests import tiny
 
 GEMMA_SHAPE = "gemma-3-1b shape"
 Work = Callable[[], object]
-PARTS = ("answers", "first-token", "calibration", "batch", "growth")
+PARTS = ("answers", "steps", "first-token", "calibration", "batch", "growth")
 ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 
 
@@ -179,22 +179,41 @@ def calibration_prompts(case: Case) -> list[tuple[int, ...]]:
     return [case.prompt[: max(8, len(case.prompt) * (n + i) // (4 * n))] for i in range(n)]
 
 
-def write(case: Case, rows: list[Row]) -> float:
-    """Write the rows; returns seconds a step after the first token."""
-    steps = decode(case.lm, rows, case.vector.directions_LD, case.sample)
-    next(steps)
-    begun = case.clock()
-    n_steps = sum(1 for _ in steps)
-    return (case.clock() - begun) / n_steps
+def write(case: Case, rows: list[Row]) -> None:
+    """Write the rows, all steps."""
+    for _ in decode(case.lm, rows, case.vector.directions_LD, case.sample):
+        pass
+
+
+def steps(case: Case) -> dict[str, float]:
+    """Seconds a step after the first, by batch: one step of each in turn, on the same machine."""
+    apart = [(*case.prompt[number:], *case.prompt[:number]) for number in range(9)]
+    batches = {
+        "9 rows": case.rows(9),
+        "9 unsteered": [Row(case.prompt, noise=number) for number in range(9)],
+        "9 unsteered, a prompt each": [Row(prompt) for prompt in apart],
+        "base + steered": case.rows(2),
+        "base + steered + shadow": case.rows(2, shadow=True),
+    }
+    writing = {
+        name: decode(case.lm, rows, case.vector.directions_LD, case.sample) for name, rows in batches.items()
+    }
+    spent = dict.fromkeys(writing, 0.0)
+    for step in range(case.n_new):
+        for name, steps in writing.items():
+            begun = case.clock()
+            next(steps)
+            if step:
+                spent[name] += case.clock() - begun
+    return {name: seconds / (case.n_new - 1) for name, seconds in spent.items()}
 
 
 def works(case: Case) -> dict[str, dict[str, Work]]:
-    """What is timed, by part and name; what gives a number gives its seconds a step after the first token."""
+    """What is timed, by part and name; what gives numbers gives the seconds a step of several batches."""
     lm, n_new = case.lm, case.n_new
     directions_LD = case.vector.directions_LD
     matrix_BL = torch.stack([torch.zeros(lm.n_layers), *map(case.at, ALPHAS)])
     prompts = calibration_prompts(case)
-    apart = [(*case.prompt[number:], *case.prompt[:number]) for number in range(9)]
     store = PrefixStore()
     alphas = (0.5 + 0.01 * number for number in count())
 
@@ -216,8 +235,6 @@ def works(case: Case) -> dict[str, dict[str, Work]]:
         "1 row": rows_in_all(1),
         "9 rows": rows_in_all(9),
         "17 rows": lambda: write(case, case.rows(9, shadow=True)),
-        "9 unsteered": lambda: write(case, [Row(case.prompt, noise=number) for number in range(9)]),
-        "9 unsteered, a prompt each": lambda: write(case, [Row(prompt) for prompt in apart]),
         "base + steered": rows_in_all(2),
         "base + steered + shadow": lambda: write(case, case.rows(2, shadow=True)),
     }
@@ -236,4 +253,5 @@ def works(case: Case) -> dict[str, dict[str, Work]]:
     }
     batch: dict[str, Work] = {"generate 9": lambda: generate(case, [case.prompt] * 9, matrix_BL, n_new)}
     grown: dict[str, Work] = {f"{n} rows in all": rows_in_all(n) for n in GROWTH}
-    return dict(zip(PARTS, (answers, first, calibration, batch, grown), strict=True))
+    in_turn: dict[str, Work] = {"steps": lambda: steps(case)}
+    return dict(zip(PARTS, (answers, in_turn, first, calibration, batch, grown), strict=True))

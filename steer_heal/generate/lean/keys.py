@@ -137,14 +137,15 @@ class SharedKeys:
         base, steered = self._base, self._steered
         if steered is None or not steered.knows(layer):
             return base.attend(layer, step, q_RKGd, scale, window)
-        if len(steered.index) == len(q_RKGd):
+        if len(steered.prefixes.rows) == len(q_RKGd):
             return steered.attend(layer, step, q_RKGd, scale, window)
         out, lse = base.attend(layer, step, q_RKGd, scale, window)
-        theirs, their_lse = steered.attend(layer, step, q_RKGd[steered.index], scale, window)
-        return out.index_copy(0, steered.index, theirs), lse.index_copy(0, steered.index, their_lse)
+        rows = steered.index
+        out[rows], lse[rows] = steered.attend(layer, step, q_RKGd[rows], scale, window)
+        return out, lse
 
     def keep(self, rows: Sequence[int]) -> None:
-        index = _index(rows, self._base.index)
+        index = _index(rows, self._base.prefixes.lengths_N)
         self._tails = {layer: [states[index] for states in pair] for layer, pair in self._tails.items()}
         self._base = _Reading(self._base.prefixes.kept(rows))
         steered = self._steered.prefixes.kept(rows) if self._steered else None
@@ -156,7 +157,9 @@ class _Reading:
 
     def __init__(self, prefixes: Prefixes) -> None:
         self.prefixes, self._segments = prefixes, segments(prefixes.of_row)
-        self.index = _index(prefixes.rows, prefixes.lengths_N)
+        first, last = prefixes.rows[0], prefixes.rows[-1]
+        together = last - first + 1 == len(prefixes.rows)
+        self.index = slice(first, last + 1) if together else _index(prefixes.rows, prefixes.lengths_N)
         of = _index(prefixes.of_row, prefixes.lengths_N)
         self._visible = Visible(prefixes.lengths_N[of], prefixes.width)
 
