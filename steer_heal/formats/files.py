@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import vector as native
-from ..config import SettingsError
+from ..config import MAX_UPLOAD_BYTES, SettingsError
 from ..vector import SteeringVector
 from . import gguf_file, steering_lite
 from .layers import assemble, chosen, numbered
@@ -43,6 +43,7 @@ def read(path: str | Path, *, n_layers: int | None = None) -> SteeringVector:
         raise SettingsError(f"{path} is a folder: give one file (.safetensors, .gguf or .npz).")
     if not path.is_file():
         raise SettingsError(f"There is no vector file {path}.")
+    _check_size(path, path.stat().st_size)
     if path.suffix == ".gguf":
         return gguf_file.read(path, n_layers)
     if path.suffix == ".npz":
@@ -129,6 +130,8 @@ def _read_safetensors(path: Path, n_layers: int | None) -> SteeringVector:
 
 def _read_npz(path: Path, n_layers: int | None) -> SteeringVector:
     try:
+        with zipfile.ZipFile(path) as packed:
+            _check_size(path, sum(entry.file_size for entry in packed.infolist()))
         with np.load(path, allow_pickle=False) as file:
             names = numbered(path, file.files)
             arrays = {layer: np.asarray(file[name]) for layer, name in names.items()}
@@ -140,6 +143,12 @@ def _read_npz(path: Path, n_layers: int | None) -> SteeringVector:
     if len(rows) < len(arrays):
         raise SettingsError(f"{path}: every array must hold floating-point numbers.")
     return assemble(path, rows, {"method": "npz"}, n_layers=n_layers)
+
+
+def _check_size(path: Path, n_bytes: int) -> None:
+    if n_bytes > MAX_UPLOAD_BYTES:
+        most = MAX_UPLOAD_BYTES // 10**6
+        raise SettingsError(f"{path} holds {n_bytes / 1e6:.0f} MB: a vector file has at most {most} MB.")
 
 
 def _refuse_pickles(path: Path) -> None:

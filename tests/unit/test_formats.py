@@ -10,6 +10,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from steer_heal import formats
 from steer_heal import vector as vectors
 from steer_heal.config import SettingsError
+from steer_heal.formats import files
 from tests.unit.test_vector import random_vector
 
 
@@ -168,6 +169,22 @@ def test_an_npz_with_a_pickle_inside_is_refused(tmp_path):
     np.savez(tmp_path / "v.npz", layer0=np.array([{"a": 1}], dtype=object))
     with pytest.raises(SettingsError, match="plain numbers"):
         formats.read(tmp_path / "v.npz")
+
+
+def test_what_is_too_large_for_a_vector_is_refused_unread(tmp_path, monkeypatch):
+    """By what lies on the disk, and by what a packed file says it would unpack to."""
+    made = random_vector()
+    for name in ("v.safetensors", "v.gguf", "v.npz"):
+        path = formats.write(made, tmp_path / name)
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "MAX_UPLOAD_BYTES", path.stat().st_size - 1)
+            with pytest.raises(SettingsError, match="at most"):
+                formats.read(path)
+    np.savez_compressed(tmp_path / "bomb.npz", layer0=np.zeros(10**6, dtype=np.float32))
+    assert (tmp_path / "bomb.npz").stat().st_size < 10**5
+    monkeypatch.setattr(files, "MAX_UPLOAD_BYTES", 10**6)
+    with pytest.raises(SettingsError, match="holds 4 MB"):
+        formats.read(tmp_path / "bomb.npz")
 
 
 def test_pickles_are_refused_unread(tmp_path):
