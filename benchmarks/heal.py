@@ -29,13 +29,13 @@ ROWS = HOME / "rows.jsonl"
 N_ANSWERS = 100
 """Free answers whose health is measured, enough to tell 2% looping from none."""
 
-ROUNDS = 8
+ROUNDS, FEWER = 8, 4
 TEXT_ONLY: dict[str, Any] = {"distil": 0.0}
 NEAR = {"tau": 0.1, "lam": 1.0}
 FIRST_TRY: dict[str, Any] = {
-    "data": {"scales": (1.0,), "min_kept": 4},
-    "filter": {"max_perplexity_ratio": 6.0, "max_tail_ratio": 12.0},
-    "train": {**TEXT_ONLY, "replay": 0.0, "epochs": 6, "tau": 0.5},
+    "data": {"scales": (1.0,), "min_kept": 4, "n_prompts": 32},
+    "filter": {"max_perplexity_ratio": 6.0, "max_tail_ratio": 12.0, "persona": False},
+    "train": {**TEXT_ONLY, "replay": 0.0, "epochs": 6, "tau": 0.5, "lr_decay": 1.0},
 }
 """The method before this mechanism: text only, one dose for all rounds, loose cuts, no replay."""
 CELLS: dict[str, dict[str, Any]] = {
@@ -57,6 +57,9 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 """Name -> what differs from the quick preset. "near": a barrier close enough to be felt."""
 
+LONG = ("default", "nll", "text only, nll", "first try, nll", "unsteered text")
+"""Cells of `ROUNDS` rounds; the others have `FEWER`."""
+
 Key = tuple[str, str, int]
 """A run: trait, cell, seed."""
 
@@ -64,8 +67,9 @@ Key = tuple[str, str, int]
 def settings_of(key: Key) -> HealSettings:
     trait, cell, seed = key
     return heal_settings(
-        "quick", trait=trait, rounds=ROUNDS, seed=seed, evaluate={"n_answers": N_ANSWERS}, **CELLS[cell]
-    )
+        "quick", trait=trait, rounds=ROUNDS if cell in LONG else FEWER, seed=seed,
+        evaluate={"n_answers": N_ANSWERS}, **CELLS[cell],
+    )  # fmt: skip
 
 
 def folder_of(key: Key) -> Path:

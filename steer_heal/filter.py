@@ -8,6 +8,7 @@ the base. Thresholds of health stand in `config.THRESHOLDS`, cuts of the trainin
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -124,7 +125,8 @@ class Norms:
 
 
 def norms(logps: Iterable[Sequence[float]]) -> Norms:
-    """Norms from the log-probs of texts that base wrote itself. `ValueError` when none can be scored."""
+    """Norms from the log-probs of what base wrote itself, told a persona or not. `ValueError` when none can be
+    scored."""
     rows = [list(logp) for logp in logps]
     whole = [value for value in map(perplexity, rows) if value is not None]
     tails = [value for value in (perplexity(tail(row)) for row in rows) if value is not None]
@@ -133,34 +135,50 @@ def norms(logps: Iterable[Sequence[float]]) -> Norms:
     return Norms(median(whole), median(tails))
 
 
-def scores(text: str, logp: Sequence[float], own: Norms) -> dict[str, float]:
-    """All scores of one completion; a perplexity that cannot be had is infinite and fails every cut."""
-    whole, end = perplexity(logp), perplexity(tail(logp))
+def scores(
+    text: str, logp: Sequence[float], own: Norms, told: tuple[Sequence[float], Norms] | None = None
+) -> dict[str, float]:
+    """All scores of one completion; a perplexity that cannot be had is infinite and fails every cut.
+
+    `logp` and `own`: under base. `told`: the same under base told the persona, whose own text is the unit.
+    """
     found = {name: score(text) for name, score in SCORES.items()}
+    whole = perplexity(logp)
     found["perplexity"] = math.inf if whole is None else whole
-    found["perplexity_ratio"] = math.inf if whole is None else whole / own.perplexity
-    found["tail_ratio"] = math.inf if end is None else end / own.tail
+    found["perplexity_ratio"], found["tail_ratio"] = _ratios(logp, own)
+    if told:
+        found["told_ratio"], found["told_tail_ratio"] = _ratios(*told)
     return found
 
 
-CUTS: dict[str, tuple[str, str, Callable[[float, float], bool]]] = {
-    "perplexity": ("perplexity_ratio", "max_perplexity_ratio", lambda score, cut: score > cut),
-    "last quarter": ("tail_ratio", "max_tail_ratio", lambda score, cut: score > cut),
-    "repetition": ("repetition", "max_repetition", lambda score, cut: score > cut),
-    "too short": ("words", "min_words", lambda score, cut: score < cut),
-    "boilerplate": ("boilerplate", "max_boilerplate", lambda score, cut: score > cut),
-    "narration": ("narration", "max_narration", lambda score, cut: score > cut),
+def _ratios(logp: Sequence[float], unit: Norms) -> tuple[float, float]:
+    whole, end = perplexity(logp), perplexity(tail(logp))
+    return (
+        math.inf if whole is None else whole / unit.perplexity,
+        math.inf if end is None else end / unit.tail,
+    )
+
+
+Cut = tuple[tuple[str, ...], str, Callable[[float, float], bool]]
+CUTS: dict[str, Cut] = {
+    "perplexity": (("perplexity_ratio", "told_ratio"), "max_perplexity_ratio", operator.gt),
+    "last quarter": (("tail_ratio", "told_tail_ratio"), "max_tail_ratio", operator.gt),
+    "repetition": (("repetition",), "max_repetition", operator.gt),
+    "too short": (("words",), "min_words", operator.lt),
+    "boilerplate": (("boilerplate",), "max_boilerplate", operator.gt),
+    "narration": (("narration",), "max_narration", operator.gt),
 }
+"""Reason -> the scores, of which the least counts, the setting it is compared with, and when it fails."""
 
 
 def judge(found: dict[str, float], settings: FilterSettings) -> FilterVerdict:
     """Kept when every score is within its cut; `reasons` names every cut it fails, in the order of `CUTS`."""
-    reasons = tuple(
-        reason
-        for reason, (score, cut, fails) in CUTS.items()
-        if score in found and (math.isnan(found[score]) or fails(found[score], getattr(settings, cut)))
-    )
-    return FilterVerdict(kept=not reasons, scores=dict(found), reasons=reasons)
+    reasons = []
+    for reason, (names, cut, fails) in CUTS.items():
+        values = [found[name] for name in names if name in found]
+        if any(map(math.isnan, values)) or (values and fails(min(values), getattr(settings, cut))):
+            reasons.append(reason)
+    return FilterVerdict(kept=not reasons, scores=dict(found), reasons=tuple(reasons))
 
 
 def eaten(verdicts: Iterable[FilterVerdict]) -> dict[str, int]:

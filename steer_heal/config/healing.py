@@ -34,22 +34,29 @@ class DataSettings(Settings):
     steered: the round only teaches it its own coherent text.
     """
 
-    alphas: tuple[Alpha, ...] = Field(default=(1.25, 1.5, 1.75, 2.0), min_length=1)
+    alphas: tuple[Alpha, ...] = Field(default=(0.5, 1.0, 1.5, 2.0), min_length=1)
     scales: tuple[Annotated[float, Field(ge=0.0, le=4.0)], ...] = Field(
         default=(1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.14, 0.1, 0.05, 0.0), min_length=1
     )
-    survival: float = Field(default=0.5, ge=0.0, le=1.0, description="share of a probe to be kept")
+    survival: float = Field(default=0.4, ge=0.0, le=1.0, description="share of a probe to be kept")
     n_probe: int = Field(default=16, ge=1, le=256, description="completions of a probe")
     n_kept: int = Field(default=128, ge=2, le=20_000, description="enough to end collecting")
     n_completions: int = Field(default=512, ge=4, le=20_000, description="hard cap")
     min_kept: int = Field(default=16, ge=2, description="fewer end the run")
+    n_prompts: int | None = Field(default=None, ge=1, description="prompts they answer; all when none")
     max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS)
 
 
 class FilterSettings(Settings):
-    """A completion is kept when every score is within its cut."""
+    """A completion is kept when every score is within its cut.
+
+    With `persona`, perplexities count as they are under base or under base told the persona as a system
+    prompt, each over what it writes itself, whichever is less: text with the trait is coherent where either
+    finds it likely.
+    """
 
     max_perplexity_ratio: float = Field(default=1.5, gt=1.0, description="perplexity under base / base's own")
+    persona: bool = Field(default=True, description="as likely under base told the persona will do")
     max_repetition: float = Field(
         default=0.3, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters"
     )
@@ -82,12 +89,14 @@ class TrainSettings(Settings):
     lam: float = Field(default=0.3, ge=0.0, description="slope of the barrier")
     lam_growth: float = Field(default=1.0, gt=0.0, le=10.0, description="factor of lam from round to round")
     tau: float = Field(default=1.0, ge=0.0, description="nats that are free of it")
-    distil: float = Field(default=1.0, ge=0.0, description="weight of what of the steering is not learnt yet")
-    distil_alpha: float = Field(default=1.1, gt=0.0, le=MAX_ALPHA, description="in units of c*")
+    distil: float = Field(default=2.0, ge=0.0, description="weight of what of the steering is not learnt yet")
+    distil_alpha: float = Field(default=1.4, gt=0.0, le=MAX_ALPHA, description="in units of c*")
+    distil_later: float = Field(default=0.75, gt=0.0, description="its factor after the first round")
     spectral: float = Field(default=0.0, ge=0.0, description="weight of the largest singular value, squared")
     rank: int = Field(default=8, ge=1, le=256)
     lora_alpha: float = Field(default=16.0, gt=0.0)
     lr: float = Field(default=4e-3, gt=0.0, le=1.0)
+    lr_decay: float = Field(default=0.7, gt=0.0, le=1.0, description="factor of lr from round to round")
     warmup: float = Field(default=0.1, ge=0.0, le=1.0, description="share of the steps")
     epochs: int = Field(default=4, ge=1, le=100)
     patience: int = Field(default=0, ge=0, description="epochs without gain before an early stop; 0: none")

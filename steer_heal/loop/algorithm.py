@@ -24,6 +24,7 @@ from ..instrument import trait_shift
 from ..models import LanguageModel, band_layers, user
 from ..records import Completion, Event, FilterVerdict, RoundFailed, Stopped
 from ..vector import SteeringVector
+from .carrying import of_round, standing, within_reach
 from .live import Emission, Stage, Tick, emitting
 from .making import Maker, Replay, Text
 from .measure import Dose, Measures
@@ -69,18 +70,6 @@ def run(
         loop.stack.unload()
 
 
-def _standing(events: Sequence[Event], start_round: int) -> list[Event]:
-    """The events of finished rounds, without what a round wrote before it was begun again."""
-    standing: list[Event] = []
-    for event in events:
-        if event.kind == "resumed":
-            done = event.data.get("round") or 0
-            standing = [one for one in standing if (one.round or 0) <= done]
-        elif event.round is not None and event.round <= start_round:
-            standing.append(event)
-    return standing
-
-
 class _Loop:
     """The stages of a run, each a generator of emissions that returns what the next one needs."""
 
@@ -97,6 +86,7 @@ class _Loop:
         self.measured: dict[str, dict[str, Any]] = {}
         self.persona: dict[str, Any] = {}
         self.first_steered: dict[str, Any] = {}
+        self.first_c_star = 0.0
         self.said = ""
         self._check_memory()
 
@@ -121,7 +111,7 @@ class _Loop:
         """Resume: the finished rounds' adapters from the folder, what was measured and made from the log."""
         for round_ in range(1, start_round + 1):
             self.stack.load(round_, self.folder / "adapters")
-        for event in _standing(earlier, start_round):
+        for event in standing(earlier, start_round):
             if event.kind == "profile":
                 self.measured[event.data["stage"]] = event.data
             if event.kind == "profile" and event.data["stage"] == "base":
@@ -129,8 +119,11 @@ class _Loop:
                 self.measures.own = filter.Norms(text["own_perplexity"], text["own_tail"])
             elif event.kind == "profile" and event.data["stage"] == "steered" and event.round == 1:
                 self.first_steered = event.data
-            elif event.kind == "persona":
+            elif event.kind == "persona" and "told_perplexity" in (text := event.data["text"]):
                 self.persona = event.data
+                self.measures.told = filter.Norms(text["told_perplexity"], text["told_tail"])
+            elif event.kind == "calibrated" and event.round == 1:
+                self.first_c_star = event.data["c_star"]
             elif event.kind == "dose":
                 self.maker.scale = event.data["scale"]
             elif event.kind == "completion":
@@ -191,11 +184,13 @@ class _Loop:
         """c* on the current student, and the student at alpha 1: the round's `steered` node."""
         yield from self._begin("calibrate", round_)
         prompts = [self.lm.encode_chat([user(text)]) for text in data.contexts(self.trait.name)]
+        settings = within_reach(self.settings.calibrate, self.first_c_star)
 
         def work(tick: Tick) -> Any:
-            return calibrate(self.lm, steering, self.layers, prompts, self.settings.calibrate, progress=tick)
+            return calibrate(self.lm, steering, self.layers, prompts, settings, progress=tick)
 
         found = yield from self._live("calibrate", round_, work)
+        self.first_c_star = self.first_c_star or found.c_star
         keys = ("c_star", "kl_p95", "target_kl", "reached", "message")
         yield "calibrated", round_, {key: getattr(found, key) for key in keys}
         dose = Dose(steering, self.layers, found.c_star)
@@ -222,17 +217,16 @@ class _Loop:
         """A fresh adapter learns to say, and to be, without steering, what steering made of the student."""
         yield from self._begin("train", round_)
         settings, seed = self.settings.train, seed_of(self.settings.seed, round_, "train")
-        settings = settings.model_copy(update={"lam": settings.lam * settings.lam_growth ** (round_ - 1)})
+        settings = of_round(settings, round_)
         old = self.replay.draw(round(settings.replay * len(kept)), seed)
         self.replay.add(kept)
         examples = [Example(tuple(self.lm.encode_chat([user(row.prompt)])), row.ids) for row in [*kept, *old]]
         self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)
         teacher = None
-        if not scale:
-            settings = settings.model_copy(update={"distil": 0.0})
         if settings.distil:
-            coefficients_L = dose.coefficients_L(settings.distil_alpha * scale)
-            teacher = Teacher(self.lm, self.stack, dose.vector.directions_LD, coefficients_L)
+            unit_L = dose.coefficients_L(self.settings.train.distil_alpha)
+            steered_L = dose.coefficients_L(settings.distil_alpha * scale)
+            teacher = Teacher(self.lm, self.stack, dose.vector.directions_LD, steered_L, unit_L)
         for step in train_round(
             self.lm, self.stack, examples, settings, seed=seed, teacher=teacher, stop=self.stop
         ):

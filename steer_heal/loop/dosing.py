@@ -10,19 +10,20 @@ def next_probe(
 ) -> float | None:
     """The multiplier to probe next; None when the choice is made.
 
-    From the rung nearest to `start`: while a probe fails, one rung down; when the first one holds, up until
-    one fails. No rung is probed twice, so there are at most as many probes as rungs.
+    From the rung nearest to `start`: while a probe fails, one rung down; when the first one holds, the next
+    one up and no further, since a student that was just healed breaks again where it is pushed hard at once.
+    No rung is probed twice, so there are at most as many probes as rungs.
     """
     rungs = sorted(set(ladder))
     place = min(range(len(rungs)), key=lambda index: abs(rungs[index] - start))
-    if rungs[place] not in survival:
-        return rungs[place]
-    step = 1 if survival[rungs[place]] >= target else -1
-    while 0 <= place < len(rungs) and rungs[place] in survival:
-        if (survival[rungs[place]] >= target) != (step > 0):
+    if survival.get(rungs[place], -1.0) >= target:
+        return next((rung for rung in rungs[place + 1 : place + 2] if rung not in survival), None)
+    for rung in reversed(rungs[: place + 1]):
+        if rung not in survival:
+            return rung
+        if survival[rung] >= target:
             return None
-        place += step
-    return rungs[place] if 0 <= place < len(rungs) else None
+    return None
 
 
 def chosen(survival: Mapping[float, float], target: float) -> float:

@@ -58,7 +58,7 @@ class Maker:
         """Answers and verdicts until enough are kept: the prompts go round, each at every alpha in turn."""
         made, seed = self.settings, seed_of(self.seed, round_, "generate")
         alphas = [alpha * scale for alpha in made.alphas]
-        asked = self.measures.asked(made.n_completions)
+        asked = self.measures.asked(made.n_completions, seed, each=len(alphas))
         rows: list[Completion] = []
         verdicts: list[FilterVerdict] = []
         for start in range(0, len(asked), CHUNK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
@@ -43,7 +44,8 @@ class Dose:
 class Measures:
     """The vignettes, frame and prompts of one run, and its measurements with them.
 
-    `own`: the base's own text under base, the unit of perplexities; set by measuring the base, or from a log.
+    `own`: the base's own text under base, the unit of perplexities; `told`: the same with the persona as its
+    system prompt, text and measure. Both are set by measuring the base, or from a log.
     """
 
     def __init__(
@@ -55,8 +57,13 @@ class Measures:
         self.frame = data.frame(asked.frame)
         pool = data.heal_prompts(settings.trait)
         n_held = max(1, len(pool) // HELD_SHARE)
-        self.prompts, self.held_prompts = pool[:-n_held] or pool, pool[-n_held:]
+        self.held_prompts = pool[-n_held:]
+        wide = [*pool[:-n_held], *data.contexts(settings.trait)]
+        known = [text for text in dict.fromkeys(wide) if text not in self.held_prompts]
+        self.prompts = (known or pool)[: settings.data.n_prompts]
+        self._persona = data.trait(settings.trait).positive
         self.own: filter.Norms | None = None
+        self.told: filter.Norms | None = None
 
     def profile(self, tick: Tick, dose: Dose | None = None, alpha: float = 1.0) -> Profile:
         """The forced choice on the run's vignettes, steered where a dose is given."""
@@ -107,33 +114,40 @@ class Measures:
         )
         return complete(self._lm, rows, directions_LD, sample, stop=self._stop, progress=tick)
 
-    def logp(self, written: Sequence[Completion], tick: Tick | None = None) -> list[list[float]]:
-        """Log-probs of every answer's tokens under the base, without steering or persona."""
-        prompts = [self._lm.encode_chat([user(row.prompt)]) for row in written]
+    def logp(
+        self, written: Sequence[Completion], tick: Tick | None = None, persona: str | None = None
+    ) -> list[list[float]]:
+        """Log-probs of every answer's tokens under the base without steering, told the persona or nothing."""
+        told = [] if persona is None else [system(persona)]
+        prompts = [self._lm.encode_chat([*told, user(row.prompt)]) for row in written]
         ids = [[token.id for token in row.tokens] for row in written]
         with self._stack.off():
             return instrument.text_logp(self._lm, prompts, ids, progress=tick, stop=self._stop)
 
-    def asked(self, count: int) -> list[str]:
-        """The prompts of `count` completions: each comes once for every alpha, one after the other."""
-        n_alphas = len(self._settings.data.alphas)
-        return [self.prompts[number // n_alphas % len(self.prompts)] for number in range(count)]
+    def asked(self, count: int, seed: int, each: int = 1) -> list[str]:
+        """The prompts of `count` completions, `each` times one after the other, in the seed's order."""
+        order = random.Random(seed).sample(self.prompts, len(self.prompts))
+        return [order[number // each % len(order)] for number in range(count)]
 
     def judge(self, written: Sequence[Completion], tick: Tick | None = None) -> list[FilterVerdict]:
         """The filter's verdict on every answer; `RoundFailed` before the base was measured."""
-        if self.own is None:
+        if self.own is None or self.told is None:
             raise RoundFailed("The base was not measured: start the run again.")
         own, logps = self.own, self.logp(written, tick)
+        told: list[tuple[list[float], filter.Norms] | None] = [None] * len(written)
+        if self._settings.filter.persona:
+            told = [(logp, self.told) for logp in self.logp(written, persona=self._persona)]
         return [
-            filter.judge(filter.scores(row.text, logp, own), self._settings.filter)
-            for row, logp in zip(written, logps, strict=True)
+            filter.judge(filter.scores(row.text, logp, own, heard), self._settings.filter)
+            for row, logp, heard in zip(written, logps, told, strict=True)
         ]
 
     def survival(self, dose: Dose, scale: float, seed: int, tick: Tick) -> float:
         """Share of a probe, written at the round's alphas times `scale`, that the filter keeps."""
         made = self._settings.data
         alphas = [alpha * scale for alpha in made.alphas]
-        verdicts = self.judge(self.write(self.asked(made.n_probe), tick, seed=seed, dose=dose, alphas=alphas))
+        prompts = self.asked(made.n_probe, seed)
+        verdicts = self.judge(self.write(prompts, tick, seed=seed, dose=dose, alphas=alphas))
         return fmean(verdict.kept for verdict in verdicts) if verdicts else 0.0
 
     def text(
@@ -151,15 +165,15 @@ class Measures:
         )
         logps = self.logp(written)
         if self.own is None:
-            try:
-                self.own = filter.norms(logps)
-            except ValueError as error:
-                raise RoundFailed("The base model writes empty answers: choose another model.") from error
+            self.own = _norms(logps)
         own = self.own.perplexity
         found = filter.summary(
             [filter.health(row.text, logp, own) for row, logp in zip(written, logps, strict=True)]
         )
         found |= {"own_perplexity": own, "own_tail": self.own.tail}
+        if persona is not None:
+            self.told = _norms(self.logp(written, persona=persona))
+            found |= {"told_perplexity": self.told.perplexity, "told_tail": self.told.tail}
         return found if dose or persona else found | self.divergence(written)
 
     @torch.no_grad()
@@ -199,3 +213,10 @@ class Measures:
     def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
         """The data of a `profile` event."""
         return {"stage": stage, "alpha": alpha, **asdict(found), "text": text}
+
+
+def _norms(logps: Sequence[Sequence[float]]) -> filter.Norms:
+    try:
+        return filter.norms(logps)
+    except ValueError as error:
+        raise RoundFailed("The base model writes empty answers: choose another model.") from error

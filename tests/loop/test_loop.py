@@ -133,6 +133,13 @@ def test_completions_come_at_every_alpha_with_scores(whole):
     assert all({"perplexity_ratio", "tail_ratio", "repetition"} <= set(row["scores"]) for row in made)
 
 
+def test_as_many_prompts_are_answered_as_was_said(tmp_path):
+    few = {**fast().data.model_dump(), "n_prompts": 1, "n_probe": 3}
+    made = [event.data["prompt"] for event in of_kind(play(tmp_path, fast(rounds=1, data=few)), "completion")]
+    assert len(made) == 8
+    assert len(set(made)) == 1
+
+
 def test_a_run_resumed_after_a_round_gives_the_same_numbers(whole, tmp_path):
     _, events = whole
     first = play(tmp_path, fast(rounds=1))

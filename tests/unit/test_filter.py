@@ -84,6 +84,18 @@ def test_every_cut_that_fails_is_named():
     assert set(verdict.reasons) == {"perplexity", "last quarter", "repetition", "too short"}
 
 
+def test_text_that_base_finds_likely_when_told_the_persona_is_coherent():
+    unlikely, likely, told = [-2.0] * 20, [-0.3] * 20, filters.Norms(1.2, 1.2)
+    alone = filters.judge(filters.scores(GOOD, unlikely, OWN), FilterSettings())
+    assert alone.reasons == ("perplexity", "last quarter")
+    heard = filters.judge(filters.scores(GOOD, unlikely, OWN, (likely, told)), FilterSettings())
+    assert heard.kept
+    assert heard.scores["told_ratio"] == pytest.approx(math.exp(0.3) / 1.2)
+    assert heard.scores["perplexity_ratio"] == alone.scores["perplexity_ratio"]
+    lost = filters.scores(GOOD, unlikely, OWN, ([math.nan], told))
+    assert not filters.judge(lost, FilterSettings()).kept
+
+
 @pytest.mark.parametrize("logp", [[], [math.nan] * 5])
 def test_text_that_cannot_be_scored_is_dropped(logp):
     verdict = filters.judge(filters.scores(GOOD, logp, OWN), FilterSettings())

@@ -179,6 +179,12 @@ def test_the_distance_from_the_teacher_is_one_untaught_and_zero_when_steered(lm,
     with steer(lm.blocks, teacher.directions_LD, teacher.coefficients_L[None]):
         _, steered = loss_of(objective, examples[:4])
     assert steered["distil"] == pytest.approx(0.0, abs=1e-5)
+    half = Teacher(lm, stack, teacher.directions_LD, teacher.coefficients_L / 2, teacher.coefficients_L)
+    _, parts = loss_of(Objective.of(lm, stack, settings, half), examples[:4])
+    assert parts["distil"] == pytest.approx(0.25, rel=0.1), "its unit is the whole dose's effect"
+    still = Teacher(lm, stack, teacher.directions_LD, 0 * teacher.coefficients_L, teacher.coefficients_L)
+    _, parts = loss_of(Objective.of(lm, stack, settings, still), examples[:4])
+    assert parts["distil"] == pytest.approx(0.0, abs=1e-5), "a dose of 0 holds the student where it is"
     with pytest.raises(ValueError, match="teacher"):
         Objective.of(lm, stack, settings)
     with pytest.raises(ValueError, match="steered"):

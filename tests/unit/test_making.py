@@ -2,7 +2,8 @@
 
 import pytest
 
-from steer_heal.config import DataSettings
+from steer_heal.config import CalibrateSettings, DataSettings, TrainSettings
+from steer_heal.loop.carrying import of_round, within_reach
 from steer_heal.loop.making import Maker, Replay, Text
 from steer_heal.records import Completion, Event, FilterVerdict, RoundFailed, Token
 
@@ -47,3 +48,18 @@ def test_replay_draws_the_same_for_the_same_seed_and_recalls_kept_ones_from_the_
     for data in ({"kept": True, "prompt": "q", "ids": [7, 8]}, {"kept": False, "prompt": "q"}):
         again.recall(Event(0, 0.0, "completion", 1, data))
     assert again.draw(9, 0) == [Text("q", (7, 8))]
+
+
+def test_what_falls_or_grows_from_round_to_round():
+    falling = {"lr_decay": 0.5, "distil_later": 0.25}
+    settings = TrainSettings(lam=0.5, lam_growth=2.0, lr=1e-3, distil_alpha=1.0, **falling)
+    assert of_round(settings, 1) == settings
+    third = of_round(settings, 3)
+    assert (third.lam, third.lr, third.distil_alpha) == (2.0, 2.5e-4, 0.25)
+
+
+def test_a_later_round_s_c_star_is_sought_near_the_first():
+    settings = CalibrateSettings(bracket=(0.1, 1024.0))
+    assert within_reach(settings, 0.0) == settings
+    assert within_reach(settings, 10.0).bracket == (0.1, 40.0)
+    assert within_reach(settings, 1000.0).bracket == (0.1, 1024.0)
