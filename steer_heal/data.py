@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_PROMPT_CHARS, SettingsError
+from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_PROMPT_CHARS, MAX_UPLOAD_BYTES, SettingsError
 from steer_heal.records import Trait, Vignette
 
 FOLDER = Path(__file__).parent / "data"
@@ -277,6 +277,9 @@ def _json(source: Path) -> Any:
 
 def _read(source: Path) -> str:
     try:
+        if source.stat().st_size > MAX_UPLOAD_BYTES:
+            most = MAX_UPLOAD_BYTES // 10**6
+            raise SettingsError(f"{source.name} is too large: a file of texts has at most {most} MB.")
         return source.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"Cannot read {source}: {error.strerror or error}.") from error

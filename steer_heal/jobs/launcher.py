@@ -12,6 +12,10 @@ from steer_heal.records import RunStatus
 
 AT_ONCE = "STEER_HEAL_RUNS_AT_ONCE"
 """Environment variable by which workers learn how many runs go at a time."""
+NICENESS = "STEER_HEAL_NICENESS"
+"""Environment variable: how far runs give way to the page, 0 (not at all) to 19."""
+GIVE_WAY = 10
+LEAST_URGENT = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,5 +47,15 @@ def room(given: int | None) -> int:
     if not said.isdecimal() or int(said) > MAX_RUNS_AT_ONCE:
         raise SettingsError(
             f"{said} runs at once cannot be: choose 1 to {MAX_RUNS_AT_ONCE}, or 0 to start none."
+        )
+    return int(said)
+
+
+def niceness() -> int:
+    """How far runs give way on a busy machine: as the environment says, else 10. Errors: `SettingsError`."""
+    said = os.environ.get(NICENESS, str(GIVE_WAY))
+    if not said.isdecimal() or int(said) > LEAST_URGENT:
+        raise SettingsError(
+            f"{NICENESS} is {said!r}: give 0 (runs are as urgent as the page) to {LEAST_URGENT}."
         )
     return int(said)

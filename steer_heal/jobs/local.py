@@ -26,10 +26,9 @@ from steer_heal.config import (
 )
 from steer_heal.events import FINAL, Chunk, EventLog
 from steer_heal.jobs.folder import RunFolder
-from steer_heal.jobs.launcher import AT_ONCE, JobState, room
+from steer_heal.jobs.launcher import AT_ONCE, JobState, niceness, room
 from steer_heal.jobs.processes import Running, account, process_record, send
 
-NICENESS = 5
 LEAST_ROOM = 100_000
 """Bytes free on the disk below which a run is said to wait for room."""
 _ROOT = Path(__file__).parents[2]
@@ -40,8 +39,9 @@ class LocalProcesses:
 
     Several of these may share a folder, in one process or in many: a file lock lets one decide at a time, so
     no run starts twice. `at_once` is the environment's `STEER_HEAL_RUNS_AT_ONCE`, else 1, when not given; a
-    paused run keeps its place. `command` plus the folder is what is started; `grace_s` is how long a
-    cancelled run has to end by itself. Bad input and folders that cannot be written raise `SettingsError`.
+    paused run keeps its place. Runs give way to the page as far as `STEER_HEAL_NICENESS` says. `command` plus
+    the folder is what is started; `grace_s` is how long a cancelled run has to end by itself. Bad input and
+    folders that cannot be written raise `SettingsError`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LocalProcesses:
         grace_s: float = 20.0,
     ) -> None:
         self.runs_dir = Path(runs_dir).absolute()
-        self.at_once = room(at_once)
+        self.at_once, self._niceness = room(at_once), niceness()
         self.grace_s = grace_s
         self._command = tuple(command)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -253,7 +253,7 @@ class LocalProcesses:
         self._asked.pop(folder.run_id, None)
         try:
             folder.claim_if_free(process_record(child.pid))
-            psutil.Process(child.pid).nice(NICENESS)
+            psutil.Process(child.pid).nice(max(self._niceness, psutil.Process().nice()))
         except psutil.NoSuchProcess:
             return
 

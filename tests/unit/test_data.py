@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from steer_heal import data
-from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, SettingsError
+from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_UPLOAD_BYTES, SettingsError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -95,6 +95,10 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}')
     with pytest.raises(SettingsError, match="not UTF-8"):
         data.vignettes(tmp_path / "latin.jsonl")
+    with (tmp_path / "huge.jsonl").open("wb") as file:
+        file.truncate(MAX_UPLOAD_BYTES + 1)
+    with pytest.raises(SettingsError, match="too large"):
+        data.vignettes(tmp_path / "huge.jsonl")
 
 
 def test_a_condition_that_is_not_there(vignette_file):

@@ -63,8 +63,28 @@ def test_a_run_has_its_own_session_and_gives_way(jobs: LocalProcesses) -> None:
     pid = jobs.poll(run_id).pid
     assert pid is not None
     assert os.getsid(pid) == pid
-    assert psutil.Process(pid).nice() >= 5
+    assert psutil.Process(pid).nice() == max(10, psutil.Process().nice())
     assert (jobs.folder(run_id).worker_log).exists()
+
+
+@pytest.mark.parametrize(("said", "gives_way_by"), [("0", 0), ("19", 19)])
+def test_how_far_a_run_gives_way_is_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, gives_way_by: int
+) -> None:
+    monkeypatch.setenv("STEER_HEAL_NICENESS", said)
+    made = LocalProcesses(tmp_path / "runs", command=COMMAND)
+    run_id = made.start(heal_settings(name="hang"))
+    until(lambda: begun(made, run_id))
+    pid = made.poll(run_id).pid
+    assert psutil.Process(pid).nice() == max(gives_way_by, psutil.Process().nice())
+    psutil.Process(pid).kill()
+
+
+@pytest.mark.parametrize("said", ["20", "-1", "much", ""])
+def test_a_bad_niceness_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("STEER_HEAL_NICENESS", said)
+    with pytest.raises(SettingsError, match="STEER_HEAL_NICENESS"):
+        LocalProcesses(tmp_path / "runs")
 
 
 def test_the_second_run_waits_and_starts_when_the_first_has_ended(jobs: LocalProcesses) -> None:
