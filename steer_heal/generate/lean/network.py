@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import linear
+from transformers.activations import GELUTanh
 from transformers.models.gemma3 import modeling_gemma3 as gemma3
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from ...models import LanguageModel
+from .pointwise import gelu_tanh, norm_early, norm_late
 
 Map = Callable[[Tensor], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -86,9 +88,9 @@ class Block:
         if last is not None:
             x_ND, hidden_ND, turn = x_ND[last], hidden_ND[last], turn.at(last)
         q_MHd = turn.rotate(self.q_norm(self.q(x_ND).unflatten(-1, (-1, head_dim))))
-        hidden_ND = hidden_ND + self.after_attention(self.o(attend(q_MHd, k_NKd, v_NKd)))
+        hidden_ND = self.after_attention(self.o(attend(q_MHd, k_NKd, v_NKd))).add_(hidden_ND)
         x_ND = self.before_mlp(hidden_ND)
-        return hidden_ND + self.after_mlp(self.down(self.act(self.gate(x_ND)) * self.up(x_ND)))
+        return self.after_mlp(self.down(self.act(self.gate(x_ND)).mul_(self.up(x_ND)))).add_(hidden_ND)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _block(block: Any, family: Family, config: Any, layer: int) -> Block:
         gate=_linear(mlp.gate_proj),
         up=_linear(mlp.up_proj),
         down=_linear(mlp.down_proj),
-        act=mlp.act_fn,
+        act=gelu_tanh if isinstance(mlp.act_fn, GELUTanh) else mlp.act_fn,
         after_mlp=norm(block.post_feedforward_layernorm) if four else _as_is,
         window=config.sliding_window if kind[layer] == "sliding_attention" else None,
         rotary=kind[layer] if four else "",
@@ -234,13 +236,5 @@ def _norm(module: Any, family: Family) -> Map:
     """RMSNorm in float32 (Zhang and Sennrich, 2019), rounded where the architecture rounds."""
     if family.zero_centred:
         weight_D = 1.0 + module.weight.float()
-        return partial(_norm_late, weight_D=weight_D, eps=module.eps)
-    return partial(_norm_early, weight_D=module.weight, eps=module.variance_epsilon)
-
-
-def _norm_late(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    return rms_norm(x.float(), weight_D.shape, weight_D, eps).to(x.dtype)
-
-
-def _norm_early(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    return weight_D * rms_norm(x.float(), weight_D.shape, None, eps).to(x.dtype)
+        return partial(norm_late, weight_D=weight_D, eps=module.eps)
+    return partial(norm_early, weight_D=module.weight, eps=module.variance_epsilon)
