@@ -124,6 +124,22 @@ def taken_in(runs: Path, db: Path, tmp_path: Path) -> None:
     assert len(store.runs()) == len(list(runs.iterdir()))
 
 
+@pytest.mark.faults
+def test_three_apps_take_one_run_into_one_store_at_once(tmp_path: Path, tally: Tally) -> None:
+    """Each waits for the others; nothing is taken in twice, nothing is left out, nobody fails."""
+    runs, db = tmp_path / "runs", tmp_path / "runs.duckdb"
+    writer = process("writer", runs)
+    apps = [process("ingester", runs, db) for _ in range(3)]
+    try:
+        tally.injected = len(apps)
+        time.sleep(4.0)
+        assert [app.poll() for app in apps] == [None] * 3
+    finally:
+        end(writer, *apps)
+    taken_in(runs, db, tmp_path)
+    tally.survived = tally.injected
+
+
 @pytest.mark.parametrize("kills", FAULTS_ONLY)
 def test_app_killed_at_random_moments_of_ingest(tmp_path: Path, tally: Tally, kills: int) -> None:
     runs, db, chance = tmp_path / "runs", tmp_path / "runs.duckdb", random.Random(kills)

@@ -143,3 +143,21 @@ def test_a_share_link_that_cannot_be_made_is_a_sentence(monkeypatch: pytest.Monk
     monkeypatch.setattr(server, "setup_tunnel", no_network)
     with pytest.raises(SettingsError, match="without --share"):
         server.share_link(7860)
+
+
+def test_with_a_login_the_link_is_asked_for_this_port_and_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to the call that needs a network."""
+    asked: list[object] = []
+
+    def tunnel(*where: object) -> str:
+        asked.extend(where[:2])
+        return "https://abc.gradio.live"
+
+    monkeypatch.setattr(server, "setup_tunnel", tunnel)
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda *_, **__: None)
+    with server.bind("127.0.0.1", 0) as listening:
+        server.serve(FakeEngine(), listening, LOGIN, share=True)
+        assert asked == ["127.0.0.1", listening.getsockname()[1]]
+    assert "https://abc.gradio.live" in capsys.readouterr().out

@@ -328,6 +328,11 @@ def test_several_may_run_at_once_and_no_more(tmp_path: Path) -> None:
         LocalProcesses(tmp_path / "runs", at_once=1000)
 
 
+def test_more_at_once_than_there_may_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="choose 1 to 16"):
+        LocalProcesses(tmp_path / "runs", at_once=17)
+
+
 def test_the_queue_has_an_end(jobs: LocalProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("steer_heal.jobs.local.MAX_QUEUED_RUNS", 2)
     held = [jobs.create(heal_settings()) for _ in range(2)]
