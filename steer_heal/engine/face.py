@@ -225,5 +225,6 @@ class Engine:
 
     def _once(self, work: Callable[[], T]) -> T:
         """The result of one step of work on the model's thread."""
-        steps = self._turns.run(f"once {next(self._numbers)}", lambda _: iter([work()]))
+        name = f"once {next(self._numbers)}"
+        steps = self._turns.run(name, lambda _: iter([work()]), patient=True, brief=True)
         return next(item for item in steps if not isinstance(item, Waiting))

@@ -34,6 +34,7 @@ class Ticket(Generic[T]):
     party: Party[T] | None = None
     group: Hashable = None
     patient: bool = False
+    brief: bool = False
     out: queue.SimpleQueue[T | End] = field(default_factory=queue.SimpleQueue)
     since: float = field(default_factory=time.monotonic)
     superseded: bool = False

@@ -40,6 +40,7 @@ class _Work:
     tickets: list[Ticket]
     steps: Iterator[None]
     patient: bool
+    brief: bool
     passed: int = 0
 
     def end(self, error: BaseException | None = None) -> None:
@@ -65,14 +66,21 @@ class Turns:
         self._thread.start()
 
     def run(
-        self, session: str, steps: Callable[[Ticket[T]], Iterator[T]], *, patient: bool = False
+        self,
+        session: str,
+        steps: Callable[[Ticket[T]], Iterator[T]],
+        *,
+        patient: bool = False,
+        brief: bool = False,
     ) -> Iterator[T | Waiting]:
         """The items of `steps(ticket)`, as they come, with `Waiting` before the first where it has to wait.
 
-        `patient` work lets other work pass, up to `PATIENCE` steps for one of its own. Work begins at the
-        first `next`. Closing the iterator ends the work at its next step.
+        `patient` work lets other work pass, up to `PATIENCE` steps for one of its own; `brief` work, of a
+        step or two, takes nobody's place. Work begins at the first `next`. Closing the iterator ends the work
+        at its next step.
         """
-        yield from self._follow(Ticket(session, party=Alone(steps), patient=patient), every=True)
+        ticket: Ticket[T] = Ticket(session, party=Alone(steps), patient=patient, brief=brief)
+        yield from self._follow(ticket, every=True)
 
     def join(self, session: str, request: Any, party: Party[T]) -> Iterator[T | Waiting]:
         """The same for a request that is worked on together with others of its key.
@@ -177,13 +185,14 @@ class Turns:
                 same = [one for one in self._waiting if one.group == first.group]
                 same = same[: first.party.room([one.request for one in same])]
             self._waiting = [one for one in self._waiting if one not in same]
-            fresh.append(_Work(same, first.party.steps(same), first.patient))
+            fresh.append(_Work(same, first.party.steps(same), first.patient, first.brief))
         self._active.extendleft(reversed(fresh))
 
     def _may_begin(self, ticket: Ticket, fresh: list[_Work]) -> bool:
-        busy = sum(work.patient == ticket.patient for work in (*self._active, *fresh))
-        if ticket.over():
+        if ticket.over() or ticket.brief:
             return True
+        others = [work for work in (*self._active, *fresh) if not work.brief]
+        busy = sum(work.patient == ticket.patient for work in others)
         if ticket.patient:
             return busy < PATIENT_AT_ONCE
         return busy < AT_ONCE or time.monotonic() - ticket.since > SOON_S

@@ -222,3 +222,13 @@ def test_patient_work_waits_for_patient_work_and_never_takes_the_place_of_other(
     assert [next(turns.run(f"s{index}", endless)) for index in range(3)] == [1, 1, 1]
     for reader in (*sweeps, late):
         reader.close()  # type: ignore[attr-defined]
+
+
+def test_brief_work_begins_whatever_is_worked_on_and_takes_nobodys_place(turns: Turns) -> None:
+    readers = [turns.run(f"s{index}", endless) for index in range(AT_ONCE - 1)]
+    readers += [turns.run(f"p{index}", endless, patient=True) for index in range(PATIENT_AT_ONCE)]
+    readers += [turns.run(f"b{index}", endless, patient=True, brief=True) for index in range(5)]
+    readers.append(turns.run("another", endless))
+    assert [next(reader) for reader in readers] == [1] * len(readers)
+    for reader in readers:
+        reader.close()  # type: ignore[attr-defined]
