@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import Timeout
@@ -118,7 +118,7 @@ class _Run:
         except SettingsError as error:
             return self._say("failed", None, {"message": str(error)})
         except Exception as error:  # noqa: BLE001 - whatever broke a run is its last event, for a person to read
-            traceback.print_exc()
+            _note(traceback.format_exc())
             what = str(error).strip().partition("\n")[0] or "no message"
             message = f"{type(error).__name__}: {what} (the whole of it is in {self._folder.worker_log})"
             return self._say("failed", None, {"message": message})
@@ -185,8 +185,15 @@ class _Run:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self._over():
                     raise
-                print(f"{error.strerror}: waiting for room to write {kind}", file=sys.stderr, flush=True)
+                _note(f"{error.strerror}: waiting for room to write {kind}\n")
             self._stopped.wait(ROOM_S)
+
+
+def _note(text: str) -> None:
+    """Writes to the worker's own log, which lies on the same disk: when that is full, without it."""
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

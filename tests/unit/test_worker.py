@@ -201,6 +201,37 @@ def test_a_full_disk_is_waited_out(
     assert capsys.readouterr().err.count("waiting for room") == 3
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_disk_too_full_for_the_workers_own_log_ends_no_run_without_a_word(
+    folder: RunFolder, play: Any, monkeypatch: pytest.MonkeyPatch, breaks: bool
+) -> None:
+    class Full:
+        def write(self, _: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("what broke it")
+        yield
+
+    whole, full = EventLog.append, [1]
+
+    def append(log: EventLog, kind: str, round_: int | None = None, data: Any = None) -> events.Event:
+        if kind == "round" and full[0]:
+            full[0] = 0
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(log, kind, round_, data)
+
+    monkeypatch.setattr(worker, "ROOM_S", 0.01)
+    monkeypatch.setattr(EventLog, "append", append)
+    monkeypatch.setattr(worker.sys, "stderr", Full())
+    play(broken if breaks else two_rounds)
+    assert worker.main([str(folder.path)]) == (1 if breaks else 0)
+    assert kinds(folder)[-1] == ("failed" if breaks else "finished")
+
+
 def test_a_second_worker_of_the_same_run_is_refused_and_writes_nothing(
     folder: RunFolder, play: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
