@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,10 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 
 def _end_runs(runs: Path) -> None:
     for record in runs.glob("*/process.json"):
-        pid = json.loads(record.read_text())["pid"]
-        if psutil.pid_exists(pid) and "steer_heal.worker" in " ".join(psutil.Process(pid).cmdline()):
-            psutil.Process(pid).kill()
+        with suppress(psutil.NoSuchProcess):
+            worker = psutil.Process(json.loads(record.read_text())["pid"])
+            if "steer_heal.worker" in " ".join(worker.cmdline()):
+                worker.kill()
 
 
 def call(client: httpx.Client, name: str, *data: Any, session: str | None = None) -> Iterator[Any]:
