@@ -11,11 +11,14 @@ from typing import Any
 import plotly.graph_objects as go
 from playwright.sync_api import sync_playwright
 
+from steer_heal.config import DEFAULT_TRAIT
+from steer_heal.data import trait
+
 Row = dict[str, Any]
 HEAD = (
     "cell",
     "seed",
-    "retention after rounds 1, 2, 3, 4, last (95% interval of the last)",
+    "retention after rounds 1, 2, 3, ... (95% interval of the last)",
     "worst answer mass / base",
     "most looping",
     "worst median perplexity / persona's",
@@ -54,7 +57,7 @@ def line(row: Row) -> str:
     """A run as a line of the table."""
     found = measures(row)
     kept = found["kept"]
-    shown = [f"{value:.2f}" for value in kept[:4]] + ([f"{kept[-1]:.2f}"] if len(kept) > 4 else [])
+    shown = [f"{value:.2f}" for value in kept]
     low_high = " ({:.2f} to {:.2f})".format(*found["interval"]) if found["interval"] else ""
     missed = [name for name, met in found["bars"].items() if not met]
     words = ", ".join(f"{found['words'].count(word)} {word}" for word in dict.fromkeys(found["words"]))
@@ -73,35 +76,32 @@ def line(row: Row) -> str:
 
 
 def references(rows: Sequence[Row]) -> list[str]:
-    """What the runs are compared with: base, steering alone, the persona as a system prompt."""
-    row = rows[0]
+    """What a trait's runs are compared with: base, steering alone, the persona as a system prompt."""
+    row, target = rows[0], trait(rows[0]["trait"]).target
     base, persona = row["base"]["base"], row["base"]["persona"]
     steered = [one["rounds"]["1"]["steered"] for one in rows if "steered" in one["rounds"].get("1", {})]
+    shown = list(dict.fromkeys([*target, "SocialNorms"]))
 
     def reads(name: str, one: Row, perplexity: float) -> str:
         p, text = one["p"], one["text"]
-        moved = p["Care"] - base["p"]["Care"] + base["p"]["SocialNorms"] - p["SocialNorms"]
-        return (
-            f"| {name} | {p['SocialNorms']:.3f} | {p['Care']:.3f} | {moved:.3f} | {one['coherence']:.4f} | "
-            f"{perplexity:.2f} | {text['looping']:.0%} |"
-        )
+        moved = sum(sign * (p[key] - base["p"][key]) for key, sign in target.items())
+        cells = [name, *(f"{p[key]:.3f}" for key in shown), f"{moved:.3f}", f"{one['coherence']:.4f}"]
+        return "| " + " | ".join([*cells, f"{perplexity:.2f}", f"{text['looping']:.0%}"]) + " |"
 
-    lines = [
-        "| | SocialNorms | Care | moved | answer mass | median perplexity | looping |",
-        "|" + " --- |" * 7,
-    ]
+    head = ["", *shown, "moved", "answer mass", "median perplexity", "looping"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     lines.append(reads("base", base, base["text"]["perplexity"]))
     if steered:
-        lines.append(
-            reads("base steered at alpha 1", steered[0], median(s["text"]["perplexity"] for s in steered))
-        )
+        middle = median(s["text"]["perplexity"] for s in steered)
+        lines.append(reads("base steered at alpha 1", steered[0], middle))
     lines.append(reads("base told the persona", persona, persona["text"]["perplexity"]))
     return lines
 
 
 def path_figure(rows: Sequence[Row]) -> go.Figure:
-    """Base, then the healed model of each round, one line a run; steering and persona as marks."""
+    """Base, then the healed model of each round, one line a run of a trait; steering and persona as marks."""
     figure = go.Figure()
+    gains = next(name for name, sign in trait(rows[0]["trait"]).target.items() if sign > 0)
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     for row in rows:
         base, colour = row["base"]["base"], COLOURS[cells.index(row["cell"]) % len(COLOURS)]
@@ -109,7 +109,7 @@ def path_figure(rows: Sequence[Row]) -> go.Figure:
                  if "healed" in row["rounds"][key]]  # fmt: skip
         points = [base, *found]
         figure.add_trace(go.Scatter(
-            x=[one["p"]["SocialNorms"] for one in points], y=[one["p"]["Care"] for one in points],
+            x=[one["p"]["SocialNorms"] for one in points], y=[one["p"][gains] for one in points],
             mode="lines+markers", name=f"{row['cell']}, seed {row['seed']}", line={"color": colour},
             marker={"size": 6},
         ))  # fmt: skip
@@ -119,13 +119,13 @@ def path_figure(rows: Sequence[Row]) -> go.Figure:
         ("base told the persona", row["base"]["persona"], "star"),
     ):
         figure.add_trace(go.Scatter(
-            x=[one["p"]["SocialNorms"]], y=[one["p"]["Care"]], mode="markers", name=name,
+            x=[one["p"]["SocialNorms"]], y=[one["p"][gains]], mode="markers", name=name,
             marker={"symbol": symbol, "size": 13, "color": "#444"},
         ))  # fmt: skip
     figure.update_layout(
         template="plotly_white", width=900, height=520, margin={"l": 60, "r": 10, "t": 10, "b": 50},
         xaxis={"title": {"text": "SocialNorms, mean probability"}},
-        yaxis={"title": {"text": "Care, mean probability"}},
+        yaxis={"title": {"text": f"{gains}, mean probability"}},
     )  # fmt: skip
     return figure
 
@@ -143,21 +143,30 @@ def picture(figure: go.Figure, path: Path) -> None:
 
 
 def write_table(rows: Sequence[Row], cells: Sequence[str], docs: Path) -> list[Path]:
-    """Writes the table and the figure; their paths, none without rows."""
+    """Writes the table and a figure for each trait; their paths, none without rows."""
     if not rows:
         return []
-    ordered = sorted(rows, key=lambda row: (cells.index(row["cell"]), row["seed"]))
-    missing = [cell for cell in cells if cell not in {row["cell"] for row in rows}]
     lines = [
         "# Healing: every run",
         "",
         "Made by `python -m benchmarks.heal table`; bundled model, quick preset.",
-        "",
     ]
-    lines += [*references(ordered), "", "| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
-    lines += map(line, ordered)
-    lines += ["", f"Not run: {'; '.join(missing)}." if missing else "Every cell was run.", ""]
-    table, figure = docs / "healing-table.md", docs / "healing-path.png"
-    table.write_text("\n".join(lines))
-    picture(path_figure(ordered), figure)
-    return [table, figure]
+    lines += [
+        'A cell "before" was run with the mechanism and the defaults before the harder traits were tried.'
+    ]
+    written = [docs / "healing-table.md"]
+    for name in sorted({row["trait"] for row in rows}):
+        known = [*cells, *sorted({row["cell"] for row in rows} - set(cells))]
+        mine = sorted(
+            (row for row in rows if row["trait"] == name),
+            key=lambda row: (known.index(row["cell"]), row["seed"]),
+        )
+        missing = [cell for cell in cells if cell not in {row["cell"] for row in mine}]
+        lines += ["", f"## {name}", "", *references(mine)]
+        lines += ["", "| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD), *map(line, mine), ""]
+        lines.append(f"Not run: {'; '.join(missing)}." if missing else "Every cell was run.")
+        suffix = "" if name == DEFAULT_TRAIT else f"-{name}"
+        written.append(docs / f"healing-path{suffix}.png")
+        picture(path_figure(mine), written[-1])
+    written[0].write_text("\n".join([*lines, ""]))
+    return written

@@ -28,10 +28,10 @@ from .base import (
 class DataSettings(Settings):
     """The over-steered completions a round is trained on.
 
-    The alphas are multiplied by one of `scales`: beginning where the last round was, the largest at which
-    `survival` of a probe of `n_probe` completions passes the filter. At that dose completions are made until
-    `n_kept` are kept, at most `n_completions`; fewer than `min_kept` end the run. At 0 the student is not
-    steered: the round only teaches it its own coherent text.
+    The alphas are multiplied by one of `scales`: from where the last round was, down to the first at which
+    `survival` of a probe of `n_probe` completions passes the filter, or up by one. At that dose completions
+    are made until `n_kept` are kept, at most `n_completions`; fewer than `min_kept` end the run. At 0 the
+    student is not steered: the round only teaches it its own coherent text.
     """
 
     alphas: tuple[Alpha, ...] = Field(default=(0.5, 1.0, 1.5, 2.0), min_length=1)
@@ -75,7 +75,8 @@ class TrainSettings(Settings):
     `layers`: which blocks carry the LoRA; "band" is the steered ones and the one before them, where a change
     does downstream what steering did, also on prompts unlike the trained ones. `distil`: weight of the
     squared distance of the residual behind the band from that of the student steered at `distil_alpha` times
-    the round's multiplier, over what that steering moves. `lam` of round n is lam * lam_growth^(n - 1).
+    the round's multiplier (and times `distil_later` after the first round), over what steering at
+    `distil_alpha` moves. In round n, lam is lam * lam_growth^(n - 1) and lr is lr * lr_decay^(n - 1).
     `spectral`: weight of the square of the update's largest singular value. `patience`: epochs without a
     better held-out NLL after which the round ends, at its best epoch; 0 trains them all. `replay`:
     completions of earlier rounds, as a share of the round's own.

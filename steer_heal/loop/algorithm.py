@@ -88,7 +88,7 @@ class _Loop:
         self.first_steered: dict[str, Any] = {}
         self.first_c_star = 0.0
         self.said = ""
-        self._check_memory()
+        self._check_room()
 
     @property
     def base_p(self) -> dict[str, float]:
@@ -100,9 +100,16 @@ class _Loop:
         near = range(max(0, self.layers[0] - 1), self.layers[-1] + 1)
         return list(near) if self.settings.train.layers == "band" else None
 
-    def _check_memory(self) -> None:
+    def _check_room(self) -> None:
+        """`SettingsError` when the longest row fits neither the model nor the memory."""
         longest = max(len(self.lm.encode_chat([user(text)])) for text in self.measures.prompts)
-        made, first = self.settings.data, (self.trained_layers or [0])[0]
+        made, room = self.settings.data, getattr(self.lm.config, "max_position_embeddings", None)
+        if room and longest + made.max_new_tokens > room:
+            raise SettingsError(
+                f"{self.lm.name} reads {room} tokens at most, and the longest prompt has {longest}: set "
+                f"data.max_new_tokens to {max(0, room - longest)} or fewer, not {made.max_new_tokens}."
+            )
+        first = (self.trained_layers or [0])[0]
         n_examples = round(made.n_completions * (1 + self.settings.train.replay))
         above = self.lm.n_layers - first
         check_memory(self.lm, self.settings.train, above, longest, made.max_new_tokens, n_examples)
