@@ -125,8 +125,8 @@ class Norms:
 
 
 def norms(logps: Iterable[Sequence[float]]) -> Norms:
-    """Norms from the log-probs of what base wrote itself, told a persona or not. `ValueError` when none can be
-    scored."""
+    """Norms from the log-probs of what base wrote itself, told a persona or not. `ValueError` when none
+    can be scored."""
     rows = [list(logp) for logp in logps]
     whole = [value for value in map(perplexity, rows) if value is not None]
     tails = [value for value in (perplexity(tail(row)) for row in rows) if value is not None]
@@ -168,14 +168,14 @@ CUTS: dict[str, Cut] = {
     "boilerplate": (("boilerplate",), "max_boilerplate", operator.gt),
     "narration": (("narration",), "max_narration", operator.gt),
 }
-"""Reason -> the scores, of which the least counts, the setting it is compared with, and when it fails."""
+"""Reason -> the score (with `persona` the lesser of the two), the setting it goes with, when it fails."""
 
 
 def judge(found: dict[str, float], settings: FilterSettings) -> FilterVerdict:
     """Kept when every score is within its cut; `reasons` names every cut it fails, in the order of `CUTS`."""
     reasons = []
     for reason, (names, cut, fails) in CUTS.items():
-        values = [found[name] for name in names if name in found]
+        values = [found[name] for name in names[: 1 + settings.persona] if name in found]
         if any(map(math.isnan, values)) or (values and fails(min(values), getattr(settings, cut))):
             reasons.append(reason)
     return FilterVerdict(kept=not reasons, scores=dict(found), reasons=tuple(reasons))

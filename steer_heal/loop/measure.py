@@ -133,13 +133,11 @@ class Measures:
         """The filter's verdict on every answer; `RoundFailed` before the base was measured."""
         if self.own is None or self.told is None:
             raise RoundFailed("The base was not measured: start the run again.")
-        own, logps = self.own, self.logp(written, tick)
-        told: list[tuple[list[float], filter.Norms] | None] = [None] * len(written)
-        if self._settings.filter.persona:
-            told = [(logp, self.told) for logp in self.logp(written, persona=self._persona)]
+        own, told, logps = self.own, self.told, self.logp(written, tick)
+        heard = self.logp(written, persona=self._persona)
         return [
-            filter.judge(filter.scores(row.text, logp, own, heard), self._settings.filter)
-            for row, logp, heard in zip(written, logps, told, strict=True)
+            filter.judge(filter.scores(row.text, logp, own, (again, told)), self._settings.filter)
+            for row, logp, again in zip(written, logps, heard, strict=True)
         ]
 
     def survival(self, dose: Dose, scale: float, seed: int, tick: Tick) -> float:
