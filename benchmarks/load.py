@@ -1,4 +1,4 @@
-"""Many people on one app: `python -m benchmarks.load [--sessions 1,5,20,50] [--json F]`.
+"""Many people on one app: `python -m benchmarks.load [--sessions 1,5,20,50] [--profiles] [--json F]`.
 
 The real app with the bundled model as a process of its own, asked over HTTP as a browser does; with and
 without a heal run beside it. Every session has a prompt of its own and asks for one answer after another,
@@ -101,8 +101,10 @@ def call(client: httpx.Client, name: str, *data: Any, session: str | None = None
                 raise RuntimeError(line[:200])
 
 
-def ask(client: httpx.Client, seen: Session, number: int, prompt: str = PROMPTS[0]) -> None:
-    """One answer, as somebody who has moved the slider."""
+def ask(
+    client: httpx.Client, seen: Session, number: int, prompt: str = PROMPTS[0], page: bool = False
+) -> None:
+    """One answer, as somebody who has moved the slider; `page`: and its profile, as the page asks for it."""
     began, first = time.monotonic(), None
     request = (0.5 + number % 7 * 0.25, TRAIT, 0.4, 0.6, TOKENS, number % 3, False, "mean_diff")
     try:
@@ -113,6 +115,8 @@ def ask(client: httpx.Client, seen: Session, number: int, prompt: str = PROMPTS[
             raise RuntimeError("no token came")
         seen.first.append(first)
         seen.whole.append(time.monotonic() - began)
+        if page:
+            list(call(client, "profile", prompt, *request[:4], "mean_diff", session=seen.name))
     except (httpx.HTTPError, RuntimeError) as error:
         seen.errors.append(f"{type(error).__name__}: {error}"[:200])
 
@@ -129,7 +133,7 @@ def watch(url: str, ended: threading.Event, errors: list[str], marks: list[float
                 errors.append(f"mark: {error}"[:200])
 
 
-def storm(url: str, sessions: int, seconds: float) -> dict[str, Any]:
+def storm(url: str, sessions: int, seconds: float, *, page: bool = False) -> dict[str, Any]:
     """All sessions at once, once each has opened its page, until the time is over; each finishes the answer
     it is at."""
     seen = [Session() for _ in range(sessions)]
@@ -144,7 +148,7 @@ def storm(url: str, sessions: int, seconds: float) -> dict[str, Any]:
             opened.wait()
             number, until = offset, time.monotonic() + seconds
             while time.monotonic() < until:
-                ask(client, mine, number, PROMPTS[offset % len(PROMPTS)])
+                ask(client, mine, number, PROMPTS[offset % len(PROMPTS)], page=page)
                 number += 1
 
     threads = [threading.Thread(target=work, args=(one, index)) for index, one in enumerate(seen)]
@@ -204,6 +208,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", default="1,5,20,50")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long each storm asks")
+    parser.add_argument(
+        "--profiles", action="store_true", help="measure each answer's profile, as the page does"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     sizes = [int(size) for size in args.sessions.split(",")]
@@ -212,26 +219,24 @@ def main() -> None:
         client = httpx.Client(base_url=url, timeout=300)
         ask(client, warm := Session(), 0)
         print(f"{os.cpu_count()} cores; one answer alone: {warm.whole or warm.errors}\n{HEAD}", flush=True)
-        storms(url, process, "no", sizes, args.seconds, rows)
+        how = {"seconds": args.seconds, "page": args.profiles}
+        rows += storms(url, process, "no", sizes, **how)
         launch(client)
-        storms(url, process, "yes", sizes, args.seconds, rows)
+        rows += storms(url, process, "yes", sizes, **how)
     if args.json:
         args.json.write_text(json.dumps({"storms": rows}, indent=2))
 
 
 def storms(
-    url: str,
-    process: psutil.Process,
-    beside: str,
-    sizes: list[int],
-    seconds: float,
-    rows: list[dict[str, Any]],
-) -> None:
+    url: str, process: psutil.Process, beside: str, sizes: list[int], *, seconds: float, page: bool
+) -> list[dict[str, Any]]:
     """One storm for each number of sessions, each a line of the table."""
+    rows = []
     for sessions in sizes:
-        found = storm(url, sessions, seconds)
+        found = storm(url, sessions, seconds, page=page)
         rows.append({"heal_run": beside, "rss_mb": process.memory_info().rss / 1e6, **found})
         print(line(beside, found), *found["error"], flush=True)
+    return rows
 
 
 def launch(client: httpx.Client) -> None:
