@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -11,8 +12,9 @@ from typing import Any
 import plotly.graph_objects as go
 from playwright.sync_api import sync_playwright
 
-from steer_heal.config import DEFAULT_TRAIT
+from steer_heal.config import DEFAULT_TRAIT, HEAL_THRESHOLDS, HealThresholds
 from steer_heal.data import trait
+from steer_heal.headline import Headline, judge
 
 Row = dict[str, Any]
 HEAD = (
@@ -26,6 +28,13 @@ HEAD = (
     "bars",
 )
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+
+
+def headline_of(row: Row, round_: Row, thresholds: HealThresholds) -> Headline:
+    """A round's headline as it is judged now."""
+    base, persona = row["base"]["base"], row["base"]["persona"]["text"]["perplexity"]
+    target = trait(row["trait"]).target
+    return judge(base, round_["healed"], target, round_["retention"], persona, thresholds)
 
 
 def measures(row: Row) -> dict[str, Any]:
@@ -47,7 +56,7 @@ def measures(row: Row) -> dict[str, Any]:
         "looping": bool(looping) and max(looping) <= 0.02,
         "perplexity": bool(ratio) and max(ratio) <= 1.5,
     }
-    words = [one["headline"]["word"] for one in rounds]
+    words = [headline_of(row, one, HEAL_THRESHOLDS).word for one in rounds]
     interval = rounds[-1].get("retention_interval") if rounds else None
     return {"kept": kept, "mass": mass, "looping": looping, "ratio": ratio, "bars": bars, "words": words,
             "interval": interval}  # fmt: skip
@@ -142,6 +151,22 @@ def picture(figure: go.Figure, path: Path) -> None:
         browser.close()
 
 
+def sensitivity(rows: Sequence[Row]) -> list[str]:
+    """Of each threshold of the headline: how many rounds' words change when it is moved by a fifth."""
+    rounds = [(row, one) for row in rows for one in row["rounds"].values() if "retention" in one]
+    now = [headline_of(row, one, HEAL_THRESHOLDS).word for row, one in rounds]
+    lines = ["| threshold | value | a fifth lower | a fifth higher |", "| --- | --- | --- | --- |"]
+    for name, value in HEAL_THRESHOLDS.model_dump().items():
+        told = []
+        for factor in (0.8, 1.2):
+            moved = HEAL_THRESHOLDS.model_copy(update={name: value * factor})
+            pairs = zip(now, (headline_of(row, one, moved).word for row, one in rounds), strict=True)
+            changes = Counter(f"{old} to {new}" for old, new in pairs if old != new)
+            told.append(", ".join(f"{count} {change}" for change, count in changes.items()) or "none")
+        lines.append(f"| {name} | {value:g} | {told[0]} | {told[1]} |")
+    return ["## Thresholds of the headline", "", f"Words that change among {len(rounds)} rounds.", "", *lines]
+
+
 def write_table(rows: Sequence[Row], cells: Sequence[str], docs: Path) -> list[Path]:
     """Writes the table and a figure for each trait; their paths, none without rows."""
     if not rows:
@@ -168,5 +193,6 @@ def write_table(rows: Sequence[Row], cells: Sequence[str], docs: Path) -> list[P
         suffix = "" if name == DEFAULT_TRAIT else f"-{name}"
         written.append(docs / f"healing-path{suffix}.png")
         picture(path_figure(mine), written[-1])
+    lines += ["", *sensitivity(rows)]
     written[0].write_text("\n".join([*lines, ""]))
     return written

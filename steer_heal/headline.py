@@ -60,7 +60,7 @@ def judge(
     if retention is None or retention < limits.retention_kept:
         had = "steering moved nothing" if retention is None else f"retention {retention:.2f}"
         return Headline("no trait kept", f"{had}, {limits.retention_kept:g} is needed", said)
-    if (other := _spill(base["p"], healed["p"], target)) and other[1] >= limits.spill:
+    if (other := _spill(base["p"], healed["p"], target, limits.room)) and other[1] >= limits.spill:
         why = f"{other[0]} moved {other[1]:.2f} times as much as the target, below {limits.spill:g} is needed"
         if math.isinf(other[1]):
             why = f"the target's foundations did not move towards the trait, {other[0]} moved"
@@ -83,11 +83,23 @@ def judge(
 
 
 def _spill(
-    base_p: Mapping[str, float], healed_p: Mapping[str, float], target: Mapping[str, int]
+    base_p: Mapping[str, float], healed_p: Mapping[str, float], target: Mapping[str, int], room: float
 ) -> tuple[str, float] | None:
-    """The foundation off the target that moved most, over the mean movement of the target's; None without."""
-    aimed = [sign * (healed_p[name] - base_p[name]) for name, sign in target.items()]
-    others = {name: abs(healed_p[name] - base_p[name]) for name in healed_p if name not in target}
+    """The foundation off the target that moved most, over the mean movement of the target's; None without.
+
+    Probabilities sum to 1. Where a foundation that should fall has less than `room` to lose, what the others
+    gain must come from elsewhere: it is left out, and so are falls off the target; rises likewise.
+    """
+    left = {name: base_p[name] if sign < 0 else 1 - base_p[name] for name, sign in target.items()}
+    able = [name for name in target if left[name] >= room] or list(target)
+    excused = {sign for name, sign in target.items() if name not in able}
+    moved = {name: healed_p[name] - base_p[name] for name in healed_p}
+    aimed = [target[name] * moved[name] for name in able]
+    others = {
+        name: abs(by)
+        for name, by in moved.items()
+        if name not in target and math.copysign(1, by) not in excused
+    }
     if not others or not aimed:
         return None
     name = max(others, key=lambda key: others[key])

@@ -68,6 +68,19 @@ def test_a_target_that_moved_the_wrong_way_is_not_specific():
     assert word(care=0.1, norms=0.8) == "not specific"
 
 
+def test_what_a_target_without_room_cannot_give_may_come_from_elsewhere():
+    fair = {"Fairness": 1, "Loyalty": -1}
+
+    def said(loyalty, **moved):
+        before, after = stage(loyalty=loyalty), stage(loyalty=0.0)
+        after["p"] |= moved
+        return judge(before, after, fair, 0.9, 1.4).word
+
+    assert said(0.02, Fairness=0.4, SocialNorms=0.3) == "healed"
+    assert said(0.02, Fairness=0.2, Care=0.6) == "not specific", "a rise is no excuse"
+    assert said(0.2, Fairness=0.4, SocialNorms=0.3) == "not specific", "there was room in Loyalty"
+
+
 def test_the_thresholds_go_with_it_and_decide():
     said = judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9, 1.4)
     assert said.thresholds == HealThresholds().model_dump()
