@@ -1,12 +1,12 @@
 """The forced choice against tinymfv's own: equal numbers, and how much faster.
 
 `python -m benchmarks.tinymfv [--model demo] [--vignettes 16] [--think 0 64] [--json FILE]`. Needs tinymfv
-(moral-maps) installed. Both score the
-same vignettes with the same frame in float32, in one process, after a warm-up. To tinymfv the budgets 0
-and 1 read the same, no thought; it refuses 0 itself and is given 1. Its numbers are taken one vignette at a
-time for the comparison: in a padded batch it numbers positions wrongly, and the largest shift that makes is
-printed. Times are CPU seconds of the process, so that other work on the machine does not count; tinymfv runs
-at its own default batch of 8 and at 32, and once as it comes, with the free text it writes to its log.
+(moral-maps) installed. Both score the same vignettes with the same frame in float32, in one process, in turn,
+after a warm-up; times are medians. To tinymfv the budgets 0 and 1 read the same, no thought; it refuses 0
+itself and is given 1. Its numbers are taken one vignette at a time for the comparison: in a padded batch it
+numbers positions wrongly, and the largest shift that makes is printed. Times are CPU seconds of the process,
+so that other work on the machine does not count; tinymfv runs at its own default batch of 8 and at 32, and
+once as it comes, with the free text it writes to its log.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--vignettes", type=int, default=16)
     parser.add_argument("--think", type=int, nargs="+", default=[0, 64])
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -49,7 +51,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     lm = load(args.model, dtype="float32")
     found.load(["loguru"]).logger.remove()
-    rows = [compare(lm, think, args.vignettes) for think in args.think]
+    rows = [compare(lm, think, args.vignettes, args.repeats) for think in args.think]
     for row in rows:
         print(line(row))
     if args.json:
@@ -57,7 +59,7 @@ def main() -> int:
     return 0 if all(row["largest_difference"] < 1e-4 for row in rows) else 1
 
 
-def compare(lm: LanguageModel, think: int, n: int) -> dict[str, Any]:
+def compare(lm: LanguageModel, think: int, n: int, repeats: int) -> dict[str, Any]:
     """Differences and seconds for one think budget."""
     vignettes, frame, rows = tinymfv.vignettes()[:n], tinymfv.frame(think), BATCH[think > 1]
 
@@ -68,10 +70,10 @@ def compare(lm: LanguageModel, think: int, n: int) -> dict[str, Any]:
     def ours() -> Profile:
         return instrument.evaluate(lm, vignettes, frame, batch_size=rows)[0]
 
-    one_by_one = theirs(1)
-    seconds, profile = timed(ours)
-    at_8, padded = timed(lambda: theirs(8))
-    at_32, _ = timed(lambda: theirs(32))
+    one_by_one, profile, padded = theirs(1), ours(), theirs(8)
+    ways = [ours, lambda: theirs(8), lambda: theirs(32)]
+    taken = [[timed(way)[0] for way in ways] for _ in range(repeats)]
+    seconds, at_8, at_32 = (median(column) for column in zip(*taken, strict=True))
     as_it_comes, _ = timed(lambda: theirs(8, demo=True))
     pairs = list(zip(profile.per_vignette, one_by_one.per_vignette, strict=True))
     shifts = list(zip(padded.per_vignette, one_by_one.per_vignette, strict=True))
@@ -79,6 +81,7 @@ def compare(lm: LanguageModel, think: int, n: int) -> dict[str, Any]:
         "model": lm.name,
         "think": think,
         "vignettes": n,
+        "repeats": repeats,
         "largest_difference": max(difference(a, b) for a, b in pairs),
         "padding_shift_of_theirs": max(difference(a, b) for a, b in shifts),
         "unanswered_of_theirs": one_by_one.n_invalid,

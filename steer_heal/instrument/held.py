@@ -64,15 +64,17 @@ class Held:
         turns = {name: turn.at(places_Rn.flatten()) for name, turn in self._tables.items()}
         ends_N = (torch.arange(n_rows, device=device)[:, None] * n + piece.ends_e).flatten()
         masks: dict[tuple[int | None, bool], Tensor | None] = {}
+        reach = int(places_Rn.max())
         hidden = network.embed(ids_Rn.flatten())
         for layer, block in enumerate(network.blocks):
             few = layer == len(network.blocks) - 1
 
             def attention(q: Tensor, k: Tensor, v: Tensor, layer: int = layer, few: bool = few) -> Tensor:
                 window, group = network.blocks[layer].window, q.shape[1] // k.shape[1]
-                if (window, few) not in masks:
-                    masks[window, few] = self._mask(piece, few, window, group, q.dtype)
-                return self._attend(layer, q, k, v, masks[window, few])
+                key = (None if window is None or reach < window else window, few and n_ends < n)
+                if key not in masks:
+                    masks[key] = self._mask(piece, key[1], key[0], group, q.dtype)
+                return self._attend(layer, q, k, v, masks[key])
 
             rows = ends_N if few else None
             hidden = block.forward(hidden, turns[block.rotary], network.head_dim, attention, rows)
@@ -96,13 +98,12 @@ class Held:
         """(R, 1, queries * group, T): 0 where a query sees a key, else `HIDDEN`; None when all see all."""
         at = piece.ends_e if few else slice(None)
         places_Rq, seen_qn = piece.places_Rn[:, at], piece.seen_nn[at]
-        cut = window is not None and int(places_Rq.max()) >= window
         held_RT = self._seen_RT[:, : self._end]
-        if not cut and bool(seen_qn.all()) and bool(held_RT.all()):
+        if window is None and bool(seen_qn.all()) and bool(held_RT.all()):
             return None
         n_rows, n = places_Rq.shape
         seen = torch.cat([held_RT[:, None].expand(-1, n, -1), seen_qn.expand(n_rows, -1, -1)], dim=2)
-        if window is not None and cut:
+        if window is not None:
             places_RT = torch.cat([self._places_RT[:, : self._end], piece.places_Rn], dim=1)
             seen = seen & (places_Rq[..., None] - places_RT[:, None] < window)
         mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, HIDDEN)

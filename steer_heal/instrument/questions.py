@@ -72,7 +72,7 @@ def ask(
     if frame.think == "full":
         closing, prefill = plain_ids(lm, _close(lm, frame)), plain_ids(lm, frame.prefill)
         after = (*closing, *prefill)
-        endings = [(_opened(lm, message, frame), len(prefill)) for message in messages] * len(doses_KL)
+        endings = [(ids, len(prefill)) for ids in _opened(lm, messages, frame)] * len(doses_KL)
     elif frame.think_budget:
         endings = _think(lm, messages, frame, doses_KL, directions_LD, batch_size, stop)
     else:
@@ -110,7 +110,7 @@ def _think(
     stop: Callable[[], bool] | None,
 ) -> list[tuple[tuple[int, ...], int]]:
     """Prompts with a greedy thought of each dose's own, closed by us, and the prefill."""
-    opened = [_opened(lm, message, frame) for message in messages]
+    opened = _opened(lm, messages, frame)
     rows = [Row(prompt_ids=ids, coefficients_L=dose_L) for dose_L in doses_KL for ids in opened]
     sample = build(SampleSettings, max_new_tokens=frame.think_budget, greedy=True)
     thoughts = complete(lm, rows, directions_LD, sample, batch_size=batch_size, stop=stop)
@@ -131,11 +131,12 @@ def _think(
     ]
 
 
-def _opened(lm: LanguageModel, message: list[dict[str, str]], frame: Frame) -> tuple[int, ...]:
-    """The prompt with its thought opened, once: some templates open one themselves."""
-    ids, tag = lm.encode_chat(message), frame.think_open.strip()
+def _opened(lm: LanguageModel, messages: list[list[dict[str, str]]], frame: Frame) -> list[tuple[int, ...]]:
+    """The prompts with their thought opened, once: some templates open one themselves, whatever is asked."""
+    ids, tag = lm.encode_chat(messages[0]), frame.think_open.strip()
     text = str(lm.tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False)).rstrip() if tag else ""
-    return tuple(ids if tag and text.endswith(tag) else lm.encode_chat(message, frame.think_open))
+    more = "" if tag and text.endswith(tag) else frame.think_open
+    return [tuple(lm.encode_chat(message, more)) for message in messages]
 
 
 def _close(lm: LanguageModel, frame: Frame) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..generate.lean.attention import HIDDEN, attend, causal, merge
+from ..generate.lean.attention import HIDDEN, attend, causal
 from ..generate.lean.network import Network
 from ..steering import Steering
 
@@ -89,7 +89,6 @@ class Grove:
         ends_Rn = self.branch_R[:, None] - n_ends + columns[:n_ends]
         starts_R = self.n_trees * self.n_trunk + torch.arange(self.n_rows, device=device) * self.n_branch
         self._ends_N = (starts_R[:, None] + ends_Rn).flatten()
-        self._whole_trunk = bool((self.trunk_N == self.n_trunk).all())
         self._all, self._ends = self._queries(columns[None, : self.n_branch]), self._queries(ends_Rn)
         hidden_ND = network.embed(self._ids)
         tables = network.turns(torch.arange(int(positions_N.max()) + 1, device=device), hidden_ND)
@@ -120,7 +119,7 @@ class Grove:
         return made
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, kept: Pass | None) -> Tensor:
-        """Trunks to themselves; branches to themselves and to their trunk, merged."""
+        """Trunks to themselves; branches to their trunk and themselves."""
         block, is_last = self._network.blocks[layer], layer == len(self._network.blocks) - 1
         how, n = (block.scale, block.window), self.n_trees * self.n_trunk
         k_t, v_t = (x[:n].unflatten(0, (self.n_trees, -1)) for x in (k, v)) if n else (k[:0], v[:0])
@@ -130,81 +129,71 @@ class Grove:
             kept.branches[layer] = (k_b, v_b)
         seen = self._ends if is_last else self._all
         q_b = (q if is_last else q[n:]).unflatten(0, (self.n_rows, -1))
-        out, lse = seen.own(q_b, k_b, v_b, *how)
-        if n:
-            out = merge(out, lse, *seen.trunk(q_b, k_t, v_t, *how))
-        out = out.flatten(0, 1).flatten(1)
+        out = seen.attend(q_b, self._joined(k_t, k_b), self._joined(v_t, v_b), *how).flatten(0, 1).flatten(1)
         if is_last or not n:
             return out
         trunk = causal(q[:n].unflatten(0, (self.n_trees, -1)), k_t, v_t, *how)
         return torch.cat([trunk.flatten(0, 1).flatten(1), out])
 
+    def _joined(self, trunk: Tensor, branch_RTKd: Tensor) -> Tensor:
+        """A row's own after its tree's, (R, K, P + T, d)."""
+        n_rows, n, heads, size = branch_RTKd.shape
+        made = branch_RTKd.new_empty(n_rows, heads, self.n_trunk + n, size)
+        if self.n_trunk:
+            made.unflatten(0, (self.n_trees, -1))[..., : self.n_trunk, :] = trunk.transpose(1, 2)[:, None]
+        made[:, :, self.n_trunk :] = branch_RTKd.transpose(1, 2)
+        return made
+
     def _queries(self, at_RQ: Tensor) -> Queries:
-        return Queries(at_RQ, self.before_R, self.trunk_N, self.n_branch, self.n_trunk, self._whole_trunk)
+        whole = bool((self.trunk_N == self.n_trunk).all())
+        before_R = self.before_R[:1] if whole else self.before_R
+        return Queries(at_RQ, before_R, self.n_branch, self.n_trunk)
 
 
 class Queries:
-    """What some positions of every branch attend to. `at_RQ`: their places within the branch."""
+    """Some positions of every branch, which attend to the trunk and to the branch up to themselves.
 
-    def __init__(
-        self, at_RQ: Tensor, before_R: Tensor, trunk_N: Tensor, n_branch: int, n_trunk: int, whole: bool
-    ) -> None:
-        self._at_RQ, self._before_R, self._trunk_N = at_RQ, before_R, trunk_N
-        self._n_branch, self._n_trunk, self._whole = n_branch, n_trunk, whole
+    `at_RQ`: their places within the branch, `before_R`: lengths of trunks; one row where all have the same.
+    """
+
+    def __init__(self, at_RQ: Tensor, before_R: Tensor, n_branch: int, n_trunk: int) -> None:
+        self._at_RQ1, self._before_R11 = at_RQ[..., None], before_R[:, None, None]
+        self._n_branch, self._n_trunk = n_branch, n_trunk
         self._reach = int(before_R.max()) + n_branch
-        self._known: dict[tuple[bool, int | None], Tensor] = {}
+        self._known: dict[int | None, Tensor] = {}
 
-    def own(self, q_RQHd: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Pair:
-        """Attention to the branch itself, (R, Q, H, d), and its log denominators, (R, Q, H)."""
-        group = q_RQHd.shape[2] // k.shape[2]
-        cut = window if window is not None and self._n_branch > window else None
-        mask = self._mask(False, cut, group).to(q_RQHd.dtype)
+    def attend(
+        self, q_RQHd: Tensor, k_RKPd: Tensor, v_RKPd: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """Attention to keys and values of trunk and branch, (R, Q, H, d)."""
+        cpu, n = q_RQHd.device.type == "cpu", q_RQHd.shape[1]
+        group = 1 if cpu else q_RQHd.shape[2] // k_RKPd.shape[1]
+        mask = self._mask(window if window is not None and self._reach > window else None).to(q_RQHd.dtype)
+        mask = mask if group == 1 else mask.repeat_interleave(group, dim=2)
         q_RKXd = q_RQHd.unflatten(2, (-1, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)
-        k, v, n = k.transpose(1, 2), v.transpose(1, 2), self._at_RQ.shape[1]
         step = n if n < self._n_branch else _STEP.get(q_RQHd.device.type, n)
-        parts = []
+        out = torch.empty_like(q_RQHd)
         for start in range(0, n, step):
             rows = slice(start * group, (start + step) * group)
-            seen = slice(0, self._n_branch if step == n else start + step)
-            parts.append(
-                attend(q_RKXd[:, :, rows], k[:, :, seen], v[:, :, seen], scale, mask[:, :, rows, seen])
+            seen = slice(0, self._n_trunk + (self._n_branch if step == n else start + step))
+            x = attend(
+                q_RKXd[:, :, rows], k_RKPd[:, :, seen], v_RKPd[:, :, seen], scale, mask[..., rows, seen]
             )
-        out, lse = (x[0] if len(parts) == 1 else torch.cat(x, dim=2) for x in zip(*parts, strict=True))
-        return _unpacked(out, group), _unpacked(lse, group)
+            out[:, start : start + step] = x[0].unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
+        return out
 
-    def trunk(self, q_RQHd: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Pair:
-        """The same to the trunk; all branches of a tree read it in one go."""
-        n, group = len(k), q_RQHd.shape[2] // k.shape[2]
-        cut = window if window is not None and self._reach > window else None
-        mask = None if self._whole and cut is None else self._mask(True, cut, group).to(q_RQHd.dtype)
-        q_NbQKGd = q_RQHd.unflatten(2, (-1, group)).unflatten(0, (n, -1))
-        q_NKXd = q_NbQKGd.permute(0, 3, 1, 2, 4, 5).flatten(2, 4)
-        out, lse = attend(q_NKXd, k.transpose(1, 2), v.transpose(1, 2), scale, mask)
-        rows = q_NbQKGd.shape[1]
-        out, lse = (x.unflatten(2, (rows, -1)).transpose(1, 2).flatten(0, 1) for x in (out, lse))
-        return _unpacked(out, group), _unpacked(lse, group)
-
-    def _mask(self, trunk: bool, window: int | None, group: int) -> Tensor:
-        """0 where a query sees a key, else `HIDDEN`: (R or 1, 1, Q * group, T), or for trunks (N, 1, ...)."""
-        if (trunk, window) not in self._known:
-            at_RQ1 = self._at_RQ[..., None]
-            columns_T = torch.arange(self._n_trunk if trunk else self._n_branch, device=at_RQ1.device)
-            if trunk:
-                seen = (columns_T < self._before_R[:, None, None]).expand(-1, at_RQ1.shape[1], -1)
-                behind = self._before_R[:, None, None] + at_RQ1 - columns_T
-            else:
-                seen, behind = columns_T <= at_RQ1, at_RQ1 - columns_T
-            seen = seen if window is None else seen & (behind < window)
+    def _mask(self, window: int | None) -> Tensor:
+        """0 where a query sees a key, else `HIDDEN`: (R or 1, 1, Q, P + T)."""
+        if window not in self._known:
+            columns_P = torch.arange(self._n_trunk + self._n_branch, device=self._at_RQ1.device)
+            own_P = columns_P - self._n_trunk
+            seen = torch.where(own_P < 0, columns_P < self._before_R11, own_P <= self._at_RQ1)
+            if window is not None:
+                places = torch.where(own_P < 0, columns_P, own_P + self._before_R11)
+                seen = seen & (self._before_R11 + self._at_RQ1 - places < window)
             mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, HIDDEN)
-            mask = mask.repeat_interleave(group, dim=1)
-            mask = mask.unflatten(0, (len(self._trunk_N), -1)).flatten(1, 2) if trunk else mask
-            self._known[trunk, window] = mask[:, None]
-        return self._known[trunk, window]
-
-
-def _unpacked(x_RKX: Tensor, group: int) -> Tensor:
-    """(R, K, Q * group, ...) as (R, Q, K * group, ...)."""
-    return x_RKX.unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
+            self._known[window] = mask[:, None]
+        return self._known[window]
 
 
 def _padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
