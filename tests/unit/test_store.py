@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,7 @@ import pytest
 from steer_heal import events
 from steer_heal.config import FOUNDATIONS, SettingsError, heal_settings
 from steer_heal.events import Chunk, EventLog
-from steer_heal.store import Store, StoreBusy
-from steer_heal.store.schema import MIGRATIONS
+from steer_heal.store import Store
 from tests.runs import play_round, start, write_run
 
 TABLES = (
@@ -45,30 +41,6 @@ def store(tmp_path: Path) -> Store:
 def tables(store: Store) -> dict[str, list[Any]]:
     with duckdb.connect(str(store.path), read_only=True) as connection:
         return {name: sorted(map(repr, connection.table(name).fetchall())) for name in TABLES}
-
-
-def hold(path: Path, *, read_only: bool) -> subprocess.Popen[str]:
-    """Another process that keeps the file open until its input ends."""
-    code = (
-        "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'True');"
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path), str(read_only)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    process.stdout.close()
-    return process
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    process = hold(tmp_path / "runs.duckdb", read_only=False)
-    yield process
-    process.kill()
-    process.wait()
 
 
 def test_ingesting_twice_changes_nothing(store: Store, log: Path) -> None:
@@ -218,100 +190,6 @@ def test_events_of_another_version_are_taken_in_as_far_as_they_go(store: Store, 
     assert (row.name, row.rounds) == ("n", 2)
 
 
-def test_a_holder_is_named_and_nothing_is_lost(
-    store: Store, log: Path, holder: subprocess.Popen[str]
-) -> None:
-    chunk = events.read(log)
-    with pytest.raises(StoreBusy, match=rf"runs.duckdb is held by .*{holder.pid}"):
-        store.ingest("r1", chunk)
-    with pytest.raises(StoreBusy):
-        store.runs()
-    holder.kill()
-    holder.wait()
-    assert store.ingest("r1", chunk) == len(chunk.events)
-
-
-def test_it_waits_for_a_holder_that_lets_go(tmp_path: Path, log: Path, holder: subprocess.Popen[str]) -> None:
-    store = Store(tmp_path / "runs.duckdb", patience=20)
-    assert holder.stdin is not None
-    holder.stdin.close()
-    assert store.ingest("r1", events.read(log)) > 0
-
-
-def test_a_reader_beside_it_does_not_stop_reading(store: Store, log: Path) -> None:
-    store.ingest("r1", events.read(log))
-    reader = hold(store.path, read_only=True)
-    try:
-        assert len(store.runs()) == 1
-        with pytest.raises(StoreBusy):
-            store.ingest("r1", events.read(log))
-    finally:
-        reader.kill()
-        reader.wait()
-
-
-def foreign_text(path: Path) -> None:
-    path.write_text("not a database\n" * 300)
-
-
-def foreign_empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def foreign_tables(path: Path) -> None:
-    with duckdb.connect(str(path)) as connection:
-        connection.execute("CREATE TABLE runs (mine INTEGER)")
-
-
-def newer(path: Path) -> None:
-    Store(path).runs()
-    with duckdb.connect(str(path)) as connection:
-        connection.execute("INSERT INTO steer_heal_schema VALUES (999, 0, '9')")
-
-
-@pytest.mark.parametrize("make", [foreign_text, foreign_empty, foreign_tables, newer])
-def test_a_file_that_is_not_ours_is_refused_and_left_as_it_was(tmp_path: Path, log: Path, make: Any) -> None:
-    path = tmp_path / "other.duckdb"
-    make(path)
-    before = path.read_bytes()
-    for _ in range(2):
-        with pytest.raises(SettingsError, match="--db"):
-            Store(path).ingest("r1", events.read(log))
-    with pytest.raises(SettingsError, match="--db"):
-        Store(path).runs()
-    assert path.read_bytes() == before
-
-
-def test_a_failed_migration_leaves_no_half_schema(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Path
-) -> None:
-    path = tmp_path / "runs.duckdb"
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "steer_heal.store.database.MIGRATIONS", ("CREATE TABLE a (i INTEGER); SELECT nonsense;",)
-        )
-        with pytest.raises(duckdb.Error):
-            Store(path).runs()
-    with duckdb.connect(str(path), read_only=True) as connection:
-        assert connection.execute("SELECT count(*) FROM duckdb_tables()").fetchone() == (0,)
-    assert Store(path).ingest("r1", events.read(log)) > 0
-
-
-def test_a_later_migration_keeps_what_is_there(
-    store: Store, log: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.ingest("r1", events.read(log))
-    before = store.runs()
-    extra = "CREATE TABLE extra (i INTEGER);"
-    monkeypatch.setattr("steer_heal.store.database.MIGRATIONS", (*MIGRATIONS, extra))
-    later = Store(store.path)
-    assert later.runs() == before
-    with duckdb.connect(str(store.path), read_only=True) as connection:
-        assert connection.execute("SELECT max(version) FROM steer_heal_schema").fetchone() == (
-            len(MIGRATIONS) + 1,
-        )
-
-
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_export_holds_the_asked_run_only(store: Store, log: Path, tmp_path: Path, kind: str) -> None:
     store.ingest("r1", events.read(log))
@@ -325,17 +203,6 @@ def test_export_holds_the_asked_run_only(store: Store, log: Path, tmp_path: Path
         params={"p": str(out / f"profiles.{kind}")},
     )
     assert {row[0] for row in found.fetchall()} == {"r1"}
-
-
-def test_a_missing_folder_is_made(tmp_path: Path) -> None:
-    assert Store(tmp_path / "new" / "runs.duckdb").runs() == []
-    assert (tmp_path / "new" / "runs.duckdb").exists()
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SettingsError, match="--db"):
-        Store(tmp_path / "file" / "runs.duckdb").runs()
 
 
 def test_a_round_keeps_its_headline_and_its_curves(store: Store, log: Path) -> None:

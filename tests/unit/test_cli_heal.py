@@ -1,0 +1,204 @@
+"""heal on the command line, and results and export of what it wrote."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer_heal import models
+from steer_heal.cli import BAD_INPUT, main
+from steer_heal.config import FOUNDATIONS, heal_settings
+from steer_heal.engine.book import EXAMPLE_ID
+from steer_heal.jobs import LocalProcesses
+from tests import tiny
+from tests.runs import profile, write_run
+
+SEVEN = {"care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every command runs in an empty folder, and `tiny` is a model."""
+    monkeypatch.chdir(tmp_path)
+    load = models.load
+    monkeypatch.setattr(
+        models, "load", lambda name, **rest: tiny.shared() if name == "tiny" else load(name, **rest)
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def healing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A loop without a model, that ends as told."""
+
+    def put(*, ends: str = "finished") -> None:
+        def loop(_lm: Any, settings: Any, _folder: Path, *, start_round: int = 0, **_rest: Any) -> Any:
+            if not start_round:
+                yield "profile", 0, {"stage": "base", "alpha": 0.0, **profile(0.64, 0.25)}
+                yield "answers", 0, {"prompts": ["p"], "texts": ["t"]}
+            for round_ in range(start_round + 1, settings.rounds + 1):
+                yield "stage", round_, {"stage": "calibrate", "n_stages": 7, "index": 2}
+                yield "calibrated", round_, {"c_star": 16.0, "kl_p95": 1.0}
+                yield "profile", round_, {"stage": "steered", "alpha": 1.0, **profile(0.52, 0.35)}
+                yield "step", round_, {"step": 1, "total": 2, "loss": math.nan}
+                if ends != "finished":
+                    yield ends, None, {"message": f"it {ends}"}
+                    return
+                yield "profile", round_, {"stage": "healed", "alpha": 0.0, **profile(0.55, 0.33)}
+                yield (
+                    "round",
+                    round_,
+                    {"retention": 0.8, "kept": 2, "made": 3, "c_star": 16.0, "seconds": 1.0},
+                )
+            yield "finished", None, {"reason": "all done"}
+
+        monkeypatch.setattr("steer_heal.worker.loop.run", loop)
+        monkeypatch.setattr("steer_heal.worker.models.load", lambda name: None)
+
+    return put
+
+
+def test_a_foreign_store_is_refused_before_a_run_begins(run: Any, healing: Any, here: Path) -> None:
+    healing()
+    (here / "runs.duckdb").write_text("mine")
+    code, _, err = run("heal")
+    assert code == BAD_INPUT
+    assert "--db" in err
+    assert not (here / "runs").exists()
+
+
+def test_heal_prints_base_then_steered_and_healed_of_each_round(run: Any, healing: Any) -> None:
+    healing()
+    code, out, _ = run("heal", "--rounds", "2")
+    assert code == 0
+    lines = [line.split() for line in out.strip().splitlines()]
+    assert [line[:2] for line in lines[1:6]] == [
+        ["0", "base"], ["1", "steered"], ["1", "healed"], ["2", "steered"], ["2", "healed"]
+    ]  # fmt: skip
+    assert lines[3][-3:] == ["0.80", "2", "3"]
+    assert "SocialNorms" in lines[0]
+    assert "Loyalty" not in lines[0]
+
+
+def test_heal_shows_all_seven_on_request(run: Any, healing: Any) -> None:
+    healing()
+    _, out, _ = run("heal", "--rounds", "1", "--all")
+    assert set(FOUNDATIONS) <= set(out.splitlines()[0].split())
+
+
+def test_heal_json_is_one_document_with_the_words_as_keys(run: Any, healing: Any) -> None:
+    healing()
+    code, out, _ = run("heal", "--rounds", "1", "--seed", "4", "--json", "--set", "train.epochs=2")
+    assert code == 0
+    document = json.loads(out)
+    base, steered, healed = document["rows"]
+    assert {"alpha", "round", "stage", "coherence", "retention", *SEVEN} <= set(base)
+    assert (steered["kl_p95"], steered["c_star"]) == (1.0, 16.0)
+    assert (healed["retention"], healed["kept"], healed["made"]) == (0.8, 2, 3)
+    assert document["status"] == "finished"
+    assert document["settings"]["seed"] == 4
+    assert document["settings"]["train"]["epochs"] == 2
+
+
+def test_a_clone_has_the_settings_of_the_other_but_for_what_is_given(
+    run: Callable[..., tuple[int, str, str]], healing: Callable[..., None]
+) -> None:
+    healing()
+    run_id = json.loads(run("heal", "--rounds", "2", "--seed", "5", "--set", "train.lam=0.7", "--json")[1])[
+        "run_id"
+    ]
+    code, out, _ = run("heal", "--clone", run_id, "--seed", "6", "--set", "train.epochs=1", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["run_id"] != run_id
+    settings = document["settings"]
+    assert (settings["rounds"], settings["seed"]) == (2, 6)
+    assert (settings["train"]["lam"], settings["train"]["epochs"]) == (0.7, 1)
+    assert run("heal", "--clone", run_id, "--preset", "standard")[0] == 2
+    assert run("heal", "--clone", "no-such-run")[0] == 2
+
+
+@pytest.mark.parametrize(("ends", "code"), [("failed", 1), ("cancelled", 3)])
+def test_heal_exits_0_only_when_finished_and_can_be_resumed(
+    run: Any, healing: Any, ends: str, code: int
+) -> None:
+    healing(ends=ends)
+    got, out, _ = run("heal", "--rounds", "2", "--json")
+    assert got == code
+    document = json.loads(out)
+    assert document["message"] == f"it {ends}"
+    healing()
+    got, out, _ = run("heal", "--resume", document["run_id"], "--json")
+    assert got == 0
+    assert [row["round"] for row in json.loads(out)["rows"]] == [0, 1, 1, 2, 2]
+
+
+def test_results_shows_what_heal_wrote_to_the_store(run: Any, healing: Any) -> None:
+    healing()
+    run("heal", "--rounds", "2", "--name", "a \x1b[31mname")
+    code, out, _ = run("results", "--json")
+    assert code == 0
+    document = json.loads(out)
+    mine = next(row for row in document["runs"] if row["run_id"] != EXAMPLE_ID)
+    assert (mine["status"], mine["round"], mine["retention"]) == ("finished", 2, 0.8)
+    rows = [row for row in document["rows"] if row["run_id"] == mine["run_id"]]
+    assert {"alpha", "round", "stage", "care", "social_norms", "coherence", "retention"} <= set(rows[0])
+    assert [row["stage"] for row in rows] == ["base", "steered", "healed", "steered", "healed"]
+    code, out, _ = run("results")
+    assert code == 0
+    assert "demo, care_over_authority" in out
+    assert "\x1b" not in out
+    code, out, _ = run("results", "--run", mine["run_id"])
+    assert len(out.strip().splitlines()) == 6
+
+
+def test_results_starts_nothing(run: Any, here: Path) -> None:
+    launcher = LocalProcesses(here / "runs")
+    folder = launcher.create(heal_settings())
+    code, out, _ = run("results", "--json")
+    assert code == 0
+    assert json.loads(out)["runs"][0]["status"] == "queued"
+    assert folder.process() is None
+
+
+def test_export_writes_tables_log_and_settings(run: Any, healing: Any, here: Path) -> None:
+    healing()
+    _, out, _ = run("heal", "--rounds", "1", "--json")
+    run_id = json.loads(out)["run_id"]
+    (here / "runs" / run_id / "adapters" / "round-1").mkdir(parents=True)
+    (here / "runs" / run_id / "adapters" / "round-1" / "adapter_config.json").write_text("{}")
+    code, out, _ = run("export", "--run", run_id, "--out", "out", "--json", "--format", "csv")
+    assert code == 0
+    names = {str(Path(file).relative_to("out")) for file in json.loads(out)["files"]}
+    assert {"tables/profiles.csv", "tables/moral_map.csv", "config.json", "events.jsonl"} <= names
+    assert "adapters/round-1/adapter_config.json" in names
+    assert run("export", "--run", run_id, "--out", "out")[0] == BAD_INPUT
+
+
+def test_the_example_is_a_trimmed_log_that_shows_the_same_map(run: Any, here: Path) -> None:
+    run_id = "care-20260101-000000-abcd"
+    write_run(here / "runs" / run_id / "events.jsonl")
+    (here / "runs" / run_id / "config.json").write_text(heal_settings().model_dump_json())
+    code, _, _ = run("export", "--run", run_id, "--example", "--out", "example")
+    assert code == 0
+    lines = [json.loads(line) for line in (here / "example" / "events.jsonl").read_text().splitlines()]
+    assert [line["seq"] for line in lines] == list(range(len(lines)))
+    assert "progress" not in {line["kind"] for line in lines}
+    assert not any("per_vignette" in line["data"] or "host" in line["data"] for line in lines)
+    assert sum(line["kind"] == "profile" for line in lines) == 5
