@@ -8,7 +8,7 @@ from steer_heal.heal.output import CHUNK_BYTES
 from steer_heal.models import LanguageModel
 from steer_heal.models.files import GIB, free
 
-SPARE = 1.4
+SPARE = 1.5
 
 
 def needed_bytes(
