@@ -1,0 +1,31 @@
+import pytest
+import torch
+from torch.nn.functional import gelu, rms_norm
+
+from steer_heal.generate.lean import pointwise
+
+ROWS = {"few": 3, "many": 700}
+
+
+@pytest.mark.parametrize("n", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_are_torch_s_and_leave_what_they_are_given(n, dtype):
+    torch.manual_seed(0)
+    x, weight_D = (30 * torch.randn(n, 2, 64)).to(dtype), torch.randn(64).to(dtype)
+    x[0] = 0
+    before = x.clone()
+    late = rms_norm(x.float(), (64,), weight_D.float(), 1e-6).to(dtype)
+    torch.testing.assert_close(pointwise.norm_late(x, weight_D.float(), 1e-6), late)
+    early = weight_D * rms_norm(x.float(), (64,), None, 1e-6).to(dtype)
+    torch.testing.assert_close(pointwise.norm_early(x, weight_D, 1e-6), early)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("n", ROWS.values(), ids=ROWS)
+def test_gelu_is_torch_s_from_end_to_end(n):
+    x = torch.linspace(-80, 80, n * 64).reshape(n, 64)
+    before = x.clone()
+    made = pointwise.gelu_tanh(x)
+    torch.testing.assert_close(made, gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-5)
+    assert torch.isfinite(made).all()
+    assert torch.equal(x, before)
