@@ -14,7 +14,7 @@ AT_ONCE = "STEER_HEAL_RUNS_AT_ONCE"
 """Environment variable by which workers learn how many runs go at a time."""
 NICENESS = "STEER_HEAL_NICENESS"
 """Environment variable: how far runs give way to the page, 0 (not at all) to 19."""
-GIVE_WAY = 10
+GIVE_WAY = 5
 LEAST_URGENT = 19
 
 
@@ -52,7 +52,7 @@ def room(given: int | None) -> int:
 
 
 def niceness() -> int:
-    """How far runs give way on a busy machine: as the environment says, else 10. Errors: `SettingsError`."""
+    """How far runs give way on a busy machine: as the environment says, else 5. Errors: `SettingsError`."""
     said = os.environ.get(NICENESS, str(GIVE_WAY))
     if not said.isdecimal() or int(said) > LEAST_URGENT:
         raise SettingsError(

@@ -2,10 +2,11 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from steer_heal import events
-from steer_heal.store import Store
+from steer_heal.store import Store, StoreBusy
 
 if __name__ == "__main__":
     runs, store = Path(sys.argv[1]), Store(sys.argv[2])
@@ -15,6 +16,7 @@ if __name__ == "__main__":
         for folder in runs.iterdir():
             chunk = events.read(folder / "events.jsonl", offsets.get(folder.name, 0))
             if chunk.events:
-                store.ingest(folder.name, chunk)
-                offsets[folder.name] = chunk.offset
+                with suppress(StoreBusy):
+                    store.ingest(folder.name, chunk)
+                    offsets[folder.name] = chunk.offset
         time.sleep(0.002)
