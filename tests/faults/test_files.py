@@ -21,7 +21,8 @@ from steer_heal.store import Store, StoreBusy
 from tests.faults.conftest import Tally, fill
 from tests.faults.forked import ForkedProcesses, outcome, settings, until
 from tests.runs import play_round, start, write_run
-from tests.unit.test_store import hold, tables
+from tests.unit.test_store import tables
+from tests.unit.test_store_file import hold
 
 TAIL = 2048
 

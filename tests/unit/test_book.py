@@ -18,7 +18,7 @@ from steer_heal.jobs import LocalProcesses, this_process
 from steer_heal.store import Store
 from tests.runs import play_round, start, write_run
 from tests.unit.test_jobs import COMMAND, until
-from tests.unit.test_store import hold
+from tests.unit.test_store_file import hold
 
 
 @pytest.fixture

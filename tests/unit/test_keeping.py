@@ -16,7 +16,8 @@ from steer_heal.config import SettingsError
 from steer_heal.store import Store, StoreUnreadable, keeping
 from steer_heal.store.database import written_by
 from tests.runs import write_run
-from tests.unit.test_store import hold, tables
+from tests.unit.test_store import tables
+from tests.unit.test_store_file import hold
 
 
 @pytest.fixture
