@@ -15,7 +15,7 @@ from ..models import LanguageModel
 from ..records import Alternative, Completion, Token
 from ..steering import Operator
 from .cache import check_cache
-from .divergence import diverge, log_probabilities
+from .divergence import diverge, probability
 from .reading import reader
 from .rows import Plan, Row, plan
 from .sampling import draw, sampler
@@ -148,38 +148,36 @@ class _Batch:
         logits_WV = self._reader.logits_BV[: len(writers)]
         noise = [self._plan.lanes[lane].noise for lane in writers]
         ids_W = draw([self._samplers[lane] for lane in writers], logits_WV, noise, step)
-        logp_WV = log_probabilities(logits_WV)
-        ids, p = ids_W.tolist(), logp_WV.gather(1, ids_W[:, None])[:, 0].exp().tolist()
-        measured = self._measure(logp_WV, ids_W)
+        ids, measured = ids_W.tolist(), self._measure(logits_WV, ids_W)
         lasts = [self._last_step[lane] for lane in writers]
         ended = [token in self._lm.eos_ids or step == last for token, last in zip(ids, lasts, strict=True)]
         self._next = {lane: token for lane, token, over in zip(writers, ids, ended, strict=True) if not over}
         return [
             (
                 lane,
-                Token(ids[i], self._streams[lane].push(ids[i], last=ended[i]), p[i], **measured.get(i, {})),
+                Token(ids[i], self._streams[lane].push(ids[i], last=ended[i]), **measured[i]),
             )
             for i, lane in enumerate(writers)
         ]
 
-    def _measure(self, logp_WV: Tensor, ids_W: Tensor) -> dict[int, dict[str, Any]]:
-        """KL, probability under base and base's favourites, for the writers (by index) that have a shadow."""
+    def _measure(self, logits_WV: Tensor, ids_W: Tensor) -> dict[int, dict[str, Any]]:
+        """The written tokens' probabilities, by the writer's index; KL, probability under base and base's
+        favourites too where it has a shadow."""
+        alone = [i for i, lane in enumerate(self._writers) if lane not in self._shadow_at]
         index = [i for i, lane in enumerate(self._writers) if lane in self._shadow_at]
+        p_alone = probability(logits_WV[alone], ids_W[alone]).tolist() if alone else []
+        measured: dict[int, dict[str, Any]] = {i: {"p": p} for i, p in zip(alone, p_alone, strict=True)}
         if not index:
-            return {}
+            return measured
         shadows = [self._shadow_at[self._writers[i]] for i in index]
         distinct = sorted(set(shadows))
         base_UV = self._reader.logits_BV[distinct]
-        found = diverge(logp_WV[index], base_UV, [distinct.index(lane) for lane in shadows], ids_W[index])
-        columns = (found.kl_B, found.p_base_B, found.top_ids_BN, found.top_p_BN)
-        return {
-            i: {
-                "kl": kl,
-                "p_base": p_base,
-                "base_top": tuple(map(Alternative, map(self._token_text, top), top_p)),
-            }
-            for i, kl, p_base, top, top_p in zip(index, *(column.tolist() for column in columns), strict=True)
-        }
+        found = diverge(logits_WV[index], base_UV, [distinct.index(lane) for lane in shadows], ids_W[index])
+        columns = (found.p_B, found.kl_B, found.p_base_B, found.top_ids_BN, found.top_p_BN)
+        for i, p, kl, p_base, top, top_p in zip(index, *(one.tolist() for one in columns), strict=True):
+            base_top = tuple(map(Alternative, map(self._token_text, top), top_p))
+            measured[i] = {"p": p, "kl": kl, "p_base": p_base, "base_top": base_top}
+        return measured
 
     @torch.inference_mode()
     def advance(self) -> None:
