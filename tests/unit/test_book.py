@@ -16,8 +16,8 @@ from steer_heal.engine.book import EXAMPLE_ID, RunBook
 from steer_heal.events import EventLog
 from steer_heal.jobs import LocalProcesses, this_process
 from steer_heal.store import Store
+from tests.jobs import COMMAND, until
 from tests.runs import play_round, start, write_run
-from tests.unit.test_jobs import COMMAND, until
 from tests.unit.test_store_file import hold
 
 

@@ -1,3 +1,5 @@
+"""Training one round: it learns, stops, repeats itself by its seed, and fails with a word."""
+
 import math
 import random
 
@@ -9,26 +11,17 @@ from steer_heal.adapters import AdapterStack
 from steer_heal.config import SettingsError, TrainSettings
 from steer_heal.heal import (
     Example,
-    Objective,
-    OutputLayer,
-    Reference,
-    Teacher,
     batches,
     check_memory,
     held_out_nll,
-    hidden_states,
     learning_rate,
-    loss_of,
     needed_bytes,
-    row_losses,
     split,
     train_round,
 )
 from steer_heal.records import RoundFailed, Stopped
-from steer_heal.steering import steer
 from tests import tiny
-
-SETTINGS = TrainSettings(rank=2, epochs=3, batch_size=4, lr=1e-2, held_out=0.25, distil=0.0)
+from tests.rounds import SETTINGS, short_examples, taught, trained
 
 
 @pytest.fixture
@@ -38,157 +31,7 @@ def lm():
 
 @pytest.fixture
 def examples():
-    rng = random.Random(0)
-    return [
-        Example((2, *(rng.randrange(10, 200) for _ in range(rng.randint(2, 9)))), (65, 66, 67 + index % 2, 1))
-        for index in range(12)
-    ]
-
-
-def trained(lm, examples, settings=SETTINGS, seed=4):
-    stack = AdapterStack(lm)
-    stack.fresh(1, settings, seed=seed)
-    steps = list(train_round(lm, stack, examples, settings, seed=seed))
-    weights = torch.cat([parameter.detach().flatten() for parameter in stack.trainable()])
-    stack.unload()
-    return steps, weights
-
-
-def plain_logits(lm, example):
-    """Logits at the completion's positions, one row, all at once, as transformers gives them."""
-    whole = lm.model(torch.tensor([example.ids])).logits[0]
-    return whole[-len(example.completion_ids) - 1 : -1]
-
-
-def test_hidden_states_predict_the_completions(lm):
-    batch = [Example((2, 30, 31), (40, 41)), Example((2, 50), (60, 61, 62, 63))]
-    logits_NV = OutputLayer(lm)(hidden_states(lm, batch))
-    wanted = torch.cat([plain_logits(lm, example) for example in batch])
-    torch.testing.assert_close(logits_NV, wanted, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("divergence", ["nll", "kl_fwd", "kl_rev"])
-@pytest.mark.parametrize("cap", [None, 2.0])
-@pytest.mark.parametrize("eager", [False, True])
-def test_losses_in_chunks_are_those_of_whole_logits_and_so_are_their_gradients(lm, divergence, cap, eager):
-    lm.config.final_logit_softcapping = cap
-    output = OutputLayer(lm)
-    output.chunk, output.barrier_acts = 3, eager
-    generator = torch.Generator().manual_seed(0)
-    hidden_ND, reference_ND = (torch.randn(8, lm.width, generator=generator) for _ in range(2))
-    labels_N, weights_N = torch.arange(8) + 40, torch.arange(8) / 8
-    found = []
-    for chunked in (True, False):
-        student_ND = hidden_ND.clone().requires_grad_()
-        with torch.enable_grad():
-            if chunked:
-                nll_N, d_N = row_losses(output, student_ND, labels_N, divergence, reference_ND)
-            else:
-                nll_N = losses.nll_rows(output(student_ND), labels_N)
-                kl = losses.DIVERGENCES.get(divergence)
-                d_N = kl(output(student_ND), output(reference_ND)) if kl else torch.zeros(8)
-            loss = nll_N.mean() + (weights_N * d_N.square()).sum()
-            loss.backward()
-        found.append((nll_N.detach(), d_N.detach(), student_ND.grad))
-    for ours, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
-    assert (found[0][1].abs().max() > 0) == (divergence != "nll")
-
-
-def test_a_reverse_divergence_needs_no_logits_of_the_reference(lm):
-    output, generator = OutputLayer(lm), torch.Generator().manual_seed(0)
-    output.chunk = 3
-    hidden_ND, reference_ND = (torch.randn(8, lm.width, generator=generator) for _ in range(2))
-    labels_N, weights_N, found = torch.arange(8) + 40, torch.arange(8) / 8, []
-    log_z_N = output.log_z(reference_ND)
-    torch.testing.assert_close(log_z_N, output(reference_ND).logsumexp(-1))
-    rows = {True: 0, False: 0}
-    for known_N in (log_z_N, None):
-        student_ND = hidden_ND.clone().requires_grad_()
-
-        def count(_module, inputs, _out, known=known_N is not None):
-            rows[known] += len(inputs[0])
-
-        counted = lm.model.get_output_embeddings().register_forward_hook(count)
-        with torch.enable_grad():
-            nll_N, d_N = row_losses(output, student_ND, labels_N, "kl_rev", reference_ND, known_N)
-            counted.remove()
-            (nll_N.mean() + (weights_N * d_N).sum()).backward()
-        found.append((nll_N.detach(), d_N.detach(), student_ND.grad))
-    for ours, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
-    assert rows == {True: 8, False: 2 * 8}
-
-
-@pytest.mark.parametrize(("tau", "made"), [(50.0, 1), (1e-3, 2)])
-def test_the_reference_s_logits_are_made_where_the_barrier_is_near(lm, examples, tau, made, monkeypatch):
-    found, rows = [], []
-    for short in (True, False):
-        stack = AdapterStack(lm)
-        settings = SETTINGS.model_copy(update={"tau": tau, "lam": 2.0})
-        stack.fresh(1, settings, seed=0)
-        with torch.no_grad():
-            for parameter in stack.trainable():
-                parameter.add_(0.1)
-        objective = Objective.of(lm, stack, settings)
-        if not short:
-            monkeypatch.setattr(OutputLayer, "weight_VD", None)
-        loss_of(objective, examples[:4])
-        head = lm.model.get_output_embeddings()
-        counted = head.register_forward_hook(lambda _m, inputs, _out: rows.append(len(inputs[0])))
-        loss, parts = loss_of(objective, examples[:4])
-        counted.remove()
-        loss.backward()
-        found.append((parts, torch.cat([parameter.grad.flatten() for parameter in stack.trainable()])))
-        stack.unload()
-    assert rows == [16] * made + [16] * 2
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
-    assert (found[0][0]["barrier"] > 0) == (made == 2)
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-6)
-
-
-def test_an_output_layer_that_is_not_ours_is_refused(lm, monkeypatch):
-    example = Example((2, 30, 31), (40, 41))
-    OutputLayer(lm).check(example)
-    forward = lm.model.forward
-
-    def scaled(*args, **kwargs):
-        out = forward(*args, **kwargs)
-        out.logits = out.logits * 3
-        return out
-
-    monkeypatch.setattr(lm.model, "forward", scaled)
-    with pytest.raises(SettingsError, match="logits"):
-        OutputLayer(lm).check(example)
-
-
-def taught(lm, stack, dose=2.0):
-    generator = torch.Generator().manual_seed(1)
-    directions_LD = torch.randn(lm.n_layers, lm.width, generator=generator)
-    return Teacher(lm, stack, directions_LD, torch.tensor([dose, 0.0]))
-
-
-def test_the_distance_from_the_teacher_is_one_untaught_and_zero_when_steered(lm, examples):
-    stack = AdapterStack(lm)
-    stack.fresh(1, SETTINGS, seed=0)
-    teacher = taught(lm, stack)
-    settings = SETTINGS.model_copy(update={"distil": 1.0})
-    objective = Objective.of(lm, stack, settings, teacher)
-    _, untaught = loss_of(objective, examples[:4])
-    assert untaught["distil"] == pytest.approx(1.0, rel=1e-4)
-    with steer(lm.blocks, teacher.directions_LD, teacher.coefficients_L[None]):
-        _, steered = loss_of(objective, examples[:4])
-    assert steered["distil"] == pytest.approx(0.0, abs=1e-5)
-    half = Teacher(lm, stack, teacher.directions_LD, teacher.coefficients_L / 2, teacher.coefficients_L)
-    _, parts = loss_of(Objective.of(lm, stack, settings, half), examples[:4])
-    assert parts["distil"] == pytest.approx(0.25, rel=0.1), "its unit is the whole dose's effect"
-    still = Teacher(lm, stack, teacher.directions_LD, 0 * teacher.coefficients_L, teacher.coefficients_L)
-    _, parts = loss_of(Objective.of(lm, stack, settings, still), examples[:4])
-    assert parts["distil"] == pytest.approx(0.0, abs=1e-5), "a dose of 0 holds the student where it is"
-    with pytest.raises(ValueError, match="teacher"):
-        Objective.of(lm, stack, settings)
-    with pytest.raises(ValueError, match="steered"):
-        taught(lm, stack, 0.0)
+    return short_examples()
 
 
 def test_distillation_learns_what_steering_does(lm, examples):
@@ -273,33 +116,6 @@ def test_gradient_accumulation_gives_the_same_first_step(lm, examples):
     torch.testing.assert_close(other, weights, rtol=1e-2, atol=1e-4)
 
 
-def test_a_kept_reference_is_the_recomputed_one(lm, examples):
-    stack = AdapterStack(lm)
-    stack.fresh(1, SETTINGS, seed=0)
-    kept = Reference(lm, stack, SETTINGS)
-    kept.hidden(examples[:4])
-    again = kept.hidden([examples[2], examples[0]])
-    fresh = Reference(lm, stack, SETTINGS).hidden([examples[2], examples[0]])
-    torch.testing.assert_close(again, fresh, rtol=1e-4, atol=1e-4)
-    assert Reference(lm, stack, SETTINGS.model_copy(update={"divergence": "nll"})).hidden(examples) is None
-
-
-def test_reference_base_ignores_the_history(lm, examples):
-    stack = AdapterStack(lm)
-    base = hidden_states(lm, examples[:2]).detach()
-    stack.fresh(1, SETTINGS, seed=0)
-    with torch.no_grad():
-        for parameter in stack.trainable():
-            parameter.add_(0.1)
-    stack.fold()
-    student = hidden_states(lm, examples[:2]).detach()
-    stack.fresh(2, SETTINGS, seed=0)
-    for which, wanted in (("base", base), ("prev", student)):
-        settings = SETTINGS.model_copy(update={"reference": which})
-        assert torch.equal(Reference(lm, stack, settings).hidden(examples[:2]), wanted)
-    assert not torch.equal(base, student)
-
-
 def test_the_rate_warms_up_and_falls_to_nothing():
     settings = TrainSettings(lr=1.0, warmup=0.1)
     rates = [learning_rate(step, 100, settings) for step in range(100)]
@@ -319,12 +135,6 @@ def test_split_and_batches_lose_nothing(examples):
     epoch = batches(examples, 5, random.Random(1))
     assert sorted(len(batch) for batch in epoch) == [2, 5, 5]
     assert sorted(map(id, (row for batch in epoch for row in batch))) == sorted(map(id, examples))
-
-
-def test_held_out_nll_weighs_tokens_alike(lm):
-    rows = [Example((2, 30), (40,)), Example((2, 31), (41, 42, 43))]
-    apart = [held_out_nll(lm, [row], 1) for row in rows]
-    assert held_out_nll(lm, rows, 2) == pytest.approx((apart[0] + 3 * apart[1]) / 4, rel=1e-4)
 
 
 def test_a_round_without_examples_or_with_a_loss_that_is_not_finite_fails(lm, examples):

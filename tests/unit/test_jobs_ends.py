@@ -1,0 +1,113 @@
+"""How a run's process ends: killed, crashed, out of memory; and what is told of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from steer_heal.config import heal_settings
+from steer_heal.jobs import LocalProcesses, processes
+from tests.jobs import COMMAND, begun, status, until
+
+
+def test_a_run_that_will_not_stop_is_killed_after_the_grace_time(
+    tmp_path: Path, jobs: LocalProcesses
+) -> None:
+    short = LocalProcesses(tmp_path / "runs", command=COMMAND, grace_s=0.3)
+    run_id = short.start(heal_settings(name="deaf"))
+    until(lambda: begun(short, run_id))
+    jobs.cancel(run_id)
+    time.sleep(0.1)
+    jobs.advance()
+    assert status(jobs, run_id) == "running"
+
+    def ended() -> bool:
+        short.advance()
+        last = short.folder(run_id).last_event()
+        return last is not None and last.kind == "cancelled"
+
+    until(ended)
+    assert status(jobs, run_id) == "cancelled"
+
+
+def test_a_killed_worker_is_interrupted_and_goes_on_after_its_last_round(jobs: LocalProcesses) -> None:
+    run_id = jobs.start(heal_settings(name="hang", rounds=2))
+    until(lambda: begun(jobs, run_id))
+    pid = jobs.poll(run_id).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: status(jobs, run_id) == "interrupted")
+    assert "SIGKILL" in jobs.poll(run_id).message
+    folder = jobs.folder(run_id)
+    folder.write("config.json", heal_settings(name="quick", rounds=2).model_dump_json())
+    jobs.resume(run_id)
+    until(lambda: status(jobs, run_id) == "finished")
+    log = jobs.events(run_id).events
+    resumed = next(event for event in log if event.kind == "resumed")
+    assert resumed.data == {"round": 1}
+    assert [event.round for event in log if event.kind == "round"] == [1, 2]
+    assert [event.seq for event in log] == list(range(len(log)))
+
+
+def test_a_worker_that_ends_without_a_word_is_interrupted_with_the_end_of_its_log(
+    jobs: LocalProcesses,
+) -> None:
+    run_id = jobs.start(heal_settings(name="crash"))
+    until(lambda: status(jobs, run_id) == "interrupted")
+    assert "the last line of its log" in jobs.poll(run_id).message
+
+
+def test_a_kill_becomes_an_event_a_person_can_read_written_once(tmp_path: Path, jobs: LocalProcesses) -> None:
+    run_id = jobs.start(heal_settings(name="hang"))
+    until(lambda: begun(jobs, run_id))
+    pid = jobs.poll(run_id).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: status(jobs, run_id) == "interrupted")
+    for launcher in (jobs, LocalProcesses(tmp_path / "runs", command=COMMAND), jobs):
+        launcher.advance()
+    said = [event for event in jobs.events(run_id).events if event.kind == "interrupted"]
+    assert len(said) == 1
+    assert (said[0].data["signal"], said[0].data["code"], said[0].data["pid"]) == ("SIGKILL", -9, pid)
+    assert "killed by SIGKILL" in said[0].data["message"]
+    assert jobs.poll(run_id).message == said[0].data["message"]
+
+
+def test_an_exit_without_a_word_is_told_with_its_code(jobs: LocalProcesses) -> None:
+    run_id = jobs.start(heal_settings(name="crash"))
+    until(lambda: status(jobs, run_id) == "interrupted")
+    jobs.advance()
+    newest = jobs.folder(run_id).last_event()
+    assert newest is not None
+    assert (newest.kind, newest.data["code"], newest.data["signal"]) == ("interrupted", 3, None)
+    assert "exit code 3: the last line of its log" in newest.data["message"]
+
+
+@pytest.mark.parametrize(
+    ("code", "last", "kills", "says"),
+    [
+        (
+            -9,
+            {"held": 3_100_000_000, "left": 10**8, "total": 10**10, "kills": 0},
+            0,
+            "for want of memory: it held 3.1 GB",
+        ),
+        (-9, {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}, 5, "for want of memory"),
+        (None, {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}, 5, "for want of memory"),
+        (-9, {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}, 4, "by a person or a program"),
+        (-11, {}, 0, "killed by SIGSEGV"),
+        (3, {}, 0, "exit code 3: the last words"),
+        (None, {}, 0, "is gone: the last words"),
+    ],
+)
+def test_how_a_worker_ended_in_words(
+    monkeypatch: pytest.MonkeyPatch, code: int | None, last: dict, kills: int, says: str
+) -> None:
+    monkeypatch.setattr(processes, "out_of_memory_kills", lambda: kills)
+    told = processes.account(code, last, "the last words")
+    assert says in told["message"]
+    assert told["out_of_memory"] == ("want of memory" in says)
