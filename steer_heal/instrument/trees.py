@@ -19,7 +19,7 @@ from ..steering import Steering
 
 MIN_TRUNK = 16
 """A shorter beginning in common is not worth a pass of its own."""
-_STEP = {"cpu": 64}
+_STEP = {"cpu": 96}
 """Positions at once in causal attention, where leaving out what they cannot see pays for more calls."""
 Ids = tuple[int, ...]
 Pair = tuple[Tensor, Tensor]

@@ -4,7 +4,7 @@ from torch.nn.functional import gelu, rms_norm
 
 from steer_heal.generate.lean import pointwise
 
-ROWS = {"few": 3, "many": 700}
+ROWS = {"few": 3, "many": 1100}
 
 
 @pytest.mark.parametrize("n", ROWS.values(), ids=ROWS)
@@ -21,11 +21,15 @@ def test_norms_are_torch_s_and_leave_what_they_are_given(n, dtype):
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("n", ROWS.values(), ids=ROWS)
-def test_gelu_is_torch_s_from_end_to_end(n):
-    x = torch.linspace(-80, 80, n * 64).reshape(n, 64)
-    before = x.clone()
-    made = pointwise.gelu_tanh(x)
-    torch.testing.assert_close(made, gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("n", [3, 700, 2100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gated_gelu_is_torch_s_from_end_to_end(n, dtype):
+    gate = torch.linspace(-80, 80, n * 64).reshape(n, 64).to(dtype)
+    up = torch.randn(n, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = gelu(gate, approximate="tanh") * up
+    before = up.clone()
+    made = pointwise.gated_gelu(gate, up)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-5}
+    torch.testing.assert_close(made, expected, **tolerance)
     assert torch.isfinite(made).all()
-    assert torch.equal(x, before)
+    assert torch.equal(up, before)

@@ -16,7 +16,7 @@ from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from ...models import LanguageModel
-from .pointwise import gelu_tanh, norm_early, norm_late
+from .pointwise import gated_gelu, norm_early, norm_late
 
 Map = Callable[[Tensor], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -72,7 +72,7 @@ class Block:
     gate: Map
     up: Map
     down: Map
-    act: Map
+    gated: Callable[[Tensor, Tensor], Tensor]
     after_mlp: Map
     window: int | None
     rotary: str
@@ -90,7 +90,7 @@ class Block:
         q_MHd = turn.rotate(self.q_norm(self.q(x_ND).unflatten(-1, (-1, head_dim))))
         hidden_ND = self.after_attention(self.o(attend(q_MHd, k_NKd, v_NKd))).add_(hidden_ND)
         x_ND = self.before_mlp(hidden_ND)
-        return self.after_mlp(self.down(self.act(self.gate(x_ND)).mul_(self.up(x_ND)))).add_(hidden_ND)
+        return self.after_mlp(self.down(self.gated(self.gate(x_ND), self.up(x_ND)))).add_(hidden_ND)
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _block(block: Any, family: Family, config: Any, layer: int) -> Block:
         gate=_linear(mlp.gate_proj),
         up=_linear(mlp.up_proj),
         down=_linear(mlp.down_proj),
-        act=gelu_tanh if isinstance(mlp.act_fn, GELUTanh) else mlp.act_fn,
+        gated=gated_gelu if isinstance(mlp.act_fn, GELUTanh) else partial(_gated, act=mlp.act_fn),
         after_mlp=norm(block.post_feedforward_layernorm) if four else _as_is,
         window=config.sliding_window if kind[layer] == "sliding_attention" else None,
         rotary=kind[layer] if four else "",
@@ -223,6 +223,10 @@ def _block(block: Any, family: Family, config: Any, layer: int) -> Block:
 
 def _as_is(x: Tensor) -> Tensor:
     return x
+
+
+def _gated(gate_NF: Tensor, up_NF: Tensor, act: Map) -> Tensor:
+    return act(gate_NF).mul_(up_NF)
 
 
 def _linear(module: nn.Module) -> Map:

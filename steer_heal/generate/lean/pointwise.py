@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, rms_norm
 
-_MANY = 1 << 15
+_MANY = {torch.float32: 1 << 15, torch.bfloat16: 1 << 16}
+"""From how many numbers on passes over memory cost more than calls, on a CPU."""
+_AT_ONCE = 1 << 16
+"""As many go through several passes without leaving the cache."""
 _GELU = math.sqrt(2.0 / math.pi)
 
 
 def norm_late(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm (Zhang and Sennrich, 2019), its product with the weight in float32, then rounded: Gemma's."""
     if _many(x):
-        return _rms_norm(x, eps).mul_(weight_D)
+        return _in_float32(x, lambda part: _rms_norm(part, eps).mul_(weight_D))
     return rms_norm(x.float(), weight_D.shape, weight_D, eps).to(x.dtype)
 
 
 def norm_early(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm rounded before its product with the weight: Llama's."""
     if _many(x):
-        return _rms_norm(x, eps).mul_(weight_D)
+        return _in_float32(x, lambda part: _rms_norm(part, eps)).mul_(weight_D)
     return weight_D * rms_norm(x.float(), weight_D.shape, None, eps).to(x.dtype)
 
 
 def _many(x: Tensor) -> bool:
-    """Whether passes over memory count more than calls: prompts on a CPU, in float32."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= _MANY
+    return x.device.type == "cpu" and x.dtype in _MANY and x.numel() >= _MANY[x.dtype]
+
+
+def _in_float32(x: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """`work` on float32 copies of some rows at a time, which stay in the cache, rounded back."""
+    if x.dtype == torch.float32:
+        return work(x)
+    made = torch.empty(x.shape, dtype=x.dtype)
+    rows = max(1, _AT_ONCE // x.shape[-1])
+    for out, part in zip(made.flatten(0, -2).split(rows), x.flatten(0, -2).split(rows), strict=True):
+        out.copy_(work(part.float()))
+    return made
 
 
 def _rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -37,9 +51,17 @@ def _rms_norm(x: Tensor, eps: float) -> Tensor:
     return x * norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in its tanh form (Hendrycks and Gimpel, 2016); much of it as x sigmoid(2 z), z the tanh's."""
-    if not _many(x):
-        return gelu(x, approximate="tanh")
+def gated_gelu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    """gelu(gate) up, GELU in its tanh form (Hendrycks and Gimpel, 2016); `gate_NF` is overwritten."""
+    if not _many(gate_NF):
+        return gelu(gate_NF, approximate="tanh").mul_(up_NF)
+    rows = max(1, _AT_ONCE // gate_NF.shape[-1])
+    for gate, up in zip(gate_NF.split(rows), up_NF.split(rows), strict=True):
+        gate.copy_(_gelu_tanh(gate.float())).mul_(up)
+    return gate_NF
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    """As x sigmoid(2 z), z the tanh's argument."""
     y = (x * x).mul_(2 * _GELU * 0.044715).add_(2 * _GELU)
     return y.mul_(x).sigmoid_().mul_(x)
