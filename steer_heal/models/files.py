@@ -1,8 +1,8 @@
-"""A hub model's files on this machine, and whether they fit into memory."""
+"""A model's files on this machine: whether they fit into memory, and whether they are all there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..config import SettingsError
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 """What is downloaded: never pickled weights."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json")
 SPARE = 0.1
 """Share of the weights that loading needs on top of them."""
 GIB = 2**30
@@ -77,4 +78,23 @@ def check_memory(name: str, folder: Path, device: str, dtype: torch.dtype | str)
         raise SettingsError(
             f"{name} needs about {wanted / GIB:.1f} GiB of memory on {device} and {room / GIB:.1f} GiB are "
             "free: close other programs, or choose a smaller model."
+        )
+
+
+def check_tokenizer(name: str, folder: Path | str, own: Iterable[str]) -> None:
+    """Where no file holds a tokenizer, transformers may make up an empty one: refused."""
+    if not any((Path(folder) / file).is_file() for file in (*TOKENIZERS, *own)):
+        raise SettingsError(no_tokenizer(name))
+
+
+def no_tokenizer(name: str) -> str:
+    return f"{name} has no tokenizer that transformers can read: save its tokenizer into the same folder."
+
+
+def check_whole(name: str, missing: Collection[str]) -> None:
+    """What no file holds, transformers fills with random numbers and a warning: refused."""
+    if missing:
+        raise SettingsError(
+            f"{name} lacks {len(missing)} of its tensors, {min(missing)} among them: its files are incomplete or "
+            "of another kind of model; save or download it again."
         )

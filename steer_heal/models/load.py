@@ -32,7 +32,7 @@ from ..config import SettingsError
 from ..records import ModelInfo
 from .blocks import find_blocks
 from .chat import ChatEncoder, Message
-from .files import GIB, check_memory, download, needed
+from .files import GIB, check_memory, check_tokenizer, check_whole, download, needed, no_tokenizer
 from .find import Source, find
 from .placement import best_device, chosen_dtype, parameters, runs_on, spread
 
@@ -164,19 +164,23 @@ def load(
         folder = source.path or download(source.name, progress)
         config = AutoConfig.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        check_tokenizer(name, folder, tokenizer.vocab_files_names.values())
         wanted = chosen_dtype(dtype, config, source, device)
         device = device or best_device(folder, wanted)
         check_memory(source.name, folder, device, wanted)
         if progress:
             progress(f"reading {needed(folder, wanted) / GIB:.1f} GiB of weights onto {device}")
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=wanted,
             device_map=device,
             use_safetensors=True,
+            output_loading_info=True,
             **options,
         )
+        model, found = loaded
+        check_whole(name, found["missing_keys"])
     except SettingsError:
         raise
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, httpx2.HTTPError) as error:
@@ -214,6 +218,8 @@ def _explain(source: Source, error: Exception) -> str:
         return (
             f"{name} is quantised with bitsandbytes, which is not installed: run `pip install bitsandbytes`."
         )
+    if "backend tokenizer" in text:
+        return no_tokenizer(name)
     if "custom code" in text or "trust_remote_code" in text:
         return f"{name} needs code from its own repository: read it, then allow it with trust_remote_code."
     if "does not recognize this architecture" in text or "Unrecognized" in text:

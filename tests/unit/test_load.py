@@ -3,6 +3,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from steer_heal.config import SettingsError
@@ -109,6 +110,26 @@ def test_damaged_weights(saved, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"not a model")
     with pytest.raises(SettingsError, match="could not be loaded"):
         load(folder)
+
+
+def test_weights_that_lack_a_tensor_are_not_made_up(saved, tmp_path):
+    folder = change(saved, tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        del held[name]
+    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SettingsError, match=r"lacks 2 of its tensors, model\.layers\.1\.mlp\.up_proj"):
+        load(folder)
+
+
+def test_a_folder_without_a_tokenizer_says_so(saved, tmp_path):
+    """transformers makes up an empty one for some families, for others it fails."""
+    for model_type in ("gemma3_text", "llama"):
+        folder = change(saved, tmp_path, model_type=model_type)
+        for file in tmp_path.glob("tokenizer*"):
+            file.unlink()
+        with pytest.raises(SettingsError, match="save its tokenizer into the same folder"):
+            load(folder)
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is here")
