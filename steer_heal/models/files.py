@@ -95,6 +95,6 @@ def check_whole(name: str, missing: Collection[str]) -> None:
     """What no file holds, transformers fills with random numbers and a warning: refused."""
     if missing:
         raise SettingsError(
-            f"{name} lacks {len(missing)} of its tensors, {min(missing)} among them: its files are incomplete or "
-            "of another kind of model; save or download it again."
+            f"{name} lacks {len(missing)} of its tensors, {min(missing)} among them: its files are incomplete"
+            ", or of another kind; save or download it again."
         )
