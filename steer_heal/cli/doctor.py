@@ -52,9 +52,7 @@ def run(args: Namespace, out: Out) -> int:
         "tinymfv": _package(bridges.TINYMFV),
         "methods": ", ".join(titles()),
         "runs": len(LocalProcesses(args.runs).runs()),
-        "store": _try(
-            lambda: f"{len(Store(args.db).runs())} runs in {args.db}" if Path(args.db).exists() else "new"
-        ),
+        "store": _try(lambda: _kept(args.db)),
     }
     checks: list[Check] = []
     try:
@@ -70,8 +68,8 @@ def run(args: Namespace, out: Out) -> int:
     ]
     problems += [f"{name} is not installed: run `make app`." for name in PACKAGES if found[name] is None]
     problems += [f"self-test {check.name}: {check.detail}" for check in checks if not check.ok]
-    width = max(map(len, found))
-    out.text(*(f"{key.ljust(width)}  {_plain(value)}" for key, value in found.items()))
+    width = max(len(_words(key)) for key in found)
+    out.text(*(f"{_words(key).ljust(width)}  {_plain(value)}" for key, value in found.items()))
     out.text(
         *(f"self-test {check.name.ljust(8)}  {check.detail} ({check.seconds:.1f} s)" for check in checks)
     )
@@ -93,14 +91,24 @@ def devices() -> str:
 
 
 def template(lm: models.LanguageModel) -> str:
-    """How a chat is written: the first tokens of one, and whether there is a system role."""
+    """How a chat is written: the first tokens of one, and what becomes of a system text."""
     text = lm.tokenizer.decode(lm.encode_chat([user("...")]))
-    return f"{text!r}, system text {'of its own role' if lm.chat.has_system_role else 'in the user turn'}"
+    knows = lm.chat.has_system_role
+    return f"{text!r}, system text {'where the template puts it' if knows else 'before the first user turn'}"
 
 
 def _package(names: tuple[str, ...]) -> str:
     name = bridges.name(names)
     return f"{name} {bridges.release(name)}" if name else "not installed"
+
+
+def _kept(db: str) -> str:
+    return f"{len(Store(db).runs())} run(s) in {db}" if Path(db).exists() else "none yet"
+
+
+def _words(key: str) -> str:
+    """A key of the document for a person: the unit in brackets."""
+    return key.removesuffix("_gib").replace("_", " ") + (" (GiB)" if key.endswith("_gib") else "")
 
 
 def _plain(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Vectors of other tools, merged models and the doctor, from the command line."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -109,6 +110,8 @@ def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:  # no
     code, out, _ = run("doctor", "--model", "tiny", "--no-test")
     assert code == 0
     assert "self-test" not in out
+    assert re.search(r"^memory free \(GiB\) +\d", out, re.MULTILINE)
+    assert not re.search(r"^\w*_\w* ", out, re.MULTILINE)
     assert "hf auth login" in out
     assert models.default_model()[0] == "demo"
 
