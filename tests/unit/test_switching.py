@@ -3,12 +3,15 @@
 import gc
 import weakref
 
+import gradio as gr
 import pytest
 
+from components import choosing
 from components.telling import told
-from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build
+from steer_heal.config import GEMMA, SampleSettings, SettingsError, SteerRequest, build
 from steer_heal.engine import Engine
 from tests import tiny
+from tests.fake_engine import FakeEngine
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +76,10 @@ def test_long_work_is_heard_of_while_it_lasts():
 
     with pytest.raises(SettingsError, match="why not"):
         list(told(fails))
+
+
+def test_gemma_is_offered_first_and_a_name_may_be_typed():
+    with gr.Blocks():
+        _, chooser = choosing.build(FakeEngine())
+    assert [value for _, value in chooser.choices][:2] == [GEMMA, "demo"]
+    assert (chooser.value, chooser.allow_custom_value) == ("demo", True)
