@@ -19,6 +19,7 @@ from steer_heal.config import (
     DataSettings,
     SettingsError,
     SteerRequest,
+    TrainSettings,
     changed,
     describe_settings,
     heal_settings,
@@ -194,5 +195,5 @@ def test_any_setting_can_be_named_on_the_form() -> None:
 
 def test_every_setting_of_the_method_is_told_with_its_default() -> None:
     names = {name: default for name, default, _ in describe_settings()}
-    assert names["train.distil"] == "1.0"
+    assert names["train.distil"] == str(TrainSettings().distil)
     assert {f"data.{name}" for name in DataSettings.model_fields} <= set(names)
