@@ -99,7 +99,7 @@ def _dose(engine: Any) -> dict[str, Any]:
     traits = [(t.title, t.name) for t in engine.traits()]
     with gr.Row():
         trait = gr.Dropdown(
-            traits, value=DEFAULT_TRAIT, label="Trait", scale=3, min_width=190, elem_id="trait"
+            traits, value=DEFAULT_TRAIT, label="Trait", scale=4, min_width=210, elem_id="trait"
         )
         with gr.Column(scale=6, min_width=260, elem_classes="sh-alpha"):
             slider = gr.Slider(
