@@ -61,6 +61,11 @@ def launch(page: Page, rounds: int, name: str) -> None:
     page.locator("#launch").click()
 
 
+def quiet(page: Page) -> None:
+    """No run goes on, so that nothing moves under the pointer."""
+    expect(page.locator("#runs [role=progressbar]")).to_have_count(0)
+
+
 def test_first_visit_has_an_answer_and_the_example(page: Page) -> None:
     title = page.locator("#steered-text .sh-t").nth(3).get_attribute("title") or ""
     assert all(word in title for word in ("KL", "nats", "p steered", "base preferred"))
@@ -215,6 +220,7 @@ def test_zoom_is_kept_when_a_round_finishes(page: Page) -> None:
         arg=healed,
     )
     assert page.evaluate(RANGES) == pytest.approx(zoomed)
+    quiet(page)
 
 
 def test_clicking_a_node_opens_its_round(page: Page) -> None:
@@ -236,6 +242,7 @@ def test_clicking_a_node_opens_its_round(page: Page) -> None:
 
 
 def test_taking_every_run_off_the_map_says_what_to_do(page: Page) -> None:
+    quiet(page)
     ticked = page.locator("#runs [aria-checked=true]")
     while count := ticked.count():
         ticked.first.click()
