@@ -13,11 +13,11 @@ from steer_heal.heal import Example, Teacher, train_round
 SETTINGS = TrainSettings(rank=2, epochs=3, batch_size=4, lr=1e-2, held_out=0.25, distil=0.0)
 
 
-def short_examples() -> list[Example]:
+def short_examples(n: int = 12) -> list[Example]:
     rng = random.Random(0)
     return [
         Example((2, *(rng.randrange(10, 200) for _ in range(rng.randint(2, 9)))), (65, 66, 67 + index % 2, 1))
-        for index in range(12)
+        for index in range(n)
     ]
 
 

@@ -7,15 +7,15 @@ steered block on, that block and those below giving what they gave before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..models import LanguageModel, Padded, left_pad
+from ..models import LanguageModel, Padded, computing, left_pad
 from ..steering import Operator, Steering, steering_of
 from .cache import RoomyCache, gather
 from .rows import Lane
@@ -145,23 +145,9 @@ def _replay(lm: LanguageModel, read: _Read, rows: Tensor, steering: Steering) ->
     cache = RoomyCache(lm.n_layers, 0)
     with ExitStack() as stack:
         for block in lm.blocks[: first + 1]:
-            stack.enter_context(_giving(block, given))
+            stack.enter_context(computing(block, lambda *_, **__: given))
         stack.enter_context(steering.attached(lm.blocks))
         return _forward(lm, batch, cache), cache
-
-
-@contextmanager
-def _giving(block: nn.Module, output: BlockOutput) -> Iterator[None]:
-    """The block's forward gives `output` while the context lasts; its hooks run as ever."""
-    own = block.__dict__.get("forward")
-    block.forward = lambda *args, **kwargs: output
-    try:
-        yield
-    finally:
-        if own is None:
-            del block.forward
-        else:
-            block.forward = own
 
 
 def _rows_of(output: BlockOutput, rows: Tensor) -> BlockOutput:

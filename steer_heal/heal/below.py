@@ -7,7 +7,7 @@ previous round's student and its steered self. A forward pass then begins there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from steer_heal.adapters import AdapterStack
 from steer_heal.heal.examples import Example
-from steer_heal.models import LanguageModel, left_pad
+from steer_heal.models import LanguageModel, computing, left_pad
 
 KEPT_BYTES = 2 << 30
 """States kept for all examples take at most this much; what is beyond it is read anew with each batch."""
@@ -75,17 +75,10 @@ def skipped(blocks: Sequence[nn.Module], *, tuples: bool) -> Iterator[None]:
     def hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         return (hidden_states,) if tuples else hidden_states
 
-    before = [vars(block).get("forward") for block in blocks]
-    try:
+    with ExitStack() as stack:
         for block in blocks:
-            block.forward = hand_on
+            stack.enter_context(computing(block, hand_on))
         yield
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward
 
 
 def first_trained(lm: LanguageModel, stack: AdapterStack) -> int:

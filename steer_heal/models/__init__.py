@@ -1,7 +1,7 @@
 """Language models: find, load and describe them; chat encoding; where their blocks are."""
 
 from .batch import Padded, left_pad, rows_that_fit
-from .blocks import band_layers, find_blocks, layers_band
+from .blocks import band_layers, computing, find_blocks, layers_band
 from .chat import system, user
 from .find import Source, default_model, find, in_cache
 from .load import LanguageModel, SamplingDefaults, load
@@ -13,6 +13,7 @@ __all__ = [
     "SamplingDefaults",
     "Source",
     "band_layers",
+    "computing",
     "default_model",
     "find",
     "find_blocks",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,6 +34,20 @@ def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
             "choose a decoder-only model such as Gemma 3, Llama, Qwen or Mistral."
         )
     return list(found[0])
+
+
+@contextmanager
+def computing(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`forward` stands for the block's own while the context lasts; its hooks run as ever."""
+    own = vars(block).get("forward")
+    block.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del block.forward
+        else:
+            block.forward = own
 
 
 def band_layers(n_layers: int, band: tuple[float, float]) -> tuple[int, ...]:

@@ -1,16 +1,26 @@
-"""Shared by the unit tests: a launcher whose workers are gone when the test is."""
+"""Shared by the unit tests: a launcher whose workers are gone when the test is, the command line in an
+empty folder, a store and a log, examples, and what the decode loop is asked for."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from steer_heal import generate, models
+from steer_heal.cli import main
+from steer_heal.engine import pairs
+from steer_heal.heal import Example
 from steer_heal.jobs import LocalProcesses
+from steer_heal.store import Store
+from tests import tiny
 from tests.jobs import COMMAND
+from tests.rounds import short_examples
+from tests.runs import write_run
 
 
 @pytest.fixture
@@ -21,3 +31,53 @@ def jobs(tmp_path: Path) -> Iterator[LocalProcesses]:
         process = launcher.folder(run_id).process()
         if process is not None and process.pid != os.getpid() and launcher.folder(run_id).alive(process):
             os.kill(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every command runs in an empty folder, and `tiny` is a model."""
+    monkeypatch.chdir(tmp_path)
+    load = models.load
+    monkeypatch.setattr(
+        models, "load", lambda name, **rest: tiny.shared() if name == "tiny" else load(name, **rest)
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "r1" / "events.jsonl", name="<script>", seed=7)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs.duckdb", patience=0.2)
+
+
+@pytest.fixture
+def examples() -> list[Example]:
+    return short_examples()
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each call of the decode loop was asked for."""
+    counted: list[int] = []
+
+    def decode(lm: Any, asked: Any, *rest: Any, **options: Any) -> Any:
+        counted.append(len(asked))
+        return generate.decode(lm, asked, *rest, **options)
+
+    monkeypatch.setattr(pairs, "decode", decode)
+    return counted

@@ -1,5 +1,3 @@
-import random
-
 import pytest
 import torch
 
@@ -7,7 +5,6 @@ from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
 from steer_heal.heal import (
     Below,
-    Example,
     Objective,
     Teacher,
     below,
@@ -17,6 +14,7 @@ from steer_heal.heal import (
     train_round,
 )
 from tests import tiny
+from tests.rounds import short_examples
 
 SETTINGS = TrainSettings(rank=2, epochs=3, batch_size=3, lr=1e-2, held_out=0.25, tau=0.2)
 LAYERS = [2, 3]
@@ -24,11 +22,7 @@ LAYERS = [2, 3]
 
 @pytest.fixture
 def examples():
-    rng = random.Random(0)
-    return [
-        Example((2, *(rng.randrange(10, 200) for _ in range(rng.randint(2, 9)))), (65, 66, 67 + index % 2, 1))
-        for index in range(9)
-    ]
+    return short_examples(9)
 
 
 def student(arch="gemma3", layers=LAYERS):

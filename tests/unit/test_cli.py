@@ -7,7 +7,6 @@ import json
 import math
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,10 @@ from steer_heal.cli.options import nested, setting
 from steer_heal.cli.tables import Column, Out, clean, number, table
 from steer_heal.config import SettingsError
 from steer_heal.jobs import LocalProcesses
-from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("here")
 SEVEN = {"care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"}
 NAMES = ("heal", "dose", "eval", "vector", "results", "readings", "store", "export", "doctor")
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every command runs in an empty folder, and `tiny` is a model."""
-    monkeypatch.chdir(tmp_path)
-    load = models.load
-    monkeypatch.setattr(
-        models, "load", lambda name, **rest: tiny.shared() if name == "tiny" else load(name, **rest)
-    )
-    return tmp_path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.mark.parametrize("name", ["", *NAMES])

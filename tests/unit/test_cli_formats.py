@@ -16,8 +16,8 @@ from steer_heal.events import EventLog
 from steer_heal.models import load
 from tests import tiny
 from tests.runs import play_round, start
-from tests.unit.test_cli import here, run  # noqa: F401  fixtures
 
+pytestmark = pytest.mark.usefixtures("here")
 FEW = ("--model", "tiny", "--band", "0.25-0.75", "--json")
 
 
@@ -25,7 +25,7 @@ FEW = ("--model", "tiny", "--band", "0.25-0.75", "--json")
     ("name", "form"),
     [("v.gguf", None), ("v.npz", None), ("v.safetensors", "steering-lite"), ("v.safetensors", "tensors")],
 )
-def test_a_vector_goes_out_and_comes_back(run: Any, name: str, form: str | None) -> None:  # noqa: F811
+def test_a_vector_goes_out_and_comes_back(run: Any, name: str, form: str | None) -> None:
     made = ("--format", form) if form else ()
     code, out, _ = run("vector", *FEW, "--out", name, *made)
     assert code == 0
@@ -38,7 +38,7 @@ def test_a_vector_goes_out_and_comes_back(run: Any, name: str, form: str | None)
     assert torch.equal(a.directions_LD, b.directions_LD)
 
 
-def test_only_the_band(run: Any) -> None:  # noqa: F811
+def test_only_the_band(run: Any) -> None:
     code, _, _ = run("vector", *FEW, "--out", "v.safetensors", "--format", "steering-lite", "--only-band")
     assert code == 0
     assert sorted(load_file("v.safetensors")) == ["layer1.v", "layer2.v"]
@@ -50,14 +50,14 @@ def test_only_the_band(run: Any) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("method", ["mean_diff_raw", "pca"])
-def test_other_methods(run: Any, method: str) -> None:  # noqa: F811
+def test_other_methods(run: Any, method: str) -> None:
     code, out, _ = run("vector", *FEW, "--method", method, "--out", "v.safetensors")
     assert (code, json.loads(out)["method"]) == (0, method)
     lengths = formats.read("v.safetensors").directions_LD.norm(dim=-1)
     assert torch.allclose(lengths, torch.ones(4)) == (method == "pca")
 
 
-def test_what_is_not_here_or_unknown_is_said(run: Any, here: Any) -> None:  # noqa: F811
+def test_what_is_not_here_or_unknown_is_said(run: Any, here: Any) -> None:
     (here / "v.pt").write_bytes(b"")
     for arguments, words in [
         (("vector", *FEW, "--from", "v.pt", "--out", "w.npz"), "pickle"),
@@ -71,7 +71,7 @@ def test_what_is_not_here_or_unknown_is_said(run: Any, here: Any) -> None:  # no
         assert err.count("\n") == 1
 
 
-def test_a_run_is_merged_with_its_card(run: Any, here: Any) -> None:  # noqa: F811
+def test_a_run_is_merged_with_its_card(run: Any, here: Any) -> None:
     lm = tiny.language_model("gemma3")
     lm.model.save_pretrained(here / "base")
     lm.tokenizer.save_pretrained(here / "base")
@@ -97,7 +97,7 @@ def test_a_run_is_merged_with_its_card(run: Any, here: Any) -> None:  # noqa: F8
     assert load(str(here / "merged")).n_layers == 4
 
 
-def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:  # noqa: F811
+def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:
     code, out, _ = run("doctor", "--model", "tiny", "--json")
     document = json.loads(out)
     assert [check["name"] for check in document["self_test"]] == ["extract", "undo", "write", "choose"]
@@ -116,7 +116,7 @@ def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:  # no
     assert models.default_model()[0] == "demo"
 
 
-def test_readings_of_a_run_from_its_stored_scores(run: Any, here: Any) -> None:  # noqa: F811
+def test_readings_of_a_run_from_its_stored_scores(run: Any, here: Any) -> None:
     folder = here / "runs" / "run-1"
     folder.mkdir(parents=True)
     settings = heal_settings(model="tiny", rounds=1)

@@ -10,37 +10,14 @@ from typing import Any
 
 import pytest
 
-from steer_heal import models
-from steer_heal.cli import BAD_INPUT, main
+from steer_heal.cli import BAD_INPUT
 from steer_heal.config import FOUNDATIONS, heal_settings
 from steer_heal.engine.book import EXAMPLE_ID
 from steer_heal.jobs import LocalProcesses
-from tests import tiny
 from tests.runs import profile, write_run
+from tests.unit.test_cli import SEVEN
 
-SEVEN = {"care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"}
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every command runs in an empty folder, and `tiny` is a model."""
-    monkeypatch.chdir(tmp_path)
-    load = models.load
-    monkeypatch.setattr(
-        models, "load", lambda name, **rest: tiny.shared() if name == "tiny" else load(name, **rest)
-    )
-    return tmp_path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from steer_heal import generate
 from steer_heal.config import DoseRequest, SampleSettings, SettingsError, SteerRequest, build, heal_settings
-from steer_heal.engine import Engine, pairs
+from steer_heal.engine import Engine
 from steer_heal.records import SteerFrame
 from tests import tiny
 
@@ -25,19 +24,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     made = Engine(lm=tiny.language_model(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
     yield made
     made.close()
-
-
-@pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each call of the decode loop was asked for."""
-    counted: list[int] = []
-
-    def decode(lm: Any, asked: Any, *rest: Any, **options: Any) -> Any:
-        counted.append(len(asked))
-        return generate.decode(lm, asked, *rest, **options)
-
-    monkeypatch.setattr(pairs, "decode", decode)
-    return counted
 
 
 def request(prompt: str = "What is right?", alpha: float = 1.0, n: int = 12, **sample: Any) -> SteerRequest:
@@ -66,14 +52,14 @@ def test_at_alpha_0_the_steered_answer_is_the_base_answer(engine: Engine) -> Non
     assert base
 
 
-def test_a_moved_slider_does_not_write_the_base_answer_again(engine: Engine, rows: list[int]) -> None:
+def test_a_moved_slider_does_not_write_the_base_answer_again(engine: Engine, batches: list[int]) -> None:
     first = list(engine.steer(request("again", alpha=1.0), session="a"))[-1]
     second = list(engine.steer(request("again", alpha=3.0), session="b"))
-    assert rows == [2, 1]
+    assert batches == [2, 1]
     assert all(ids(frame)[0] == ids(first)[0] for frame in second if frame.steered)
     list(engine.steer(request("again", alpha=3.0, seed=1), session="a"))
     list(engine.steer(request("another", alpha=3.0), session="a"))
-    assert rows == [2, 1, 2, 2]
+    assert batches == [2, 1, 2, 2]
 
 
 def test_with_a_known_base_the_steered_answer_is_the_same_as_beside_it(engine: Engine) -> None:

@@ -21,17 +21,12 @@ from steer_heal.heal import (
 )
 from steer_heal.records import RoundFailed, Stopped
 from tests import tiny
-from tests.rounds import SETTINGS, short_examples, taught, trained
+from tests.rounds import SETTINGS, taught, trained
 
 
 @pytest.fixture
 def lm():
     return tiny.language_model("gemma3", n_layers=2)
-
-
-@pytest.fixture
-def examples():
-    return short_examples()
 
 
 def test_distillation_learns_what_steering_does(lm, examples):

@@ -19,17 +19,12 @@ from steer_heal.heal import (
 )
 from steer_heal.steering import steer
 from tests import tiny
-from tests.rounds import SETTINGS, short_examples, taught
+from tests.rounds import SETTINGS, taught
 
 
 @pytest.fixture
 def lm():
     return tiny.language_model("gemma3", n_layers=2)
-
-
-@pytest.fixture
-def examples():
-    return short_examples()
 
 
 def plain_logits(lm, example):

@@ -72,19 +72,6 @@ class Crowd:
         return {name: ids(frames[-1]) for name, frames in self.frames.items() if frames}
 
 
-@pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each call of the decode loop was asked for."""
-    counted: list[int] = []
-
-    def decode(lm: Any, asked: Any, *rest: Any, **options: Any) -> Any:
-        counted.append(len(asked))
-        return generate.decode(lm, asked, *rest, **options)
-
-    monkeypatch.setattr(pairs, "decode", decode)
-    return counted
-
-
 def test_who_waits_begins_together_and_each_gets_what_it_would_get_alone(
     engine: Engine, tmp_path: Path, batches: list[int]
 ) -> None:

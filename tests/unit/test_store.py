@@ -28,16 +28,6 @@ TABLES = (
 )
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "r1" / "events.jsonl", name="<script>", seed=7)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "runs.duckdb", patience=0.2)
-
-
 def tables(store: Store) -> dict[str, list[Any]]:
     with duckdb.connect(str(store.path), read_only=True) as connection:
         return {name: sorted(map(repr, connection.table(name).fetchall())) for name in TABLES}

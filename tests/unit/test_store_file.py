@@ -15,17 +15,6 @@ from steer_heal import events
 from steer_heal.config import SettingsError
 from steer_heal.store import Store, StoreBusy
 from steer_heal.store.schema import MIGRATIONS
-from tests.runs import write_run
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "r1" / "events.jsonl", name="<script>", seed=7)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "runs.duckdb", patience=0.2)
 
 
 def hold(path: Path, *, read_only: bool) -> subprocess.Popen[str]:

@@ -52,7 +52,7 @@ class LeanReader:
         base, apart = Prefixes(_pairs(reads, depth), lengths_P, range(len(ordered)), of_row), None
         hidden_BD = torch.cat([one.residuals[depth - 1][-1:] for one in reads])[of_row]
         if steered:
-            apart, ends_SD = self._read_steered(reads, ordered, base, directions_LD)
+            apart, ends_SD = self._read_steered(reads, ordered, steered, base, directions_LD)
             hidden_BD[steered] = ends_SD
         self._keys = keys(base, apart, room, n_more=sum(lane.n_more for lane in lanes))
         self._positions_B = lengths_P[torch.tensor(of_row, device=self._device)]
@@ -71,11 +71,16 @@ class LeanReader:
         )  # fmt: skip
 
     def _read_steered(
-        self, reads: list[Read], ordered: Sequence[Lane], base: Prefixes, directions_LD: Tensor
+        self,
+        reads: list[Read],
+        ordered: Sequence[Lane],
+        rows: list[int],
+        base: Prefixes,
+        directions_LD: Tensor,
     ) -> tuple[Prefixes | None, Tensor]:
-        """The steered lanes from the first steered block on: their prompts' keys (none where no block is
-        left), and the residual behind the last one, (S, D)."""
-        first, rows = self._steering.layers[0], [row for row, lane in enumerate(ordered) if lane.steered]
+        """The steered lanes, `rows`, from the first steered block on: their prompts' keys (none where no
+        block is left), and the residual behind the last one, (S, D)."""
+        first = self._steering.layers[0]
         variants: dict[tuple[Prompt, bytes], int] = {}
         of_row = [variants.setdefault(ordered[row].key[:2], len(variants)) for row in rows]
         leaders = [rows[of_row.index(number)] for number in range(len(variants))]
