@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..generate.lean.attention import HIDDEN, attend, causal
+from ..generate.lean.attention import HIDDEN, attend
 from ..generate.lean.network import Network
 from ..steering import Steering
 
 MIN_TRUNK = 16
 """A shorter beginning in common is not worth a pass of its own."""
-_STEP = {"cpu": 96}
+_STEP = {"cpu": 64}
 """Positions at once in causal attention, where leaving out what they cannot see pays for more calls."""
 Ids = tuple[int, ...]
 Pair = tuple[Tensor, Tensor]
@@ -90,6 +90,7 @@ class Grove:
         starts_R = self.n_trees * self.n_trunk + torch.arange(self.n_rows, device=device) * self.n_branch
         self._ends_N = (starts_R[:, None] + ends_Rn).flatten()
         self._all, self._ends = self._queries(columns[None, : self.n_branch]), self._queries(ends_Rn)
+        self._trunks = Queries(columns[None, : self.n_trunk], torch.zeros_like(columns[:1]), self.n_trunk, 0)
         hidden_ND = network.embed(self._ids)
         tables = network.turns(torch.arange(int(positions_N.max()) + 1, device=device), hidden_ND)
         self._turns = {name: turn.at(positions_N) for name, turn in tables.items()}
@@ -127,22 +128,26 @@ class Grove:
         if kept is not None:
             kept.trunks[layer] = (k_t, v_t)
             kept.branches[layer] = (k_b, v_b)
-        seen = self._ends if is_last else self._all
-        q_b = (q if is_last else q[n:]).unflatten(0, (self.n_rows, -1))
-        out = seen.attend(q_b, self._joined(k_t, k_b), self._joined(v_t, v_b), *how).flatten(0, 1).flatten(1)
-        if is_last or not n:
-            return out
-        trunk = causal(q[:n].unflatten(0, (self.n_trees, -1)), k_t, v_t, *how)
-        return torch.cat([trunk.flatten(0, 1).flatten(1), out])
+        q_t, q_b = (q[:0], q) if is_last else (q[:n], q[n:])
+        out = torch.empty_like(q)
+        out_t, out_b = out[: len(q_t)], out[len(q_t) :]
+        (self._ends if is_last else self._all).attend(
+            q_b.unflatten(0, (self.n_rows, -1)), self._joined(k_t, k_b), self._joined(v_t, v_b), *how,
+            out_b.unflatten(0, (self.n_rows, -1)),
+        )  # fmt: skip
+        if len(q_t):
+            q_t, out_t = (x.unflatten(0, (self.n_trees, -1)) for x in (q_t, out_t))
+            self._trunks.attend(q_t, k_t.transpose(1, 2), v_t.transpose(1, 2), *how, out_t)
+        return out.flatten(1)
 
     def _joined(self, trunk: Tensor, branch_RTKd: Tensor) -> Tensor:
-        """A row's own after its tree's, (R, K, P + T, d)."""
+        """A row's own after its tree's, (R, K, P + T, d); a token's heads stay together in memory."""
         n_rows, n, heads, size = branch_RTKd.shape
-        made = branch_RTKd.new_empty(n_rows, heads, self.n_trunk + n, size)
+        made = branch_RTKd.new_empty(n_rows, self.n_trunk + n, heads, size)
         if self.n_trunk:
-            made.unflatten(0, (self.n_trees, -1))[..., : self.n_trunk, :] = trunk.transpose(1, 2)[:, None]
-        made[:, :, self.n_trunk :] = branch_RTKd.transpose(1, 2)
-        return made
+            made.unflatten(0, (self.n_trees, -1))[:, :, : self.n_trunk] = trunk[:, None]
+        made[:, self.n_trunk :] = branch_RTKd
+        return made.transpose(1, 2)
 
     def _queries(self, at_RQ: Tensor) -> Queries:
         whole = bool((self.trunk_N == self.n_trunk).all())
@@ -157,43 +162,54 @@ class Queries:
     """
 
     def __init__(self, at_RQ: Tensor, before_R: Tensor, n_branch: int, n_trunk: int) -> None:
-        self._at_RQ1, self._before_R11 = at_RQ[..., None], before_R[:, None, None]
+        self._at_RQ, self._before_R11 = at_RQ, before_R[:, None, None]
         self._n_branch, self._n_trunk = n_branch, n_trunk
         self._reach = int(before_R.max()) + n_branch
-        self._known: dict[int | None, Tensor] = {}
+        self._all_alike = len(before_R) == 1 and at_RQ.shape == (1, n_branch)
+        self._known: dict[tuple[int | None, int], Tensor] = {}
 
     def attend(
-        self, q_RQHd: Tensor, k_RKPd: Tensor, v_RKPd: Tensor, scale: float, window: int | None
-    ) -> Tensor:
-        """Attention to keys and values of trunk and branch, (R, Q, H, d)."""
-        cpu, n = q_RQHd.device.type == "cpu", q_RQHd.shape[1]
-        group = 1 if cpu else q_RQHd.shape[2] // k_RKPd.shape[1]
-        mask = self._mask(window if window is not None and self._reach > window else None).to(q_RQHd.dtype)
-        mask = mask if group == 1 else mask.repeat_interleave(group, dim=2)
+        self, q_RQHd: Tensor, k_RKPd: Tensor, v_RKPd: Tensor, scale: float, window: int | None,
+        out_RQHd: Tensor,
+    ) -> None:  # fmt: skip
+        """Attention to keys and values of trunk and branch, written to `out_RQHd`."""
+        device, n = q_RQHd.device, q_RQHd.shape[1]
+        group = 1 if device.type == "cpu" else q_RQHd.shape[2] // k_RKPd.shape[1]
+        window = window if window is not None and self._reach > window else None
         q_RKXd = q_RQHd.unflatten(2, (-1, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)
-        step = n if n < self._n_branch else _STEP.get(q_RQHd.device.type, n)
-        out = torch.empty_like(q_RQHd)
+        step = n if n < self._n_branch else min(n, _STEP.get(device.type, n))
         for start in range(0, n, step):
-            rows = slice(start * group, (start + step) * group)
-            seen = slice(0, self._n_trunk + (self._n_branch if step == n else start + step))
-            x = attend(
-                q_RKXd[:, :, rows], k_RKPd[:, :, seen], v_RKPd[:, :, seen], scale, mask[..., rows, seen]
-            )
-            out[:, start : start + step] = x[0].unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
-        return out
+            end = min(n, start + step)
+            seen = self._n_trunk + (self._n_branch if step == n else end)
+            mask = self._mask(window, start, end, seen).to(q_RQHd.dtype)
+            mask = mask if group == 1 else mask.repeat_interleave(group, dim=2)
+            rows = slice(start * group, end * group)
+            x = attend(q_RKXd[:, :, rows], k_RKPd[:, :, :seen], v_RKPd[:, :, :seen], scale, mask)
+            out_RQHd[:, start:end] = x[0].unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
 
-    def _mask(self, window: int | None) -> Tensor:
-        """0 where a query sees a key, else `HIDDEN`: (R or 1, 1, Q, P + T)."""
-        if window not in self._known:
-            columns_P = torch.arange(self._n_trunk + self._n_branch, device=self._at_RQ1.device)
+    def _mask(self, window: int | None, start: int, end: int, seen: int) -> Tensor:
+        """0 where one of the queries `start:end` sees one of the first keys, else `HIDDEN`."""
+        if self._all_alike and window is None:
+            return self._stairs(end - start, seen)
+        if (window, start) not in self._known:
+            at_RQ1 = self._at_RQ[:, start:end, None]
+            columns_P = torch.arange(seen, device=at_RQ1.device)
             own_P = columns_P - self._n_trunk
-            seen = torch.where(own_P < 0, columns_P < self._before_R11, own_P <= self._at_RQ1)
+            sees = torch.where(own_P < 0, columns_P < self._before_R11, own_P <= at_RQ1)
             if window is not None:
                 places = torch.where(own_P < 0, columns_P, own_P + self._before_R11)
-                seen = seen & (self._before_R11 + self._at_RQ1 - places < window)
-            mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, HIDDEN)
-            self._known[window] = mask[:, None]
-        return self._known[window]
+                sees = sees & (self._before_R11 + at_RQ1 - places < window)
+            mask = torch.zeros(sees.shape, device=sees.device).masked_fill_(~sees, HIDDEN)
+            self._known[window, start] = mask[:, None]
+        return self._known[window, start]
+
+    def _stairs(self, n: int, seen: int) -> Tensor:
+        """The same where each query sees one key more than the one before it, and the last all of them: one
+        mask for all steps, which differ only in how many keys all their queries see."""
+        if (None, 0) not in self._known:
+            full = torch.full((1, 1, n, self._n_trunk + self._n_branch), HIDDEN, device=self._at_RQ.device)
+            self._known[None, 0] = full.triu_(full.shape[3] - n + 1)
+        return self._known[None, 0][:, :, -n:, -seen:]
 
 
 def _padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ def test_norms_are_torch_s_and_leave_what_they_are_given(n, dtype):
     early = weight_D * rms_norm(x.float(), (64,), None, 1e-6).to(dtype)
     torch.testing.assert_close(pointwise.norm_early(x, weight_D, 1e-6), early)
     assert torch.equal(x, before)
+    torch.testing.assert_close(pointwise.norm_late_(x, weight_D.float(), 1e-6), late)
 
 
 @pytest.mark.parametrize("n", [3, 700, 2100])

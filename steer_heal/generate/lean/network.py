@@ -16,7 +16,7 @@ from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from ...models import LanguageModel
-from .pointwise import gated_gelu, norm_early, norm_late
+from .pointwise import gated_gelu, norm_early, norm_late, norm_late_
 
 Map = Callable[[Tensor], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -102,7 +102,7 @@ class Turn:
 
     def rotate(self, x_NHd: Tensor) -> Tensor:
         """x cos + (x's halves swapped, the new first half negated) sin. Source: Su et al., 2021 (RoPE)."""
-        return torch.addcmul(x_NHd * self.cos_N1d, x_NHd.roll(x_NHd.shape[-1] // 2, -1), self.sin_N1d)
+        return (x_NHd * self.cos_N1d).addcmul_(x_NHd.roll(x_NHd.shape[-1] // 2, -1), self.sin_N1d)
 
     def at(self, rows: Tensor) -> Turn:
         return Turn(self.cos_N1d[rows], self.sin_N1d[rows])
@@ -197,7 +197,7 @@ def _rope_kinds(config: Any) -> Iterator[str]:
 def _block(block: Any, family: Family, config: Any, layer: int) -> Block:
     attention, mlp = block.self_attn, block.mlp
     kind = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    norm = partial(_norm, family=family)
+    norm, norm_ = partial(_norm, family=family), partial(_norm, family=family, fresh=True)
     inner = hasattr(attention, "q_norm")
     four = family.zero_centred
     return Block(
@@ -205,16 +205,16 @@ def _block(block: Any, family: Family, config: Any, layer: int) -> Block:
         q=_linear(attention.q_proj),
         k=_linear(attention.k_proj),
         v=_linear(attention.v_proj),
-        q_norm=norm(attention.q_norm) if inner else _as_is,
-        k_norm=norm(attention.k_norm) if inner else _as_is,
+        q_norm=norm_(attention.q_norm) if inner else _as_is,
+        k_norm=norm_(attention.k_norm) if inner else _as_is,
         o=_linear(attention.o_proj),
-        after_attention=norm(block.post_attention_layernorm) if four else _as_is,
+        after_attention=norm_(block.post_attention_layernorm) if four else _as_is,
         before_mlp=norm(block.pre_feedforward_layernorm if four else block.post_attention_layernorm),
         gate=_linear(mlp.gate_proj),
         up=_linear(mlp.up_proj),
         down=_linear(mlp.down_proj),
         gated=gated_gelu if isinstance(mlp.act_fn, GELUTanh) else partial(_gated, act=mlp.act_fn),
-        after_mlp=norm(block.post_feedforward_layernorm) if four else _as_is,
+        after_mlp=norm_(block.post_feedforward_layernorm) if four else _as_is,
         window=config.sliding_window if kind[layer] == "sliding_attention" else None,
         rotary=kind[layer] if four else "",
         scale=attention.scaling,
@@ -236,9 +236,11 @@ def _linear(module: nn.Module) -> Map:
     return partial(linear, weight=module.weight, bias=module.bias)
 
 
-def _norm(module: Any, family: Family) -> Map:
-    """RMSNorm in float32 (Zhang and Sennrich, 2019), rounded where the architecture rounds."""
+def _norm(module: Any, family: Family, fresh: bool = False) -> Map:
+    """RMSNorm in float32 (Zhang and Sennrich, 2019), rounded where the architecture rounds.
+
+    `fresh`: what it is given was made for it alone, and may be overwritten."""
     if family.zero_centred:
         weight_D = 1.0 + module.weight.float()
-        return partial(norm_late, weight_D=weight_D, eps=module.eps)
+        return partial(norm_late_ if fresh else norm_late, weight_D=weight_D, eps=module.eps)
     return partial(norm_early, weight_D=module.weight, eps=module.variance_epsilon)

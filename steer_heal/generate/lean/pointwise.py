@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,6 +22,13 @@ def norm_late(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     if _many(x):
         return _in_float32(x, lambda part: _rms_norm(part, eps).mul_(weight_D))
     return rms_norm(x.float(), weight_D.shape, weight_D, eps).to(x.dtype)
+
+
+def norm_late_(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """`norm_late` that may overwrite what it is given."""
+    if _many(x) and x.dtype == torch.float32:
+        return _rms_norm(x, eps, out=x).mul_(weight_D)
+    return norm_late(x, weight_D, eps)
 
 
 def norm_early(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -45,10 +53,18 @@ def _in_float32(x: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
     return made
 
 
-def _rms_norm(x: Tensor, eps: float) -> Tensor:
+@cache
+def _constant(value: float) -> Tensor:
+    """A number as a tensor, which an operation takes without making one of it again and again."""
+    with torch.inference_mode(False):
+        return torch.tensor(value)
+
+
+def _rms_norm(x: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """x / sqrt(mean x^2 + eps) in two passes; torch's takes five on a CPU."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    share = torch.addcmul(_constant(eps), norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
+    return torch.mul(x, share, out=out)
 
 
 def gated_gelu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
@@ -57,11 +73,15 @@ def gated_gelu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
         return gelu(gate_NF, approximate="tanh").mul_(up_NF)
     rows = max(1, _AT_ONCE // gate_NF.shape[-1])
     for gate, up in zip(gate_NF.split(rows), up_NF.split(rows), strict=True):
-        gate.copy_(_gelu_tanh(gate.float())).mul_(up)
+        wide = gate.float()
+        gated = wide.div_(_gelu_divisor(wide))
+        if gated is not gate:
+            gate.copy_(gated)
+        gate.mul_(up)
     return gate_NF
 
 
-def _gelu_tanh(x: Tensor) -> Tensor:
-    """As x sigmoid(2 z), z the tanh's argument."""
-    y = (x * x).mul_(2 * _GELU * 0.044715).add_(2 * _GELU)
-    return y.mul_(x).sigmoid_().mul_(x)
+def _gelu_divisor(x: Tensor) -> Tensor:
+    """x / gelu(x) as 1 + exp(-2 z), z the tanh's argument: infinite where gelu is 0."""
+    y = torch.addcmul(_constant(-2 * _GELU), x, x, value=-2 * _GELU * 0.044715)
+    return y.mul_(x).exp_().add_(_constant(1.0))
