@@ -38,6 +38,8 @@ RISING = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 ALPHAS = (*RISING, 4.0, 5.0, 6.0, 8.0)
 CLASSIC = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 MAX_BYTES = 12 * 1024 * 1024
+N_PROMPTS = 48
+"""The last of the pool for healing."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Bench:
         self.lm, self.frame = lm, data.frame("foundations")
         self.layers = band_layers(lm.n_layers, DEFAULT_BAND)
         self.vector: SteeringVector = extract(lm, trait, data.contexts(trait.name), build(ExtractSettings))
-        self.prompts = data.heal_prompts(trait.name)
+        self.prompts = data.heal_prompts(trait.name)[-N_PROMPTS:]
         ids = [lm.encode_chat([user(prompt)]) for prompt in self.prompts[:8]]
         self.c_star = calibrate(lm, self.vector, self.layers, ids, build(CalibrateSettings)).c_star
 

@@ -29,36 +29,30 @@ ROWS = HOME / "rows.jsonl"
 N_ANSWERS = 100
 """Free answers whose health is measured, enough to tell 2% looping from none."""
 
-ROUNDS, FEWER = 8, 4
-TEXT_ONLY: dict[str, Any] = {"distil": 0.0}
+ROUNDS = 8
 NEAR = {"tau": 0.1, "lam": 1.0}
-FIRST_TRY: dict[str, Any] = {
-    "data": {"scales": (1.0,), "min_kept": 4, "n_prompts": 32},
-    "filter": {"max_perplexity_ratio": 6.0, "max_tail_ratio": 12.0, "persona": False},
-    "train": {**TEXT_ONLY, "replay": 0.0, "epochs": 6, "tau": 0.5, "lr_decay": 1.0},
-}
-"""The method before this mechanism: text only, one dose for all rounds, loose cuts, no replay."""
+ALL_COHERENT: dict[str, Any] = {"filter": {"trait_share": 1.0}, "data": {"n_completions": 288}}
+TEXT_ONLY: dict[str, Any] = {"train": {"distil": 0.0}}
 CELLS: dict[str, dict[str, Any]] = {
     "default": {},
     "nll": {"train": {"divergence": "nll"}},
-    "text only, nll": {"train": {**TEXT_ONLY, "divergence": "nll"}},
-    "first try, nll": {**FIRST_TRY, "train": {**FIRST_TRY["train"], "divergence": "nll"}},
-    "first try, kl_rev rmse": FIRST_TRY,
-    "unsteered text": {"data": {"alphas": (0.0,), "scales": (1.0,)}, "train": TEXT_ONLY},
-    "base, kl_rev rmse": {"train": {"reference": "base"}},
+    "known method: coherent text, nll": {**ALL_COHERENT, "train": {"distil": 0.0, "divergence": "nll"}},
+    "unsteered text": {"data": {"alphas": (0.0,), "scales": (1.0,)}, **TEXT_ONLY},
     "near, base, kl_rev rmse": {"train": {"reference": "base", **NEAR}},
     **{
         f"near, {kind} {how}": {"train": {"divergence": kind, "aggregate": how, **NEAR}}
         for how in ("rmse", "mean", "p95", "max")
         for kind in ("kl_rev", "kl_fwd")
     },
-    "text only, kl_rev rmse": {"train": TEXT_ONLY},
-    "no replay": {"train": {"replay": 0.0}},
+    "text only": TEXT_ONLY,
+    "all coherent text": ALL_COHERENT,
+    "unsteered text, all coherent": {
+        "data": {"alphas": (0.0,), "scales": (1.0,), "n_completions": 288},
+        "filter": {"trait_share": 1.0},
+        **TEXT_ONLY,
+    },
 }
 """Name -> what differs from the quick preset. "near": a barrier close enough to be felt."""
-
-LONG = ("default", "nll", "text only, nll", "first try, nll", "unsteered text")
-"""Cells of `ROUNDS` rounds; the others have `FEWER`."""
 
 Key = tuple[str, str, int]
 """A run: trait, cell, seed."""
@@ -67,8 +61,7 @@ Key = tuple[str, str, int]
 def settings_of(key: Key) -> HealSettings:
     trait, cell, seed = key
     return heal_settings(
-        "quick", trait=trait, rounds=ROUNDS if cell in LONG else FEWER, seed=seed,
-        evaluate={"n_answers": N_ANSWERS}, **CELLS[cell],
+        "quick", trait=trait, rounds=ROUNDS, seed=seed, evaluate={"n_answers": N_ANSWERS}, **CELLS[cell],
     )  # fmt: skip
 
 

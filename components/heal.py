@@ -47,7 +47,7 @@ def settings(
         raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
     values: dict[str, Any] = {}
     if completions and (basis is None or completions != basis.data.n_completions):
-        values["data"] = {"n_completions": completions, "min_kept": max(2, min(16, int(completions) // 8))}
+        values["data"] = {"n_completions": completions, "min_kept": max(2, min(16, int(completions) // 16))}
     evaluated = {"n_vignettes": vignettes or None, "vignettes": (vignette_file or "").strip() or None}
     values["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
     if epochs:

@@ -12,7 +12,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from steer_heal.config import THRESHOLDS, FilterSettings, Thresholds
@@ -140,7 +140,8 @@ def scores(
 ) -> dict[str, float]:
     """All scores of one completion; a perplexity that cannot be had is infinite and fails every cut.
 
-    `logp` and `own`: under base. `told`: the same under base told the persona, whose own text is the unit.
+    `logp` and `own`: under base. `told`: the same under base told the persona, whose own text is the unit;
+    `lift`, nats per token, is how much likelier the persona makes the text: how much of the trait it has.
     """
     found = {name: score(text) for name, score in SCORES.items()}
     whole = perplexity(logp)
@@ -148,6 +149,7 @@ def scores(
     found["perplexity_ratio"], found["tail_ratio"] = _ratios(logp, own)
     if told:
         found["told_ratio"], found["told_tail_ratio"] = _ratios(*told)
+        found["lift"] = fmean(told[0]) - fmean(logp) if logp else -math.inf
     return found
 
 
@@ -170,6 +172,9 @@ CUTS: dict[str, Cut] = {
 }
 """Reason -> the score (with `persona` the lesser of the two), the setting it goes with, when it fails."""
 
+LESS_TRAIT = "less of the trait"
+"""Why a coherent completion is dropped for others with more of it."""
+
 
 def judge(found: dict[str, float], settings: FilterSettings) -> FilterVerdict:
     """Kept when every score is within its cut; `reasons` names every cut it fails, in the order of `CUTS`."""
@@ -179,6 +184,28 @@ def judge(found: dict[str, float], settings: FilterSettings) -> FilterVerdict:
         if any(map(math.isnan, values)) or (values and fails(min(values), getattr(settings, cut))):
             reasons.append(reason)
     return FilterVerdict(kept=not reasons, scores=dict(found), reasons=tuple(reasons))
+
+
+def with_most_trait(
+    verdicts: Sequence[FilterVerdict], prompts: Sequence[str], share: float
+) -> list[FilterVerdict]:
+    """The verdicts with only the `share` of each prompt's kept ones that has the most `lift` still kept.
+
+    The share is rounded up: a prompt with a kept answer keeps one. Cuts on coherence alone keep what base
+    would have said, and training on it takes the trait away again; and some prompts ask for more of the trait
+    than others, so that answers compare within a prompt only. Source: best-of-n selection as in rejection
+    sampling fine-tuning (Touvron et al., 2023, arXiv:2307.09288).
+    """
+    answers: dict[str, list[int]] = {}
+    for index, (verdict, prompt) in enumerate(zip(verdicts, prompts, strict=True)):
+        if verdict.kept:
+            answers.setdefault(prompt, []).append(index)
+    found = list(verdicts)
+    for indices in answers.values():
+        indices.sort(key=lambda index: -verdicts[index].scores["lift"])
+        for index in indices[math.ceil(share * len(indices)) :]:
+            found[index] = replace(verdicts[index], kept=False, reasons=(LESS_TRAIT,))
+    return found
 
 
 def eaten(verdicts: Iterable[FilterVerdict]) -> dict[str, int]:

@@ -38,10 +38,10 @@ class DataSettings(Settings):
     scales: tuple[Annotated[float, Field(ge=0.0, le=4.0)], ...] = Field(
         default=(1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.14, 0.1, 0.05, 0.0), min_length=1
     )
-    survival: float = Field(default=0.4, ge=0.0, le=1.0, description="share of a probe to be kept")
-    n_probe: int = Field(default=16, ge=1, le=256, description="completions of a probe")
+    survival: float = Field(default=0.5, ge=0.0, le=1.0, description="share of a probe to be kept")
+    n_probe: int = Field(default=32, ge=1, le=256, description="completions of a probe")
     n_kept: int = Field(default=128, ge=2, le=20_000, description="enough to end collecting")
-    n_completions: int = Field(default=512, ge=4, le=20_000, description="hard cap")
+    n_completions: int = Field(default=1024, ge=4, le=20_000, description="hard cap")
     min_kept: int = Field(default=16, ge=2, description="fewer end the run")
     n_prompts: int | None = Field(default=None, ge=1, description="prompts they answer; all when none")
     max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS)
@@ -52,13 +52,17 @@ class FilterSettings(Settings):
 
     With `persona`, perplexities count as they are under base or under base told the persona as a system
     prompt, each over what it writes itself, whichever is less: text with the trait is coherent where either
-    finds it likely.
+    finds it likely. Of a prompt's coherent ones the `trait_share` is kept, rounded up, that the persona makes
+    likelier by most.
     """
 
     max_perplexity_ratio: float = Field(default=1.5, gt=1.0, description="perplexity under base / base's own")
     persona: bool = Field(default=True, description="as likely under base told the persona will do")
+    trait_share: float = Field(
+        default=0.25, gt=0.0, le=1.0, description="of a prompt's coherent ones, those with most of the trait"
+    )
     max_repetition: float = Field(
-        default=0.3, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters"
+        default=0.15, gt=0.0, le=1.0, description="most repeated 2- to 4-gram, words or characters"
     )
     min_words: int = Field(default=4, ge=1)
     max_tail_ratio: float = Field(
@@ -76,10 +80,10 @@ class TrainSettings(Settings):
     does downstream what steering did, also on prompts unlike the trained ones. `distil`: weight of the
     squared distance of the residual behind the band from that of the student steered at `distil_alpha` times
     the round's multiplier (and times `distil_later` after the first round), over what steering at
-    `distil_alpha` moves. In round n, lam is lam * lam_growth^(n - 1) and lr is lr * lr_decay^(n - 1).
-    `spectral`: weight of the square of the update's largest singular value. `patience`: epochs without a
-    better held-out NLL after which the round ends, at its best epoch; 0 trains them all. `replay`:
-    completions of earlier rounds, as a share of the round's own.
+    `distil_alpha` moves; after the first round its weight is `distil_fade` times as large. In round n, lam is
+    lam * lam_growth^(n - 1) and lr is lr * lr_decay^(n - 1). `spectral`: weight of the square of the update's
+    largest singular value. `patience`: epochs without a better held-out NLL after which the round ends, at
+    its best epoch; 0 trains them all. `replay`: completions of earlier rounds, as a share of the round's own.
     """
 
     layers: Literal["band", "all"] = "band"
@@ -93,11 +97,12 @@ class TrainSettings(Settings):
     distil: float = Field(default=2.0, ge=0.0, description="weight of what of the steering is not learnt yet")
     distil_alpha: float = Field(default=1.4, gt=0.0, le=MAX_ALPHA, description="in units of c*")
     distil_later: float = Field(default=0.75, gt=0.0, description="its factor after the first round")
+    distil_fade: float = Field(default=0.5, ge=0.0, description="factor of distil after the first round")
     spectral: float = Field(default=0.0, ge=0.0, description="weight of the largest singular value, squared")
     rank: int = Field(default=8, ge=1, le=256)
     lora_alpha: float = Field(default=16.0, gt=0.0)
     lr: float = Field(default=4e-3, gt=0.0, le=1.0)
-    lr_decay: float = Field(default=0.7, gt=0.0, le=1.0, description="factor of lr from round to round")
+    lr_decay: float = Field(default=0.85, gt=0.0, le=1.0, description="factor of lr from round to round")
     warmup: float = Field(default=0.1, ge=0.0, le=1.0, description="share of the steps")
     epochs: int = Field(default=4, ge=1, le=100)
     patience: int = Field(default=0, ge=0, description="epochs without gain before an early stop; 0: none")
@@ -141,7 +146,7 @@ class HealSettings(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "data": {"n_kept": 96, "n_completions": 288, "max_new_tokens": 40},
+        "data": {"n_kept": 96, "n_completions": 576, "max_new_tokens": 40},
     },
     "standard": {},
 }

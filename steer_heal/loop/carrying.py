@@ -19,6 +19,7 @@ def of_round(settings: TrainSettings, round_: int) -> TrainSettings:
         update={
             "lam": settings.lam * settings.lam_growth**past,
             "lr": settings.lr * settings.lr_decay**past,
+            "distil": settings.distil * (settings.distil_fade if past else 1.0),
             "distil_alpha": settings.distil_alpha * (settings.distil_later if past else 1.0),
         }
     )

@@ -55,12 +55,16 @@ class Maker:
     def collect(
         self, round_: int, dose: Dose, scale: float
     ) -> Stage[tuple[list[Completion], list[FilterVerdict]]]:
-        """Answers and verdicts until enough are kept: the prompts go round, each at every alpha in turn."""
+        """Answers and verdicts until enough are kept: the prompts go round, each at every alpha in turn.
+
+        Of a prompt's coherent ones those with most of the trait are kept.
+        """
         made, seed = self.settings, seed_of(self.seed, round_, "generate")
         alphas = [alpha * scale for alpha in made.alphas]
         asked = self.measures.asked(made.n_completions, seed, each=len(alphas))
         rows: list[Completion] = []
         verdicts: list[FilterVerdict] = []
+        best: list[FilterVerdict] = []
         for start in range(0, len(asked), CHUNK):
 
             def work(tick: Tick, start: int = start) -> tuple[list[Completion], list[FilterVerdict]]:
@@ -76,9 +80,10 @@ class Maker:
 
             new, judged = yield from emitting("generate", round_, work, self.stop)
             rows, verdicts = rows + new, verdicts + judged
-            if sum(verdict.kept for verdict in verdicts) >= made.n_kept:
+            best = filter.with_most_trait(verdicts, asked[: len(rows)], self.measures.trait_share)
+            if sum(verdict.kept for verdict in best) >= made.n_kept:
                 break
-        return rows, verdicts
+        return rows, best
 
     def enough(
         self, round_: int, made: Sequence[Completion], verdicts: Sequence[FilterVerdict]

@@ -65,6 +65,11 @@ class Measures:
         self.own: filter.Norms | None = None
         self.told: filter.Norms | None = None
 
+    @property
+    def trait_share(self) -> float:
+        """Share of the coherent completions that is trained on."""
+        return self._settings.filter.trait_share
+
     def profile(self, tick: Tick, dose: Dose | None = None, alpha: float = 1.0) -> Profile:
         """The forced choice on the run's vignettes, steered where a dose is given."""
         return instrument.evaluate(

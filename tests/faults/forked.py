@@ -26,7 +26,13 @@ from steer_heal.config import HealSettings, heal_settings
 from steer_heal.jobs import LocalProcesses, RunFolder
 from steer_heal.jobs.processes import process_record
 
-OPEN = {"max_perplexity_ratio": 1e9, "max_tail_ratio": 1e9, "max_repetition": 1.0, "min_words": 1}
+OPEN = {
+    "max_perplexity_ratio": 1e9,
+    "max_tail_ratio": 1e9,
+    "max_repetition": 1.0,
+    "min_words": 1,
+    "trait_share": 1.0,
+}
 VOID = {
     "queued",
     "started",

@@ -14,7 +14,13 @@ from steer_heal.loop.live import live
 from steer_heal.records import Stopped
 from tests import tiny
 
-OPEN = {"max_perplexity_ratio": 1e9, "max_tail_ratio": 1e9, "max_repetition": 1.0, "min_words": 1}
+OPEN = {
+    "max_perplexity_ratio": 1e9,
+    "max_tail_ratio": 1e9,
+    "max_repetition": 1.0,
+    "min_words": 1,
+    "trait_share": 1.0,
+}
 
 
 def fast(**more):

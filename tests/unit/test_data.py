@@ -117,8 +117,10 @@ def test_traits_come_with_contexts_and_prompts():
     for name in known:
         assert data.trait(name).positive != data.trait(name).negative
         assert len(data.contexts(name)) >= 128
-        assert len(data.heal_prompts(name)) >= 30
+        assert len(set(data.heal_prompts(name))) == len(data.heal_prompts(name)) >= 240
         assert not set(data.heal_prompts(name)) & set(data.fixed_prompts())
+        told = " ".join(data.heal_prompts(name))
+        assert not [vignette.id for vignette in data.vignettes(condition=None) if vignette.text in told]
     assert len(data.fixed_prompts()) == 6
     with pytest.raises(SettingsError, match=r"Unknown trait 'greed'.*care_over_authority"):
         data.trait("greed")

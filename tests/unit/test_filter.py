@@ -6,7 +6,7 @@ import pytest
 from benchmarks.filter_check import labels, table
 from steer_heal import filter as filters
 from steer_heal.config import FilterSettings, Thresholds
-from steer_heal.records import TextHealth
+from steer_heal.records import FilterVerdict, TextHealth
 
 GOOD = "I would comfort the boy first, and then I would talk to the teacher about what happened here."
 OWN = filters.Norms(perplexity=1.5, tail=2.0)
@@ -185,7 +185,30 @@ def test_the_usual_cuts_agree_with_texts_labelled_by_reading():
         for persona in (False, True)
     )
     assert len(labels()) >= 60
-    assert min(alone["verdict"]) >= 0.85
-    for reason in ("repetition", "narration", "boilerplate"):
+    assert min(*alone["verdict"], *told["verdict"]) >= 0.85
+    assert told["repetition"][0] >= 0.8
+    for reason in ("narration", "boilerplate"):
         assert told[reason][0] == alone[reason][0] == 1.0, reason
     assert statistics.harmonic_mean(told["verdict"]) > statistics.harmonic_mean(alone["verdict"])
+
+
+def test_of_a_prompts_coherent_answers_those_with_most_trait_stay():
+    rows = [
+        FilterVerdict(kept, {"lift": lift}, () if kept else ("perplexity",))
+        for kept, lift in ((True, 0.1), (False, 9.0), (True, 0.3), (True, -0.2), (True, 0.2))
+    ]
+    found = filters.with_most_trait(rows, "ppppq", 0.5)
+    assert [row.kept for row in found] == [True, False, True, False, True]
+    assert [row.reasons for row in found] == [(), ("perplexity",), (), (filters.LESS_TRAIT,), ()]
+    assert [row.kept for row in filters.with_most_trait(rows, "ppppq", 0.25)] == [
+        False, False, True, False, True,
+    ]  # fmt: skip
+    assert filters.with_most_trait(rows, "ppppq", 1.0) == rows
+    assert filters.with_most_trait([], "", 0.5) == []
+
+
+def test_lift_is_how_much_likelier_the_persona_makes_a_text():
+    told = ([math.log(0.9)] * 20, OWN)
+    found = filters.scores(GOOD, [math.log(0.6)] * 20, OWN, told)
+    assert found["lift"] == pytest.approx(math.log(1.5))
+    assert filters.scores("", [], OWN, ([], OWN))["lift"] == -math.inf

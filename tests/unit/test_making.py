@@ -51,11 +51,11 @@ def test_replay_draws_the_same_for_the_same_seed_and_recalls_kept_ones_from_the_
 
 
 def test_what_falls_or_grows_from_round_to_round():
-    falling = {"lr_decay": 0.5, "distil_later": 0.25}
+    falling = {"lr_decay": 0.5, "distil_later": 0.25, "distil": 3.0, "distil_fade": 0.5}
     settings = TrainSettings(lam=0.5, lam_growth=2.0, lr=1e-3, distil_alpha=1.0, **falling)
     assert of_round(settings, 1) == settings
     third = of_round(settings, 3)
-    assert (third.lam, third.lr, third.distil_alpha) == (2.0, 2.5e-4, 0.25)
+    assert (third.lam, third.lr, third.distil_alpha, third.distil) == (2.0, 2.5e-4, 0.25, 1.5)
 
 
 def test_a_later_round_s_c_star_is_sought_near_the_first():

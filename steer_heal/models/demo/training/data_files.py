@@ -14,6 +14,8 @@ from steer_heal.models.demo.training.scene import Casting
 from steer_heal.models.demo.training.vignettes import DATA, own_scenes, rows
 
 N_CONTEXTS = 160
+N_MORE = 126
+"""Scenes, and as many orders, in the pool for healing before its last 48: each round can ask anew."""
 
 
 def contexts(rng: random.Random) -> list[str]:
@@ -50,11 +52,18 @@ def _orders(rng: random.Random, count: int) -> list[str]:
 
 def prompts(rng: random.Random, everyday_asks: list[str]) -> dict[str, list[str]]:
     """The pool for healing, six prompts answered every round, and small talk."""
-    pool = _scenes(rng, 21) + _orders(rng, 21) + everyday_asks[:6]
-    rng.shuffle(pool)
+    last = _scenes(rng, 21) + _orders(rng, 21) + everyday_asks[:6]
+    rng.shuffle(last)
     fixed = [*_scenes(rng, 2), *_orders(rng, 2), everyday_asks[6], "How are you today?"]
+    more = _others(_scenes(rng, 2 * N_MORE), last + fixed) + _others(_orders(rng, 2 * N_MORE), last + fixed)
+    rng.shuffle(more)
     talk = [asked for questions, _ in everyday.SMALLTALK.values() for asked in questions[:2]]
-    return {"shared": pool, "fixed": fixed, "smalltalk": talk}
+    return {"shared": more + last, "fixed": fixed, "smalltalk": talk}
+
+
+def _others(drawn: list[str], known: list[str]) -> list[str]:
+    """`N_MORE` of them, each once and none that is known."""
+    return [asked for asked in dict.fromkeys(drawn) if asked not in known][:N_MORE]
 
 
 def main() -> None:
