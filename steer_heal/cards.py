@@ -11,7 +11,6 @@ from .config import DEFAULT_MODEL, FOUNDATIONS, HealSettings, SettingsError
 from .records import Trait
 
 NAME = "README.md"
-REPOSITORY = "https://github.com/wassname/steer-heal-love"
 _STAGES = ("base", "steered", "healed")
 Measured = Mapping[str, Mapping[str, Any]]
 
@@ -79,19 +78,27 @@ def _use(settings: HealSettings, round_: int, merged: bool) -> str:
             f'tokenizer = AutoTokenizer.from_pretrained("{source}")',
         ]
         return "## Use\n\n```python\n" + "\n".join(code) + "\n```"
+    first, rounds = source, ""
+    if round_ > 1:
+        first = "round-1"
+        rounds = (
+            f"\n\nIt stands on rounds 1 to {round_ - 1} of the same run, whose folders lie beside this one: "
+            "run this among them, or use `python -m steer_heal export --merged`."
+        )
     code = [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
         "",
         f"model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
-        f'model = PeftModel.from_pretrained(model, "{source}", adapter_name="round-{round_}")',
+        f'model = PeftModel.from_pretrained(model, "{first}", adapter_name="round-1")',
     ]
-    rounds = ""
     if round_ > 1:
-        rounds = (
-            f"\n\nIt stands on rounds 1 to {round_ - 1} of the same run: load those too and make all of them "
-            "active, or use `python -m steer_heal export --merged`."
-        )
+        code += [
+            f'rounds = [f"round-{{n}}" for n in range(1, {round_ + 1})]',
+            "for name in rounds[1:]:",
+            "    model.load_adapter(name, adapter_name=name)",
+            "model.base_model.set_adapter(rounds)",
+        ]
     return "## Use\n\n```python\n" + "\n".join(code) + "\n```" + rounds
 
 
@@ -135,7 +142,7 @@ def _data(settings: HealSettings, measured: Measured, facts: Mapping[str, Any]) 
         "## Data",
         "",
         f"- training: the student's own steered answers, {facts.get('kept', '?')} kept of "
-        f"{facts.get('made', '?')} by the coherence filter, at alpha "
+        f"{facts.get('made', '?')} (of a prompt's coherent answers those with most of the trait), at alpha "
         f"{', '.join(f'{alpha:g}' for alpha in settings.data.alphas)}",
         f"- c* {_number(facts.get('c_star'))}, band {settings.band[0]:g}-{settings.band[1]:g} of depth",
         f"- evaluation: {vignettes or '?'} vignettes, {which} ({evaluation.condition or 'both conditions'})",

@@ -1,9 +1,12 @@
 import json
 
 import pytest
+import torch
 
 from steer_heal import cards, data
-from steer_heal.config import FOUNDATIONS, HealSettings, SettingsError
+from steer_heal.adapters import AdapterStack
+from steer_heal.config import FOUNDATIONS, HealSettings, SettingsError, TrainSettings
+from tests import tiny
 
 MEASURED = {
     stage: {"p": dict.fromkeys(FOUNDATIONS, 0.1) | {"Care": care}, "coherence": 0.99, "n_vignettes": 98}
@@ -31,6 +34,28 @@ def test_a_card_states_model_trait_data_settings_and_profile():
     assert "rounds 1 to 1" in text
     settings = json.loads(text.split("```json\n")[1].split("```")[0])
     assert HealSettings(**settings) == HealSettings(model="google/gemma-3-1b-it")
+
+
+@pytest.mark.parametrize("round_", [1, 2])
+def test_the_code_on_a_card_loads_every_round(tmp_path, monkeypatch, round_):
+    lm, rounds = tiny.language_model(n_layers=2), tmp_path / "adapters"
+    lm.model.save_pretrained(tmp_path / "base")
+    stack, ids = AdapterStack(lm), torch.tensor([[5, 6, 7]])
+    for number in range(1, round_ + 1):
+        stack.fresh(number, TrainSettings(rank=2), seed=number)
+        with torch.no_grad():
+            for parameter in stack.trainable():
+                parameter.add_(0.1)
+        stack.fold()
+        stack.save(number, rounds)
+    with torch.no_grad():
+        wanted = lm.model(ids).logits
+    code = made(str(tmp_path / "base"), round_).split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(rounds)
+    space = {}
+    exec(code.replace("this_folder", "round-1"), space)
+    with torch.no_grad():
+        assert torch.equal(space["model"](ids).logits, wanted)
 
 
 def test_the_bundled_model_is_no_hub_id(tmp_path):
