@@ -49,6 +49,7 @@ def build(engine: Any) -> gr.Blocks:
         for event in (acted, clicked):
             event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
         plot.marks(WATCH_SECONDS).click(look, [kept, seen], drawn, **INTERNAL)
+        plot.knock().click(lambda: None, None, None, **INTERNAL)
         page.load(redraw, kept, drawn, **INTERNAL)
         page.load(reopen, kept, open_outputs, **INTERNAL)
         steering.restart(choosing.wire(engine, head, chooser).then)

@@ -58,3 +58,15 @@ def marks(seconds: float) -> gr.HTML:
         padding=False,
         container=False,
     )
+
+
+def knock() -> gr.HTML:
+    """Nothing to see: its click event, which asks for nothing, opens a stream for answers that have none."""
+    return gr.HTML(
+        "",
+        js_on_load="SteerHealStream.listen(trigger)",
+        apply_default_css=False,
+        elem_id="knock",
+        padding=False,
+        container=False,
+    )

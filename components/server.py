@@ -22,10 +22,10 @@ from starlette.types import ASGIApp
 from components.access import Login
 from components.gate import Gate
 from components.page import build
-from components.theme import CSS, PLOTLY_JS, STATIC, theme
+from components.theme import CSS, PAGE_HEAD, PLOTLY_JS, STATIC, theme
 from steer_heal.config import MAX_UPLOAD_BYTES, SettingsError
 
-SCRIPTS = {"plotly.min.js": PLOTLY_JS, "page.js": STATIC / "page.js"}
+SCRIPTS = {"plotly.min.js": PLOTLY_JS, **{name: STATIC / name for name in ("page.js", "stream.js")}}
 THREADS = 256
 CALLS_AT_ONCE = 64
 """Calls of one endpoint that are answered at a time; an answer that streams is one until its end."""
@@ -55,7 +55,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def own_files(engine: Any) -> ASGIApp:
-    """The two scripts of the page, compressed, cached by the browser until they change; and `mark`, the one
+    """The scripts of the page, compressed, cached by the browser until they change; and `mark`, the one
     value that an open page asks for again and again: unchanged means that there is nothing to redraw."""
     files = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -98,6 +98,7 @@ def application(engine: Any, port: int, login: Login | None = None) -> ASGIApp:
         mcp_server=find_spec("mcp") is not None,
         theme=theme(),
         css_paths=CSS,
+        head=PAGE_HEAD,
     )
     mounted = (route.app for route in app.routes if isinstance(route, Mount))
     gradio_app = next(inner for inner in mounted if isinstance(inner, App))

@@ -27,7 +27,10 @@ window.SteerHeal = (() => {
   // A plotly chart that keeps its element, the reader's zoom, and tells Python which point was clicked.
   function chart(element, trigger, props, watch) {
     const box = element.querySelector(".sh-plot"), empty = element.querySelector(".sh-plot-empty");
-    const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage"] };
+    const config = {
+      responsive: true, displaylogo: false, showSendToCloud: false,
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage"],
+    };
     const zoom = {};
     let wired = false;
 

@@ -86,9 +86,10 @@ def window(browser: Browser) -> Iterator[BrowserContext]:
     context.close()
 
 
-def opened(window: BrowserContext, url: str) -> Iterator[Page]:
-    """A page with nothing remembered; uncaught errors in the browser and requests elsewhere fail the test."""
+def opened(window: BrowserContext, url: str, script: str = "") -> Iterator[Page]:
+    """A page with nothing remembered, after `script`. Errors in it and requests elsewhere fail the test."""
     page = window.new_page()
+    page.add_init_script(script)
     page.set_default_timeout(60_000)
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(f"uncaught: {error}"))

@@ -227,7 +227,7 @@ def test_clicking_a_node_opens_its_round(page: Page) -> None:
     point = page.locator("#map .trace .point").last.bounding_box()
     assert point is not None
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
-    page.wait_for_timeout(200)
+    expect(page.locator("#map .hovertext")).to_be_visible()
     page.mouse.click(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
     expect(page.locator("#round h3")).to_contain_text("round")
     page.get_by_role("tab", name="What it says").click()
