@@ -26,12 +26,12 @@ from steer_heal.models import load
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "build" / "heal"
 ROWS = HOME / "rows.jsonl"
-N_ANSWERS = 100
-"""Free answers whose health is measured, enough to tell 2% looping from none."""
+N_ANSWERS = 300
+"""Free answers whose health is measured, to each held-out prompt three: of 100, 3 loop by chance at 1.5%."""
 
 ROUNDS = 8
 NEAR = {"tau": 0.1, "lam": 1.0}
-ALL_COHERENT: dict[str, Any] = {"filter": {"trait_share": 1.0}, "data": {"n_completions": 288}}
+ALL_COHERENT: dict[str, Any] = {"filter": {"trait_share": 1.0}, "data": {"n_completions": 576}}
 TEXT_ONLY: dict[str, Any] = {"train": {"distil": 0.0}}
 CELLS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -47,7 +47,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "text only": TEXT_ONLY,
     "all coherent text": ALL_COHERENT,
     "unsteered text, all coherent": {
-        "data": {"alphas": (0.0,), "scales": (1.0,), "n_completions": 288},
+        "data": {"alphas": (0.0,), "scales": (1.0,), "n_completions": 576},
         "filter": {"trait_share": 1.0},
         **TEXT_ONLY,
     },

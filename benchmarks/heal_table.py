@@ -108,20 +108,25 @@ def references(rows: Sequence[Row]) -> list[str]:
 
 
 def path_figure(rows: Sequence[Row]) -> go.Figure:
-    """Base, then the healed model of each round, one line a run of a trait; steering and persona as marks."""
+    """Base, then the healed model of each round, a line a run, a colour a cell (the first eight cells of the
+    trait); steering and persona as marks."""
     figure = go.Figure()
     gains = next(name for name, sign in trait(rows[0]["trait"]).target.items() if sign > 0)
-    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    cells = list(dict.fromkeys(row["cell"] for row in rows))[: len(COLOURS)]
+    named: set[str] = set()
     for row in rows:
-        base, colour = row["base"]["base"], COLOURS[cells.index(row["cell"]) % len(COLOURS)]
+        if row["cell"] not in cells:
+            continue
+        base, colour = row["base"]["base"], COLOURS[cells.index(row["cell"])]
         found = [row["rounds"][key]["healed"] for key in sorted(row["rounds"], key=int)
                  if "healed" in row["rounds"][key]]  # fmt: skip
         points = [base, *found]
         figure.add_trace(go.Scatter(
             x=[one["p"]["SocialNorms"] for one in points], y=[one["p"][gains] for one in points],
-            mode="lines+markers", name=f"{row['cell']}, seed {row['seed']}", line={"color": colour},
-            marker={"size": 6},
+            mode="lines+markers", name=row["cell"], legendgroup=row["cell"],
+            showlegend=row["cell"] not in named, line={"color": colour}, marker={"size": 6},
         ))  # fmt: skip
+        named.add(row["cell"])
     row = rows[0]
     for name, one, symbol in (
         ("base steered at alpha 1", row["rounds"]["1"]["steered"], "diamond"),
@@ -177,7 +182,8 @@ def write_table(rows: Sequence[Row], cells: Sequence[str], docs: Path) -> list[P
         "Made by `python -m benchmarks.heal table`; bundled model, quick preset.",
     ]
     lines += [
-        'A cell "before" was run with the mechanism and the defaults before the harder traits were tried.'
+        'Cells named "before" ran with the mechanism and the defaults before the harder traits were tried,',
+        'those named "186 prompts" with the ones between.',
     ]
     written = [docs / "healing-table.md"]
     for name in sorted({row["trait"] for row in rows}):

@@ -38,7 +38,7 @@ def _beginning(engine: Any) -> list[Callable[..., Any]]:
             preset: quick or standard.
             seed: Of everything random in the run.
             name: What to call it.
-            settings: Any other settings by group, as {"train": {"epochs": 2}}.
+            settings: Any other settings by group, as {"train": {"epochs": 3}}.
         """
         values = {"trait": trait, "rounds": rounds, "seed": seed, "name": name, "model": engine.info.name}
         return engine.launch(heal_settings(preset, **{**(settings or {}), **values}))
@@ -48,7 +48,7 @@ def _beginning(engine: Any) -> list[Callable[..., Any]]:
 
         Args:
             run_id: Which run.
-            changes: What is to be different, as {"seed": 1, "train": {"epochs": 2}}.
+            changes: What is to be different, as {"seed": 1, "train": {"epochs": 3}}.
         """
         return engine.clone(run_id, changes)
 

@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
         type=setting,
         default=[],
         metavar="KEY=VALUE",
-        help="any setting, such as train.epochs=2; may be given again",
+        help="any setting, such as train.epochs=3; may be given again",
     )
     made.add_argument("--resume", metavar="RUN_ID", help="go on with a run that ended early")
     made.add_argument(

@@ -98,10 +98,10 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def setting(text: str) -> tuple[list[str], Any]:
-    """`train.epochs=2` as a path and a value; a value that is not JSON is text."""
+    """`train.epochs=3` as a path and a value; a value that is not JSON is text."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is no setting, give one like train.epochs=2")
+        raise argparse.ArgumentTypeError(f"{text!r} is no setting, give one like train.epochs=3")
     try:
         return path.strip().split("."), json.loads(value)
     except ValueError:

@@ -36,12 +36,12 @@ class DataSettings(Settings):
 
     alphas: tuple[Alpha, ...] = Field(default=(0.5, 1.0, 1.5, 2.0), min_length=1)
     scales: tuple[Annotated[float, Field(ge=0.0, le=4.0)], ...] = Field(
-        default=(1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.14, 0.1, 0.05, 0.0), min_length=1
+        default=(1.0, 0.8, 0.65, 0.3, 0.2, 0.14, 0.1, 0.05, 0.0), min_length=1
     )
     survival: float = Field(default=0.5, ge=0.0, le=1.0, description="share of a probe to be kept")
     n_probe: int = Field(default=32, ge=1, le=256, description="completions of a probe")
-    n_kept: int = Field(default=128, ge=2, le=20_000, description="enough to end collecting")
-    n_completions: int = Field(default=1024, ge=4, le=20_000, description="hard cap")
+    n_kept: int = Field(default=256, ge=2, le=20_000, description="enough to end collecting")
+    n_completions: int = Field(default=1536, ge=4, le=20_000, description="hard cap")
     min_kept: int = Field(default=16, ge=2, description="fewer end the run")
     n_prompts: int | None = Field(default=None, ge=1, description="prompts they answer; all when none")
     max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS)
@@ -79,11 +79,13 @@ class TrainSettings(Settings):
     `layers`: which blocks carry the LoRA; "band" is the steered ones and the one before them, where a change
     does downstream what steering did, also on prompts unlike the trained ones. `distil`: weight of the
     squared distance of the residual behind the band from that of the student steered at `distil_alpha` times
-    the round's multiplier (and times `distil_later` after the first round), over what steering at
-    `distil_alpha` moves; after the first round its weight is `distil_fade` times as large. In round n, lam is
+    the round's multiplier, at least `distil_least` (and times `distil_later` after the first round), over
+    what steering at `distil_alpha` moves; after the first round its weight is `distil_fade` times as large.
+    In round n, lam is
     lam * lam_growth^(n - 1) and lr is lr * lr_decay^(n - 1). `spectral`: weight of the square of the update's
     largest singular value. `patience`: epochs without a better held-out NLL after which the round ends, at
-    its best epoch; 0 trains them all. `replay`: completions of earlier rounds, as a share of the round's own.
+    its best epoch; 0 trains them all. `replay`: completions of earlier rounds, as a share of the round's own;
+    the first round repeats as many of its own.
     """
 
     layers: Literal["band", "all"] = "band"
@@ -94,17 +96,18 @@ class TrainSettings(Settings):
     lam: float = Field(default=0.3, ge=0.0, description="slope of the barrier")
     lam_growth: float = Field(default=1.0, gt=0.0, le=10.0, description="factor of lam from round to round")
     tau: float = Field(default=1.0, ge=0.0, description="nats that are free of it")
-    distil: float = Field(default=2.0, ge=0.0, description="weight of what of the steering is not learnt yet")
-    distil_alpha: float = Field(default=1.4, gt=0.0, le=MAX_ALPHA, description="in units of c*")
-    distil_later: float = Field(default=0.75, gt=0.0, description="its factor after the first round")
-    distil_fade: float = Field(default=0.5, ge=0.0, description="factor of distil after the first round")
+    distil: float = Field(default=4.0, ge=0.0, description="weight of what of the steering is not learnt yet")
+    distil_alpha: float = Field(default=1.6, gt=0.0, le=MAX_ALPHA, description="in units of c*")
+    distil_least: float = Field(default=0.3, ge=0.0, le=4.0, description="least multiplier it is taken at")
+    distil_later: float = Field(default=0.6, gt=0.0, description="its factor after the first round")
+    distil_fade: float = Field(default=0.25, ge=0.0, description="factor of distil after the first round")
     spectral: float = Field(default=0.0, ge=0.0, description="weight of the largest singular value, squared")
     rank: int = Field(default=8, ge=1, le=256)
     lora_alpha: float = Field(default=16.0, gt=0.0)
     lr: float = Field(default=4e-3, gt=0.0, le=1.0)
-    lr_decay: float = Field(default=0.85, gt=0.0, le=1.0, description="factor of lr from round to round")
+    lr_decay: float = Field(default=0.75, gt=0.0, le=1.0, description="factor of lr from round to round")
     warmup: float = Field(default=0.1, ge=0.0, le=1.0, description="share of the steps")
-    epochs: int = Field(default=4, ge=1, le=100)
+    epochs: int = Field(default=2, ge=1, le=100)
     patience: int = Field(default=0, ge=0, description="epochs without gain before an early stop; 0: none")
     replay: float = Field(default=0.5, ge=0.0, le=10.0, description="earlier texts, of the round's own")
     batch_size: int = Field(default=16, ge=1)
@@ -146,7 +149,7 @@ class HealSettings(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "data": {"n_kept": 96, "n_completions": 576, "max_new_tokens": 40},
+        "data": {"n_kept": 192, "n_completions": 1152, "max_new_tokens": 40},
     },
     "standard": {},
 }

@@ -31,11 +31,16 @@ class Example:
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(trained, held out), the same every time; at least one is trained, none held out of fewer than two."""
+    """(trained, held out), the same every time; at least one is trained, none held out of fewer than two.
+
+    `share` is of the distinct ones, and what is held out is trained on in no copy.
+    """
     order = list(examples)
     random.Random(seed).shuffle(order)
-    n_held = min(round(share * len(order)), max(len(order) - 1, 0))
-    return order[n_held:], order[:n_held]
+    distinct = list(dict.fromkeys(order))
+    n_held = min(round(share * len(distinct)), max(len(distinct) - 1, 0))
+    held = dict.fromkeys(distinct[:n_held])
+    return [example for example in order if example not in held], list(held)
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:

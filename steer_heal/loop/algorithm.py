@@ -24,7 +24,7 @@ from ..instrument import trait_shift
 from ..models import LanguageModel, band_layers, user
 from ..records import Completion, Event, FilterVerdict, RoundFailed, Stopped
 from ..vector import SteeringVector
-from .carrying import of_round, standing, within_reach
+from .carrying import of_round, push, standing, within_reach
 from .live import Emission, Stage, Tick, emitting
 from .making import Maker, Replay, Text
 from .measure import Dose, Measures
@@ -225,14 +225,14 @@ class _Loop:
         yield from self._begin("train", round_)
         settings, seed = self.settings.train, seed_of(self.settings.seed, round_, "train")
         settings = of_round(settings, round_)
-        old = self.replay.draw(round(settings.replay * len(kept)), seed)
+        old = self.replay.draw(round(settings.replay * len(kept)), seed, kept)
         self.replay.add(kept)
         examples = [Example(tuple(self.lm.encode_chat([user(row.prompt)])), row.ids) for row in [*kept, *old]]
         self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)
         teacher = None
         if settings.distil:
             unit_L = dose.coefficients_L(self.settings.train.distil_alpha)
-            steered_L = dose.coefficients_L(settings.distil_alpha * scale)
+            steered_L = dose.coefficients_L(push(settings, scale))
             teacher = Teacher(self.lm, self.stack, dose.vector.directions_LD, steered_L, unit_L)
         for step in train_round(
             self.lm, self.stack, examples, settings, seed=seed, teacher=teacher, stop=self.stop

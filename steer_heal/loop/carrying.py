@@ -25,6 +25,12 @@ def of_round(settings: TrainSettings, round_: int) -> TrainSettings:
     )
 
 
+def push(settings: TrainSettings, scale: float) -> float:
+    """The dose in c* at which the student is steered that a round's student is held to: with that of the
+    text, which falls where much of it breaks, but not to nothing."""
+    return settings.distil_alpha * max(scale, settings.distil_least)
+
+
 def within_reach(settings: CalibrateSettings, first_c_star: float) -> CalibrateSettings:
     """The bracket up to `FARTHEST` times the first round's c*; as it is where there is none yet."""
     if not first_c_star:

@@ -117,9 +117,10 @@ class Replay:
     def add(self, texts: Iterable[Text]) -> None:
         self._texts += texts
 
-    def draw(self, count: int, seed: int) -> list[Text]:
-        """`count` of them, or all where there are fewer; the same for the same seed."""
-        return random.Random(seed).sample(self._texts, min(count, len(self._texts)))
+    def draw(self, count: int, seed: int, own: Sequence[Text] = ()) -> list[Text]:
+        """`count` of them, of `own` where there are none yet; or all. The same for the same seed."""
+        texts = self._texts or list(own)
+        return random.Random(seed).sample(texts, min(count, len(texts)))
 
     def recall(self, event: Event) -> None:
         """Take up a finished round's completion from the log."""

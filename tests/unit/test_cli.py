@@ -174,9 +174,9 @@ def test_progress_never_reaches_stdout(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_settings_by_path_nest_and_keep_json_types() -> None:
     pairs = [
-        setting("train.epochs=2"),
+        setting("train.epochs=3"),
         setting("train.lr=0.1"),
         setting("name=my run"),
         setting("data.alphas=[1,2]"),
     ]
-    assert nested(pairs) == {"train": {"epochs": 2, "lr": 0.1}, "name": "my run", "data": {"alphas": [1, 2]}}
+    assert nested(pairs) == {"train": {"epochs": 3, "lr": 0.1}, "name": "my run", "data": {"alphas": [1, 2]}}

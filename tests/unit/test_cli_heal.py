@@ -81,7 +81,7 @@ def test_heal_shows_all_seven_on_request(run: Any, healing: Any) -> None:
 
 def test_heal_json_is_one_document_with_the_words_as_keys(run: Any, healing: Any) -> None:
     healing()
-    code, out, _ = run("heal", "--rounds", "1", "--seed", "4", "--json", "--set", "train.epochs=2")
+    code, out, _ = run("heal", "--rounds", "1", "--seed", "4", "--json", "--set", "train.epochs=3")
     assert code == 0
     document = json.loads(out)
     base, steered, healed = document["rows"]
@@ -90,7 +90,7 @@ def test_heal_json_is_one_document_with_the_words_as_keys(run: Any, healing: Any
     assert (healed["retention"], healed["kept"], healed["made"]) == (0.8, 2, 3)
     assert document["status"] == "finished"
     assert document["settings"]["seed"] == 4
-    assert document["settings"]["train"]["epochs"] == 2
+    assert document["settings"]["train"]["epochs"] == 3
 
 
 def test_a_clone_has_the_settings_of_the_other_but_for_what_is_given(

@@ -127,6 +127,9 @@ def test_split_and_batches_lose_nothing(examples):
     assert len(held) == 3
     assert split(examples, 0.25, 7) == (kept, held)
     assert split(examples[:1], 0.9, 7) == (examples[:1], [])
+    kept, held = split([*examples, *examples[:6]], 0.25, 7)
+    assert (len(held), len({*kept, *held})) == (3, len(examples))
+    assert not {*kept} & {*held}
     epoch = batches(examples, 5, random.Random(1))
     assert sorted(len(batch) for batch in epoch) == [2, 5, 5]
     assert sorted(map(id, (row for batch in epoch for row in batch))) == sorted(map(id, examples))

@@ -3,7 +3,7 @@
 import pytest
 
 from steer_heal.config import CalibrateSettings, DataSettings, TrainSettings
-from steer_heal.loop.carrying import of_round, within_reach
+from steer_heal.loop.carrying import of_round, push, within_reach
 from steer_heal.loop.making import Maker, Replay, Text
 from steer_heal.records import Completion, Event, FilterVerdict, RoundFailed, Token
 
@@ -41,9 +41,12 @@ def test_identical_ones_teach_nothing():
 def test_replay_draws_the_same_for_the_same_seed_and_recalls_kept_ones_from_the_log():
     replay = Replay()
     assert replay.draw(5, 0) == []
+    own = [Text("mine", (index,)) for index in range(4)]
+    assert set(replay.draw(2, 0, own)) < set(own)
     replay.add(Text("p", (index,)) for index in range(10))
     assert replay.draw(4, 1) == replay.draw(4, 1) != replay.draw(4, 2)
     assert len(set(replay.draw(99, 1))) == 10
+    assert not set(replay.draw(10, 1, own)) & set(own)
     again = Replay()
     for data in ({"kept": True, "prompt": "q", "ids": [7, 8]}, {"kept": False, "prompt": "q"}):
         again.recall(Event(0, 0.0, "completion", 1, data))
@@ -56,6 +59,11 @@ def test_what_falls_or_grows_from_round_to_round():
     assert of_round(settings, 1) == settings
     third = of_round(settings, 3)
     assert (third.lam, third.lr, third.distil_alpha, third.distil) == (2.0, 2.5e-4, 0.25, 1.5)
+
+
+def test_the_push_goes_with_the_dose_of_the_text_down_to_its_least():
+    settings = TrainSettings(distil_alpha=2.0, distil_least=0.25)
+    assert [push(settings, scale) for scale in (1.0, 0.5, 0.25, 0.1, 0.0)] == [2.0, 1.0, 0.5, 0.5, 0.5]
 
 
 def test_a_later_round_s_c_star_is_sought_near_the_first():

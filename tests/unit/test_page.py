@@ -107,9 +107,9 @@ def test_actions_reach_the_engine_and_errors_stay_in_place() -> None:
 
 
 def test_the_form_becomes_settings() -> None:
-    settings = heal.settings("demo", *FORM[:7], 32, 14, 2)
+    settings = heal.settings("demo", *FORM[:7], 32, 14, 3)
     assert (settings.rounds, settings.data.n_completions, settings.evaluate.n_vignettes) == (2, 32, 14)
-    assert settings.train.epochs == 2
+    assert settings.train.epochs == 3
     assert heal.settings("demo", *FORM).data == heal_settings("quick").data
     assert heal.settings("demo", *FORM[:7], 0, 0, 0) == heal.settings("demo", *FORM)
     chosen = heal.settings("demo", *FORM, "pca", " v.jsonl ")
@@ -119,7 +119,7 @@ def test_the_form_becomes_settings() -> None:
 def test_a_clone_fills_the_form_and_keeps_what_is_not_on_it() -> None:
     basis = heal_settings(
         rounds=5, seed=3, band=(0.2, 0.7), name="first", model="elsewhere",
-        train={"lam": 0.7, "epochs": 2}, data={"n_completions": 40, "min_kept": 9},
+        train={"lam": 0.7, "epochs": 3}, data={"n_completions": 40, "min_kept": 9},
     )  # fmt: skip
     form = heal.filled(basis)
     again = heal.settings("demo", *form, basis=basis)
@@ -149,7 +149,7 @@ def test_what_cannot_be_listened_on_is_one_sentence(host: str, port: int) -> Non
         bind(host, port)
 
 
-def test_only_the_two_scripts_are_served() -> None:
+def test_only_the_page_s_scripts_are_served() -> None:
     with TestClient(application(FakeEngine(), 7860), base_url="http://localhost") as client:
         assert "SteerHeal" in client.get("/ui/page.js").text
         assert client.get("/ui/plotly.min.js").headers["content-encoding"] == "gzip"
@@ -184,8 +184,8 @@ def test_only_sound_values_are_put_back_into_the_form(name: str, good: object, b
 
 def test_any_setting_can_be_named_on_the_form() -> None:
     named = "train.lam=0.5\n\ntrain.divergence = kl_fwd\ndata.alphas=[1, 1.5]"
-    chosen = heal.settings("demo", *FORM[:7], 32, 14, 2, "pca", "", named)
-    assert (chosen.train.lam, chosen.train.divergence, chosen.train.epochs) == (0.5, "kl_fwd", 2)
+    chosen = heal.settings("demo", *FORM[:7], 32, 14, 3, "pca", "", named)
+    assert (chosen.train.lam, chosen.train.divergence, chosen.train.epochs) == (0.5, "kl_fwd", 3)
     assert chosen.data.alphas == (1.0, 1.5)
     assert chosen.data.n_completions == 32
     for wrong in ("lam=1", "train.lamb=1", "train.lam", "train.lam=much"):
