@@ -74,14 +74,14 @@ def gated_gelu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     rows = max(1, _AT_ONCE // gate_NF.shape[-1])
     for gate, up in zip(gate_NF.split(rows), up_NF.split(rows), strict=True):
         wide = gate.float()
-        gated = wide.div_(_gelu_divisor(wide))
+        gated = wide.mul_(_gelu_share(wide))
         if gated is not gate:
             gate.copy_(gated)
         gate.mul_(up)
     return gate_NF
 
 
-def _gelu_divisor(x: Tensor) -> Tensor:
-    """x / gelu(x) as 1 + exp(-2 z), z the tanh's argument: infinite where gelu is 0."""
-    y = torch.addcmul(_constant(-2 * _GELU), x, x, value=-2 * _GELU * 0.044715)
-    return y.mul_(x).exp_().add_(_constant(1.0))
+def _gelu_share(x: Tensor) -> Tensor:
+    """gelu(x) / x = sigmoid(2 z), z the tanh's argument. torch's exp is slow where it over- or underflows."""
+    y = torch.addcmul(_constant(2 * _GELU), x, x, value=2 * _GELU * 0.044715)
+    return y.mul_(x).sigmoid_()
