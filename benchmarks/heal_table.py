@@ -183,7 +183,8 @@ def write_table(rows: Sequence[Row], cells: Sequence[str], docs: Path) -> list[P
     ]
     lines += [
         'Cells named "before" ran with the mechanism and the defaults before the harder traits were tried,',
-        'those named "186 prompts" with the ones between.',
+        'those named "186 prompts" with the ones between, those named "four epochs" with the last',
+        "before these (96 texts in four epochs, 100 answers a round).",
     ]
     written = [docs / "healing-table.md"]
     for name in sorted({row["trait"] for row in rows}):
