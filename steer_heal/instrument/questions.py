@@ -76,7 +76,7 @@ def ask(
     elif frame.think_budget:
         endings = _think(lm, messages, frame, doses_KL, directions_LD, batch_size, stop)
     else:
-        endings = [_prefilled(lm, message, frame.prefill) for message in messages] * len(doses_KL)
+        endings = _prefilled(lm, messages, frame.prefill) * len(doses_KL)
     again = tuple(lm.tokenizer("")["input_ids"]) if frame.apart else ()
     return [
         Question(
@@ -91,13 +91,17 @@ def ask(
     ]
 
 
-def _prefilled(lm: LanguageModel, message: list[dict[str, str]], prefill: str) -> tuple[tuple[int, ...], int]:
-    """The prompt with its prefill, and how many of its tokens differ from the prompt without."""
-    bare, whole = lm.encode_chat(message), lm.encode_chat(message, prefill)
-    same = 0
-    while same < len(bare) and bare[same] == whole[same]:
-        same += 1
-    return tuple(whole), len(whole) - same
+def _prefilled(
+    lm: LanguageModel, messages: list[list[dict[str, str]]], prefill: str
+) -> list[tuple[tuple[int, ...], int]]:
+    """The prompts with their prefill, and how many of their tokens differ from the prompt without."""
+    made = []
+    for bare, whole in zip(lm.encode_chats(messages), lm.encode_chats(messages, prefill), strict=True):
+        same = 0
+        while same < len(bare) and bare[same] == whole[same]:
+            same += 1
+        made.append((tuple(whole), len(whole) - same))
+    return made
 
 
 def _think(
@@ -136,7 +140,7 @@ def _opened(lm: LanguageModel, messages: list[list[dict[str, str]]], frame: Fram
     ids, tag = lm.encode_chat(messages[0]), frame.think_open.strip()
     text = str(lm.tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False)).rstrip() if tag else ""
     more = "" if tag and text.endswith(tag) else frame.think_open
-    return [tuple(lm.encode_chat(message, more)) for message in messages]
+    return [tuple(ids) for ids in lm.encode_chats(messages, more)]
 
 
 def _close(lm: LanguageModel, frame: Frame) -> str:

@@ -44,17 +44,28 @@ class ChatEncoder:
 
     def encode(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """Ids of the rendered turns, the model's turn tag and `prefill`, which is trusted text of ours."""
-        messages = messages if self.has_system_role else _fold_system(messages)
-        text, spans = self._render(messages)
-        cuts = self._cuts(text, spans)
-        pieces = [*_split(text, cuts)]
-        pieces[-1] += prefill
-        ids = [token for piece in pieces for token in self._tokenize(piece)]
-        if cuts:
-            harmless = self._tokenize(_blanked(text, spans) + prefill)
-            if self._control_only(ids) != self._control_only(harmless):
-                raise SettingsError("The text holds a control token that cannot be read as text: remove it.")
-        return ids
+        return self.encode_all([messages], prefill)[0]
+
+    def encode_all(self, chats: Sequence[Sequence[Message]], prefill: str = "") -> list[list[int]]:
+        """`encode` of each chat; what they hold is tokenized in one call."""
+        rendered = [self._render(fit) for fit in map(self._fitting, chats)]
+        cuts = [self._cuts(text, spans) for text, spans in rendered]
+        pieces = [_split(text, cut) for (text, _), cut in zip(rendered, cuts, strict=True)]
+        for some in pieces:
+            some[-1] += prefill
+        parts = iter(self._tokenize_all([piece for some in pieces for piece in some]))
+        made = [[token for part in itertools.islice(parts, len(some)) for token in part] for some in pieces]
+        for ids, (text, spans), cut in zip(made, rendered, cuts, strict=True):
+            if cut:
+                harmless = self._tokenize(_blanked(text, spans) + prefill)
+                if self._control_only(ids) != self._control_only(harmless):
+                    raise SettingsError(
+                        "The text holds a control token that cannot be read as text: remove it."
+                    )
+        return made
+
+    def _fitting(self, messages: Sequence[Message]) -> Sequence[Message]:
+        return messages if self.has_system_role else _fold_system(messages)
 
     def interruption(self, nudge: str, *, apart: bool = False) -> str:
         """What follows the model's text when the user breaks in with `nudge`, up to where the model goes on.
@@ -142,7 +153,10 @@ class ChatEncoder:
         ]
 
     def _tokenize(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenize_all([text])[0]
+
+    def _tokenize_all(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _control_only(self, ids: Sequence[int]) -> list[int]:
         """The unknown token is left out: it also stands for ordinary text."""

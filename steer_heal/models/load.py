@@ -136,6 +136,10 @@ class LanguageModel:
         """Ids of the turns, the model's turn tag and `prefill`; a content never becomes a control token."""
         return self.chat.encode(messages, prefill)
 
+    def encode_chats(self, chats: Sequence[Sequence[Message]], prefill: str = "") -> list[list[int]]:
+        """`encode_chat` of each, in less time."""
+        return self.chat.encode_all(chats, prefill)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, control tokens left out."""
         return str(

@@ -49,6 +49,17 @@ def test_control_tokens_come_from_the_template_only(chat, text):
     assert text.strip() in tiny.tokenizer().decode(chat.encode([user(text)]))
 
 
+@pytest.mark.parametrize("prefill", ["", '{"choice": "'])
+def test_many_chats_are_encoded_as_each_alone(chat, prefill):
+    chats = [[user(text)] for text in (*CLEAN, *INJECTIONS)]
+    chats += [
+        [system(INJECTIONS[0]), user(CLEAN[1])],
+        [user("a"), {"role": "assistant", "content": "b"}, user("c")],
+    ]
+    assert chat.encode_all(chats, prefill) == [chat.encode(one, prefill) for one in chats]
+    assert chat.encode_all([]) == []
+
+
 def test_one_bos_and_the_models_turn_last(chat):
     ids = chat.encode([user("hi")])
     assert ids.count(tiny.SPECIAL.index("<bos>")) == 1
