@@ -38,7 +38,7 @@ class Held:
         written_T = columns_T >= self._longest
         self._seen_RT = written_T | (columns_T < lengths_R[:, None])
         self._places_RT = torch.where(written_T, columns_T - self._longest + lengths_R[:, None], columns_T)
-        self._tables = network.turns(columns_T, pairs[0][0])
+        self._tables = network.turns(len(columns_T), pairs[0][0])
 
     def read(self, ids_Rn: Tensor, n_ends: int) -> Tensor:
         """Every row reads on; the residual behind the last `n_ends` tokens, (R, n_ends, D)."""

@@ -18,13 +18,15 @@ from ..models import LanguageModel
 from ..records import Stopped
 from ..steering import Steering
 from .held import Held
-from .logp import picked, row_logp
+from .logp import picked
 from .questions import Answer, Question, never_in_thought
 from .trees import Grove, Ids, Pass, Tree, chunks, hold, tree
 
-_TOKENS = {"cpu": 1536}
-"""Tokens through the blocks at once: on a CPU as many as its cache holds."""
+_TOKENS = 2048
+"""Tokens through the blocks at once for each thread of a CPU: as many as its cache holds."""
 _TOKENS_ELSEWHERE = 32_768
+_READ_OUT = 64
+"""Positions read out at once: each is a number for every token there is."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _parts(work: Work, units: Sequence[Unit], doses: Sequence[int]) -> Iterator[
     n_layers = len(work.network.blocks)
     steerings = [Steering(work.directions_LD, work.doses_KL[[dose]]) for dose in doses]
     first = min((layer for steering in steerings for layer in steering.layers), default=n_layers - 1)
-    limit = _TOKENS.get(work.device.type, _TOKENS_ELSEWHERE)
+    limit = _TOKENS * torch.get_num_threads() if work.device.type == "cpu" else _TOKENS_ELSEWHERE
     for some in chunks([unit.tree for unit in units], limit):
         n_ends = 1 if work.thought else work.n_ends
         grove = Grove(work.network, [units[i].tree for i in some], n_ends, work.device)
@@ -180,13 +182,18 @@ def _held_answers(work: Work, parts: Sequence[Part]) -> dict[int, Answer]:
 def _read_out(work: Work, ends_RnD: Tensor, numbers: Sequence[int]) -> tuple[Tensor, list[float]]:
     """Log-probs of each word's first token, (R, F), and each row's mean negative log-prob of its prefill."""
     firsts = [ids[0] for ids in work.words]
+    prefills = [work.prefill(number) for number in numbers]
+    before = ends_RnD.shape[1] - 1
+    wanted_Rn = torch.tensor([[0] * (before - len(ids)) + [*ids] for ids in prefills], device=work.device)
     logp, nlls = [], []
-    for row, number in enumerate(numbers):
-        logits_nV = work.network.logits(ends_RnD[row])
-        last_V = logits_nV[-1].float()
-        logp.append(last_V[firsts] - last_V.logsumexp(-1))
-        nlls.append(-float(row_logp(logits_nV, work.prefill(number)).mean()))
-    return torch.stack(logp), nlls
+    step = max(1, _READ_OUT // (before + 1))
+    for some_RnD, some_Rn in zip(ends_RnD.split(step), wanted_Rn.split(step), strict=True):
+        logits_RnV = work.network.logits(some_RnD)
+        last_RV = logits_RnV[:, -1].float()
+        logp.append(last_RV[:, firsts] - last_RV.logsumexp(-1, keepdim=True))
+        nlls += (-picked(logits_RnV[:, :-1].flatten(0, 1), some_Rn.flatten())).view(some_Rn.shape).tolist()
+    means = [sum(row[before - len(ids) :]) / len(ids) for row, ids in zip(nlls, prefills, strict=True)]
+    return torch.cat(logp), means
 
 
 def _tails(work: Work, held: Held) -> Tensor | int:

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..generate.lean.attention import HIDDEN, attend
 from ..generate.lean.network import Network
 from ..steering import Steering
+from .queries import Queries
 
 MIN_TRUNK = 16
 """A shorter beginning in common is not worth a pass of its own."""
-_STEP = {"cpu": 64}
-"""Positions at once in causal attention, where leaving out what they cannot see pays for more calls."""
 Ids = tuple[int, ...]
 Pair = tuple[Tensor, Tensor]
 
@@ -89,10 +87,16 @@ class Grove:
         ends_Rn = self.branch_R[:, None] - n_ends + columns[:n_ends]
         starts_R = self.n_trees * self.n_trunk + torch.arange(self.n_rows, device=device) * self.n_branch
         self._ends_N = (starts_R[:, None] + ends_Rn).flatten()
-        self._all, self._ends = self._queries(columns[None, : self.n_branch]), self._queries(ends_Rn)
+        padding_RP = columns[: self.n_trunk] >= self.before_R[:, None]
+        self._padding_RP = padding_RP if bool(padding_RP.any()) else None
+        before_R = self.before_R[:1] if self._padding_RP is None else self.before_R
+        self._all, self._ends = (
+            Queries(at_RQ, before_R, self.n_branch, self.n_trunk)
+            for at_RQ in (columns[None, : self.n_branch], ends_Rn)
+        )
         self._trunks = Queries(columns[None, : self.n_trunk], torch.zeros_like(columns[:1]), self.n_trunk, 0)
         hidden_ND = network.embed(self._ids)
-        tables = network.turns(torch.arange(int(positions_N.max()) + 1, device=device), hidden_ND)
+        tables = network.turns(int(positions_N.max()) + 1, hidden_ND)
         self._turns = {name: turn.at(positions_N) for name, turn in tables.items()}
         self.start = Pass(hidden_ND)
 
@@ -122,7 +126,7 @@ class Grove:
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, kept: Pass | None) -> Tensor:
         """Trunks to themselves; branches to their trunk and themselves."""
         block, is_last = self._network.blocks[layer], layer == len(self._network.blocks) - 1
-        how, n = (block.scale, block.window), self.n_trees * self.n_trunk
+        how, n = (block.scale, block.window, block.largest_score), self.n_trees * self.n_trunk
         k_t, v_t = (x[:n].unflatten(0, (self.n_trees, -1)) for x in (k, v)) if n else (k[:0], v[:0])
         k_b, v_b = (x[n:].unflatten(0, (self.n_rows, -1)) for x in (k, v))
         if kept is not None:
@@ -131,85 +135,37 @@ class Grove:
         q_t, q_b = (q[:0], q) if is_last else (q[:n], q[n:])
         out = torch.empty_like(q)
         out_t, out_b = out[: len(q_t)], out[len(q_t) :]
-        (self._ends if is_last else self._all).attend(
-            q_b.unflatten(0, (self.n_rows, -1)), self._joined(k_t, k_b), self._joined(v_t, v_b), *how,
-            out_b.unflatten(0, (self.n_rows, -1)),
-        )  # fmt: skip
+        queries = self._ends if is_last else self._all
+        keys = self._joined(k_t, k_b, across=queries.mild(q, *how[1:]))
+        values = self._joined(v_t, v_b, ones=1)
         if len(q_t):
             q_t, out_t = (x.unflatten(0, (self.n_trees, -1)) for x in (q_t, out_t))
-            self._trunks.attend(q_t, k_t.transpose(1, 2), v_t.transpose(1, 2), *how, out_t)
+            each = self.n_rows // self.n_trees
+            k_t, v_t = (x[::each, :, : self.n_trunk] for x in (keys, values))
+            self._trunks.attend(q_t, k_t, v_t, *how, out_t)
+        if self._padding_RP is not None:
+            values[:, :, : self.n_trunk].masked_fill_(self._padding_RP[:, None, :, None], 0.0)
+        q_b, out_b = (x.unflatten(0, (self.n_rows, -1)) for x in (q_b, out_b))
+        queries.attend(q_b, keys, values, *how, out_b)
         return out.flatten(1)
 
-    def _joined(self, trunk: Tensor, branch_RTKd: Tensor) -> Tensor:
-        """A row's own after its tree's, (R, K, P + T, d); a token's heads stay together in memory."""
+    def _joined(self, trunk: Tensor, branch_RTKd: Tensor, *, ones: int = 0, across: bool = False) -> Tensor:
+        """A row's own after its tree's, (R, K, P + T, d), and columns of ones behind them.
+
+        `across`: in memory one dimension of all positions after the other.
+        """
         n_rows, n, heads, size = branch_RTKd.shape
-        made = branch_RTKd.new_empty(n_rows, self.n_trunk + n, heads, size)
+        size, width = size + ones, self.n_trunk + n
+        layout = (size, width) if across else (width, size)
+        made = branch_RTKd.new_empty(n_rows, heads, *layout)
+        made = made.mT if across else made
+        made[..., size - ones :] = 1.0
+        both = made[..., : size - ones]
         if self.n_trunk:
-            made.unflatten(0, (self.n_trees, -1))[:, :, : self.n_trunk] = trunk[:, None]
-        made[:, self.n_trunk :] = branch_RTKd
-        return made.transpose(1, 2)
-
-    def _queries(self, at_RQ: Tensor) -> Queries:
-        whole = bool((self.trunk_N == self.n_trunk).all())
-        before_R = self.before_R[:1] if whole else self.before_R
-        return Queries(at_RQ, before_R, self.n_branch, self.n_trunk)
-
-
-class Queries:
-    """Some positions of every branch, which attend to the trunk and to the branch up to themselves.
-
-    `at_RQ`: their places within the branch, `before_R`: lengths of trunks; one row where all have the same.
-    """
-
-    def __init__(self, at_RQ: Tensor, before_R: Tensor, n_branch: int, n_trunk: int) -> None:
-        self._at_RQ, self._before_R11 = at_RQ, before_R[:, None, None]
-        self._n_branch, self._n_trunk = n_branch, n_trunk
-        self._reach = int(before_R.max()) + n_branch
-        self._all_alike = len(before_R) == 1 and at_RQ.shape == (1, n_branch)
-        self._known: dict[tuple[int | None, int], Tensor] = {}
-
-    def attend(
-        self, q_RQHd: Tensor, k_RKPd: Tensor, v_RKPd: Tensor, scale: float, window: int | None,
-        out_RQHd: Tensor,
-    ) -> None:  # fmt: skip
-        """Attention to keys and values of trunk and branch, written to `out_RQHd`."""
-        device, n = q_RQHd.device, q_RQHd.shape[1]
-        group = 1 if device.type == "cpu" else q_RQHd.shape[2] // k_RKPd.shape[1]
-        window = window if window is not None and self._reach > window else None
-        q_RKXd = q_RQHd.unflatten(2, (-1, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)
-        step = n if n < self._n_branch else min(n, _STEP.get(device.type, n))
-        for start in range(0, n, step):
-            end = min(n, start + step)
-            seen = self._n_trunk + (self._n_branch if step == n else end)
-            mask = self._mask(window, start, end, seen).to(q_RQHd.dtype)
-            mask = mask if group == 1 else mask.repeat_interleave(group, dim=2)
-            rows = slice(start * group, end * group)
-            x = attend(q_RKXd[:, :, rows], k_RKPd[:, :, :seen], v_RKPd[:, :, :seen], scale, mask)
-            out_RQHd[:, start:end] = x[0].unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
-
-    def _mask(self, window: int | None, start: int, end: int, seen: int) -> Tensor:
-        """0 where one of the queries `start:end` sees one of the first keys, else `HIDDEN`."""
-        if self._all_alike and window is None:
-            return self._stairs(end - start, seen)
-        if (window, start) not in self._known:
-            at_RQ1 = self._at_RQ[:, start:end, None]
-            columns_P = torch.arange(seen, device=at_RQ1.device)
-            own_P = columns_P - self._n_trunk
-            sees = torch.where(own_P < 0, columns_P < self._before_R11, own_P <= at_RQ1)
-            if window is not None:
-                places = torch.where(own_P < 0, columns_P, own_P + self._before_R11)
-                sees = sees & (self._before_R11 + at_RQ1 - places < window)
-            mask = torch.zeros(sees.shape, device=sees.device).masked_fill_(~sees, HIDDEN)
-            self._known[window, start] = mask[:, None]
-        return self._known[window, start]
-
-    def _stairs(self, n: int, seen: int) -> Tensor:
-        """The same where each query sees one key more than the one before it, and the last all of them: one
-        mask for all steps, which differ only in how many keys all their queries see."""
-        if (None, 0) not in self._known:
-            full = torch.full((1, 1, n, self._n_trunk + self._n_branch), HIDDEN, device=self._at_RQ.device)
-            self._known[None, 0] = full.triu_(full.shape[3] - n + 1)
-        return self._known[None, 0][:, :, -n:, -seen:]
+            each = both.unflatten(0, (self.n_trees, -1))[:, :, :, : self.n_trunk]
+            each.copy_(trunk.transpose(1, 2)[:, None])
+        both[:, :, self.n_trunk :] = branch_RTKd.transpose(1, 2)
+        return made
 
 
 def _padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:

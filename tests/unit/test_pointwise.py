@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import gelu, rms_norm
@@ -34,3 +36,22 @@ def test_gated_gelu_is_torch_s_from_end_to_end(n, dtype):
     torch.testing.assert_close(made, expected, **tolerance)
     assert torch.isfinite(made).all()
     assert torch.equal(up, before)
+
+
+@pytest.mark.parametrize("n", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_place", [False, True])
+def test_sums_go_where_they_are_wanted_and_leave_the_residual(n, dtype, has_place):
+    torch.manual_seed(0)
+    hidden, x = torch.randn(n, 64).to(dtype), torch.randn(n, 64).to(dtype)
+    weight_D, before = torch.randn(64), hidden.clone()
+    normed = hidden + pointwise.norm_late(x, weight_D, 1e-6)
+    for join, expected in (
+        (pointwise.plus, hidden + x),
+        (partial(pointwise.plus_norm_late, weight_D=weight_D, eps=1e-6), normed),
+    ):
+        place, given = torch.empty_like(x) if has_place else None, x.clone()
+        made = join(hidden, given, place)
+        assert place is None or made is place
+        torch.testing.assert_close(made, expected)
+        assert torch.equal(hidden, before)

@@ -31,6 +31,21 @@ def norm_late_(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return norm_late(x, weight_D, eps)
 
 
+def plus(hidden: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """hidden + x, written to `out`, or over x."""
+    return torch.add(hidden, x, out=x if out is None else out)
+
+
+def plus_norm_late(
+    hidden: Tensor, x: Tensor, out: Tensor | None = None, *, weight_D: Tensor, eps: float
+) -> Tensor:
+    """hidden + `norm_late(x)`, written to `out`, or over x, which is overwritten in any case."""
+    if _many(x) and x.dtype == torch.float32:
+        out = x if out is None else out
+        return torch.addcmul(hidden, _rms_norm(x, eps, out=x), weight_D, out=out)
+    return plus(hidden, norm_late(x, weight_D, eps), out)
+
+
 def norm_early(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm rounded before its product with the weight: Llama's."""
     if _many(x):
@@ -71,17 +86,18 @@ def gated_gelu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     """gelu(gate) up, GELU in its tanh form (Hendrycks and Gimpel, 2016); `gate_NF` is overwritten."""
     if not _many(gate_NF):
         return gelu(gate_NF, approximate="tanh").mul_(up_NF)
-    rows = max(1, _AT_ONCE // gate_NF.shape[-1])
+    rows = max(1, _AT_ONCE * torch.get_num_threads() // gate_NF.shape[-1])
+    share_NF = torch.empty((min(rows, len(gate_NF)), gate_NF.shape[-1]))
     for gate, up in zip(gate_NF.split(rows), up_NF.split(rows), strict=True):
         wide = gate.float()
-        gated = wide.mul_(_gelu_share(wide))
+        gated = wide.mul_(_gelu_share(wide, share_NF[: len(gate)]))
         if gated is not gate:
             gate.copy_(gated)
         gate.mul_(up)
     return gate_NF
 
 
-def _gelu_share(x: Tensor) -> Tensor:
+def _gelu_share(x: Tensor, out: Tensor) -> Tensor:
     """gelu(x) / x = sigmoid(2 z), z the tanh's argument. torch's exp is slow where it over- or underflows."""
-    y = torch.addcmul(_constant(2 * _GELU), x, x, value=2 * _GELU * 0.044715)
-    return y.mul_(x).sigmoid_()
+    torch.addcmul(_constant(2 * _GELU), x, x, value=2 * _GELU * 0.044715, out=out)
+    return out.mul_(x).sigmoid_()

@@ -130,7 +130,7 @@ def _run(
     steering: Steering | None,
 ) -> Passed:
     n_rows, n_tokens, _ = hidden_NTD.shape
-    turns = network.turns(torch.arange(n_tokens, device=hidden_NTD.device), hidden_NTD)
+    turns = network.turns(n_tokens, hidden_NTD)
     turns = {
         name: Turn(*(x.repeat(n_rows, 1, 1) for x in (t.cos_N1d, t.sin_N1d))) for name, t in turns.items()
     }

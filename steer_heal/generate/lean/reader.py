@@ -57,7 +57,7 @@ class LeanReader:
         self._keys = keys(base, apart, room, n_more=sum(lane.n_more for lane in lanes))
         self._positions_B = lengths_P[torch.tensor(of_row, device=self._device)]
         last = int(self._positions_B.max()) + room
-        self._turns = self._network.turns(torch.arange(last, device=self._device), hidden_BD)
+        self._turns = self._network.turns(last, hidden_BD)
         self._show(hidden_BD)
 
     def _reads(self, prompts: list[Prompt], first: int, depth: int, store: PrefixStore | None) -> list[Read]:

@@ -1,0 +1,103 @@
+"""The architectures that the lean forward knows, and whether a model is one of them, as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.models.gemma3 import modeling_gemma3 as gemma3
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+from ...models import LanguageModel
+
+_INERT_HOOKS = "transformers.utils.output_capturing"
+"""What `output_hidden_states=True` leaves behind: does nothing unless a call asks for it again."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The classes an architecture is made of."""
+
+    block: type[nn.Module]
+    attention: type[nn.Module]
+    mlp: type[nn.Module]
+    norm: type[nn.Module]
+    embedding: type[nn.Module]
+    text: type[nn.Module]
+    zero_centred: bool = False
+    """Norms multiply by 1 + weight, and the residual is normed behind attention and MLP too."""
+
+
+FAMILIES: dict[type[nn.Module], Family] = {
+    gemma3.Gemma3ForCausalLM: Family(
+        gemma3.Gemma3DecoderLayer, gemma3.Gemma3Attention, gemma3.Gemma3MLP, gemma3.Gemma3RMSNorm,
+        gemma3.Gemma3TextScaledWordEmbedding, gemma3.Gemma3TextModel, zero_centred=True,
+    ),
+    llama.LlamaForCausalLM: Family(
+        llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP, llama.LlamaRMSNorm,
+        nn.Embedding, llama.LlamaModel,
+    ),
+    qwen3.Qwen3ForCausalLM: Family(
+        qwen3.Qwen3DecoderLayer, qwen3.Qwen3Attention, qwen3.Qwen3MLP, qwen3.Qwen3RMSNorm,
+        nn.Embedding, qwen3.Qwen3Model,
+    ),
+}  # fmt: skip
+
+
+def why_not(lm: LanguageModel) -> str:
+    """Why this model, as it stands, goes through transformers' own forward; empty when it is known."""
+    model: Any = lm.model
+    family = FAMILIES.get(type(model))
+    if family is None:
+        known = ", ".join(cls.__name__ for cls in FAMILIES)
+        return f"{type(model).__name__} is none of {known}"
+    config: Any = lm.config
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"its attention is {config._attn_implementation}"
+    if getattr(config, "use_bidirectional_attention", False) or getattr(
+        config, "attn_logit_softcapping", None
+    ):
+        return "its attention is not plain causal attention"
+    if any(kind in ("dynamic", "longrope") for kind in rope_kinds(config)):
+        return "its rotary tables change with the length of the text"
+    if model.training or len({parameter.device for parameter in model.parameters()}) > 1:
+        return "it is in training, or spread over several devices"
+    for module, expected in _expected(model, family):
+        if type(module) is not expected:
+            return f"it holds a {type(module).__name__} where a {expected.__name__} is expected"
+        if altered(module):
+            return f"something is hooked onto its {type(module).__name__}"
+    return ""
+
+
+def _expected(model: Any, family: Family) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """The modules that are computed here instead of being called, and what they have to be."""
+    text = model.model
+    yield model, type(model)
+    yield text, family.text
+    yield text.embed_tokens, family.embedding
+    yield text.norm, family.norm
+    for block in text.layers:
+        yield block, family.block
+        yield block.self_attn, family.attention
+        yield block.mlp, family.mlp
+        for part in (*block.children(), *block.self_attn.children()):
+            if "Norm" in type(part).__name__:
+                yield part, family.norm
+
+
+def altered(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class says."""
+    hooks = [hook for hook in module._forward_hooks.values() if hook.__module__ != _INERT_HOOKS]
+    return bool(hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def rope_kinds(config: Any) -> Iterator[str]:
+    """How the model's rotary tables are made, one kind for each that it has."""
+    parameters = config.rope_parameters
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    for one in nested or [parameters]:
+        yield one["rope_type"]

@@ -1,0 +1,75 @@
+"""Attention of branches to their trunk and to themselves, against softmax written out."""
+
+import math
+
+import pytest
+import torch
+
+from steer_heal.instrument import queries
+from steer_heal.instrument.queries import MILD, Queries
+
+R, T, P, K, G, D = 3, 70, 20, 2, 3, 8
+
+
+def made(largest):
+    """Queries, keys and values whose largest score is `largest`, all of one sign for the first row."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(R, T, K * G, D), torch.randn(R, K, P + T, D), torch.randn(R, K, P + T, D)
+    q, k = (x / x.norm(dim=-1, keepdim=True) for x in (q, k))
+    q[0, :, :, :], k[0, :, ::2, :] = 0.0, 0.0
+    q[0, ..., 0], k[0, :, ::2, 0] = 1.0, -1.0
+    return math.sqrt(largest) * q, math.sqrt(largest) * k, v
+
+
+def by_hand(q, k, v, scale, before_R, window=None):
+    """Each branch position sees its row's trunk up to its length, and the branch up to itself."""
+    key_P = torch.arange(P + T)
+    out = torch.empty_like(q)
+    for row, before in enumerate(before_R):
+        place_P = torch.where(key_P < P, key_P, key_P - P + before)
+        for at in range(T):
+            seen = torch.where(key_P < P, key_P < before, key_P - P <= at)
+            if window is not None:
+                seen = seen & (before + at - place_P < window)
+            for head in range(K * G):
+                logits = (k[row, head // G].double() @ q[row, at, head].double()) * scale
+                weights = logits.masked_fill(~seen, -math.inf).softmax(-1)
+                out[row, at, head] = (weights @ v[row, head // G].double()).float()
+    return out
+
+
+def attended(q, k, v, scale, before_R, largest, window=None):
+    """By `Queries`, values as it wants them: a 1 behind each, zeros where a trunk is padded."""
+    v1 = torch.cat([v, torch.ones(*v.shape[:-1], 1)], dim=-1)
+    for row, before in enumerate(before_R):
+        v1[row, :, before:P] = 0.0
+    some = sorted(set(before_R))
+    lengths_R = torch.tensor(before_R if len(some) > 1 else some)
+    out = torch.full_like(q, math.nan)
+    asked = Queries(torch.arange(T)[None], lengths_R, T, P)
+    asked.attend(q, k, v1, scale, window, largest, out)
+    if mild := asked.mild(q, window, largest):
+        across = torch.full_like(q, math.nan)
+        asked.attend(q, k.mT.contiguous().mT, v1, scale, window, largest, across)
+        torch.testing.assert_close(across, out)
+    return out, mild
+
+
+@pytest.mark.parametrize("before_R", [[P] * R, [P, 9, 14]], ids=["trunks alike", "trunks padded"])
+@pytest.mark.parametrize("largest", [1.0, MILD, 2.5 * MILD])
+@pytest.mark.parametrize("scores", [1 << 10, 1 << 18], ids=["many steps", "few steps"])
+def test_attention_is_softmax_whatever_the_scores(before_R, largest, scores, monkeypatch):
+    monkeypatch.setattr(queries, "_SCORES", scores)
+    q, k, v = made(largest)
+    out, mild = attended(q, k, v, 1.0, before_R, largest)
+    assert mild == (largest <= MILD)
+    torch.testing.assert_close(out, by_hand(q, k, v, 1.0, before_R), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("window", "mild"), [(30, False), (P + T, True)])
+def test_a_window_counts_where_it_hides_something(window, mild):
+    q, k, v = made(4.0)
+    out, was_mild = attended(q, k, v, 0.5, [P, 9, 14], 2.0, window)
+    assert was_mild == mild
+    expected = by_hand(q, k, v, 0.5, [P, 9, 14], window)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=2e-5)
