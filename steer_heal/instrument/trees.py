@@ -126,7 +126,7 @@ class Grove:
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, kept: Pass | None) -> Tensor:
         """Trunks to themselves; branches to their trunk and themselves."""
         block, is_last = self._network.blocks[layer], layer == len(self._network.blocks) - 1
-        how, n = (block.scale, block.window, block.largest_score), self.n_trees * self.n_trunk
+        how, n = (block.scale, block.window, block.largest_score()), self.n_trees * self.n_trunk
         k_t, v_t = (x[:n].unflatten(0, (self.n_trees, -1)) for x in (k, v)) if n else (k[:0], v[:0])
         k_b, v_b = (x[n:].unflatten(0, (self.n_rows, -1)) for x in (k, v))
         if kept is not None:

@@ -85,8 +85,8 @@ def test_no_score_is_above_its_bound_however_steered(arch):
                 for at, norm in ((block.q, block.q_norm), (block.k, block.k_norm))
             )
             largest = max(largest, float(torch.einsum("nhd,mkd->nmhk", q, k).abs().max()) * block.scale)
-        assert 0.0 < largest <= block.largest_score < math.inf
+        assert 0.0 < largest <= block.largest_score() < math.inf
 
 
 def test_heads_that_nothing_norms_have_no_bound():
-    assert {block.largest_score for block in Network(tiny.shared("llama")).blocks} == {math.inf}
+    assert {block.largest_score() for block in Network(tiny.shared("llama")).blocks} == {math.inf}

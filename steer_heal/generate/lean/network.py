@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -51,8 +51,8 @@ class Block:
     window: int | None
     rotary: str
     scale: float
-    largest_score: float
-    """No |q'k| scale is above this."""
+    largest_score: Callable[[], float]
+    """No |q'k| scale is above this; few ask."""
     at_once: int
     """As many tokens go through the MLP together."""
 
@@ -155,7 +155,7 @@ def _block(block: Any, family: Family, config: Any, layer: int) -> Block:
         window=config.sliding_window if kind[layer] == "sliding_attention" else None,
         rotary=kind[layer] if four else "",
         scale=attention.scaling,
-        largest_score=_largest_score(attention, config, family),
+        largest_score=cache(partial(_largest_score, attention, config, family)),
         at_once=_at_once(mlp),
     )
 
