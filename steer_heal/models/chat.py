@@ -48,7 +48,7 @@ class ChatEncoder:
 
     def encode_all(self, chats: Sequence[Sequence[Message]], prefill: str = "") -> list[list[int]]:
         """`encode` of each chat; what they hold is tokenized in one call."""
-        rendered = [self._render(fit) for fit in map(self._fitting, chats)]
+        rendered = [self._render(self._fitting(chat)) for chat in chats]
         cuts = [self._cuts(text, spans) for text, spans in rendered]
         pieces = [_split(text, cut) for (text, _), cut in zip(rendered, cuts, strict=True)]
         for some in pieces:
@@ -56,12 +56,9 @@ class ChatEncoder:
         parts = iter(self._tokenize_all([piece for some in pieces for piece in some]))
         made = [[token for part in itertools.islice(parts, len(some)) for token in part] for some in pieces]
         for ids, (text, spans), cut in zip(made, rendered, cuts, strict=True):
-            if cut:
-                harmless = self._tokenize(_blanked(text, spans) + prefill)
-                if self._control_only(ids) != self._control_only(harmless):
-                    raise SettingsError(
-                        "The text holds a control token that cannot be read as text: remove it."
-                    )
+            blanked = _blanked(text, spans) + prefill
+            if cut and self._control_only(ids) != self._control_only(self._tokenize(blanked)):
+                raise SettingsError("The text holds a control token that cannot be read as text: remove it.")
         return made
 
     def _fitting(self, messages: Sequence[Message]) -> Sequence[Message]:

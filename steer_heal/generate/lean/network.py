@@ -92,7 +92,7 @@ class Turn:
         """x cos + (x's halves swapped, the new first half negated) sin. Source: Su et al., 2021 (RoPE)."""
         return (x_NHd * self.cos_N1d).addcmul_(x_NHd.roll(x_NHd.shape[-1] // 2, -1), self.sin_N1d)
 
-    def at(self, rows: Tensor | slice) -> Turn:
+    def at(self, rows: Tensor) -> Turn:
         return Turn(self.cos_N1d[rows], self.sin_N1d[rows])
 
 
@@ -112,18 +112,15 @@ class Network:
         self._norm, self._head = _norm(text.norm, family), _linear(model.lm_head)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._rotary, self._by_kind = text.rotary_emb, family.zero_centred
-        self._turns: dict[str, Turn] = {}
-        self._n_turns = 0
 
     def turns(self, n_tokens: int, like: Tensor) -> dict[str, Turn]:
-        """Rotary tables for the first places, by name, in the type of `like`, the same for one network."""
-        if n_tokens > self._n_turns:
-            self._n_turns, places_1N = n_tokens, torch.arange(n_tokens, device=like.device)[None]
-            for name in {block.rotary for block in self.blocks}:
-                cos_1Nd, sin_1Nd = self._rotary(like, places_1N, *([name] if self._by_kind else []))
-                first, second = sin_1Nd[0].chunk(2, dim=-1)
-                self._turns[name] = Turn(cos_1Nd[0, :, None], torch.cat((-first, second), dim=-1)[:, None])
-        return {name: turn.at(slice(n_tokens)) for name, turn in self._turns.items()}
+        """Rotary tables for the first places, by name, in the type of `like`."""
+        made, places_1N = {}, torch.arange(n_tokens, device=like.device)[None]
+        for name in {block.rotary for block in self.blocks}:
+            cos_1Nd, sin_1Nd = self._rotary(like, places_1N, *([name] if self._by_kind else []))
+            first, second = sin_1Nd[0].chunk(2, dim=-1)
+            made[name] = Turn(cos_1Nd[0, :, None], torch.cat((-first, second), dim=-1)[:, None])
+        return made
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """The head, over the final norm."""

@@ -72,7 +72,7 @@ def _in_float32(x: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
 def _constant(value: float) -> Tensor:
     """A number as a tensor, which an operation takes without making one of it again and again."""
     with torch.inference_mode(False):
-        return torch.tensor(value)
+        return torch.tensor(value, dtype=torch.float32)
 
 
 def _rms_norm(x: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
@@ -87,7 +87,7 @@ def gated_gelu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     if not _many(gate_NF):
         return gelu(gate_NF, approximate="tanh").mul_(up_NF)
     rows = max(1, _AT_ONCE * torch.get_num_threads() // gate_NF.shape[-1])
-    share_NF = torch.empty((min(rows, len(gate_NF)), gate_NF.shape[-1]))
+    share_NF = torch.empty((min(rows, len(gate_NF)), gate_NF.shape[-1]), dtype=torch.float32)
     for gate, up in zip(gate_NF.split(rows), up_NF.split(rows), strict=True):
         wide = gate.float()
         gated = wide.mul_(_gelu_share(wide, share_NF[: len(gate)]))
