@@ -32,22 +32,8 @@ class Queries:
         self._lower: dict[int, Tensor] = {}
         self._scores: Tensor | None = None
 
-    def attend(
-        self, q_RQHd: Tensor, k_RKPd: Tensor, v1_RKPe: Tensor, scale: float, window: int | None,
-        largest: float, out_RQHd: Tensor,
-    ) -> None:  # fmt: skip
-        """Attention to keys and values of trunk and branch, written to `out_RQHd`.
-
-        Behind each value stands a 1 (e = d + 1), and all are 0 where a trunk is padded. `largest`: no score
-        is further from 0. Keys may be laid out across only where attention is `mild`.
-        """
-        if self.mild(q_RQHd, window, largest):
-            self._attend_mild(q_RQHd, k_RKPd, v1_RKPe, scale, out_RQHd)
-        else:
-            self._attend_any(q_RQHd, k_RKPd, v1_RKPe[..., :-1], scale, self._cut(window), out_RQHd)
-
     def mild(self, q: Tensor, window: int | None, largest: float) -> bool:
-        """Whether scores need no largest one taken off; it is faster then with keys laid out across."""
+        """Whether `attend_mild` may be asked: on a CPU in float32, no score further from 0 than `largest`."""
         plain = q.device.type == "cpu" and q.dtype == torch.float32
         return plain and self._whole and self._cut(window) is None and largest <= MILD
 
@@ -55,12 +41,14 @@ class Queries:
         """The window where it hides anything."""
         return window if window is not None and self._reach > window else None
 
-    def _attend_mild(
+    def attend_mild(
         self, q_RQHd: Tensor, k_RKPd: Tensor, v1_RKPe: Tensor, scale: float, out_RQHd: Tensor
     ) -> None:
         """exp(q k' scale) [v 1]: the last column, the sum of the weights, divides the others.
 
-        Heads that share keys are rows of one product; X: a row's heads of keys, Y: its queries, head by head.
+        Behind each value stands a 1 (e = d + 1), and all are 0 where a trunk is padded. Faster with keys laid
+        out across. Heads that share keys are rows of one product; X: a row's heads of keys, Y: its queries,
+        head by head.
         """
         n_rows, n, n_heads, size = q_RQHd.shape
         heads = k_RKPd.shape[1]
@@ -86,10 +74,12 @@ class Queries:
             self._lower[n] = torch.ones(n, n, device=self._at_RQ.device).tril_().repeat_interleave(group, 0)
         return self._lower[n]
 
-    def _attend_any(
+    def attend(
         self, q_RQHd: Tensor, k_RKPd: Tensor, v_RKPd: Tensor, scale: float, window: int | None,
         out_RQHd: Tensor,
     ) -> None:  # fmt: skip
+        """Attention to keys and values of trunk and branch, written to `out_RQHd`."""
+        window = self._cut(window)
         device, n = q_RQHd.device, q_RQHd.shape[1]
         group = 1 if device.type == "cpu" else q_RQHd.shape[2] // k_RKPd.shape[1]
         q_RKXd = q_RQHd.unflatten(2, (-1, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)

@@ -126,7 +126,7 @@ class Grove:
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, kept: Pass | None) -> Tensor:
         """Trunks to themselves; branches to their trunk and themselves."""
         block, is_last = self._network.blocks[layer], layer == len(self._network.blocks) - 1
-        how, n = (block.scale, block.window, block.largest_score()), self.n_trees * self.n_trunk
+        n = self.n_trees * self.n_trunk
         k_t, v_t = (x[:n].unflatten(0, (self.n_trees, -1)) for x in (k, v)) if n else (k[:0], v[:0])
         k_b, v_b = (x[n:].unflatten(0, (self.n_rows, -1)) for x in (k, v))
         if kept is not None:
@@ -136,17 +136,24 @@ class Grove:
         out = torch.empty_like(q)
         out_t, out_b = out[: len(q_t)], out[len(q_t) :]
         queries = self._ends if is_last else self._all
-        keys = self._joined(k_t, k_b, across=queries.mild(q, *how[1:]))
-        values = self._joined(v_t, v_b, ones=1)
+        mild = queries.mild(q, block.window, block.largest_score())
+        keys, values = self._joined(k_t, k_b, across=mild), self._joined(v_t, v_b, ones=int(mild))
+
+        def attend(some: Queries, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+            if mild:
+                some.attend_mild(q, k, v, block.scale, out)
+            else:
+                some.attend(q, k, v, block.scale, block.window, out)
+
         if len(q_t):
             q_t, out_t = (x.unflatten(0, (self.n_trees, -1)) for x in (q_t, out_t))
             each = self.n_rows // self.n_trees
             k_t, v_t = (x[::each, :, : self.n_trunk] for x in (keys, values))
-            self._trunks.attend(q_t, k_t, v_t, *how, out_t)
-        if self._padding_RP is not None:
+            attend(self._trunks, q_t, k_t, v_t, out_t)
+        if mild and self._padding_RP is not None:
             values[:, :, : self.n_trunk].masked_fill_(self._padding_RP[:, None, :, None], 0.0)
         q_b, out_b = (x.unflatten(0, (self.n_rows, -1)) for x in (q_b, out_b))
-        queries.attend(q_b, keys, values, *how, out_b)
+        attend(queries, q_b, keys, values, out_b)
         return out.flatten(1)
 
     def _joined(self, trunk: Tensor, branch_RTKd: Tensor, *, ones: int = 0, across: bool = False) -> Tensor:
