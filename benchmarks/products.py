@@ -1,4 +1,7 @@
-"""How long the matrix products of some work take by themselves: what no way of doing them can go below."""
+"""How long the matrix products of some work take by themselves: what no way of doing them can go below.
+
+Those inside one fused attention are not counted.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +34,13 @@ class _Record(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _PRODUCTS:
-            left, right = args[_PRODUCTS[func]]
-            self.shapes[tuple(left.shape), tuple(right.shape)] += 1
-        elif (made := self._decomposed(func, args, kwargs)) is not NotImplemented:
-            return made
+        if func not in _PRODUCTS:
+            with self:  # Without gradients a linear layer comes as one piece: this takes it apart.
+                made = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if made is NotImplemented else made
+        left, right = args[_PRODUCTS[func]]
+        self.shapes[tuple(left.shape), tuple(right.shape)] += 1
         return func(*args, **kwargs)
-
-    def _decomposed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Without gradients a linear layer comes as one piece; this takes it apart."""
-        with self:
-            return func.decompose(*args, **kwargs)
 
 
 def shapes(work: Callable[[], object]) -> Counter[Shape]:
