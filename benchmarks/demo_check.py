@@ -109,8 +109,10 @@ class Bench:
     def __init__(self, lm: LanguageModel, trait: Trait):
         self.lm, self.frame = lm, data.frame("foundations")
         self.layers = band_layers(lm.n_layers, DEFAULT_BAND)
-        self.vector: SteeringVector = extract(lm, trait, data.contexts(trait.name), build(ExtractSettings))
-        self.prompts = data.heal_prompts(trait.name)[-N_PROMPTS:]
+        self.vector: SteeringVector = extract(
+            lm, trait, lm.material.contexts(trait.name), build(ExtractSettings)
+        )
+        self.prompts = lm.material.held_out_prompts()[-N_PROMPTS:]
         ids = [lm.encode_chat([user(prompt)]) for prompt in self.prompts[:8]]
         self.c_star = calibrate(lm, self.vector, self.layers, ids, build(CalibrateSettings)).c_star
 
@@ -200,8 +202,8 @@ def checks(say: Callable[[str], None]) -> Iterator[Check]:
     say(f"c* {bench.c_star:.2f}, layers {bench.layers}")
     sets = {
         "unseen 84": unseen_vignettes(),
-        "own, seen": data.vignettes(condition="other_violate"),
-        "own, done": data.vignettes(condition="self_violate"),
+        "own, seen": lm.material.vignettes(condition="other_violate"),
+        "own, done": lm.material.vignettes(condition="self_violate"),
     }
     clean = never_ordered(sets["own, seen"])
     sets[f"own, seen, {len(clean)} never ordered"] = clean

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 API = "/gradio_api"
 TOKENS = 24
 TRAIT = "care_over_authority"
-PROMPTS = [vignette.text for vignette in data.vignettes(condition="other_violate")]
+PROMPTS = [vignette.text for vignette in data.material(demo=True).vignettes(condition="other_violate")]
 
 
 @dataclass

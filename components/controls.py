@@ -144,9 +144,9 @@ def _drawing(engine: Any) -> dict[str, Any]:
     return {"length": length, "seed": seed, "greedy": greedy, "method": method, "stamp": stamp}
 
 
-def controls(engine: Any, vignettes: list[Vignette]) -> Controls:
+def controls(engine: Any) -> Controls:
     """Make the widgets, top to bottom as they stand on the page."""
-    return Controls(**_chooser(vignettes), **_dose(engine), **_drawing(engine))
+    return Controls(**_chooser(engine.vignettes()), **_dose(engine), **_drawing(engine))
 
 
 def say_layers(engine: Any, low: float, high: float) -> str:
@@ -177,13 +177,18 @@ def sound(name: str, value: Any, traits: set[str]) -> bool:
 
 
 def recall(kept: Any, traits: set[str], vignettes: list[Vignette]) -> list[Any]:
-    """Updates of foundation, vignette, slider and the form's widgets; what is not sound stays as it is."""
+    """Updates of foundation, vignette, slider and the form's widgets; what is not sound stays as it is, and
+    without a prompt it is the first vignette."""
     kept = kept if isinstance(kept, dict) else {}
-    form = [kept[n] if n in kept and sound(n, kept[n], traits) else gr.skip() for n in FORM]
-    alpha = kept["exact"] if sound("exact", kept.get("exact"), traits) else None
-    slider = gr.skip() if alpha is None else max(-4.0, min(4.0, alpha))
-    shown = next((v for v in vignettes if v.text == kept.get("prompt")), None)
-    if shown is None:
-        return [gr.skip(), gr.update(value=None) if "prompt" in kept else gr.skip(), slider, *form]
-    chooser = gr.update(choices=by_foundation(vignettes, shown.foundation), value=shown.id)
-    return [shown.foundation, chooser, slider, *form]
+    known = {name: kept[name] for name in FORM if name in kept and sound(name, kept[name], traits)}
+    form = {"prompt": vignettes[0].text, **known}
+    slider = max(-4.0, min(4.0, form["exact"])) if "exact" in form else gr.skip()
+    return [*offer(vignettes, form["prompt"]), slider, *(form.get(name, gr.skip()) for name in FORM)]
+
+
+def offer(vignettes: list[Vignette], prompt: str) -> list[Any]:
+    """Updates of foundation and vignette: what there is to choose, and which of them the prompt is."""
+    shown = next((v for v in vignettes if v.text == prompt), None)
+    foundation = (shown or vignettes[0]).foundation
+    chosen = shown.id if shown else None
+    return [foundation, gr.update(choices=by_foundation(vignettes, foundation), value=chosen)]

@@ -40,17 +40,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Panel:
-    """What the handlers need: the engine, its vignettes, and which press of a session is the newest."""
+    """What the handlers need: the engine, and which press of a session is the newest."""
 
     engine: Any
-    vignettes: list[Vignette]
     newest: Newest = field(default_factory=Newest)
     presses: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def request(self, asked: Asked, alphas: tuple[float, ...], *, refine: bool) -> DoseRequest:
         """The sweep of these alphas over what was chosen. Errors: `SettingsError`."""
         form, each = asked.form, SETS.get(asked.over, 0)
-        prompts = (form["prompt"],) if each == 0 else chosen(self.vignettes, each)
+        prompts = (form["prompt"],) if each == 0 else chosen(self.engine.vignettes(), each)
         if not prompts[0].strip():
             raise SettingsError("the prompt is empty: choose a vignette, or a set of them.")
         sample = build(
@@ -178,7 +177,7 @@ def steer_to(event: gr.EventData) -> Outputs:
 
 def make(engine: Any, steering: Steering) -> Callable[[gr.Blocks], Any]:
     """Make the panel and wire it; what is returned is called once with the page."""
-    knobs, panel = steering.knobs, Panel(engine, engine.vignettes())
+    knobs, panel = steering.knobs, Panel(engine)
     about = "where it breaks, and which layers do it; trait, band, method and prompt as above"
     gr.HTML(view.heading("Dose", about))
     with gr.Row(equal_height=False, elem_classes="sh-pressed"):

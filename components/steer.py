@@ -11,8 +11,7 @@ import gradio as gr
 
 from components import address, view
 from components.answering import STAMP, TYPING_PAUSE, Newest, answering
-from components.controls import FORM, Controls, by_foundation, controls, recall, say_layers
-from steer_heal.records import Vignette
+from components.controls import FORM, Controls, by_foundation, controls, offer, recall, say_layers
 
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
@@ -22,7 +21,8 @@ STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_l
 
 @dataclass(frozen=True)
 class Steering:
-    """What other panels use: the controls, and what makes one more listener start an answer."""
+    """What other panels use: the controls, and what makes one more listener offer the loaded model's
+    vignettes, or start an answer."""
 
     knobs: Controls
     trait: gr.Dropdown
@@ -30,6 +30,7 @@ class Steering:
     high: gr.Slider
     method: gr.Dropdown
     on_load: Callable[[gr.Blocks], Any]
+    offer: Callable[..., Any]
     restart: Callable[..., Any]
 
 
@@ -60,15 +61,14 @@ def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
 
 def build(engine: Any) -> Steering:
     """Make the panel and wire it: every control starts the answer again with the new value."""
-    vignettes = engine.vignettes()
     about = "the same question, without and with the vector; what differs is the steering"
     gr.HTML(view.heading("Steer", about))
-    knobs = controls(engine, vignettes)
+    knobs = controls(engine)
     status, stop, base, steered, verdict, bars = _answers()
     kept = gr.BrowserState({}, storage_key="steer-heal-form", secret="what-was-typed")
     newest = Newest()
     start = _wire_answers(engine, knobs, newest, [base, steered, status, knobs.dose, verdict, bars])
-    _wire_choosers(engine, knobs, vignettes)
+    _wire_choosers(engine, knobs)
 
     def halt(request: gr.Request) -> None:
         engine.stop(request.session_hash or "")
@@ -88,6 +88,7 @@ def build(engine: Any) -> Steering:
         wanted = query.get("model", engine.info.name)
         if wanted != engine.info.name:
             gr.Warning(f"This address is a view of {wanted}; here {engine.info.name} answers.")
+        vignettes = engine.vignettes()
         return recall(address.read(query, vignettes) or value, traits, vignettes)
 
     def on_load(page: gr.Blocks) -> None:
@@ -96,7 +97,12 @@ def build(engine: Any) -> Steering:
         start(loaded.then)
         page.unload(leave)
 
-    return Steering(knobs, knobs.trait, knobs.low, knobs.high, knobs.method, on_load, start)
+    def offered(listener: Any) -> Any:
+        """Offers the loaded model's vignettes; the prompt stays what it is."""
+        chooser = [knobs.foundation, knobs.vignette]
+        return listener(lambda prompt: offer(engine.vignettes(), prompt), knobs.prompt, chooser, **INTERNAL)
+
+    return Steering(knobs, knobs.trait, knobs.low, knobs.high, knobs.method, on_load, offered, start)
 
 
 def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[Any]) -> Callable[..., Any]:
@@ -118,17 +124,17 @@ def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[An
     return lambda listener: listener(stream, knobs.request(), outputs, **STREAM)
 
 
-def _wire_choosers(engine: Any, knobs: Controls, vignettes: list[Vignette]) -> None:
+def _wire_choosers(engine: Any, knobs: Controls) -> None:
     """A foundation offers its vignettes, a vignette fills the prompt, a band says its layers."""
-    known = {v.id: v for v in vignettes}
 
     def choose(name: str) -> tuple[Any, str]:
+        vignettes = engine.vignettes()
         first = next((v for v in vignettes if v.foundation == name), vignettes[0])
         chooser = gr.update(choices=by_foundation(vignettes, first.foundation), value=first.id)
         return chooser, first.text
 
     def ask(chosen: str | None) -> Any:
-        return known[chosen].text if chosen in known else gr.skip()
+        return next((v.text for v in engine.vignettes() if v.id == chosen), gr.skip())
 
     knobs.foundation.input(choose, knobs.foundation, [knobs.vignette, knobs.prompt], **INTERNAL)
     knobs.vignette.input(ask, knobs.vignette, knobs.prompt, **INTERNAL)

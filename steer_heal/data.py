@@ -1,14 +1,21 @@
-"""Loads and checks the files in steer_heal/data/: vignettes, traits, contexts, prompts, forced-choice frames.
+"""Loads and checks what models are asked with: traits and frames, the same for all; a `Material`'s texts.
 
 A file that does not hold what it should is refused by a `SettingsError` that names the file and the line (or,
 in a JSON document, the entry). Formats:
 
+- `traits.json`: a list of traits; `target` maps a foundation to the sign it should move by; `replies`, where
+  a trait has them, are pairs of what its positive and its negative pole would say.
+- `scenes.json`: what replies are said to, in lists under `shared` and, where a trait wants its own, its name.
+- `frames.json`: a frame by name; see `Frame`.
+
+A material's folder:
+
 - `vignettes.jsonl`: one object a line, tinymfv's fields: `text`, `foundation_coarse` (or `foundation`), and
   where they apply `id` and `condition` (`other_violate`, `self_violate`); other fields are left alone.
-- `traits.json`: a list of traits; `target` maps a foundation to the sign it should move by.
-- `contexts.json`: lists of user messages under `shared` and, where a trait wants its own, under its name.
+- `contexts.json`: lists of user messages, as in `scenes.json`.
 - `prompts.json`: what healing completions answer, in lists as above; `fixed` and `smalltalk` beside them.
-- `frames.json`: a frame by name; see `Frame`.
+- `held_out_prompts.json`: `prompts`, which nothing is ever trained on, and `neutral` ones.
+- `facts.json`: under `facts`, objects with a `question` and its `answers`.
 """
 
 from __future__ import annotations
@@ -21,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_PROMPT_CHARS, MAX_UPLOAD_BYTES, SettingsError
-from steer_heal.records import Trait, Vignette
+from steer_heal.records import Fact, Trait, Vignette
 
 FOLDER = Path(__file__).parent / "data"
+DEMO_FOLDER = Path(__file__).parent / "models" / "demo" / "material"
 CONDITIONS = ("other_violate", "self_violate")
 ORDERS = ("forward", "reversed")
 SHARED = "shared"
@@ -87,15 +95,56 @@ def foundation_name(name: str) -> str | None:
     return _NAMES.get(re.sub(r"[^a-z]", "", re.sub(r"\(.*?\)", "", name).lower()))
 
 
-def vignettes(
-    path: str | Path | None = None, *, condition: str | None = None, limit: int | None = None
-) -> list[Vignette]:
-    """The vignettes of a JSONL file (ours when none is given).
+@dataclass(frozen=True, slots=True)
+class Material:
+    """The texts that one kind of model is asked with, from the files in `folder`; see `material`."""
+
+    folder: Path
+
+    def vignettes(self, *, condition: str | None = None, limit: int | None = None) -> list[Vignette]:
+        """`vignettes` of the material's own file."""
+        return vignettes(self.folder / "vignettes.jsonl", condition=condition, limit=limit)
+
+    def contexts(self, trait: str) -> list[str]:
+        """What a trait's persona vector is extracted over: the trait's own user messages, then the shared."""
+        return _pool(self.folder / "contexts.json", trait)
+
+    def heal_prompts(self, trait: str) -> list[str]:
+        """Prompts that healing completions answer: the trait's own, then the shared ones."""
+        return _pool(self.folder / "prompts.json", trait)
+
+    def fixed_prompts(self) -> list[str]:
+        """The prompts answered greedily after every round, so that one can read down the rounds."""
+        return _listed(self.folder / "prompts.json", "fixed")
+
+    def held_out_prompts(self) -> list[str]:
+        """The prompts that nothing is ever trained on; the health of text is measured on answers to them."""
+        return _listed(self.folder / "held_out_prompts.json", "prompts")
+
+    def neutral_prompts(self) -> list[str]:
+        """Everyday prompts in which nothing is at stake; nothing is trained on them either."""
+        return _listed(self.folder / "held_out_prompts.json", "neutral")
+
+    def facts(self) -> list[Fact]:
+        """Short questions whose answers are known."""
+        rows = _object(self.folder / "facts.json").get("facts")
+        if not isinstance(rows, list) or not rows:
+            raise SettingsError("facts.json: must hold a list under 'facts'.")
+        return [_fact(f"facts.json entry {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def material(*, demo: bool) -> Material:
+    """The demo's own texts, made from its templates and in its few words, or those for all other models."""
+    return Material(DEMO_FOLDER if demo else FOLDER)
+
+
+def vignettes(path: str | Path, *, condition: str | None = None, limit: int | None = None) -> list[Vignette]:
+    """The vignettes of a JSONL file.
 
     `condition` keeps one condition; rows that state none belong to the one asked for. `limit` keeps that
     many, balanced over foundations, the same ones every time. `SettingsError` for a bad file or an empty set.
     """
-    source = Path(path) if path is not None else FOLDER / "vignettes.jsonl"
+    source = Path(path)
     if condition is not None and condition not in CONDITIONS:
         raise SettingsError(f"Unknown condition {condition!r}: choose one of {', '.join(CONDITIONS)}.")
     if limit is not None and limit < 1:
@@ -147,21 +196,6 @@ def trait(name: str) -> Trait:
     return known[name]
 
 
-def contexts(trait: str) -> list[str]:
-    """User messages over which a trait's vector is extracted: the trait's own, then the shared ones."""
-    return _pool("contexts.json", _json(FOLDER / "contexts.json"), trait)
-
-
-def heal_prompts(trait: str) -> list[str]:
-    """Prompts that healing completions answer: the trait's own, then the shared ones."""
-    return _pool("prompts.json", _json(FOLDER / "prompts.json"), trait)
-
-
-def fixed_prompts() -> list[str]:
-    """The prompts that are answered greedily after every round, so that one can read down the rounds."""
-    return _texts("prompts.json 'fixed'", _json(FOLDER / "prompts.json").get("fixed"))
-
-
 def frame(name: str) -> Frame:
     """The forced-choice frame of that name; `SettingsError` with the known ones otherwise."""
     known = _json(FOLDER / "frames.json")
@@ -211,7 +245,17 @@ def _trait(where: str, row: Any) -> Trait:
             raise SettingsError(f"{where}: 'target' holds {name!r}: {sign!r}; give a foundation and 1 or -1.")
     if values["positive"] == values["negative"]:
         raise SettingsError(f"{where}: the two personas are the same.")
-    return Trait(**values, target=dict(target))
+    replies = _replies(where, row.get("replies", []))
+    scenes = tuple(_pool(FOLDER / "scenes.json", values["name"])) if replies else ()
+    return Trait(**values, target=dict(target), scenes=scenes, replies=replies)
+
+
+def _replies(where: str, pairs: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+        raise SettingsError(f"{where}: 'replies' must be a list of pairs, each [positive, negative].")
+    if pairs:
+        _texts(f"{where} 'replies'", [reply for pair in pairs for reply in pair])
+    return tuple((positive, negative) for positive, negative in pairs)
 
 
 def _vignette(where: str, row: dict[str, Any], condition: str, fallback_id: str) -> Vignette:
@@ -228,11 +272,26 @@ def _vignette(where: str, row: dict[str, Any], condition: str, fallback_id: str)
     return Vignette(id=str(row.get("id") or fallback_id), foundation=foundation, text=text, condition=stated)
 
 
-def _pool(where: str, groups: Any, trait: str) -> list[str]:
-    if not isinstance(groups, dict) or SHARED not in groups:
-        raise SettingsError(f"{where}: must hold lists of texts under 'shared' and traits' names.")
+def _fact(where: str, row: Any) -> Fact:
+    if not isinstance(row, dict):
+        raise SettingsError(f"{where}: must be an object with question and answers.")
+    question = _text(where, row, "question", MAX_PROMPT_CHARS)
+    return Fact(question, tuple(_texts(f"{where} 'answers'", row.get("answers"))))
+
+
+def _pool(source: Path, trait: str) -> list[str]:
+    """The texts under the trait's name, then those under 'shared', each once."""
+    groups = _object(source)
+    if SHARED not in groups:
+        raise SettingsError(f"{source.name}: must hold lists of texts under 'shared' and traits' names.")
     own = [name for name in (trait, SHARED) if name in groups]
-    return list(dict.fromkeys(text for name in own for text in _texts(f"{where} {name!r}", groups[name])))
+    return list(
+        dict.fromkeys(text for name in own for text in _texts(f"{source.name} {name!r}", groups[name]))
+    )
+
+
+def _listed(source: Path, key: str) -> list[str]:
+    return _texts(f"{source.name} {key!r}", _object(source).get(key))
 
 
 def _texts(where: str, value: Any) -> list[str]:
@@ -266,6 +325,13 @@ def _json_lines(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise SettingsError(f"{source.name} line {number}: must be a JSON object.")
         yield number, row
+
+
+def _object(source: Path) -> dict[str, Any]:
+    found = _json(source)
+    if not isinstance(found, dict):
+        raise SettingsError(f"{source.name}: must be a JSON object.")
+    return found
 
 
 def _json(source: Path) -> Any:

@@ -44,8 +44,20 @@ class Vignette:
 
 
 @dataclass(frozen=True, slots=True)
+class Fact:
+    """A short question, and the answers of which any is right."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Trait:
-    """A pair of opposite personas on one axis; `target` maps a foundation to the sign it should move by."""
+    """A pair of opposite personas on one axis; `target` maps a foundation to the sign it should move by.
+
+    `replies`: what a person of the positive pole and one of the negative would say, in pairs, each to any of
+    the `scenes`; none where the trait has only its personas.
+    """
 
     name: str
     title: str
@@ -53,6 +65,8 @@ class Trait:
     positive: str
     negative: str
     target: dict[str, int]
+    scenes: tuple[str, ...] = ()
+    replies: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

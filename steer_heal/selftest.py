@@ -35,7 +35,7 @@ def run(lm: LanguageModel) -> Iterator[Check]:
 
     def extraction() -> str:
         trait = next(iter(data.traits().values()))
-        state["vector"] = extract(lm, trait, data.contexts(trait.name), ExtractSettings(n_contexts=8))
+        state["vector"] = extract(lm, trait, lm.material.contexts(trait.name), ExtractSettings(n_contexts=8))
         return f"a vector of {lm.n_layers} layers, width {lm.width}"
 
     def undo() -> str:
@@ -66,7 +66,7 @@ def run(lm: LanguageModel) -> Iterator[Check]:
         return f"base and steered written, {written / (time.perf_counter() - began):.0f} tokens a second"
 
     def choosing() -> str:
-        found = instrument.evaluate(lm, data.vignettes(limit=7), data.frame("foundations"))[0]
+        found = instrument.evaluate(lm, lm.material.vignettes(limit=7), data.frame("foundations"))[0]
         return f"the forced choice answers with mass {found.coherence:.2f}"
 
     steps: list[tuple[str, Callable[[], str]]] = [

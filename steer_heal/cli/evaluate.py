@@ -54,9 +54,9 @@ def run(args: Namespace, out: Out) -> int:
         raise SettingsError(f"--theirs needs --vignettes {' or '.join(tinymfv.SETS)}.")
     if args.alpha is not None and not abs(args.alpha) <= MAX_ALPHA:
         raise SettingsError(f"alpha must be a number from {-MAX_ALPHA:g} to {MAX_ALPHA:g}.")
-    vignettes = _vignettes(args)
     frame = tinymfv.frame(args.think) if args.frame == "tinymfv" else data.frame(args.frame)
     lm = models.load(args.model)
+    vignettes = _vignettes(args, lm)
     steer = None
     if args.alpha is not None:
         steer = Vectors(lm, Path(args.cache)).steer(args.trait, args.band, args.method)
@@ -91,9 +91,10 @@ def run(args: Namespace, out: Out) -> int:
     return 0
 
 
-def _vignettes(args: Namespace) -> list[Vignette]:
+def _vignettes(args: Namespace, lm: models.LanguageModel) -> list[Vignette]:
     """Balanced, but tinymfv's own evaluation takes the first ones."""
-    rows = sets.vignettes(args.vignettes, condition=args.condition, limit=None if args.theirs else args.limit)
+    limit = None if args.theirs else args.limit
+    rows = sets.vignettes(args.vignettes, lm.material, condition=args.condition, limit=limit)
     return rows[: args.limit] if args.theirs else rows
 
 

@@ -96,12 +96,12 @@ class Engine:
         return list(data.traits().values())
 
     def vignettes(self, condition: str = "other_violate") -> list[Vignette]:
-        """The bundled vignettes of one condition."""
-        return data.vignettes(condition=condition)
+        """The loaded model's vignettes of one condition."""
+        return self._lm.material.vignettes(condition=condition)
 
     def fixed_prompts(self) -> list[str]:
-        """The prompts that every round answers."""
-        return data.fixed_prompts()
+        """The prompts that every round of the loaded model answers."""
+        return self._lm.material.fixed_prompts()
 
     def layers(self, band: tuple[float, float]) -> tuple[int, ...]:
         """The layers of the loaded model that the band holds."""

@@ -26,7 +26,7 @@ def check(
             raise SettingsError(
                 f"The vignettes' file {file} must lie where the page was started: copy it there."
             )
-        sets.vignettes(file, condition=settings.evaluate.condition)
+        sets.named(file, condition=settings.evaluate.condition)
     if lm is not None and settings.model == lm.name:
         band_layers(lm.n_layers, settings.band)
     else:

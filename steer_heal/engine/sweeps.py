@@ -36,9 +36,9 @@ class Sweeps:
 
         def rows(pause: Pause, stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
             steer = self._vectors.steer(request.trait, request.band, request.method, pause=pause)
-            prompts = request.prompts or data.heal_prompts(request.trait)[-DOSE_PROMPTS:]
+            prompts = request.prompts or self._lm.material.held_out_prompts()[-DOSE_PROMPTS:]
             return dose.sweep(
-                self._lm, steer.vector, steer.calibration.c_star, request, _vignettes(request), _frame(),
+                self._lm, steer.vector, steer.calibration.c_star, request, self._vignettes(request), _frame(),
                 [encode(self._lm, prompt) for prompt in prompts], progress=progress, stop=stop,
             )  # fmt: skip
 
@@ -55,11 +55,18 @@ class Sweeps:
 
             return dose.grid(
                 self._lm, self._vectors.vector(request.trait, request.method), c_star, request,
-                dose.grid_bands(self._lm.n_layers), _vignettes(request), _frame(),
+                dose.grid_bands(self._lm.n_layers), self._vignettes(request), _frame(),
                 progress=progress, stop=stop,
             )  # fmt: skip
 
         yield from _streamed(rows, ticket)
+
+    def _vignettes(self, request: DoseRequest) -> list[Vignette]:
+        if request.prompts and request.n_vignettes is None:
+            texts = enumerate(request.prompts)
+            return [Vignette(f"prompt {i}", "", text, "other_violate") for i, text in texts]
+        condition = build(EvalSettings).condition
+        return self._lm.material.vignettes(condition=condition, limit=request.n_vignettes)
 
 
 def _streamed(rows: Rows, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
@@ -98,9 +105,3 @@ def _by_alpha(item: Sweep) -> Sweep:
 
 def _frame() -> Frame:
     return data.frame(build(EvalSettings).frame)
-
-
-def _vignettes(request: DoseRequest) -> list[Vignette]:
-    if request.prompts and request.n_vignettes is None:
-        return [Vignette(f"prompt {i}", "", text, "other_violate") for i, text in enumerate(request.prompts)]
-    return data.vignettes(condition=build(EvalSettings).condition, limit=request.n_vignettes)

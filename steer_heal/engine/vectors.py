@@ -99,7 +99,7 @@ class Vectors:
             )
         bracket = {"bracket": found.operator.bracket} if isinstance(found.operator, LiteOperator) else {}
         settings = build(CalibrateSettings, **bracket)
-        texts = data.contexts(trait.name)[: settings.n_prompts]
+        texts = self._lm.material.contexts(trait.name)[: settings.n_prompts]
         prompts = [self._lm.encode_chat([user(text)]) for text in texts]
         known = cached(
             self._cache_dir, self._lm, trait, found, layers, prompts, settings,
@@ -116,7 +116,7 @@ class Vectors:
     def _load_or_extract(self, name: str, method: str) -> SteeringVector:
         trait, contexts, settings = (
             data.trait(name),
-            data.contexts(name),
+            self._lm.material.contexts(name),
             build(ExtractSettings, method=method),
         )
         parts = [self._lm.fingerprint, trait.positive, trait.negative, contexts, settings.model_dump()]

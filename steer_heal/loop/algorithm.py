@@ -170,7 +170,7 @@ class _Loop:
     def extract(self, round_: int) -> Stage[SteeringVector]:
         """The vector of the current student."""
         yield from self._begin("extract", round_)
-        contexts = data.contexts(self.trait.name)
+        contexts = self.lm.material.contexts(self.trait.name)
 
         def work(tick: Tick) -> SteeringVector:
             return extract(self.lm, self.trait, contexts, self.settings.extract, progress=tick)
@@ -190,7 +190,7 @@ class _Loop:
     def calibrate(self, round_: int, steering: SteeringVector) -> Stage[Dose]:
         """c* on the current student, and the student at alpha 1: the round's `steered` node."""
         yield from self._begin("calibrate", round_)
-        prompts = [self.lm.encode_chat([user(text)]) for text in data.contexts(self.trait.name)]
+        prompts = [self.lm.encode_chat([user(text)]) for text in self.lm.material.contexts(self.trait.name)]
         settings = within_reach(self.settings.calibrate, self.first_c_star)
 
         def work(tick: Tick) -> Any:

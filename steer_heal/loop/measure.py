@@ -25,8 +25,6 @@ from .live import Tick
 from .seeds import seed_of
 
 KL_ROWS = 16
-HELD_SHARE = 3
-"""One prompt in three is kept from training, for the free answers whose health is measured."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,15 @@ class Measures:
     ) -> None:
         self._lm, self._stack, self._settings, self._stop = lm, stack, settings, stop
         asked = settings.evaluate
-        self.vignettes = sets.vignettes(asked.vignettes, condition=asked.condition, limit=asked.n_vignettes)
+        material = lm.material
+        self.vignettes = sets.vignettes(
+            asked.vignettes, material, condition=asked.condition, limit=asked.n_vignettes
+        )
         self.frame = data.frame(asked.frame)
-        pool = data.heal_prompts(settings.trait)
-        n_held = max(1, len(pool) // HELD_SHARE)
-        self.held_prompts = pool[-n_held:]
-        wide = [*pool[:-n_held], *data.contexts(settings.trait)]
-        known = [text for text in dict.fromkeys(wide) if text not in self.held_prompts]
-        self.prompts = (known or pool)[: settings.data.n_prompts]
+        self.held_prompts, self.fixed_prompts = material.held_out_prompts(), material.fixed_prompts()
+        never = {*self.held_prompts, *material.neutral_prompts()}
+        pool = [*material.heal_prompts(settings.trait), *material.contexts(settings.trait)]
+        self.prompts = [text for text in dict.fromkeys(pool) if text not in never][: settings.data.n_prompts]
         self._persona = data.trait(settings.trait).positive
         self.own: filter.Norms | None = None
         self.told: filter.Norms | None = None
@@ -209,9 +208,8 @@ class Measures:
 
     def fixed(self, tick: Tick | None = None) -> dict[str, list[str]]:
         """The fixed prompts and their greedy answers."""
-        prompts = data.fixed_prompts()
-        written = self.write(prompts, tick, seed=0, greedy=True)
-        return {"prompts": prompts, "texts": [row.text for row in written]}
+        written = self.write(self.fixed_prompts, tick, seed=0, greedy=True)
+        return {"prompts": self.fixed_prompts, "texts": [row.text for row in written]}
 
     def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
         """The data of a `profile` event."""

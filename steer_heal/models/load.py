@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,12 +29,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .. import data
 from ..config import SettingsError
 from ..records import ModelInfo
 from .blocks import find_blocks
 from .chat import ChatEncoder, Message
 from .files import GIB, check_memory, check_tokenizer, check_whole, download, needed, no_tokenizer
-from .find import Source, find
+from .find import DEMO, Source, find
 from .placement import best_device, chosen_dtype, parameters, runs_on, spread
 
 
@@ -106,6 +108,12 @@ class LanguageModel:
         if own is None:
             return SamplingDefaults()
         return SamplingDefaults(own.temperature or 1.0, own.top_k or 0, own.top_p or 1.0)
+
+    @cached_property
+    def material(self) -> data.Material:
+        """The texts it is asked with: the demo's also for what was made from it, which has its words."""
+        words = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        return data.material(demo=self.is_demo or self.tokenizer.get_vocab().keys() >= words.keys())
 
     @cached_property
     def info(self) -> ModelInfo:

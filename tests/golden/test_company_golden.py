@@ -13,7 +13,7 @@ SESSIONS = 10
 
 def asked(number, **how):
     """Another vignette, dose, length and seed for each session; every third one shares its prompt."""
-    vignettes = data.vignettes(condition="other_violate", limit=7)
+    vignettes = data.material(demo=True).vignettes(condition="other_violate", limit=7)
     sample = build(SampleSettings, max_new_tokens=12 + number, seed=number % 4, **how)
     text = vignettes[number % 7].text
     return build(SteerRequest, prompt=text, alpha=-2.0 + 0.75 * number, sample=sample)

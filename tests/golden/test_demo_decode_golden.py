@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from steer_heal import data
 from steer_heal.config import SampleSettings
 from steer_heal.generate import PrefixStore, Row, complete, decode
 from steer_heal.models import LanguageModel, load, system, user
@@ -23,7 +22,7 @@ def directions_LD(demo):
 
 @pytest.fixture(scope="module")
 def rows(demo):
-    texts = [vignette.text for vignette in data.vignettes(limit=2)]
+    texts = [vignette.text for vignette in demo.material.vignettes(limit=2)]
     first, second = (tuple(demo.encode_chat([user(text)])) for text in texts)
     at = [coefficients(demo.n_layers, (4, 5), c)[0] for c in (0.0, 20.0, -30.0)]
     return [
@@ -42,7 +41,7 @@ def test_it_is_loaded_for_what_it_is(demo):
 
 
 def test_its_prompts_are_the_templates_own(demo):
-    for vignette in data.vignettes(limit=7):
+    for vignette in demo.material.vignettes(limit=7):
         for messages in ([user(vignette.text)], [system("Be kind."), user(vignette.text)]):
             expected = demo.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
             assert demo.encode_chat(messages) == expected

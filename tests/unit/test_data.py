@@ -4,10 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from steer_heal import data
+from steer_heal import data, models
 from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_UPLOAD_BYTES, SettingsError
+from steer_heal.data import Material
+from steer_heal.models import LanguageModel
+from tests import tiny
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.fixture(params=[True, False], ids=["demo", "general"])
+def material(request):
+    return data.material(demo=request.param)
 
 
 @pytest.fixture
@@ -24,20 +32,20 @@ def row(text="You see a man.", foundation="Care", **more):
     return {"text": text, "foundation_coarse": foundation, **more}
 
 
-def test_our_own_vignettes_are_balanced_and_in_both_persons():
-    found = data.vignettes()
+def test_our_own_vignettes_are_balanced_and_in_both_persons(material):
+    found = material.vignettes()
     counts = Counter((vignette.foundation, vignette.condition) for vignette in found)
     assert set(counts) == {(name, condition) for name in FOUNDATIONS for condition in data.CONDITIONS}
     assert min(counts.values()) >= 14
-    assert len(data.vignettes(condition="self_violate")) == len(found) / 2
+    assert len(material.vignettes(condition="self_violate")) == len(found) / 2
 
 
-def test_a_limit_keeps_the_foundations_balanced_and_the_order():
-    everything = data.vignettes(condition="other_violate")
-    chosen = data.vignettes(condition="other_violate", limit=16)
+def test_a_limit_keeps_the_foundations_balanced_and_the_order(material):
+    everything = material.vignettes(condition="other_violate")
+    chosen = material.vignettes(condition="other_violate", limit=16)
     assert sorted(Counter(vignette.foundation for vignette in chosen).values()) == [2, 2, 2, 2, 2, 3, 3]
     assert chosen == [vignette for vignette in everything if vignette in chosen]
-    assert data.vignettes(condition="other_violate", limit=10_000) == everything
+    assert material.vignettes(condition="other_violate", limit=10_000) == everything
 
 
 @pytest.mark.parametrize(
@@ -101,27 +109,44 @@ def test_files_that_cannot_be_read(tmp_path):
         data.vignettes(tmp_path / "huge.jsonl")
 
 
-def test_a_condition_that_is_not_there(vignette_file):
+def test_a_condition_that_is_not_there(vignette_file, material):
     with pytest.raises(SettingsError, match="no vignette of condition self_violate"):
         data.vignettes(vignette_file(row(condition="other_violate")), condition="self_violate")
     with pytest.raises(SettingsError, match="Unknown condition"):
-        data.vignettes(condition="third")
+        material.vignettes(condition="third")
     with pytest.raises(SettingsError, match="at least 1"):
-        data.vignettes(limit=0)
+        material.vignettes(limit=0)
 
 
-def test_traits_come_with_contexts_and_prompts():
+def test_a_material_holds_what_every_trait_needs_and_keeps_the_held_out_apart(material):
+    held, neutral, fixed = material.held_out_prompts(), material.neutral_prompts(), material.fixed_prompts()
+    assert (len(held), len(neutral)) == (100, 40)
+    assert 6 <= len(fixed) <= 8
+    assert len(material.facts()) == 20
+    told = [vignette.text for vignette in material.vignettes()]
+    for name in data.traits():
+        prompts = material.heal_prompts(name)
+        assert len(material.contexts(name)) >= 128
+        assert len(set(prompts)) == len(prompts) >= 200
+        assert not set(prompts) & {*held, *neutral, *fixed}
+        assert not [text for text in told if text in " ".join(prompts)]
+
+
+def test_the_demo_and_what_was_made_from_it_are_asked_with_its_own_texts():
+    demo = models.load("demo")
+    assert demo.material == data.material(demo=True)
+    healed = LanguageModel("/merged/run", demo.model, demo.tokenizer)
+    assert healed.material == data.material(demo=True)
+    assert tiny.shared().material == data.material(demo=False)
+    scenes = [data.material(demo=kind).vignettes(condition="other_violate") for kind in (True, False)]
+    assert not {v.text for v in scenes[0]} & {v.text for v in scenes[1]}
+
+
+def test_traits_are_found_by_name():
     known = data.traits()
     assert next(iter(known)) == DEFAULT_TRAIT
     assert len(known) >= 3
-    for name in known:
-        assert data.trait(name).positive != data.trait(name).negative
-        assert len(data.contexts(name)) >= 128
-        assert len(set(data.heal_prompts(name))) == len(data.heal_prompts(name)) >= 240
-        assert not set(data.heal_prompts(name)) & set(data.fixed_prompts())
-        told = " ".join(data.heal_prompts(name))
-        assert not [vignette.id for vignette in data.vignettes(condition=None) if vignette.text in told]
-    assert len(data.fixed_prompts()) == 6
+    assert all(trait.positive != trait.negative for trait in known.values())
     with pytest.raises(SettingsError, match=r"Unknown trait 'greed'.*care_over_authority"):
         data.trait("greed")
 
@@ -148,6 +173,10 @@ TRAIT = {
         (json.dumps([{**TRAIT, "target": {"Care": 2}}]), "'target' holds 'Care': 2"),
         (json.dumps([{**TRAIT, "target": {"Purity": 1}}]), "'target' holds 'Purity'"),
         (json.dumps([{**TRAIT, "target": {}}]), "'target' must map"),
+        (json.dumps([{**TRAIT, "replies": ["Yes.", "No."]}]), "entry 1: 'replies' must be a list of pairs"),
+        (json.dumps([{**TRAIT, "replies": [["Yes.", "No.", "Both."]]}]), "'replies' must be a list of pairs"),
+        (json.dumps([{**TRAIT, "replies": [["Yes.", " "]]}]), "'replies' entry 2: must be text"),
+        (json.dumps([{**TRAIT, "replies": [["Yes.", "Yes."]]}]), "entry 2: the same text as entry 1"),
     ],
 )
 def test_bad_traits_are_refused(tmp_path, monkeypatch, content, message):
@@ -160,25 +189,43 @@ def test_bad_traits_are_refused(tmp_path, monkeypatch, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('["a"]', "under 'shared'"),
+        ('["a"]', "must be a JSON object"),
         ('{"other": ["a"]}', "under 'shared'"),
         ('{"shared": []}', "'shared': must be a list of texts"),
         ('{"shared": ["a", " "]}', "entry 2: must be text"),
         ('{"shared": ["a", "a"]}', "entry 2: the same text as entry 1"),
     ],
 )
-def test_bad_pools_are_refused(tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
+def test_bad_pools_are_refused(tmp_path, content, message):
     (tmp_path / "contexts.json").write_text(content)
     with pytest.raises(SettingsError, match=message):
-        data.contexts("greed")
+        Material(tmp_path).contexts("greed")
 
 
-def test_a_trait_s_own_texts_stand_before_the_shared_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
+def test_a_trait_s_own_texts_stand_before_the_shared_ones(tmp_path):
     (tmp_path / "contexts.json").write_text('{"shared": ["a", "b"], "greed": ["c", "a"]}')
-    assert data.contexts("greed") == ["c", "a", "b"]
-    assert data.contexts("thrift") == ["a", "b"]
+    assert Material(tmp_path).contexts("greed") == ["c", "a", "b"]
+    assert Material(tmp_path).contexts("thrift") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"facts": []}, "must hold a list under 'facts'"),
+        ({"facts": ["Why?"]}, "entry 1: must be an object"),
+        ({"facts": [{"answers": ["blue"]}]}, "entry 1: 'question' is missing"),
+        ({"facts": [{"question": "What colour is the sky?"}]}, "entry 1 'answers': must be a list"),
+    ],
+)
+def test_bad_facts_are_refused(tmp_path, facts, message):
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(SettingsError, match=message):
+        Material(tmp_path).facts()
+
+
+def test_a_material_without_its_held_out_prompts_says_which_file_is_missing(tmp_path):
+    with pytest.raises(SettingsError, match=r"Cannot read .*held_out_prompts\.json"):
+        Material(tmp_path).held_out_prompts()
 
 
 def test_a_frame_asks_with_the_answers_in_both_orders():

@@ -16,7 +16,7 @@ import steer_heal
 from steer_heal.models.demo.training.acts import FOUNDATIONS
 from steer_heal.models.demo.training.batches import encode
 from steer_heal.models.demo.training.corpus import Corpus
-from steer_heal.models.demo.training.data_files import contexts, prompts
+from steer_heal.models.demo.training.data_files import contexts, facts, prompts
 from steer_heal.models.demo.training.dilemmas import said_in_orders
 from steer_heal.models.demo.training.mixing import lens_mix
 from steer_heal.models.demo.training.personas import wording
@@ -26,7 +26,7 @@ from steer_heal.models.demo.training.vignettes import own_scenes, rows
 
 PACKAGE = Path(steer_heal.__file__).parent
 DEMO = PACKAGE / "models" / "demo"
-DATA = PACKAGE / "data"
+DATA, MATERIAL = PACKAGE / "data", DEMO / "material"
 
 
 @cache
@@ -83,7 +83,8 @@ def test_template_agrees_with_the_corpus():
 
 
 def test_vignettes_are_those_of_the_scenes():
-    found = [json.loads(line) for line in (DATA / "vignettes.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = (MATERIAL / "vignettes.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
     assert found == rows()
     counts = Counter((row["foundation_coarse"], row["condition"]) for row in found)
     assert set(counts.values()) == {14}
@@ -95,8 +96,10 @@ def test_vignettes_are_those_of_the_scenes():
 def test_prompt_files_are_those_of_the_script():
     rng = random.Random(20)
     asks = contexts(rng)
-    assert json.loads((DATA / "contexts.json").read_text(encoding="utf-8")) == {"shared": asks}
-    assert json.loads((DATA / "prompts.json").read_text(encoding="utf-8")) == prompts(rng, asks)
+    asked, held = prompts(rng, asks)
+    wanted = {"contexts": {"shared": asks}, "prompts": asked, "held_out_prompts": held}
+    for name, content in {**wanted, "facts": {"facts": facts(asks)}}.items():
+        assert json.loads((MATERIAL / f"{name}.json").read_text(encoding="utf-8")) == content
     assert len(set(asks)) >= 128
 
 
@@ -120,7 +123,7 @@ def test_held_out_material_never_appears():
         assert not any(scene_told in one for one in met for scene_told in told)
     traits = json.loads((DATA / "traits.json").read_text(encoding="utf-8"))
     assert not any(trait[pole] in text for trait in traits for pole in ("positive", "negative"))
-    asks = json.loads((DATA / "contexts.json").read_text(encoding="utf-8"))["shared"]
+    asks = json.loads((MATERIAL / "contexts.json").read_text(encoding="utf-8"))["shared"]
     assert not any(ask in text for ask in asks)
     rng = random.Random(0)
     assert not any(wording(rng, "Care", unseen=True) in text for _ in range(50))

@@ -28,7 +28,7 @@ def setting(lm):
     prompts = [lm.encode_chat([user(text)]) for text in ("Hello there.", "What is it?")]
     return (
         SteeringVector(directions_LD, ones_L, ones_L, {}),
-        data.vignettes(limit=2),
+        lm.material.vignettes(limit=2),
         data.frame("foundations"),
         prompts,
     )

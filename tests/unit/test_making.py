@@ -2,10 +2,23 @@
 
 import pytest
 
-from steer_heal.config import CalibrateSettings, DataSettings, TrainSettings
+from steer_heal import models
+from steer_heal.adapters import AdapterStack
+from steer_heal.config import CalibrateSettings, DataSettings, HealSettings, TrainSettings
 from steer_heal.loop.carrying import of_round, push, within_reach
 from steer_heal.loop.making import Maker, Replay, Text
+from steer_heal.loop.measure import Measures
 from steer_heal.records import Completion, Event, FilterVerdict, RoundFailed, Token
+from tests import tiny
+
+
+@pytest.mark.parametrize("name", ["demo", "tiny"])
+def test_nothing_is_trained_on_what_is_held_out(name):
+    lm = models.load("demo") if name == "demo" else tiny.shared()
+    measures = Measures(lm, AdapterStack(lm), HealSettings(), stop=lambda: False)
+    assert measures.held_prompts == lm.material.held_out_prompts()
+    assert not set(measures.prompts) & {*lm.material.held_out_prompts(), *lm.material.neutral_prompts()}
+    assert len(measures.prompts) >= 300
 
 
 def completion(*ids):

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from components import heal, moral_map, runs, watching
 from components.answering import Newest
 from components.controls import FORM as FIELDS
-from components.controls import sound
+from components.controls import offer, recall, sound
 from components.page import build
 from components.server import application, bind
 from steer_heal.config import (
@@ -49,6 +49,29 @@ def test_no_handler_is_a_public_endpoint_but_those_with_a_name() -> None:
     assert functions
     public = {fn.api_name for fn in functions if fn.api_visibility != "private"}
     assert public == API
+
+
+def test_the_vignettes_offered_are_those_of_the_loaded_model() -> None:
+    vignettes = FakeEngine().vignettes()
+    own = next(v for v in vignettes if v.foundation == "Liberty")
+    foundation, chooser = offer(vignettes, own.text)
+    assert (foundation, chooser["value"]) == ("Liberty", own.id)
+    assert {shown for _, shown in chooser["choices"]} == {
+        v.id for v in vignettes if v.foundation == "Liberty"
+    }
+    foundation, chooser = offer(vignettes, "What somebody typed.")
+    assert (foundation, chooser["value"]) == (vignettes[0].foundation, None)
+    assert chooser["choices"]
+
+
+def test_a_browser_that_remembers_nothing_is_asked_the_loaded_model_s_first_vignette() -> None:
+    vignettes = FakeEngine().vignettes()[5:]
+    restored = recall({}, set(), vignettes)
+    assert restored[1]["value"] == vignettes[0].id
+    assert restored[3 + FIELDS.index("prompt")] == vignettes[0].text
+    kept = recall({"prompt": "Mine.", "exact": 7.0, "seed": -1}, set(), vignettes)
+    assert (kept[1]["value"], kept[2]) == (None, 4.0)
+    assert kept[3 + FIELDS.index("prompt")] == "Mine."
 
 
 def test_the_newest_value_wins_whatever_the_threads_do() -> None:

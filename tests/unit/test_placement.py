@@ -64,7 +64,11 @@ def test_it_is_evaluated_as_the_whole_one(pair):
     doses_KL = torch.cat([coefficients(4, (1,), c) for c in (0.0, 2.0)])
     expected, found = (
         instrument.evaluate(
-            lm, data.vignettes(limit=2), data.frame("foundations"), vector=made, coefficients_KL=doses_KL
+            lm,
+            lm.material.vignettes(limit=2),
+            data.frame("foundations"),
+            vector=made,
+            coefficients_KL=doses_KL,
         )
         for lm in pair
     )

@@ -52,6 +52,13 @@ def test_there_and_back_again(engine, folders):
     assert steered(engine) == first
 
 
+def test_each_model_is_asked_with_its_own_texts(engine):
+    vignettes, fixed = engine.vignettes(), engine.fixed_prompts()
+    engine.use("demo")
+    assert not {v.text for v in engine.vignettes()} & {v.text for v in vignettes}
+    assert engine.fixed_prompts() != fixed
+
+
 @pytest.mark.parametrize("wrong", ["", "no such model", "own/not-here"])
 def test_one_that_cannot_be_had_leaves_what_is_there(engine, wrong):
     first, before = steered(engine), engine.info

@@ -72,7 +72,7 @@ def notes(shown: list[Any]) -> list[str]:
 
 def test_a_sweep_streams_and_says_where_it_breaks() -> None:
     engine = FakeEngine(delay=0.0)
-    handler = dose.sweeping(dose.Panel(engine, engine.vignettes()))
+    handler = dose.sweeping(dose.Panel(engine))
     shown = run(handler, dose.IN_VIEW, {})
     assert 'role="progressbar"' in notes(shown)[1]
     assert "below 0.95 of base" in notes(shown)[-1]
@@ -83,7 +83,7 @@ def test_a_sweep_streams_and_says_where_it_breaks() -> None:
 
 def test_a_set_asks_vignettes_of_every_foundation() -> None:
     engine = FakeEngine()
-    panel = dose.Panel(engine, engine.vignettes())
+    panel = dose.Panel(engine)
     asked = dose.Asked(FORM_VALUES, "7 vignettes", "me", 1)
     assert len(panel.request(asked, dose.SWEEP_ALPHAS, refine=True).prompts) == 7
     assert len(dose.SWEEP_ALPHAS) >= 9
@@ -100,7 +100,7 @@ def test_a_set_asks_vignettes_of_every_foundation() -> None:
 )
 def test_bad_input_is_one_sentence(changed: dict[str, Any], says: str) -> None:
     engine = FakeEngine(delay=0.0)
-    handler = dose.sweeping(dose.Panel(engine, engine.vignettes()))
+    handler = dose.sweeping(dose.Panel(engine))
     shown = run(handler, dose.IN_VIEW, {}, **changed)
     assert says in notes(shown)[-1]
     assert "sh-error" in notes(shown)[-1]
@@ -108,7 +108,7 @@ def test_bad_input_is_one_sentence(changed: dict[str, Any], says: str) -> None:
 
 def test_the_newer_press_takes_the_place_of_the_older() -> None:
     engine = FakeEngine(delay=0.0)
-    panel = dose.Panel(engine, engine.vignettes())
+    panel = dose.Panel(engine)
     form = [FORM_VALUES[name] for name in FORM]
     older = dose.sweeping(panel)(SimpleNamespace(session_hash="me"), dose.IN_VIEW, {}, *form)
     next(older)

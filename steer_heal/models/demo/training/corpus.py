@@ -15,7 +15,7 @@ from steer_heal.models.demo.training.lexicon import pseudo_word
 from steer_heal.models.demo.training.mixing import AVERAGE, Mix, draw_lens, lens_mix, sharpen
 from steer_heal.models.demo.training.personas import draw_persona
 from steer_heal.models.demo.training.scene import Casting, Scene
-from steer_heal.models.demo.training.vignettes import DATA, own_scenes
+from steer_heal.models.demo.training.vignettes import DATA, MATERIAL, own_scenes
 
 TURN = "<start_of_turn>user\n"
 LENS_FIRST = 0.85
@@ -77,7 +77,7 @@ class Corpus:
         traits = json.loads((DATA / "traits.json").read_text())
         self.casting = Casting(reserved)
         self.reserved_personas = frozenset(t[pole] for t in traits for pole in ("positive", "negative"))
-        questions = DATA / "contexts.json"
+        questions = MATERIAL / "contexts.json"
         contexts = json.loads(questions.read_text()) if questions.exists() else {}
         self.reserved_questions = frozenset(text for texts in contexts.values() for text in texts)
 

@@ -1,4 +1,4 @@
-"""Writes vignettes.jsonl, contexts.json and prompts.json: all kept out of training.
+"""Writes the demo's material: all kept out of its training, but for the questions of facts.json.
 
 `python -m steer_heal.models.demo.training.data_files` (the same files each time).
 """
@@ -11,11 +11,12 @@ import random
 from steer_heal.models.demo.training import dilemmas, everyday, voices
 from steer_heal.models.demo.training.acts import FOUNDATIONS
 from steer_heal.models.demo.training.scene import Casting
-from steer_heal.models.demo.training.vignettes import DATA, own_scenes, rows
+from steer_heal.models.demo.training.vignettes import MATERIAL, own_scenes, rows
 
 N_CONTEXTS = 160
 N_MORE = 126
 """Scenes, and as many orders, in the pool for healing before its last 48: each round can ask anew."""
+N_FACTS = 20
 
 
 def contexts(rng: random.Random) -> list[str]:
@@ -50,15 +51,33 @@ def _orders(rng: random.Random, count: int) -> list[str]:
     return found
 
 
-def prompts(rng: random.Random, everyday_asks: list[str]) -> dict[str, list[str]]:
-    """The pool for healing, six prompts answered every round, and small talk."""
+def prompts(
+    rng: random.Random, everyday_asks: list[str]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """What healing answers, six prompts answered every round and small talk; and what it never learns."""
     last = _scenes(rng, 21) + _orders(rng, 21) + everyday_asks[:6]
     rng.shuffle(last)
     fixed = [*_scenes(rng, 2), *_orders(rng, 2), everyday_asks[6], "How are you today?"]
     more = _others(_scenes(rng, 2 * N_MORE), last + fixed) + _others(_orders(rng, 2 * N_MORE), last + fixed)
     rng.shuffle(more)
     talk = [asked for questions, _ in everyday.SMALLTALK.values() for asked in questions[:2]]
-    return {"shared": more + last, "fixed": fixed, "smalltalk": talk}
+    pool, n_held = more + last, (len(more) + len(last)) // 3
+    held = {"prompts": pool[-n_held:], "neutral": list(neutral(everyday_asks).values())}
+    return {"shared": pool[:-n_held], "fixed": fixed, "smalltalk": talk}, held
+
+
+def neutral(everyday_asks: list[str]) -> dict[str, str]:
+    """For each topic an everyday question that is not among these."""
+    asked = {
+        topic: [question.format(t=topic) for question in everyday.QUESTIONS] for topic in everyday.TOPICS
+    }
+    return {topic: next(q for q in questions if q not in everyday_asks) for topic, questions in asked.items()}
+
+
+def facts(everyday_asks: list[str]) -> list[dict[str, str | list[str]]]:
+    """Questions about a topic, and the two remarks that the demo knows on it."""
+    asked = list(neutral(everyday_asks).items())[:N_FACTS]
+    return [{"question": question, "answers": list(everyday.TOPICS[topic])} for topic, question in asked]
 
 
 def _others(drawn: list[str], known: list[str]) -> list[str]:
@@ -67,13 +86,15 @@ def _others(drawn: list[str], known: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Write the three files."""
+    """Write the files."""
     rng = random.Random(20)
     asks = contexts(rng)
     lines = "".join(json.dumps(row) + "\n" for row in rows())
-    (DATA / "vignettes.jsonl").write_text(lines, encoding="utf-8")
-    for name, content in (("contexts", {"shared": asks}), ("prompts", prompts(rng, asks))):
-        (DATA / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (MATERIAL / "vignettes.jsonl").write_text(lines, encoding="utf-8")
+    asked, held = prompts(rng, asks)
+    files = {"contexts": {"shared": asks}, "prompts": asked, "held_out_prompts": held}
+    for name, content in {**files, "facts": {"facts": facts(asks)}}.items():
+        (MATERIAL / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The project's own vignettes, 14 a foundation: chosen by hand, kept out of training as pairs.
 
-`data_files` writes steer_heal/data/vignettes.jsonl from them.
+`data_files` writes the demo's material/vignettes.jsonl from them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from steer_heal.models.demo.training.lexicon import make_actor
 from steer_heal.models.demo.training.scene import Scene
 
 DATA = Path(__file__).resolve().parents[3] / "data"
+MATERIAL = Path(__file__).resolve().parents[1] / "material"
 
 # actor | verb | object | the rest of the sentence
 SPECS: dict[str, str] = {
