@@ -15,7 +15,7 @@ import torch
 
 from tests import tiny
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
 @pytest.fixture(params=tiny.ARCHS)

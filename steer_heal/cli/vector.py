@@ -39,7 +39,7 @@ def run(args: Namespace, out: Out) -> int:
     path = formats.write(steer.vector, target, format=args.format, layers=wanted, coefficient=known.c_star)
     norm = float(steer.vector.norms_L[layers].mean())
     out.text(
-        f"{clean(steer.vector.meta.get('trait', args.trait))} of {args.model}: {path}",
+        f"{clean(steer.vector.meta.get('trait') or args.trait)} of {args.model}: {path}",
         f"layers {layers[0]}-{layers[-1]}, mean length {norm:.4g}",
         f"c* {known.c_star:.4g} (p95 KL {known.kl_p95:.3f} nats)",
     )
