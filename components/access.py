@@ -30,7 +30,7 @@ def login(environment: MutableMapping[str, str], file: str | Path | None = None)
     if path:
         try:
             said = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeError) as error:
             raise SettingsError(
                 f"Cannot read the login from {path}: give a text file you may read."
             ) from error

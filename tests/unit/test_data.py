@@ -97,12 +97,10 @@ def test_a_bad_vignette_file_is_refused_by_line(vignette_file, rows, message):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 def test_a_file_in_any_unicode_encoding_is_read_with_a_byte_order_mark_and_without(encoding, tmp_path):
-    lines = [row(text="You see caf\u00e9s."), row(text="You see \U0001f600.")]
-    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-    (tmp_path / "mine.jsonl").write_bytes(text.encode(encoding))
-    assert [found.text for found in data.vignettes(tmp_path / "mine.jsonl")] == [
-        line["text"] for line in lines
-    ]
+    texts = ["You see caf\u00e9s.", "You see \U0001f600."]
+    lines = "\r\n".join(json.dumps(row(text=text), ensure_ascii=False) for text in texts)
+    (tmp_path / "mine.jsonl").write_bytes(lines.encode(encoding))
+    assert [found.text for found in data.vignettes(tmp_path / "mine.jsonl")] == texts
 
 
 def test_files_put_together_keep_the_marks_of_each(tmp_path):
