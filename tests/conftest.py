@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread (the models are tiny), and a fixture over the tiny architectures."""
+"""Shared by all tests: as many threads as TEST_THREADS says (1: the models are tiny), the architectures."""
 
 from __future__ import annotations
 
