@@ -1,4 +1,5 @@
-# make app, make test: each makes the environment it needs. The rest: check, faults, bench, demo-model, screenshots.
+# make app, make test: each makes the environment it needs. The rest: check, test-cpus, faults, bench, demo-model,
+# screenshots.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -6,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export GRADIO_ANALYTICS_ENABLED = False
 
-.PHONY: app test check faults bench demo-model screenshots clean chromium
+.PHONY: app test test-cpus check faults bench demo-model screenshots clean chromium
 .DEFAULT_GOAL := app
 
 app: $(VENV)/.app  ## serve the page (ARGS="--model demo --port 7860")
@@ -19,6 +20,20 @@ check: $(VENV)/.dev  ## style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/pyright
+
+# What the tests with numbers in them (the files that import torch or the tiny models; not the browser, the faults)
+# find on other CPUs: an old one, one with AVX2, this one; ATen, oneDNN and MKL choose their kernels by these. In one
+# thread and in two. Six runs of about three minutes each on two free cores; -j2 makes two at a time.
+NUMERIC = $(shell grep -rlE '^(import torch|from tests( import tiny|.close))' tests --include 'test_*.py' \
+            --exclude-dir browser --exclude-dir faults)
+old := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
+this :=
+
+test-cpus: $(foreach threads,1 2,$(foreach cpu,old avx2 this,test-cpus-$(cpu)-$(threads)))
+
+test-cpus-%: $(VENV)/.dev  ## one of them, as test-cpus-old-1
+	$($(firstword $(subst -, ,$*))) TEST_THREADS=$(lastword $(subst -, ,$*)) $(PY) -m pytest $(NUMERIC) $(ARGS)
 
 faults: $(VENV)/.dev  ## kills, full disks, torn logs, malformed calls, many of each (FAULTS=50; some need root)
 	$(PY) -m pytest tests/faults -m "faults or not faults" --timeout 1200 $(ARGS)

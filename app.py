@@ -12,6 +12,7 @@ from components.server import bind, serve
 from steer_heal.config import DEFAULT_MODEL, GEMMA, SettingsError
 from steer_heal.engine import Engine
 from steer_heal.models import default_model
+from steer_heal.printing import print_anything
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,6 +38,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until interrupted; 2 when it cannot start, with one sentence why on stderr."""
+    print_anything()
     args = arguments(argv)
     model, note = (args.model, "") if args.model else default_model()
     if note:

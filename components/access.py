@@ -29,8 +29,8 @@ def login(environment: MutableMapping[str, str], file: str | Path | None = None)
     path = file or named
     if path:
         try:
-            said = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            said = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeError) as error:
             raise SettingsError(
                 f"Cannot read the login from {path}: give a text file you may read."
             ) from error

@@ -24,6 +24,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ CONDITIONS = ("other_violate", "self_violate")
 ORDERS = ("forward", "reversed")
 SHARED = "shared"
 MAX_TRAIT_CHARS = 1_000
+MAX_NAME_CHARS = 200
+"""Of a vignette's id, and of what its foundation is called."""
 TRAIT_TEXTS = ("name", "title", "description", "positive", "negative")
 
+_BLANK = " \t\r\n\ufeff"
+"""Files put together keep the byte-order mark that each began with."""
 _NAMES = {re.sub(r"[^a-z]", "", name.lower()): name for name in FOUNDATIONS}
 
 
@@ -263,13 +268,18 @@ def _vignette(where: str, row: dict[str, Any], condition: str, fallback_id: str)
     label = row.get("foundation_coarse") or row.get("foundation")
     if not isinstance(label, str):
         raise SettingsError(f"{where}: 'foundation_coarse' is missing; give one of {', '.join(FOUNDATIONS)}.")
-    foundation = foundation_name(label)
+    foundation = foundation_name(label[:MAX_NAME_CHARS])
     if foundation is None:
-        raise SettingsError(f"{where}: {label!r} is no foundation; give one of {', '.join(FOUNDATIONS)}.")
+        raise SettingsError(
+            f"{where}: {label[:40]!r} is no foundation; give one of {', '.join(FOUNDATIONS)}."
+        )
     stated = row.get("condition") or condition
     if stated not in CONDITIONS:
         raise SettingsError(f"{where}: 'condition' must be one of {', '.join(CONDITIONS)}.")
-    return Vignette(id=str(row.get("id") or fallback_id), foundation=foundation, text=text, condition=stated)
+    name = row.get("id") or fallback_id
+    if not isinstance(name, str | int | float) or len(str(name)) > MAX_NAME_CHARS:
+        raise SettingsError(f"{where}: 'id' must be text of at most {MAX_NAME_CHARS} characters.")
+    return Vignette(id=str(name), foundation=foundation, text=text, condition=stated)
 
 
 def _fact(where: str, row: Any) -> Fact:
@@ -316,12 +326,9 @@ def _text(where: str, row: dict[str, Any], key: str, longest: int) -> str:
 
 def _json_lines(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(_read(source).split("\n"), 1):
-        if not line.strip():
+        if not line.strip(_BLANK):
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise SettingsError(f"{source.name} line {number}: not JSON ({error.msg}).") from error
+        row = _parsed(source, line.strip(_BLANK), number)
         if not isinstance(row, dict):
             raise SettingsError(f"{source.name} line {number}: must be a JSON object.")
         yield number, row
@@ -335,18 +342,27 @@ def _object(source: Path) -> dict[str, Any]:
 
 
 def _json(source: Path) -> Any:
+    return _parsed(source, _read(source).lstrip(_BLANK), 1)
+
+
+def _parsed(source: Path, text: str, line: int) -> Any:
+    """What the JSON says that begins in that line of the file."""
     try:
-        return json.loads(_read(source))
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"{source.name} line {error.lineno}: not JSON ({error.msg}).") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # what is too deep or too long is said in `str(error)`
+        line += getattr(error, "lineno", 1) - 1
+        why = getattr(error, "msg", str(error).partition(";")[0])
+        raise SettingsError(f"{source.name} line {line}: not JSON ({why}).") from error
 
 
 def _read(source: Path) -> str:
+    """The file's text; UTF-8, or with a byte-order mark what that says."""
     try:
         if source.stat().st_size > MAX_UPLOAD_BYTES:
             most = MAX_UPLOAD_BYTES // 10**6
             raise SettingsError(f"{source.name} is too large: a file of texts has at most {most} MB.")
-        return source.read_text(encoding="utf-8")
+        raw = source.read_bytes()
+        return TextIOWrapper(BytesIO(raw), encoding=json.detect_encoding(raw)).read()
     except OSError as error:
         raise SettingsError(f"Cannot read {source}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

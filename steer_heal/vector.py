@@ -196,7 +196,8 @@ def load(path: str | Path) -> SteeringVector:
     shapes_fit = all(tensors[name].ndim == ndim for name, ndim in _TENSORS.items()) and (
         len(vector.directions_LD) == len(vector.norms_L) == len(vector.residual_norms_L) > 0
     )
-    if not shapes_fit or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+    floats = all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    if not shapes_fit or not floats or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise SettingsError(f"{path} is damaged (shapes or numbers do not fit): extract the vector again.")
     return vector
 

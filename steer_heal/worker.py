@@ -21,6 +21,7 @@ from steer_heal.config import HealSettings, SettingsError
 from steer_heal.events import FINAL, EventLog
 from steer_heal.jobs import LocalProcesses, RunFolder, this_process
 from steer_heal.jobs.folder import HEARTBEAT_S
+from steer_heal.printing import print_anything
 from steer_heal.records import Event, RunStatus
 
 OnEvent = Callable[[Event], None]
@@ -34,6 +35,7 @@ _SYNCED = {"round", *FINAL}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 only when the run finished; 1 failed, 2 could not begin, 3 cancelled."""
+    print_anything()
     paths = list(sys.argv[1:] if arguments is None else arguments)
     if len(paths) != 1:
         print("usage: python -m steer_heal.worker RUN_DIR", file=sys.stderr)

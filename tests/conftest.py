@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread (the models are tiny), and a fixture over the tiny architectures."""
+"""Shared by all tests: as many threads as TEST_THREADS says (1: the models are tiny), the architectures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from tests import tiny
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
 @pytest.fixture(params=tiny.ARCHS)

@@ -12,6 +12,7 @@ from steer_heal.cli import doctor, dose, evaluate, export, heal, readings, resul
 from steer_heal.cli.options import Parser
 from steer_heal.cli.tables import Out
 from steer_heal.config import SettingsError
+from steer_heal.printing import print_anything
 from steer_heal.store import StoreBusy
 
 COMMANDS = (heal, dose, evaluate, vector, results, readings, store, export, doctor)
@@ -30,6 +31,7 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives its exit code."""
+    print_anything()
     try:
         args = parser().parse_args(arguments)
         return args.run(args, Out(as_json=args.json))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any, NoReturn, Protocol
 
 from steer_heal.config import (
@@ -14,6 +13,7 @@ from steer_heal.config import (
     OWN_METHODS,
     SettingsError,
     check_method,
+    json_or_text,
 )
 
 Namespace = argparse.Namespace
@@ -101,11 +101,8 @@ def setting(text: str) -> tuple[list[str], Any]:
     """`train.epochs=3` as a path and a value; a value that is not JSON is text."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is no setting, give one like train.epochs=3")
-    try:
-        return path.strip().split("."), json.loads(value)
-    except ValueError:
-        return path.strip().split("."), value
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no setting, give one like train.epochs=3")
+    return path.strip().split("."), json_or_text(value)
 
 
 def nested(settings: list[tuple[list[str], Any]]) -> dict[str, Any]:

@@ -104,7 +104,8 @@ class Out:
         """The JSON document; nothing when text is asked for."""
         self.end_progress()
         if self.as_json:
-            print(json.dumps(plain(values), ensure_ascii=False, allow_nan=False, indent=2), flush=True)
+            escaped = not (sys.stdout.encoding or "").lower().startswith("utf")
+            print(json.dumps(plain(values), ensure_ascii=escaped, allow_nan=False, indent=2), flush=True)
 
     def note(self, message: str) -> None:
         """One line on stderr."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from steer_heal import data, formats, models
 from steer_heal.cli.options import Commands, Namespace, add_method, add_model, add_trait, command
-from steer_heal.cli.tables import Out
+from steer_heal.cli.tables import Out, clean
 from steer_heal.config import SettingsError
 from steer_heal.engine.vectors import Steer, Vectors
 from steer_heal.models import band_layers
@@ -39,7 +39,7 @@ def run(args: Namespace, out: Out) -> int:
     path = formats.write(steer.vector, target, format=args.format, layers=wanted, coefficient=known.c_star)
     norm = float(steer.vector.norms_L[layers].mean())
     out.text(
-        f"{steer.vector.meta.get('trait', args.trait)} of {args.model}: {path}",
+        f"{clean(steer.vector.meta.get('trait') or args.trait)} of {args.model}: {path}",
         f"layers {layers[0]}-{layers[-1]}, mean length {norm:.4g}",
         f"c* {known.c_star:.4g} (p95 KL {known.kl_p95:.3f} nats)",
     )

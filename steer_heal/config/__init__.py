@@ -43,6 +43,7 @@ from .healing import (
     changed,
     describe_settings,
     heal_settings,
+    json_or_text,
     named_settings,
 )
 from .requests import (
@@ -97,5 +98,6 @@ __all__ = [
     "check_run_id",
     "describe_settings",
     "heal_settings",
+    "json_or_text",
     "named_settings",
 ]

@@ -196,13 +196,18 @@ def named_settings(text: str) -> dict[str, Any]:
     for line in filter(None, map(str.strip, text.splitlines())):
         name, equals, value = (piece.strip() for piece in line.partition("="))
         if not equals or name not in known:
-            raise SettingsError(f"{line!r} is no setting: write a line such as train.lam=0.5.")
+            raise SettingsError(f"{line[:80]!r} is no setting: write a line such as train.lam=0.5.")
         part, _, key = name.partition(".")
-        try:
-            changes.setdefault(part, {})[key] = json.loads(value)
-        except ValueError:
-            changes.setdefault(part, {})[key] = value
+        changes.setdefault(part, {})[key] = json_or_text(value)
     return changes
+
+
+def json_or_text(value: str) -> Any:
+    """What a person typed, as JSON where it is some that can be read, else as text."""
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 _PARTS: dict[str, type[Settings]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 REASONS = {
@@ -12,12 +13,12 @@ REASONS = {
     "less_than": "must be less than {lt:g}, not {input}",
     "less_than_equal": "must be at most {le:g}, not {input}",
     "finite_number": "must be a number, not {input}",
-    "float_parsing": "must be a number, not {input!r}",
-    "float_type": "must be a number, not {input!r}",
-    "int_parsing": "must be a whole number, not {input!r}",
+    "float_parsing": "must be a number, not {input}",
+    "float_type": "must be a number, not {input}",
+    "int_parsing": "must be a whole number, not {input}",
     "int_from_float": "must be a whole number, not {input}",
-    "int_type": "must be a whole number, not {input!r}",
-    "literal_error": "must be {expected}, not {input!r}",
+    "int_type": "must be a whole number, not {input}",
+    "literal_error": "must be {expected}, not {input}",
     "extra_forbidden": "is not a setting: see --help or the settings of a run",
     "missing": "is missing",
     "too_short": "must have at least {min_length}, not {actual_length}",
@@ -28,13 +29,13 @@ REASONS = {
 
 def sentence(problem: Any, name: str) -> str:
     """pydantic's report of one problem in words: what is wrong, and what would be right."""
-    where = ".".join(str(part) for part in problem["loc"]) or name
+    where = ".".join(str(part)[:80] for part in problem["loc"]) or name
     if problem["type"] == "value_error":
         said = str(problem["ctx"]["error"])
         return f"{said[0].upper()}{said[1:]}." if where in said else f"{where}: {said}."
     given = problem["input"]
-    about = {**problem.get("ctx", {}), "input": given}
+    about = {**problem.get("ctx", {}), "input": reprlib.repr(given)}
     if isinstance(given, str):
-        about |= {"length": len(given), "input": given[:40]}
+        about["length"] = len(given)
     reason = REASONS.get(problem["type"])
     return f"{where} {reason.format(**about)}." if reason else f"{where}: {problem['msg']}."

@@ -44,13 +44,16 @@ def read(path: str | Path, *, n_layers: int | None = None) -> SteeringVector:
     if not path.is_file():
         raise SettingsError(f"There is no vector file {path}.")
     _check_size(path, path.stat().st_size)
-    if path.suffix == ".gguf":
-        return gguf_file.read(path, n_layers)
-    if path.suffix == ".npz":
-        return _read_npz(path, n_layers)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, n_layers)
-    raise SettingsError(f"{path}: give a vector as .safetensors, .gguf or .npz.")
+    if path.suffix.lower() not in _READERS:
+        raise SettingsError(f"{path}: give a vector as .safetensors, .gguf or .npz.")
+    what, reader = _READERS[path.suffix.lower()]
+    try:
+        return reader(path, n_layers)
+    except SettingsError:
+        raise
+    except Exception as error:  # whatever the parsers make of a file that is damaged
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SettingsError(f"{path} is not a readable {what}: {why}.") from error
 
 
 def write(
@@ -67,10 +70,11 @@ def write(
     place for it. Errors: `SettingsError`.
     """
     path = Path(path).expanduser()
-    name = format or next((name for name, ending in FORMATS.items() if ending == path.suffix), None)
+    suffix = path.suffix.lower()
+    name = format or next((name for name, ending in FORMATS.items() if ending == suffix), None)
     if name not in FORMATS:
         raise SettingsError(f"Unknown vector format {name or path.suffix!r}: give {', '.join(FORMATS)}.")
-    if path.suffix != FORMATS[name]:
+    if suffix != FORMATS[name]:
         raise SettingsError(f"The format {name} needs a name that ends in {FORMATS[name]}, not {path.name}.")
     layers = None if layers is None else list(layers)
     try:
@@ -80,7 +84,7 @@ def write(
             _write(name, vector, draft, layers, coefficient)
             draft.chmod(0o644)
             draft.replace(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnicodeError) as error:
         raise SettingsError(f"The vector cannot be saved as {path}: {error}.") from error
     return path
 
@@ -106,19 +110,17 @@ def _write(
         gguf_file.write(vector, path, layers=layers)
     elif name == "npz":
         arrays: dict[str, Any] = {f"layer{n}": row.numpy() for n, row in chosen(vector, layers).items()}
-        np.savez(path, **arrays)
+        with open(path, "wb") as file:  # by name, numpy would add its own ending to `.NPZ`
+            np.savez(file, **arrays)
     else:
         rows = {f"layer{n}": row.contiguous().clone() for n, row in chosen(vector, layers).items()}
         save_file(rows, path, metadata={**vector.meta, "n_layers": str(vector.n_layers)})
 
 
 def _read_safetensors(path: Path, n_layers: int | None) -> SteeringVector:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise SettingsError(f"{path} is not a readable safetensors file: {error}.") from error
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get("format") == native.FORMAT:
         return native.load(path)
     if steering_lite.recognise(metadata):
@@ -129,20 +131,22 @@ def _read_safetensors(path: Path, n_layers: int | None) -> SteeringVector:
 
 
 def _read_npz(path: Path, n_layers: int | None) -> SteeringVector:
-    try:
-        with zipfile.ZipFile(path) as packed:
-            _check_size(path, sum(entry.file_size for entry in packed.infolist()))
-        with np.load(path, allow_pickle=False) as file:
-            names = numbered(path, file.files)
-            arrays = {layer: np.asarray(file[name]) for layer, name in names.items()}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, SettingsError):
-            raise
-        raise SettingsError(f"{path} is not a readable .npz file of plain numbers: {error}.") from error
-    rows = {layer: torch.from_numpy(array) for layer, array in arrays.items() if array.dtype.kind == "f"}
-    if len(rows) < len(arrays):
+    with zipfile.ZipFile(path) as packed:
+        _check_size(path, sum(entry.file_size for entry in packed.infolist()))
+    with np.load(path, allow_pickle=False) as file:
+        names = numbered(path, file.files)
+        arrays = {layer: np.asarray(file[name]) for layer, name in names.items()}
+    if any(array.dtype.kind != "f" for array in arrays.values()):
         raise SettingsError(f"{path}: every array must hold floating-point numbers.")
+    rows = {layer: torch.from_numpy(array.astype(np.float32)) for layer, array in arrays.items()}
     return assemble(path, rows, {"method": "npz"}, n_layers=n_layers)
+
+
+_READERS = {
+    ".gguf": ("GGUF file", gguf_file.read),
+    ".npz": (".npz file of plain numbers", _read_npz),
+    ".safetensors": ("safetensors file", _read_safetensors),
+}
 
 
 def _check_size(path: Path, n_bytes: int) -> None:
@@ -153,7 +157,7 @@ def _check_size(path: Path, n_bytes: int) -> None:
 
 def _refuse_pickles(path: Path) -> None:
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
-    pickled = next((file for file in inside if file.suffix in _PICKLES), None)
+    pickled = next((file for file in inside if file.suffix.lower() in _PICKLES), None)
     if pickled:
         raise SettingsError(
             f"{pickled} is a pickle, which can run code when it is opened: save the tensors with "

@@ -6,6 +6,7 @@ block 0. Source: `common_control_vector_load` and `llama_adapter_cvec` in llama.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,30 +18,25 @@ from torch import Tensor
 
 from ..config import SettingsError
 from ..vector import SteeringVector
-from .layers import assemble, chosen
+from .layers import INTEGER, assemble, chosen
 
 ARCHITECTURE = "controlvector"
-_TENSOR = "direction."
 _META = "steer_heal."
 
 
 def read(path: Path, n_layers: int | None) -> SteeringVector:
     """The vector of a control-vector file. Errors: `SettingsError`."""
-    try:
-        file = GGUFReader(path)
-        strings = {name: _value(field) for name, field in file.fields.items()}
-        tensors = [(tensor.name, tensor.tensor_type, np.array(tensor.data)) for tensor in file.tensors]
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise SettingsError(f"{path} is not a readable GGUF file: {error}.") from error
+    file = GGUFReader(path)
+    strings = {name: _value(field) for name, field in file.fields.items()}
     if strings.get("general.architecture") != ARCHITECTURE:
         found = strings.get("general.architecture") or "nothing we know"
         raise SettingsError(f"{path} is a GGUF file of {found}, not a control vector: give a control vector.")
     by_layer: dict[int, Tensor] = {}
-    for name, kind, data in tensors:
-        number = name.removeprefix(_TENSOR)
-        if not name.startswith(_TENSOR) or not number.isdigit() or kind not in _FLOATS:
-            raise SettingsError(f"{path}: {name!r} is no direction in float32 or float16.")
-        by_layer[int(number)] = torch.from_numpy(data.astype(np.float32).copy())
+    for tensor in file.tensors:
+        number = re.fullmatch(rf"direction\.{INTEGER}", tensor.name)
+        if number is None or tensor.tensor_type not in _FLOATS:
+            raise SettingsError(f"{path}: {tensor.name[:60]!r} is no direction in float32 or float16.")
+        by_layer[int(number[1])] = torch.from_numpy(tensor.data.astype(np.float32))
     meta = {key.removeprefix(_META): value for key, value in strings.items() if key.startswith(_META)}
     if "model" not in meta and strings.get(f"{ARCHITECTURE}.model_hint"):
         meta["model"] = str(strings[f"{ARCHITECTURE}.model_hint"])
@@ -61,7 +57,7 @@ def write(vector: SteeringVector, path: Path, *, layers: Iterable[int] | None) -
     for key, value in {**vector.meta, "n_layers": str(vector.n_layers)}.items():
         writer.add_string(f"{_META}{key}", value)
     for layer, row in rows.items():
-        writer.add_tensor(f"{_TENSOR}{layer}", row.float().numpy())
+        writer.add_tensor(f"direction.{layer}", row.float().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -7,6 +7,8 @@ It reads `cfg` only, so what we know beyond it (norms, personas, depth) rides in
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from torch import Tensor
 
 from ..config import SettingsError
 from ..vector import SteeringVector
-from .layers import assemble, chosen
+from .layers import INTEGER, assemble, chosen
 
 OURS = "steer_heal"
 ADDITIVE = {"mean_diff": "v", "pca": "v"}
 """Methods that add a multiple of one direction at every position, and where it is kept."""
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _THEIRS = ("steering_lite", "tensor_dtype", "layers", "normalized")
 _DEFAULTS: dict[str, Any] = {
     "layers": None,
@@ -46,12 +49,8 @@ def read(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], n_layers: int | None
 ) -> SteeringVector:
     """The vector of a steering-lite file. Errors: `SettingsError` when its method is not additive."""
-    try:
-        config = json.loads(metadata["cfg"])
-        method = config["method"]
-        extra = json.loads(metadata.get(OURS, "{}"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise SettingsError(f"{path}: its steering-lite settings are damaged: save it again.") from error
+    config, extra = json.loads(metadata["cfg"]), json.loads(metadata.get(OURS, "{}"))
+    method = config["method"]
     if method not in ADDITIVE or config.get("target_submodule"):
         raise SettingsError(
             f"{path} holds steering-lite's method {method!r}, which does not add one direction a layer: "
@@ -59,15 +58,20 @@ def read(
         )
     by_layer: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
-        layer, _, part = name.removeprefix("layer").partition(".")
-        if part != ADDITIVE[method] or not layer.isdigit():
+        number = re.fullmatch(rf"layer{INTEGER}\.{ADDITIVE[method]}", name)
+        if number is None:
             raise SettingsError(
-                f"{path}: {name!r} is no direction of the method {method!r}: save it with one component."
+                f"{path}: {name[:60]!r} is no direction of the method {method!r}: save it with one component."
             )
-        by_layer[int(layer)] = tensor
+        by_layer[int(number[1])] = tensor
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in by_layer.values()}
+    if min(by_layer, default=0) < 0:
+        config["layers"] = None  # saved again, its tensors are numbered from the start
     meta = {
-        **{key: str(value) for key, value in extra.get("meta", {}).items()},
+        **{
+            key: str(value).encode("utf-8", "replace").decode()
+            for key, value in extra.get("meta", {}).items()
+        },
         "method": method,
         "steering_lite": json.dumps(config),
         "tensor_dtype": dtypes.pop() if len(dtypes) == 1 else "float32",
@@ -88,7 +92,7 @@ def write(
     """Save for steering-lite; a vector that came from there keeps its config, tensor type and bits."""
     rows = chosen(vector, layers)
     config = _config(vector, layers, coefficient)
-    dtype = getattr(torch, vector.meta.get("tensor_dtype", "float32"))
+    dtype = _DTYPES.get(vector.meta.get("tensor_dtype", ""), torch.float32)
     if not all(torch.equal(row.to(dtype).float(), row) for row in rows.values()):
         dtype = torch.float32
     meta = {key: value for key, value in vector.meta.items() if key not in _THEIRS}
@@ -108,8 +112,9 @@ def _config(
     vector: SteeringVector, layers: Iterable[int] | None, coefficient: float | None
 ) -> dict[str, Any]:
     """The config to save: the file's own where the vector came from one, else that of our method."""
-    if "steering_lite" in vector.meta:
-        config = json.loads(vector.meta["steering_lite"])
+    kept = _json(vector.meta.get("steering_lite", ""))
+    if isinstance(kept, dict) and str(kept.get("method")) in ADDITIVE:
+        config = kept
     else:
         method = "pca" if vector.meta.get("method") == "pca" else "mean_diff"
         config = {"method": method, **_DEFAULTS, **_OWN_DEFAULTS[method]}
@@ -123,5 +128,16 @@ def _config(
     return config
 
 
+def _json(text: str) -> Any:
+    """What the text says, or None: another tool may have put anything under a name of ours."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _numbers(values: Any) -> dict[int, float]:
-    return {int(layer): float(value) for layer, value in (values or {}).items()}
+    found = {int(layer): float(value) for layer, value in (values or {}).items()}
+    if not all(map(math.isfinite, found.values())):
+        raise ValueError("a length is not finite")
+    return found

@@ -140,7 +140,7 @@ class RunFolder:
     def last_line(self) -> str:
         """The last line of the worker's own log."""
         try:
-            lines = self.worker_log.read_text(errors="replace").strip().splitlines()
+            lines = self.worker_log.read_text("utf-8", "replace").strip().splitlines()
         except OSError:
             return ""
         return lines[-1] if lines else ""

@@ -33,13 +33,18 @@ _REBUILD = "`python -m steer_heal store rebuild` makes it anew from the runs' lo
 _LIBRARY = slice(52, 84)
 
 
-def written_by(path: Path) -> str | None:
-    """The version of DuckDB that last wrote the file, from its own header; None when it is no DuckDB file."""
+def _head(path: Path) -> bytes:
+    """The file's first bytes, none where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            head = file.read(_LIBRARY.stop)
+            return file.read(_LIBRARY.stop)
     except OSError:
-        return None
+        return b""
+
+
+def written_by(path: Path) -> str | None:
+    """The version of DuckDB that last wrote the file, from its own header; None when it is no DuckDB file."""
+    head = _head(path)
     if head[8:12] != b"DUCK":
         return None
     return head[_LIBRARY].rstrip(b"\0").decode("ascii", "replace").removeprefix("v") or "an unknown version"
@@ -93,8 +98,15 @@ class Database:
                 connection.close()
 
     def _prepare(self, deadline: float) -> None:
-        """Creates or migrates. A file that is not ours is only ever opened for reading."""
+        """Creates or migrates. A file that is not ours is only ever opened for reading.
+
+        One of another program is not even opened: DuckDB would look for an extension that reads it.
+        """
         if self.path.exists():
+            if not self.path.is_file():
+                raise SettingsError(f"{self.path} is no file: name another one with --db.")
+            if (head := _head(self.path)) and head[8:12] != b"DUCK":
+                raise self._not_ours()
             connection = self._connect(read_only=True, deadline=deadline)
             try:
                 version = self._version(connection)
@@ -168,6 +180,11 @@ class Database:
                     raise refusal from error
             time.sleep(_PAUSE_S)
 
+    def _not_ours(self) -> SettingsError:
+        return SettingsError(
+            f"{self.path} is not a DuckDB file: name another one with --db. It was not changed."
+        )
+
     def _explain(self, text: str) -> StoreBusy | SettingsError:
         if holder := _HOLDER.search(text):
             program = Path(holder["program"]).name
@@ -177,9 +194,7 @@ class Database:
         if "Could not set lock" in text or "different configuration" in text:
             return StoreBusy(f"{self.path.name} is held by another program: close it there.")
         if "not a valid DuckDB" in text:
-            return SettingsError(
-                f"{self.path} is not a DuckDB file: name another one with --db. It was not changed."
-            )
+            return self._not_ours()
         if trouble := self._trouble(text):
             return trouble
         return SettingsError(

@@ -11,6 +11,7 @@ from steer_heal.models import user
 from steer_heal.records import Trait
 from steer_heal.steering import coefficients, steer
 from steer_heal.vector import extract
+from tests.close import assert_near, model_rounding, nats, rounding
 
 TRAIT = Trait("kind", "Kind", "", "Be very kind, please!", "Obey orders always.", {})
 LAYERS = (2,)
@@ -50,7 +51,6 @@ def test_many_doses_at_once_find_what_one_at_a_time_finds(lm):
     slow = bisection(lambda c: kl_quantile(lm, vector.directions_LD, c, prompts))
     assert found.reached
     assert found.c_star == pytest.approx(slow, rel=0.02)
-    assert found.kl_p95 == pytest.approx(
-        kl_quantile(lm, vector.directions_LD, found.c_star, prompts), rel=1e-3
-    )
-    assert found.residual_norm == pytest.approx(float(vector.residual_norms_L[2]))
+    again = kl_quantile(lm, vector.directions_LD, found.c_star, prompts)
+    assert_near(found.kl_p95, again, model_rounding(lm), nats(lm, prompts[0]))
+    assert_near(found.residual_norm, float(vector.residual_norms_L[2]), rounding(1))

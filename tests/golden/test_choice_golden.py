@@ -13,6 +13,7 @@ from steer_heal.records import Vignette
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
 from tests import tiny
+from tests.close import assert_near, model_rounding
 
 OWN = Frame("own", "{text} One of: {options}.", FOUNDATIONS, '{"answer": "')
 FRAMES = {
@@ -50,10 +51,10 @@ def test_the_lean_forward_gives_transformers_numbers(arch, name, monkeypatch):
     monkeypatch.setattr(choice, "why_not", lambda _lm: "this test wants transformers' own")
     for row, small, expected in zip(found, in_small_batches, measured(32), strict=True):
         for one in (row, small):
-            assert one.score == pytest.approx(expected.score, abs=1e-4)
-            assert (one.mass, one.prefill_nll) == pytest.approx(
-                (expected.mass, expected.prefill_nll), abs=1e-4
-            )
+            assert_near(one.score, expected.score, model_rounding(lm))
+            nats = max(map(abs, expected.score.values()))
+            assert_near(one.mass, expected.mass, model_rounding(lm), nats)
+            assert_near(one.prefill_nll, expected.prefill_nll, model_rounding(lm), nats)
     assert found[0].score != pytest.approx(found[3].score, abs=1e-3)
 
 

@@ -12,10 +12,10 @@ from steer_heal.generate.rows import Lane
 from steer_heal.models import user
 from steer_heal.records import Completion
 from steer_heal.steering import coefficients, steer
+from tests.close import assert_near, model_rounding
 
 N = 8
 TEXTS = ["hi", "What would you do if it rained all day long?", "Tell me of bees, please."]
-TOLERANCE = {"rtol": 1e-3, "atol": 2e-4}
 
 
 def directions(seed=0):
@@ -33,7 +33,8 @@ def naive(lm, row):
 
 @cache
 def naive_of(lm, prompt_ids, coefficients_L):
-    """Greedy ids, and per token: p, KL(steered || base), p under base; each step reads all from the start."""
+    """Greedy ids, and per token: p, KL(steered || base), p under base and its largest, the largest |log p|;
+    each step reads all from the start."""
     ids, found = list(prompt_ids), []
     with torch.no_grad():
         for _ in range(N):
@@ -43,7 +44,8 @@ def naive_of(lm, prompt_ids, coefficients_L):
             logq = lm.model(input_ids=read, use_cache=False).logits[0, -1].double().log_softmax(-1)
             token = int(logp.argmax())
             kl = float((logp.exp() * (logp - logq)).sum())
-            found.append((token, float(logp[token].exp()), kl, float(logq[token].exp()), logq.topk(3)))
+            nats = float(logp.abs().max())
+            found.append((token, float(logp[token].exp()), kl, float(logq[token].exp()), logq.topk(3), nats))
             ids.append(token)
             if token in lm.eos_ids:
                 break
@@ -70,13 +72,15 @@ def rows_of(lm):
 def assert_as_naive(lm, row, completion):
     expected = naive(lm, row)
     assert [token.id for token in completion.tokens] == [entry[0] for entry in expected]
-    for token, (_, p, kl, p_base, top) in zip(completion.tokens, expected, strict=True):
-        assert token.p == pytest.approx(p, rel=1e-3, abs=1e-5)
+    for token, (_, p, kl, p_base, top, nats) in zip(completion.tokens, expected, strict=True):
+        assert_near(token.p, p, model_rounding(lm), whole=nats * p)
         if row.shadow:
-            assert token.kl == pytest.approx(kl, rel=1e-3, abs=1e-5)
-            assert token.p_base == pytest.approx(p_base, rel=1e-3, abs=1e-5)
+            assert_near(token.kl, kl, model_rounding(lm), whole=nats)
+            assert_near(token.p_base, p_base, model_rounding(lm), whole=nats * p_base)
             assert [a.text for a in token.base_top] == [lm.decode([i]) for i in top.indices.tolist()]
-            assert [a.p_base for a in token.base_top] == pytest.approx(top.values.exp().tolist(), rel=1e-3)
+            p_base_top = top.values.exp()
+            found = [alternative.p_base for alternative in token.base_top]
+            assert_near(found, p_base_top, model_rounding(lm), whole=nats * p_base_top)
 
 
 def test_mixed_prompts_doses_layers_and_shadows_in_one_batch(lm):
@@ -112,13 +116,13 @@ def lanes_of(lm):
 def test_sharing_the_prompts_work_changes_nothing(lm, only_steered):
     lanes = [lane for lane in lanes_of(lm) if lane.steered or not only_steered]
     shared, apart = prefill(lm, lanes, DIRECTIONS, 3), prefill_apart(lm, lanes, DIRECTIONS, 3)
-    torch.testing.assert_close(shared.logits_BV, apart.logits_BV, **TOLERANCE)
+    assert_near(shared.logits_BV, apart.logits_BV, model_rounding(lm))
     assert torch.equal(shared.positions_B, apart.positions_B)
     assert torch.equal(shared.mask_BT, apart.mask_BT)
     real_B1T1 = apart.mask_BT[:, None, :, None].bool()
     for one, other in zip(shared.cache.layers, apart.cache.layers, strict=True):
-        torch.testing.assert_close(one.keys * real_B1T1, other.keys * real_B1T1, **TOLERANCE)
-        torch.testing.assert_close(one.values * real_B1T1, other.values * real_B1T1, **TOLERANCE)
+        assert_near(one.keys * real_B1T1, other.keys * real_B1T1, model_rounding(lm))
+        assert_near(one.values * real_B1T1, other.values * real_B1T1, model_rounding(lm))
 
 
 @pytest.mark.parametrize("first_dose", [0, 1])
@@ -149,7 +153,7 @@ def test_hook_against_hidden_states(lm):
         with steer(lm.blocks, DIRECTIONS, coefficients(4, (1,), 3.0)):
             lm.model(input_ids=ids)
         handle.remove()
-    torch.testing.assert_close(read[0], states[2] + 3.0 * DIRECTIONS[1])
+    assert_near(read[0], states[2] + 3.0 * DIRECTIONS[1], model_rounding(lm))
 
 
 def test_greedy_base_is_what_generate_writes(lm):

@@ -7,6 +7,7 @@ from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
 from steer_heal.heal import Example, Objective, Teacher, loss_of
 from tests import tiny
+from tests.close import assert_near, model_rounding
 
 BATCH = [
     Example((2, 40, 41, 42), (50, 51, 52)),
@@ -64,11 +65,12 @@ def test_folded_history_is_as_if_merged(arch, divergence, distil):
         shake(stack, 3)
     parts, gradients = step(folded_lm, folded, settings)
     wanted_parts, wanted = step(merged_lm, merged, settings)
-    assert parts == pytest.approx(wanted_parts, rel=1e-4, abs=1e-6)
+    assert_near(parts, wanted_parts, model_rounding(folded_lm))
     assert gradients.keys() == wanted.keys()
     assert gradients
+    whole = torch.cat([gradient.flatten() for gradient in wanted.values()])
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-5)
+        assert_near(gradient, wanted[name], model_rounding(folded_lm, passes=2), whole)
         assert gradient.abs().max() > 0
 
 

@@ -19,6 +19,7 @@ from steer_heal.generate.store import PrefixStore
 from steer_heal.models import load
 from steer_heal.steering import coefficients
 from tests import tiny
+from tests.close import assert_near, model_rounding, rounding
 
 N_STEPS = 11
 """Beyond the tiny Gemma's window of 8, also for the shortest prompt."""
@@ -77,14 +78,14 @@ def only_last_block(lm):
 CASES = (one_prompt, many_prompts, one_row_a_prompt, only_base, first_and_last_block, only_last_block)
 
 
-def assert_same(lm, lanes, store=None, rtol=1e-3, atol=3e-4):
+def assert_same(lm, lanes, store=None):
     """Both readers over the same tokens; on the way, base lanes part, half of all leave, then all but one."""
     v = directions(lm)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         lean = LeanReader(lm, lanes, v, N_STEPS, store)
         plain = PlainReader(lm, lanes, v, N_STEPS, None)
-        torch.testing.assert_close(lean.logits_BV, plain.logits_BV, rtol=rtol, atol=atol)
+        assert_near(lean.logits_BV, plain.logits_BV, model_rounding(lm))
         n = len(lanes)
         twice = [number for number, lane in enumerate(lanes) if not lane.steered]
         for step in range(N_STEPS):
@@ -96,7 +97,7 @@ def assert_same(lm, lanes, store=None, rtol=1e-3, atol=3e-4):
             ids = torch.randint(6, 250, (n,), generator=generator).tolist()
             lean.advance(ids)
             plain.advance(ids)
-            torch.testing.assert_close(lean.logits_BV, plain.logits_BV, rtol=rtol, atol=atol)
+            assert_near(lean.logits_BV, plain.logits_BV, model_rounding(lm))
 
 
 @pytest.fixture(params=[OwnKeys, SharedKeys])
@@ -131,9 +132,9 @@ def test_residuals_behind_every_block(lm):
         for prompt, one in zip((first, second), found, strict=True):
             states = lm.model.model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
             for layer in range(lm.n_layers - 1):
-                torch.testing.assert_close(one.residuals[layer], states[layer + 1][0], rtol=1e-3, atol=1e-4)
+                assert_near(one.residuals[layer], states[layer + 1][0], model_rounding(lm))
             last = lm.model.model.norm(one.residuals[lm.n_layers - 1])
-            torch.testing.assert_close(last, states[-1][0, -1:], rtol=1e-3, atol=1e-4)
+            assert_near(last, states[-1][0, -1:], model_rounding(lm))
     assert why_not(lm) == "", "what output_hidden_states leaves behind is harmless"
 
 
@@ -145,9 +146,12 @@ def test_the_bundled_model(form, case):
 
 
 def test_bfloat16(arch):
-    """In the mean over models as near to the same in float32 as transformers' own bfloat16 is."""
+    """In the mean over models as near to the same in float32 as transformers' own bfloat16 is.
+
+    Of one model the two errors differ by an eighth by chance, so the means of eight by a twentieth.
+    """
     off = torch.zeros(2)
-    for seed in range(4):
+    for seed in range(8):
         exact, rough = tiny.language_model(arch, seed=seed), tiny.language_model(arch, seed=seed)
         rough.model.to(torch.bfloat16)
         lanes, v = many_prompts(exact), directions(exact)
@@ -179,7 +183,7 @@ def test_a_lora_adapter_is_part_of_the_model(arch, form):
     with torch.inference_mode():
         assert not torch.allclose(LeanReader(lm, lanes, v, 2, None).logits_BV, before, atol=1e-2)
         with stack.off():
-            torch.testing.assert_close(LeanReader(lm, lanes, v, 2, None).logits_BV, before)
+            assert_near(LeanReader(lm, lanes, v, 2, None).logits_BV, before, model_rounding(lm))
 
 
 def test_a_prompt_of_many_rows_is_kept_once_where_copies_would_not_stay_in_the_cache(lm, form):
@@ -217,7 +221,7 @@ def test_attention_in_plain_operations_is_the_kernels():
     mask[1, ..., 5:] = mask[2] = HIDDEN
     for some in (None, mask):
         for one, other in zip(attend(q, k, v, 0.3, some), explicit(q, k, v, 0.3, some), strict=True):
-            torch.testing.assert_close(one, other)
+            assert_near(one, other, rounding(8 + 9))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30))

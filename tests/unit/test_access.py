@@ -44,6 +44,11 @@ def test_a_file_goes_before_the_environment(tmp_path: Path) -> None:
     assert access.login(dict(environment)) == ("named", "0123456789")
 
 
+def test_a_file_s_byte_order_mark_is_no_part_of_the_name(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("me:0123456789\n", encoding="utf-8-sig")
+    assert access.login({}, tmp_path / "a") == ("me", "0123456789")
+
+
 @pytest.mark.parametrize("bad", ["", "nobody", ":password", "me:", "me:short"])
 def test_a_bad_one_is_refused_without_repeating_it(bad: str) -> None:
     with pytest.raises(SettingsError, match="name:password") as refused:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = [
     "config",
     "records",
+    "printing",
     "data",
     "models",
     "steering",

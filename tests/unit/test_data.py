@@ -87,14 +87,34 @@ def test_a_file_in_tinymfv_format_is_read(vignette_file):
         ([{"text": "You see a man."}], r"line 1: 'foundation_coarse' is missing"),
         ([row(foundation="Purity")], r"line 1: 'Purity' is no foundation"),
         ([row(condition="both")], r"line 1: 'condition' must be one of"),
+        ([row(), "[" * 100_000], r"line 2: not JSON \(maximum recursion depth"),
+        ([f'{{"id": {"1" * 5000}}}'], r"line 1: not JSON \(Exceeds the limit"),
+        ([row(id="a" * 300)], r"line 1: 'id' must be text of at most 200 characters"),
+        ([row(id=[1])], r"line 1: 'id' must be text"),
+        ([row(foundation="(" * 100_000)], r"line 1: '\({40}' is no foundation"),
         ([row(id="a"), row(id="a", text="Another.")], r"line 2: the same id as line 1"),
         ([row(id="a"), row(id="b")], r"line 2: the same text as line 1"),
         ([""], r"mine\.jsonl holds no vignette"),
     ],
 )
 def test_a_bad_vignette_file_is_refused_by_line(vignette_file, rows, message):
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(SettingsError, match=message) as refused:
         data.vignettes(vignette_file(*rows))
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_file_in_any_unicode_encoding_is_read_with_a_byte_order_mark_and_without(encoding, tmp_path):
+    texts = ["You see caf\u00e9s.", "You see \U0001f600."]
+    lines = "\r\n".join(json.dumps(row(text=text), ensure_ascii=False) for text in texts)
+    (tmp_path / "mine.jsonl").write_bytes(lines.encode(encoding))
+    assert [found.text for found in data.vignettes(tmp_path / "mine.jsonl")] == texts
+
+
+def test_files_put_together_keep_the_marks_of_each(tmp_path):
+    marked = [json.dumps(row(text=text)).encode("utf-8-sig") for text in ("One.", "Two.")]
+    (tmp_path / "mine.jsonl").write_bytes(b"\xef\xbb\xbf\n" + b"\n".join(marked))
+    assert [found.text for found in data.vignettes(tmp_path / "mine.jsonl")] == ["One.", "Two."]
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -165,6 +185,8 @@ TRAIT = {
     ("content", "message"),
     [
         ("{", r"traits\.json line 1: not JSON"),
+        ("\n[" * 100_000, r"traits\.json line 1: not JSON \(maximum recursion"),
+        ("\ufeff[]", "must hold a list of traits"),
         ("[]", "must hold a list of traits"),
         ('["a"]', "entry 1: must be an object"),
         (json.dumps([TRAIT, TRAIT]), "entry 2: the trait 'a' stands there twice"),

@@ -8,6 +8,7 @@ from steer_heal.records import DoseRow, Stopped
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
 from tests import tiny
+from tests.close import assert_near, log_p, model_rounding, nats
 
 C_STAR = 8.0
 
@@ -55,9 +56,10 @@ def test_a_row_for_each_alpha_in_the_order_asked(lm, setting):
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     zero, one, _ = rows
-    assert zero.trait_shift == pytest.approx(0.0, abs=1e-6)
-    assert zero.kl_p95 == pytest.approx(0.0, abs=1e-6)
-    assert zero.perplexity_ratio == pytest.approx(1.0)
+    size = nats(lm, setting[3][0])
+    assert_near(zero.trait_shift, 0.0, model_rounding(lm), size)
+    assert_near(zero.kl_p95, 0.0, model_rounding(lm), size)
+    assert_near(zero.perplexity_ratio, 1.0, model_rounding(lm), size)
     assert one.kl_p95 > 0.01
 
 
@@ -69,9 +71,9 @@ def test_profiles_are_those_of_the_steered_model(lm, setting):
         instrument.evaluate(lm, vignettes, frame, vector=vector, coefficients_KL=c)[0]
         for c in (steered_KL, torch.zeros_like(steered_KL))
     )
-    assert one.profile.p == pytest.approx(wanted.p, abs=1e-5)
-    target = data.trait("care_over_authority").target
-    assert one.trait_shift == pytest.approx(instrument.trait_shift(wanted.p, base.p, target), abs=1e-5)
+    assert_near(one.profile.p, wanted.p, model_rounding(lm), log_p(wanted))
+    shift = instrument.trait_shift(wanted.p, base.p, data.trait("care_over_authority").target)
+    assert_near(one.trait_shift, shift, model_rounding(lm), log_p(wanted))
 
 
 def test_without_prompts_there_is_no_text(lm, setting):
@@ -150,7 +152,7 @@ def test_a_grid_has_a_row_for_every_band_and_alpha(lm, setting):
     single = instrument.evaluate(
         lm, vignettes, frame, vector=vector, coefficients_KL=coefficients(lm.n_layers, (1,), -4.0)
     )[0]
-    assert rows[2].coherence == pytest.approx(single.coherence, rel=1e-4)
+    assert_near(rows[2].coherence, single.coherence, model_rounding(lm), log_p(single) * single.coherence)
 
 
 def test_stopping_and_bad_calls(lm, setting):

@@ -14,6 +14,7 @@ from steer_heal.config import DoseRequest, SampleSettings, SettingsError, SteerR
 from steer_heal.engine import Engine
 from steer_heal.records import SteerFrame
 from tests import tiny
+from tests.close import assert_near, log_p, model_rounding
 
 BAND = (0.25, 0.75)
 
@@ -115,7 +116,7 @@ def test_sessions_at_once_get_their_own_answers_only(engine: Engine) -> None:
 def test_profile_is_of_the_prompt_and_base_does_not_move_with_alpha(engine: Engine) -> None:
     base, steered = engine.profile(request("A man takes the last seat."))
     again, further = engine.profile(request("A man takes the last seat.", alpha=8.0))
-    assert base.p == pytest.approx(again.p, abs=1e-5)
+    assert_near(base.p, again.p, model_rounding(tiny.shared()), log_p(base))
     assert sum(base.p.values()) == pytest.approx(1.0)
     assert further.p != pytest.approx(steered.p, abs=1e-6)
 
@@ -143,8 +144,8 @@ def test_dose_gives_rows_by_alpha_and_a_share_that_reaches_1(engine: Engine) -> 
     share, rows = got[-1].share, got[-1].rows
     assert share == 1.0
     assert [row.alpha for row in rows] == [-1.0, 0.0, 1.0]
-    assert rows[1].trait_shift == pytest.approx(0.0, abs=1e-6)
     assert rows[1].profile is not None
+    assert_near(rows[1].trait_shift, 0.0, model_rounding(tiny.shared()), log_p(rows[1].profile))
     assert rows[1].profile.n_vignettes == 1
 
 

@@ -1,5 +1,6 @@
 import json
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def equal(a, b):
     return torch.equal(a.directions_LD, b.directions_LD) and a.directions_LD.dtype == b.directions_LD.dtype
 
 
-def metadata(path):
+def metadata_of(path):
     with safe_open(path, "pt") as file:
         return file.metadata()
 
@@ -48,7 +49,7 @@ def test_the_layout_is_steering_lites(tmp_path):
         random_vector(), tmp_path / "v.safetensors", format="steering-lite", layers=(1, 2), coefficient=3.5
     )
     assert sorted(load_file(path)) == ["layer1.v", "layer2.v"]
-    config = json.loads(metadata(path)["cfg"])
+    config = json.loads(metadata_of(path)["cfg"])
     assert (config["method"], config["layers"], config["coeff"], config["dtype"]) == (
         "mean_diff",
         [1, 2],
@@ -76,7 +77,7 @@ def test_a_steering_lite_file_goes_out_as_it_came(tmp_path):
     back = load_file(tmp_path / "b.safetensors")
     assert set(back) == set(theirs)
     assert all(torch.equal(back[name], theirs[name]) and back[name].dtype == torch.bfloat16 for name in back)
-    assert json.loads(metadata(tmp_path / "b.safetensors")["cfg"]) == config
+    assert json.loads(metadata_of(tmp_path / "b.safetensors")["cfg"]) == config
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_steering_lite_file_goes_out_as_it_came(tmp_path):
         ({"method": "linear_act"}, {"layer1.omega": torch.ones(2)}, "linear_act"),
         ({"method": "spherical"}, {"layer1.v": torch.ones(2)}, "spherical"),
         ({"method": "pca"}, {"layer1.V": torch.ones(2, 2)}, "one component"),
-        ({}, {"layer1.v": torch.ones(2)}, "damaged"),
+        ({}, {"layer1.v": torch.ones(2)}, "readable"),
     ],
 )
 def test_what_does_not_add_one_direction_is_refused(config, tensors, words, tmp_path):
@@ -111,16 +112,9 @@ def test_gguf_is_what_llama_cpp_loads(tmp_path):
 
 def test_a_repeng_file_is_read(tmp_path):
     """Layers n-1 down to 1, as repeng numbers them, with its hint of the model."""
-    writer = GGUFWriter(tmp_path / "r.gguf", "controlvector")
-    writer.add_string("controlvector.model_hint", "mistral")
-    writer.add_uint32("controlvector.layer_count", 2)
     rows = {layer: np.random.default_rng(layer).normal(size=16).astype(np.float32) for layer in (2, 1)}
-    for layer, row in rows.items():
-        writer.add_tensor(f"direction.{layer}", row)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    named = {f"direction.{layer}": torch.from_numpy(row) for layer, row in rows.items()}
+    write_gguf(tmp_path / "r.gguf", named, **{"controlvector.model_hint": "mistral"})
     read = formats.read(tmp_path / "r.gguf", n_layers=3)
     assert read.meta["model"] == "mistral"
     assert all(np.array_equal(read.directions_LD[layer].numpy(), row) for layer, row in rows.items())
@@ -151,6 +145,11 @@ def test_a_gguf_model_is_not_a_vector(tmp_path):
         ({"direction": [1.0]}, "layer number"),
         ({"layer1": [1.0], "blocks.1": [1.0]}, "twice"),
         ({"layer9": [1.0]}, "layers 0-3"),
+        ({"layer.-5": [1.0]}, "layers -4 to -1"),
+        ({"layer.-1": [1.0], "blocks.-1": [1.0]}, "twice"),
+        ({"layer.-1": [1.0], "layer.0": [1.0]}, "from the start and from the end"),
+        ({"layer-1": [1.0]}, "may be layer 1 or count from the end"),
+        ({f"layer{'9' * 5000}": [1.0]}, "layer number"),
         ({}, "no direction"),
     ],
 )
@@ -163,6 +162,148 @@ def test_plain_tensors_are_checked(arrays, words, tmp_path):
         save_file({name: torch.tensor(row) for name, row in rows.items()}, tmp_path / "v.safetensors")
         with pytest.raises(SettingsError, match=words):
             formats.read(tmp_path / "v.safetensors", n_layers=4)
+
+
+def write_gguf(path, rows, **texts):
+    writer = GGUFWriter(path, "controlvector")
+    for key, text in texts.items():
+        writer.add_string(key, text)
+    for name, row in rows.items():
+        writer.add_tensor(name, row.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_tensors(path, name, by_layer, **metadata):
+    """One row a layer under the names that a format gives them, with what other tools may write beside."""
+    rows = {name.format(layer): row for layer, row in by_layer.items()}
+    if path.suffix == ".gguf":
+        write_gguf(path, rows, **{f"steer_heal.{key}": text for key, text in metadata.items()})
+    elif path.suffix == ".npz":
+        np.savez(path, **{key: row.numpy() for key, row in rows.items()})
+    else:
+        save_file(rows, path, metadata=metadata or None)
+
+
+LITE = {"cfg": json.dumps({"method": "mean_diff", "layers": [-1]})}
+FROM_THE_END = [
+    ("v.safetensors", "layer.{}", {}),
+    ("v.safetensors", "{}", {}),
+    ("v.safetensors", "layer.\u2212{}", {}),
+    ("v.npz", "layer_{}", {}),
+    ("v.gguf", "direction.{}", {}),
+    ("v.safetensors", "layer{}.v", LITE),
+]
+
+
+@pytest.mark.parametrize(("file", "name", "metadata"), FROM_THE_END)
+def test_layers_below_0_count_from_the_end_as_in_python(file, name, metadata, tmp_path):
+    rows = {layer: torch.full((32,), float(layer)) for layer in range(-4, 0)}
+    if "\u2212" in name:
+        write_tensors(tmp_path / file, name, {-layer: row for layer, row in rows.items()}, **metadata)
+    else:
+        write_tensors(tmp_path / file, name, rows, **metadata)
+    read = formats.read(tmp_path / file, n_layers=5)
+    assert read.directions_LD[:, 0].tolist() == [0.0, -4.0, -3.0, -2.0, -1.0]
+    assert read.meta["layers"] == "1,2,3,4"
+    assert all(torch.equal(read.directions_LD[layer], row) for layer, row in rows.items())
+    again = formats.write(read, tmp_path / "lite.safetensors", format="steering-lite")
+    assert equal(formats.read(again), read)
+    assert json.loads(metadata_of(again)["cfg"])["layers"] in ([1, 2, 3, 4], None)
+    for depth in (None, 3):
+        with pytest.raises(SettingsError, match=r"from the end|layers -3 to -1"):
+            formats.read(tmp_path / file, n_layers=depth)
+
+
+def test_a_file_that_says_its_depth_is_counted_from_its_end(tmp_path):
+    path = tmp_path / "v.safetensors"
+    write_tensors(path, "layer.{}", {-1: torch.ones(4)}, n_layers="12")
+    assert formats.read(path).meta["layers"] == "11"
+    with pytest.raises(SettingsError, match="from the end of 12, but the model has 9"):
+        formats.read(path, n_layers=9)
+
+
+def test_a_hyphen_is_no_minus_where_it_stands_before_layer_0_too(tmp_path):
+    write_tensors(tmp_path / "v.npz", "layer-{}", {layer: torch.ones(4) for layer in (0, 1)})
+    assert formats.read(tmp_path / "v.npz", n_layers=9).meta["layers"] == "0,1"
+
+
+@pytest.mark.parametrize(("file", "name", "metadata"), [FROM_THE_END[0], *FROM_THE_END[3:]])
+def test_endings_in_capitals_are_endings(file, name, metadata, tmp_path):
+    write_tensors(tmp_path / file, name, {1: torch.ones(32)}, **metadata)
+    capital = (tmp_path / file).rename(tmp_path / file.upper())
+    read = formats.read(capital, n_layers=3)
+    assert read.meta["layers"] == "1"
+    assert formats.write(read, tmp_path / f"W{capital.suffix}").name == f"W{capital.suffix}"
+    assert torch.equal(
+        formats.read(tmp_path / f"W{capital.suffix}", n_layers=3).directions_LD, read.directions_LD
+    )
+    (tmp_path / "V.PT").write_bytes(b"")
+    with pytest.raises(SettingsError, match="pickle"):
+        formats.read(tmp_path / "V.PT")
+
+
+DEEP = "[" * 100_000
+CONFIG = json.dumps({"method": "mean_diff"})
+LENGTHS = ("[1]", '{"1": NaN}', '{"1": [1]}')
+ODD_OF_LITE = (DEEP, "[]", '{"meta": 1}', *(f'{{"norms": {lengths}}}' for lengths in LENGTHS))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *({"n_layers": text} for text in ("\u00b2", "9" * 5000, "99999", "-3", "many", "")),
+        *({"steering_lite": text} for text in (DEEP, "{", "[1]", '{"method": [1]}')),
+        {"tensor_dtype": "nonsense", "normalized": "maybe", "layers": "x", "format": "pt"},
+        {"cfg": CONFIG, "steer_heal": '{"meta": {"trait": "\\ud83d"}}'},
+    ],
+)
+def test_odd_metadata_do_not_stop_a_vector_from_being_read_and_written(metadata, tmp_path):
+    write_tensors(tmp_path / "v.safetensors", "layer{}.v", {1: torch.ones(4)}, **metadata)
+    assert formats.read(tmp_path / "v.safetensors").meta["layers"] == "1"
+    read = formats.read(tmp_path / "v.safetensors", n_layers=3)
+    for name, ending in formats.FORMATS.items():
+        made = formats.write(read, tmp_path / f"w{ending}", format=name)
+        assert torch.equal(formats.read(made, n_layers=3).directions_LD, read.directions_LD)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *({"cfg": text} for text in (DEEP, "{", "[1]", '"x"', "{}", '{"method": ["a"]}', "1" * 5000)),
+        *({"cfg": CONFIG, "steer_heal": text} for text in ODD_OF_LITE),
+    ],
+)
+def test_metadata_that_a_format_needs_are_refused_in_a_sentence_where_they_are_odd(metadata, tmp_path):
+    write_tensors(tmp_path / "v.safetensors", "layer{}.v", {1: torch.ones(4)}, **metadata)
+    with pytest.raises(SettingsError, match=r"v\.safetensors is not a readable") as refused:
+        formats.read(tmp_path / "v.safetensors", n_layers=3)
+    assert len(str(refused.value)) < 400
+
+
+def packed(path, header):
+    """An .npz of one array that has this header and no numbers."""
+    whole = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("layer1.npy", whole)
+
+
+@pytest.mark.parametrize("shape", ["10000000000000,", f"{'9' * 30},", "[" * 500])
+def test_a_packed_array_that_cannot_be_is_refused(shape, tmp_path):
+    packed(tmp_path / "v.npz", f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape})}}".encode())
+    with pytest.raises(SettingsError, match="plain numbers"):
+        formats.read(tmp_path / "v.npz")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float16])
+def test_a_vector_of_ours_in_another_type_of_number_is_damaged(dtype, tmp_path):
+    shapes = {"directions": (3, 4), "norms": (3,), "residual_norms": (3,)}
+    rows = {name: torch.ones(shape, dtype=dtype) for name, shape in shapes.items()}
+    save_file(rows, tmp_path / "v.safetensors", metadata={"format": vectors.FORMAT})
+    with pytest.raises(SettingsError, match="damaged"):
+        formats.read(tmp_path / "v.safetensors")
 
 
 def test_an_npz_with_a_pickle_inside_is_refused(tmp_path):

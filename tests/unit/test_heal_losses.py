@@ -19,6 +19,7 @@ from steer_heal.heal import (
 )
 from steer_heal.steering import steer
 from tests import tiny
+from tests.close import assert_near, model_rounding, rounding
 from tests.rounds import SETTINGS, taught
 
 
@@ -37,7 +38,7 @@ def test_hidden_states_predict_the_completions(lm):
     batch = [Example((2, 30, 31), (40, 41)), Example((2, 50), (60, 61, 62, 63))]
     logits_NV = OutputLayer(lm)(hidden_states(lm, batch))
     wanted = torch.cat([plain_logits(lm, example) for example in batch])
-    torch.testing.assert_close(logits_NV, wanted, rtol=1e-4, atol=1e-4)
+    assert_near(logits_NV, wanted, model_rounding(lm))
 
 
 @pytest.mark.parametrize("divergence", ["nll", "kl_fwd", "kl_rev"])
@@ -64,7 +65,7 @@ def test_losses_in_chunks_are_those_of_whole_logits_and_so_are_their_gradients(l
             loss.backward()
         found.append((nll_N.detach(), d_N.detach(), student_ND.grad))
     for ours, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+        assert_near(ours, wanted, rounding(lm.width + lm.config.vocab_size), whole=output(hidden_ND))
     assert (found[0][1].abs().max() > 0) == (divergence != "nll")
 
 
@@ -74,7 +75,7 @@ def test_a_reverse_divergence_needs_no_logits_of_the_reference(lm):
     hidden_ND, reference_ND = (torch.randn(8, lm.width, generator=generator) for _ in range(2))
     labels_N, weights_N, found = torch.arange(8) + 40, torch.arange(8) / 8, []
     log_z_N = output.log_z(reference_ND)
-    torch.testing.assert_close(log_z_N, output(reference_ND).logsumexp(-1))
+    assert_near(log_z_N, output(reference_ND).logsumexp(-1), rounding(lm.width + lm.config.vocab_size))
     rows = {True: 0, False: 0}
     for known_N in (log_z_N, None):
         student_ND = hidden_ND.clone().requires_grad_()
@@ -89,7 +90,7 @@ def test_a_reverse_divergence_needs_no_logits_of_the_reference(lm):
             (nll_N.mean() + (weights_N * d_N).sum()).backward()
         found.append((nll_N.detach(), d_N.detach(), student_ND.grad))
     for ours, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+        assert_near(ours, wanted, rounding(lm.width + lm.config.vocab_size), whole=output(hidden_ND))
     assert rows == {True: 8, False: 2 * 8}
 
 
@@ -115,9 +116,9 @@ def test_the_reference_s_logits_are_made_where_the_barrier_is_near(lm, examples,
         found.append((parts, torch.cat([parameter.grad.flatten() for parameter in stack.trainable()])))
         stack.unload()
     assert rows == [16] * made + [16] * 2
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert_near(found[0][0], found[1][0], model_rounding(lm))
     assert (found[0][0]["barrier"] > 0) == (made == 2)
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-6)
+    assert_near(found[0][1], found[1][1], model_rounding(lm, passes=2))
 
 
 def test_an_output_layer_that_is_not_ours_is_refused(lm, monkeypatch):
@@ -142,16 +143,16 @@ def test_the_distance_from_the_teacher_is_one_untaught_and_zero_when_steered(lm,
     settings = SETTINGS.model_copy(update={"distil": 1.0})
     objective = Objective.of(lm, stack, settings, teacher)
     _, untaught = loss_of(objective, examples[:4])
-    assert untaught["distil"] == pytest.approx(1.0, rel=1e-4)
+    assert_near(untaught["distil"], 1.0, model_rounding(lm))
     with steer(lm.blocks, teacher.directions_LD, teacher.coefficients_L[None]):
         _, steered = loss_of(objective, examples[:4])
-    assert steered["distil"] == pytest.approx(0.0, abs=1e-5)
+    assert_near(steered["distil"], 0.0, model_rounding(lm), whole=1.0)
     half = Teacher(lm, stack, teacher.directions_LD, teacher.coefficients_L / 2, teacher.coefficients_L)
     _, parts = loss_of(Objective.of(lm, stack, settings, half), examples[:4])
     assert parts["distil"] == pytest.approx(0.25, rel=0.1), "its unit is the whole dose's effect"
     still = Teacher(lm, stack, teacher.directions_LD, 0 * teacher.coefficients_L, teacher.coefficients_L)
     _, parts = loss_of(Objective.of(lm, stack, settings, still), examples[:4])
-    assert parts["distil"] == pytest.approx(0.0, abs=1e-5), "a dose of 0 holds the student where it is"
+    assert_near(parts["distil"], 0.0, model_rounding(lm), whole=1.0)  # a dose of 0 holds the student
     with pytest.raises(ValueError, match="teacher"):
         Objective.of(lm, stack, settings)
     with pytest.raises(ValueError, match="steered"):
@@ -165,7 +166,7 @@ def test_a_kept_reference_is_the_recomputed_one(lm, examples):
     kept.hidden(examples[:4])
     again = kept.hidden([examples[2], examples[0]])
     fresh = Reference(lm, stack, SETTINGS).hidden([examples[2], examples[0]])
-    torch.testing.assert_close(again, fresh, rtol=1e-4, atol=1e-4)
+    assert_near(again, fresh, model_rounding(lm))
     assert Reference(lm, stack, SETTINGS.model_copy(update={"divergence": "nll"})).hidden(examples) is None
 
 
@@ -188,4 +189,4 @@ def test_reference_base_ignores_the_history(lm, examples):
 def test_held_out_nll_weighs_tokens_alike(lm):
     rows = [Example((2, 30), (40,)), Example((2, 31), (41, 42, 43))]
     apart = [held_out_nll(lm, [row], 1) for row in rows]
-    assert held_out_nll(lm, rows, 2) == pytest.approx((apart[0] + 3 * apart[1]) / 4, rel=1e-4)
+    assert_near(held_out_nll(lm, rows, 2), (apart[0] + 3 * apart[1]) / 4, model_rounding(lm))

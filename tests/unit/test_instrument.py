@@ -24,6 +24,7 @@ from steer_heal.records import Stopped, Vignette
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
 from tests import tiny
+from tests.close import assert_near, log_p, model_rounding
 
 FRAME = Frame("test", "{text} One of: {options}.", FOUNDATIONS, '{"answer": "')
 LONG = replace(FRAME, options=("yes", "yesno", "no", "Care", "maybe", "x", "zebra"))
@@ -71,11 +72,12 @@ def test_scores_are_those_computed_by_hand(arch, frame, few):
     for vignette, got in zip(few, found.per_vignette, strict=True):
         logp_OF = torch.tensor([by_hand(lm, vignette, order, frame) for order in frame.orders])
         wanted = logp_OF.mean(0)
-        assert list(got.score.values()) == pytest.approx(wanted.tolist(), abs=1e-4)
-        assert list(got.p.values()) == pytest.approx(wanted.softmax(0).tolist(), abs=1e-4)
-        assert got.mass == pytest.approx(float(logp_OF.exp().sum(1).mean()), rel=1e-3)
-        each = logp_OF.softmax(1)
-        assert got.order_tv == pytest.approx(0.5 * float((each[0] - each[1]).abs().sum()), abs=1e-4)
+        mass, each = logp_OF.exp().sum(1).mean(), logp_OF.softmax(1)
+        assert_near(list(got.score.values()), wanted, model_rounding(lm))
+        nats = wanted.abs().max()
+        assert_near(list(got.p.values()), wanted.softmax(0), model_rounding(lm), nats)
+        assert_near(got.mass, mass, model_rounding(lm), nats * mass)
+        assert_near(got.order_tv, 0.5 * (each[0] - each[1]).abs().sum(), model_rounding(lm), nats)
 
 
 def test_the_words_of_the_frame_are_one_token_or_many(lm):
@@ -92,7 +94,7 @@ def test_prefill_nll_is_the_mean_over_the_prefill(lm, few):
     assert whole[: len(bare)] == bare
     logp_TV = lm.model(torch.tensor([whole])).logits[0].log_softmax(-1)
     wanted = [-float(logp_TV[i - 1, whole[i]]) for i in range(len(bare), len(whole))]
-    assert got.prefill_nll == pytest.approx(sum(wanted) / len(wanted), rel=1e-4)
+    assert_near(got.prefill_nll, sum(wanted) / len(wanted), model_rounding(lm), wanted)
     assert got.order_tv == 0.0
 
 
@@ -101,16 +103,15 @@ def test_doses_in_the_same_passes_are_the_doses_alone(lm, few, vector):
     together = evaluate(lm, few, FRAME, vector=vector, coefficients_KL=doses_KL, batch_size=5)
     alone = [evaluate(lm, few, FRAME, vector=vector, coefficients_KL=dose_L[None])[0] for dose_L in doses_KL]
     for got, wanted in zip(together, alone, strict=True):
-        assert got.p == pytest.approx(wanted.p, abs=1e-5)
-        assert got.coherence == pytest.approx(wanted.coherence, rel=1e-4)
-    assert together[0].p == pytest.approx(evaluate(lm, few, FRAME)[0].p, abs=1e-5)
+        assert_near(got.p, wanted.p, model_rounding(lm), log_p(wanted))
+        assert_near(got.coherence, wanted.coherence, model_rounding(lm), log_p(wanted) * wanted.coherence)
+    assert_near(together[0].p, evaluate(lm, few, FRAME)[0].p, model_rounding(lm), log_p(together[0]))
     assert together[0].p != pytest.approx(together[2].p, abs=1e-3)
 
 
 def test_the_batch_size_does_not_matter(lm, few):
-    assert evaluate(lm, few, FRAME, batch_size=1)[0].p == pytest.approx(
-        evaluate(lm, few, FRAME)[0].p, abs=1e-5
-    )
+    one_by_one, together = evaluate(lm, few, FRAME, batch_size=1)[0], evaluate(lm, few, FRAME)[0]
+    assert_near(one_by_one.p, together.p, model_rounding(lm), log_p(together))
 
 
 def test_thinking_runs_under_the_same_dose_and_is_closed_for_the_model(lm, few, vector):
@@ -201,7 +202,7 @@ def test_text_logp_is_that_of_each_text_alone(arch):
         with torch.no_grad():
             wanted_TV = lm.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
         wanted = [float(wanted_TV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)]
-        assert logp == pytest.approx(wanted, abs=1e-4)
+        assert_near(logp, wanted, model_rounding(lm))
 
 
 def test_text_logp_in_slices_is_the_same(lm, monkeypatch):

@@ -6,6 +6,7 @@ from steer_heal.config import SettingsError, TrainSettings
 from steer_heal.merging import merge
 from steer_heal.models import load
 from tests import tiny
+from tests.close import assert_near, model_rounding
 
 IDS = torch.tensor([[2, 4, 9, 30, 31, 32]])
 
@@ -43,7 +44,7 @@ def test_merged_rounds_answer_as_the_adapters_did(tmp_path):
     assert not torch.allclose(adapted, logits(fresh().model), atol=1e-2)
     target = merge(fresh(), tmp_path / "adapters", tmp_path / "merged")
     opened = load(str(target), device="cpu")
-    torch.testing.assert_close(logits(opened.model), adapted, rtol=1e-4, atol=1e-4)
+    assert_near(logits(opened.model), adapted, model_rounding(opened))
     assert not (target / "adapter_config.json").exists()
     assert opened.encode_chat([{"role": "user", "content": "hi"}])
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -54,8 +55,8 @@ def test_the_files_number_format_is_the_bases(tmp_path):
     adapted = train(fresh(), tmp_path / "adapters")
     opened = load(str(merge(fresh(), tmp_path / "adapters", tmp_path / "merged")), device="cpu", dtype=None)
     assert opened.dtype == torch.bfloat16
-    error = (logits(opened.model.float()) - adapted).abs().max()
-    assert error < 0.05 * adapted.abs().max()
+    tolerance = model_rounding(opened)  # that of bfloat16, which the weights are rounded to
+    assert_near(logits(opened.model.float()), adapted, tolerance)
 
 
 def test_only_the_first_rounds(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from steer_heal.generate.lean import Network, network
 from steer_heal.generate.lean.attention import causal
 from tests import tiny
+from tests.close import assert_near, model_rounding
 
 N = 37
 
@@ -46,8 +47,7 @@ def test_tokens_go_through_the_mlp_some_at_a_time_or_all_at_once(arch, dtype, mo
     whole, all_of_them = through(lm, hidden_ND)
     assert few < N <= all_of_them
     assert torch.equal(hidden_ND, before)
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
-    torch.testing.assert_close(some, whole, **tolerance)
+    assert_near(some, whole, model_rounding(lm))
 
 
 def test_few_tokens_are_not_parted(monkeypatch):

@@ -15,6 +15,7 @@ from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, files, load, placement, user
 from steer_heal.steering import coefficients
 from tests import tiny
+from tests.close import assert_near, log_p, model_rounding, nats
 from tests.unit.test_vector import CONTEXTS, TRAIT
 
 PLACES = {"model.embed_tokens": "disk", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk"}
@@ -47,7 +48,7 @@ def test_it_is_known_where_input_goes(pair):
 def test_it_extracts_and_steers_as_the_whole_one(pair):
     whole = pair[0]
     made, other = (vectors.extract(lm, TRAIT, CONTEXTS, ExtractSettings(batch_size=2)) for lm in pair)
-    torch.testing.assert_close(other.directions_LD, made.directions_LD)
+    assert_near(other.differences_LD, made.differences_LD, model_rounding(whole), made.residual_norms_L)
     prompt = tuple(whole.encode_chat([user("hi there")]))
     rows = [Row(prompt), Row(prompt, coefficients(4, (1, 2), 3.0)[0], shadow=True)]
     sample = SampleSettings(max_new_tokens=8, greedy=True)
@@ -55,7 +56,7 @@ def test_it_extracts_and_steers_as_the_whole_one(pair):
     for answer, other_answer in zip(expected, found, strict=True):
         assert [token.id for token in other_answer.tokens] == [token.id for token in answer.tokens]
     kls = [[token.kl for token in answers[1].tokens] for answers in (expected, found)]
-    assert kls[1] == pytest.approx(kls[0], abs=1e-4)
+    assert_near(kls[1], kls[0], model_rounding(whole), nats(whole, prompt))
     assert max(kls[0]) > 0.01
 
 
@@ -73,7 +74,7 @@ def test_it_is_evaluated_as_the_whole_one(pair):
         for lm in pair
     )
     for one, other in zip(expected, found, strict=True):
-        assert other.p == pytest.approx(one.p, abs=1e-5)
+        assert_near(other.p, one.p, model_rounding(pair[0]), log_p(one))
 
 
 def test_one_card_where_it_fits_and_all_where_it_does_not(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import gelu, rms_norm
 
 from steer_heal.generate.lean import pointwise
+from tests.close import rounding
 
 ROWS = {"few": 3, "many": 1100}
 
@@ -30,10 +31,11 @@ def test_gated_gelu_is_torch_s_from_end_to_end(n, dtype):
     gate = torch.linspace(-80, 80, n * 64).reshape(n, 64).to(dtype)
     up = torch.randn(n, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = gelu(gate, approximate="tanh") * up
-    before = up.clone()
+    given, before = gate.clone(), up.clone()
     made = pointwise.gated_gelu(gate, up)
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-5}
-    torch.testing.assert_close(made, expected, **tolerance)
+    # Two sums, six products and an exponential, all in float32; of two the results are rounded.
+    off = rounding(9 if dtype == torch.float32 else 2, dtype) * (given * up).abs()
+    assert ((made - expected).abs() <= off).all()
     assert torch.isfinite(made).all()
     assert torch.equal(up, before)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 
 from steer_heal import events
 from steer_heal.config import SettingsError
-from steer_heal.store import Store, StoreBusy
+from steer_heal.store import Store, StoreBusy, keeping
 from steer_heal.store.schema import MIGRATIONS
 
 
@@ -81,6 +84,15 @@ def foreign_empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def foreign_sqlite(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE runs (mine INTEGER)")
+
+
+def foreign_csv(path: Path) -> None:
+    path.write_text("run_id,name\n1,a\n")
+
+
 def foreign_tables(path: Path) -> None:
     with duckdb.connect(str(path)) as connection:
         connection.execute("CREATE TABLE runs (mine INTEGER)")
@@ -92,17 +104,43 @@ def newer(path: Path) -> None:
         connection.execute("INSERT INTO steer_heal_schema VALUES (999, 0, '9')")
 
 
-@pytest.mark.parametrize("make", [foreign_text, foreign_empty, foreign_tables, newer])
-def test_a_file_that_is_not_ours_is_refused_and_left_as_it_was(tmp_path: Path, log: Path, make: Any) -> None:
-    path = tmp_path / "other.duckdb"
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (foreign_text, "is not a DuckDB file"),
+        (foreign_empty, ""),
+        (foreign_sqlite, "is not a DuckDB file"),
+        (foreign_csv, "is not a DuckDB file"),
+        (foreign_tables, "a DuckDB file of something else"),
+        (newer, "a newer version of this program"),
+    ],
+)
+@pytest.mark.parametrize("name", ["other.duckdb", "other.sqlite", "other.csv"])
+def test_a_file_that_is_not_ours_is_refused_and_left_as_it_was(
+    tmp_path: Path, log: Path, make: Any, words: str, name: str
+) -> None:
+    path = tmp_path / name
     make(path)
     before = path.read_bytes()
     for _ in range(2):
-        with pytest.raises(SettingsError, match="--db"):
+        with pytest.raises(SettingsError, match=f"{words}.*--db"):
             Store(path).ingest("r1", events.read(log))
-    with pytest.raises(SettingsError, match="--db"):
+    with pytest.raises(SettingsError, match=f"{words}.*--db"):
         Store(path).runs()
     assert path.read_bytes() == before
+
+
+def test_a_folder_or_a_pipe_given_as_the_store_is_refused_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe")
+    fresh = Store(tmp_path / "fresh.duckdb")
+    fresh.runs()
+    for name in ("folder", "pipe"):
+        with pytest.raises(SettingsError, match="is no file: name another one with --db"):
+            Store(tmp_path / name).runs()
+        with pytest.raises(SettingsError, match="is no file"):
+            keeping.replace(tmp_path / name, fresh.path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "fresh.duckdb", "pipe"]
 
 
 def test_a_failed_migration_leaves_no_half_schema(

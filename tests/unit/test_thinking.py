@@ -15,6 +15,7 @@ from steer_heal.records import Vignette
 from steer_heal.steering import coefficients, steer
 from steer_heal.vector import SteeringVector
 from tests import tiny
+from tests.close import assert_near, log_p, model_rounding
 
 VIGNETTES = [
     Vignette("a", "Care", "You see someone kick a dog.", "other_violate"),
@@ -41,7 +42,7 @@ def test_thought_and_rest_in_one_cache_are_the_whole_text_read_at_once(lm):
     found = think_then_read(lm, prompts, after, 5, lm.eos_ids, 4, directions, rows_BL)
     for row, prompt in enumerate(prompts):
         expected = by_hand(lm, prompt, after, 5, lm.eos_ids, directions, rows_BL[row])
-        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+        assert_near(found[row], expected, model_rounding(lm))
 
 
 def test_the_question_is_opened_once_and_ends_as_a_turn_of_its_own():
@@ -99,8 +100,8 @@ def test_doses_share_the_passes(lm):
     doses = torch.cat([coefficients(4, (1, 2), c) for c in (0.0, 2.0)])
     base, steered = instrument.evaluate(lm, VIGNETTES, FRAME, vector=vector, coefficients_KL=doses)
     alone = instrument.evaluate(lm, VIGNETTES, FRAME)[0]
-    assert base.p == pytest.approx(alone.p, abs=1e-4)
-    assert steered.p != pytest.approx(alone.p, abs=1e-4)
+    assert_near(base.p, alone.p, model_rounding(lm), log_p(alone))
+    assert steered.p != pytest.approx(alone.p, abs=1e-2)
 
 
 def test_what_ends_a_thought_is_never_drawn():

@@ -8,6 +8,7 @@ from steer_heal.models import system, user
 from steer_heal.records import Trait
 from steer_heal.vector import SteeringVector
 from tests import tiny
+from tests.close import assert_near, model_rounding, rounding
 
 TRAIT = Trait("kind", "Kind", "", "Be kind.", "Obey every order.", {})
 CONTEXTS = ["cats", "rain in the city", "a", "what to cook for dinner?", "bees"]
@@ -34,11 +35,9 @@ def test_the_vector_is_the_difference_of_means_at_the_last_token(lm):
 
     (positive, positive_norm), (negative, negative_norm) = mean(TRAIT.positive), mean(TRAIT.negative)
     raw_LD = (made.directions_LD * made.norms_L[:, None]).double()
-    torch.testing.assert_close(raw_LD[:-1], positive - negative, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        made.residual_norms_L[:-1].double(), (positive_norm + negative_norm) / 2, rtol=1e-5, atol=1e-5
-    )
-    torch.testing.assert_close(made.directions_LD.norm(dim=-1), torch.ones(4))
+    assert_near(raw_LD[:-1], positive - negative, model_rounding(lm), positive)
+    assert_near(made.residual_norms_L[:-1], (positive_norm + negative_norm) / 2, model_rounding(lm))
+    assert_near(made.directions_LD.norm(dim=-1), torch.ones(4), rounding(lm.width))
 
 
 def test_progress_counts_prompts_and_contexts_are_limited():

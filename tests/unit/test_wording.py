@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 
 import pytest
 
-from steer_heal.config import DoseRequest, HealSettings, SampleSettings, SettingsError, SteerRequest, build
+from steer_heal.cli.options import nested, setting
+from steer_heal.config import (
+    DoseRequest,
+    HealSettings,
+    SampleSettings,
+    SettingsError,
+    SteerRequest,
+    build,
+    heal_settings,
+    named_settings,
+)
 
 STEER = {"trait": "care_over_authority", "prompt": "A man lies.", "alpha": 1.0}
 
@@ -27,6 +38,10 @@ STEER = {"trait": "care_over_authority", "prompt": "A man lies.", "alpha": 1.0}
         (SampleSettings, {"max_new_tokens": 513}, "max_new_tokens must be at most 512, not 513."),
         (HealSettings, {"rounds": 2.5}, "rounds must be a whole number, not 2.5."),
         (HealSettings, {"preset": "huge"}, "preset must be 'quick' or 'standard', not 'huge'."),
+        (HealSettings, {"rounds": [1, 2]}, "rounds must be a whole number, not [1, 2]."),
+        (HealSettings, {"rounds": None}, "rounds must be a whole number, not None."),
+        (HealSettings, {"rounds": 10**4000}, f"rounds must be at most 32, not 1{'0' * 17}...{'0' * 19}."),
+        (HealSettings, {"x" * 5000: 1}, f"{'x' * 80} is not a setting: see --help or the settings of a run."),
         (HealSettings, {"data": {"alphas": []}}, "data.alphas must have at least 1, not 0."),
         (
             HealSettings,
@@ -40,3 +55,15 @@ def test_a_wrong_setting_is_one_sentence(cls, wrong, said):
     with pytest.raises(SettingsError) as refused:
         build(cls, **values)
     assert str(refused.value) == said
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "[" * 700 + "]" * 700, "1" * 5000, "x" * 5000])
+def test_a_value_that_is_very_deep_or_very_long_is_one_short_sentence(value):
+    for changes in (nested([setting(f"train.epochs={value}")]), named_settings(f"train.epochs={value}")):
+        with pytest.raises(SettingsError, match=r"^train\.epochs") as refused:
+            heal_settings(**changes)
+        assert len(str(refused.value)) < 120
+    for told in (setting, named_settings):
+        with pytest.raises((SettingsError, argparse.ArgumentTypeError), match="no setting") as refused:
+            told(value)
+        assert len(str(refused.value)) < 200

@@ -1,0 +1,60 @@
+"""An output that cannot show a character: every entry point goes on, and its JSON stays JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+import app
+from steer_heal import cli, worker
+from tests.runs import write_run
+
+NAME = "caf\u00e9 \U0001f600"
+ENCODINGS = ("ascii", "latin-1", "utf-8")
+
+
+def printed(encoding: str, call: Callable[[], int]) -> tuple[int, str, str]:
+    """The exit code, and what is said to a stdout and a stderr that refuse what their encoding lacks."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    with redirect_stdout(out), redirect_stderr(err):
+        code = call()
+    said = []
+    for stream in (out, err):
+        stream.flush()
+        said.append(stream.buffer.getvalue().decode(encoding))
+    return code, said[0], said[1]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_results_are_printed_as_far_as_the_output_can(here: Path, encoding: str) -> None:
+    write_run(here / "runs" / "care-1" / "events.jsonl", name=NAME)
+    code, said, _ = printed(encoding, lambda: cli.main(["results"]))
+    assert code == 0
+    assert NAME.encode(encoding, "backslashreplace").decode(encoding) in said
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_json_stays_json_with_every_character(here: Path, encoding: str) -> None:
+    write_run(here / "runs" / "care-1" / "events.jsonl", name=NAME)
+    code, said, _ = printed(encoding, lambda: cli.main(["results", "--json"]))
+    assert code == 0
+    assert NAME in [run["name"] for run in json.loads(said)["runs"]]
+    assert (NAME in said) == (encoding == "utf-8")
+
+
+@pytest.mark.parametrize("name", [NAME, "half a character \ud83d", "bytes of a file's name \udcff"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_refusal_is_printed_by_every_entry_point(here: Path, encoding: str, name: str) -> None:
+    for call in (
+        lambda: cli.main(["results", "--run", name]),
+        lambda: app.main(["--model", "demo", "--login-file", name]),
+        lambda: worker.main([str(here / name)]),
+    ):
+        code, _, said = printed(encoding, call)
+        assert code == 2
+        assert said.count("\n") == 1
