@@ -20,7 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_PROMPT_CHARS, MAX_UPLOAD_BYTES, SettingsError
+from steer_heal.config import (
+    DEFAULT_TRAIT,
+    FOUNDATIONS,
+    MAX_PROMPT_CHARS,
+    MAX_UPLOAD_BYTES,
+    SettingsError,
+    check_text,
+)
 from steer_heal.records import Trait, Vignette
 
 FOLDER = Path(__file__).parent / "data"
@@ -225,7 +232,8 @@ def _vignette(where: str, row: dict[str, Any], condition: str, fallback_id: str)
     stated = row.get("condition") or condition
     if stated not in CONDITIONS:
         raise SettingsError(f"{where}: 'condition' must be one of {', '.join(CONDITIONS)}.")
-    return Vignette(id=str(row.get("id") or fallback_id), foundation=foundation, text=text, condition=stated)
+    id_ = _whole(where, str(row.get("id") or fallback_id))
+    return Vignette(id=id_, foundation=foundation, text=text, condition=stated)
 
 
 def _pool(where: str, groups: Any, trait: str) -> list[str]:
@@ -241,6 +249,7 @@ def _texts(where: str, value: Any) -> list[str]:
     for number, text in enumerate(value, 1):
         if not isinstance(text, str) or not text.strip() or len(text) > MAX_PROMPT_CHARS:
             raise SettingsError(f"{where} entry {number}: must be text of 1-{MAX_PROMPT_CHARS} characters.")
+        _whole(f"{where} entry {number}", text)
         if text in value[: number - 1]:
             raise SettingsError(f"{where} entry {number}: the same text as entry {value.index(text) + 1}.")
     return value
@@ -252,7 +261,14 @@ def _text(where: str, row: dict[str, Any], key: str, longest: int) -> str:
         raise SettingsError(f"{where}: {key!r} is missing or empty.")
     if len(value) > longest:
         raise SettingsError(f"{where}: {key!r} has {len(value)} characters, at most {longest} are allowed.")
-    return value
+    return _whole(where, value)
+
+
+def _whole(where: str, text: str) -> str:
+    try:
+        return check_text(text)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}.") from error
 
 
 def _json_lines(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -30,6 +30,8 @@ from .base import (
     check_band,
     check_method,
     check_run_id,
+    check_text,
+    one_sentence,
 )
 from .healing import (
     HEAL_THRESHOLDS,
@@ -51,6 +53,7 @@ from .requests import (
     SteerRequest,
     Thresholds,
 )
+from .wording import first_line
 
 __all__ = [
     "DEFAULT_BAND",
@@ -95,7 +98,10 @@ __all__ = [
     "check_band",
     "check_method",
     "check_run_id",
+    "check_text",
     "describe_settings",
+    "first_line",
     "heal_settings",
     "named_settings",
+    "one_sentence",
 ]
