@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from components import view
 from components.steer import INTERNAL
 from components.telling import told
 from steer_heal.config import DEFAULT_MODEL, GEMMA, SettingsError
+
+LOG = logging.getLogger(__name__)
 
 
 def build(engine: Any) -> tuple[gr.HTML, gr.Dropdown]:
@@ -43,5 +46,8 @@ def wire(engine: Any, head: gr.HTML, chooser: gr.Dropdown) -> Any:
                     yield view.header(info), info.name
         except SettingsError as problem:
             yield view.header(engine.info) + view.error(str(problem)), engine.info.name
+        except Exception:
+            LOG.exception("%r cannot be loaded", wanted)
+            yield view.header(engine.info) + view.error(view.BROKE), engine.info.name
 
     return chooser.input(choose, chooser, [head, chooser], **INTERNAL)

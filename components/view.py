@@ -19,8 +19,9 @@ STAGE_WORDS = {"base": "Base", "steered": "Steered", "healed": "Healed"}
 
 
 def esc(text: object) -> str:
-    """`text` as HTML text, quotes included, so that it is safe in an attribute too."""
-    return escape(str(text), quote=True)
+    """`text` as HTML text, quotes included, so that it is safe in an attribute too; half a character, which
+    could not be sent, as a question mark."""
+    return escape(str(text).encode(errors="replace").decode(), quote=True)
 
 
 def count(n: int) -> str:

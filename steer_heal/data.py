@@ -28,7 +28,14 @@ from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_PROMPT_CHARS, MAX_UPLOAD_BYTES, SettingsError
+from steer_heal.config import (
+    DEFAULT_TRAIT,
+    FOUNDATIONS,
+    MAX_PROMPT_CHARS,
+    MAX_UPLOAD_BYTES,
+    SettingsError,
+    check_text,
+)
 from steer_heal.records import Fact, Trait, Vignette
 
 FOLDER = Path(__file__).parent / "data"
@@ -279,7 +286,7 @@ def _vignette(where: str, row: dict[str, Any], condition: str, fallback_id: str)
     name = row.get("id") or fallback_id
     if not isinstance(name, str | int | float) or len(str(name)) > MAX_NAME_CHARS:
         raise SettingsError(f"{where}: 'id' must be text of at most {MAX_NAME_CHARS} characters.")
-    return Vignette(id=str(name), foundation=foundation, text=text, condition=stated)
+    return Vignette(id=_whole(where, str(name)), foundation=foundation, text=text, condition=stated)
 
 
 def _fact(where: str, row: Any) -> Fact:
@@ -310,6 +317,7 @@ def _texts(where: str, value: Any) -> list[str]:
     for number, text in enumerate(value, 1):
         if not isinstance(text, str) or not text.strip() or len(text) > MAX_PROMPT_CHARS:
             raise SettingsError(f"{where} entry {number}: must be text of 1-{MAX_PROMPT_CHARS} characters.")
+        _whole(f"{where} entry {number}", text)
         if text in value[: number - 1]:
             raise SettingsError(f"{where} entry {number}: the same text as entry {value.index(text) + 1}.")
     return value
@@ -321,7 +329,14 @@ def _text(where: str, row: dict[str, Any], key: str, longest: int) -> str:
         raise SettingsError(f"{where}: {key!r} is missing or empty.")
     if len(value) > longest:
         raise SettingsError(f"{where}: {key!r} has {len(value)} characters, at most {longest} are allowed.")
-    return value
+    return _whole(where, value)
+
+
+def _whole(where: str, text: str) -> str:
+    try:
+        return check_text(text)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}.") from error
 
 
 def _json_lines(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:

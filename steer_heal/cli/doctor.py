@@ -59,6 +59,8 @@ def run(args: Namespace, out: Out) -> int:
         lm = models.load(args.model)
         found["bundled_model" if args.model == DEFAULT_MODEL else "model"] = lm.info.architecture
         found["chat_template"] = template(lm)
+        if lm.info.note:
+            found["note"] = lm.info.note
         if not args.no_test:
             checks = [*selftest.run(lm)]
     except SettingsError as error:

@@ -70,6 +70,7 @@ def run(args: Namespace, out: Out) -> int:
     if args.figure and not Path(args.figure).absolute().parent.is_dir():
         raise SettingsError(f"There is no folder for {args.figure}: make it first.")
     engine = Engine(args.model, cache_dir=args.cache)
+    out.model(engine.info)
     try:
         calibration = None if args.grid else engine.calibration(args.trait, args.band, args.method)
         if calibration is not None and calibration.message:

@@ -57,6 +57,7 @@ def run(args: Namespace, out: Out) -> int:
     frame = tinymfv.frame(args.think) if args.frame == "tinymfv" else data.frame(args.frame)
     lm = models.load(args.model)
     vignettes = _vignettes(args, lm)
+    out.model(lm.info)
     steer = None
     if args.alpha is not None:
         steer = Vectors(lm, Path(args.cache)).steer(args.trait, args.band, args.method)

@@ -11,6 +11,7 @@ from typing import Any
 
 from steer_heal.config import FOUNDATIONS
 from steer_heal.events import plain
+from steer_heal.records import ModelInfo
 
 Row = Mapping[str, Any]
 
@@ -111,6 +112,11 @@ class Out:
         """One line on stderr."""
         self.end_progress()
         print(clean(message), file=sys.stderr, flush=True)
+
+    def model(self, info: ModelInfo) -> None:
+        """On stderr, what whoever uses this model should know; of the bundled one it is known."""
+        if info.note and not info.is_demo:
+            self.note(f"{info.name}: {info.note}")
 
     def progress(self, message: str) -> None:
         """Replaces the last progress on a terminal; elsewhere a line every ten seconds."""

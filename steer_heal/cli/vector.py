@@ -33,6 +33,7 @@ def run(args: Namespace, out: Out) -> int:
     if target.is_dir():
         raise SettingsError(f"{target} is a folder: give a file to write.")
     lm = models.load(args.model)
+    out.model(lm.info)
     steer = _steer(args, lm)
     layers, known = list(steer.layers), steer.calibration
     wanted = layers if args.only_band else None

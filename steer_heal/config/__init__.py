@@ -30,6 +30,8 @@ from .base import (
     check_band,
     check_method,
     check_run_id,
+    check_text,
+    one_sentence,
 )
 from .healing import (
     HEAL_THRESHOLDS,
@@ -52,6 +54,7 @@ from .requests import (
     SteerRequest,
     Thresholds,
 )
+from .wording import first_line
 
 __all__ = [
     "DEFAULT_BAND",
@@ -96,8 +99,11 @@ __all__ = [
     "check_band",
     "check_method",
     "check_run_id",
+    "check_text",
     "describe_settings",
+    "first_line",
     "heal_settings",
     "json_or_text",
     "named_settings",
+    "one_sentence",
 ]

@@ -6,6 +6,8 @@ Settings are validated once, when they are built; an unknown name is an error. N
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -46,10 +48,41 @@ class SettingsError(ValueError):
     """Bad settings or bad input; the message is one sentence a person can act on."""
 
 
+def check_text(text: str) -> str:
+    """The text itself; `ValueError` for a lone surrogate, which no encoding and no tokenizer takes: half of
+    an emoji that was cut in two, or a byte of a command line that is no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"its character {error.start + 1}, {text[error.start]!a}"
+        raise ValueError(f"the text holds half a character ({where}): remove it or write it anew") from error
+    return text
+
+
+@contextmanager
+def one_sentence(say: Callable[[BaseException], str]) -> Iterator[None]:
+    """Whatever foreign code or files raise meanwhile becomes the `SettingsError` that `say` makes of it: also
+    a panic of Rust, which is no `Exception`."""
+    try:
+        yield
+    except (SettingsError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise SettingsError(say(error)) from error
+
+
 class Settings(BaseModel):
-    """Base of all settings: frozen, unknown names refused, no infinities."""
+    """Base of all settings: frozen, unknown names refused, no infinities, no half characters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole_characters(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str):
+                check_text(text)
+        return value
 
 
 S = TypeVar("S", bound=Settings)

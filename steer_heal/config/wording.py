@@ -1,4 +1,4 @@
-"""What pydantic found wrong, as one sentence a person can act on."""
+"""What went wrong, as one sentence a person can act on."""
 
 from __future__ import annotations
 
@@ -39,3 +39,11 @@ def sentence(problem: Any, name: str) -> str:
         about["length"] = len(given)
     reason = REASONS.get(problem["type"])
     return f"{where} {reason.format(**about)}." if reason else f"{where}: {problem['msg']}."
+
+
+def first_line(error: BaseException) -> str:
+    """What the error says on its first line, and on the next where that one only announces it, without a full
+    stop; its kind too, where that is needed to understand it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(".")
+    return f"{type(error).__name__} {said}".strip() if isinstance(error, KeyError) or not said else said

@@ -85,10 +85,11 @@ class Engine:
         return self._once(change)
 
     def _take(self, lm: LanguageModel) -> None:
-        self._lm = lm
-        self._vectors = Vectors(lm, self._cache_dir)
-        self._pairs = Pairs(lm, self._vectors)
-        self._sweeps = Sweeps(lm, self._vectors)
+        """From now on this model, which has written something. Errors: `SettingsError` where it cannot."""
+        vectors = Vectors(lm, self._cache_dir)
+        pairs = Pairs(lm, vectors)
+        pairs.try_out()
+        self._lm, self._vectors, self._pairs, self._sweeps = lm, vectors, pairs, Sweeps(lm, vectors)
         self.info: ModelInfo = lm.info
 
     def traits(self) -> list[Trait]:

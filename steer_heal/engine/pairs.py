@@ -7,13 +7,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 
+import torch
+
 from steer_heal import data
-from steer_heal.config import SettingsError, SteerRequest
+from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build, first_line, one_sentence
 from steer_heal.engine.pair import Asked, Moment, Pair, Tokens, encode
 from steer_heal.engine.slices import Pause, sliced
 from steer_heal.engine.tickets import Ticket
 from steer_heal.engine.vectors import Steer, Vectors
-from steer_heal.generate import PrefixStore, decode
+from steer_heal.generate import PrefixStore, Row, complete, decode
 from steer_heal.models import LanguageModel, rows_that_fit
 from steer_heal.records import Token
 
@@ -41,6 +43,15 @@ class Pairs:
         self._bases: OrderedDict[Key, Tokens] = OrderedDict()
         self._prefixes = PrefixStore()
         self._measuring: set[Hashable] = set()
+
+    def try_out(self) -> None:
+        """Writes two tokens and their shadows. Errors: `SettingsError` where the model cannot."""
+        sample = build(SampleSettings, max_new_tokens=2)
+        asked = Asked(build(SteerRequest, prompt="How are you?", sample=sample))
+        with one_sentence(lambda error: f"{self._lm.name} cannot write an answer: {first_line(error)}."):
+            self.room([asked])
+            row = Row(encode(self._lm, asked.request.prompt), shadow=True)
+            complete(self._lm, [row], torch.zeros(self._lm.n_layers, self._lm.width), sample)
 
     def key(self, request: Asked) -> Hashable:
         """The vector; also the band, where that has to be measured first."""

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ..config import SettingsError
+from ..config import MAX_PROMPT_CHARS, SettingsError, check_text, first_line, one_sentence
 
 Message = dict[str, str]
 Span = tuple[int, int]
+
+_SAID = (
+    'Say "No" at 7:30?\n<b>A\\B</b> & {x} in ÄÖ \U0001f642'
+    + ", and so on" * (MAX_PROMPT_CHARS // 5)
+    + ": END"
+)
+"""What a template may not change: longer than any prompt, with what is easily escaped, folded or cut."""
+_READ = "Seven foxes read one letter"
+"""What any tokenizer gives back, but for the case of its letters."""
 
 
 def user(text: str) -> Message:
@@ -32,15 +41,39 @@ class ChatEncoder:
 
     The template is rendered with a stand-in for each content. Where a content holds text that would read as a
     control token, it is cut inside that text and the pieces are tokenized apart; all other text is tokenized
-    whole, so its ids are those of `apply_chat_template`. Control tokens are the special tokens and the added
-    tokens that the template itself writes. Errors: `SettingsError`.
+    whole, so its ids are those of `apply_chat_template`. Control tokens are the special tokens, the added
+    tokens that the template itself writes, and those that the model, with `n_ids` embeddings, has none for.
+    A template that takes a content only as a list of parts gets parts.
+    Errors: `SettingsError`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-        if not tokenizer.chat_template:
-            raise SettingsError(f"{name} has no chat template: choose an instruction-tuned model.")
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, n_ids: float = math.inf) -> None:
         self._tokenizer = tokenizer
         self._name = name
+        self._n_ids = n_ids
+        self.template = _default_template(tokenizer.chat_template, name)
+
+    def check(self) -> None:
+        """Errors: `SettingsError` unless a probe chat, encoded and read back, says once what was said, and
+        the model has an embedding for every ordinary token."""
+        if not self._says([user(_SAID)]):
+            self._apply([user(_SAID)], True)
+            raise SettingsError(self._unsaid)
+        ids = self.encode([user(_READ)])
+        read = " ".join(str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)).split())
+        if read.casefold().count(_READ.casefold()) != 1:
+            raise SettingsError(
+                f"The tokenizer of {self._name} turns {_READ!r} into {read[:100]!r}: put the model's own "
+                "tokenizer.json and tokenizer_config.json into its folder."
+            )
+        if len(self._tokenizer) > self._n_ids:
+            added = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
+            known = self._tokenizer.get_vocab().items()
+            if strange := [text for text, token in known if token >= self._n_ids and text not in added]:
+                raise SettingsError(
+                    f"The tokenizer of {self._name} is another model's: {len(strange)} of its tokens have no "
+                    f"embedding, {min(strange)!r} among them; put the model's own into its folder."
+                )
 
     def encode(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """Ids of the rendered turns, the model's turn tag and `prefill`, which is trusted text of ours."""
@@ -48,6 +81,8 @@ class ChatEncoder:
 
     def encode_all(self, chats: Sequence[Sequence[Message]], prefill: str = "") -> list[list[int]]:
         """`encode` of each chat; what they hold is tokenized in one call."""
+        for message in itertools.chain.from_iterable(chats):
+            _check_whole(message["content"])
         rendered = [self._render(self._fitting(chat)) for chat in chats]
         cuts = [self._cuts(text, spans) for text, spans in rendered]
         pieces = [_split(text, cut) for (text, _), cut in zip(rendered, cuts, strict=True)]
@@ -59,6 +94,12 @@ class ChatEncoder:
             blanked = _blanked(text, spans) + prefill
             if cut and self._control_only(ids) != self._control_only(self._tokenize(blanked)):
                 raise SettingsError("The text holds a control token that cannot be read as text: remove it.")
+            if ids and max(ids) >= self._n_ids:
+                strange = str(self._tokenizer.convert_ids_to_tokens(max(ids)))
+                raise SettingsError(
+                    f"{self._name} has no embedding for {strange!r}, a token of this chat: leave it out of "
+                    "the text, or put the model's own tokenizer and chat template into its folder."
+                )
         return made
 
     def _fitting(self, messages: Sequence[Message]) -> Sequence[Message]:
@@ -79,9 +120,12 @@ class ChatEncoder:
 
     @cached_property
     def end_of_turn(self) -> int | None:
-        """The control token that the template writes after the model's own turn."""
+        """The control token that the template writes after the model's own turn, where it can write one."""
         messages = [user("q"), {"role": "assistant", "content": "a"}]
-        text, spans = self._render(messages, generation_prompt=False)
+        try:
+            text, spans = self._render(messages, generation_prompt=False)
+        except SettingsError:
+            return None
         return next(iter(self._control_only(self._tokenize(text[spans[-1][1] :]))), None)
 
     def _render(
@@ -90,14 +134,17 @@ class ChatEncoder:
         """The rendered text, and the span of each content in it."""
         joined = "".join(message["content"] for message in messages)
         mark = "CONTENT"
-        while mark in joined or mark in str(self._tokenizer.chat_template):
+        while mark in joined or mark in self.template:
             mark += "X"
         marked = [{**message, "content": f" {mark}{i}Z "} for i, message in enumerate(messages)]
         skeleton = self._apply(marked, generation_prompt)
         parts: list[str] = []
         spans: list[Span] = []
         end = length = 0
-        for match in re.finditer(rf"( ?){mark}(\d+)Z( ?)", skeleton):
+        found = list(re.finditer(rf"( ?){mark}(\d+)Z( ?)", skeleton))
+        if sorted(int(match[2]) for match in found) != list(range(len(messages))):
+            raise SettingsError(self._unsaid)
+        for match in found:
             content = messages[int(match[2])]["content"]
             content = content if match[1] else content.lstrip()
             content = content if match[3] else content.rstrip()
@@ -108,33 +155,66 @@ class ChatEncoder:
         return "".join(parts) + skeleton[end:], spans
 
     def _apply(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        try:
-            text: Any = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=generation_prompt
+        return self._written(messages, generation_prompt, in_parts=self._in_parts)
+
+    def _written(self, messages: Sequence[Message], generation_prompt: bool, *, in_parts: bool) -> str:
+        given: list[Any] = [
+            {**message, "content": [{"type": "text", "text": message["content"]}]} if in_parts else message
+            for message in messages
+        ]
+        with one_sentence(
+            lambda error: f"The chat template of {self._name} refuses these messages: {first_line(error)}."
+        ):
+            return str(
+                self._tokenizer.apply_chat_template(
+                    given,
+                    tokenize=False,
+                    add_generation_prompt=generation_prompt,
+                    chat_template=self.template,
+                )
             )
-        except TemplateError as error:
-            raise SettingsError(
-                f"The chat template of {self._name} refuses these messages: {error}."
-            ) from error
-        return text
+
+    def _says(self, messages: Sequence[Message], *, in_parts: bool | None = None) -> bool:
+        """Whether the template writes each content once, unchanged."""
+        in_parts = self._in_parts if in_parts is None else in_parts
+        try:
+            text = self._written(messages, True, in_parts=in_parts)
+        except SettingsError:
+            return False
+        return all(text.count(message["content"]) == 1 for message in messages)
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template takes a content only as a list of parts, as one with images would be."""
+        said = [user(_SAID)]
+        return not self._says(said, in_parts=False) and self._says(said, in_parts=True)
+
+    @property
+    def _unsaid(self) -> str:
+        return (
+            f"The chat template of {self._name} does not write what is said once and unchanged: repair it, "
+            "or choose another model."
+        )
 
     @cached_property
     def has_system_role(self) -> bool:
         """Whether the template takes a system text as such; otherwise it goes into the first user turn."""
-        probe = "SYSTEMPROBE"
-        try:
-            return probe in self._apply([system(probe), user("q")], True)
-        except SettingsError:
-            return False
+        return self._says([system(f"S {_SAID}"), user(f"U {_SAID}")])
+
+    @cached_property
+    def wants_bos(self) -> bool:
+        """Whether the template asks for the tokenizer's BOS."""
+        return "bos_token" in self.template
 
     @cached_property
     def _control(self) -> dict[str, int]:
         """Text of every control token, and its id."""
-        template = str(self._tokenizer.chat_template)
         return {
             token.content: number
             for number, token in self._tokenizer.added_tokens_decoder.items()
-            if token.special or (token.content.strip() and token.content in template)
+            if token.special
+            or number >= self._n_ids
+            or (token.content.strip() and token.content in self.template)
         }
 
     @cached_property
@@ -153,13 +233,35 @@ class ChatEncoder:
         return self._tokenize_all([text])[0]
 
     def _tokenize_all(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        with one_sentence(lambda error: f"The tokenizer of {self._name} fails: {first_line(error)}."):
+            return self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _control_only(self, ids: Sequence[int]) -> list[int]:
         """The unknown token is left out: it also stands for ordinary text."""
         unknown: Any = self._tokenizer.unk_token_id
         control = set(self._control.values()) - {unknown}
         return [token for token in ids if token in control]
+
+
+def _default_template(given: str | Mapping[str, str] | None, name: str) -> str:
+    """The template, or of several with names the one named `default`."""
+    if isinstance(given, Mapping) and "default" not in given:
+        raise SettingsError(
+            f"{name} has chat templates named {', '.join(sorted(given))} and none named default: rename the "
+            "one for chats."
+        )
+    template = given["default"] if isinstance(given, Mapping) else given
+    if not isinstance(template, str) or not template.strip():
+        raise SettingsError(f"{name} has no chat template: choose an instruction-tuned model.")
+    return template
+
+
+def _check_whole(text: str) -> None:
+    try:
+        check_text(text)
+    except ValueError as error:
+        said = str(error)
+        raise SettingsError(f"{said[0].upper()}{said[1:]}.") from error
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,27 @@ from safetensors import safe_open
 
 from ..config import SettingsError
 
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py"]
-"""What is downloaded: never pickled weights."""
+SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+"""What is downloaded besides the weights; never pickled weights."""
+WEIGHTS = "model.safetensors"
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", f"{WEIGHTS}.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json")
 SPARE = 0.1
 """Share of the weights that loading needs on top of them."""
 GIB = 2**30
+_POINTER = b"version https://git-lfs"
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.\d+\.")
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def download(name: str, progress: Callable[[str], None] | None = None) -> Path:
     """The hub model's folder in the local cache, downloaded first where files are missing, with progress on
-    stderr and in words to `progress`. A download that breaks off goes on from there. Errors: the hub
-    client's own."""
+    stderr and in words to `progress`; of the weights, what transformers reads. A download that breaks off
+    goes on from there. Errors: the hub client's own, and `ValueError` as of `weight_files`."""
+    folder = Path(snapshot_download(name, allow_patterns=SMALL, tqdm_class=tqdm))
+    weights = [str(file.relative_to(folder)) for file in weight_files(folder)]
     bars = tqdm if progress is None else _telling(progress)
-    return Path(snapshot_download(name, allow_patterns=PATTERNS, tqdm_class=bars))
+    return Path(snapshot_download(name, allow_patterns=weights, tqdm_class=bars))
 
 
 def _telling(progress: Callable[[str], None]) -> type[tqdm]:
@@ -48,10 +56,63 @@ def _telling(progress: Callable[[str], None]) -> type[tqdm]:
     return Telling
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads the weights from, whatever else lies beside them: what config.json
+    names, else `WEIGHTS`, else what the index lists. Errors: `ValueError` for an index without a list."""
+    wanted, index = (
+        _object(folder / "config.json").get("transformers_weights", WEIGHTS),
+        f"{WEIGHTS}.index.json",
+    )
+    if wanted == WEIGHTS and not (folder / WEIGHTS).is_file() and (folder / index).is_file():
+        wanted = index
+    if not wanted.endswith(".json"):
+        return [folder / wanted]
+    listed = _object(folder / wanted).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"its {wanted} lists no weights: save or download it again")
+    return sorted({folder / file for file in listed.values()})
+
+
+def check_files(folder: Path) -> None:
+    """Errors: `ValueError`, a clause about one of the folder's files, for what transformers would take in
+    silence, or stumble over without saying where."""
+    for file in CONFIGS:
+        _object(folder / file)
+    weights = weight_files(folder)
+    for file in (*weights, *(folder / tokenizer for tokenizer in TOKENIZERS)):
+        if file in weights and not file.is_file():
+            raise ValueError(f"it lacks {file.name}, and pickled weights are not read: download it again")
+        beginning = _beginning(file) if file.is_file() else b"{"
+        if beginning.startswith(_POINTER):
+            raise ValueError(f"its {file.name} is a pointer of git-lfs: run `git lfs pull` in its folder")
+        if file.suffix == ".json" and not beginning.lstrip().startswith(b"{"):
+            raise ValueError(f"its {file.name} holds no JSON object: save or download it again")
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError("it also holds an adapter: move adapter_config.json and its weights elsewhere")
+
+
+def _beginning(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(len(_POINTER))
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The JSON object in the file, an empty one where there is none. Errors: `ValueError`."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"its {file.name} is no JSON: save or download it again ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"its {file.name} holds no JSON object: save or download it again")
+    return found
+
+
 def needed(folder: Path, dtype: torch.dtype | str) -> int:
     """Bytes of the weights once loaded in `dtype` ("auto": as they are stored)."""
     total = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         stored = file.stat().st_size
         if isinstance(dtype, torch.dtype):
             with safe_open(file, framework="pt") as opened:
@@ -91,10 +152,24 @@ def no_tokenizer(name: str) -> str:
     return f"{name} has no tokenizer that transformers can read: save its tokenizer into the same folder."
 
 
-def check_whole(name: str, missing: Collection[str]) -> None:
-    """What no file holds, transformers fills with random numbers and a warning: refused."""
-    if missing:
+def check_whole(name: str, found: Mapping[str, Any]) -> str:
+    """What no file holds, or in another shape, transformers fills with random numbers: refused. `found`: what
+    its loading tells. Gives a sentence on what of the blocks is in the files and not in the model, or ""."""
+    if missing := found["missing_keys"]:
         raise SettingsError(
             f"{name} lacks {len(missing)} of its tensors, {min(missing)} among them: its files are incomplete"
             ", or of another kind; save or download it again."
         )
+    if wrong := sorted(found["mismatched_keys"]):
+        key, stored, expected = wrong[0]
+        raise SettingsError(
+            f"{name} has weights of other shapes than its config.json says ({key}: {tuple(stored)} instead "
+            f"of {tuple(expected)}): one of the two is another model's; save or download it again."
+        )
+    unused = sorted(key for key in found["unexpected_keys"] if _BLOCK.search(key))
+    if not unused:
+        return ""
+    return (
+        f"{len(unused)} tensors of its blocks, {unused[0]} among them, have no place in the model that its "
+        "config.json describes, and are left out."
+    )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import httpx2
+import tokenizers
 import torch
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -18,7 +21,6 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -30,11 +32,20 @@ from transformers import (
 )
 
 from .. import data
-from ..config import SettingsError
+from ..config import SettingsError, check_text, first_line, one_sentence
 from ..records import ModelInfo
 from .blocks import find_blocks
-from .chat import ChatEncoder, Message
-from .files import GIB, check_memory, check_tokenizer, check_whole, download, needed, no_tokenizer
+from .chat import ChatEncoder, Message, user
+from .files import (
+    GIB,
+    check_files,
+    check_memory,
+    check_tokenizer,
+    check_whole,
+    download,
+    needed,
+    no_tokenizer,
+)
 from .find import DEMO, Source, find
 from .placement import best_device, chosen_dtype, parameters, runs_on, spread
 
@@ -60,17 +71,22 @@ class LanguageModel:
     def __init__(
         self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, is_demo: bool = False
     ) -> None:
-        """Errors: `SettingsError` when there is no chat template or no decoder block is found."""
+        """Errors: `SettingsError` when there is no chat template, or one that changes what is said, when the
+        tokenizer is another model's, or when no decoder block is found."""
         self.name = name
         self.tokenizer = tokenizer
-        self.chat = ChatEncoder(tokenizer, name)
         self.blocks: list[nn.Module] = find_blocks(model)
+        embedding: Any = model.get_input_embeddings()
+        self._n_ids: int = embedding.num_embeddings
+        self.chat = ChatEncoder(tokenizer, name, self._n_ids)
+        self.chat.check()
         self.model = model.eval().requires_grad_(False)
         head: Any = model.get_output_embeddings()
         if head is not None:
             head.register_forward_pre_hook(_without_gaps)
         self.config: PreTrainedConfig = model.config.get_text_config(decoder=True)
         self.is_demo = is_demo
+        self.note = "Small model trained for this project, not Gemma." if is_demo else ""
 
     @property
     def device(self) -> torch.device:
@@ -99,8 +115,9 @@ class LanguageModel:
 
     @cached_property
     def pad_id(self) -> int:
+        """What fills up a batch: the tokenizer's own where the model has an embedding for it."""
         pad: Any = self.tokenizer.pad_token_id
-        return pad if pad is not None else min(self.eos_ids, default=0)
+        return pad if pad is not None and pad < self._n_ids else min(self.eos_ids, default=0)
 
     @cached_property
     def sampling(self) -> SamplingDefaults:
@@ -126,7 +143,7 @@ class LanguageModel:
             dtype=str(self.dtype).removeprefix("torch."),
             device="several" if spread(self.model) else str(self.device),
             is_demo=self.is_demo,
-            note="Small model trained for this project, not Gemma." if self.is_demo else "",
+            note=self.note,
         )
 
     @cached_property
@@ -171,37 +188,84 @@ def load(
     words. Errors: `SettingsError`, one sentence each.
     """
     source = find(name)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    try:
-        folder = source.path or download(source.name, progress)
-        config = AutoConfig.from_pretrained(folder, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        check_tokenizer(name, folder, tokenizer.vocab_files_names.values())
-        wanted = chosen_dtype(dtype, config, source, device)
-        device = device or best_device(folder, wanted)
-        check_memory(source.name, folder, device, wanted)
-        if progress:
-            progress(f"reading {needed(folder, wanted) / GIB:.1f} GiB of weights onto {device}")
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=wanted,
-            device_map=device,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-        model, found = loaded
-        check_whole(name, found["missing_keys"])
-    except SettingsError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, httpx2.HTTPError) as error:
-        raise SettingsError(_explain(source, error)) from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    with one_sentence(lambda error: _explain(source, error)):
+        check_text(name)
+        lm = _loaded(source, device, dtype, {"trust_remote_code": trust_remote_code}, progress)
+        _answer(lm)
+        return lm
+
+
+def _loaded(
+    source: Source,
+    device: str | None,
+    dtype: str | torch.dtype | None,
+    options: dict[str, Any],
+    progress: Callable[[str], None] | None,
+) -> LanguageModel:
+    name = source.name
+    folder = source.path or download(name, progress)
+    check_files(folder)
+    config = AutoConfig.from_pretrained(folder, **options)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    check_tokenizer(name, folder, tokenizer.vocab_files_names.values())
+    wanted = chosen_dtype(dtype, config, source, device)
+    device = device or best_device(folder, wanted)
+    check_memory(name, folder, device, wanted)
+    if progress:
+        progress(f"reading {needed(folder, wanted) / GIB:.1f} GiB of weights onto {device}")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=_without_strange_pad(config),
+        dtype=wanted,
+        device_map=device,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told by name by `check_whole`
+        **options,
+    )
+    model, found = loaded
+    unused = check_whole(name, found)
+    lm = LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo")
+    lm.note = " ".join(filter(None, (lm.note, unused, _check_bos(lm, folder))))
+    return lm
+
+
+def _without_strange_pad(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Without a padding token that the embedding lacks, for which transformers cannot make one."""
+    text: Any = config.get_text_config(decoder=True)
+    if (getattr(text, "pad_token_id", None) or 0) >= getattr(text, "vocab_size", math.inf):
+        text.pad_token_id = None
+    return config
+
+
+def _check_bos(lm: LanguageModel, folder: Path) -> str:
+    """A sentence where chats lack the model's BOS and something is amiss: many models have one that their
+    chats leave out by design. Errors: `SettingsError` where the file is missing that names it."""
+    bos, lost = lm.config.bos_token_id, not (folder / "tokenizer_config.json").is_file()
+    asked = lm.chat.wants_bos and lm.tokenizer.bos_token is None
+    if bos is None or not (asked or lost) or lm.encode_chat([user("?")])[0] == bos:
+        return ""
+    if asked and lost:
         raise SettingsError(
-            f"{name} does not fit into the memory of {device}: choose a smaller model."
-        ) from error
-    return LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo")
+            f"{lm.name} lacks its tokenizer_config.json, so that its chats would not begin with the BOS that "
+            f"its chat template asks for (token {bos} by its config.json): put that file into its folder."
+        )
+    why = "is missing" if lost else "names none"
+    return (
+        f"Its chats do not begin with BOS (token {bos} by its config.json): its tokenizer_config.json {why}."
+    )
+
+
+def _answer(lm: LanguageModel) -> None:
+    """The model is asked for one token. Errors: `SettingsError` for one that is no number."""
+    ids = torch.tensor([lm.encode_chat([user("How are you?")])], device=lm.device)
+    with torch.inference_mode():
+        logits = lm.model(input_ids=ids, logits_to_keep=1).logits
+    if logits.isnan().any():
+        raise SettingsError(
+            f"{lm.name} answers nothing that is a number: its weights are damaged, or do not fit into "
+            f"{lm.info.dtype}; download it again, or load it in float32."
+        )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -210,7 +274,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _explain(source: Source, error: Exception) -> str:
+def _explain(source: Source, error: BaseException) -> str:
     """One sentence on why `source` cannot be loaded and what to do."""
     name, text = source.name, str(error)
     causes = list(_causes(error))
@@ -225,7 +289,14 @@ def _explain(source: Source, error: Exception) -> str:
         return f"{name} is not on this machine and the hub cannot be reached: go online, or give a folder."
     broken = any(isinstance(cause, httpx2.HTTPError) for cause in causes) or "onsistency check" in text
     if source.kind == "hub" and broken:
-        return f"The download of {name} broke off ({_first_line(error)}): start again, it goes on from there."
+        return f"The download of {name} broke off ({first_line(error)}): start again, it goes on from there."
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return f"{name} does not fit into memory: choose a smaller model."
+    if "untagged enum" in text or "tokenizer version" in text:
+        return (
+            f"{name} has a tokenizer.json that is damaged, or newer than tokenizers {tokenizers.__version__} "
+            f"reads ({first_line(error)}): run `pip install -U tokenizers transformers`."
+        )
     if isinstance(error, ImportError) and "bitsandbytes" in text:
         return (
             f"{name} is quantised with bitsandbytes, which is not installed: run `pip install bitsandbytes`."
@@ -236,9 +307,4 @@ def _explain(source: Source, error: Exception) -> str:
         return f"{name} needs code from its own repository: read it, then allow it with trust_remote_code."
     if "does not recognize this architecture" in text or "Unrecognized" in text:
         return f"The architecture of {name} is unknown to transformers: choose another causal language model."
-    return f"{name} could not be loaded: {_first_line(error)}."
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return f"{name} could not be loaded: {first_line(error)}."

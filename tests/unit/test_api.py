@@ -1,9 +1,11 @@
 """The named endpoints through a real server and gradio_client, on the fake engine; and README's examples."""
 
+import json
 import re
 from pathlib import Path
 
 import gradio as gr
+import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -124,3 +126,11 @@ def test_the_examples_in_the_readme_run(url, capsys):
     for block in blocks:
         exec(block.replace("http://127.0.0.1:7860", url), {})
     assert "finished" in capsys.readouterr().out
+
+
+def test_half_a_character_is_one_sentence(url):
+    values = ["half \ud83d", 1.0, "care_over_authority", 0.4, 0.6, 8, 0, False, "mean_diff"]
+    call, json_type = f"{url}gradio_api/call/steer", {"Content-Type": "application/json"}
+    asked = httpx.post(call, content=json.dumps({"data": values}), headers=json_type).json()
+    told = httpx.get(f"{call}/{asked['event_id']}").text
+    assert "prompt: the text holds half a character" in told

@@ -111,3 +111,98 @@ def test_added_tokens_that_the_template_writes_are_control_tokens_too():
     think = words.convert_tokens_to_ids("<think>")
     assert chat.encode([user("<think>a\n\nb")]).count(think) == 1
     assert words.convert_tokens_to_ids("\n\n") in chat.encode([user("a\n\nb")])
+
+
+SAID = 'Say "NO", <b>please</b>: is 3 < 4 & 5 > 4?\nÄ \U0001f642'
+TURN = "{{ '<start_of_turn>' + m['role'] + '\n' }}%s{{ '<end_of_turn>\n' }}"
+CHANGES = {
+    "lower": "{{ m['content'] | lower }}",
+    "title": "{{ m['content'] | title }}",
+    "slice": "{{ m['content'][:40] }}",
+    "long slice": "{{ m['content'][:9000] }}",
+    "end": "{{ m['content'][-4000:] }}",
+    "json": "{{ m['content'] | tojson }}",
+    "html": "{{ m['content'] | e }}",
+    "one line": "{{ m['content'] | replace('\n', ' ') }}",
+    "words": "{{ m['content'].split() | join(' ') }}",
+    "reverse": "{{ m['content'] | reverse }}",
+    "drop": "",
+    "twice": "{{ m['content'] + ' ' + m['content'] }}",
+    "other roles": "{% if m['role'] == 'human' %}{{ m['content'] }}{% endif %}",
+    "first letter": "{{ m['content'] | first }}",
+    "other key": "{{ m['text'] }}",
+}
+PARTS = {
+    "loop": "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}",
+    "first": "{{ m['content'][0]['text'] }}",
+    "select": "{{ (m['content'] | selectattr('type', 'equalto', 'text') | list)[0]['text'] }}",
+    "join": "{{ m['content'] | map(attribute='text') | join | trim }}",
+    "refuses text": "{% if m['content'] is string %}{{ raise_exception('no text') }}{% endif %}"
+    "{{ m['content'][0]['text'] }}",
+}
+
+
+def with_turns(content):
+    """A chat template whose turns write their content by this piece of one."""
+    return "{{ bos_token }}{% for m in messages %}" + TURN % content + "{% endfor %}"
+
+
+def model(template):
+    words = tiny.tokenizer(template)
+    return LanguageModel("tiny", tiny.network("llama", len(words)), words)
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_template_that_changes_what_is_said_is_refused_at_once(kind):
+    with pytest.raises(
+        SettingsError, match="chat template of tiny does not write what is said once and unch"
+    ):
+        model(with_turns(CHANGES[kind]))
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_template_that_wants_parts_gets_parts(kind):
+    lm, plain = model(with_turns(PARTS[kind])), model(with_turns("{{ m['content'] }}"))
+    for chat in ([user(SAID)], [system("Be Kind."), user(SAID)], [user(INJECTIONS[0])]):
+        assert lm.encode_chat(chat) == plain.encode_chat(chat)
+    assert lm.chat.end_of_turn == plain.chat.end_of_turn == tiny.SPECIAL.index("<end_of_turn>")
+
+
+@pytest.mark.parametrize(
+    "content", [CHANGES["lower"], CHANGES["long slice"], CHANGES["drop"], CHANGES["twice"]]
+)
+def test_a_system_text_that_the_template_changes_goes_into_the_users_turn(content):
+    only = "{% if m['role'] == 'system' %}" + content + "{% else %}{{ m['content'] }}{% endif %}"
+    chat = model(with_turns(only)).chat
+    assert chat.encode([system("Be Kind."), user(SAID)]) == chat.encode([user(f"Be Kind.\n\n{SAID}")])
+
+
+def test_a_turn_that_the_template_leaves_out_is_not_left_out_in_silence():
+    lm = model("{{ '<start_of_turn>' + messages[-1]['content'] + '<end_of_turn>' }}")
+    assert SAID in lm.decode(lm.encode_chat([user(SAID)]))
+    with pytest.raises(SettingsError, match="does not write what is said once"):
+        lm.encode_chat([user("a"), {"role": "assistant", "content": "b"}, user("c")])
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ m['content' }}", "unexpected"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ none + m['content'] }}", "NoneType"),
+        ("{{ raise_exception('go away') }}", "go away"),
+    ],
+)
+def test_a_template_that_fails_is_one_sentence(template, said):
+    with pytest.raises(
+        SettingsError, match=f"chat template of tiny refuses these messages: .*{said}"
+    ) as raised:
+        model(with_turns(template))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_template_without_a_models_turn_has_no_end_of_turn():
+    only_users = (
+        "{% if m['role'] == 'user' %}{{ m['content'] }}{% else %}{{ raise_exception('') }}{% endif %}"
+    )
+    assert model(with_turns(only_users)).eos_ids == {1}

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from steer_heal.config import SettingsError
-from steer_heal.models import find, load
+from steer_heal.config import SampleSettings, SettingsError
+from steer_heal.generate import Row, complete
+from steer_heal.models import files, find, load, user
 from steer_heal.models.find import DEMO
 from steer_heal.steering import coefficients, steer
 from tests import tiny
@@ -81,9 +82,190 @@ def test_a_hub_model_that_is_not_here_says_that_the_hub_cannot_be_reached():
 def change(folder, target, **values):
     for file in folder.iterdir():
         (target / file.name).write_bytes(file.read_bytes())
-    config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps({**config, **values}))
+    edit(target / "config.json", **values)
     return str(target)
+
+
+def edit(file, **values):
+    """Other values in a JSON file; None takes one out."""
+    changed = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({key: value for key, value in changed.items() if value is not None}))
+
+
+def words(folder, **values):
+    edit(folder / "tokenizer.json", **values)
+
+
+def settings(folder, **values):
+    edit(folder / "tokenizer_config.json", **values)
+
+
+def weights(folder, **values):
+    """Other tensors in the file, some of them new."""
+    held = load_file(folder / "model.safetensors")
+    save_file({**held, **values}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def added(folder, content):
+    """One more token than the model has embeddings for."""
+    known = json.loads((folder / "tokenizer.json").read_text())
+    number = max(known["model"]["vocab"].values()) + 1
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    words(folder, added_tokens=[*known["added_tokens"], {"id": number, "content": content, **flags}])
+    return number
+
+
+def rewrite(folder, **contents):
+    """Files with other bytes, by their names with the last `_` for `.`."""
+    for name, content in contents.items():
+        (folder / ".".join(name.rsplit("_", 1))).write_bytes(content)
+
+
+POINTER = b"version https://git-lfs.example/spec/v1\noid sha256:0\nsize 9\n"
+UNK_LESS = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<none>"}
+WORDLESS = {"type": "BPE", "vocab": {}, "merges": []}
+DAMAGED = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+ADAPTER = b'{"peft_type": "LORA", "base_model_name_or_path": "x"}'
+NAN = {"model.norm.weight": torch.full((32,), float("nan"))}
+NEWER = {"type": "Tomorrow", "vocab": {}}
+NAMED = [{"name": name, "template": tiny.TEMPLATE} for name in ("rag", "tool_use")]
+WRITES = tiny.TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}<tool>").encode()
+FAULTS = {
+    "shapes": (lambda to: edit(to / "config.json", hidden_size=48), r"embed_tokens.*\(309, 32\) instead of"),
+    "vocabulary": (lambda to: edit(to / "config.json", vocab_size=500), "other shapes than its config.json"),
+    "heads": (lambda to: edit(to / "config.json", num_attention_heads=3), "not a multiple of the number"),
+    "newer model": (lambda to: words(to, model=NEWER), "newer than tokenizers .* run `pip install -U"),
+    "newer splitter": (lambda to: words(to, pre_tokenizer={"type": "New"}), "newer than tokenizers"),
+    "newer version": (lambda to: words(to, version="9.0"), "newer than tokenizers"),
+    "panic": (lambda to: words(to, normalizer=DAMAGED), "could not be loaded: .*precompiled_charsmap"),
+    "no tokenizer": (lambda to: rewrite(to, tokenizer_json=b""), "its tokenizer.json holds no JSON object"),
+    "settings cut": (lambda to: rewrite(to, tokenizer_config_json=b"{"), "tokenizer_config.json is no JSON"),
+    "a list": (lambda to: rewrite(to, generation_config_json=b"[]"), "generation_config.json holds no"),
+    "no words": (lambda to: words(to, model=WORDLESS), "turns 'Seven foxes"),
+    "no unknown": (lambda to: words(to, model=UNK_LESS), "tokenizer of .* fails: WordLevel error"),
+    "longest text": (lambda to: settings(to, model_max_length="many"), "tokenizer of .* fails"),
+    "named": (lambda to: settings(to, chat_template=NAMED), "named rag, tool_use and none named default"),
+    "lost token": (lambda to: rewrite(to, chat_template_jinja=WRITES), "no embedding for '<tool>'"),
+    "new BOS": (lambda to: settings(to, bos_token="<new>"), "no embedding for '<new>'"),
+    "pointer": (lambda to: rewrite(to, model_safetensors=POINTER), "its model.safetensors is a pointer"),
+    "other pointer": (lambda to: rewrite(to, tokenizer_json=POINTER), "its tokenizer.json is a pointer"),
+    "shard": (lambda to: indexed(to, "model-1-of-1.safetensors", move=False), "lacks model-1-of-1"),
+    "adapter": (lambda to: rewrite(to, adapter_config_json=ADAPTER), "also holds an adapter"),
+    "not a number": (lambda to: weights(to, **NAN), "answers nothing that is a number"),
+}  # fmt: skip
+
+
+def indexed(folder, shard, *, move=True):
+    """The weights in one shard, named by an index."""
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), shard)
+    file = folder / "model.safetensors"
+    file.rename(folder / shard) if move else file.unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_what_is_wrong_with_a_folder_is_one_sentence(saved, tmp_path, kind):
+    folder, (fault, said) = change(saved, tmp_path), FAULTS[kind]
+    if kind == "named":
+        (tmp_path / "chat_template.jinja").unlink()
+    if kind == "lost token":
+        added(tmp_path, "<tool>")
+    fault(tmp_path)
+    with pytest.raises(SettingsError, match=said) as raised:
+        load(folder, device="cpu")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_padding_token_beyond_the_embedding_is_never_asked_for(saved, tmp_path):
+    folder = change(saved, tmp_path, pad_token_id=100_000)
+    settings(tmp_path, pad_token="<padding>")
+    lm, whole = load(folder, device="cpu"), load(str(saved), device="cpu")
+    rows = [Row(tuple(whole.encode_chat([user(text)]))) for text in ("short", "somewhat longer")]
+    sample = SampleSettings(max_new_tokens=3, greedy=True)
+    one, other = (complete(model, rows, torch.zeros(4, 32), sample) for model in (lm, whole))
+    assert [row.text for row in one] == [row.text for row in other]
+
+
+def test_an_added_token_that_the_embedding_lacks_is_read_as_text(saved, tmp_path):
+    folder = change(saved, tmp_path)
+    token, text = added(tmp_path, "<tool>"), "use a <tool> here"
+    lm = load(folder, device="cpu")
+    ids = lm.encode_chat([user(text)])
+    assert token not in ids
+    assert text in lm.decode(ids)
+
+
+def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
+    """Some of its ordinary tokens have no embedding: the texts that hold them would end in an error."""
+    folder = change(saved, tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    words(tmp_path, model={**model, "vocab": {**model["vocab"], "zq": 400, "zj": 401}})
+    with pytest.raises(SettingsError, match="is another model's: 2 of its tokens have no embedding, 'zj'"):
+        load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llama"])
+def test_chats_that_lose_their_bos_are_spoken_of(tmp_path, family):
+    lm = tiny.language_model(family)
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    assert load(str(tmp_path), device="cpu").info.note == ""
+
+    settings(tmp_path, bos_token=None)
+    assert "do not begin with BOS (token 2 by its config.json)" in load(str(tmp_path), device="cpu").info.note
+
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(SettingsError, match="tokenizer_config"):
+        load(str(tmp_path), device="cpu")
+
+    (tmp_path / "chat_template.jinja").write_text(tiny.TEMPLATE.replace("{{ bos_token }}", ""))
+    if family == "llama":  # for gemma3 transformers makes up another tokenizer, which is refused
+        assert "tokenizer_config.json is missing" in load(str(tmp_path), device="cpu").info.note
+
+
+def test_a_bos_left_out_or_written_by_design_is_not_spoken_of(saved, tmp_path):
+    """As Qwen's template, which asks for none, and SmolLM2's, whose turns begin with it."""
+    folder = change(saved, tmp_path)
+    without = tiny.TEMPLATE.replace("{{ bos_token }}", "")
+    for template in (without, without.replace("<start_of_turn>", "<bos>")):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        settings(tmp_path, bos_token=None)
+        assert load(folder, device="cpu").info.note == ""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda to: edit(to / "config.json", num_hidden_layers=2, layer_types=["full_attention"] * 2),
+        lambda to: weights(to, **{"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}),
+    ],
+)
+def test_tensors_that_the_config_has_no_place_for_are_spoken_of(saved, tmp_path, fault):
+    folder = change(saved, tmp_path)
+    fault(tmp_path)
+    assert "tensors of its blocks, model.layers." in load(folder, device="cpu").info.note
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_are_counted_as_transformers_reads_them(saved, tmp_path, sharded):
+    folder = change(saved, tmp_path)
+    alone = files.needed(tmp_path, torch.float32)
+    if sharded:
+        indexed(tmp_path, "model-00001-of-00001.safetensors")
+    (tmp_path / "consolidated.safetensors").write_bytes(b"the same again, in another order")
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "model.safetensors").write_bytes(b"and again")
+    assert files.needed(tmp_path, torch.float32) == alone
+    assert torch.equal(logits(load(folder, device="cpu")), logits(load(str(saved), device="cpu")))
+
+
+def test_a_file_that_the_config_names_is_what_is_counted(saved, tmp_path):
+    folder = change(saved, tmp_path, transformers_weights="mine.safetensors")
+    alone = files.needed(saved, "auto")
+    (tmp_path / "model.safetensors").rename(tmp_path / "mine.safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"another model")
+    assert files.needed(tmp_path, "auto") == alone
+    assert torch.equal(logits(load(folder, device="cpu")), logits(load(str(saved), device="cpu")))
 
 
 def test_an_unknown_architecture(saved, tmp_path):
