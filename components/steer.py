@@ -11,7 +11,7 @@ import gradio as gr
 
 from components import address, view
 from components.answering import STAMP, TYPING_PAUSE, Newest, answering
-from components.controls import FORM, Controls, by_foundation, controls, recall, say_layers
+from components.controls import FORM, Controls, by_foundation, controls, own_sampling, recall, say_layers
 from steer_heal.records import Vignette
 
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -22,7 +22,8 @@ STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_l
 
 @dataclass(frozen=True)
 class Steering:
-    """What other panels use: the controls, and what makes one more listener start an answer."""
+    """What other panels use: the controls, and what makes one more listener show how the loaded model is
+    sampled, or start an answer."""
 
     knobs: Controls
     trait: gr.Dropdown
@@ -30,6 +31,7 @@ class Steering:
     high: gr.Slider
     method: gr.Dropdown
     on_load: Callable[[gr.Blocks], Any]
+    hint: Callable[..., Any]
     restart: Callable[..., Any]
 
 
@@ -90,13 +92,20 @@ def build(engine: Any) -> Steering:
             gr.Warning(f"This address is a view of {wanted}; here {engine.info.name} answers.")
         return recall(address.read(query, vignettes) or value, traits, vignettes)
 
+    def hints() -> list[Any]:
+        return [gr.update(placeholder=own) for own in own_sampling(engine)]
+
+    def hint(listener: Any) -> Any:
+        return listener(hints, None, knobs.drawn(), **INTERNAL)
+
     def on_load(page: gr.Blocks) -> None:
+        hint(page.load)
         restored = [knobs.foundation, knobs.vignette, knobs.slider, *knobs.form()]
         loaded = page.load(reopen, kept, restored, **INTERNAL)
         start(loaded.then)
         page.unload(leave)
 
-    return Steering(knobs, knobs.trait, knobs.low, knobs.high, knobs.method, on_load, start)
+    return Steering(knobs, knobs.trait, knobs.low, knobs.high, knobs.method, on_load, hint, start)
 
 
 def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[Any]) -> Callable[..., Any]:
@@ -110,9 +119,8 @@ def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[An
     )
     knobs.slider.input(stream, knobs.request(alpha=knobs.slider), outputs, **STREAM)
     # A textbox's .input misses what is pasted with the mouse; .change also hears a vignette being chosen.
-    gr.on(
-        [knobs.exact.input, knobs.prompt.change, knobs.seed.input], typed, knobs.request(), outputs, **STREAM
-    )
+    numbers = [w.input for w in (knobs.exact, knobs.seed, *knobs.drawn())]
+    gr.on([*numbers, knobs.prompt.change], typed, knobs.request(), outputs, **STREAM)
     moved = [w.input for w in (knobs.trait, knobs.low, knobs.high, knobs.length, knobs.greedy, knobs.method)]
     gr.on([*moved, knobs.prompt.submit], stream, knobs.request(), outputs, **STREAM)
     return lambda listener: listener(stream, knobs.request(), outputs, **STREAM)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -29,12 +28,13 @@ from transformers import (
 )
 
 from ..config import SettingsError
-from ..records import ModelInfo
+from ..records import ModelInfo, SamplingDefaults
 from .blocks import find_blocks
 from .chat import ChatEncoder, Message
 from .files import GIB, check_memory, check_tokenizer, check_whole, download, needed, no_tokenizer
 from .find import Source, find
 from .placement import best_device, chosen_dtype, parameters, runs_on, spread
+from .sampling import Answers, of_files, of_transformers
 
 
 def _without_gaps(_head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -43,22 +43,22 @@ def _without_gaps(_head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].clone(memory_format=torch.contiguous_format), *inputs[1:])
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingDefaults:
-    """The model's own generation settings; `top_k` 0 and `top_p` 1 filter nothing."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-
 class LanguageModel:
     """A causal language model with its tokenizer: eval mode, no parameter asks for a gradient."""
 
     def __init__(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, is_demo: bool = False
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        is_demo: bool = False,
+        answers: Answers | None = None,
     ) -> None:
-        """Errors: `SettingsError` when there is no chat template or no decoder block is found."""
+        """`answers`: what its file says of them; what transformers holds of that when none.
+
+        Errors: `SettingsError` when there is no chat template or no decoder block is found.
+        """
         self.name = name
         self.tokenizer = tokenizer
         self.chat = ChatEncoder(tokenizer, name)
@@ -69,6 +69,7 @@ class LanguageModel:
             head.register_forward_pre_hook(_without_gaps)
         self.config: PreTrainedConfig = model.config.get_text_config(decoder=True)
         self.is_demo = is_demo
+        self._said = answers
 
     @property
     def device(self) -> torch.device:
@@ -88,24 +89,24 @@ class LanguageModel:
         return self.config.hidden_size
 
     @cached_property
+    def _answers(self) -> Answers:
+        return self._said or of_transformers(self.name, self.model)
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """How answers are drawn unless a request says otherwise."""
+        return self._answers.sampling
+
+    @cached_property
     def eos_ids(self) -> frozenset[int]:
         """What ends an answer: the generation settings', the tokenizer's, the template's end of turn."""
-        own: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        listed = own if isinstance(own, list) else [own]
-        ends: tuple[Any, ...] = (*listed, self.tokenizer.eos_token_id, self.chat.end_of_turn)
-        return frozenset(token for token in ends if token is not None)
+        ends: tuple[Any, ...] = (self.tokenizer.eos_token_id, self.chat.end_of_turn)
+        return frozenset((*self._answers.eos_ids, *(token for token in ends if token is not None)))
 
     @cached_property
     def pad_id(self) -> int:
         pad: Any = self.tokenizer.pad_token_id
         return pad if pad is not None else min(self.eos_ids, default=0)
-
-    @cached_property
-    def sampling(self) -> SamplingDefaults:
-        own = self.model.generation_config
-        if own is None:
-            return SamplingDefaults()
-        return SamplingDefaults(own.temperature or 1.0, own.top_k or 0, own.top_p or 1.0)
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -119,6 +120,7 @@ class LanguageModel:
             device="several" if spread(self.model) else str(self.device),
             is_demo=self.is_demo,
             note="Small model trained for this project, not Gemma." if self.is_demo else "",
+            sampling=self.sampling,
         )
 
     @cached_property
@@ -172,6 +174,7 @@ def load(
         wanted = chosen_dtype(dtype, config, source, device)
         device = device or best_device(folder, wanted)
         check_memory(source.name, folder, device, wanted)
+        answers, plainly = of_files(name, folder, config)
         if progress:
             progress(f"reading {needed(folder, wanted) / GIB:.1f} GiB of weights onto {device}")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -181,6 +184,7 @@ def load(
             device_map=device,
             use_safetensors=True,
             output_loading_info=True,
+            generation_config=plainly,
             **options,
         )
         model, found = loaded
@@ -193,7 +197,8 @@ def load(
         raise SettingsError(
             f"{name} does not fit into the memory of {device}: choose a smaller model."
         ) from error
-    return LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo")
+    answers = answers or of_transformers(name, model)
+    return LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo", answers=answers)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
