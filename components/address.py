@@ -9,7 +9,8 @@ from typing import Any
 
 from steer_heal.records import Vignette
 
-NUMBERS = {"alpha": "exact", "seed": "seed", "length": "length"}
+SAMPLING = ("temperature", "top_p", "top_k")
+NUMBERS = {"alpha": "exact", "seed": "seed", "length": "length", **{name: name for name in SAMPLING}}
 
 
 def keep(names: Sequence[str]) -> str:
@@ -24,6 +25,7 @@ def keep(names: Sequence[str]) -> str:
   view.set('seed', form.seed ?? 0);
   view.set('length', form.length);
   if (form.greedy) view.set('greedy', '1');
+  for (const name of {json.dumps(SAMPLING)}) if (form[name] !== null) view.set(name, form[name]);
   if (form.method !== 'mean_diff') view.set('method', form.method);
   history.replaceState(null, '', `${{location.pathname}}?${{view}}`);
   return [form];

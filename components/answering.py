@@ -13,7 +13,8 @@ from typing import Any
 import gradio as gr
 
 from components import view
-from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build
+from components.controls import FORM, sample
+from steer_heal.config import SettingsError, SteerRequest, build
 from steer_heal.records import Profile, SteerFrame
 
 LOG = logging.getLogger(__name__)
@@ -65,6 +66,16 @@ def nothing(n: int = 6) -> tuple[Any, ...]:
     return tuple(gr.skip() for _ in range(n))
 
 
+def asked_for(form: dict[str, Any]) -> SteerRequest:
+    """The form as a request. Errors: `SettingsError`."""
+    if form["exact"] is None:
+        raise SettingsError("alpha is empty: type a number, 0 for the unsteered model.")
+    return build(
+        SteerRequest, trait=form["trait"], prompt=form["prompt"], alpha=form["exact"],
+        band=(form["low"], form["high"]), sample=sample(form), method=form["method"],
+    )  # fmt: skip
+
+
 def draw(
     frame: SteerFrame, alpha: float, profiles: tuple[Profile, Profile] | None, grows: bool
 ) -> tuple[Any, ...]:
@@ -109,19 +120,8 @@ def answering(
             drawn = draw(frame, asked.alpha, profile.result(), grows)
             yield drawn if newest.holds(session, stamp) else nothing()
 
-    def stream(
-        prompt: str,
-        trait: str,
-        alpha: float | None,
-        low: float,
-        high: float,
-        length: float,
-        seed: float | None,
-        greedy: bool,
-        method: str,
-        stamp: float,
-        request: gr.Request,
-    ) -> Iterator[tuple[Any, ...]]:
+    def stream(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+        *form, stamp = values
         session = request.session_hash or ""
         if newest.take(session, stamp):
             time.sleep(pause)
@@ -129,19 +129,7 @@ def answering(
             yield nothing()
             return
         try:
-            if alpha is None:
-                raise SettingsError("alpha is empty: type a number, 0 for the unsteered model.")
-            sample = build(SampleSettings, max_new_tokens=length, seed=seed or 0, greedy=greedy)
-            asked = build(
-                SteerRequest,
-                trait=trait,
-                prompt=prompt,
-                alpha=alpha,
-                band=(low, high),
-                sample=sample,
-                method=method,
-            )
-            yield from answer(asked, session, stamp)
+            yield from answer(asked_for(dict(zip(FORM, form, strict=True))), session, stamp)
         except SettingsError as problem:
             yield failed(str(problem)) if newest.holds(session, stamp) else nothing()
         except Exception:

@@ -33,7 +33,7 @@ _FOLDERS = re.compile(r"(?<![\w/.])~?/(?:[^\s/:'\"]+/)+")
 
 def serve(engine: Any) -> None:
     """Add the endpoints to the page being built."""
-    for function in (*_asking(engine), _sweeping(engine), *api_runs.actions(engine)):
+    for function in (_telling(engine), *_asking(engine), _sweeping(engine), *api_runs.actions(engine)):
         about = inspect.getdoc(function)
         gr.api(_said(function), api_name=function.__name__, api_description=about)
 
@@ -81,8 +81,8 @@ def _dressed(call: Callable[..., Any], function: Callable[..., Any]) -> Callable
     return call
 
 
-def _asking(engine: Any) -> list[Callable[..., Any]]:
-    """What is asked of the model."""
+def _telling(engine: Any) -> Callable[..., Any]:
+    """What is here."""
 
     def describe() -> dict:
         """What can be asked for: the loaded model, traits, extraction methods and vignettes."""
@@ -92,6 +92,12 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
             "methods": engine.methods(),
             "vignettes": [asdict(vignette) for vignette in engine.vignettes()],
         }
+
+    return describe
+
+
+def _asking(engine: Any) -> list[Callable[..., Any]]:
+    """What is asked of the model."""
 
     def steer(
         prompt: str,
@@ -103,6 +109,9 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
         seed: int = 0,
         greedy: bool = False,
         method: str = OWN_METHODS[0],
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
     ) -> Iterator[dict]:
         """Answer a prompt twice, without and with steering; each item holds both texts so far.
 
@@ -116,9 +125,13 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
             seed: Of the random numbers both answers share.
             greedy: Always take the likeliest token.
             method: How the vector is extracted, see describe.
+            temperature: Of the drawing, 0 is greedy; the model's own when none, see describe.
+            top_p: Share of the probability that is drawn from, 1 is all of it; the model's own when none.
+            top_k: How many tokens are drawn from, 0 is all of them; the model's own when none.
         """
         values = {"prompt": prompt, "alpha": alpha, "trait": trait, "method": method}
-        sample = build(SampleSettings, max_new_tokens=tokens, seed=seed, greedy=greedy)
+        drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+        sample = build(SampleSettings, max_new_tokens=tokens, seed=seed, greedy=greedy, **drawn)
         request = build(SteerRequest, **values, band=(band_low, band_high), sample=sample)
         session = f"api-{uuid4().hex}"
         try:
@@ -153,7 +166,7 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
             for name, found in (("base", base), ("steered", steered))
         }
 
-    return [describe, steer, profile]
+    return [steer, profile]
 
 
 def _sweeping(engine: Any) -> Callable[..., Any]:
@@ -168,6 +181,10 @@ def _sweeping(engine: Any) -> Callable[..., Any]:
         tokens: int = 60,
         seed: int = 0,
         method: str = OWN_METHODS[0],
+        greedy: bool = False,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
     ) -> Iterator[dict]:
         """What each dose does to profile, coherence and text; each item holds the rows so far.
 
@@ -180,14 +197,19 @@ def _sweeping(engine: Any) -> Callable[..., Any]:
             tokens: Length of the free answers.
             seed: Of the free answers.
             method: How the vector is extracted.
+            greedy: Always take the likeliest token.
+            temperature: Of the free answers, 0 is greedy; the model's own when none.
+            top_p: Share of the probability that is drawn from, 1 is all of it; the model's own when none.
+            top_k: How many tokens are drawn from, 0 is all of them; the model's own when none.
         """
+        drawn = {"greedy": greedy, "temperature": temperature, "top_p": top_p, "top_k": top_k}
         request = build(
             DoseRequest,
             alphas=tuple(alphas),
             trait=trait,
             band=(band_low, band_high),
             n_vignettes=n_vignettes,
-            sample=build(SampleSettings, max_new_tokens=tokens, seed=seed),
+            sample=build(SampleSettings, max_new_tokens=tokens, seed=seed, **drawn),
             method=method,
         )
         session = f"api-{uuid4().hex}"

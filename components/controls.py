@@ -7,20 +7,36 @@ from typing import Any
 
 import gradio as gr
 
-from components import view, view_dose
+from components import address, view, view_dose
 from steer_heal.config import (
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     MAX_ALPHA,
+    MAX_NEW_TOKENS,
     MAX_PROMPT_CHARS,
     OWN_METHODS,
+    SampleSettings,
     SettingsError,
+    build,
 )
 from steer_heal.records import Vignette
 
-FORM = ("prompt", "trait", "exact", "low", "high", "length", "seed", "greedy", "method")
+FORM = (
+    *("prompt", "trait", "exact", "low", "high", "length", "seed", "greedy"),
+    *address.SAMPLING,
+    "method",
+)
 MAX_METHOD_CHARS = 80
-LIMITS = {"exact": MAX_ALPHA, "low": 1.0, "high": 1.0, "length": 256.0, "seed": 2.0**31 - 1}
+LIMITS = {
+    "exact": (-MAX_ALPHA, MAX_ALPHA),
+    "low": (0.0, 1.0),
+    "high": (0.0, 1.0),
+    "length": (8.0, 256.0),
+    "seed": (0.0, 2.0**31 - 1),
+    "temperature": (0.0, 10.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (-1.0, 2.0**31 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -44,12 +60,19 @@ class Controls:
     length: gr.Slider
     seed: gr.Number
     greedy: gr.Checkbox
+    temperature: gr.Number
+    top_p: gr.Number
+    top_k: gr.Number
     method: gr.Dropdown
     stamp: gr.Number
 
     def form(self) -> list[Any]:
         """The widgets whose values make a request, in the order of `FORM`."""
         return [getattr(self, name) for name in FORM]
+
+    def drawn(self) -> list[Any]:
+        """The widgets that stand empty where the model's own settings hold."""
+        return [getattr(self, name) for name in address.SAMPLING]
 
     def request(self, *, alpha: Any = None) -> list[Any]:
         """The inputs of an answer; `alpha` is the widget that was moved when not `exact`."""
@@ -140,13 +163,34 @@ def _drawing(engine: Any) -> dict[str, Any]:
         length = gr.Slider(8, 256, 60, step=4, label="at most this many tokens", buttons=[], elem_id="length")
         seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=100, elem_id="seed")
         greedy = gr.Checkbox(False, label="greedy (always the likeliest token)", elem_id="greedy")
+        labels = ("temperature (0 is greedy)", "top-p (1: no filter)", "top-k (0: no filter)")
+        drawn = [
+            gr.Number(label=label, placeholder=hint, min_width=130, step=step, elem_id=name.replace("_", "-"))
+            for name, label, hint, step in zip(
+                address.SAMPLING, labels, own_sampling(engine), (0.1, 0.05, 1), strict=True
+            )
+        ]
     stamp = gr.Number(visible="hidden")
-    return {"length": length, "seed": seed, "greedy": greedy, "method": method, "stamp": stamp}
+    named = {"length": length, "seed": seed, "greedy": greedy, "method": method, "stamp": stamp}
+    return named | dict(zip(address.SAMPLING, drawn, strict=True))
 
 
 def controls(engine: Any) -> Controls:
     """Make the widgets, top to bottom as they stand on the page."""
     return Controls(**_chooser(engine.vignettes()), **_dose(engine), **_drawing(engine))
+
+
+def own_sampling(engine: Any) -> list[str]:
+    """The model's own temperature, top-p and top-k, which hold where nothing is typed."""
+    return [f"{getattr(engine.info.sampling, name):g}" for name in address.SAMPLING]
+
+
+def sample(form: dict[str, Any], longest: int = MAX_NEW_TOKENS) -> SampleSettings:
+    """How the form wants answers drawn, of at most `longest` tokens. Errors: `SettingsError`."""
+    return build(
+        SampleSettings, max_new_tokens=min(form["length"], longest), seed=form["seed"] or 0,
+        greedy=form["greedy"], **{name: form[name] for name in address.SAMPLING},
+    )  # fmt: skip
 
 
 def say_layers(engine: Any, low: float, high: float) -> str:
@@ -172,8 +216,8 @@ def sound(name: str, value: Any, traits: set[str]) -> bool:
         return isinstance(value, bool)
     if name == "method":
         return isinstance(value, str) and len(value) <= MAX_METHOD_CHARS
-    low = -MAX_ALPHA if name == "exact" else 8 if name == "length" else 0
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= LIMITS[name]
+    low, high = LIMITS[name]
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def recall(kept: Any, traits: set[str], vignettes: list[Vignette]) -> list[Any]:

@@ -12,9 +12,9 @@ import gradio as gr
 
 from components import charts_dose, plot, view, view_dose
 from components.answering import Newest, nothing
-from components.controls import FORM
+from components.controls import FORM, sample
 from components.steer import INTERNAL, Steering
-from steer_heal.config import DoseRequest, SampleSettings, SettingsError, build
+from steer_heal.config import DoseRequest, SettingsError, build
 from steer_heal.records import DoseRow, Sweep, Vignette
 
 LOG = logging.getLogger(__name__)
@@ -52,15 +52,9 @@ class Panel:
         prompts = (form["prompt"],) if each == 0 else chosen(self.engine.vignettes(), each)
         if not prompts[0].strip():
             raise SettingsError("the prompt is empty: choose a vignette, or a set of them.")
-        sample = build(
-            SampleSettings,
-            max_new_tokens=min(form["length"], MAX_TOKENS),
-            seed=form["seed"] or 0,
-            greedy=form["greedy"],
-        )
         return build(
             DoseRequest, trait=form["trait"], alphas=alphas, band=(form["low"], form["high"]),
-            prompts=prompts, sample=sample, refine=refine, method=form["method"],
+            prompts=prompts, sample=sample(form, MAX_TOKENS), refine=refine, method=form["method"],
         )  # fmt: skip
 
     def target(self, trait: str) -> dict[str, int]:

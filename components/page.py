@@ -52,7 +52,7 @@ def build(engine: Any) -> gr.Blocks:
         plot.knock().click(lambda: None, None, None, **INTERNAL)
         page.load(redraw, kept, drawn, **INTERNAL)
         page.load(reopen, kept, open_outputs, **INTERNAL)
-        steering.restart(steering.offer(choosing.wire(engine, head, chooser).then).then)
+        steering.restart(steering.draw(choosing.wire(engine, head, chooser).then).then)
         steering.on_load(page)
         measured(page)
         api.serve(engine)

@@ -11,7 +11,16 @@ import gradio as gr
 
 from components import address, view
 from components.answering import STAMP, TYPING_PAUSE, Newest, answering
-from components.controls import FORM, Controls, by_foundation, controls, offer, recall, say_layers
+from components.controls import (
+    FORM,
+    Controls,
+    by_foundation,
+    controls,
+    offer,
+    own_sampling,
+    recall,
+    say_layers,
+)
 
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
@@ -22,7 +31,7 @@ STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_l
 @dataclass(frozen=True)
 class Steering:
     """What other panels use: the controls, and what makes one more listener offer the loaded model's
-    vignettes, or start an answer."""
+    vignettes and show how it is sampled, or start an answer."""
 
     knobs: Controls
     trait: gr.Dropdown
@@ -30,7 +39,7 @@ class Steering:
     high: gr.Slider
     method: gr.Dropdown
     on_load: Callable[[gr.Blocks], Any]
-    offer: Callable[..., Any]
+    draw: Callable[..., Any]
     restart: Callable[..., Any]
 
 
@@ -91,18 +100,28 @@ def build(engine: Any) -> Steering:
         vignettes = engine.vignettes()
         return recall(address.read(query, vignettes) or value, traits, vignettes)
 
+    def hints() -> list[Any]:
+        return [gr.update(placeholder=own) for own in own_sampling(engine)]
+
+    def hint(listener: Any) -> Any:
+        return listener(hints, None, knobs.drawn(), **INTERNAL)
+
+    def draw(listener: Any) -> Any:
+        """Offers the loaded model's vignettes, the prompt staying what it is; shows how it is sampled."""
+        chooser = [knobs.foundation, knobs.vignette]
+        offered = listener(
+            lambda prompt: offer(engine.vignettes(), prompt), knobs.prompt, chooser, **INTERNAL
+        )
+        return hint(offered.then)
+
     def on_load(page: gr.Blocks) -> None:
+        hint(page.load)
         restored = [knobs.foundation, knobs.vignette, knobs.slider, *knobs.form()]
         loaded = page.load(reopen, kept, restored, **INTERNAL)
         start(loaded.then)
         page.unload(leave)
 
-    def offered(listener: Any) -> Any:
-        """Offers the loaded model's vignettes; the prompt stays what it is."""
-        chooser = [knobs.foundation, knobs.vignette]
-        return listener(lambda prompt: offer(engine.vignettes(), prompt), knobs.prompt, chooser, **INTERNAL)
-
-    return Steering(knobs, knobs.trait, knobs.low, knobs.high, knobs.method, on_load, offered, start)
+    return Steering(knobs, knobs.trait, knobs.low, knobs.high, knobs.method, on_load, draw, start)
 
 
 def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[Any]) -> Callable[..., Any]:
@@ -116,9 +135,8 @@ def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[An
     )
     knobs.slider.input(stream, knobs.request(alpha=knobs.slider), outputs, **STREAM)
     # A textbox's .input misses what is pasted with the mouse; .change also hears a vignette being chosen.
-    gr.on(
-        [knobs.exact.input, knobs.prompt.change, knobs.seed.input], typed, knobs.request(), outputs, **STREAM
-    )
+    numbers = [w.input for w in (knobs.exact, knobs.seed, *knobs.drawn())]
+    gr.on([*numbers, knobs.prompt.change], typed, knobs.request(), outputs, **STREAM)
     moved = [w.input for w in (knobs.trait, knobs.low, knobs.high, knobs.length, knobs.greedy, knobs.method)]
     gr.on([*moved, knobs.prompt.submit], stream, knobs.request(), outputs, **STREAM)
     return lambda listener: listener(stream, knobs.request(), outputs, **STREAM)

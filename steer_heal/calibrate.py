@@ -42,10 +42,12 @@ def calibrate(
     settings: CalibrateSettings,
     *,
     progress: Progress | None = None,
+    pause: Callable[[], None] | None = None,
 ) -> Calibration:
     """The least c with quantile_t KL(steered(c) || base) = `target_kl` nats, t the tokens of greedy rollouts.
 
     When an end of the bracket is hit, `reached` is False, c* is that end and `message` gives the KL there.
+    `progress` hears of passes; `pause` is called before every token, and may end it all by raising.
     Errors: `SettingsError` without prompts or without layers.
     """
     if not prompts_ids or not layers:
@@ -53,7 +55,7 @@ def calibrate(
     shorter = {"n_tokens": -(-2 * settings.n_tokens // 5), "n_prompts": -(-settings.n_prompts // 4)}
     store = PrefixStore(settings.n_prompts, every_layer=False)
     measure, scout = (
-        measurement(lm, vector, layers, prompts_ids, how, store)
+        measurement(lm, vector, layers, prompts_ids, how, store, pause)
         for how in (settings, settings.model_copy(update=shorter))
     )
     found = search(measure, settings, scout=scout, progress=progress)
@@ -67,15 +69,21 @@ def measurement(
     prompts_ids: Sequence[Sequence[int]],
     settings: CalibrateSettings,
     store: PrefixStore | None = None,
+    pause: Callable[[], None] | None = None,
 ) -> Measure:
     """From coefficients to the quantile of KL(steered || base) at each, in nats, all in one batch."""
     prompts = [tuple(prompt) for prompt in prompts_ids][: settings.n_prompts]
     sample = build(SampleSettings, max_new_tokens=settings.n_tokens, greedy=True)
 
+    def go_on() -> bool:
+        if pause:
+            pause()
+        return False
+
     def measure(doses: Sequence[float]) -> list[float]:
         rows_L = [coefficients(lm.n_layers, layers, c)[0] for c in doses]
         rows = [Row(prompt, row_L, shadow=True) for row_L in rows_L for prompt in prompts]
-        written = complete(lm, rows, vector.steers, sample, batch_size=_ROWS, store=store)
+        written = complete(lm, rows, vector.steers, sample, batch_size=_ROWS, stop=go_on, store=store)
         kls = [[token.kl for token in answer.tokens if token.kl is not None] for answer in written]
         per_dose = [kls[start : start + len(prompts)] for start in range(0, len(kls), len(prompts))]
         return [quantile([*itertools.chain(*group)], settings.quantile) for group in per_dose]
@@ -208,6 +216,7 @@ def cached(
     settings: CalibrateSettings,
     *,
     progress: Progress | None = None,
+    pause: Callable[[], None] | None = None,
 ) -> Calibration:
     """`calibrate`, kept as JSON under all that determines it: weights, trait, vector, layers, prompts and
     settings.
@@ -219,7 +228,7 @@ def cached(
     known = _read(path)
     if known is not None:
         return known
-    found = calibrate(lm, vector, layers, prompts_ids, settings, progress=progress)
+    found = calibrate(lm, vector, layers, prompts_ids, settings, progress=progress, pause=pause)
     origin = {"model": lm.name, "trait": trait.name, "layers": list(layers)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

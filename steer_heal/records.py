@@ -19,8 +19,18 @@ class RoundFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """How a model's answers are drawn unless a request says otherwise; temperature 0 is greedy, `top_k` 0 and
+    `top_p` 1 filter nothing."""
+
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 0.9
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is loaded: shape, place and size."""
+    """What is loaded: shape, place and size, and how it is sampled."""
 
     name: str
     architecture: str
@@ -31,6 +41,7 @@ class ModelInfo:
     device: str
     is_demo: bool
     note: str = ""
+    sampling: SamplingDefaults = SamplingDefaults()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,17 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from steer_heal.cli.options import Commands, Namespace, add_method, add_model, add_trait, command, numbers
+from steer_heal.cli.options import (
+    Commands,
+    Namespace,
+    add_method,
+    add_model,
+    add_sampling,
+    add_trait,
+    command,
+    numbers,
+    sampling,
+)
 from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table
 from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.engine import Engine
@@ -44,6 +54,8 @@ def add(commands: Commands) -> None:
     )
     made.add_argument("--tokens", type=int, default=60, metavar="N", help="length of the free answers")
     made.add_argument("--seed", type=int, default=0, help="of the free answers")
+    made.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    add_sampling(made)
     made.add_argument("--refine", action="store_true", help="close in on where coherence breaks")
     made.add_argument(
         "--grid", action="store_true", help="every layer and three-layer band x alpha, no free text"
@@ -65,7 +77,9 @@ def run(args: Namespace, out: Out) -> int:
         prompts=tuple(args.prompt),
         alphas=args.alphas if args.alphas is not None else default,
         n_vignettes=n_vignettes,
-        sample=build(SampleSettings, max_new_tokens=args.tokens, seed=args.seed),
+        sample=build(
+            SampleSettings, max_new_tokens=args.tokens, seed=args.seed, greedy=args.greedy, **sampling(args)
+        ),
     )
     if args.figure and not Path(args.figure).absolute().parent.is_dir():
         raise SettingsError(f"There is no folder for {args.figure}: make it first.")
@@ -80,10 +94,11 @@ def run(args: Namespace, out: Out) -> int:
         for found in sweep:
             out.progress(f"{found.share:.0%} measured")
         layers = {row.band: _span(engine.layers(row.band)) for row in found.rows}
+        sample = asdict(engine.info.sampling) | request.sample.model_dump(exclude_none=True)
     finally:
         engine.close()
     c_star = None if calibration is None else calibration.c_star
-    _show(args, out, c_star, [_row(row, layers) for row in found.rows], found.breaks)
+    _show(args, out, c_star, [_row(row, layers) for row in found.rows], found.breaks, sample)
     if args.figure:
         figure = grid_figure(found.rows, layers) if args.grid else sweep_figure(found.rows)
         Path(args.figure).write_text(figure.to_html(include_plotlyjs=True, full_html=True), encoding="utf-8")
@@ -92,7 +107,12 @@ def run(args: Namespace, out: Out) -> int:
 
 
 def _show(
-    args: Namespace, out: Out, c_star: float | None, rows: list[dict[str, Any]], breaks: dict[float, float]
+    args: Namespace,
+    out: Out,
+    c_star: float | None,
+    rows: list[dict[str, Any]],
+    breaks: dict[float, float],
+    sample: dict[str, Any],
 ) -> None:
     columns = [number("alpha", "alpha", ".2f", 6), *foundations(everything=args.all), number("coherence")]
     if args.grid:
@@ -112,6 +132,7 @@ def _show(
             "trait": args.trait,
             "band": args.band,
             "c_star": c_star,
+            "sample": sample,
             "rows": rows,
             "breaks": {f"{mark:.2f}": alpha for mark, alpha in breaks.items()},
             "thresholds": THRESHOLDS.model_dump(),

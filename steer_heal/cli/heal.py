@@ -6,7 +6,17 @@ import argparse
 from typing import Any
 
 from steer_heal import events, worker
-from steer_heal.cli.options import Commands, Namespace, add_places, add_trait, command, nested, setting
+from steer_heal.cli.options import (
+    Commands,
+    Namespace,
+    add_places,
+    add_sampling,
+    add_trait,
+    command,
+    nested,
+    sampling,
+    setting,
+)
 from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number
 from steer_heal.config import (
     DEFAULT_MODEL,
@@ -36,6 +46,7 @@ def add(commands: Commands) -> None:
     made = command(commands, "heal", about, run)
     made.add_argument("--model", default=DEFAULT_MODEL, help="demo, a folder, or a hub id")
     add_trait(made)
+    add_sampling(made)
     made.add_argument("--rounds", type=int, default=3, help=f"1 to {MAX_ROUNDS}")
     made.add_argument("--seed", type=int, default=0, help="same seed, same machine, same numbers")
     made.add_argument("--preset", default="quick", choices=sorted(PRESETS), help="size of a round")
@@ -97,7 +108,8 @@ def _folder(args: Namespace, launcher: LocalProcesses) -> RunFolder:
 
 
 def _settings(args: argparse.Namespace, launcher: LocalProcesses) -> HealSettings:
-    changes = nested(args.settings)
+    drawn = [(["data", name], value) for name, value in sampling(args).items()]
+    changes = nested([*args.settings, *drawn])
     if args.vignettes:
         changes.setdefault("evaluate", {})["vignettes"] = args.vignettes
     if not args.clone:

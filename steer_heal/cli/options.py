@@ -17,6 +17,7 @@ from steer_heal.config import (
 )
 
 Namespace = argparse.Namespace
+SAMPLING = ("temperature", "top_p", "top_k")
 
 
 class Commands(Protocol):
@@ -65,6 +66,23 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         default=OWN_METHODS[0],
         help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME",
     )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How free answers are drawn; what is not given is the model's own."""
+    for flag, kind, about in (
+        ("--temperature", float, "0 is greedy"),
+        ("--top-p", float, "1: no filter"),
+        ("--top-k", int, "0: no filter"),
+    ):
+        parser.add_argument(
+            flag, type=kind, metavar="N", help=f"of the free answers, the model's own when none; {about}"
+        )
+
+
+def sampling(args: Namespace) -> dict[str, float]:
+    """What was given of `add_sampling`'s arguments, by the settings' names."""
+    return {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from .wording import sentence
 
@@ -121,14 +129,30 @@ Alpha = Annotated[float, Field(ge=-MAX_ALPHA, le=MAX_ALPHA)]
 Band = tuple[float, float]
 
 
+def check_number(value: Any) -> Any:
+    """What pydantic may read as a number, which a bool is not."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {value}")
+    return value
+
+
+Number = BeforeValidator(check_number)
+Temperature = Annotated[float, Number, Field(ge=0.0, le=10.0)]
+TopK = Annotated[int, Number, Field(ge=-1), AfterValidator(lambda k: max(0, k))]
+TopP = Annotated[float, Number, Field(gt=0.0, le=1.0)]
+
+
 class SampleSettings(Settings):
-    """How tokens are drawn. `None` takes the model's own generation setting; `greedy` overrides all."""
+    """How tokens are drawn. `None` takes the model's own generation setting; `greedy` overrides all.
+
+    Temperature 0 is greedy too, a `top_k` of 0 or -1 and a `top_p` of 1 filter nothing.
+    """
 
     max_new_tokens: int = Field(default=60, ge=1, le=MAX_NEW_TOKENS)
     greedy: bool = False
-    temperature: float | None = Field(default=None, gt=0.0, le=10.0)
-    top_k: int | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 

@@ -20,6 +20,9 @@ from .base import (
     ExtractSettings,
     Settings,
     SettingsError,
+    Temperature,
+    TopK,
+    TopP,
     build,
     check_band,
 )
@@ -31,7 +34,8 @@ class DataSettings(Settings):
     The alphas are multiplied by one of `scales`: from where the last round was, down to the first at which
     `survival` of a probe of `n_probe` completions passes the filter, or up by one. At that dose completions
     are made until `n_kept` are kept, at most `n_completions`; fewer than `min_kept` end the run. At 0 the
-    student is not steered: the round only teaches it its own coherent text.
+    student is not steered: the round only teaches it its own coherent text. `temperature`, `top_k` and
+    `top_p` hold for whatever the run writes freely, base's text and the healed model's too.
     """
 
     alphas: tuple[Alpha, ...] = Field(default=(0.5, 1.0, 1.5, 2.0), min_length=1)
@@ -45,6 +49,9 @@ class DataSettings(Settings):
     min_kept: int = Field(default=16, ge=2, description="fewer end the run")
     n_prompts: int | None = Field(default=None, ge=1, description="prompts they answer; all when none")
     max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS)
+    temperature: Temperature | None = Field(default=None, description="of all free text; the model's if none")
+    top_k: TopK | None = Field(default=None, description="of all free text; 0: no filter")
+    top_p: TopP | None = Field(default=None, description="of all free text; 1: no filter")
 
 
 class FilterSettings(Settings):

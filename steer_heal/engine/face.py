@@ -223,6 +223,7 @@ class Engine:
     def close(self) -> None:
         """Ends what is running on the model. Runs go on: they are processes of their own."""
         self._turns.close()
+        self._pairs.close()
 
     def _once(self, work: Callable[[], T]) -> T:
         """The result of one step of work on the model's thread."""

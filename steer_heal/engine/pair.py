@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from steer_heal.config import MAX_PROMPT_TOKENS, SettingsError, SteerRequest
@@ -33,12 +33,15 @@ class Asked:
 
 @dataclass(eq=False)
 class Pair:
-    """One request's two answers as far as they are written: the steered one, and base."""
+    """One request's two answers as far as they are written: the steered one, and base.
+
+    `known`: base's answer where it was written before; `steer`: none until it was measured.
+    """
 
     asked: Asked
     prompt: tuple[int, ...]
-    steer: Steer
     known: Tokens | None
+    steer: Steer | None = None
     steered: list[Token] = field(default_factory=list)
     base: list[Token] = field(default_factory=list)
 
@@ -49,14 +52,16 @@ class Pair:
         """As before its first token."""
         self.steered, self.base = [], list(self.known or ())
 
-    def rows(self) -> list[tuple[list[Token], Row]]:
-        """Where each row's tokens go, and what is asked of the decode loop."""
+    def steered_row(self) -> Row:
+        """What is asked of the decode loop for the steered answer."""
+        assert self.steer is not None
         request = self.asked.request
         coefficients_L = self.steer.coefficients_KL(request.alpha)[0]
-        steered = Row(self.prompt, coefficients_L, shadow=True, alpha=request.alpha, sample=request.sample)
-        if self.known is not None:
-            return [(self.steered, steered)]
-        return [(self.steered, steered), (self.base, Row(self.prompt, sample=request.sample))]
+        return Row(self.prompt, coefficients_L, shadow=True, alpha=request.alpha, sample=request.sample)
+
+    def base_row(self) -> Row:
+        """The same for base's."""
+        return Row(self.prompt, sample=self.asked.request.sample)
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,20 @@ class Moment:
 
     def frame(self) -> SteerFrame:
         """Both answers as far as they were, with health, dose and c*."""
-        if self.pair is None:
+        pair = self.pair
+        if pair is None:
             return SteerFrame((), (), False, self.done, superseded=self.superseded, message=self.message)
-        steer, alpha = self.pair.steer, self.pair.asked.request.alpha
-        base, steered = self.pair.base[: self.n_base], self.pair.steered[: self.n_steered]
-        return SteerFrame(
+        base, steered = pair.base[: self.n_base], pair.steered[: self.n_steered]
+        so_far = SteerFrame(
             tuple(base), tuple(steered), self.base_done, self.done, superseded=self.superseded,
-            seconds=self.seconds, health=_health(steered, base), dose_nats=steer.nats(alpha),
-            dose_fraction=steer.fraction(alpha), c_star=steer.calibration.c_star,
-            message=self.message or steer.calibration.message,
+            seconds=self.seconds, message=self.message, health=_health(steered, base),
+        )  # fmt: skip
+        if pair.steer is None:
+            return so_far
+        alpha, found = pair.asked.request.alpha, pair.steer.calibration
+        return replace(
+            so_far, dose_nats=pair.steer.nats(alpha), dose_fraction=pair.steer.fraction(alpha),
+            c_star=found.c_star, message=self.message or found.message,
         )  # fmt: skip
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import zip_longest
 
 import torch
+from torch import Tensor
 
-from steer_heal import data
 from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build, first_line, one_sentence
 from steer_heal.engine.pair import Asked, Moment, Pair, Tokens, encode
 from steer_heal.engine.slices import Pause, sliced
 from steer_heal.engine.tickets import Ticket
-from steer_heal.engine.vectors import Steer, Vectors
+from steer_heal.engine.vectors import Vectors
 from steer_heal.generate import PrefixStore, Row, complete, decode
 from steer_heal.models import LanguageModel, rows_that_fit
 from steer_heal.records import Token
+from steer_heal.steering import Operator
 
 LOG = logging.getLogger(__name__)
 
@@ -30,6 +32,11 @@ _CHARS_A_TOKEN = 3
 _TEMPLATE_TOKENS = 64
 
 Key = tuple[tuple[int, ...], str]
+Of = tuple[str, tuple[float, float], str]
+"""Trait, band and method: what a vector and its c* are of."""
+Made = dict[Ticket[Moment], Pair]
+Part = tuple[Ticket[Moment], list[Token], Row]
+"""Whose row it is, where its tokens go, and what it asks."""
 
 
 class Pairs:
@@ -42,7 +49,8 @@ class Pairs:
         self._lm, self._vectors = lm, vectors
         self._bases: OrderedDict[Key, Tokens] = OrderedDict()
         self._prefixes = PrefixStore()
-        self._measuring: set[Hashable] = set()
+        self._measuring: dict[Hashable, Iterator[str]] = {}
+        self._needed: Counter[Of] = Counter()
 
     def try_out(self) -> None:
         """Writes two tokens and their shadows. Errors: `SettingsError` where the model cannot."""
@@ -70,9 +78,6 @@ class Pairs:
     def steps(self, tickets: list[Ticket[Moment]]) -> Iterator[None]:
         """A `Moment` for every token of every ticket, the last one with `done`."""
         tickets = [one for one in tickets if not self._ended(one, None)]
-        if not tickets:
-            return
-        yield from self._measured(tickets, tickets[0].request.request)
         made = {ticket: pair for ticket in tickets if (pair := self._pair(ticket)) is not None}
         try:
             yield from self._write(made)
@@ -82,66 +87,109 @@ class Pairs:
             LOG.exception("%d answers cannot be written together: each is now written alone", len(made))
             yield from self._apart({ticket: pair for ticket, pair in made.items() if not ticket.ended})
 
-    def _measured(self, tickets: list[Ticket[Moment]], request: SteerRequest) -> Iterator[None]:
-        """Until the vector and its c* are known, in slices; by one of those who need them at a time."""
-        of = (request.trait, request.band, request.method)
-        if self._vectors.ready(*of):
-            return
-        title = data.trait(request.trait).title
-        for ticket in tickets:
-            ticket.tell(Moment(None, message=f"Measuring the vector of {title} and its c*, once ..."))
-        yield
-        while of in self._measuring:
-            yield
-
-        def measure(pause: Pause) -> Iterator[Steer]:
-            yield self._vectors.steer(*of, pause=pause)
-
-        self._measuring.add(of)
-        try:
-            for _ in sliced(measure):
-                yield
-        finally:
-            self._measuring.discard(of)
+    def close(self) -> None:
+        """Ends what is being measured; who still needs it begins anew."""
+        self._measuring.clear()
 
     def _pair(self, ticket: Ticket[Moment]) -> Pair | None:
         """What is written for the ticket; none, and the ticket ended, where it cannot be."""
         request = ticket.request.request
         try:
             prompt = encode(self._lm, request.prompt)
-            steer = self._vectors.steer(request.trait, request.band, request.method)
         except SettingsError as error:
             ticket.end(error)
             return None
-        return Pair(ticket.request, prompt, steer, self._bases.get(_key(prompt, request)))
+        return Pair(ticket.request, prompt, self._bases.get(_key(prompt, request)))
 
-    def _write(self, made: dict[Ticket[Moment], Pair]) -> Iterator[None]:
-        """All pairs in one batch, a token of each a step."""
-        rows, texts, tickets = [], [], []
-        for ticket, pair in made.items():
-            for text, row in pair.rows():
-                rows.append(row)
-                texts.append(text)
-                tickets.append(ticket)
-        if not rows:
+    def _write(self, made: Made) -> Iterator[None]:
+        """All pairs in one batch, a token of each a step. Where their vector has yet to be measured, base's
+        answers begin alone, and go on beside the steered ones."""
+        of = [_of(pair) for pair in made.values()]
+        bases = [(ticket, pair.base, pair.base_row()) for ticket, pair in made.items() if pair.known is None]
+        ready, begun = all(self._vectors.ready(*one) for one in of), iter(())
+        if not ready:
+            begun = self._decoded(bases, torch.zeros(self._lm.n_layers, self._lm.width))
+            yield from self._measured(of[0], made, begun)
+        made = {ticket: pair for ticket, pair in made.items() if not ticket.ended}
+        if not made:
             return
-        first = tickets[0].request.request
-        vector = made[tickets[0]].steer.vector.steers
-        for step in decode(
-            self._lm, rows, vector, first.sample, over=lambda row: tickets[row].over(), store=self._prefixes
-        ):
-            for row, token in step:
-                texts[row].append(token)
-            for ticket, pair in made.items():
-                if not ticket.ended and not self._ended(ticket, pair):
-                    self._tell(ticket, pair)
-            yield
-            for ticket, pair in made.items():
-                self._ended(ticket, pair)
+        for pair in made.values():
+            pair.steer = self._vectors.steer(*_of(pair))
+        steered = [(ticket, pair.steered, pair.steered_row()) for ticket, pair in made.items()]
+        vector = self._vectors.steer(*of[0]).vector.steers
+        writing = self._decoded([*steered, *bases] if ready else steered, vector)
+        for _ in zip_longest(writing, begun):
+            yield from self._told(made)
             if all(ticket.ended for ticket in made):
                 return
 
-    def _apart(self, made: dict[Ticket[Moment], Pair]) -> Iterator[None]:
+    def _decoded(self, parts: Sequence[Part], vector: Tensor | Operator) -> Iterator[None]:
+        """Writes rows together, a token of each a step, for as long as their tickets are not over."""
+        tickets, texts, rows = zip(*parts, strict=True) if parts else ((), (), ())
+        sample = rows[0].sample if rows else SampleSettings()
+        for step in decode(
+            self._lm, rows, vector, sample, over=lambda row: tickets[row].over(), store=self._prefixes
+        ):
+            for row, token in step:
+                texts[row].append(token)
+            yield
+
+    def _told(self, made: Made, message: str = "") -> Iterator[None]:
+        """Every ticket is told how far it is, and those that are over after the step that they are."""
+        for ticket, pair in made.items():
+            if not ticket.ended and not self._ended(ticket, pair):
+                self._tell(ticket, pair, message)
+        yield
+        for ticket, pair in made.items():
+            self._ended(ticket, pair)
+
+    def _measured(self, of: Of, made: Made, begun: Iterator[None]) -> Iterator[None]:
+        """Until the vector and its c* are known, in slices, and `begun` for as long as they take: it goes
+        first, so that there is something to read at once."""
+        self._needed[of] += 1
+        try:
+            said, more, due = self._advance(of, made), True, 0.0
+            while not self._vectors.ready(*of):
+                yield from self._told(made, said)
+                if all(ticket.ended for ticket in made):
+                    return
+                start = time.perf_counter()
+                if more and due >= 0.0:
+                    more, part = next(begun, False) is None, -1
+                else:
+                    said, part = self._advance(of, made), 1
+                due += part * (time.perf_counter() - start)
+        finally:
+            self._needed[of] -= 1
+
+    def _advance(self, of: Of, made: Made) -> str:
+        """Takes what `of` lacks as far as the next pass of the model, and says in words what that measures.
+        Where it cannot be had, that ends all who wait for it.
+
+        A measurement is nobody's own: one whose request was replaced is gone on with by who needs it next,
+        and forgotten where another begins before that.
+        """
+        trait, band, method = of
+        while not self._vectors.ready(*of):
+            what = of if self._vectors.extracted(trait, method) else (trait, method)
+            if what not in self._measuring:
+                needed = [key for one in +self._needed for key in (one, (one[0], one[2]))]
+                self._measuring = {key: self._measuring[key] for key in self._measuring if key in needed}
+                self._measuring[what] = _measurement(
+                    self._vectors, trait, band if what == of else None, method
+                )
+            try:
+                return next(self._measuring[what])
+            except StopIteration:
+                del self._measuring[what]
+            except Exception as error:  # noqa: BLE001 - raised to the tickets' readers
+                del self._measuring[what]
+                for ticket in made:
+                    ticket.end(error)
+                break
+        return ""
+
+    def _apart(self, made: Made) -> Iterator[None]:
         """Each pair by itself, from its beginning: an error then ends only the one whose error it is."""
         for ticket, pair in made.items():
             pair.start()
@@ -150,7 +198,7 @@ class Pairs:
             except Exception as error:  # noqa: BLE001 - raised to the ticket's reader
                 ticket.end(error)
 
-    def _tell(self, ticket: Ticket[Moment], pair: Pair) -> None:
+    def _tell(self, ticket: Ticket[Moment], pair: Pair, message: str) -> None:
         """How far it is; the last time when both answers are whole."""
         request = pair.asked.request
         base_done = self._whole(pair.base, request)
@@ -159,7 +207,7 @@ class Pairs:
         done = base_done and self._whole(pair.steered, request)
         at = (len(pair.steered), len(pair.base), base_done)
         seconds = time.perf_counter() - pair.asked.at
-        ticket.tell(Moment(pair, *at, seconds=seconds))
+        ticket.tell(Moment(pair, *at, seconds=seconds, message=message))
         if done:
             ticket.tell(Moment(pair, *at, done=True, seconds=seconds))
             ticket.end()
@@ -188,6 +236,35 @@ class Pairs:
         while len(self._bases) > KNOWN_ANSWERS:
             self._bases.popitem(last=False)
         return tokens
+
+
+def _of(pair: Pair) -> Of:
+    request = pair.asked.request
+    return request.trait, request.band, request.method
+
+
+def _measurement(
+    vectors: Vectors, trait: str, band: tuple[float, float] | None, method: str
+) -> Iterator[str]:
+    """The trait's vector, and with a band its c*, in slices: before each pass of the model what it measures.
+    Holds on to nothing but `vectors`, so that it ends once nobody holds it."""
+    said = ""
+
+    def work(pause: Pause) -> Iterator[object]:
+        def say(text: str) -> None:
+            nonlocal said
+            said = text
+            pause()
+
+        yield (
+            vectors.vector(trait, method, say=say)
+            if band is None
+            else vectors.steer(trait, band, method, say=say)
+        )
+
+    for item in sliced(work):
+        if item is None:
+            yield said
 
 
 def _key(prompt: tuple[int, ...], request: SteerRequest) -> Key:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -35,10 +36,12 @@ class _Lane(Generic[T]):
         return self._out.get()
 
     def close(self) -> None:
-        """Let the work end, by `Stopped` out of its next pause, and wait for it."""
+        """Let the work end, by `Stopped` out of its next pause, and wait for it; not where Python itself is
+        ending, in which no thread goes on."""
         self._closed = True
         self._go.release()
-        self._thread.join()
+        if not sys.is_finalizing():
+            self._thread.join()
 
     def _hand(self, item: T | None) -> None:
         self._out.put(item)

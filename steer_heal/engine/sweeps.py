@@ -11,7 +11,7 @@ from steer_heal.data import Frame
 from steer_heal.engine.pair import encode
 from steer_heal.engine.slices import Pause, sliced
 from steer_heal.engine.tickets import Ticket
-from steer_heal.engine.vectors import Vectors
+from steer_heal.engine.vectors import Say, Vectors
 from steer_heal.models import LanguageModel
 from steer_heal.records import DoseRow, Stopped, Sweep, Vignette
 
@@ -22,7 +22,7 @@ STEP = 0.02
 """Share done between two items that bring no new row."""
 
 Progress = Callable[[float], None]
-Rows = Callable[[Pause, Callable[[], bool], Progress], Iterator[DoseRow]]
+Rows = Callable[[Callable[[], bool], Progress], Iterator[DoseRow]]
 
 
 class Sweeps:
@@ -34,8 +34,8 @@ class Sweeps:
     def dose(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
         """The rows so far by alpha whenever there is news, None after each slice in between."""
 
-        def rows(pause: Pause, stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
-            steer = self._vectors.steer(request.trait, request.band, request.method, pause=pause)
+        def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
+            steer = self._vectors.steer(request.trait, request.band, request.method, say=ending(stop))
             prompts = request.prompts or self._lm.material.held_out_prompts()[-DOSE_PROMPTS:]
             return dose.sweep(
                 self._lm, steer.vector, steer.calibration.c_star, request, self._vignettes(request), _frame(),
@@ -48,13 +48,14 @@ class Sweeps:
     def grid(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
         """The cells so far whenever there is news, None after each slice in between."""
 
-        def rows(pause: Pause, stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
+        def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
             def c_star(layers: tuple[int, ...]) -> float:
-                found = self._vectors.at(request.trait, layers, request.method, pause=pause)
+                found = self._vectors.at(request.trait, layers, request.method, say=ending(stop))
                 return found.calibration.c_star
 
+            vector = self._vectors.vector(request.trait, request.method, say=ending(stop))
             return dose.grid(
-                self._lm, self._vectors.vector(request.trait, request.method), c_star, request,
+                self._lm, vector, c_star, request,
                 dose.grid_bands(self._lm.n_layers), self._vignettes(request), _frame(),
                 progress=progress, stop=stop,
             )  # fmt: skip
@@ -67,6 +68,16 @@ class Sweeps:
             return [Vignette(f"prompt {i}", "", text, "other_violate") for i, text in texts]
         condition = build(EvalSettings).condition
         return self._lm.material.vignettes(condition=condition, limit=request.n_vignettes)
+
+
+def ending(stop: Callable[[], bool]) -> Say:
+    """Ends what is measured, by `Stopped`, once `stop()` says so."""
+
+    def say(_text: str) -> None:
+        if stop():
+            raise Stopped
+
+    return say
 
 
 def _streamed(rows: Rows, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
@@ -82,7 +93,7 @@ def _streamed(rows: Rows, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None
             pause()
             return ticket.over()
 
-        return rows(pause, stop, progress)
+        return rows(stop, progress)
 
     yield Sweep(0.0, [])
     try:

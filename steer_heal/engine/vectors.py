@@ -20,6 +20,12 @@ from steer_heal.records import Calibration, Trait
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
 
+Say = Callable[[str], None]
+
+
+def _nothing(_text: str) -> None:
+    """Who does not listen."""
+
 
 @dataclass(frozen=True)
 class Steer:
@@ -62,10 +68,10 @@ class Vectors:
         band: tuple[float, float],
         method: str = OWN_METHODS[0],
         *,
-        pause: Callable[[], None] | None = None,
+        say: Say = _nothing,
     ) -> Steer:
         """Vector and c* for the band. Raises: `SettingsError` for an unknown trait or an empty band."""
-        return self.at(trait, band_layers(self._lm.n_layers, band), method, pause=pause)
+        return self.at(trait, band_layers(self._lm.n_layers, band), method, say=say)
 
     def at(
         self,
@@ -73,13 +79,14 @@ class Vectors:
         layers: tuple[int, ...],
         method: str = OWN_METHODS[0],
         *,
-        pause: Callable[[], None] | None = None,
+        say: Say = _nothing,
     ) -> Steer:
-        """Vector and c* for these layers; `pause` is called between the passes of a measurement."""
+        """Vector and c* for these layers; `say` hears before every pass of the model what is measured, and
+        ends it by raising."""
         key = (trait, layers, method)
         if key not in self._steers:
-            found = self.vector(trait, method)
-            self._steers[key] = self.calibrated(data.trait(trait), found, layers, pause=pause)
+            found = self.vector(trait, method, say=say)
+            self._steers[key] = self.calibrated(data.trait(trait), found, layers, say=say)
         return self._steers[key]
 
     def calibrated(
@@ -88,7 +95,7 @@ class Vectors:
         found: SteeringVector,
         layers: tuple[int, ...],
         *,
-        pause: Callable[[], None] | None = None,
+        say: Say = _nothing,
     ) -> Steer:
         """Any vector with its c* for these layers. Raises: `SettingsError` when it has no direction there."""
         absent = [layer for layer in layers if not found.directions_LD[layer].any()]
@@ -101,19 +108,29 @@ class Vectors:
         settings = build(CalibrateSettings, **bracket)
         texts = self._lm.material.contexts(trait.name)[: settings.n_prompts]
         prompts = [self._lm.encode_chat([user(text)]) for text in texts]
+        passes = ""
+
+        def progress(number: int, of: int) -> None:
+            nonlocal passes
+            passes = f", pass {number} of about {of}"
+
         known = cached(
             self._cache_dir, self._lm, trait, found, layers, prompts, settings,
-            progress=None if pause is None else lambda _done, _of: pause(),
+            progress=progress, pause=lambda: say(f"Measuring c* of {trait.title}{passes}"),
         )  # fmt: skip
         return Steer(found, layers, known)
 
-    def vector(self, trait: str, method: str = OWN_METHODS[0]) -> SteeringVector:
+    def extracted(self, trait: str, method: str = OWN_METHODS[0]) -> bool:
+        """Whether `vector` has nothing to measure."""
+        return (trait, method) in self._vectors
+
+    def vector(self, trait: str, method: str = OWN_METHODS[0], *, say: Say = _nothing) -> SteeringVector:
         """The trait's vector at every layer."""
-        if (trait, method) not in self._vectors:
-            self._vectors[trait, method] = self._load_or_extract(trait, method)
+        if not self.extracted(trait, method):
+            self._vectors[trait, method] = self._load_or_extract(trait, method, say)
         return self._vectors[trait, method]
 
-    def _load_or_extract(self, name: str, method: str) -> SteeringVector:
+    def _load_or_extract(self, name: str, method: str, say: Say) -> SteeringVector:
         trait, contexts, settings = (
             data.trait(name),
             self._lm.material.contexts(name),
@@ -124,7 +141,12 @@ class Vectors:
         path = self._cache_dir / f"vector-{key}.safetensors"
         if path.exists():
             return vector.load(path)
-        found = extract(self._lm, trait, contexts, settings)
+        about = f"Measuring the direction of {trait.title}"
+        say(about)
+        found = extract(
+            self._lm, trait, contexts, settings,
+            progress=lambda done, of: say(f"{about}, {done} of {of} prompts"),
+        )  # fmt: skip
         if found.operator is None:
             vector.save(found, path)
         return found

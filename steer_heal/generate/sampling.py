@@ -64,10 +64,11 @@ class Sampler:
 
 
 def sampler(settings: SampleSettings, defaults: SamplingDefaults) -> Sampler:
-    """The settings, with the model's own generation settings where they say nothing."""
+    """The settings, with the model's own where they say nothing; temperature 0 is greedy."""
+    temperature = defaults.temperature if settings.temperature is None else settings.temperature
     return Sampler(
-        greedy=settings.greedy,
-        temperature=defaults.temperature if settings.temperature is None else settings.temperature,
+        greedy=settings.greedy or temperature == 0.0,
+        temperature=temperature,
         top_k=defaults.top_k if settings.top_k is None else settings.top_k,
         top_p=defaults.top_p if settings.top_p is None else settings.top_p,
         seed=settings.seed,

@@ -110,9 +110,11 @@ class Measures:
                     prompt=prompt,
                 )
             )
+        made = self._settings.data
         sample = build(
-            SampleSettings, max_new_tokens=self._settings.data.max_new_tokens, greedy=greedy, seed=seed
-        )
+            SampleSettings, max_new_tokens=made.max_new_tokens, greedy=greedy, seed=seed,
+            temperature=made.temperature, top_k=made.top_k, top_p=made.top_p,
+        )  # fmt: skip
         directions_LD = (
             dose.vector.steers if dose else Tensor([[0.0]]).expand(self._lm.n_layers, self._lm.width)
         )

@@ -1,10 +1,11 @@
 """Language models: find, load and describe them; chat encoding; where their blocks are."""
 
+from ..records import SamplingDefaults
 from .batch import Padded, left_pad, rows_that_fit
 from .blocks import band_layers, computing, find_blocks, layers_band
 from .chat import system, user
 from .find import Source, default_model, find, in_cache
-from .load import LanguageModel, SamplingDefaults, load
+from .load import LanguageModel, load
 from .placement import free, spread
 
 __all__ = [

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from transformers import (
 
 from .. import data
 from ..config import SettingsError, check_text, first_line, one_sentence
-from ..records import ModelInfo
+from ..records import ModelInfo, SamplingDefaults
 from .blocks import find_blocks
 from .chat import ChatEncoder, Message, user
 from .files import (
@@ -48,6 +47,7 @@ from .files import (
 )
 from .find import DEMO, Source, find
 from .placement import best_device, chosen_dtype, parameters, runs_on, spread
+from .sampling import Answers, of_files, of_transformers
 
 
 def _without_gaps(_head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -56,23 +56,23 @@ def _without_gaps(_head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].clone(memory_format=torch.contiguous_format), *inputs[1:])
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingDefaults:
-    """The model's own generation settings; `top_k` 0 and `top_p` 1 filter nothing."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-
 class LanguageModel:
     """A causal language model with its tokenizer: eval mode, no parameter asks for a gradient."""
 
     def __init__(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, is_demo: bool = False
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        is_demo: bool = False,
+        answers: Answers | None = None,
     ) -> None:
-        """Errors: `SettingsError` when there is no chat template, or one that changes what is said, when the
-        tokenizer is another model's, or when no decoder block is found."""
+        """`answers`: what its file says of them; what transformers holds of that when none.
+
+        Errors: `SettingsError` when there is no chat template, or one that changes what is said, when the
+        tokenizer is another model's, or when no decoder block is found.
+        """
         self.name = name
         self.tokenizer = tokenizer
         self.blocks: list[nn.Module] = find_blocks(model)
@@ -87,6 +87,7 @@ class LanguageModel:
         self.config: PreTrainedConfig = model.config.get_text_config(decoder=True)
         self.is_demo = is_demo
         self.note = "Small model trained for this project, not Gemma." if is_demo else ""
+        self._said = answers
 
     @property
     def device(self) -> torch.device:
@@ -106,25 +107,25 @@ class LanguageModel:
         return self.config.hidden_size
 
     @cached_property
+    def _answers(self) -> Answers:
+        return self._said or of_transformers(self.name, self.model)
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """How answers are drawn unless a request says otherwise."""
+        return self._answers.sampling
+
+    @cached_property
     def eos_ids(self) -> frozenset[int]:
         """What ends an answer: the generation settings', the tokenizer's, the template's end of turn."""
-        own: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        listed = own if isinstance(own, list) else [own]
-        ends: tuple[Any, ...] = (*listed, self.tokenizer.eos_token_id, self.chat.end_of_turn)
-        return frozenset(token for token in ends if token is not None)
+        ends: tuple[Any, ...] = (self.tokenizer.eos_token_id, self.chat.end_of_turn)
+        return frozenset((*self._answers.eos_ids, *(token for token in ends if token is not None)))
 
     @cached_property
     def pad_id(self) -> int:
         """What fills up a batch: the tokenizer's own where the model has an embedding for it."""
         pad: Any = self.tokenizer.pad_token_id
         return pad if pad is not None and pad < self._n_ids else min(self.eos_ids, default=0)
-
-    @cached_property
-    def sampling(self) -> SamplingDefaults:
-        own = self.model.generation_config
-        if own is None:
-            return SamplingDefaults()
-        return SamplingDefaults(own.temperature or 1.0, own.top_k or 0, own.top_p or 1.0)
 
     @cached_property
     def material(self) -> data.Material:
@@ -144,6 +145,7 @@ class LanguageModel:
             device="several" if spread(self.model) else str(self.device),
             is_demo=self.is_demo,
             note=self.note,
+            sampling=self.sampling,
         )
 
     @cached_property
@@ -211,6 +213,7 @@ def _loaded(
     wanted = chosen_dtype(dtype, config, source, device)
     device = device or best_device(folder, wanted)
     check_memory(name, folder, device, wanted)
+    answers, plainly = of_files(name, folder, config)
     if progress:
         progress(f"reading {needed(folder, wanted) / GIB:.1f} GiB of weights onto {device}")
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -221,11 +224,13 @@ def _loaded(
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # told by name by `check_whole`
+        generation_config=plainly,
         **options,
     )
     model, found = loaded
     unused = check_whole(name, found)
-    lm = LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo")
+    answers = answers or of_transformers(name, model)
+    lm = LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo", answers=answers)
     lm.note = " ".join(filter(None, (lm.note, unused, _check_bos(lm, folder))))
     return lm
 

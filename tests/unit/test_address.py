@@ -16,6 +16,7 @@ def opened(query):
 def test_an_address_holds_the_view():
     assert opened(
         "model=demo&trait=t&prompt=Hi+there&band=0.25-0.5&alpha=-1.5&seed=7&length=60&greedy=1"
+        "&temperature=0.3&top_p=1&top_k=40"
     ) == {
         "trait": "t",
         "prompt": "Hi there",
@@ -25,6 +26,9 @@ def test_an_address_holds_the_view():
         "seed": 7,
         "length": 60,
         "greedy": True,
+        "temperature": 0.3,
+        "top_p": 1,
+        "top_k": 40,
     }
 
 

@@ -17,8 +17,14 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
-def url():
-    engine = FakeEngine(delay=0.0, round_seconds=0.2)
+def engine():
+    made = FakeEngine(delay=0.0, round_seconds=0.2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def url(engine):
     with gr.Blocks(analytics_enabled=False) as page:
         api.serve(engine)
     _, address, _ = page.launch(
@@ -26,7 +32,6 @@ def url():
     )
     yield address
     page.close()
-    engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,19 @@ def test_steering_streams_both_texts(client):
     assert last["done"]
     assert last["base"] != last["steered"]
     assert len(job.outputs()) > 1
+
+
+def test_how_tokens_are_drawn_can_be_said(client, engine):
+    client.predict("as told", temperature=0, top_p=0.5, top_k=-1, api_name="/steer")
+    client.predict("as the model is", api_name="/steer")
+    told, own = (call.sample for call in engine.calls[-2:])
+    assert (told.temperature, told.top_p, told.top_k) == (0.0, 0.5, 0)
+    assert (own.temperature, own.top_p, own.top_k) == (None, None, None)
+    assert set(client.predict(api_name="/describe")["model"]["sampling"]) == {"temperature", "top_p", "top_k"}
+    with pytest.raises(AppError, match="top_p must be at most 1"):
+        client.predict("as told", top_p=7, api_name="/steer")
+    with pytest.raises(AppError, match="top_p must be at most 1"):
+        client.predict([1.0], top_p=7, api_name="/sweep")
 
 
 def test_a_sweep_gives_a_row_a_dose(client):

@@ -51,6 +51,10 @@ BAD = [
     ["heal", "--runs", "/dev/null/x"],
     ["heal", "--resume", "no-such-run"],
     ["heal", "--resume", "../etc"],
+    ["dose", "--temperature", "hot"],
+    ["dose", "--temperature", "-1"],
+    ["dose", "--top-p", "7"],
+    ["heal", "--top-k", "-2"],
     ["dose", "--alphas", "0,one"],
     ["dose", "--alphas", ""],
     ["dose", "--alphas", "nan"],
@@ -97,11 +101,13 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     few = ("--model", "tiny", "--band", "0.25-0.75")
     code, out, err = run(
         "dose", *few, "--alphas", "0,1", "--n-vignettes", "1", "--prompt", "Hi", "--tokens", "4", "--json",
-        "--figure", "dose.html",
+        "--figure", "dose.html", "--temperature", "0.5", "--top-k", "-1",
     )  # fmt: skip
     assert code == 0
     document = json.loads(out)
     assert [row["alpha"] for row in document["rows"]] == [0.0, 1.0]
+    drawn = {"temperature": 0.5, "top_k": 0, "top_p": 0.95}
+    assert document["sample"] == {"max_new_tokens": 4, "seed": 0, "greedy": False, **drawn}
     assert {"coherence", "kl_p95", "repetition", "perplexity", "trait_shift", "verdict", *SEVEN} <= set(
         document["rows"][0]
     )

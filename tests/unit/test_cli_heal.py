@@ -81,7 +81,9 @@ def test_heal_shows_all_seven_on_request(run: Any, healing: Any) -> None:
 
 def test_heal_json_is_one_document_with_the_words_as_keys(run: Any, healing: Any) -> None:
     healing()
-    code, out, _ = run("heal", "--rounds", "1", "--seed", "4", "--json", "--set", "train.epochs=3")
+    code, out, _ = run(
+        "heal", "--rounds", "1", "--seed", "4", "--json", "--set", "train.epochs=3", "--top-p", "1"
+    )
     assert code == 0
     document = json.loads(out)
     base, steered, healed = document["rows"]
@@ -91,6 +93,7 @@ def test_heal_json_is_one_document_with_the_words_as_keys(run: Any, healing: Any
     assert document["status"] == "finished"
     assert document["settings"]["seed"] == 4
     assert document["settings"]["train"]["epochs"] == 3
+    assert document["settings"]["data"]["top_p"] == 1.0
 
 
 def test_a_clone_has_the_settings_of_the_other_but_for_what_is_given(

@@ -1,0 +1,190 @@
+"""How people's files say that answers are drawn and where they end, and what is made of it."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig
+
+from steer_heal.adapters import AdapterStack
+from steer_heal.config import SampleSettings, SettingsError, heal_settings
+from steer_heal.generate import Row, complete
+from steer_heal.loop import measure
+from steer_heal.models import SamplingDefaults, find, load
+from steer_heal.models.sampling import known, read
+from tests import tiny
+
+SILENT = SamplingDefaults(0.6, 20, 0.8)
+HOW = {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
+
+
+def sampling(**said):
+    return read(said, "a file", SILENT).sampling
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    lm = tiny.language_model("llama")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A model's folder of its own, whose generation config a test writes."""
+    return shutil.copytree(saved, tmp_path / "brought")
+
+
+def said_by(folder, text):
+    (folder / "generation_config.json").write_text(text)
+    return load(str(folder), device="cpu")
+
+
+def test_what_is_said_holds_and_the_rest_is_as_in_the_table():
+    assert sampling(**HOW) == SamplingDefaults(0.9, 40, 0.95)
+    assert sampling(top_p=0.5) == SamplingDefaults(0.6, 20, 0.5)
+    assert sampling() == SILENT
+
+
+@pytest.mark.parametrize(
+    "said", [{"temperature": 0}, {"temperature": "0.0"}, {"do_sample": False}, {"do_sample": "false"}]
+)
+def test_temperature_0_or_no_sampling_is_greedy(said):
+    assert sampling(**{**HOW, **said}).temperature == 0.0
+
+
+@pytest.mark.parametrize("said", [{}, {"do_sample": None}, {"do_sample": True}])
+def test_a_file_that_does_not_say_false_is_sampled(said):
+    """transformers takes what is absent for false, but most published files leave it out."""
+    assert sampling(**said).temperature == 0.6
+
+
+@pytest.mark.parametrize("none", [0, -1, None, "0", "-1"])
+def test_these_top_k_filter_nothing(none):
+    assert sampling(top_k=none).top_k == 0
+
+
+def test_a_top_p_of_null_filters_nothing_and_a_temperature_of_null_says_nothing():
+    assert sampling(top_p=None, temperature=None) == SamplingDefaults(0.6, 20, 1.0)
+
+
+def test_numbers_may_be_strings():
+    assert sampling(**{name: str(value) for name, value in HOW.items()}) == SamplingDefaults(0.9, 40, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("ends", "ids"),
+    [(2, (2,)), ("2", (2,)), ([1, "106"], (1, 106)), (["7"], (7,)), (None, ()), (-1, ()), (2.0, (2,))],
+)
+def test_ends_are_a_token_or_a_list_of_some(ends, ids):
+    assert read({"eos_token_id": ends}, "a file", SILENT).eos_ids == ids
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"temperature": math.nan}, "temperature must be a number"),
+        ({"temperature": True}, "temperature: must be a number"),
+        ({"temperature": -0.5}, "temperature must be at least 0"),
+        ({"temperature": [0.7]}, "temperature must be a number"),
+        ({"top_p": 7}, "top_p must be at most 1, not 7"),
+        ({"top_p": 0}, "top_p must be more than 0"),
+        ({"top_k": 2.5}, "top_k must be a whole number, not 2.5"),
+        ({"top_k": -7}, "top_k must be at least -1"),
+        ({"do_sample": "sometimes"}, "do_sample must be true or false, not 'sometimes'"),
+        ({"eos_token_id": "<end>"}, "eos_token_id must be the number of a token"),
+        ({"eos_token_id": [1, True]}, "eos_token_id must be the number of a token"),
+        ({"eos_token_id": [1, math.inf]}, "eos_token_id must be the number of a token"),
+    ],
+)
+def test_nonsense_is_refused_with_where_it_stands_and_what_to_write(said, problem):
+    with pytest.raises(SettingsError, match=f"^the file cannot be used: {problem}"):
+        read(said, "the file", SILENT)
+
+
+def test_models_are_known_by_name_or_architecture_and_others_are_07_09_none():
+    plain = LlamaConfig()
+    assert known("smollm2", plain) == known("/models/SmolLM2-135M-Instruct", plain) == SamplingDefaults()
+    assert known("google/gemma-3-1b-it", plain) == SamplingDefaults(1.0, 64, 0.95)
+    assert tiny.language_model("gemma3").sampling.temperature == 1.0
+    assert known("/gemma-3/mine", plain) == SamplingDefaults(0.7, 0, 0.9)
+
+
+def test_the_demo_is_sampled_as_its_file_says():
+    assert load("demo", device="cpu").sampling == SamplingDefaults(0.7, 40, 0.9)
+
+
+def test_a_model_without_any_setting_is_07_09_none(folder):
+    assert said_by(folder, '{"_from_model_config": true}').sampling == SamplingDefaults(0.7, 0, 0.9)
+
+
+def test_a_model_that_does_not_sample_answers_greedily_until_it_is_asked_otherwise(folder):
+    lm = said_by(folder, '{"temperature": 0, "do_sample": false}')
+    rows, nothing = [Row((2, 9, 30), noise=noise) for noise in range(3)], torch.zeros(4, 32)
+
+    def texts(**asked):
+        return {one.text for one in complete(lm, rows, nothing, SampleSettings(max_new_tokens=9, **asked))}
+
+    assert texts() == texts(greedy=True)
+    assert len(texts()) == 1
+    assert len(texts(temperature=1.0)) > 1
+    assert texts(temperature=0) == texts()
+
+
+def test_a_file_of_strings_loads_and_ends_where_it_says(folder):
+    """transformers compares a pad token that is a string with a number, and fails."""
+    told = {
+        "temperature": "0.6",
+        "top_k": "-1",
+        "top_p": "0.9",
+        "pad_token_id": "0",
+        "eos_token_id": ["7", "9"],
+    }
+    lm = said_by(folder, json.dumps(told))
+    assert lm.sampling == SamplingDefaults(0.6, 0, 0.9)
+    assert {7, 9} <= lm.eos_ids
+    lm.model.save_pretrained(folder / "again")
+    assert find(str(folder / "again")).kind == "folder"
+
+
+def test_a_byte_order_mark_is_no_reason_to_forget_the_file(folder):
+    assert said_by(folder, '\ufeff{"temperature": 0.3}').sampling.temperature == 0.3
+
+
+@pytest.mark.parametrize(
+    "text", ['{"temperature": "hot"}', '{"top_p": 7}', '{"temperature": NaN}', "[]", "{"]
+)
+def test_a_file_that_cannot_be_used_is_refused_at_load_by_its_name(folder, text):
+    with pytest.raises(SettingsError, match=r"generation_config\.json"):
+        said_by(folder, text)
+
+
+def test_settings_that_stand_in_an_old_config_count_where_there_is_no_other_file(folder):
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "temperature": 0.4, "top_k": 0}))
+    assert load(str(folder), device="cpu").sampling == SamplingDefaults(0.4, 0, 0.9)
+
+
+def test_ends_of_a_config_in_memory_are_read_the_same_way():
+    lm = tiny.language_model("llama")
+    lm.model.generation_config = GenerationConfig(eos_token_id=["7"], temperature="0.2")
+    assert 7 in lm.eos_ids
+    assert lm.sampling.temperature == 0.2
+
+
+def test_a_heal_run_draws_all_its_text_as_its_settings_say(monkeypatch):
+    asked = []
+    monkeypatch.setattr(measure, "complete", lambda *given, **_: asked.append(given[3]) or [])
+    lm = tiny.shared("llama")
+    for told in ({}, {"temperature": 0.3, "top_p": "0.5", "top_k": -1}):
+        settings = heal_settings(data=told, evaluate={"n_vignettes": 7})
+        measure.Measures(lm, AdapterStack(lm), settings, lambda: False).write(["p"], None, seed=4)
+    own, other = asked
+    assert (own.temperature, own.top_p, own.top_k) == (None, None, None)
+    assert (other.temperature, other.top_p, other.top_k, other.seed) == (0.3, 0.5, 0, 4)
