@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export GRADIO_ANALYTICS_ENABLED = False
 
-.PHONY: app test test-cpus check faults bench demo-model screenshots clean chromium
+.PHONY: app test test-cpus check faults gemma-path bench demo-model screenshots clean chromium
 .DEFAULT_GOAL := app
 
 app: $(VENV)/.app  ## serve the page (ARGS="--model demo --port 7860")
@@ -37,6 +37,9 @@ test-cpus-%: $(VENV)/.dev  ## one of them, as test-cpus-old-1
 
 faults: $(VENV)/.dev  ## kills, full disks, torn logs, malformed calls, many of each (FAULTS=50; some need root)
 	$(PY) -m pytest tests/faults -m "faults or not faults" --timeout 1200 $(ARGS)
+
+gemma-path: $(VENV)/.dev chromium  ## gemma-3-1b-it's tokenizer, template and shape, random weights (needs npm; 2 GB in build/)
+	$(PY) -m pytest tests/real/test_gemma_path.py -m gemma_path $(ARGS)
 
 bench: $(VENV)/.dev chromium  ## measured claims: tables and JSON
 	$(PY) -m benchmarks.demo_check
