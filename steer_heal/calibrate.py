@@ -7,17 +7,18 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .config import CalibrateSettings, SampleSettings, SettingsError, build
 from .generate import PrefixStore, Row, complete
 from .models import LanguageModel
 from .records import Calibration, Trait
-from .steering import coefficients
+from .steering import Operator, coefficients
 from .vector import SteeringVector
 
 Progress = Callable[[int, int], None]
@@ -52,14 +53,56 @@ def calibrate(
     """
     if not prompts_ids or not layers:
         raise SettingsError("Calibration needs at least one prompt and one layer.")
-    shorter = {"n_tokens": -(-2 * settings.n_tokens // 5), "n_prompts": -(-settings.n_prompts // 4)}
     store = PrefixStore(settings.n_prompts, every_layer=False)
     measure, scout = (
         measurement(lm, vector, layers, prompts_ids, how, store, pause)
-        for how in (settings, settings.model_copy(update=shorter))
+        for how in (settings, _scouting(settings))
     )
     found = search(measure, settings, scout=scout, progress=progress)
     return replace(found, residual_norm=float(vector.residual_norms_L[list(layers)].mean()))
+
+
+def calibrate_each(
+    lm: LanguageModel,
+    directions_MLD: Tensor,
+    layers: Sequence[int],
+    prompts_ids: Sequence[Sequence[int]],
+    settings: CalibrateSettings,
+    *,
+    pause: Callable[[], None] | None = None,
+) -> list[Calibration]:
+    """c* of each of M vectors as `calibrate` finds it; a pass measures what all searches want in one
+    batch."""
+    store = PrefixStore(settings.n_prompts, every_layer=False)
+    searches = [search_steps(settings) for _ in directions_MLD]
+    wanted = {m: next(steps) for m, steps in enumerate(searches)}
+    found: dict[int, Calibration] = {}
+    how = _scouting(settings)
+    while wanted:
+        asked = [(m, c) for m, doses in wanted.items() for c in doses]
+        rows_LM = [_one_of(coefficients(lm.n_layers, layers, c)[0], m, len(searches)) for m, c in asked]
+        kls = iter(_quantiles(lm, directions_MLD, rows_LM, prompts_ids, how, store, pause))
+        sent = {m: [next(kls) for _ in doses] for m, doses in wanted.items()}
+        wanted, how = {}, settings
+        for m, some in sent.items():
+            try:
+                wanted[m] = searches[m].send(some)
+            except StopIteration as end:
+                found[m] = end.value
+    return [found[m] for m in range(len(searches))]
+
+
+def _one_of(row_L: Tensor, m: int, n_vectors: int) -> Tensor:
+    """The row's coefficients as those of vector m among several: (L, M), zeros for the others."""
+    row_LM = torch.zeros(len(row_L), n_vectors)
+    row_LM[:, m] = row_L
+    return row_LM
+
+
+def _scouting(settings: CalibrateSettings) -> CalibrateSettings:
+    """Two fifths of the tokens of a quarter of the prompts: enough to see where to look."""
+    shorter = {"n_tokens": -(-2 * settings.n_tokens // 5), "n_prompts": -(-settings.n_prompts // 4)}
+    return settings.model_copy(update=shorter)
 
 
 def measurement(
@@ -72,23 +115,37 @@ def measurement(
     pause: Callable[[], None] | None = None,
 ) -> Measure:
     """From coefficients to the quantile of KL(steered || base) at each, in nats, all in one batch."""
-    prompts = [tuple(prompt) for prompt in prompts_ids][: settings.n_prompts]
-    sample = build(SampleSettings, max_new_tokens=settings.n_tokens, greedy=True)
+
+    def measure(doses: Sequence[float]) -> list[float]:
+        rows_L = [coefficients(lm.n_layers, layers, c)[0] for c in doses]
+        return _quantiles(lm, vector.steers, rows_L, prompts_ids, settings, store, pause)
+
+    return measure
+
+
+def _quantiles(
+    lm: LanguageModel,
+    directions: Tensor | Operator,
+    rows: Sequence[Tensor],
+    prompts_ids: Sequence[Sequence[int]],
+    settings: CalibrateSettings,
+    store: PrefixStore | None,
+    pause: Callable[[], None] | None,
+) -> list[float]:
+    """For each row of coefficients the quantile of KL(steered || base) over greedy answers to the prompts."""
 
     def go_on() -> bool:
         if pause:
             pause()
         return False
 
-    def measure(doses: Sequence[float]) -> list[float]:
-        rows_L = [coefficients(lm.n_layers, layers, c)[0] for c in doses]
-        rows = [Row(prompt, row_L, shadow=True) for row_L in rows_L for prompt in prompts]
-        written = complete(lm, rows, vector.steers, sample, batch_size=_ROWS, stop=go_on, store=store)
-        kls = [[token.kl for token in answer.tokens if token.kl is not None] for answer in written]
-        per_dose = [kls[start : start + len(prompts)] for start in range(0, len(kls), len(prompts))]
-        return [quantile([*itertools.chain(*group)], settings.quantile) for group in per_dose]
-
-    return measure
+    prompts = [tuple(prompt) for prompt in prompts_ids][: settings.n_prompts]
+    sample = build(SampleSettings, max_new_tokens=settings.n_tokens, greedy=True)
+    asked = [Row(prompt, row, shadow=True) for row in rows for prompt in prompts]
+    written = complete(lm, asked, directions, sample, batch_size=_ROWS, store=store, stop=go_on)
+    kls = [[token.kl for token in answer.tokens if token.kl is not None] for answer in written]
+    per_row = [kls[start : start + len(prompts)] for start in range(0, len(kls), len(prompts))]
+    return [quantile([*itertools.chain(*group)], settings.quantile) for group in per_row]
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -110,28 +167,40 @@ def search(
     pass are measured around where log KL against log c crosses, further out where the scout misled, until
     the crossing lies between two measured doses closer than the tolerance. The better of the two is c*.
     """
+    steps, how = search_steps(settings), scout or measure
+    doses = next(steps)
+    for number in itertools.count(1):
+        try:
+            doses = steps.send(how(doses))
+        except StopIteration as end:
+            return end.value
+        how = measure
+        if progress:
+            progress(number, max(_PASSES, number + 1))
+    raise AssertionError("unreachable")
+
+
+def search_steps(settings: CalibrateSettings) -> Generator[list[float], list[float], Calibration]:
+    """The search of `search` as a conversation: it yields the doses to measure next, is sent their KLs in
+    nats, and returns what it found. The first doses may be measured by a cheaper scout."""
     history: dict[float, float] = {}
     low, high = settings.bracket
     grid = [low * (high / low) ** (i / (_GRID - 1)) for i in range(_GRID)]
-    scouted = dict(zip(grid, (scout or measure)(grid), strict=True))
+    scouted = dict(zip(grid, (yield grid), strict=True))
     cell = _cell(scouted, settings.target_kl)
     doses = [low, high]
     if cell is not None:
         estimate = _estimate(cell, scouted, settings.target_kl)
         doses = [min(high, max(low, estimate * factor)) for factor in _FIRST]
     width = math.inf
-    for number in itertools.count(1):
-        if progress:
-            progress(number, max(_PASSES, number + 1))
+    while doses:
         fresh = [c for c in dict.fromkeys(doses) if c not in history]
-        history.update(zip(fresh, measure(fresh), strict=True))
+        history.update(zip(fresh, (yield fresh), strict=True))
         cell = _cell(history, settings.target_kl)
         before, width = width, math.log(cell[1] / cell[0]) if cell else math.inf
         doses = (
             _inside(cell, history, settings, width > before / 1.5) if cell else _outside(history, settings)
         )
-        if not doses:
-            break
     if cell is None:
         return _pinned(history, settings)
     best = min(cell, key=lambda c: abs(history[c] - settings.target_kl))

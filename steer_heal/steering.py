@@ -1,4 +1,8 @@
-"""The coefficient matrix: row b's residual after block l gets C[b, l] * v[l] at every position."""
+"""The coefficient matrix: row b's residual after block l gets C[b, l] * v[l] at every position.
+
+Where several vectors v[0] to v[M - 1] are mixed, C has one more axis: the row gets the sum over m of
+C[b, l, m] * v[m, l].
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ class Operator(Protocol):
 
 
 def steering_of(directions: Tensor | Operator, coefficients_BL: Tensor) -> Steering:
-    """The matrix for directions (L, D), or for whatever else steers."""
+    """The matrix for directions (L, D) or (M, L, D), or for whatever else steers."""
     if isinstance(directions, Tensor):
         return Steering(directions, coefficients_BL)
     return directions.steering(coefficients_BL)
@@ -42,24 +46,23 @@ class Steering:
     """What a running steering context adds, by layer; rows can leave while it runs."""
 
     def __init__(self, directions_LD: Tensor, coefficients_BL: Tensor) -> None:
-        if (
-            directions_LD.ndim != 2
-            or coefficients_BL.ndim != 2
-            or len(directions_LD) != coefficients_BL.shape[1]
-        ):
+        """`directions_LD` with `coefficients_BL`, or of M vectors (M, L, D) with (B, L, M)."""
+        directions_MLD = directions_LD if directions_LD.ndim == 3 else directions_LD[None]
+        coefficients_BLM = coefficients_BL if directions_LD.ndim == 3 else coefficients_BL[..., None]
+        if coefficients_BLM.ndim != 3 or coefficients_BLM.shape[1:] != directions_MLD.shape[:2][::-1]:
             raise ValueError(
                 f"directions {tuple(directions_LD.shape)} and coefficients {tuple(coefficients_BL.shape)} "
-                "must be (L, D) and (B, L)"
+                "must be (L, D) and (B, L), or (M, L, D) and (B, L, M)"
             )
         if not torch.isfinite(coefficients_BL).all():
             raise SettingsError("A coefficient is not a finite number: choose another alpha.")
-        directions_LD, coefficients_BL = (
-            directions_LD.float(),
-            coefficients_BL.to(directions_LD.device).float(),
-        )
-        steered = coefficients_BL.ne(0).any(dim=0).nonzero().flatten().tolist()
+        directions_MLD = directions_MLD.float()
+        coefficients_BLM = coefficients_BLM.to(directions_MLD.device).float()
+        steered = coefficients_BLM.ne(0).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+        # Products and a sum over M, no matrix product: a row's result must not depend on the other rows.
         self._added_B1D: dict[int, Tensor] = {
-            layer: torch.outer(coefficients_BL[:, layer], directions_LD[layer])[:, None] for layer in steered
+            layer: (coefficients_BLM[:, layer, :, None] * directions_MLD[:, layer]).sum(dim=1, keepdim=True)
+            for layer in steered
         }
 
     @property
@@ -112,11 +115,12 @@ def steer(
 ) -> Iterator[Steering]:
     """Add C[b, l] * v[l] to the output of block l, at every position, while the context lasts.
 
-    `directions_LD`: one direction a layer. `coefficients_BL`: a row for each row of the batch (one row serves
-    any batch); layers whose column is zero get no hook. The model is exactly as before on leaving, however it
-    is left. Source: activation addition (Turner et al., 2023, arXiv:2308.10248).
+    `directions_LD`: one direction a layer, or (M, L, D) of M vectors. `coefficients_BL`: a row for each row
+    of the batch (one row serves any batch); layers whose column is zero get no hook. The model is exactly as
+    before on leaving, however it is left. Source: activation addition (Turner et al., 2023,
+    arXiv:2308.10248).
     """
-    if isinstance(directions_LD, Tensor) and len(blocks) != len(directions_LD):
-        raise ValueError(f"{len(directions_LD)} directions for {len(blocks)} blocks")
+    if isinstance(directions_LD, Tensor) and len(blocks) != directions_LD.shape[-2]:
+        raise ValueError(f"{directions_LD.shape[-2]} directions for {len(blocks)} blocks")
     with steering_of(directions_LD, coefficients_BL).attached(blocks) as steering:
         yield steering

@@ -38,16 +38,17 @@ def decode(
 ) -> Iterator[Step]:
     """Write all rows together; each item is one step, (row, token) for every row still writing.
 
-    `directions_LD`: one direction a layer, added as each row's coefficients say, or what steers instead. A
-    row ends with an end-of-answer token, whose text is empty, or at `max_new_tokens`. `stop` is asked before
-    every step, and `over` of every row: one that is over leaves, the others go on. No hook stays on the model
-    between two items. `store` keeps read prompts for the next call on the same weights. Errors:
-    `SettingsError`.
+    `directions_LD`: one direction a layer, or (M, L, D) of M vectors, added as each row's coefficients say,
+    or what steers instead. A row ends with an end-of-answer token, whose text is empty, or at
+    `max_new_tokens`. `stop` is asked before every step, and `over` of every row: one that is over leaves, the
+    others go on. No hook stays on the model between two items. `store` keeps read prompts for the next call
+    on the same weights. Errors: `SettingsError`.
     """
     _check(lm, rows)
     if not rows or (stop and stop()):
         return
-    made = plan(rows, lm.n_layers)
+    mixed = directions_LD.shape[:-2] if isinstance(directions_LD, Tensor) else ()
+    made = plan(rows, (lm.n_layers, *mixed))
     batch = _Batch(lm, made, directions_LD, sample, store)
     for step in itertools.count():
         if over is not None:

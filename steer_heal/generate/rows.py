@@ -18,9 +18,10 @@ Key = tuple[tuple[int, ...], bytes, int, SampleSettings | None]
 class Row:
     """One answer to write.
 
-    `coefficients_L`: what is added along each layer's direction; none means base. `shadow`: also measure
-    every token against base. `noise`: rows of one number share their random numbers. `sample`: how this row
-    is drawn, where not as the call says. `alpha` and `prompt` are handed through to the completion.
+    `coefficients_L`: what is added along each layer's direction, (L, M) where M vectors are mixed; none means
+    base. `shadow`: also measure every token against base. `noise`: rows of one number share their random
+    numbers. `sample`: how this row is drawn, where not as the call says. `alpha` and `prompt` are handed
+    through to the completion.
     """
 
     prompt_ids: tuple[int, ...]
@@ -68,12 +69,12 @@ class Plan:
     shadow_of_lane: dict[int, int] = field(default_factory=dict)
 
 
-def plan(rows: Sequence[Row], n_layers: int) -> Plan:
-    """The lanes that compute `rows`. Errors: `SettingsError`."""
+def plan(rows: Sequence[Row], shape: tuple[int, ...]) -> Plan:
+    """The lanes that compute `rows`; `shape` is that of a row's coefficients. Errors: `SettingsError`."""
     made = Plan()
     known: dict[Key, int] = {}
     for index, row in enumerate(rows):
-        lane = Lane(tuple(row.prompt_ids), _coefficients(row, n_layers), row.noise, sample=row.sample)
+        lane = Lane(tuple(row.prompt_ids), _coefficients(row, shape), row.noise, sample=row.sample)
         number = known.setdefault(lane.key, len(made.lanes))
         if number == len(made.lanes):
             made.lanes.append(lane)
@@ -101,15 +102,15 @@ def _shadow(made: Plan, bases: dict[tuple[int, ...], int], number: int) -> int:
     return base
 
 
-def _coefficients(row: Row, n_layers: int) -> Tensor:
+def _coefficients(row: Row, shape: tuple[int, ...]) -> Tensor:
     if not row.prompt_ids:
         raise SettingsError("The prompt is empty: give at least one token.")
     if row.coefficients_L is None:
-        return torch.zeros(n_layers)
+        return torch.zeros(shape)
     coefficients_L = row.coefficients_L.detach().float().cpu().contiguous()
-    if coefficients_L.shape != (n_layers,):
+    if coefficients_L.shape != shape:
         raise SettingsError(
-            f"The model has {n_layers} layers, the coefficients {tuple(coefficients_L.shape)}."
+            f"A row's coefficients must be {shape} (layers, vectors), not {tuple(coefficients_L.shape)}."
         )
     if not torch.isfinite(coefficients_L).all():
         raise SettingsError("A coefficient is not a finite number: choose another alpha.")

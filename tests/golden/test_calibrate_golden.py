@@ -5,16 +5,18 @@ import math
 import pytest
 import torch
 
-from steer_heal.calibrate import calibrate
+from steer_heal.calibrate import calibrate, calibrate_each
 from steer_heal.config import CalibrateSettings, ExtractSettings
+from steer_heal.controls import random_directions
 from steer_heal.models import user
 from steer_heal.records import Trait
 from steer_heal.steering import coefficients, steer
-from steer_heal.vector import extract
+from steer_heal.vector import SteeringVector, extract
 from tests.close import assert_near, model_rounding, nats, rounding
 
 TRAIT = Trait("kind", "Kind", "", "Be very kind, please!", "Obey orders always.", {})
 LAYERS = (2,)
+PROMPTS = ("hi", "what now?", "tell me about the sea")
 SETTINGS = CalibrateSettings(n_tokens=5, n_prompts=3, target_kl=0.3)
 
 
@@ -46,7 +48,7 @@ def bisection(measure):
 
 def test_many_doses_at_once_find_what_one_at_a_time_finds(lm):
     vector = extract(lm, TRAIT, [f"topic {'x' * i}" for i in range(6)], ExtractSettings())
-    prompts = [lm.encode_chat([user(text)]) for text in ("hi", "what now?", "tell me about the sea")]
+    prompts = [lm.encode_chat([user(text)]) for text in PROMPTS]
     found = calibrate(lm, vector, LAYERS, prompts, SETTINGS)
     slow = bisection(lambda c: kl_quantile(lm, vector.directions_LD, c, prompts))
     assert found.reached
@@ -54,3 +56,14 @@ def test_many_doses_at_once_find_what_one_at_a_time_finds(lm):
     again = kl_quantile(lm, vector.directions_LD, found.c_star, prompts)
     assert_near(found.kl_p95, again, model_rounding(lm), nats(lm, prompts[0]))
     assert_near(found.residual_norm, float(vector.residual_norms_L[2]), rounding(1))
+
+
+def test_several_vectors_are_found_together_as_each_alone(lm):
+    prompts = [lm.encode_chat([user(text)]) for text in PROMPTS]
+    directions_MLD = random_directions(3, lm.n_layers, lm.width, seed=1)
+    together = calibrate_each(lm, directions_MLD, LAYERS, prompts, SETTINGS)
+    ones_L = torch.ones(lm.n_layers)
+    for directions_LD, found in zip(directions_MLD, together, strict=True):
+        alone = calibrate(lm, SteeringVector(directions_LD, ones_L, ones_L), LAYERS, prompts, SETTINGS)
+        assert found.reached
+        assert found.c_star == pytest.approx(alone.c_star, rel=2 * SETTINGS.tolerance)

@@ -36,7 +36,7 @@ def prompts(lm, *lengths):
 
 
 def lanes_of(lm, rows):
-    return plan(rows, lm.n_layers).lanes
+    return plan(rows, (lm.n_layers,)).lanes
 
 
 def at(lm, c, *layers):

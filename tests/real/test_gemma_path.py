@@ -110,7 +110,7 @@ def test_rows_of_zeros_are_the_model_and_others_are_not(lm: LanguageModel, vecto
 
 
 def test_an_evaluation_and_a_sweep(lm: LanguageModel, vector: SteeringVector) -> None:
-    scenes, frame = data.vignettes(limit=7), data.frame("foundations")
+    scenes, frame = lm.material.vignettes(limit=7), data.frame("foundations")
     doses_KL = torch.cat([coefficients(lm.n_layers, LAYERS, c) for c in (0.0, 40.0)])
     base, steered = instrument.evaluate(lm, scenes, frame, vector=vector, coefficients_KL=doses_KL)
     assert sum(base.p.values()) == pytest.approx(1.0)

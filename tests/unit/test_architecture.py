@@ -22,6 +22,7 @@ ORDER = [
     "bridges",
     "generate",
     "calibrate",
+    "controls",
     "instrument",
     "readings",
     "headline",

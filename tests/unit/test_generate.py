@@ -159,7 +159,7 @@ def test_equal_rows_are_computed_once_and_one_base_serves_a_prompt():
         Row((3, 4), at(1.0), shadow=True),
         Row((3, 4), at(2.0), shadow=True),
     ]
-    made = plan(rows, 4)
+    made = plan(rows, (4,))
     assert made.rows_of_lane == {0: [0, 1], 1: [2], 2: [3], 3: [4], 4: [5]}
     assert made.shadow_of_lane == {0: 0, 1: 0, 3: 5, 4: 5}
     assert [lane.writes for lane in made.lanes] == [True] * 5 + [False]

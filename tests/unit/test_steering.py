@@ -98,3 +98,16 @@ def test_the_callers_matrices_are_left_alone():
         steering.keep(torch.tensor([0]))
     assert torch.equal(directions_LD, torch.ones(4, 32))
     assert torch.equal(coefficients_BL, torch.ones(1, 4))
+
+
+def test_a_row_of_several_vectors_gets_their_sum():
+    block = nn.Identity()
+    directions_MLD = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    mixes_BLM = torch.tensor([[[2.0, 3.0]], [[0.0, 0.0]], [[0.0, -1.0]]])
+    with steer([block], directions_MLD, mixes_BLM):
+        assert block(torch.zeros(3, 1, 2))[:, 0].tolist() == [[2.0, 3.0], [0.0, 0.0], [0.0, -1.0]]
+
+
+def test_shapes_of_several_vectors_must_fit():
+    with pytest.raises(ValueError, match=r"\(M, L, D\) and \(B, L, M\)"):
+        Steering(torch.ones(2, 3, 4), torch.ones(1, 3))
