@@ -30,7 +30,7 @@ FLAGS = [
 ]  # fmt: skip
 EXPECTED = {
     "start to page ready": "10 s",
-    "slider to first steered token": "0.3 s",
+    "slider to first steered words": "0.3 s",
     "60-token pair": "1.5 s",
     "profile of the vignette in view": "0.2 s",
     "one quick heal round": "120 s",
@@ -120,7 +120,7 @@ def measure_page(folder: Path, model: str, repeats: int) -> dict[str, float]:
         for number in range(repeats):
             first.append(page.evaluate(FIRST_TOKEN, str((0.5, 0.25, 0.75, -0.5)[number % 4])) / 1000)
             _done(page)
-        found["slider to first steered token"] = statistics.median(first)
+        found["slider to first steered words"] = statistics.median(first)
         found["memory of the page's process"] = process.memory_info().rss / 1e6
         browser.close()
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,20 +16,46 @@ import gradio as gr
 from components import view
 from components.controls import FORM, sample
 from steer_heal.config import SettingsError, SteerRequest, build
-from steer_heal.records import Profile, SteerFrame
+from steer_heal.records import Profile, SteerFrame, Token
 
 LOG = logging.getLogger(__name__)
 TYPING_PAUSE = 0.35
+STEP_S = 0.25
+"""Between two answers of a session: what is moved meanwhile counts by its last value."""
+LONGEST_S = 2.0
+"""How long a newer request waits at most for the words of the one before."""
+LOOK_S = 0.02
+WORDS = 4
+"""Tokens that are a text to read: until then the one before stays."""
+SETTLED = 8
+"""Tokens after which what is asked is taken to stay, and its profile is measured."""
 # The browser's clock orders a session's requests: the value moved last wins, however threads are scheduled.
 STAMP = "(...a) => { a[a.length - 1] = performance.timeOrigin + performance.now(); return a; }"
 
 
 @dataclass
+class Shown:
+    """What a session has in view: the request that is answered there, since when, and whether the next may
+    take its place; the steered text; and of which request and model base's is, and how many tokens."""
+
+    stamp: float = -math.inf
+    since: float = -math.inf
+    ripe: bool = True
+    steered: tuple[Token, ...] = ()
+    base: tuple[str, SteerRequest] | None = None
+    n_base: int = 0
+
+
+@dataclass
 class Newest:
-    """Which request of each session is the newest, by the stamp that the browser gave it."""
+    """Which request of each session is the newest, by the stamp that the browser gave it, and which is shown.
+
+    A newer request does not take the place of the one in view before that has words to read, so that a dose
+    that is dragged is read while it moves.
+    """
 
     stamps: dict[str, float] = field(default_factory=dict)
-    bases: dict[str, tuple[SteerRequest, int]] = field(default_factory=dict)
+    views: dict[str, Shown] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, session: str, stamp: float) -> bool:
@@ -42,23 +69,50 @@ class Newest:
     def holds(self, session: str, stamp: float) -> bool:
         return self.stamps.get(session) == stamp
 
-    def grows(self, session: str, asked: SteerRequest, n: int) -> bool:
+    def view(self, session: str) -> Shown:
+        return self.views.setdefault(session, Shown())
+
+    def begins(self, session: str, stamp: float) -> bool:
+        """Waits until this request may be answered; whether it may: not once there is a newer one."""
+        while self.holds(session, stamp):
+            with self.lock:
+                view, now = self.view(session), time.monotonic()
+                if now >= view.since + (STEP_S if view.ripe else LONGEST_S):
+                    view.stamp, view.since, view.ripe = stamp, now, False
+                    return True
+            time.sleep(LOOK_S)
+        return False
+
+    def shows(self, session: str, stamp: float) -> bool:
+        """Whether it is this request that is answered in view."""
+        return session in self.views and self.views[session].stamp == stamp
+
+    def ended(self, session: str, stamp: float) -> None:
+        """The next need not wait for this one's words."""
+        if self.shows(session, stamp):
+            self.view(session).ripe = True
+
+    def halt(self, session: str) -> None:
+        """Nothing that waits begins any more."""
+        with self.lock:
+            self.stamps[session] = math.nextafter(self.stamps.get(session, 0.0), math.inf)
+
+    def grows(self, session: str, asked: SteerRequest, n: int, model: str = "") -> bool:
         """Whether `n` tokens of base's answer are more than the session has in view.
 
-        Base is the same for any alpha, trait and band, so what is in view stays until the text outgrows it.
+        Base is the same for any alpha, trait, band and method, so what is in view stays until it is outgrown.
         """
-        unsteered = asked.model_copy(update={"alpha": 0.0, "trait": "", "band": (0.0, 1.0)})
-        with self.lock:
-            before, seen = self.bases.get(session, (None, 0))
-            grown = before != unsteered or n >= max(1, seen)
-            if grown:
-                self.bases[session] = (unsteered, n)
+        unsteered = (model, SteerRequest(prompt=asked.prompt, sample=asked.sample))
+        view = self.view(session)
+        grown = view.base != unsteered or n >= max(1, view.n_base)
+        if grown:
+            view.base, view.n_base = unsteered, n
         return grown
 
     def forget(self, session: str) -> None:
         with self.lock:
             self.stamps.pop(session, None)
-            self.bases.pop(session, None)
+            self.views.pop(session, None)
 
 
 def nothing(n: int = 6) -> tuple[Any, ...]:
@@ -77,18 +131,35 @@ def asked_for(form: dict[str, Any]) -> SteerRequest:
 
 
 def draw(
-    frame: SteerFrame, alpha: float, profiles: tuple[Profile, Profile] | None, grows: bool
+    frame: SteerFrame,
+    alpha: float,
+    profiles: tuple[Profile, Profile] | None,
+    grows: bool,
+    before: tuple[Token, ...] = (),
 ) -> tuple[Any, ...]:
-    """One frame as the panel's outputs: base (when it `grows`), steered, status, dose, verdict, bars."""
+    """One frame as the panel's outputs: base (when it `grows`), steered, status, dose, verdict, bars.
+
+    The steered text `before` stays, dimmed, until the new one can be read.
+    """
     shown = {} if profiles is None else {"base": profiles[0].p, "steered": profiles[1].p}
+    if readable(frame) or not before:
+        steered = view.answer(frame.steered, done=frame.done, empty=frame.message or "…")
+        verdict = view.verdict(frame, profiles)
+    else:
+        steered, verdict = view.stale(before, "" if frame.done else frame.message), gr.skip()
     return (
         view.answer(frame.base, done=frame.base_done) if grows else gr.skip(),
-        view.answer(frame.steered, done=frame.done),
+        steered,
         view.status(frame),
         view.dose(alpha, frame),
-        view.verdict(frame, profiles),
+        verdict,
         view.bars(shown) if shown else gr.skip(),
     )
+
+
+def readable(frame: SteerFrame) -> bool:
+    """Whether there is a steered text to read: some words of it, or all."""
+    return len(frame.steered) >= WORDS or (frame.done and bool(frame.steered))
 
 
 def failed(message: str) -> tuple[Any, ...]:
@@ -106,34 +177,44 @@ def answering(
 
     def answer(asked: SteerRequest, session: str, stamp: float) -> Iterator[tuple[Any, ...]]:
         profile: Future[tuple[Profile, Profile]] | None = None
-        frame = None
+        frame, seen, before = None, newest.view(session), newest.view(session).steered
+        model = engine.info.name
+
+        def drawn(frame: SteerFrame, profiles: tuple[Profile, Profile] | None) -> tuple[Any, ...]:
+            grows = newest.grows(session, asked, len(frame.base), model)
+            return draw(frame, asked.alpha, profiles, grows, before)
+
         for frame in engine.steer(asked, session=session):
-            if frame.superseded or not newest.holds(session, stamp):
+            if frame.superseded or not newest.shows(session, stamp):
                 yield nothing()
                 return
-            if profile is None and frame.steered:
+            seen.ripe = readable(frame) or bool(frame.message)
+            if readable(frame):
+                seen.steered = frame.steered
+            settled = frame.done or len(frame.steered) >= SETTLED
+            if profile is None and frame.steered and settled and newest.holds(session, stamp):
                 profile = pool.submit(engine.profile, asked)
-            profiles = profile.result() if profile and profile.done() else None
-            yield draw(frame, asked.alpha, profiles, newest.grows(session, asked, len(frame.base)))
+            yield drawn(frame, profile.result() if profile and profile.done() else None)
         if frame is not None and profile is not None:
-            grows = newest.grows(session, asked, len(frame.base))
-            drawn = draw(frame, asked.alpha, profile.result(), grows)
-            yield drawn if newest.holds(session, stamp) else nothing()
+            last = drawn(frame, profile.result())
+            yield last if newest.shows(session, stamp) else nothing()
 
     def stream(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         *form, stamp = values
         session = request.session_hash or ""
         if newest.take(session, stamp):
             time.sleep(pause)
-        if not newest.holds(session, stamp):
+        if not newest.begins(session, stamp):
             yield nothing()
             return
         try:
             yield from answer(asked_for(dict(zip(FORM, form, strict=True))), session, stamp)
         except SettingsError as problem:
-            yield failed(str(problem)) if newest.holds(session, stamp) else nothing()
+            yield failed(str(problem)) if newest.shows(session, stamp) else nothing()
         except Exception:
             LOG.exception("steering failed")
             yield failed(view.BROKE)
+        finally:
+            newest.ended(session, stamp)
 
     return stream

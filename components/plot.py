@@ -60,6 +60,20 @@ def marks(seconds: float) -> gr.HTML:
     )
 
 
+def pace(name: str, seconds: float) -> gr.HTML:
+    """Nothing to see: its click event follows `SteerHeal.moved(name)`, at most once in so many seconds and
+    once after the last."""
+    return gr.HTML(
+        "",
+        js_on_load=f"SteerHeal.pace(trigger, '{name}', {seconds})",
+        head=TABLE_HEAD,
+        apply_default_css=False,
+        elem_id=f"pace-{name}",
+        padding=False,
+        container=False,
+    )
+
+
 def knock() -> gr.HTML:
     """Nothing to see: its click event, which asks for nothing, opens a stream for answers that have none."""
     return gr.HTML(

@@ -9,8 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from components import address, view
-from components.answering import STAMP, TYPING_PAUSE, Newest, answering
+from components import address, plot, view
+from components.answering import STAMP, STEP_S, TYPING_PAUSE, Newest, answering
 from components.controls import (
     FORM,
     Controls,
@@ -80,6 +80,7 @@ def build(engine: Any) -> Steering:
     _wire_choosers(engine, knobs)
 
     def halt(request: gr.Request) -> None:
+        newest.halt(request.session_hash or "")
         engine.stop(request.session_hash or "")
 
     def leave(request: gr.Request) -> None:
@@ -133,12 +134,18 @@ def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[An
     knobs.exact.input(
         None, knobs.exact, knobs.slider, js="(v) => Math.max(-4, Math.min(4, v ?? 0))", **INTERNAL
     )
-    knobs.slider.input(stream, knobs.request(alpha=knobs.slider), outputs, **STREAM)
     # A textbox's .input misses what is pasted with the mouse; .change also hears a vignette being chosen.
     numbers = [w.input for w in (knobs.exact, knobs.seed, *knobs.drawn())]
     gr.on([*numbers, knobs.prompt.change], typed, knobs.request(), outputs, **STREAM)
-    moved = [w.input for w in (knobs.trait, knobs.low, knobs.high, knobs.length, knobs.greedy, knobs.method)]
-    gr.on([*moved, knobs.prompt.submit], stream, knobs.request(), outputs, **STREAM)
+    chosen = [w.input for w in (knobs.trait, knobs.greedy, knobs.method)]
+    gr.on([*chosen, knobs.prompt.submit], stream, knobs.request(), outputs, **STREAM)
+    dragged = {
+        "alpha": ([knobs.slider], knobs.request(alpha=knobs.slider)),
+        "others": ([knobs.low, knobs.high, knobs.length], knobs.request()),
+    }
+    for name, (sliders, inputs) in dragged.items():
+        gr.on([w.input for w in sliders], None, js=f"() => SteerHeal.moved('{name}')", **INTERNAL)
+        plot.pace(name, STEP_S).click(stream, inputs, outputs, **STREAM)
     return lambda listener: listener(stream, knobs.request(), outputs, **STREAM)
 
 

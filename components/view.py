@@ -125,11 +125,16 @@ def tokens(written: Sequence[Token]) -> str:
 
 def answer(written: Sequence[Token], *, done: bool, empty: str = "…") -> str:
     """One of the two answers, with a cursor while it is being written."""
-    if not written:
-        return (
-            f'<span class="sh-dim">{esc(empty if not done else "(no text: the answer ended at once)")}</span>'
-        )
+    if not any(token.text for token in written):
+        said = "(no text: the answer ended at once)" if written and done else empty
+        return f'<span class="sh-dim">{esc(said)}</span>'
     return tokens(written) + ("" if done else '<span class="sh-cursor"></span>')
+
+
+def stale(written: Sequence[Token], doing: str = "") -> str:
+    """The answer to what was asked before, dimmed, and what is done meanwhile."""
+    said = f'<div class="sh-dim">{esc(doing)}</div>' if doing else ""
+    return f'{said}<div class="sh-stale">{tokens(written)}</div>'
 
 
 def status(frame: SteerFrame) -> str:

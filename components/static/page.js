@@ -98,5 +98,20 @@ window.SteerHeal = (() => {
     document.addEventListener("visibilitychange", look);
   }
 
-  return { chart, actions, mark };
+  // A slider that is dragged moves sixty times a second: Python hears of it at once, then every so many seconds,
+  // and always of the last move.
+  const paced = {};
+  function pace(trigger, name, seconds) {
+    let next = 0, timer = null;
+    paced[name] = () => {
+      timer ??= setTimeout(() => {
+        timer = null;
+        next = performance.now() + 1000 * seconds;
+        trigger("click", {});
+      }, Math.max(0, next - performance.now()));
+    };
+  }
+  const moved = (name) => paced[name]?.();
+
+  return { chart, actions, mark, pace, moved };
 })();

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
@@ -24,16 +24,21 @@ def text(page: Page, selector: str) -> str:
     return page.locator(selector).inner_text()
 
 
-def drag_alpha(page: Page, to: float) -> None:
-    """Drag the slider's knob from where it is to `to`, in several moves as a hand does."""
+def slider_x(page: Page) -> tuple[Callable[[float], float], float]:
+    """Where alpha's knob lies for a value, and how high."""
     box = page.locator("#alpha input[type=range]").bounding_box()
     assert box is not None
-    now = float(page.locator("#alpha input[type=range]").input_value())
 
     def x(alpha: float) -> float:
         return box["x"] + 8 + (box["width"] - 16) * (alpha + 4) / 8
 
-    middle = box["y"] + box["height"] / 2
+    return x, box["y"] + box["height"] / 2
+
+
+def drag_alpha(page: Page, to: float) -> None:
+    """Drag the slider's knob from where it is to `to`, in several moves as a hand does."""
+    now = float(page.locator("#alpha input[type=range]").input_value())
+    x, middle = slider_x(page)
     page.mouse.move(x(now), middle)
     page.mouse.down()
     page.mouse.move(x(to), middle, steps=8)

@@ -1,0 +1,58 @@
+"""A drag of the dose on the bundled model: what is in view at every frame that the browser draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import BrowserContext
+
+from components.answering import WORDS
+from tests.browser.conftest import finished, free_port, serving
+from tests.browser.test_page import slider_x, text
+
+WATCH = """() => {
+  const seen = window.seen = { steered: [], base: [], texts: [], begun: performance.now(), asked: [] };
+  const look = () => {
+    const steered = document.querySelector('#steered-text');
+    seen.steered.push(steered.innerText);
+    seen.base.push(document.querySelector('#base-text').innerText);
+    const said = steered.innerText;
+    if (!steered.querySelector('.sh-stale') && seen.texts.at(-1) !== said) seen.texts.push(said);
+    if (!seen.over) requestAnimationFrame(look);
+  };
+  look();
+}"""
+
+
+def test_a_drag_is_read_while_it_moves(window: BrowserContext, tmp_path: Path) -> None:
+    port, moves = free_port(), 80
+    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
+    with serving("app.py", "--model", "demo", *where, port=port, log=tmp_path / "app.log") as url:
+        page = window.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(url)
+        page.wait_for_selector("#steered-text .sh-t")
+        finished(page)
+        base, x, y = text(page, "#base-text"), *slider_x(page)
+        asked: list[str] = []
+        page.on("request", lambda r: asked.append(r.url) if "/queue/join" in r.url else None)
+        page.evaluate(WATCH)
+        page.mouse.move(x(1.0), y)
+        page.mouse.down()
+        for number in range(1, moves + 1):
+            page.mouse.move(x(1.0 + 2.5 * number / moves), y)
+            page.wait_for_timeout(50)
+        page.mouse.up()
+        seconds = page.evaluate("(performance.now() - seen.begun) / 1000")
+        seen = page.evaluate("seen.over = true, seen")
+        finished(page)
+        print(
+            len(seen["steered"]), len(set(seen["texts"])), len(asked), seconds, min(map(len, seen["steered"]))
+        )
+        assert set(seen["base"]) == {base}
+        assert min(map(len, seen["steered"])) >= WORDS
+        assert len(set(seen["texts"])) > 4
+        assert len(asked) <= 4 * seconds + 2
+        assert f"alpha {float(page.locator('#alpha-exact input').input_value()):g} " in text(page, "#dose")
+        page.evaluate("localStorage.clear()")
+        page.close()

@@ -1,0 +1,156 @@
+"""Whose answer is in view: what can be read stays until the next can be; the last value asked for wins."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from components import answering, view
+from components.answering import Newest, draw
+from components.controls import FORM
+from steer_heal.config import SteerRequest
+from steer_heal.records import SteerFrame, Token
+from tests.fake_engine import FakeEngine
+
+WORDS = tuple(Token(i, f"w{i} ", 0.5, kl=0.1) for i in range(12))
+BEFORE = (Token(0, "what stood there", 0.5, kl=0.2),)
+FORM_VALUES = {
+    "prompt": "hello", "trait": "care_over_authority", "exact": 1.0, "low": 0.4, "high": 0.6, "length": 60,
+    "seed": 0, "greedy": False, "method": "mean_diff", "temperature": None, "top_p": None, "top_k": None,
+}  # fmt: skip
+
+
+def frame(n: int, **more: Any) -> SteerFrame:
+    return replace(SteerFrame((), WORDS[:n], False, False), **more)
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pause between two answers: only the words of the one before count."""
+    monkeypatch.setattr(answering, "STEP_S", 0.0)
+    monkeypatch.setattr(answering, "LONGEST_S", 60.0)
+
+
+def waiting(newest: Newest, stamp: float) -> tuple[threading.Thread, list[bool]]:
+    newest.take("me", stamp)
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(newest.begins("me", stamp)))
+    thread.start()
+    return thread, found
+
+
+def test_a_newer_request_waits_for_the_words_in_view_and_only_the_newest_begins() -> None:
+    newest = Newest()
+    assert newest.take("me", 1.0)
+    assert newest.begins("me", 1.0)
+    second, dropped = waiting(newest, 2.0)
+    third, begun = waiting(newest, 3.0)
+    second.join(30)
+    assert dropped == [False]
+    assert newest.shows("me", 1.0)
+    assert begun == []
+    newest.view("me").ripe = True
+    third.join(30)
+    assert begun == [True]
+    assert newest.shows("me", 3.0)
+    assert newest.take("you", 0.5)
+    assert newest.begins("you", 0.5)
+
+
+def test_one_that_ended_or_failed_lets_the_next_begin() -> None:
+    newest = Newest()
+    newest.take("me", 1.0)
+    newest.begins("me", 1.0)
+    thread, begun = waiting(newest, 2.0)
+    newest.ended("me", 1.0)
+    thread.join(30)
+    assert begun == [True]
+
+
+def test_stop_also_drops_what_waits() -> None:
+    newest = Newest()
+    newest.take("me", 1.0)
+    newest.begins("me", 1.0)
+    thread, begun = waiting(newest, 2.0)
+    newest.halt("me")
+    thread.join(30)
+    assert begun == [False]
+    assert newest.shows("me", 1.0)
+    assert newest.take("me", 3.0)
+
+
+def test_the_text_before_stays_dimmed_until_the_new_one_can_be_read() -> None:
+    for n in range(answering.WORDS):
+        _, steered, _, _, verdict, _ = draw(frame(n), 1.0, None, True, BEFORE)
+        assert steered == view.stale(BEFORE)
+        assert "what stood there" in steered
+        assert verdict != view.verdict(frame(n), None)
+    _, steered, _, _, _, _ = draw(frame(answering.WORDS), 1.0, None, True, BEFORE)
+    assert steered == view.answer(WORDS[: answering.WORDS], done=False)
+
+
+def test_a_short_answer_that_is_done_takes_its_place_and_a_stopped_one_without_words_does_not() -> None:
+    assert "w0" in draw(frame(1, done=True), 1.0, None, True, BEFORE)[1]
+    assert draw(frame(0, done=True, message="Stopped."), 1.0, None, True, BEFORE)[1] == view.stale(BEFORE)
+    assert "Stopped." in draw(frame(0, done=True, message="Stopped."), 1.0, None, True)[1]
+
+
+def test_what_is_measured_meanwhile_is_said_where_the_text_will_be() -> None:
+    said = "Measuring the direction of Care, 40 of 128 prompts"
+    for before in ((), BEFORE):
+        _, steered, status, _, _, _ = draw(frame(0, message=said), 1.0, None, True, before)
+        assert said in steered
+        assert said in status
+
+
+def test_base_in_view_stays_for_another_method_and_goes_for_another_model() -> None:
+    newest, asked = Newest(), SteerRequest(prompt="hello")
+    assert newest.grows("me", asked, 9, "one")
+    assert not newest.grows("me", asked.model_copy(update={"method": "pca"}), 3, "one")
+    assert newest.grows("me", asked, 0, "other")
+
+
+class Dragged(FakeEngine):
+    """Asks for something else once the first answer has some words."""
+
+    def __init__(self, move: Callable[[], None]) -> None:
+        super().__init__(delay=0.0)
+        self.move = move
+
+    def steer(self, request: SteerRequest, *, session: str) -> Any:
+        for found in super().steer(request, session=session):
+            if request.alpha == 1.0 and len(found.steered) == 2:
+                self.move()
+            yield found
+
+
+def test_a_drag_shows_words_of_every_answer_that_begins() -> None:
+    """The newer value comes after two words: the older goes on to its fourth, then the newer is answered."""
+    newest, others = Newest(), []
+    me: Any = SimpleNamespace(session_hash="me")
+
+    def form(alpha: float) -> list[Any]:
+        return [{**FORM_VALUES, "exact": alpha}[name] for name in FORM]
+
+    def move() -> None:
+        newest.take("me", 2.0)
+        others.append(threading.Thread(target=lambda: second.extend(stream(me, *form(2.0), 2.0))))
+        others[0].start()
+
+    second: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        stream = answering.answering(Dragged(move), newest, pool)
+        first = list(stream(me, *form(1.0), 1.0))
+        others[0].join(30)
+    texts = [shown[1] for shown in first if isinstance(shown[1], str)]
+    assert any(text.count("sh-t ") >= answering.WORDS for text in texts)
+    later = [shown[1] for shown in second if isinstance(shown[1], str)]
+    assert "sh-stale" in later[0]
+    assert "sh-stale" not in later[-1]
+    assert newest.shows("me", 2.0)
