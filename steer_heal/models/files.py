@@ -132,9 +132,12 @@ def free(device: str) -> int:
     return psutil.virtual_memory().available
 
 
-def check_memory(name: str, folder: Path, device: str, dtype: torch.dtype | str) -> None:
-    """Errors: `SettingsError`, before anything is loaded, when the weights do not fit."""
-    wanted, room = int(needed(folder, dtype) * (1 + SPARE)), free(device)
+def check_memory(
+    name: str, folder: Path, device: str, dtype: torch.dtype | str, *, described: int = 0
+) -> None:
+    """Errors: `SettingsError`, before anything is loaded, when the weights do not fit, or the model of that
+    many bytes that its configuration describes, for which transformers makes room whatever the files hold."""
+    wanted, room = int(max(needed(folder, dtype), described) * (1 + SPARE)), free(device)
     if wanted > room:
         raise SettingsError(
             f"{name} needs about {wanted / GIB:.1f} GiB of memory on {device} and {room / GIB:.1f} GiB are "

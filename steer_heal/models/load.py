@@ -207,18 +207,18 @@ def _loaded(
     name = source.name
     folder = source.path or download(name, progress)
     check_files(folder)
-    config = AutoConfig.from_pretrained(folder, **options)
+    config = _without_strange_pad(AutoConfig.from_pretrained(folder, **options))
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     check_tokenizer(name, folder, tokenizer.vocab_files_names.values())
     wanted = chosen_dtype(dtype, config, source, device)
     device = device or best_device(folder, wanted)
-    check_memory(name, folder, device, wanted)
+    check_memory(name, folder, device, wanted, described=_described(config, wanted, options))
     answers, plainly = of_files(name, folder, config)
     if progress:
         progress(f"reading {needed(folder, wanted) / GIB:.1f} GiB of weights onto {device}")
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
-        config=_without_strange_pad(config),
+        config=config,
         dtype=wanted,
         device_map=device,
         use_safetensors=True,
@@ -243,6 +243,16 @@ def _without_strange_pad(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def _described(config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> int:
+    """Bytes of the model that the configuration describes; 0 for a quantised one, whose files are packed."""
+    if getattr(config, "quantization_config", None):
+        return 0
+    with torch.device("meta"):
+        made: Any = AutoModelForCausalLM.from_config(config, **options)
+    stored = dtype if isinstance(dtype, torch.dtype) else config.dtype
+    return made.num_parameters() * getattr(stored, "itemsize", 2)
+
+
 def _check_bos(lm: LanguageModel, folder: Path) -> str:
     """A sentence where chats lack the model's BOS and something is amiss: many models have one that their
     chats leave out by design. Errors: `SettingsError` where the file is missing that names it."""
@@ -262,9 +272,9 @@ def _check_bos(lm: LanguageModel, folder: Path) -> str:
 
 
 def _answer(lm: LanguageModel) -> None:
-    """The model is asked for one token. Errors: `SettingsError` for one that is no number."""
+    """The model is asked for one token. Errors: `SettingsError` for none, or one that is no number."""
     ids = torch.tensor([lm.encode_chat([user("How are you?")])], device=lm.device)
-    with torch.inference_mode():
+    with one_sentence(lambda error: f"{lm.name} cannot answer: {first_line(error)}."), torch.inference_mode():
         logits = lm.model(input_ids=ids, logits_to_keep=1).logits
     if logits.isnan().any():
         raise SettingsError(

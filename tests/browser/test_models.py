@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from playwright.sync_api import BrowserContext, Page, expect
@@ -15,6 +16,13 @@ def saved(folder: Path, arch: tiny.Arch) -> str:
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def broken(folder: Path, file: str, **values: object) -> str:
+    """A saved model with other values in one of its JSON files."""
+    name = saved(folder, "llama")
+    (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **values}))
+    return name
 
 
 def choose(page: Page, name: str) -> None:
@@ -46,12 +54,20 @@ def test_there_and_back_and_what_cannot_be_loaded(window: BrowserContext, tmp_pa
         expect(page.locator("#header")).to_contain_text("Qwen3ForCausalLM")
         two = answered(page, one)
 
-        choose(page, str(tmp_path / "nothing here"))
-        expect(page.locator("#header [role=alert]")).to_contain_text("Unknown model")
-        expect(page.locator("#header")).to_contain_text("Qwen3ForCausalLM")
-        expect(page.locator("#model input")).to_have_value(other)
-        finished(page)
-        assert page.locator("#steered-text").inner_text() == two
+        newer = {"type": "Tomorrow", "vocab": {}}
+        for wrong, said in (
+            (str(tmp_path / "nothing here"), "Unknown model"),
+            (broken(tmp_path / "a", "config.json", hidden_size=48), "other shapes than its config.json says"),
+            (broken(tmp_path / "b", "tokenizer.json", model=newer), "newer than tokenizers"),
+            (broken(tmp_path / "c", "tokenizer_config.json", bos_token="<new>"), "no embedding for '<new>'"),
+        ):
+            choose(page, wrong)
+            expect(page.locator("#header [role=alert]")).to_contain_text(said)
+            expect(page.locator("#header")).to_contain_text("Qwen3ForCausalLM")
+            expect(page.locator("#model input")).to_have_value(other)
+            page.wait_for_function(
+                "two => document.querySelector('#steered-text').innerText === two", arg=two
+            )
 
         choose(page, first)
         expect(page.locator("#header")).to_contain_text("Gemma3ForCausalLM")

@@ -18,6 +18,7 @@ from steer_heal.cli.options import nested, setting
 from steer_heal.cli.tables import Column, Out, clean, number, table
 from steer_heal.config import SettingsError
 from steer_heal.jobs import LocalProcesses
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("here")
 SEVEN = {"care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"}
@@ -121,6 +122,17 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     code, out, _ = run("eval", *few, "--limit", "2", "--alpha", "2")
     changes = [abs(float(line.split()[-1])) for line in out.splitlines()[3:10]]
     assert changes == sorted(changes, reverse=True)
+
+
+def test_what_a_model_lacks_is_said_beside_its_numbers(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny.language_model()
+    lm.note = "Its chats do not begin with BOS."
+    monkeypatch.setattr(models, "load", lambda *_args, **_more: lm)
+    code, out, err = run("eval", "--model", "brought", "--limit", "1")
+    assert code == 0
+    assert "tiny-gemma3: Its chats do not begin with BOS." in err
+    assert "BOS" not in out
+    assert json.loads(run("doctor", "--no-test", "--json")[1])["note"] == lm.note
 
 
 def test_dose_grid_shows_every_layer_and_band(run: Any, here: Path) -> None:

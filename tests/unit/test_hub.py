@@ -7,6 +7,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -29,10 +30,22 @@ for name in sys.argv[1:]:
 print(json.dumps(said))
 """
 SHA = "0" * 40
+SHARDS = {f"layer.{n}": f"model-{n}-of-2.safetensors" for n in (1, 2)}
+TWICE = {
+    "config.json": b"{}",
+    "model.safetensors.index.json": json.dumps({"weight_map": SHARDS}).encode(),
+    **dict.fromkeys(SHARDS.values(), b"half of the weights"),
+    "consolidated.safetensors": b"all of the weights",
+    "original/model.safetensors": b"all of the weights",
+    "pytorch_model.bin": b"all of the weights",
+}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Gated, missing, and one whose weights break off in the middle."""
+    """Gated, missing, one whose weights break off in the middle, and one that has its weights four times."""
+
+    given: ClassVar[set[str]] = set()
+    """Files that were asked for, bodies and all."""
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -45,6 +58,8 @@ class Hub(BaseHTTPRequestHandler):
             return self.say(403, b"gated", body, {"X-Error-Code": "GatedRepo"})
         if "/missing" in self.path:
             return self.say(404, b"no", body, {"X-Error-Code": "RepoNotFound"})
+        if "own/twice" in self.path:
+            return self.twice(body)
         if "/tree/" in self.path:
             listed = [{"type": "file", "path": "model.safetensors", "size": 100_000, "oid": SHA}]
             return self.say(200, json.dumps(listed).encode(), body, {"Content-Type": "application/json"})
@@ -53,6 +68,18 @@ class Hub(BaseHTTPRequestHandler):
             return self.say(200, json.dumps(listed).encode(), body, {"Content-Type": "application/json"})
         size = {"Content-Length": "100000", "ETag": '"abc"', "X-Repo-Commit": SHA}
         return self.say(200, b"only the beginning", body, size)
+
+    def twice(self, body):
+        if "/api/" in self.path:
+            named = [
+                {"type": "file", "path": file, "size": len(held), "oid": SHA} for file, held in TWICE.items()
+            ]
+            listed = named if "/tree/" in self.path else {"id": "own/twice", "sha": SHA, "siblings": []}
+            return self.say(200, json.dumps(listed).encode(), body, {"Content-Type": "application/json"})
+        name = self.path.partition(f"/resolve/{SHA}/")[2]
+        if body:
+            self.given.add(name)
+        return self.say(200, TWICE[name], body, {"ETag": f'"{name}"', "X-Repo-Commit": SHA})
 
     def say(self, status, content, body, headers):
         self.send_response(status)
@@ -78,11 +105,11 @@ def ask(endpoint, cache, *names):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_gated_missing_and_interrupted(tmp_path):
+def test_gated_missing_interrupted_and_held_twice(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        names = ("own/gated", "own/missing", "own/broken")
+        names = ("own/gated", "own/missing", "own/broken", "own/twice")
         said = ask(f"http://127.0.0.1:{server.server_port}", tmp_path, *names)
     finally:
         server.shutdown()
@@ -92,6 +119,7 @@ def test_gated_missing_and_interrupted(tmp_path):
     assert "broke off" in said["own/broken"]
     assert "start again" in said["own/broken"]
     assert not any("\n" in sentence for sentence in said.values())
+    assert Hub.given == {"config.json", "model.safetensors.index.json", *SHARDS.values()}
 
 
 def test_no_hub_to_be_reached(tmp_path):

@@ -133,6 +133,7 @@ WRITES = tiny.TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}<tool>").encod
 FAULTS = {
     "shapes": (lambda to: edit(to / "config.json", hidden_size=48), r"embed_tokens.*\(309, 32\) instead of"),
     "vocabulary": (lambda to: edit(to / "config.json", vocab_size=500), "other shapes than its config.json"),
+    "room": (lambda to: edit(to / "config.json", vocab_size=10**12), "needs about .* GiB of memory on cpu"),
     "heads": (lambda to: edit(to / "config.json", num_attention_heads=3), "not a multiple of the number"),
     "newer model": (lambda to: words(to, model=NEWER), "newer than tokenizers .* run `pip install -U"),
     "newer splitter": (lambda to: words(to, pre_tokenizer={"type": "New"}), "newer than tokenizers"),

@@ -5,8 +5,9 @@ import weakref
 
 import gradio as gr
 import pytest
+from transformers import MambaConfig, MambaForCausalLM
 
-from components import choosing
+from components import choosing, view
 from components.telling import told
 from steer_heal.config import GEMMA, SampleSettings, SettingsError, SteerRequest, build
 from steer_heal.engine import Engine
@@ -66,6 +67,37 @@ def test_one_that_cannot_be_had_leaves_what_is_there(engine, wrong):
         engine.use(wrong)
     assert engine.info == before
     assert steered(engine) == first
+
+
+def test_one_that_is_loaded_and_cannot_answer_leaves_what_is_there(engine, tmp_path):
+    """Mamba keeps no keys and values, of which the decode loop's batches are made."""
+    words = tiny.tokenizer()
+    shape = {"hidden_size": 32, "num_hidden_layers": 4, "eos_token_id": 1, "pad_token_id": 0}
+    MambaForCausalLM(MambaConfig(vocab_size=len(words), **shape)).save_pretrained(tmp_path / "mamba")
+    words.save_pretrained(tmp_path / "mamba")
+    first, before = steered(engine), engine.info
+    with pytest.raises(SettingsError, match="mamba cannot write an answer: "):
+        engine.use(str(tmp_path / "mamba"))
+    assert engine.info == before
+    assert steered(engine) == first
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(SettingsError("Why not."), "Why not."), (OSError(), view.BROKE)]
+)
+def test_whatever_goes_wrong_the_chooser_goes_back_to_what_answers(error, said):
+    class Failing(FakeEngine):
+        def use(self, model, *, progress=None):
+            raise error
+
+    with gr.Blocks() as page:
+        engine = Failing()
+        choosing.wire(engine, *choosing.build(engine))
+    choose = next(iter(page.fns.values())).fn
+    heads, names = zip(*choose("other"), strict=True)
+    assert "Loading other" in heads[0]
+    assert view.error(said) in heads[-1]
+    assert names[-1] == engine.info.name
 
 
 def test_long_work_is_heard_of_while_it_lasts():
