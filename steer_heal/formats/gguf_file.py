@@ -26,7 +26,7 @@ _META = "steer_heal."
 
 def read(path: Path, n_layers: int | None) -> SteeringVector:
     """The vector of a control-vector file. Errors: `SettingsError`."""
-    file = GGUFReader(path)
+    file = _Reader(path)
     strings = {name: _value(field) for name, field in file.fields.items()}
     if strings.get("general.architecture") != ARCHITECTURE:
         found = strings.get("general.architecture") or "nothing we know"
@@ -41,6 +41,16 @@ def read(path: Path, n_layers: int | None) -> SteeringVector:
     if "model" not in meta and strings.get(f"{ARCHITECTURE}.model_hint"):
         meta["model"] = str(strings[f"{ARCHITECTURE}.model_hint"])
     return assemble(path, by_layer, {"method": "gguf", **meta}, n_layers=n_layers)
+
+
+class _Reader(GGUFReader):
+    """Ends where the file does: gguf's own reads an array that says it is longer for ever."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        found = super()._get(offset, dtype, count, override_order)
+        if len(found) < int(count):
+            raise ValueError("it ends too early")
+        return found
 
 
 _FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)

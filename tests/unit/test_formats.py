@@ -1,5 +1,6 @@
 import json
 import pickle
+import struct
 import zipfile
 
 import numpy as np
@@ -295,6 +296,16 @@ def test_a_packed_array_that_cannot_be_is_refused(shape, tmp_path):
     packed(tmp_path / "v.npz", f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape})}}".encode())
     with pytest.raises(SettingsError, match="plain numbers"):
         formats.read(tmp_path / "v.npz")
+
+
+@pytest.mark.parametrize("kind", [0, 8, 9])
+@pytest.mark.timeout(10)
+def test_a_gguf_array_that_says_it_is_longer_than_the_file_is_refused(kind, tmp_path):
+    """Of numbers, of texts, of arrays: its length alone would be read for ever."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"x"
+    (tmp_path / "v.gguf").write_bytes(head + struct.pack("<IIQ", 9, kind, 1 << 60))
+    with pytest.raises(SettingsError, match="readable GGUF file: it ends too early"):
+        formats.read(tmp_path / "v.gguf")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float16])
