@@ -47,7 +47,7 @@ def header(info: ModelInfo) -> str:
     )
     what = f"<b>{esc(info.name)}</b> · {esc(info.architecture)}"
     return f"""<header class="sh-header"><h1>Steer &amp; Heal</h1>
-<div class="sh-model"><span>{what}</span><span class="sh-dim">{shape}</span>{note(info.note)}</div></header>"""
+<div class="sh-model"><span>{what}</span><span class="sh-dim">{shape}</span></div>{note(info.note)}</header>"""
 
 
 def models(rows: Sequence[ListedModel]) -> str:

@@ -6,8 +6,8 @@ import argparse
 import math
 
 import pytest
-
 from steer_heal.cli.options import nested, setting
+
 from steer_heal.config import (
     DoseRequest,
     HealSettings,
