@@ -2,17 +2,19 @@
 #   read -rs STEER_HEAL_LOGIN && export STEER_HEAL_LOGIN     (type name:password; it stays out of the history)
 #   docker build -t steer-heal . && docker run -e STEER_HEAL_LOGIN -p 7860:7860 -v steer-heal:/data steer-heal
 # or a mounted file: -e STEER_HEAL_LOGIN_FILE=/run/secrets/login.
+# A real model, fetched once into the volume: docker run ... steer-heal --model smollm2
 # With a GPU: docker run --gpus all ...   With gemma: docker run -e HF_TOKEN ... steer-heal --model google/gemma-3-1b-it
 FROM python:3.11-slim
 
-ARG TORCH_INDEX=https://pypi.org/simple
+# --build-arg PIP_EXTRA_INDEX_URL=... : a second package registry, such as one with builds of torch for the CPU
+ARG PIP_EXTRA_INDEX_URL
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    HF_HOME=/data/huggingface HF_HUB_DISABLE_TELEMETRY=1 GRADIO_ANALYTICS_ENABLED=False
+    STEER_HEAL_HOME=/data/steer-heal HF_HOME=/data/huggingface HF_HUB_DISABLE_TELEMETRY=1 GRADIO_ANALYTICS_ENABLED=False
 
 RUN useradd --create-home --uid 1000 steer && mkdir /data && chown steer /data
 WORKDIR /app
 COPY requirements.txt .
-RUN pip install --extra-index-url "$TORCH_INDEX" -r requirements.txt
+RUN pip install -r requirements.txt
 COPY --chown=steer app.py pyproject.toml LICENSE README.md ./
 COPY --chown=steer steer_heal steer_heal
 COPY --chown=steer components components

@@ -10,7 +10,8 @@ export GRADIO_ANALYTICS_ENABLED = False
 .PHONY: app test test-cpus check faults gemma-path bench demo-model screenshots clean chromium
 .DEFAULT_GOAL := app
 
-app: $(VENV)/.app  ## serve the page (ARGS="--model demo --port 7860")
+app: $(VENV)/.app  ## get a real model once, serve the page (ARGS="--model demo --port 7860")
+	@$(if $(findstring --model,$(ARGS)),:,$(PY) -m steer_heal models get) || echo "The page starts without it."
 	$(PY) app.py $(ARGS)
 
 test: check chromium  ## everything that must hold

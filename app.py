@@ -6,21 +6,20 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from components import access
-from components.server import bind, serve
-from steer_heal.config import DEFAULT_MODEL, GEMMA, SettingsError
-from steer_heal.engine import Engine
-from steer_heal.models import default_model
+from steer_heal.config import SettingsError
 from steer_heal.printing import print_anything
+from steer_heal.sources import default_model, find
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--model",
-        help=f"{DEFAULT_MODEL} (bundled), a hub id, or a folder; {GEMMA} if it is on this machine, "
-        f"else {DEFAULT_MODEL}",
+        help="a name that `python -m steer_heal models` lists, a folder, a .gguf file, or a hub id; "
+        f"{default_model()[0]} if none",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; any that others can reach needs a login"
@@ -44,12 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if note:
         print(note, flush=True)
     try:
+        find(model)
         login = access.login(os.environ, args.login_file)
         access.check(args.host, login, share=args.share)
-        with bind(args.host, args.port) as listening:
-            engine = Engine(model, runs_dir=args.runs, db=args.db, at_once=args.runs_at_once)
+        with access.bind(args.host, args.port) as listening:
+            # Imported only now: they take seconds, and what was asked for may be refused.
+            engine = import_module("steer_heal.engine").Engine(
+                model, runs_dir=args.runs, db=args.db, at_once=args.runs_at_once
+            )
             try:
-                serve(engine, listening, login, share=args.share)
+                import_module("components.server").serve(engine, listening, login, share=args.share)
             finally:
                 engine.close()
     except SettingsError as problem:

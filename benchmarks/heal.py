@@ -61,7 +61,8 @@ Key = tuple[str, str, int]
 def settings_of(key: Key) -> HealSettings:
     trait, cell, seed = key
     return heal_settings(
-        "quick", trait=trait, rounds=ROUNDS, seed=seed, evaluate={"n_answers": N_ANSWERS}, **CELLS[cell],
+        "quick", model="demo", trait=trait, rounds=ROUNDS, seed=seed, evaluate={"n_answers": N_ANSWERS},
+        **CELLS[cell],
     )  # fmt: skip
 
 

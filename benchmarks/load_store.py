@@ -42,7 +42,7 @@ def profile(stage: str, vignettes: int) -> dict[str, Any]:
 def write(path: Path, rounds: int, *, small: bool) -> Path:
     """A finished run's log; `small` leaves out all but what the map and the table show."""
     completions, steps, vignettes = (0, 0, 0) if small else (COMPLETIONS, STEPS, VIGNETTES)
-    settings = heal_settings(rounds=min(rounds, 32)).model_dump(mode="json")
+    settings = heal_settings(model="demo", rounds=min(rounds, 32)).model_dump(mode="json")
     with EventLog(path) as log:
         log.append("started", None, {"settings": settings, "pid": 1, "host": "here"})
         log.append("profile", 0, profile("base", vignettes))

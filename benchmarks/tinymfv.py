@@ -30,7 +30,7 @@ from benchmarks import products
 from benchmarks.live_cases import GEMMA_SHAPE, gemma_shape
 from steer_heal import instrument
 from steer_heal.bridges import found, tinymfv
-from steer_heal.config import DEFAULT_MODEL
+from steer_heal.config import DEMO
 from steer_heal.models import LanguageModel, load
 from steer_heal.records import Profile, VignetteScore
 
@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--model", default=DEMO)
     parser.add_argument("--vignettes", type=int, default=16)
     parser.add_argument("--think", type=int, nargs="+", default=[0, 64])
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,8 +1,10 @@
-"""Who may use the page: addresses that only this machine reaches, or a name and a password."""
+"""Where the page listens and who may use it: addresses that only this machine reaches, or a name and a
+password."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -63,3 +65,22 @@ def check(host: str, login: Login | None, *, share: bool = False) -> None:
     if not is_loopback(host):
         where = host or "all addresses"
         raise SettingsError(f"Others can reach {where}, so the page needs a login: {HOW}.")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """The listening socket, so that a port in use is known before a model loads. Errors: `SettingsError`."""
+    if not 0 <= port <= 65535:
+        raise SettingsError(f"{port} is not a port: choose one from 1 to 65535 with --port.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(128)
+    except OSError as problem:
+        listening.close()
+        reason = problem.strerror or str(problem)
+        raise SettingsError(
+            f"Cannot listen on {host}:{port} ({reason}): choose another with --port."
+        ) from problem
+    return listening

@@ -11,43 +11,50 @@ import gradio as gr
 from components import view
 from components.steer import INTERNAL
 from components.telling import told
-from steer_heal.config import DEFAULT_MODEL, GEMMA, SettingsError
+from steer_heal.config import SMOLLM2, SettingsError
 
 LOG = logging.getLogger(__name__)
 
 
-def build(engine: Any) -> tuple[gr.HTML, gr.Dropdown]:
-    """The header and the chooser: Gemma first, the bundled model, any hub id or folder typed in."""
-    known = list(dict.fromkeys([GEMMA, DEFAULT_MODEL, engine.info.name]))
-    head = gr.HTML(view.header(engine.info), apply_default_css=False, elem_id="header")
+def build(engine: Any) -> tuple[gr.HTML, gr.Dropdown, gr.HTML]:
+    """The header, the chooser, and what can be chosen: the known models, what else is here, any hub id,
+    folder or GGUF file typed in."""
+    rows = engine.models()
+    names = list(dict.fromkeys([*(row.name for row in rows), engine.info.name]))
+    missing = [row for row in rows if row.name == SMOLLM2 and not row.is_here and engine.info.is_demo]
+    said = "".join(view.note(f"{row.name} ({row.about}) is not here: {row.get}.") for row in missing)
+    head = gr.HTML(view.header(engine.info) + said, apply_default_css=False, elem_id="header")
     with gr.Accordion("Another model", open=False, elem_id="model-more"):
         chooser = gr.Dropdown(
-            known,
+            names,
             value=engine.info.name,
-            label="model: bundled, a hub id, or a folder on the page's machine; loading stops all answers",
+            label="model: one of these, a hub id, or a folder or .gguf file on the page's machine; loading "
+            "stops all answers",
             allow_custom_value=True,
             elem_id="model",
         )
-    return head, chooser
+        listed = gr.HTML(view.models(rows), apply_default_css=False, elem_id="models")
+    return head, chooser, listed
 
 
-def wire(engine: Any, head: gr.HTML, chooser: gr.Dropdown) -> Any:
-    """Loading what is chosen, step by step in the header; one that cannot be had leaves what answers now."""
+def wire(engine: Any, head: gr.HTML, chooser: gr.Dropdown, listed: gr.HTML) -> Any:
+    """Loading what is chosen, fetched first where it is not here, step by step in the header; one that cannot
+    be had leaves what answers now."""
 
-    def choose(name: str) -> Iterator[tuple[Any, Any]]:
+    def choose(name: str) -> Iterator[tuple[Any, Any, Any]]:
         wanted = (name or "").strip()
         loading = f"Loading {wanted}: "
-        yield view.header(engine.info) + view.note(loading + "looking for it"), gr.skip()
+        yield view.header(engine.info) + view.note(loading + "looking for it"), gr.skip(), gr.skip()
         try:
             for step, info in told(lambda say: engine.use(wanted, progress=say)):
                 if info is None:
-                    yield view.header(engine.info) + view.note(loading + step), gr.skip()
+                    yield view.header(engine.info) + view.note(loading + step), gr.skip(), gr.skip()
                 else:
-                    yield view.header(info), info.name
+                    yield view.header(info), info.name, view.models(engine.models())
         except SettingsError as problem:
-            yield view.header(engine.info) + view.error(str(problem)), engine.info.name
+            yield view.header(engine.info) + view.error(str(problem)), engine.info.name, gr.skip()
         except Exception:
             LOG.exception("%r cannot be loaded", wanted)
-            yield view.header(engine.info) + view.error(view.BROKE), engine.info.name
+            yield view.header(engine.info) + view.error(view.BROKE), engine.info.name, gr.skip()
 
-    return chooser.input(choose, chooser, [head, chooser], **INTERNAL)
+    return chooser.input(choose, chooser, [head, chooser, listed], **INTERNAL)

@@ -17,7 +17,7 @@ def build(engine: Any) -> gr.Blocks:
     """The page over `engine` (steer_heal.engine.Engine or anything with its face)."""
     with gr.Blocks(title="Steer & Heal", analytics_enabled=False, fill_width=True) as page:
         kept = watching.memory()
-        head, chooser = choosing.build(engine)
+        choice = choosing.build(engine)
         with gr.Row():
             with gr.Column(scale=6, min_width=330):
                 steering = steer.build(engine)
@@ -52,7 +52,7 @@ def build(engine: Any) -> gr.Blocks:
         plot.knock().click(lambda: None, None, None, **INTERNAL)
         page.load(redraw, kept, drawn, **INTERNAL)
         page.load(reopen, kept, open_outputs, **INTERNAL)
-        steering.restart(steering.draw(choosing.wire(engine, head, chooser).then).then)
+        steering.restart(steering.draw(choosing.wire(engine, *choice).then).then)
         steering.on_load(page)
         measured(page)
         api.serve(engine)

@@ -1,4 +1,4 @@
-"""Serve the page: a socket bound before anything slow, its files from this machine only."""
+"""Serve the page, its files from this machine only."""
 
 from __future__ import annotations
 
@@ -33,25 +33,6 @@ MAX_SESSIONS = 200
 """Sessions whose state is kept, 0.2 MB each (a program's call is one); the one unused longest goes first."""
 MAX_WAITING = 512
 """Calls that may wait in the queue; the next one is told that it is full."""
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """The listening socket, so that a port in use is known before a model loads. Errors: `SettingsError`."""
-    if not 0 <= port <= 65535:
-        raise SettingsError(f"{port} is not a port: choose one from 1 to 65535 with --port.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(128)
-    except OSError as problem:
-        listening.close()
-        reason = problem.strerror or str(problem)
-        raise SettingsError(
-            f"Cannot listen on {host}:{port} ({reason}): choose another with --port."
-        ) from problem
-    return listening
 
 
 def own_files(engine: Any) -> ASGIApp:

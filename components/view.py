@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
-from steer_heal.config import FOUNDATIONS, GEMMA, THRESHOLDS, Thresholds
-from steer_heal.records import ModelInfo, Profile, SteerFrame, TextHealth, Token
+from steer_heal.config import FOUNDATIONS, THRESHOLDS, Thresholds
+from steer_heal.records import ListedModel, ModelInfo, Profile, SteerFrame, TextHealth, Token
 
 VERDICTS = ("coherent", "degraded", "broken")
 KL_EDGES = (0.1, 0.3, 1.0, 2.0, 4.0)
@@ -40,24 +40,25 @@ def ahead(n: int) -> str:
 
 
 def header(info: ModelInfo) -> str:
-    """What is loaded, named for what it is, and how to load gemma."""
+    """What is loaded, named for what it is."""
     shape = (
         f"{count(info.n_parameters)} parameters · {info.n_layers} layers × {info.width} · "
         f"{esc(info.dtype)} on {esc(info.device)}"
     )
-    if info.is_demo:
-        what = "<b>demo</b>: a small model trained for this project, not Gemma"
-        how = (
-            f'<details class="sh-how"><summary>Use {esc(GEMMA)}</summary><p>Accept its licence on '
-            f"huggingface.co/{esc(GEMMA)}, run <code>hf auth login</code>, then start again with "
-            f"<code>python app.py --model {esc(GEMMA)}</code> (downloads about 2 GB once).</p></details>"
-        )
-    else:
-        what, how = f"<b>{esc(info.name)}</b> · {esc(info.architecture)}", ""
-    said = info.note if not info.is_demo else ""
-    note = f'<div class="sh-note">{esc(said)}</div>' if said else ""
-    return f"""<header class="sh-header"><h1>Steer &amp; Heal</h1>
-<div class="sh-model"><span>{what}</span><span class="sh-dim">{shape}</span>{note}</div>{how}</header>"""
+    what = f"<b>{esc(info.name)}</b> · {esc(info.architecture)}"
+    model = f'<div class="sh-model"><span>{what}</span><span class="sh-dim">{shape}</span></div>'
+    return f'<header class="sh-header"><h1>Steer &amp; Heal</h1>{model}{note(info.note)}</header>'
+
+
+def models(rows: Sequence[ListedModel]) -> str:
+    """The models that can be chosen: what each is, and how large, or how to get it."""
+    lines = (
+        f"<li><b>{esc(row.name)}</b> · {esc(row.about)} · "
+        + (f"here, {row.n_bytes / 1e6:,.0f} MB" if row.is_here else f"not here: {esc(row.get)}")
+        + "</li>"
+        for row in rows
+    )
+    return f'<ul class="sh-dim">{"".join(lines)}</ul>'
 
 
 def heading(title: str, about: str) -> str:

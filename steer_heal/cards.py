@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import DEFAULT_MODEL, FOUNDATIONS, HealSettings, SettingsError
+from .config import DEMO, FOUNDATIONS, SMOLLM2, HealSettings, SettingsError
 from .records import Trait
+from .sources import find
 
 NAME = "README.md"
 _STAGES = ("base", "steered", "healed")
@@ -59,9 +60,9 @@ def write(folder: str | Path, text: str) -> Path:
 
 
 def _front_matter(settings: HealSettings, merged: bool) -> str:
-    """What the hub reads; the bundled model and local folders are no hub ids."""
+    """What the hub reads; models with a name of ours and local ones have no hub id."""
     lines = ["pipeline_tag: text-generation", f"library_name: {'transformers' if merged else 'peft'}"]
-    if settings.model != DEFAULT_MODEL and not Path(settings.model).expanduser().is_dir():
+    if settings.model not in (DEMO, SMOLLM2) and not Path(settings.model).expanduser().exists():
         lines.insert(0, f"base_model: {json.dumps(settings.model)}")
     tags = ["steer-heal", "activation-steering", *([] if merged else ["lora"])]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
@@ -69,7 +70,8 @@ def _front_matter(settings: HealSettings, merged: bool) -> str:
 
 def _use(settings: HealSettings, round_: int, merged: bool) -> str:
     source = "this_folder"
-    base = "steer_heal/models/demo" if settings.model == DEFAULT_MODEL else settings.model
+    own = {DEMO: "steer_heal/models/demo", SMOLLM2: str(find(SMOLLM2).path or SMOLLM2)}
+    base = own.get(settings.model, settings.model)
     if merged:
         code = [
             "from transformers import AutoModelForCausalLM, AutoTokenizer",

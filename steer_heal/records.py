@@ -14,6 +14,10 @@ class Stopped(Exception):
     """Raised out of a long piece of work when its `stop()` said so."""
 
 
+class StoreBusy(RuntimeError):
+    """Another process holds the store; the message says which. Nothing is lost: events wait in the logs."""
+
+
 class RoundFailed(Exception):
     """A round that cannot be finished; the message is one sentence, and the rounds before it stand."""
 
@@ -42,6 +46,18 @@ class ModelInfo:
     is_demo: bool
     note: str = ""
     sampling: SamplingDefaults = SamplingDefaults()
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model that can be chosen: what it is, and how to get it where it is not on this machine. `n_bytes`:
+    on its disk, 0 where it is not there."""
+
+    name: str
+    about: str
+    get: str
+    is_here: bool
+    n_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

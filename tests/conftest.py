@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,14 @@ import torch
 from tests import tiny
 
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No model but the demo is on this machine, whatever its user has fetched or converted."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("STEER_HEAL_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(params=tiny.ARCHS)

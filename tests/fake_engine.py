@@ -10,6 +10,8 @@ from statistics import fmean
 
 from steer_heal.config import (
     FOUNDATIONS,
+    GEMMA,
+    SMOLLM2,
     DoseRequest,
     SettingsError,
     SteerRequest,
@@ -19,6 +21,7 @@ from steer_heal.records import (
     Alternative,
     Calibration,
     DoseRow,
+    ListedModel,
     ModelInfo,
     Profile,
     SteerFrame,
@@ -44,7 +47,9 @@ class FakeEngine(FakeRuns):
         super().__init__(round_seconds)
         self.delay = delay
         self.calls: list[SteerRequest] = []
-        self.info = ModelInfo("demo", "FakeForCausalLM", 10, 160, 3_040_000, "float32", "cpu", True)
+        self.info = ModelInfo(
+            "demo", "FakeForCausalLM", 10, 160, 3_040_000, "float32", "cpu", True, "small, not Gemma"
+        )
         self._newest: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -153,6 +158,13 @@ class FakeEngine(FakeRuns):
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
         mass = 0.997 - 0.02 * max(0.0, abs(request.alpha) - 1.5) ** 2
         return Profile(BASE, 0.997, 1), Profile(profile_at(request.alpha), mass, 1)
+
+    def models(self) -> list[ListedModel]:
+        return [
+            ListedModel(GEMMA, "the model it is for", "accept its licence", False, 0),
+            ListedModel(SMOLLM2, "a real model", "choose it", False, 0),
+            ListedModel("demo", "a small model", "", True, 7_000_000),
+        ]
 
     def use(self, model: str, *, progress: Callable[[str], None] | None = None) -> ModelInfo:
         if model not in ("demo", "other"):

@@ -49,7 +49,7 @@ class FakeRuns:
 
     def __init__(self, round_seconds: float) -> None:
         self.round_seconds = round_seconds
-        example = heal_settings("quick", rounds=2, name="Example: care over authority")
+        example = heal_settings("quick", model="demo", rounds=2, name="Example: care over authority")
         self._runs = {EXAMPLE: FakeRun(EXAMPLE, example, 1_700_000_000.0, example=True)}
 
     def launch(self, settings: HealSettings) -> str:

@@ -81,7 +81,7 @@ def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
 def write_run(path: Path, rounds: int = 2, **settings: Any) -> Path:
     """A finished run's log at `path`."""
     with EventLog(path) as log:
-        start(log, heal_settings(rounds=rounds, **settings))
+        start(log, heal_settings(**{"model": "demo", "rounds": rounds, **settings}))
         for round_ in range(1, rounds + 1):
             play_round(log, round_)
         log.append("finished", None, {"reason": "all rounds done"})

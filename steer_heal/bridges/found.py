@@ -14,6 +14,10 @@ STEERING_LITE = ("steering_lite",)
 TINYMFV = ("tinymfv", "moralmaps")
 """Module names, the first that is installed counts: tinymfv was renamed."""
 DISTRIBUTIONS = {"steering_lite": "steering-lite", "tinymfv": "tiny-mfv", "moralmaps": "moral-maps"}
+SETS = ("classic", "scifi", "ai-actor")
+"""Vignette sets of tinymfv."""
+THINK_TOKENS = 64
+"""How long its frame lets a model think, unless told otherwise."""
 HOME = "https://github.com/wassname"
 _SOURCES = {"steering_lite": f"git+{HOME}/steering-lite", "tinymfv": f"git+{HOME}/tinymfv"}
 

@@ -19,9 +19,7 @@ from ..data import CONDITIONS, Frame, foundation_name
 from ..models import LanguageModel
 from ..records import Profile, Vignette, VignetteScore
 from . import found
-
-SETS = ("classic", "scifi", "ai-actor")
-THINK_TOKENS = 64
+from .found import SETS, THINK_TOKENS
 
 
 def frame(think_tokens: int = THINK_TOKENS) -> Frame:

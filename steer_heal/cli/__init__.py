@@ -7,26 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from steer_heal.cli import doctor, dose, evaluate, export, heal, readings, results, store, vector
-from steer_heal.cli.options import Parser
+from steer_heal.cli.arguments import parser
 from steer_heal.cli.tables import Out
 from steer_heal.config import SettingsError
 from steer_heal.printing import print_anything
-from steer_heal.store import StoreBusy
+from steer_heal.records import StoreBusy
 
-COMMANDS = (heal, dose, evaluate, vector, results, readings, store, export, doctor)
 BAD_INPUT = 2
 INTERRUPTED = 130
-
-
-def parser() -> Parser:
-    """The parser of all commands."""
-    made = Parser(prog="python -m steer_heal", description="Steer, break and heal a language model.")
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for module in COMMANDS:
-        module.add(commands)
-    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_anything()
     try:
         args = parser().parse_args(arguments)
-        return args.run(args, Out(as_json=args.json))
+        return import_module(f"steer_heal.cli.{args.module}").run(args, Out(as_json=args.json))
     except (SettingsError, StoreBusy) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT

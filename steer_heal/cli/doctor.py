@@ -14,12 +14,12 @@ import torch
 from huggingface_hub import get_token
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from steer_heal import models, selftest
+from steer_heal import models, selftest, sources
 from steer_heal.bridges import found as bridges
 from steer_heal.bridges.extraction import titles
-from steer_heal.cli.options import Commands, Namespace, add_places, command
+from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Out
-from steer_heal.config import DEFAULT_MODEL, GEMMA, SettingsError
+from steer_heal.config import DEMO, GEMMA, SettingsError
 from steer_heal.jobs import LocalProcesses
 from steer_heal.models import user
 from steer_heal.selftest import Check
@@ -27,13 +27,6 @@ from steer_heal.store import Store, StoreBusy
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "duckdb", "gradio", "gguf")
 GIB = 2**30
-
-
-def add(commands: Commands) -> None:
-    made = command(commands, "doctor", "Say what this machine has and what is missing.", run)
-    made.add_argument("--model", default=DEFAULT_MODEL, help="what the self-test steers")
-    made.add_argument("--no-test", action="store_true", help="leave out the ten-second self-test")
-    add_places(made)
 
 
 def run(args: Namespace, out: Out) -> int:
@@ -46,7 +39,9 @@ def run(args: Namespace, out: Out) -> int:
         "memory_free_gib": round(psutil.virtual_memory().available / GIB, 1),
         "disk_free_gib": round(psutil.disk_usage(str(Path.cwd())).free / GIB, 1),
         "model_cache": str(HF_HUB_CACHE),
-        "gemma_in_cache": models.in_cache(GEMMA),
+        "models_folder": str(sources.home()),
+        "models_here": ", ".join(row.name for row in sources.listed() if row.is_here),
+        "gemma_in_cache": sources.in_cache(GEMMA),
         "logged_in_to_hub": get_token() is not None,
         "steering_lite": _package(bridges.STEERING_LITE),
         "tinymfv": _package(bridges.TINYMFV),
@@ -57,14 +52,14 @@ def run(args: Namespace, out: Out) -> int:
     checks: list[Check] = []
     try:
         lm = models.load(args.model)
-        found["bundled_model" if args.model == DEFAULT_MODEL else "model"] = lm.info.architecture
+        found["bundled_model" if args.model == DEMO else "model"] = lm.info.architecture
         found["chat_template"] = template(lm)
         if lm.info.note:
             found["note"] = lm.info.note
         if not args.no_test:
             checks = [*selftest.run(lm)]
     except SettingsError as error:
-        found["bundled_model" if args.model == DEFAULT_MODEL else "model"] = f"!{error}"
+        found["bundled_model" if args.model == DEMO else "model"] = f"!{error}"
     problems = [
         f"{key}: {value[1:]}" for key, value in found.items() if isinstance(value, str) and value[:1] == "!"
     ]
@@ -75,8 +70,8 @@ def run(args: Namespace, out: Out) -> int:
     out.text(
         *(f"self-test {check.name.ljust(8)}  {check.detail} ({check.seconds:.1f} s)" for check in checks)
     )
-    if not found["gemma_in_cache"]:
-        out.text("", models.default_model()[1])
+    if missing := sources.default_model()[1]:
+        out.text("", missing)
     out.text("", *(problems or ["All is well."]))
     tried = [asdict(check) for check in checks]
     out.document({"command": "doctor", **found, "self_test": tried, "problems": problems})

@@ -10,17 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from steer_heal.cli.options import (
-    Commands,
-    Namespace,
-    add_method,
-    add_model,
-    add_sampling,
-    add_trait,
-    command,
-    numbers,
-    sampling,
-)
+from steer_heal.cli.arguments import Namespace, sampling
 from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table
 from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.engine import Engine
@@ -36,32 +26,6 @@ UNITS = {
     "perplexity": "perplexity under base",
     "trait_shift": "trait shift, probability",
 }
-
-
-def add(commands: Commands) -> None:
-    made = command(commands, "dose", "Measure what each dose does; alpha is in units of c*.", run)
-    add_model(made)
-    add_trait(made)
-    add_method(made)
-    made.add_argument(
-        "--alphas", type=numbers, metavar="A,B,...", help="doses (9 of them from 0 to 8 when none)"
-    )
-    made.add_argument(
-        "--n-vignettes", type=int, metavar="N", help="how many of the bundled vignettes; all when none"
-    )
-    made.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="answered freely; may be repeated"
-    )
-    made.add_argument("--tokens", type=int, default=60, metavar="N", help="length of the free answers")
-    made.add_argument("--seed", type=int, default=0, help="of the free answers")
-    made.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    add_sampling(made)
-    made.add_argument("--refine", action="store_true", help="close in on where coherence breaks")
-    made.add_argument(
-        "--grid", action="store_true", help="every layer and three-layer band x alpha, no free text"
-    )
-    made.add_argument("--figure", metavar="FILE.html", help="draw it")
-    made.add_argument("--all", action="store_true", help="show all seven foundations")
 
 
 def run(args: Namespace, out: Out) -> int:

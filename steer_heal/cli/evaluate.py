@@ -8,44 +8,11 @@ from typing import Any
 from steer_heal import data, instrument, models
 from steer_heal.adapters import CONFIG, AdapterStack, saved_rounds
 from steer_heal.bridges import sets, tinymfv
-from steer_heal.cli.options import Commands, Namespace, add_method, add_model, add_trait, command
+from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import SNAKE, Column, Out, number, table
 from steer_heal.config import FOUNDATIONS, MAX_ALPHA, SettingsError
 from steer_heal.engine.vectors import Vectors
 from steer_heal.records import Profile, Vignette
-
-FRAMES = ("foundations", "tinymfv")
-
-
-def add(commands: Commands) -> None:
-    made = command(
-        commands, "eval", "Measure the seven foundations by forced choice, base beside what moved.", run
-    )
-    add_model(made)
-    add_trait(made)
-    add_method(made)
-    made.add_argument(
-        "--adapter",
-        metavar="DIR",
-        help="a peft adapter, or a run's adapters folder, of which all rounds are put on",
-    )
-    made.add_argument(
-        "--alpha", type=float, help="a dose in units of the base's c*, also on top of --adapter"
-    )
-    made.add_argument(
-        "--vignettes",
-        metavar="FILE",
-        help=f"a JSONL file of vignettes, or tinymfv's {', '.join(tinymfv.SETS)}; the bundled ones if none",
-    )
-    made.add_argument(
-        "--frame", default=FRAMES[0], choices=FRAMES, help="how the question is put: ours, or as tinymfv does"
-    )
-    made.add_argument(
-        "--think", type=int, default=tinymfv.THINK_TOKENS, metavar="N", help="think budget of tinymfv's frame"
-    )
-    made.add_argument("--theirs", action="store_true", help="add tinymfv's own evaluation of the base")
-    made.add_argument("--condition", default="other_violate", choices=data.CONDITIONS, help="which vignettes")
-    made.add_argument("--limit", type=int, metavar="N", help="at most so many vignettes, balanced")
 
 
 def run(args: Namespace, out: Out) -> int:

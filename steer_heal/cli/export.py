@@ -11,7 +11,7 @@ from typing import Any
 from steer_heal import cards, data, events, models
 from steer_heal.adapters import adapter_name, saved_rounds
 from steer_heal.cli import hub
-from steer_heal.cli.options import Commands, Namespace, add_places, command
+from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Out
 from steer_heal.config import SettingsError, check_run_id
 from steer_heal.engine.book import EXAMPLE
@@ -22,29 +22,6 @@ from steer_heal.store import Store
 EXAMPLE_COMPLETIONS = 24
 """How many completions of each round the shipped example keeps."""
 EXAMPLE_LACKS = ("per_vignette", "pid", "host", "ids")
-
-
-def add(commands: Commands) -> None:
-    made = command(
-        commands, "export", "Write a run's tables, adapters, vectors, settings and log to a folder.", run
-    )
-    made.add_argument("--run", required=True, metavar="RUN_ID", dest="run_id", help="which run")
-    made.add_argument("--out", metavar="DIR", help="a new or empty folder; exports/RUN_ID if none")
-    made.add_argument("--format", default="parquet", choices=("parquet", "csv"), help="of the tables")
-    made.add_argument(
-        "--example",
-        action="store_true",
-        help="write it, trimmed, as the example run that the page ships with",
-    )
-    made.add_argument(
-        "--merged", metavar="DIR", help="write a plain transformers model with the rounds merged instead"
-    )
-    made.add_argument("--rounds", type=int, metavar="N", help="with --merged: only the first N rounds")
-    made.add_argument(
-        "--push", metavar="OWNER/NAME", help="also put it on the hub: the merged model, or the last adapter"
-    )
-    made.add_argument("--public", action="store_true", help="with --push: for everyone to see")
-    add_places(made)
 
 
 def run(args: Namespace, out: Out) -> int:

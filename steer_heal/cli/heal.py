@@ -6,72 +6,18 @@ import argparse
 from typing import Any
 
 from steer_heal import events, worker
-from steer_heal.cli.options import (
-    Commands,
-    Namespace,
-    add_places,
-    add_sampling,
-    add_trait,
-    command,
-    nested,
-    sampling,
-    setting,
-)
+from steer_heal.cli.arguments import HEAL_NAMED, Namespace, nested, sampling
 from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number
-from steer_heal.config import (
-    DEFAULT_MODEL,
-    MAX_ROUNDS,
-    PRESETS,
-    HealSettings,
-    SettingsError,
-    changed,
-    heal_settings,
-)
+from steer_heal.config import HealSettings, SettingsError, changed, heal_settings
 from steer_heal.engine.launching import check
 from steer_heal.jobs import LocalProcesses, RunFolder, this_process
 from steer_heal.records import Event
 from steer_heal.store import Store, StoreBusy
 
-_NAMED = ("model", "trait", "rounds", "seed", "name", "band")
-
-
 _FACTS = (
     "retention", "kept", "made", "c_star", "seconds", "scale", "headline", "retention_interval", "intervals",
     "differences", "shift_cosine", "kl_spent",
 )  # fmt: skip
-
-
-def add(commands: Commands) -> None:
-    about = "Heal a model: extract, calibrate, over-steer, filter, train, fold, evaluate, for some rounds."
-    made = command(commands, "heal", about, run)
-    made.add_argument("--model", default=DEFAULT_MODEL, help="demo, a folder, or a hub id")
-    add_trait(made)
-    add_sampling(made)
-    made.add_argument("--rounds", type=int, default=3, help=f"1 to {MAX_ROUNDS}")
-    made.add_argument("--seed", type=int, default=0, help="same seed, same machine, same numbers")
-    made.add_argument("--preset", default="quick", choices=sorted(PRESETS), help="size of a round")
-    made.add_argument("--name", default="", help="shown in the table of runs")
-    made.add_argument(
-        "--vignettes", metavar="FILE", help="a JSONL file of vignettes; the bundled ones if none"
-    )
-    made.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        type=setting,
-        default=[],
-        metavar="KEY=VALUE",
-        help="any setting, such as train.epochs=3; may be given again",
-    )
-    made.add_argument("--resume", metavar="RUN_ID", help="go on with a run that ended early")
-    made.add_argument(
-        "--clone",
-        metavar="RUN_ID",
-        help="a new run with that one's settings; what else is given here changes",
-    )
-    made.add_argument("--all", action="store_true", help="show all seven foundations")
-    add_places(made)
-    made.set_defaults(usual={key: made.get_default(key) for key in (*_NAMED, "preset")})
 
 
 def run(args: Namespace, out: Out) -> int:
@@ -113,10 +59,10 @@ def _settings(args: argparse.Namespace, launcher: LocalProcesses) -> HealSetting
     if args.vignettes:
         changes.setdefault("evaluate", {})["vignettes"] = args.vignettes
     if not args.clone:
-        return heal_settings(args.preset, **{**{key: getattr(args, key) for key in _NAMED}, **changes})
+        return heal_settings(args.preset, **{**{key: getattr(args, key) for key in HEAL_NAMED}, **changes})
     if args.preset != args.usual["preset"]:
         raise SettingsError("--preset does not go with --clone: change single settings with --set.")
-    given = {key: getattr(args, key) for key in _NAMED if getattr(args, key) != args.usual[key]}
+    given = {key: getattr(args, key) for key in HEAL_NAMED if getattr(args, key) != args.usual[key]}
     return changed(launcher.settings(args.clone), **{**given, **changes})
 
 

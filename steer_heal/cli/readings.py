@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from steer_heal import data, events
-from steer_heal.cli.options import Commands, Namespace, add_places, command
+from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Column, Out, number, table
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.jobs import LocalProcesses
@@ -15,13 +15,6 @@ from steer_heal.readings import gated_selectivity, signed_flips
 from steer_heal.records import Event, VignetteScore
 
 Key = tuple[int, str]
-
-
-def add(commands: Commands) -> None:
-    about = "Gated selectivity and signed flips of a run's stages against base, with their intervals."
-    made = command(commands, "readings", about, run)
-    made.add_argument("--run", required=True, metavar="RUN_ID", dest="run_id", help="which run")
-    add_places(made)
 
 
 def run(args: Namespace, out: Out) -> int:

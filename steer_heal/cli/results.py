@@ -5,19 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from itertools import groupby
 
-from steer_heal.cli.options import Commands, Namespace, add_places, command
+from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Column, Out, number, table
 from steer_heal.config import SettingsError
 from steer_heal.engine.book import RunBook
 from steer_heal.jobs import LocalProcesses
 from steer_heal.records import MapNode, RunRow
 from steer_heal.store import Store
-
-
-def add(commands: Commands) -> None:
-    made = command(commands, "results", "Show the runs, grouped by model and trait.", run)
-    made.add_argument("--run", metavar="RUN_ID", dest="run_id", help="all stages of this run")
-    add_places(made)
 
 
 def run(args: Namespace, out: Out) -> int:

@@ -6,25 +6,12 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from steer_heal.cli.options import Commands, Namespace, add_places, command
+from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Column, Out, number, table
 from steer_heal.config import SettingsError
 from steer_heal.engine.book import RunBook
 from steer_heal.jobs import LocalProcesses
 from steer_heal.store import Store, keeping
-
-
-def add(commands: Commands) -> None:
-    made = command(commands, "store", "Look at, rebuild, copy or write out the index of the runs.", run)
-    made.add_argument(
-        "action",
-        choices=sorted(ACTIONS),
-        help="info: what it says of itself; rebuild: anew from the runs' logs; snapshot: a consistent copy "
-        "while the page runs; export: all runs' tables",
-    )
-    made.add_argument("--out", metavar="PATH", help="the snapshot's file, or the folder of the tables")
-    made.add_argument("--format", default="parquet", choices=("parquet", "csv"), help="of the tables")
-    add_places(made)
 
 
 def run(args: Namespace, out: Out) -> int:

@@ -5,26 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from steer_heal import data, formats, models
-from steer_heal.cli.options import Commands, Namespace, add_method, add_model, add_trait, command
+from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Out, clean
 from steer_heal.config import SettingsError
 from steer_heal.engine.vectors import Steer, Vectors
 from steer_heal.models import band_layers
-
-
-def add(commands: Commands) -> None:
-    made = command(commands, "vector", "Extract a trait's vector (every layer) and its c* at the band.", run)
-    add_model(made)
-    add_trait(made)
-    add_method(made)
-    made.add_argument(
-        "--from", dest="source", metavar="FILE", help="take this vector (.safetensors, .gguf, .npz) instead"
-    )
-    made.add_argument(
-        "--out", required=True, metavar="FILE", help="the file to write: .safetensors, .gguf or .npz"
-    )
-    made.add_argument("--format", choices=[*formats.FORMATS], help="instead of the one the ending tells")
-    made.add_argument("--only-band", action="store_true", help="write the band's layers only")
 
 
 def run(args: Namespace, out: Out) -> int:

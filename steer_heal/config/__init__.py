@@ -2,8 +2,8 @@
 
 from .base import (
     DEFAULT_BAND,
-    DEFAULT_MODEL,
     DEFAULT_TRAIT,
+    DEMO,
     FOUNDATIONS,
     GEMMA,
     LITE_PREFIX,
@@ -18,6 +18,8 @@ from .base import (
     MAX_UPLOAD_BYTES,
     OWN_METHODS,
     RUN_ID,
+    SMOLLM2,
+    VECTOR_FORMATS,
     Alpha,
     Band,
     CalibrateSettings,
@@ -58,8 +60,8 @@ from .wording import first_line
 
 __all__ = [
     "DEFAULT_BAND",
-    "DEFAULT_MODEL",
     "DEFAULT_TRAIT",
+    "DEMO",
     "FOUNDATIONS",
     "GEMMA",
     "HEAL_THRESHOLDS",
@@ -76,7 +78,9 @@ __all__ = [
     "OWN_METHODS",
     "PRESETS",
     "RUN_ID",
+    "SMOLLM2",
     "THRESHOLDS",
+    "VECTOR_FORMATS",
     "Alpha",
     "Band",
     "CalibrateSettings",

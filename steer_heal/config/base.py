@@ -31,7 +31,9 @@ FOUNDATIONS: tuple[str, ...] = (
     "Liberty",
     "SocialNorms",
 )
-DEFAULT_MODEL = "demo"
+DEMO = "demo"
+"""The model that comes with this project; `sources` holds the order of defaults."""
+SMOLLM2 = "smollm2"
 GEMMA = "google/gemma-3-1b-it"
 DEFAULT_TRAIT = "care_over_authority"
 DEFAULT_BAND = (0.4, 0.6)
@@ -39,6 +41,14 @@ DEFAULT_BAND = (0.4, 0.6)
 OWN_METHODS = ("mean_diff", "mean_diff_raw", "pca")
 LITE_PREFIX = "steering-lite:"
 """Before the name of a method that the installed steering-lite has."""
+VECTOR_FORMATS = {
+    "steer-heal": ".safetensors",
+    "steering-lite": ".safetensors",
+    "gguf": ".gguf",
+    "npz": ".npz",
+    "tensors": ".safetensors",
+}
+"""Every format in which a vector can be written, and its file ending."""
 
 MAX_PROMPT_CHARS = 8_000
 MAX_PROMPT_TOKENS = 2_048

@@ -9,7 +9,6 @@ from pydantic import Field, field_validator
 
 from .base import (
     DEFAULT_BAND,
-    DEFAULT_MODEL,
     DEFAULT_TRAIT,
     MAX_ALPHA,
     MAX_NEW_TOKENS,
@@ -137,7 +136,7 @@ class EvalSettings(Settings):
 class HealSettings(Settings):
     """One heal run, whole: what is written into its config.json."""
 
-    model: str = DEFAULT_MODEL
+    model: str
     trait: str = DEFAULT_TRAIT
     rounds: int = Field(default=3, ge=1, le=MAX_ROUNDS)
     seed: int = Field(default=0, ge=0, lt=2**31)

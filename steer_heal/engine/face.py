@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steer_heal import data, instrument, models
+from steer_heal import data, instrument, models, sources
 from steer_heal.bridges.extraction import titles
 from steer_heal.config import (
-    DEFAULT_MODEL,
     OWN_METHODS,
     DoseRequest,
     EvalSettings,
@@ -32,6 +31,7 @@ from steer_heal.models import LanguageModel, band_layers
 from steer_heal.records import (
     Calibration,
     CompletionRow,
+    ListedModel,
     MapNode,
     ModelInfo,
     Profile,
@@ -52,12 +52,13 @@ class Engine:
 
     Bad input raises `SettingsError`, one sentence, and changes nothing. All methods may be called from any
     thread; the model itself is used by one. `cache_dir` keeps vectors and calibrations; beside `runs_dir`
-    when none. `lm` takes the place of loading `model`. `at_once`: heal runs that may go at a time.
+    when none. `model` is the default one when none (see `sources`); `lm` takes the place of loading it.
+    `at_once`: heal runs that may go at a time.
     """
 
     def __init__(
         self,
-        model: str = DEFAULT_MODEL,
+        model: str | None = None,
         *,
         runs_dir: str | Path = "runs",
         db: str | Path = "runs.duckdb",
@@ -67,14 +68,17 @@ class Engine:
     ) -> None:
         runs = Path(runs_dir).absolute()
         self._cache_dir = Path(cache_dir) if cache_dir else runs.parent / "cache"
-        self._take(models.load(model) if lm is None else lm)
+        self._take(models.load(model or models.default_model()[0]) if lm is None else lm)
         self._turns = Turns()
         self._book = RunBook(LocalProcesses(runs, at_once=at_once), Store(db, patience=1.0))
         self._numbers = itertools.count()
 
     def use(self, model: str, *, progress: Callable[[str], None] | None = None) -> ModelInfo:
         """Steer this model from now on, for everyone; the one before is freed. `progress` hears, in words,
-        what loading does. Raises: `SettingsError`, and then nothing has changed."""
+        what loading does; the old model answers until its files are here. Raises: `SettingsError`, and then
+        nothing has changed."""
+        if model != self.info.name:
+            models.prepare(models.find(model), progress)
 
         def change() -> ModelInfo:
             if model != self.info.name:
@@ -83,6 +87,10 @@ class Engine:
             return self.info
 
         return self._once(change)
+
+    def models(self) -> list[ListedModel]:
+        """The models known by name, and what else is on this machine by a name that is no folder of it."""
+        return [row for row in sources.listed() if not Path(row.name).is_absolute()]
 
     def _take(self, lm: LanguageModel) -> None:
         """From now on this model, which has written something. Errors: `SettingsError` where it cannot."""

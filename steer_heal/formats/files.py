@@ -16,18 +16,11 @@ from torch import Tensor
 
 from .. import vector as native
 from ..config import MAX_UPLOAD_BYTES, SettingsError
+from ..config import VECTOR_FORMATS as FORMATS
 from ..vector import SteeringVector
 from . import gguf_file, steering_lite
 from .layers import assemble, chosen, numbered
 
-FORMATS = {
-    "steer-heal": ".safetensors",
-    "steering-lite": ".safetensors",
-    "gguf": ".gguf",
-    "npz": ".npz",
-    "tensors": ".safetensors",
-}
-"""Every format that can be written, and its file ending."""
 _PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
 
 

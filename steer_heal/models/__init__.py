@@ -1,11 +1,12 @@
 """Language models: find, load and describe them; chat encoding; where their blocks are."""
 
 from ..records import SamplingDefaults
+from ..sources import Source, default_model, find, in_cache
 from .batch import Padded, left_pad, rows_that_fit
 from .blocks import band_layers, computing, find_blocks, layers_band
 from .chat import system, user
-from .find import Source, default_model, find, in_cache
-from .load import LanguageModel, load
+from .fetching import fetch
+from .load import LanguageModel, load, prepare
 from .placement import free, spread
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "band_layers",
     "computing",
     "default_model",
+    "fetch",
     "find",
     "find_blocks",
     "free",
@@ -23,6 +25,7 @@ __all__ = [
     "layers_band",
     "left_pad",
     "load",
+    "prepare",
     "rows_that_fit",
     "spread",
     "system",

@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..config import SettingsError
+from ..sources import DEMO_FOLDER
 from .files import free as room_on
 from .files import needed
-from .find import Source
+
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""Instructions of x86 and ARM processors that multiply bfloat16."""
+AMPLE = 0.5
+"""Share of the free memory that weights may take in a wider format than they are stored in."""
 
 
 def best_device(folder: Path, dtype: torch.dtype | str) -> str:
@@ -27,9 +32,9 @@ def best_device(folder: Path, dtype: torch.dtype | str) -> str:
 
 
 def chosen_dtype(
-    asked: str | torch.dtype | None, config: PreTrainedConfig, source: Source, device: str | None
+    asked: str | torch.dtype | None, config: PreTrainedConfig, folder: Path, device: str | None
 ) -> torch.dtype | str:
-    """What the weights are loaded as; see `load`. Errors: `SettingsError` for an unknown name."""
+    """What the weights in `folder` are loaded as; see `load`. Errors: `SettingsError` for an unknown name."""
     if isinstance(asked, torch.dtype):
         return asked
     if asked is not None:
@@ -40,8 +45,16 @@ def chosen_dtype(
     stored = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     if device == "cpu" or (device is None and not accelerated):
-        return torch.float32 if source.kind == "demo" or stored == torch.float16 else "auto"
+        halved = stored == torch.bfloat16 and _float32_is_faster(folder)
+        return torch.float32 if folder == DEMO_FOLDER or stored == torch.float16 or halved else "auto"
     return torch.bfloat16 if stored in (None, torch.float32) else "auto"
+
+
+def _float32_is_faster(folder: Path) -> bool:
+    """Whether this processor only imitates bfloat16, and float32 weights leave half of the memory free."""
+    able = torch.cpu.get_capabilities()
+    ample = needed(folder, torch.float32) <= AMPLE * room_on("cpu")
+    return ample and not any(able.get(instructions) for instructions in BFLOAT16)
 
 
 def runs_on(module: nn.Module) -> torch.device:

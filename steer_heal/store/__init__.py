@@ -6,7 +6,8 @@ finished_at)` and the table `profiles` (all seven foundations) are for others to
 seconds since the epoch.
 """
 
-from steer_heal.store.database import StoreBusy, StoreUnreadable
+from steer_heal.records import StoreBusy
+from steer_heal.store.database import StoreUnreadable
 from steer_heal.store.store import Store
 
 __all__ = ["Store", "StoreBusy", "StoreUnreadable"]

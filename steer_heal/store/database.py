@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 
 from steer_heal.config import SettingsError
+from steer_heal.records import StoreBusy
 from steer_heal.store.schema import MIGRATIONS, RECORD
 
 PATIENCE_S = 3.0
@@ -19,10 +20,6 @@ _PAUSE_S = 0.05
 _HOLDER = re.compile(r"held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
 _LOCKS: dict[Path, threading.RLock] = {}
 _LOCKS_GUARD = threading.Lock()
-
-
-class StoreBusy(RuntimeError):
-    """Another process holds the file; the message says which. Nothing is lost: events wait in the logs."""
 
 
 class StoreUnreadable(SettingsError):

@@ -121,5 +121,5 @@ def test_its_sets_are_vignettes_by_name_and_a_run_may_ask_for_them(tmp_path, mon
     rows = sets.vignettes("scifi", condition="self_violate", limit=14)
     assert (len(rows), {row.condition for row in rows}) == (14, {"self_violate"})
     assert {row.foundation for row in rows} == set(FOUNDATIONS)
-    settings = heal_settings("quick", evaluate={"vignettes": "classic", "n_vignettes": 7})
+    settings = heal_settings("quick", model="demo", evaluate={"vignettes": "classic", "n_vignettes": 7})
     assert check(settings, files_in=tmp_path) == settings

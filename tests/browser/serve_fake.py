@@ -2,7 +2,8 @@
 
 import sys
 
-from components.server import bind, serve
+from components.access import bind
+from components.server import serve
 from tests.fake_engine import FakeEngine
 
 if __name__ == "__main__":

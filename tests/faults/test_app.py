@@ -133,7 +133,7 @@ def test_worker_killed_for_want_of_memory(tmp_path: Path, tally: Tally) -> None:
         tmp_path / "runs", command=(sys.executable, str(script), str(group / "cgroup.procs"))
     )
     try:
-        run_id = jobs.start(heal_settings())
+        run_id = jobs.start(heal_settings(model="demo"))
         tally.injected += 1
         until = time.monotonic() + 60
         while jobs.poll(run_id).status != "interrupted":

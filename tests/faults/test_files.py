@@ -107,11 +107,11 @@ def test_disk_full_while_a_run_writes(small_disk: Path, tmp_path: Path, tally: T
 def test_disk_full_while_the_store_takes_in(small_disk: Path, tmp_path: Path, tally: Tally) -> None:
     """The page says that there is no room, keeps what it knew, and catches up."""
     launcher = LocalProcesses(tmp_path / "runs")
-    folder = launcher.create(heal_settings(rounds=32), worker=this_process())
+    folder = launcher.create(heal_settings(model="demo", rounds=32), worker=this_process())
     store = Store(small_disk / "runs.duckdb", patience=0.1)
     book = RunBook(launcher, store, example=None, every_s=0.0)
     with EventLog(folder.log) as log:
-        start(log, heal_settings(rounds=32))
+        start(log, heal_settings(model="demo", rounds=32))
         play_round(log, 1)
         assert book.runs()[0].round == 1
         for round_ in range(2, 6):
@@ -167,10 +167,10 @@ def test_folder_made_read_only(small_disk: Path, tally: Tally) -> None:
 def test_store_held_by_another_process(tmp_path: Path, tally: Tally, read_only: bool) -> None:
     """The page says who holds it, shows what it knew, steers on, and catches up when it is let go."""
     launcher = LocalProcesses(tmp_path / "runs")
-    folder = launcher.create(heal_settings(rounds=32), worker=this_process())
+    folder = launcher.create(heal_settings(model="demo", rounds=32), worker=this_process())
     book = RunBook(launcher, Store(tmp_path / "runs.duckdb", patience=0.1), example=None, every_s=0.0)
     with EventLog(folder.log) as log:
-        start(log, heal_settings(rounds=32))
+        start(log, heal_settings(model="demo", rounds=32))
         assert book.runs()[0].round == 0
         for round_ in (1, 2, 3):
             holder = hold(tmp_path / "runs.duckdb", read_only=read_only)

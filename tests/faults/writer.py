@@ -17,7 +17,7 @@ if __name__ == "__main__":
         if log.next_seq:
             log.append("resumed", None, {"round": done})
         else:
-            start(log, heal_settings(rounds=32))
+            start(log, heal_settings(model="demo", rounds=32))
         print("ready", flush=True)
         for round_ in itertools.count(done + 1):
             play_round(log, round_)

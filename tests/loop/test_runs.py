@@ -35,7 +35,7 @@ SMALL = {
 
 
 def small(rounds: int) -> HealSettings:
-    return heal_settings("quick", rounds=rounds, seed=3, **SMALL)
+    return heal_settings("quick", model="demo", rounds=rounds, seed=3, **SMALL)
 
 
 def until(true: Callable[[], bool], seconds: float = 240.0) -> None:

@@ -66,7 +66,7 @@ def test_the_app_refuses_before_it_loads_anything(
 ) -> None:
     monkeypatch.delenv(access.LOGIN, raising=False)
     monkeypatch.delenv(access.LOGIN_FILE, raising=False)
-    monkeypatch.setattr(app, "Engine", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(app, "import_module", lambda name: pytest.fail(f"{name} was imported"))
     assert app.main(["--model", "demo", "--host", "0.0.0.0", "--port", "0"]) == 2
     assert app.main(["--model", "demo", "--share", "--port", "0"]) == 2
     said = capsys.readouterr().err.splitlines()

@@ -183,7 +183,7 @@ def test_a_heal_run_draws_all_its_text_as_its_settings_say(monkeypatch):
     monkeypatch.setattr(measure, "complete", lambda *given, **_: asked.append(given[3]) or [])
     lm = tiny.shared("llama")
     for told in ({}, {"temperature": 0.3, "top_p": "0.5", "top_k": -1}):
-        settings = heal_settings(data=told, evaluate={"n_vignettes": 7})
+        settings = heal_settings(model="demo", data=told, evaluate={"n_vignettes": 7})
         measure.Measures(lm, AdapterStack(lm), settings, lambda: False).write(["p"], None, seed=4)
     own, other = asked
     assert (own.temperature, own.top_p, own.top_k) == (None, None, None)

@@ -12,6 +12,7 @@ ORDER = [
     "config",
     "records",
     "printing",
+    "sources",
     "data",
     "models",
     "steering",
@@ -115,6 +116,29 @@ def test_functions_stay_small():
                 long.append(f"{path.relative_to(ROOT)}:{node.name}")
     assert not long
     assert (ROOT / "app.py").read_text().count("\n") < 80
+
+
+SLOW = ("torch", "transformers", "gradio", "duckdb", "numpy")
+
+
+@pytest.mark.parametrize(
+    ("called", "code"),
+    [
+        ("app.main(['--help'])", 0),
+        ("app.main(['--nonsense'])", 2),
+        ("app.main(['--port', '99999'])", 2),
+        ("app.main(['--model', 'no such model'])", 2),
+        ("cli.main(['--help'])", 0),
+        ("cli.main(['heal', '--help'])", 0),
+        ("cli.main(['heal', '--rounds', 'many'])", 2),
+        ("cli.main(['models'])", 0),
+    ],
+)
+def test_help_a_bad_argument_and_the_models_need_nothing_slow(called, code):
+    blocked = "".join(f"sys.modules[{name!r}] = None;" for name in SLOW)
+    program = f"import sys; {blocked} import app; from steer_heal import cli; sys.exit({called})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
 
 
 @pytest.mark.parametrize(

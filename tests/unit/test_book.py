@@ -46,10 +46,10 @@ def test_the_example_is_there_at_once_and_marked(book: RunBook) -> None:
 
 
 def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(book: RunBook) -> None:
-    folder = local(book).create(heal_settings(rounds=2), worker=this_process())
+    folder = local(book).create(heal_settings(model="demo", rounds=2), worker=this_process())
     marks = [book.watermark()]
     with EventLog(folder.log) as log:
-        start(log, heal_settings(rounds=2))
+        start(log, heal_settings(model="demo", rounds=2))
         for round_ in (1, 2):
             play_round(log, round_)
             marks.append(book.watermark())
@@ -59,7 +59,7 @@ def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(b
 
 
 def test_a_launched_run_is_seen_to_its_end(book: RunBook) -> None:
-    run_id = book.start(heal_settings(name="quick", rounds=1))
+    run_id = book.start(heal_settings(model="demo", name="quick", rounds=1))
     assert book.runs()[0].run_id == run_id
 
     def status() -> str:
@@ -72,7 +72,7 @@ def test_a_launched_run_is_seen_to_its_end(book: RunBook) -> None:
 
 
 def test_a_killed_worker_shows_as_interrupted_without_any_new_event(book: RunBook) -> None:
-    run_id = book.start(heal_settings(name="hang"))
+    run_id = book.start(heal_settings(model="demo", name="hang"))
     until(lambda: book.runs()[0].round == 1)
     before = book.watermark()
     pid = local(book).poll(run_id).pid
@@ -84,9 +84,9 @@ def test_a_killed_worker_shows_as_interrupted_without_any_new_event(book: RunBoo
 
 
 def test_a_run_whose_folder_is_gone_is_interrupted_not_running(book: RunBook) -> None:
-    folder = local(book).create(heal_settings(), worker=this_process())
+    folder = local(book).create(heal_settings(model="demo"), worker=this_process())
     with EventLog(folder.log) as log:
-        start(log, heal_settings())
+        start(log, heal_settings(model="demo"))
     assert book.runs()[0].status == "running"
     folder.path.rename(folder.path.with_name("moved away"))
     assert book.runs()[0].status == "interrupted"
@@ -96,7 +96,7 @@ def test_a_held_store_is_named_shows_the_last_known_and_catches_up(book: RunBook
     assert len(book.runs()) == 1
     holder = hold(book.store.path, read_only=False)
     try:
-        folder = local(book).create(heal_settings(), worker=this_process())
+        folder = local(book).create(heal_settings(model="demo"), worker=this_process())
         mark = book.watermark()
         assert str(holder.pid) in book.message()
         assert len(book.runs()) == 1
@@ -112,7 +112,7 @@ def test_a_held_store_is_named_shows_the_last_known_and_catches_up(book: RunBook
 
 
 def test_a_deleted_store_is_built_again_while_the_page_runs(book: RunBook) -> None:
-    run_id = book.start(heal_settings(name="quick"))
+    run_id = book.start(heal_settings(model="demo", name="quick"))
     until(lambda: book.runs()[0].status == "finished")
     nodes = book.map([run_id, EXAMPLE_ID])
     book.store.path.unlink()

@@ -60,6 +60,7 @@ def test_the_code_on_a_card_loads_every_round(tmp_path, monkeypatch, round_):
 
 def test_the_bundled_model_is_no_hub_id(tmp_path):
     assert "base_model" not in made("demo").split("---")[1]
+    assert "base_model" not in made("smollm2").split("---")[1]
     assert "base_model" not in made(str(tmp_path)).split("---")[1]
 
 
@@ -70,7 +71,7 @@ def test_a_merged_model_is_described_as_one():
 
 
 def test_what_was_not_measured_is_said():
-    settings = HealSettings()
+    settings = HealSettings(model="demo")
     text = cards.card(
         settings, data.trait(settings.trait), 1, {"base": MEASURED["base"]}, {"retention": None}
     )

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from steer_heal import models
-from steer_heal.cli import BAD_INPUT, COMMANDS, INTERRUPTED, main
-from steer_heal.cli.options import nested, setting
+from steer_heal.cli import BAD_INPUT, INTERRUPTED, main, store
+from steer_heal.cli.arguments import COMMANDS, STORE_ACTIONS, nested, setting
 from steer_heal.cli.tables import Column, Out, clean, number, table
 from steer_heal.config import SettingsError
 from steer_heal.jobs import LocalProcesses
@@ -22,7 +22,7 @@ from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("here")
 SEVEN = {"care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"}
-NAMES = ("heal", "dose", "eval", "vector", "results", "readings", "store", "export", "doctor")
+NAMES = ("heal", "dose", "eval", "vector", "results", "readings", "store", "export", "models", "doctor")
 
 
 @pytest.mark.parametrize("name", ["", *NAMES])
@@ -35,6 +35,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 
 def test_all_commands_are_there() -> None:
     assert len(COMMANDS) == len(NAMES)
+    assert set(STORE_ACTIONS) == set(store.ACTIONS)
 
 
 BAD = [

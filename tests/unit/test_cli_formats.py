@@ -102,9 +102,15 @@ def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:
     document = json.loads(out)
     assert [check["name"] for check in document["self_test"]] == ["extract", "undo", "write", "choose"]
     assert all(check["ok"] for check in document["self_test"]), document["self_test"]
-    assert {"device", "memory_free_gib", "model_cache", "gemma_in_cache", "steering_lite", "tinymfv"} <= set(
-        document
-    )
+    assert {
+        "device",
+        "memory_free_gib",
+        "model_cache",
+        "gemma_in_cache",
+        "models_here",
+        "steering_lite",
+        "tinymfv",
+    } <= set(document)
     assert "<start_of_turn>" in document["chat_template"]
     assert (code, document["problems"]) == (0, [])
     code, out, _ = run("doctor", "--model", "tiny", "--no-test")
@@ -112,7 +118,7 @@ def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:
     assert "self-test" not in out
     assert re.search(r"^memory free \(GiB\) +\d", out, re.MULTILINE)
     assert not re.search(r"^\w*_\w* ", out, re.MULTILINE)
-    assert "hf auth login" in out
+    assert "models get smollm2" in out
     assert models.default_model()[0] == "demo"
 
 

@@ -150,7 +150,7 @@ def test_results_shows_what_heal_wrote_to_the_store(run: Any, healing: Any) -> N
 
 def test_results_starts_nothing(run: Any, here: Path) -> None:
     launcher = LocalProcesses(here / "runs")
-    folder = launcher.create(heal_settings())
+    folder = launcher.create(heal_settings(model="demo"))
     code, out, _ = run("results", "--json")
     assert code == 0
     assert json.loads(out)["runs"][0]["status"] == "queued"
@@ -174,7 +174,7 @@ def test_export_writes_tables_log_and_settings(run: Any, healing: Any, here: Pat
 def test_the_example_is_a_trimmed_log_that_shows_the_same_map(run: Any, here: Path) -> None:
     run_id = "care-20260101-000000-abcd"
     write_run(here / "runs" / run_id / "events.jsonl")
-    (here / "runs" / run_id / "config.json").write_text(heal_settings().model_dump_json())
+    (here / "runs" / run_id / "config.json").write_text(heal_settings(model="demo").model_dump_json())
     code, _, _ = run("export", "--run", run_id, "--example", "--out", "example")
     assert code == 0
     lines = [json.loads(line) for line in (here / "example" / "events.jsonl").read_text().splitlines()]

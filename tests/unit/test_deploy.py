@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -40,6 +41,14 @@ def test_the_container_copies_what_is_there_and_starts_the_page():
     command = json.loads(re.search(r"^ENTRYPOINT (\[.+\])$", text, re.MULTILINE)[1])
     from_app = (ROOT / "app.py").read_text()
     assert all(f'"{flag}"' in from_app for flag in command if flag.startswith("--"))
+
+
+def test_no_file_names_a_package_registry():
+    """Where packages come from is for pip and its settings to say."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    hosts = re.compile(rb"pypi[.](org|python)|pythonhosted[.]org|registry[.]npmjs|npmjs[.]org")
+    files = [ROOT / name for name in listed.splitlines()]
+    assert not [file for file in files if file.is_file() and hosts.search(file.read_bytes())]
 
 
 def test_the_space_says_what_the_hub_reads():

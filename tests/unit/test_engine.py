@@ -224,7 +224,7 @@ def test_bad_requests_are_one_sentence_and_the_engine_goes_on(
 )
 def test_a_run_that_cannot_work_is_not_launched(engine: Engine, wrong: Any, match: str) -> None:
     with pytest.raises(SettingsError, match=match):
-        engine.launch(heal_settings(**wrong))
+        engine.launch(heal_settings(**{"model": "demo", **wrong}))
     assert all(run.is_example for run in engine.runs())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from components import gate, server
+from components import access, gate, server
 from components.server import application
 from steer_heal.config import SettingsError
 from tests.fake_engine import FakeEngine
@@ -157,7 +157,7 @@ def test_with_a_login_the_link_is_asked_for_this_port_and_told(
 
     monkeypatch.setattr(server, "setup_tunnel", tunnel)
     monkeypatch.setattr(server.uvicorn.Server, "run", lambda *_, **__: None)
-    with server.bind("127.0.0.1", 0) as listening:
+    with access.bind("127.0.0.1", 0) as listening:
         server.serve(FakeEngine(), listening, LOGIN, share=True)
         assert asked == ["127.0.0.1", listening.getsockname()[1]]
     assert "https://abc.gradio.live" in capsys.readouterr().out

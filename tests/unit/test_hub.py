@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from steer_heal import sources
 from steer_heal.config import GEMMA, SettingsError
 from steer_heal.models import default_model, files, in_cache
 
@@ -130,13 +131,40 @@ def test_no_hub_to_be_reached(tmp_path):
     )
 
 
-def test_gemma_is_the_default_only_where_it_is(monkeypatch):
+def cached(hub, name, *files):
+    """The hub client's folder of the model, with these files."""
+    folder = hub / f"models--{name.replace('/', '--')}"
+    snapshot = folder / "snapshots" / SHA
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(SHA)
+    for file in files:
+        (snapshot / file).write_text('{"architectures": ["Gemma3ForCausalLM"]}')
+
+
+def test_the_order_of_defaults_is_gemma_smollm2_demo(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "HF_HUB_CACHE", str(tmp_path))
     name, line = default_model()
     assert (name, in_cache(GEMMA)) == ("demo", False)
+    assert "smollm2 is not on this machine, so demo runs" in line
+    assert "python -m steer_heal models get smollm2" in line
+    sources.converted(sources.KNOWN["smollm2"].wheel.gguf_sha256).mkdir(parents=True)
+    name, line = default_model()
+    assert name == "smollm2"
     assert "hf auth login" in line
     assert "about 2 GB" in line
-    monkeypatch.setitem(default_model.__globals__, "in_cache", lambda _name: True)
+    cached(tmp_path, GEMMA, "config.json", "tokenizer_config.json")
+    assert default_model()[0] == "smollm2"
+    (tmp_path / "models--google--gemma-3-1b-it/snapshots" / SHA / "model.safetensors").write_text("x")
     assert default_model() == (GEMMA, "")
+
+
+def test_what_else_is_in_the_hubs_cache_is_listed(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "HF_HUB_CACHE", str(tmp_path))
+    cached(tmp_path, "own/chat--model", "config.json", "tokenizer_config.json", "model.safetensors")
+    cached(tmp_path, "own/half", "config.json", "tokenizer_config.json")
+    (row,) = sources.listed()[3:]
+    assert (row.name, row.is_here, row.n_bytes) == ("own/chat--model", True, 3 * 40)
 
 
 def test_what_does_not_fit_is_refused_before_loading(monkeypatch, tmp_path):

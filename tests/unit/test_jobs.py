@@ -16,7 +16,7 @@ from tests.jobs import COMMAND, begun, last_kind, status, until
 
 
 def test_a_run_is_a_process_of_its_own_that_ends_finished(jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(name="quick", seed=3))
+    run_id = jobs.start(heal_settings(model="demo", name="quick", seed=3))
     until(lambda: status(jobs, run_id) == "finished")
     kinds = [event.kind for event in jobs.events(run_id).events]
     assert kinds[:2] == ["queued", "started"]
@@ -26,7 +26,7 @@ def test_a_run_is_a_process_of_its_own_that_ends_finished(jobs: LocalProcesses) 
 
 
 def test_a_run_has_its_own_session_and_gives_way(jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(name="hang"))
+    run_id = jobs.start(heal_settings(model="demo", name="hang"))
     until(lambda: begun(jobs, run_id))
     pid = jobs.poll(run_id).pid
     assert pid is not None
@@ -41,7 +41,7 @@ def test_how_far_a_run_gives_way_is_a_setting(
 ) -> None:
     monkeypatch.setenv("STEER_HEAL_NICENESS", said)
     made = LocalProcesses(tmp_path / "runs", command=COMMAND)
-    run_id = made.start(heal_settings(name="hang"))
+    run_id = made.start(heal_settings(model="demo", name="hang"))
     until(lambda: begun(made, run_id))
     pid = made.poll(run_id).pid
     assert psutil.Process(pid).nice() == max(gives_way_by, psutil.Process().nice())
@@ -56,7 +56,7 @@ def test_a_bad_niceness_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_second_run_waits_and_starts_when_the_first_has_ended(jobs: LocalProcesses) -> None:
-    first, second = (jobs.start(heal_settings(name=name)) for name in ("hang", "quick"))
+    first, second = (jobs.start(heal_settings(model="demo", name=name)) for name in ("hang", "quick"))
     until(lambda: begun(jobs, first))
     jobs.advance()
     assert [status(jobs, first), status(jobs, second)] == ["running", "queued"]
@@ -67,7 +67,7 @@ def test_the_second_run_waits_and_starts_when_the_first_has_ended(jobs: LocalPro
 
 
 def test_a_queued_run_can_be_cancelled_and_never_starts(jobs: LocalProcesses) -> None:
-    first, second = (jobs.start(heal_settings(name="hang")) for _ in range(2))
+    first, second = (jobs.start(heal_settings(model="demo", name="hang")) for _ in range(2))
     jobs.cancel(second)
     assert status(jobs, second) == "cancelled"
     until(lambda: begun(jobs, first))
@@ -78,12 +78,12 @@ def test_a_queued_run_can_be_cancelled_and_never_starts(jobs: LocalProcesses) ->
 
 
 def test_a_paused_run_rests_where_it_is_and_goes_on(jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(name="slow"))
+    run_id = jobs.start(heal_settings(model="demo", name="slow"))
     until(lambda: begun(jobs, run_id))
     jobs.pause(run_id)
     until(lambda: status(jobs, run_id) == "paused")
     pid, before = jobs.poll(run_id).pid, len(jobs.events(run_id).events)
-    second = jobs.start(heal_settings(name="quick"))
+    second = jobs.start(heal_settings(model="demo", name="quick"))
     time.sleep(0.1)
     assert len(jobs.events(run_id).events) == before
     assert status(jobs, second) == "queued"
@@ -99,7 +99,7 @@ def test_a_paused_run_rests_where_it_is_and_goes_on(jobs: LocalProcesses) -> Non
 
 
 def test_a_paused_run_can_be_cancelled_or_killed(jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(name="slow"))
+    run_id = jobs.start(heal_settings(model="demo", name="slow"))
     until(lambda: begun(jobs, run_id))
     jobs.pause(run_id)
     until(lambda: status(jobs, run_id) == "paused")
@@ -118,7 +118,10 @@ def test_a_paused_run_can_be_cancelled_or_killed(jobs: LocalProcesses) -> None:
 
 
 def test_a_queued_run_can_be_held_back(jobs: LocalProcesses) -> None:
-    first, second = jobs.start(heal_settings(name="hang")), jobs.start(heal_settings(name="quick"))
+    first, second = (
+        jobs.start(heal_settings(model="demo", name="hang")),
+        jobs.start(heal_settings(model="demo", name="quick")),
+    )
     jobs.pause(second)
     until(lambda: begun(jobs, first))
     jobs.cancel(first)
@@ -132,7 +135,7 @@ def test_a_queued_run_can_be_held_back(jobs: LocalProcesses) -> None:
 
 def test_several_may_run_at_once_and_no_more(tmp_path: Path) -> None:
     two = LocalProcesses(tmp_path / "runs", at_once=2, command=COMMAND)
-    runs = [two.start(heal_settings(name="hang")) for _ in range(3)]
+    runs = [two.start(heal_settings(model="demo", name="hang")) for _ in range(3)]
     assert sorted(status(two, run_id) for run_id in runs) == ["queued", "running", "running"]
     for run_id in reversed(runs):
         until(lambda run_id=run_id: status(two, run_id) == "queued" or begun(two, run_id))
@@ -149,14 +152,14 @@ def test_more_at_once_than_there_may_be_is_refused(tmp_path: Path) -> None:
 
 def test_the_queue_has_an_end(jobs: LocalProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("steer_heal.jobs.local.MAX_QUEUED_RUNS", 2)
-    held = [jobs.create(heal_settings()) for _ in range(2)]
+    held = [jobs.create(heal_settings(model="demo")) for _ in range(2)]
     with pytest.raises(SettingsError, match="2 runs are waiting"):
-        jobs.start(heal_settings())
+        jobs.start(heal_settings(model="demo"))
     assert len(jobs.runs()) == len(held)
 
 
 def test_only_what_runs_can_be_cancelled_and_only_what_ended_early_resumed(jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(name="quick"))
+    run_id = jobs.start(heal_settings(model="demo", name="quick"))
     until(lambda: status(jobs, run_id) == "finished")
     with pytest.raises(SettingsError, match="nothing to cancel"):
         jobs.cancel(run_id)

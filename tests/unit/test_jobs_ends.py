@@ -18,7 +18,7 @@ def test_a_run_that_will_not_stop_is_killed_after_the_grace_time(
     tmp_path: Path, jobs: LocalProcesses
 ) -> None:
     short = LocalProcesses(tmp_path / "runs", command=COMMAND, grace_s=0.3)
-    run_id = short.start(heal_settings(name="deaf"))
+    run_id = short.start(heal_settings(model="demo", name="deaf"))
     until(lambda: begun(short, run_id))
     jobs.cancel(run_id)
     time.sleep(0.1)
@@ -35,7 +35,7 @@ def test_a_run_that_will_not_stop_is_killed_after_the_grace_time(
 
 
 def test_a_killed_worker_is_interrupted_and_goes_on_after_its_last_round(jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(name="hang", rounds=2))
+    run_id = jobs.start(heal_settings(model="demo", name="hang", rounds=2))
     until(lambda: begun(jobs, run_id))
     pid = jobs.poll(run_id).pid
     assert pid is not None
@@ -43,7 +43,7 @@ def test_a_killed_worker_is_interrupted_and_goes_on_after_its_last_round(jobs: L
     until(lambda: status(jobs, run_id) == "interrupted")
     assert "SIGKILL" in jobs.poll(run_id).message
     folder = jobs.folder(run_id)
-    folder.write("config.json", heal_settings(name="quick", rounds=2).model_dump_json())
+    folder.write("config.json", heal_settings(model="demo", name="quick", rounds=2).model_dump_json())
     jobs.resume(run_id)
     until(lambda: status(jobs, run_id) == "finished")
     log = jobs.events(run_id).events
@@ -56,13 +56,13 @@ def test_a_killed_worker_is_interrupted_and_goes_on_after_its_last_round(jobs: L
 def test_a_worker_that_ends_without_a_word_is_interrupted_with_the_end_of_its_log(
     jobs: LocalProcesses,
 ) -> None:
-    run_id = jobs.start(heal_settings(name="crash"))
+    run_id = jobs.start(heal_settings(model="demo", name="crash"))
     until(lambda: status(jobs, run_id) == "interrupted")
     assert "the last line of its log" in jobs.poll(run_id).message
 
 
 def test_a_kill_becomes_an_event_a_person_can_read_written_once(tmp_path: Path, jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(name="hang"))
+    run_id = jobs.start(heal_settings(model="demo", name="hang"))
     until(lambda: begun(jobs, run_id))
     pid = jobs.poll(run_id).pid
     assert pid is not None
@@ -78,7 +78,7 @@ def test_a_kill_becomes_an_event_a_person_can_read_written_once(tmp_path: Path, 
 
 
 def test_an_exit_without_a_word_is_told_with_its_code(jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(name="crash"))
+    run_id = jobs.start(heal_settings(model="demo", name="crash"))
     until(lambda: status(jobs, run_id) == "interrupted")
     jobs.advance()
     newest = jobs.folder(run_id).last_event()

@@ -21,7 +21,7 @@ from tests.jobs import COMMAND, begun, status, until
 def test_a_restarted_page_finds_the_run_and_starts_it_no_second_time(
     tmp_path: Path, jobs: LocalProcesses
 ) -> None:
-    run_id = jobs.start(heal_settings(name="hang"))
+    run_id = jobs.start(heal_settings(model="demo", name="hang"))
     until(lambda: begun(jobs, run_id))
     again = LocalProcesses(tmp_path / "runs", command=COMMAND)
     again.advance()
@@ -37,7 +37,7 @@ def test_the_clock_moved_by_a_year_does_not_lose_a_worker(
     jobs: LocalProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux counts a process's start from the machine's; both move when the clock is set."""
-    folder = jobs.create(heal_settings(), worker=this_process())
+    folder = jobs.create(heal_settings(model="demo"), worker=this_process())
     boot, created, now = psutil.boot_time(), psutil.Process().create_time(), time.time
     for jump in (365 * 86_400.0, -365 * 86_400.0):
         monkeypatch.setattr(psutil, "boot_time", lambda jump=jump: boot + jump)
@@ -51,14 +51,14 @@ def test_the_clock_moved_by_a_year_does_not_lose_a_worker(
 
 def test_a_worker_of_before_the_machine_started_again_is_gone(jobs: LocalProcesses) -> None:
     mine = this_process()
-    folder = jobs.create(heal_settings(), worker=mine)
+    folder = jobs.create(heal_settings(model="demo"), worker=mine)
     folder.claim(replace(mine, boot="another start"))
     assert status(jobs, folder.run_id) == "interrupted"
 
 
 def test_a_worker_that_was_quicker_than_its_starter_keeps_its_place(jobs: LocalProcesses) -> None:
     mine = this_process()
-    folder = jobs.create(heal_settings(), worker=mine)
+    folder = jobs.create(heal_settings(model="demo"), worker=mine)
     folder.claim_if_free(replace(mine, pid=1))
     assert folder.process() == mine
     assert sorted(path.name for path in folder.path.iterdir()) == [
@@ -70,14 +70,14 @@ def test_a_worker_that_was_quicker_than_its_starter_keeps_its_place(jobs: LocalP
 
 def test_a_reused_pid_is_not_taken_for_the_worker(jobs: LocalProcesses) -> None:
     mine = this_process()
-    folder = jobs.create(heal_settings(), worker=mine)
+    folder = jobs.create(heal_settings(model="demo"), worker=mine)
     assert status(jobs, folder.run_id) == "running"
     folder.claim(processes.Running(mine.pid, mine.created - 1000.0, mine.host))
     assert status(jobs, folder.run_id) == "interrupted"
 
 
 def test_a_worker_of_another_host_is_known_by_its_heartbeat(jobs: LocalProcesses) -> None:
-    folder = jobs.create(heal_settings(), worker=processes.Running(1, 0.0, "elsewhere"))
+    folder = jobs.create(heal_settings(model="demo"), worker=processes.Running(1, 0.0, "elsewhere"))
     assert status(jobs, folder.run_id) == "interrupted"
     folder.beat()
     assert status(jobs, folder.run_id) == "running"
@@ -96,12 +96,12 @@ def test_an_id_that_is_none_is_refused(jobs: LocalProcesses, bad: str) -> None:
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="--runs"):
-        LocalProcesses(tmp_path / "file", command=COMMAND).start(heal_settings())
+        LocalProcesses(tmp_path / "file", command=COMMAND).start(heal_settings(model="demo"))
 
 
 def test_a_config_of_another_version_is_a_sentence_and_the_log_unchanged(jobs: LocalProcesses) -> None:
-    folder = jobs.create(heal_settings())
-    folder.write("config.json", json.dumps({"future": 1}))
+    folder = jobs.create(heal_settings(model="demo"))
+    folder.write("config.json", json.dumps({"model": "demo", "future": 1}))
     jobs.cancel(folder.run_id)
     before = events.read(folder.log)
     with pytest.raises(SettingsError, match="future"):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 from steer_heal.config import SampleSettings, SettingsError
 from steer_heal.generate import Row, complete
 from steer_heal.models import files, find, load, user
-from steer_heal.models.find import DEMO
+from steer_heal.sources import DEMO_FOLDER
 from steer_heal.steering import coefficients, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding
@@ -55,7 +55,9 @@ def test_equal_weights_have_one_fingerprint_and_others_another(saved):
     assert tiny.language_model(seed=0).fingerprint != tiny.language_model(seed=1).fingerprint
 
 
-@pytest.mark.parametrize("name", ["", "gemma", "no such folder/x y", "../..", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["", "gemma", "no such folder/x y", "../..", "a/b/c", "x" * 9000, "a\0b", "~nobody-here/x y"]
+)
 def test_an_unknown_name_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError):
@@ -65,7 +67,7 @@ def test_an_unknown_name_is_refused(name, tmp_path, monkeypatch):
 def test_sources(saved):
     assert find("google/gemma-3-1b-it").kind == "hub"
     assert find(str(saved)).kind == "folder"
-    if (DEMO / "config.json").exists():
+    if (DEMO_FOLDER / "config.json").exists():
         assert find("demo").kind == "demo"
 
 

@@ -10,11 +10,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from components import heal, moral_map, runs, watching
+from components.access import bind
 from components.answering import Newest
 from components.controls import FORM as FIELDS
 from components.controls import offer, recall, sound
 from components.page import build
-from components.server import application, bind
+from components.server import application
 from steer_heal.config import (
     DataSettings,
     SettingsError,
@@ -133,7 +134,7 @@ def test_the_form_becomes_settings() -> None:
     settings = heal.settings("demo", *FORM[:7], 32, 14, 3)
     assert (settings.rounds, settings.data.n_completions, settings.evaluate.n_vignettes) == (2, 32, 14)
     assert settings.train.epochs == 3
-    assert heal.settings("demo", *FORM).data == heal_settings("quick").data
+    assert heal.settings("demo", *FORM).data == heal_settings("quick", model="demo").data
     assert heal.settings("demo", *FORM[:7], 0, 0, 0) == heal.settings("demo", *FORM)
     chosen = heal.settings("demo", *FORM, "pca", " v.jsonl ")
     assert (chosen.extract.method, chosen.evaluate.vignettes) == ("pca", "v.jsonl")

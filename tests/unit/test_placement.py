@@ -88,6 +88,23 @@ def test_one_card_where_it_fits_and_all_where_it_does_not(monkeypatch, tmp_path)
     assert placement.best_device(tmp_path, "auto") == "cuda"
 
 
+def test_bfloat16_is_widened_only_on_a_processor_that_imitates_it(monkeypatch, tmp_path):
+    lm = tiny.language_model()
+    lm.model.bfloat16().save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    able = {"avx512_bf16": False, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert load(str(tmp_path), device="cpu").dtype == torch.float32
+    assert load(str(tmp_path), device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+    for instructions in placement.BFLOAT16:
+        able[instructions] = True
+        assert load(str(tmp_path), device="cpu").dtype == torch.bfloat16
+        able[instructions] = False
+    weights = files.needed(tmp_path, torch.float32)
+    monkeypatch.setattr(placement, "room_on", lambda _device: 1.9 * weights)
+    assert load(str(tmp_path), device="cpu").dtype == torch.bfloat16
+
+
 def test_loading_tells_what_it_does(tmp_path):
     lm, said = tiny.language_model(), []
     lm.model.save_pretrained(tmp_path)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import app
-from steer_heal.cli import parser
+from steer_heal.cli.arguments import parser
 
 ROOT = Path(__file__).parents[2]
 DOCS = ("README.md", "docs/ecosystem.md")
@@ -24,7 +25,8 @@ def commands(start: str) -> list[str]:
 
 @pytest.mark.parametrize("line", sorted({*commands("$S "), *commands("-m steer_heal ")}))
 def test_a_command_is_taken(line: str) -> None:
-    assert callable(parser().parse_args(shlex.split(line.strip('"'))).run)
+    module = parser().parse_args(shlex.split(line.strip('"'))).module
+    assert callable(import_module(f"steer_heal.cli.{module}").run)
 
 
 @pytest.mark.parametrize("line", commands("python app.py"))

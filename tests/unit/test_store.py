@@ -140,7 +140,7 @@ def test_a_resumed_run_forgets_the_round_it_writes_again(store: Store, tmp_path:
 def test_progress_rises_to_one_and_time_left_is_given(store: Store, tmp_path: Path) -> None:
     seen = [0.0]
     with EventLog(tmp_path / "events.jsonl") as log:
-        start(log, heal_settings(rounds=2))
+        start(log, heal_settings(model="demo", rounds=2))
         for round_ in (1, 2):
             play_round(log, round_)
             store.ingest("r", events.read(log.path))
@@ -206,7 +206,7 @@ def test_a_round_keeps_its_headline_and_its_curves(store: Store, log: Path) -> N
 
 def test_a_running_run_says_its_last_headline(store: Store, tmp_path: Path) -> None:
     with EventLog(tmp_path / "events.jsonl") as log:
-        start(log, heal_settings(rounds=2))
+        start(log, heal_settings(model="demo", rounds=2))
         play_round(log, 1)
     store.ingest("r1", events.read(tmp_path / "events.jsonl"))
     assert store.runs()[0].message == "round 1 healed: retention <0.8>"

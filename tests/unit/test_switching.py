@@ -9,7 +9,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from components import choosing, view
 from components.telling import told
-from steer_heal.config import GEMMA, SampleSettings, SettingsError, SteerRequest, build
+from steer_heal.config import GEMMA, SMOLLM2, SampleSettings, SettingsError, SteerRequest, build
 from steer_heal.engine import Engine
 from tests import tiny
 from tests.fake_engine import FakeEngine
@@ -117,8 +117,10 @@ def test_long_work_is_heard_of_while_it_lasts():
         list(told(fails))
 
 
-def test_gemma_is_offered_first_and_a_name_may_be_typed():
+def test_the_known_models_are_offered_and_a_name_may_be_typed():
     with gr.Blocks():
-        _, chooser = choosing.build(FakeEngine())
-    assert [value for _, value in chooser.choices][:2] == [GEMMA, "demo"]
+        head, chooser, listed = choosing.build(FakeEngine())
+    assert [value for _, value in chooser.choices] == [GEMMA, SMOLLM2, "demo"]
+    assert "smollm2 (a real model) is not here: choose it." in head.value
+    assert "here, 7 MB" in listed.value
     assert (chooser.value, chooser.allow_custom_value) == ("demo", True)

