@@ -46,7 +46,7 @@ from .files import (
     needed,
     no_tokenizer,
 )
-from .placement import best_device, chosen_dtype, parameters, runs_on, spread
+from .placement import best_device, chosen_dtype, lay_out, parameters, runs_on, spread
 from .sampling import Answers, of_files, of_transformers
 
 
@@ -238,6 +238,7 @@ def _loaded(
     )
     model, found = loaded
     unused = check_whole(name, found)
+    lay_out(model)
     answers = answers or of_transformers(name, model)
     lm = LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo", answers=answers)
     lm.note = " ".join(filter(None, (lm.note, unused, _check_bos(lm, folder))))

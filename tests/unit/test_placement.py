@@ -7,6 +7,7 @@ by go by where accelerate runs a block, not by where its weights happen to lie (
 import pytest
 import torch
 from accelerate import dispatch_model
+from safetensors.torch import load_file
 
 from steer_heal import data, instrument
 from steer_heal import vector as vectors
@@ -129,3 +130,21 @@ def test_a_download_tells_how_far_it_is(monkeypatch, tmp_path):
     monkeypatch.setattr(files, "snapshot_download", fetch)
     assert files.download("own/model", said.append) == tmp_path
     assert said == ["downloading, 0.50 of 2.00 GB"]
+
+
+def test_weights_laid_out_for_few_rows_are_the_same_numbers(tmp_path):
+    lm = tiny.language_model("llama")
+    ids_BT = torch.arange(12)[None] + 20
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    with torch.no_grad():
+        logits = lm.model(input_ids=ids_BT).logits
+        placement.lay_out(lm.model)
+        again = lm.model(input_ids=ids_BT).logits
+    weight = lm.model.model.layers[0].mlp.up_proj.weight
+    assert not weight.is_contiguous()
+    assert weight.t().is_contiguous()
+    assert all(torch.equal(before[name], value) for name, value in lm.model.state_dict().items())
+    torch.testing.assert_close(again, logits)
+    lm.model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(before[name], value) for name, value in saved.items())
