@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import string
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,9 +18,7 @@ Message = dict[str, str]
 Span = tuple[int, int]
 
 _SAID = (
-    'Say "No" at 7:30?\n<b>A\\B</b> & {x} in ÄÖ \U0001f642'
-    + ", and so on" * (MAX_PROMPT_CHARS // 5)
-    + ": END"
+    f"Say:\t{string.punctuation} “No”\nÄÖ \U0001f642 0{', and so on' * (MAX_PROMPT_CHARS // 5)}: <b>END</b>"
 )
 """What a template may not change: longer than any prompt, with what is easily escaped, folded or cut."""
 _READ = "Seven foxes read one letter"
