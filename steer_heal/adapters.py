@@ -216,7 +216,8 @@ class AdapterStack:
         """The base with what is active added to its weights for good: the model is used up."""
         if self._peft is None:
             raise ValueError("there is no adapter to merge")
-        return self._peft.base_model.merge_and_unload(adapter_names=list(self._active))
+        tuner: Any = self._peft.base_model
+        return tuner.merge_and_unload(adapter_names=list(self._active))
 
     def unload(self) -> None:
         """Take every adapter off for good; the base's own modules are back. Harmless when there is none."""
