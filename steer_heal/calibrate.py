@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .config import CalibrateSettings, SampleSettings, SettingsError, build
 from .generate import PrefixStore, Row, complete
-from .models import LanguageModel
+from .models import LanguageModel, digest
 from .records import Calibration, Trait
 from .steering import Operator, coefficients
 from .vector import SteeringVector
@@ -32,7 +32,9 @@ _ROUNDING = 1e-9
 """What keeps a cell made as wide as allowed from being a little wider."""
 _PASSES = 4
 """About how many passes a search takes."""
-_FILE_VERSION = 1
+VERSION = 1
+"""To be raised by hand with every change of what `calibrate` gives or of how it is kept: no older c* is then
+found again."""
 
 
 def calibrate(
@@ -287,8 +289,8 @@ def cached(
     progress: Progress | None = None,
     pause: Callable[[], None] | None = None,
 ) -> Calibration:
-    """`calibrate`, kept as JSON under all that determines it: weights, trait, vector, layers, prompts and
-    settings.
+    """`calibrate`, kept as JSON under all that decides it: model, trait, vector, layers, prompts, settings
+    and the version of what we do.
 
     A damaged file is measured again. Errors: `SettingsError` when the folder cannot be written.
     """
@@ -302,7 +304,7 @@ def cached(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps({"version": _FILE_VERSION, **origin, "calibration": asdict(found)}))
+        draft.write_text(json.dumps({**origin, "calibration": asdict(found)}))
         draft.replace(path)
     except OSError as error:
         raise SettingsError(f"The calibration cannot be kept in {cache_dir}: {error.strerror}.") from error
@@ -311,10 +313,7 @@ def cached(
 
 def _read(path: Path) -> Calibration | None:
     try:
-        document = json.loads(path.read_text())
-        if document["version"] != _FILE_VERSION:
-            return None
-        values = document["calibration"]
+        values = json.loads(path.read_text())["calibration"]
         return Calibration(**{**values, "history": tuple(map(tuple, values["history"]))})
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -329,8 +328,6 @@ def _key(
     settings: CalibrateSettings,
 ) -> str:
     prompts = [list(prompt) for prompt in prompts_ids]
-    parts = [lm.fingerprint, trait.positive, trait.negative, list(layers), prompts, settings.model_dump()]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    digest.update(vector.directions_LD.contiguous().numpy().tobytes())
-    digest.update(getattr(vector.operator, "fingerprint", "").encode())
-    return digest.hexdigest()[:24]
+    added = hashlib.sha256(vector.directions_LD.contiguous().numpy().tobytes()).hexdigest()
+    what = (added, vector.residual_norms_L.tolist(), getattr(vector.operator, "fingerprint", ""))
+    return digest(VERSION, lm.fingerprint, asdict(trait), list(layers), prompts, settings.model_dump(), *what)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 
-from .adapters import AdapterStack, adapter_name, saved_rounds
+from .adapters import AdapterStack, saved_rounds
 from .config import SettingsError
 from .models import LanguageModel, find
 
@@ -32,12 +32,7 @@ def merge(lm: LanguageModel, adapters: str | Path, target: str | Path, *, rounds
     stack = AdapterStack(lm)
     for number in wanted:
         stack.load(number, adapters)
-    names = [adapter_name(number) for number in wanted]
-    stack.unload()
-    model = PeftModel.from_pretrained(lm.model, str(adapters / names[0]), adapter_name=names[0])
-    for name in names[1:]:
-        model.load_adapter(str(adapters / name), adapter_name=name)
-    plain = model.merge_and_unload(adapter_names=names)
+    plain: Any = stack.merge()
     dtype = stored_dtype(lm)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:

@@ -22,6 +22,8 @@ from .steering import Operator
 
 Progress = Callable[[int, int], None]
 FORMAT = "steer_heal.vector.1"
+VERSION = 1
+"""To be raised by hand with every change of what `extract` gives: no older vector is then found again."""
 _TENSORS = {"directions": 2, "norms": 1, "residual_norms": 1}
 
 

@@ -12,7 +12,7 @@ from ..methods import METHODS
 from ..models import LanguageModel
 from ..records import Trait
 from ..vector import SteeringVector
-from . import steering_lite
+from . import found, steering_lite
 
 Progress = Callable[[int, int], None]
 
@@ -21,6 +21,12 @@ def titles() -> dict[str, str]:
     """What can be chosen now: name -> what a person reads; it says where rows are steered one at a time."""
     own = {name: method.title for name, method in METHODS.items()}
     return own | {name: method.title for name, method in steering_lite.methods().items()}
+
+
+def version(method: str) -> str:
+    """Of the code that extracts by this method: ours, and the installed package's for one of its own."""
+    theirs = found.release(found.STEERING_LITE[0]) if method.startswith(LITE_PREFIX) else ""
+    return f"{vector.VERSION} {theirs}"
 
 
 def extract(

@@ -62,8 +62,9 @@ class LiteOperator:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the method and of all it extracted."""
-        digest = hashlib.sha256(f"{self.method}{replace(self.config, coeff=0.0)}".encode())
+        """A hash of the method, the installed version of it and all it extracted."""
+        release = found.release(found.STEERING_LITE[0])
+        digest = hashlib.sha256(f"{release} {self.method}{replace(self.config, coeff=0.0)}".encode())
         for key in sorted(self.state, key=str):
             for part, tensor in sorted(self.state[key].items()):
                 digest.update(f"{key}{part}".encode())

@@ -43,12 +43,15 @@ def run(args: Namespace, out: Out) -> int:
     stack = AdapterStack(lm)
     try:
         if args.adapter:
-            _put_on(stack, Path(args.adapter))
-        with stack.off():
-            found = {"base": (0.0, measure("base", None))}
-            if args.theirs:
-                found["tinymfv"] = (0.0, _theirs(args, lm))
+            _put_on(stack, Path(args.adapter))  # what cannot be put on is refused before anything is measured
+            for name in stack.strange():
+                out.note(f"By its own account the adapter was trained on {name}, not on {args.model}.")
+            stack.unload()
+        found = {"base": (0.0, measure("base", None))}
+        if args.theirs:
+            found["tinymfv"] = (0.0, _theirs(args, lm))
         if args.adapter:
+            _put_on(stack, Path(args.adapter))
             found["healed"] = (0.0, measure("healed", None))
         if args.alpha is not None:
             name = "healed, steered" if args.adapter else "steered"

@@ -75,13 +75,14 @@ class Engine:
 
     def use(self, model: str, *, progress: Callable[[str], None] | None = None) -> ModelInfo:
         """Steer this model from now on, for everyone; the one before is freed. `progress` hears, in words,
-        what loading does; the old model answers until its files are here. Raises: `SettingsError`, and then
-        nothing has changed."""
-        if model != self.info.name:
+        what loading does; the old model answers until its files are here. A folder or a file is read anew,
+        as it may have been repaired. Raises: `SettingsError`, and then nothing has changed."""
+        again = model == self.info.name and not Path(model).expanduser().exists()
+        if not again:
             models.prepare(models.find(model), progress)
 
         def change() -> ModelInfo:
-            if model != self.info.name:
+            if not again:
                 self._take(models.load(model, progress=progress))
                 models.free()
             return self.info

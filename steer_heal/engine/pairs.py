@@ -42,15 +42,20 @@ Part = tuple[Ticket[Moment], list[Token], Row]
 class Pairs:
     """Writes pairs on one model, those of one vector in one batch.
 
-    Base answers that were written to their end are not written again.
+    Base answers that were written to their end are not written again, as long as nobody touches the weights.
     """
 
     def __init__(self, lm: LanguageModel, vectors: Vectors) -> None:
         self._lm, self._vectors = lm, vectors
-        self._bases: OrderedDict[Key, Tokens] = OrderedDict()
-        self._prefixes = PrefixStore()
+        self._forget()
         self._measuring: dict[Hashable, Iterator[str]] = {}
         self._needed: Counter[Of] = Counter()
+
+    def _forget(self) -> None:
+        """Nothing that was read or written is good for other weights."""
+        self._state = self._lm.state
+        self._bases: OrderedDict[Key, Tokens] = OrderedDict()
+        self._prefixes = PrefixStore()
 
     def try_out(self) -> None:
         """Writes two tokens and their shadows. Errors: `SettingsError` where the model cannot."""
@@ -78,6 +83,8 @@ class Pairs:
     def steps(self, tickets: list[Ticket[Moment]]) -> Iterator[None]:
         """A `Moment` for every token of every ticket, the last one with `done`."""
         tickets = [one for one in tickets if not self._ended(one, None)]
+        if self._lm.state != self._state:
+            self._forget()
         made = {ticket: pair for ticket in tickets if (pair := self._pair(ticket)) is not None}
         try:
             yield from self._write(made)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from steer_heal import data, vector
-from steer_heal.bridges.extraction import extract
+from steer_heal.bridges.extraction import extract, version
 from steer_heal.bridges.steering_lite import LiteOperator
 from steer_heal.calibrate import cached
 from steer_heal.config import OWN_METHODS, CalibrateSettings, ExtractSettings, SettingsError, build
-from steer_heal.models import LanguageModel, band_layers, user
+from steer_heal.models import LanguageModel, band_layers, digest, user
 from steer_heal.records import Calibration, Trait
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
@@ -51,11 +50,13 @@ class Steer:
 
 
 class Vectors:
-    """Extracts and calibrates on first use; kept in memory and, keyed by all that matters, on disk."""
+    """Extracts and calibrates on first use; kept in memory and on disk, and used for as long as nothing has
+    changed that decides the result: the model, the trait's texts, contexts, method, settings, our version of
+    it."""
 
     def __init__(self, lm: LanguageModel, cache_dir: Path) -> None:
         self._lm, self._cache_dir = lm, cache_dir
-        self._vectors: dict[tuple[str, str], SteeringVector] = {}
+        self._vectors: dict[tuple[str, str], tuple[str, SteeringVector]] = {}
         self._steers: dict[tuple[str, tuple[int, ...], str], Steer] = {}
 
     def ready(self, trait: str, band: tuple[float, float], method: str = OWN_METHODS[0]) -> bool:
@@ -83,9 +84,8 @@ class Vectors:
     ) -> Steer:
         """Vector and c* for these layers; `say` hears before every pass of the model what is measured, and
         ends it by raising."""
-        key = (trait, layers, method)
+        key, found = (trait, layers, method), self.vector(trait, method, say=say)
         if key not in self._steers:
-            found = self.vector(trait, method, say=say)
             self._steers[key] = self.calibrated(data.trait(trait), found, layers, say=say)
         return self._steers[key]
 
@@ -126,21 +126,29 @@ class Vectors:
 
     def vector(self, trait: str, method: str = OWN_METHODS[0], *, say: Say = _nothing) -> SteeringVector:
         """The trait's vector at every layer."""
-        if not self.extracted(trait, method):
-            self._vectors[trait, method] = self._load_or_extract(trait, method, say)
-        return self._vectors[trait, method]
+        of, key = (trait, method), self._key(trait, method)
+        if self._vectors.get(of, ("",))[0] != key:
+            self._steers = {at: known for at, known in self._steers.items() if (at[0], at[2]) != of}
+            self._vectors[of] = key, self._load_or_extract(trait, method, key, say)
+        return self._vectors[of][1]
 
-    def _load_or_extract(self, name: str, method: str, say: Say) -> SteeringVector:
+    def _key(self, trait: str, method: str) -> str:
+        """Of all that decides the trait's vector. Raises: `SettingsError` for an unknown trait or method."""
+        settings = build(ExtractSettings, method=method).model_dump()
+        texts = asdict(data.trait(trait)), self._lm.material.contexts(trait)
+        return digest(version(method), self._lm.fingerprint, *texts, settings)
+
+    def _load_or_extract(self, name: str, method: str, key: str, say: Say) -> SteeringVector:
+        """One that lies there damaged is extracted again."""
+        path = self._cache_dir / f"vector-{key}.safetensors"
+        with suppress(SettingsError):
+            found = vector.load(path)
+            return replace(found, meta=found.meta | {"model": self._lm.name})
         trait, contexts, settings = (
             data.trait(name),
             self._lm.material.contexts(name),
             build(ExtractSettings, method=method),
         )
-        parts = [self._lm.fingerprint, trait.positive, trait.negative, contexts, settings.model_dump()]
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
-        path = self._cache_dir / f"vector-{key}.safetensors"
-        if path.exists():
-            return vector.load(path)
         about = f"Measuring the direction of {trait.title}"
         say(about)
         found = extract(

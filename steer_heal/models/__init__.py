@@ -6,6 +6,7 @@ from .batch import Padded, left_pad, rows_that_fit
 from .blocks import band_layers, computing, find_blocks, layers_band
 from .chat import system, user
 from .fetching import fetch
+from .identity import digest
 from .load import LanguageModel, load, prepare
 from .placement import free, spread
 
@@ -17,6 +18,7 @@ __all__ = [
     "band_layers",
     "computing",
     "default_model",
+    "digest",
     "fetch",
     "find",
     "find_blocks",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from .. import data
 from ..config import SettingsError, check_text, first_line, one_sentence
 from ..records import ModelInfo, SamplingDefaults
 from ..sources import DEMO_FOLDER, KNOWN, Source, find
+from . import identity
 from .blocks import find_blocks
 from .chat import ChatEncoder, Message, user
 from .fetching import obtain
@@ -46,7 +46,7 @@ from .files import (
     needed,
     no_tokenizer,
 )
-from .placement import best_device, chosen_dtype, lay_out, parameters, runs_on, spread
+from .placement import best_device, chosen_dtype, lay_out, runs_on, spread
 from .sampling import Answers, of_files, of_transformers
 
 
@@ -88,6 +88,7 @@ class LanguageModel:
         self.is_demo = is_demo
         self.note = f"{KNOWN[name].about}." if name in KNOWN else ""
         self._said = answers
+        self._hashed: tuple[Hashable, str] = (None, "")
 
     @property
     def device(self) -> torch.device:
@@ -148,16 +149,32 @@ class LanguageModel:
             sampling=self.sampling,
         )
 
-    @cached_property
+    @property
+    def state(self) -> Hashable:
+        """Another value once the weights were touched: what is kept in memory is good for one."""
+        return identity.touched(self.model)
+
+    @property
+    def weights_hash(self) -> str:
+        """A hash of all weights as they are now, the same in float32 and in the checkpoint's own bfloat16.
+
+        Reads them once, and again when they were touched.
+        """
+        if self._hashed[0] != self.state:
+            self._hashed = (self.state, identity.weights_hash(self.model))
+        return self._hashed[1]
+
+    @property
     def fingerprint(self) -> str:
-        """A hash of names, shapes and a sample of the weights: what caches are keyed by."""
-        digest = hashlib.sha256(self.name.encode())
-        for path, parameter in parameters(self.model):
-            flat = parameter.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
-            digest.update(f"{path}{tuple(parameter.shape)}{parameter.dtype}".encode())
-            digest.update(sample.numpy().tobytes())
-        return digest.hexdigest()[:24]
+        """A hash of all that decides what the model says to given messages: weights, their number format,
+        config, tokenizer, chat template, what ends an answer. What caches are keyed by."""
+        config, ends = identity.config_values(self.model.config), sorted(self.eos_ids)
+        said = (self._vocabulary, str(self.tokenizer.chat_template))
+        return identity.digest(self.weights_hash, str(self.dtype), config, ends, *said)
+
+    @cached_property
+    def _vocabulary(self) -> str:
+        return identity.vocabulary_hash(self.tokenizer)
 
     def encode_chat(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """Ids of the turns, the model's turn tag and `prefill`; a content never becomes a control token."""

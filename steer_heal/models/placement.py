@@ -67,15 +67,17 @@ def runs_on(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter once, with its values, also one that is offloaded."""
+def tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter and saved buffer once, with its values, also one that is offloaded."""
     tied = model.all_tied_weights_keys
     for prefix, module in model.named_modules():
         with align_module_device(module):
-            for name, parameter in module.named_parameters(recurse=False):
+            passing = module._non_persistent_buffers_set
+            buffers = [item for item in module.named_buffers(recurse=False) if item[0] not in passing]
+            for name, tensor in (*module.named_parameters(recurse=False), *buffers):
                 path = f"{prefix}.{name}" if prefix else name
                 if path not in tied:
-                    yield path, parameter
+                    yield path, tensor
 
 
 def spread(model: nn.Module) -> bool:

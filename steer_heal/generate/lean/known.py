@@ -84,8 +84,8 @@ def _expected(model: Any, family: Family) -> Iterator[tuple[nn.Module, type[nn.M
         yield block, family.block
         yield block.self_attn, family.attention
         yield block.mlp, family.mlp
-        for part in (*block.children(), *block.self_attn.children()):
-            if "Norm" in type(part).__name__:
+        for name, part in (*block.named_children(), *block.self_attn.named_children()):
+            if "norm" in name:
                 yield part, family.norm
 
 

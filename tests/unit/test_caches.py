@@ -1,0 +1,238 @@
+"""Nothing that was kept is used once anything that decides it has changed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from steer_heal import calibrate, data, vector
+from steer_heal.bridges import found
+from steer_heal.config import CalibrateSettings, SampleSettings, SteerRequest, build
+from steer_heal.engine import Engine
+from steer_heal.engine.vectors import Vectors
+from steer_heal.models import load
+from steer_heal.models.identity import tensor_hash
+from tests import tiny
+
+TRAIT, BAND = "care_over_authority", (0.25, 0.75)
+
+
+def save(lm, folder):
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def edit(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def repair_template(folder):
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("<start_of_turn>", "<start_of_turn> "))
+
+
+def repair_epsilon(folder):
+    edit(folder / "config.json", rms_norm_eps=0.5)
+
+
+def repair_rope(folder):
+    edit(folder / "config.json", rope_parameters={"rope_theta": 7.0, "rope_type": "default"})
+
+
+def repair_tokenizer(folder):
+    file = folder / "tokenizer.json"
+    values = json.loads(file.read_text())
+    vocabulary = values["model"]["vocab"]
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    file.write_text(json.dumps(values))
+
+
+def repair_one_number(folder):
+    lm = load(str(folder), device="cpu")
+    with torch.no_grad():
+        lm.blocks[0].mlp.down_proj.weight[3, 5] += 0.5
+    save(lm, folder)
+
+
+def repair_ends(folder):
+    edit(folder / "generation_config.json", eos_token_id=[1, 5, 40])
+
+
+REPAIRS = [repair_template, repair_epsilon, repair_rope, repair_tokenizer, repair_one_number]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    known = data.material(demo=False).contexts(TRAIT)[:4]
+    monkeypatch.setattr(data.Material, "contexts", lambda *_: known)
+    found = calibrate.search(list, build(CalibrateSettings))
+    monkeypatch.setattr(calibrate, "calibrate", lambda *_, **__: found)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save(tiny.language_model("llama"), tmp_path / "model")
+
+
+def steer(folder, cache):
+    return Vectors(load(str(folder), device="cpu"), cache).steer(TRAIT, BAND)
+
+
+@pytest.mark.parametrize("repair", REPAIRS)
+def test_a_repaired_model_gets_its_own_vector_and_c_star(repair, folder, tmp_path):
+    before = steer(folder, tmp_path / "cache")
+    repair(folder)
+    now, fresh = steer(folder, tmp_path / "cache"), steer(folder, tmp_path / "new cache")
+    assert torch.equal(now.vector.directions_LD, fresh.vector.directions_LD)
+    assert not torch.equal(now.vector.directions_LD, before.vector.directions_LD)
+    assert len(list((tmp_path / "cache").glob("calibration-*"))) == 2
+
+
+def test_c_star_is_of_what_ends_an_answer(folder, tmp_path):
+    steer(folder, tmp_path)
+    n_files = len(list(tmp_path.glob("calibration-*")))
+    repair_ends(folder)
+    steer(folder, tmp_path)
+    assert len(list(tmp_path.glob("calibration-*"))) == n_files + 1
+
+
+def test_the_name_decides_nothing(folder, tmp_path):
+    steer(folder, tmp_path)
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*-*")}
+    moved = steer(folder.rename(tmp_path / "moved"), tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*-*")} == files
+    assert moved.vector.meta["model"] == str(tmp_path / "moved")
+
+
+def other_persona(monkeypatch):
+    known = data.trait(TRAIT)
+    monkeypatch.setattr(data, "trait", lambda _: replace(known, positive="Be quite another person."))
+
+
+def other_contexts(monkeypatch):
+    known = data.material(demo=False).contexts(TRAIT)
+    monkeypatch.setattr(data.Material, "contexts", lambda *_: [*known, "Something new."])
+
+
+def other_extraction(monkeypatch):
+    monkeypatch.setattr(vector, "VERSION", vector.VERSION + 1)
+
+
+def other_calibration(monkeypatch):
+    monkeypatch.setattr(calibrate, "VERSION", calibrate.VERSION + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "made"),
+    [(other_persona, 2), (other_contexts, 2), (other_extraction, 1), (other_calibration, 1)],
+)
+def test_other_material_and_another_version_of_ours_are_measured_anew(change, made, tmp_path, monkeypatch):
+    lm = tiny.shared("llama")
+    vectors = Vectors(lm, tmp_path)
+    before = vectors.steer(TRAIT, BAND)
+    n_files = len(list(tmp_path.iterdir()))
+    change(monkeypatch)
+    assert len({id(Vectors(lm, tmp_path).steer(TRAIT, BAND)), id(before)}) == 2
+    assert len(list(tmp_path.iterdir())) == n_files + made
+    assert (vectors.steer(TRAIT, BAND) is before) == (change is other_calibration)
+
+
+def test_another_release_of_steering_lite_is_another_extraction(tmp_path, monkeypatch):
+    vectors = Vectors(tiny.shared("llama"), tmp_path)
+    own, theirs = vectors._key(TRAIT, "mean_diff"), vectors._key(TRAIT, "steering-lite:pca")
+    monkeypatch.setattr(found, "release", lambda _: "99")
+    assert vectors._key(TRAIT, "mean_diff") == own
+    assert vectors._key(TRAIT, "steering-lite:pca") != theirs
+
+
+def test_a_damaged_vector_is_extracted_again(tmp_path):
+    lm = tiny.shared("llama")
+    good = Vectors(lm, tmp_path).vector(TRAIT)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert torch.equal(Vectors(lm, tmp_path).vector(TRAIT).directions_LD, good.directions_LD)
+
+
+def test_weights_have_one_hash_in_every_format_that_holds_them(tmp_path):
+    lm = tiny.language_model("gemma3")
+    lm.model.to(torch.bfloat16)
+    folder = str(save(lm, tmp_path))
+    as_stored, wide = (load(folder, device="cpu", dtype=dtype) for dtype in ("bfloat16", "float32"))
+    assert as_stored.weights_hash == wide.weights_hash == lm.weights_hash
+    assert as_stored.fingerprint != wide.fingerprint
+    assert load(folder, device="cpu", dtype="float16").weights_hash != wide.weights_hash
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (1 << 18,), (1 << 18) + 3, (3, 1 << 17)])
+def test_every_number_and_its_place_is_in_the_hash(shape):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    known = tensor_hash(values)
+    assert tensor_hash(values.clone()) == known
+    flat = values.reshape(-1)
+    for place in {0, len(flat) // 2, len(flat) - 1}:
+        other = flat.clone()
+        other[place] = torch.nextafter(other[place], torch.tensor(torch.inf))
+        assert tensor_hash(other) != known
+    if len(flat) > 1:
+        assert tensor_hash(flat.flip(0)) != known
+        assert tensor_hash(flat.roll(1)) != known
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.float64, torch.bool])
+def test_other_formats_are_hashed_too(dtype):
+    values = torch.arange(9).to(dtype)
+    assert tensor_hash(values) != tensor_hash(values.flip(0))
+    assert tensor_hash(values[1:]) == tensor_hash(values[1:].clone())
+
+
+def test_a_changed_weight_or_saved_buffer_is_seen_at_once():
+    lm = tiny.language_model("llama")
+    lm.model.register_buffer("scale", torch.ones(3))
+    seen = {lm.weights_hash}
+    for change in (lm.model.model.norm.weight, lm.model.scale):
+        with torch.no_grad():
+            change[1] += 1.0
+        lm.model.model.norm.weight.data = lm.model.model.norm.weight.data.clone()
+        seen.add(lm.weights_hash)
+    assert len(seen) == 3
+
+
+def request(prompt):
+    sample = build(SampleSettings, max_new_tokens=6, greedy=True)
+    return build(SteerRequest, prompt=prompt, alpha=1.0, band=BAND, sample=sample)
+
+
+def base_of(engine):
+    return [token.p for token in list(engine.steer(request("What is right?"), session="a"))[-1].base]
+
+
+def test_a_kept_base_answer_is_of_the_weights_as_they_are(tmp_path):
+    lm = tiny.language_model("llama")
+    engine = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
+    try:
+        before = base_of(engine)
+        assert base_of(engine) == before
+        with torch.no_grad():
+            lm.blocks[0].mlp.down_proj.weight.mul_(-1.0)
+        changed = base_of(engine)
+    finally:
+        engine.close()
+    assert changed != before
+    fresh = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
+    try:
+        assert base_of(fresh) == pytest.approx(changed, rel=1e-4)
+    finally:
+        fresh.close()
+
+
+def test_a_repaired_folder_is_read_anew(folder, tmp_path):
+    engine = Engine(str(folder), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
+    try:
+        before = base_of(engine)
+        repair_template(folder)
+        engine.use(str(folder))
+        assert base_of(engine) != before
+    finally:
+        engine.close()
