@@ -81,7 +81,7 @@ def test_it_is_converted_once_and_again_only_where_its_content_is_another(
     assert load(str(copy.parent), device="cpu").n_layers == 4
     with copy.open("ab") as opened:
         opened.write(b"\0")
-    with pytest.raises(pytest.fail.Exception, match="converted again"):
+    with pytest.raises(SettingsError, match="converted again"):
         load(str(copy), device="cpu")
 
 

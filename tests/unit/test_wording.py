@@ -51,7 +51,7 @@ STEER = {"trait": "care_over_authority", "prompt": "A man lies.", "alpha": 1.0}
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_one_sentence(cls, wrong, said):
-    values = {**STEER, **wrong} if cls is SteerRequest else wrong
+    values = {SteerRequest: STEER, HealSettings: {"model": "demo"}}.get(cls, {}) | wrong
     with pytest.raises(SettingsError) as refused:
         build(cls, **values)
     assert str(refused.value) == said
@@ -61,7 +61,7 @@ def test_a_wrong_setting_is_one_sentence(cls, wrong, said):
 def test_a_value_that_is_very_deep_or_very_long_is_one_short_sentence(value):
     for changes in (nested([setting(f"train.epochs={value}")]), named_settings(f"train.epochs={value}")):
         with pytest.raises(SettingsError, match=r"^train\.epochs") as refused:
-            heal_settings(**changes)
+            heal_settings(model="demo", **changes)
         assert len(str(refused.value)) < 120
     for told in (setting, named_settings):
         with pytest.raises((SettingsError, argparse.ArgumentTypeError), match="no setting") as refused:
