@@ -19,6 +19,7 @@ REASONS = {
     "int_from_float": "must be a whole number, not {input}",
     "int_type": "must be a whole number, not {input}",
     "literal_error": "must be {expected}, not {input}",
+    "string_unicode": "holds half a character: remove it or write it anew",
     "extra_forbidden": "is not a setting: see --help or the settings of a run",
     "missing": "is missing",
     "too_short": "must have at least {min_length}, not {actual_length}",

@@ -59,10 +59,8 @@ def _telling(progress: Callable[[str], None]) -> type[tqdm]:
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers reads the weights from, whatever else lies beside them: what config.json
     names, else `WEIGHTS`, else what the index lists. Errors: `ValueError` for an index without a list."""
-    wanted, index = (
-        _object(folder / "config.json").get("transformers_weights", WEIGHTS),
-        f"{WEIGHTS}.index.json",
-    )
+    wanted = _object(folder / "config.json").get("transformers_weights", WEIGHTS)
+    index = f"{WEIGHTS}.index.json"
     if wanted == WEIGHTS and not (folder / WEIGHTS).is_file() and (folder / index).is_file():
         wanted = index
     if not wanted.endswith(".json"):
