@@ -255,11 +255,9 @@ class Engine:
             return sliced(work)
 
         with self._choosing:
-            if not frames.ready():
-                name = f"once {next(self._numbers)}"
-                for _ in self._turns.run(name, steps, patient=True):
-                    pass
-        return frames.of()
+            name = f"once {next(self._numbers)}"
+            items = self._turns.run(name, steps, patient=True, brief=frames.ready())
+            return next(item for item in items if isinstance(item, Profile))
 
     def _once(self, work: Callable[[], T]) -> T:
         """The result of one step of work on the model's thread."""

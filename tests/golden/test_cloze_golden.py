@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from steer_heal.config import FOUNDATIONS
-from steer_heal.instrument import answer_ids, choice, evaluate
+from steer_heal.instrument import answer_ids, choice, evaluate, lean
 from steer_heal.models import user
 from steer_heal.records import Vignette
 from steer_heal.steering import steer
 from tests import tiny
 from tests.unit.test_cloze import CLOZE, doses
 
-TEXTS = ("You see a man.", "You see a man take what a friend lent to him for a day.", "You see it.")
-VIGNETTES = [Vignette(f"v{i}", FOUNDATIONS[i], text, "other_violate") for i, text in enumerate(TEXTS)]
+BEGUN = "Late on a cold evening, "
+"""Longer than `trees.MIN_TRUNK`: read once for the vignettes that are read together."""
+TEXTS = ("you see a man.", "you see a man take what a friend lent to him for a day.", "you see it.")
+VIGNETTES = [Vignette(f"v{i}", FOUNDATIONS[i], BEGUN + text, "other_violate") for i, text in enumerate(TEXTS)]
 
 
 @torch.no_grad()
@@ -45,6 +47,7 @@ def test_every_score_is_that_of_a_plain_pass(arch, plain, monkeypatch):
     vector, rows_KL = asked["vector"], asked["coefficients_KL"]
     wanted = [by_hand(lm, vector, dose_L) for dose_L in rows_KL]
     common = wanted[0].mean(dim=1, keepdim=True)
+    monkeypatch.setattr(lean, "_TOGETHER", 2)
     if plain:
         monkeypatch.setattr(choice, "why_not", lambda _lm: "this test wants transformers' own")
     base = evaluate(lm, VIGNETTES, CLOZE, batch_size=2)[0]
