@@ -93,6 +93,7 @@ def never_ordered(vignettes: list[Vignette]) -> list[Vignette]:
 
 def base_checks(name: str, profile: Profile) -> list[Check]:
     """What a base profile must be."""
+    assert profile.coherence is not None
     first = [score.order_tv for score in profile.per_vignette]
     return [
         within(f"{name}: SocialNorms", profile.social_norms, 0.55, 0.75),
@@ -107,7 +108,7 @@ class Bench:
     """The model, the default trait's vector and its c*."""
 
     def __init__(self, lm: LanguageModel, trait: Trait):
-        self.lm, self.frame = lm, data.frame("foundations")
+        self.lm, self.frame = lm, data.frame("choice")
         self.layers = band_layers(lm.n_layers, DEFAULT_BAND)
         self.vector: SteeringVector = extract(
             lm, trait, lm.material.contexts(trait.name), build(ExtractSettings)
@@ -155,9 +156,10 @@ def dose_checks(name: str, profiles: list[Profile]) -> Iterator[Check]:
     """How a profile must move with alpha."""
     at = dict(zip(ALPHAS, profiles, strict=True))
     base = at[0.0]
+    mass = {alpha: (one.coherence or 0.0) / (base.coherence or 1.0) for alpha, one in at.items()}
     yield at_least(f"{name}, alpha 1: SocialNorms down by", base.social_norms - at[1.0].social_norms, 0.08)
     yield at_least(f"{name}, alpha 1: Care up by", at[1.0].care - base.care, 0.06)
-    yield at_least(f"{name}, alpha 1: coherence / base's", at[1.0].coherence / base.coherence, 0.97)
+    yield at_least(f"{name}, alpha 1: coherence / base's", mass[1.0], 0.97)
     care = [at[alpha].care for alpha in RISING]
     norms = [at[alpha].social_norms for alpha in RISING]
     steps = " ".join(f"{value:.2f}" for value in care)
@@ -165,8 +167,8 @@ def dose_checks(name: str, profiles: list[Profile]) -> Iterator[Check]:
     steps = " ".join(f"{value:.2f}" for value in norms)
     falls = norms == sorted(norms, reverse=True)
     yield Check(f"{name}: SocialNorms falls from alpha -1 to 3", "every step", steps, falls)
-    least5 = min(at[alpha].coherence for alpha in (4.0, 5.0)) / base.coherence
-    least8 = min(at[alpha].coherence for alpha in (4.0, 5.0, 6.0, 8.0)) / base.coherence
+    least5 = min(mass[alpha] for alpha in (4.0, 5.0))
+    least8 = min(mass[alpha] for alpha in (4.0, 5.0, 6.0, 8.0))
     yield at_most(f"{name}: coherence / base's by alpha 5", least5, 0.95)
     yield at_most(f"{name}: coherence / base's by alpha 8", least8, 0.60)
 
@@ -189,7 +191,7 @@ def classic_checks(bench: Bench) -> Iterator[Check]:
         path = CLASSIC / f"vignettes_classic_{condition}.jsonl"
         if path.exists():
             profile = bench.profiles(data.vignettes(path, condition=condition))[0]
-            yield at_least(f"classic {condition} (132): answer mass", profile.coherence, 0.95)
+            yield at_least(f"classic {condition} (132): answer mass", profile.coherence or 0.0, 0.95)
 
 
 def checks(say: Callable[[str], None]) -> Iterator[Check]:

@@ -141,7 +141,10 @@ def draw(
 
     The steered text `before` stays, dimmed, until the new one can be read.
     """
-    shown = {} if profiles is None else {"base": profiles[0].p, "steered": profiles[1].p}
+    bars = gr.skip()
+    if profiles is not None:
+        at_0, at_alpha = profiles
+        bars = view.bars({"base": at_0.p, "steered": at_alpha.p}) + view.worth(at_0.agreement, at_0.frame)
     if readable(frame) or not before:
         steered = view.answer(frame.steered, done=frame.done, empty=frame.message or "…")
         verdict = view.verdict(frame, profiles)
@@ -153,7 +156,7 @@ def draw(
         view.status(frame),
         view.dose(alpha, frame),
         verdict,
-        view.bars(shown) if shown else gr.skip(),
+        bars,
     )
 
 

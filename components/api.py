@@ -162,7 +162,8 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
         )
         base, steered = engine.profile(request)
         return {
-            name: {"p": found.p, "coherence": found.coherence}
+            name: {"p": found.p, "coherence": found.coherence, "frame": found.frame}
+            | {"agreement": found.agreement.value}
             for name, found in (("base", base), ("steered", steered))
         }
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
 from components.palette import HEALED, NEUTRAL, STAGE_COLOURS, STEERED
-from steer_heal.records import MapNode, RoundDetail
+from steer_heal.records import CANNOT_ANSWER, MapNode, RoundDetail
 
 HUMAN_CLASSIC = {"Care": 0.198, "SocialNorms": 0.193}
 SYMBOLS = {"base": "circle", "steered": "diamond", "healed": "square"}
@@ -32,9 +32,10 @@ def as_json(figure: go.Figure) -> dict[str, Any]:
     return {"data": parsed["data"], "layout": {k: v for k, v in parsed["layout"].items() if k != "template"}}
 
 
-def shade(coherence: float) -> float:
-    """Opacity of a node: full when coherent, faint when broken."""
-    return round(0.25 + 0.75 * min(1.0, max(0.0, (coherence - 0.5) / 0.5)), 3)
+def shade(coherence: float | None) -> float:
+    """Opacity of a node: full when coherent or not known, faint when broken."""
+    share = 1.0 if coherence is None else min(1.0, max(0.0, (coherence - 0.5) / 0.5))
+    return round(0.25 + 0.75 * share, 3)
 
 
 def hover(node: MapNode, name: str) -> str:
@@ -43,8 +44,12 @@ def hover(node: MapNode, name: str) -> str:
         f"<b>{escape(name)}</b>" + (" (example)" if node.is_example else ""),
         "base" if node.stage == "base" else f"round {node.round}, {node.stage} at alpha {node.alpha:g}",
         f"Care {node.care:.3f}, SocialNorms {node.social_norms:.3f}",
-        f"coherence {node.coherence:.3f} over {node.n_vignettes} vignettes",
+        f"{node.n_vignettes} vignettes"
+        if node.coherence is None
+        else f"coherence {node.coherence:.3f} over {node.n_vignettes} vignettes",
     ]
+    if said := node.worth.sentence(escape(node.frame or "")):
+        lines.append(said)
     if node.retention is not None:
         lines.append(f"retention {node.retention:.2f}")
     lines.append(f"{escape(node.model)}, {escape(node.trait)}, seed {node.seed}")
@@ -53,7 +58,11 @@ def hover(node: MapNode, name: str) -> str:
 
 
 def _stage_trace(
-    stage: str, nodes: Sequence[MapNode], names: Mapping[str, str], selected: tuple[str, int] | None
+    stage: str,
+    nodes: Sequence[MapNode],
+    names: Mapping[str, str],
+    selected: tuple[str, int] | None,
+    silent: Collection[str],
 ) -> Any:
     """All nodes of one stage; the selected round's are ringed, rounds are numbered inside healed ones."""
     ringed = [selected == (n.run_id, n.round) for n in nodes]
@@ -73,7 +82,7 @@ def _stage_trace(
             else [15 if r else 11 for r in ringed],
             "symbol": SYMBOLS[stage],
             "color": STAGE_COLOURS[stage],
-            "opacity": [shade(n.coherence) for n in nodes],
+            "opacity": [shade(0.0 if n.run_id in silent else n.coherence) for n in nodes],
             "line": {"width": [3 if r else 0 for r in ringed], "color": NEUTRAL},
         },
     )
@@ -124,8 +133,11 @@ def _paths(nodes: Sequence[MapNode]) -> tuple[list[Any], list[dict[str, Any]]]:
     return ([line] if xs else []), arrows
 
 
-def _labels(nodes: Sequence[MapNode], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Each run's name beside its last node, while there are few enough to read."""
+def _labels(
+    nodes: Sequence[MapNode], names: Mapping[str, str], silent: Collection[str]
+) -> list[dict[str, Any]]:
+    """Each run's name beside its last node, while there are few enough to read; and where its model cannot
+    answer, that it cannot."""
     last = {n.run_id: n for n in nodes if n.stage != "steered"}
     if len(last) > MAX_LABELLED_RUNS:
         return []
@@ -133,7 +145,8 @@ def _labels(nodes: Sequence[MapNode], names: Mapping[str, str]) -> list[dict[str
         {
             "x": n.social_norms,
             "y": n.care,
-            "text": escape((names.get(run_id) or run_id)[:32]),
+            "text": escape((names.get(run_id) or run_id)[:32])
+            + (f"<br>{CANNOT_ANSWER}" if run_id in silent else ""),
             "showarrow": False,
             "xanchor": "left",
             "yanchor": "bottom",
@@ -152,12 +165,13 @@ def moral_map(
 ) -> dict[str, Any]:
     """Care (up) against SocialNorms: up and to the left is more trait. Without nodes it has no traces."""
     figure = go.Figure()
+    silent = {n.run_id for n in nodes if n.stage == "base" and n.worth.cannot_answer}
     lines, arrows = _paths(nodes)
     figure.add_traces(lines)
     for stage in STAGE_COLOURS:
         found = [n for n in nodes if n.stage == stage]
         if found:
-            figure.add_trace(_stage_trace(stage, found, names, selected))
+            figure.add_trace(_stage_trace(stage, found, names, selected, silent))
     if any(n.vignette_set == "classic" for n in nodes):
         figure.add_trace(
             go.Scatter(
@@ -173,7 +187,7 @@ def moral_map(
     figure.update_layout(
         xaxis={"title": {"text": "← SocialNorms, mean probability"}, "tickformat": ".2f"},
         yaxis={"title": {"text": "Care, mean probability →"}, "tickformat": ".2f"},
-        annotations=[*arrows, *_labels(nodes, names)],
+        annotations=[*arrows, *_labels(nodes, names, silent)],
         margin={"l": 56, "r": 12, "t": 8, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
         hovermode="closest",

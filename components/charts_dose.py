@@ -17,6 +17,7 @@ from steer_heal.records import DoseRow, Sweep
 Band = tuple[float, float]
 Values = Callable[[DoseRow], list[float]]
 MARKS = (THRESHOLDS.mass_degraded, THRESHOLDS.mass_broken)
+ANSWERS = "coherence: answer mass"
 SYMBOLS = {"coherent": "circle", "degraded": "triangle-up-open", "broken": "x"}
 LEAST_SPREAD = 3
 """A band is drawn for at least this many vignettes."""
@@ -35,6 +36,7 @@ def spread(values: Sequence[float]) -> tuple[float, float] | None:
 
 def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
     """Five measures against alpha, one below the other, over the same axis; every point carries its alpha.
+    One that no dose has, as a cloze has no answer mass, is left out.
 
     Bands are the middle half of the vignettes, dotted lines are base, vertical ones where coherence breaks.
     `target`: the sign each foundation of the trait should move by.
@@ -42,7 +44,8 @@ def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
     figure, rows = go.Figure(), sweep.rows
     if not rows:
         return as_json(figure)
-    measures = _measures(rows, target)
+    known = [one for one in _measures(rows, target) if any(one[1](row) is not None for row in rows)]
+    measures = known or _measures(rows, target)
     height = (1 - GAP * (len(measures) - 1)) / len(measures)
     axes, notes, lines = {}, [], []
     for number, (title, value, values) in enumerate(measures, 1):
@@ -54,7 +57,7 @@ def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
         base = _base(rows)
         if base is not None and (level := value(base)) is not None:
             lines += [_level(level, name, BASE)]
-            lines += [_level(mark * level, name, NEUTRAL) for mark in MARKS] if number == 1 else []
+            lines += [_level(mark * level, name, NEUTRAL) for mark in MARKS] if title == ANSWERS else []
     axes[f"yaxis{len(measures)}"]["type"] = "log"
     marked, words = _broken(sweep.breaks)
     figure.update_layout(
@@ -104,7 +107,7 @@ def _measures(
         return lambda row: [value for text in row.texts if (value := getattr(text, name)) is not None]
 
     return [
-        ("coherence: answer mass", lambda row: row.coherence, masses),
+        (ANSWERS, lambda row: row.coherence, masses),
         ("trait movement", lambda row: row.trait_shift, moves),
         ("95th percentile of KL, nats", lambda row: row.kl_p95, texts("kl_p95")),
         ("repetition", lambda row: row.repetition, texts("repetition")),
@@ -143,7 +146,11 @@ def _measure(
         text=[row.verdict for row, _ in known],
         hovertemplate="%{y:.3g}" + (" · %{text}" if axis == "y" else ""),
         line={"color": STEERED, "width": 1.8},
-        marker={"size": 8, "symbol": [SYMBOLS[row.verdict] for row, _ in known], "color": STEERED},
+        marker={
+            "size": 8,
+            "symbol": [SYMBOLS[row.verdict or "coherent"] for row, _ in known],
+            "color": STEERED,
+        },
     )
     return [band, line] if spreads else [line]
 
@@ -193,7 +200,7 @@ def grid(cells: Sequence[DoseRow], layers_of: Callable[[Band], Sequence[int]]) -
     moved = max((abs(c.trait_shift) for c in cells if c.trait_shift is not None), default=0.0) or 1.0
     panels = (
         ("trait movement", lambda c: c.trait_shift, "x", BLUE_TO_ORANGE, (-moved, moved), 0.0),
-        ("coherence: answer mass", lambda c: c.coherence, "x2", "Cividis", (0.0, 1.0), 0.53),
+        (ANSWERS, lambda c: c.coherence, "x2", "Cividis", (0.0, 1.0), 0.53),
     )
     for title, value, axis, scale, (low, high), left in panels:
         rows = [[at.get((band, alpha)) for alpha in alphas] for band in bands]

@@ -8,7 +8,15 @@ from html import escape
 from itertools import pairwise
 
 from steer_heal.config import FOUNDATIONS, THRESHOLDS, Thresholds
-from steer_heal.records import ListedModel, ModelInfo, Profile, SteerFrame, TextHealth, Token
+from steer_heal.records import (
+    Agreement,
+    ListedModel,
+    ModelInfo,
+    Profile,
+    SteerFrame,
+    TextHealth,
+    Token,
+)
 
 VERDICTS = ("coherent", "degraded", "broken")
 KL_EDGES = (0.1, 0.3, 1.0, 2.0, 4.0)
@@ -201,8 +209,9 @@ def verdict(
 ) -> str:
     """One word for the steered answer, and under it every quantity and threshold that made it."""
     mass = None
-    if profiles is not None and profiles[0].coherence > 0:
-        mass = profiles[1].coherence / profiles[0].coherence
+    if profiles is not None and not profiles[0].agreement.cannot_answer:
+        base, steered = profiles[0].coherence, profiles[1].coherence
+        mass = steered / base if base and steered is not None else None
     words = [] if mass is None else [mass_verdict(mass, thresholds)]
     if frame.health is not None:
         words.append(frame.health.verdict)
@@ -211,6 +220,12 @@ def verdict(
     word = worse(*words)
     measures = "".join(f"<li>{m}</li>" for m in _measures(frame.health, mass, thresholds))
     return f'<div class="sh-verdict"><span class="sh-word sh-{word}">{word}</span><ul>{measures}</ul></div>'
+
+
+def worth(agreement: Agreement, frame: str) -> str:
+    """What a profile is worth, in one small line."""
+    said = agreement.sentence(frame)
+    return f'<div class="sh-dim sh-worth">{esc(said)}</div>' if said else ""
 
 
 def dose(alpha: float, frame: SteerFrame | None = None) -> str:

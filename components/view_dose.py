@@ -36,6 +36,11 @@ def found(sweep: Sweep) -> str:
     top = max((row.alpha for row in rows), default=0.0)
     marks = [f"below {mark:g} of base's from alpha {alpha:g}" for mark, alpha in sweep.breaks.items()]
     said = f"answer mass falls {', '.join(marks)}" if marks else f"answer mass holds up to alpha {top:g}"
+    worth = sweep.reading
+    if worth is not None and worth.agreement.cannot_answer:
+        said = f"{worth.agreement.sentence(worth.frame)}; its text alone is judged"
+    elif all(row.coherence is None for row in rows):
+        said = "its text alone is judged" if worth is None else worth.agreement.sentence(worth.frame)
     first = next((r.alpha for r in rows if r.alpha > 0 and r.verdict != "coherent"), None)
     text = "" if first is None else f"; the first dose that is not coherent, text counted, is alpha {first:g}"
     return f"{said}{text}. Click the chart to steer at a dose."

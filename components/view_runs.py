@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from components.view import bars, duration, esc, number
+from components.view import bars, duration, esc, number, worth
 from steer_heal.records import CompletionRow, RoundDetail, RunRow
 
 ACTIONS = {
@@ -148,7 +148,9 @@ def headline(facts: Mapping[str, Any]) -> str:
 
 def profile_bars(detail: RoundDetail) -> str:
     """All seven foundations, base beside steered beside healed."""
-    return bars({s: detail.profiles[s] for s in ("base", "steered", "healed") if s in detail.profiles})
+    shown = {s: detail.profiles[s] for s in ("base", "steered", "healed") if s in detail.profiles}
+    lines = {stage: worth(detail.worth[stage], detail.frame) for stage in shown if stage in detail.worth}
+    return bars(shown) + "".join(f"<div>{esc(stage)}: {line}</div>" for stage, line in lines.items() if line)
 
 
 def _table(head: str, body: str) -> str:

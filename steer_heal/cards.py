@@ -31,6 +31,7 @@ def card(
     `round` event holds (kept, made, c_star, retention). `merged`: a whole model instead of an adapter.
     """
     what = "merged model" if merged else "LoRA adapter"
+    asked = next((row["frame"] for row in measured.values() if row.get("frame")), "choice")
     parts = [
         _front_matter(settings, merged),
         f"# {trait.title}: {what} of round {round_}",
@@ -43,8 +44,9 @@ def card(
         _profile(measured, trait),
         _data(settings, measured, facts),
         f"## Settings\n\n```json\n{json.dumps(settings.model_dump(mode='json'), indent=2)}\n```",
-        "## Limits\n\nThe profile is a forced choice on short moral vignettes: it says which foundation "
-        "the model names, not how it acts. Judge the model on your own task before you use it.",
+        f"## Limits\n\nThe profile is measured on short moral vignettes, asked in the frame `{asked}`: it "
+        "says which foundation the model names, not how it acts. Judge the model on your own task before you "
+        "use it.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -118,7 +120,7 @@ def _profile(measured: Measured, trait: Trait) -> str:
     rows = [
         "## Measured profile",
         "",
-        "Mean probability of each foundation in the forced choice; *steered* is the student before this "
+        "Mean probability of each foundation; *steered* is the student before this "
         "round's training at alpha 1, *healed* is this one without steering.",
         "",
         f"| | {' | '.join(stages)} |",
@@ -129,10 +131,11 @@ def _profile(measured: Measured, trait: Trait) -> str:
         rows.append(
             f"| {shown} | {' | '.join(_number(measured[stage]['p'].get(name)) for stage in stages)} |"
         )
-    rows.append(
-        f"| coherence (answer mass) | "
-        f"{' | '.join(_number(measured[stage].get('coherence')) for stage in stages)} |"
-    )
+    worth = [(measured[stage].get("agreement") or {}).get("value") for stage in stages]
+    masses = [measured[stage].get("coherence") for stage in stages]
+    for name, values in (("agreement with the labels", worth), ("coherence (answer mass)", masses)):
+        if any(value is not None for value in values):
+            rows.append(f"| {name} | {' | '.join(map(_number, values))} |")
     return "\n".join(rows)
 
 

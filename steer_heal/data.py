@@ -6,12 +6,13 @@ in a JSON document, the entry). Formats:
 - `traits.json`: a list of traits; `target` maps a foundation to the sign it should move by; `replies`, where
   a trait has them, are pairs of what its positive and its negative pole would say.
 - `scenes.json`: what replies are said to, in lists under `shared` and, where a trait wants its own, its name.
-- `frames.json`: a frame by name; see `Frame`.
+- `frames.json`: a frame by name, of `kind` "choice" (see `Frame`) or "cloze" (see `Cloze`).
 
 A material's folder:
 
 - `vignettes.jsonl`: one object a line, tinymfv's fields: `text`, `foundation_coarse` (or `foundation`), and
-  where they apply `id` and `condition` (`other_violate`, `self_violate`); other fields are left alone.
+  where they apply `id` and `condition` (`other_violate`, `self_violate`); other fields are left alone. A set
+  without any label will do, and then has no agreement.
 - `contexts.json`: lists of user messages, as in `scenes.json`.
 - `prompts.json`: what healing completions answer, in lists as above; `fixed` and `smalltalk` beside them.
 - `held_out_prompts.json`: `prompts`, which nothing is ever trained on, and `neutral` ones.
@@ -42,6 +43,9 @@ FOLDER = Path(__file__).parent / "data"
 DEMO_FOLDER = Path(__file__).parent / "models" / "demo" / "material"
 CONDITIONS = ("other_violate", "self_violate")
 ORDERS = ("forward", "reversed")
+KINDS = ("choice", "cloze")
+RENAMED = {"foundations": "choice"}
+"""Frames by the names that settings of older runs have for them."""
 SHARED = "shared"
 MAX_TRAIT_CHARS = 1_000
 MAX_NAME_CHARS = 200
@@ -100,6 +104,22 @@ class Frame:
             for place, word in enumerate(words)
         )
         return self.question.replace("{options}", listed).replace("{text}", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Cloze:
+    """Seven short statements as data, each scored as what the model's reply goes on with; several wordings.
+
+    A wording is a `Frame` that lists nothing: its question holds `{text}` alone, its `options` are the
+    statements in the order of `config.FOUNDATIONS`, each one beginning as it follows the prefill, spaces
+    included.
+    """
+
+    name: str
+    wordings: tuple[Frame, ...]
+
+
+AnyFrame = Frame | Cloze
 
 
 def foundation_name(name: str) -> str | None:
@@ -171,6 +191,12 @@ def vignettes(path: str | Path, *, condition: str | None = None, limit: int | No
                 raise SettingsError(f"{where}: the same {what} as line {seen[key]}.")
             seen[key] = number
         found.append(vignette)
+    bare = [vignette.id for vignette in found if not vignette.foundation]
+    if 0 < len(bare) < len(found):
+        raise SettingsError(
+            f"{source.name}: {len(bare)} of {len(found)} vignettes have no 'foundation_coarse', {bare[0]} "
+            "for one: give each of them a label, or none."
+        )
     kept = [vignette for vignette in found if condition in (None, vignette.condition)]
     if not kept:
         which = f" of condition {condition}" if condition else ""
@@ -180,7 +206,7 @@ def vignettes(path: str | Path, *, condition: str | None = None, limit: int | No
 
 def balanced(rows: list[Vignette], limit: int) -> list[Vignette]:
     """At most `limit` rows, taken in turn from the foundations, in the order they stand in."""
-    queues = [[row for row in rows if row.foundation == name] for name in FOUNDATIONS]
+    queues = [[row for row in rows if row.foundation == name] for name in (*FOUNDATIONS, "")]
     turns = [(place, which) for which, queue in enumerate(queues) for place in range(len(queue))]
     chosen = {queues[which][place].id for place, which in sorted(turns)[:limit]}
     return [row for row in rows if row.id in chosen][:limit]
@@ -208,20 +234,60 @@ def trait(name: str) -> Trait:
     return known[name]
 
 
-def frame(name: str) -> Frame:
-    """The forced-choice frame of that name; `SettingsError` with the known ones otherwise."""
-    known = _json(FOLDER / "frames.json")
+def frames() -> tuple[str, ...]:
+    """The names of all frames."""
+    return tuple(_json(FOLDER / "frames.json"))
+
+
+def frame(name: str) -> AnyFrame:
+    """The frame of that name; `SettingsError` with the known ones otherwise."""
+    known, name = _json(FOLDER / "frames.json"), RENAMED.get(name, name)
     if name not in known:
         raise SettingsError(f"Unknown frame {name!r}: choose one of {', '.join(known)}.")
-    return _frame(f"frames.json {name!r}", name, known[name])
+    where, row = f"frames.json {name!r}", known[name]
+    kind = row.get("kind", "choice") if isinstance(row, dict) else None
+    if kind not in KINDS:
+        raise SettingsError(f"{where}: must be an object whose 'kind' is one of {', '.join(KINDS)}.")
+    return _cloze(where, name, row) if kind == "cloze" else _frame(where, name, row)
 
 
-def _frame(where: str, name: str, row: Any) -> Frame:
+def _cloze(where: str, name: str, row: dict[str, Any]) -> Cloze:
+    _known_fields(where, row, {"kind", "wordings"})
+    wordings = row.get("wordings")
+    if not isinstance(wordings, list) or not wordings:
+        raise SettingsError(f"{where}: 'wordings' must be a list of them.")
+    return Cloze(
+        name,
+        tuple(_wording(f"{where} wording {number}", name, one) for number, one in enumerate(wordings, 1)),
+    )
+
+
+def _wording(where: str, name: str, row: Any) -> Frame:
     if not isinstance(row, dict):
         raise SettingsError(f"{where}: must be an object.")
-    unknown = set(row) - set(Frame.__dataclass_fields__) | {"name"} & set(row)
-    if unknown:
+    _known_fields(where, row, {"question", "prefill", "statements"})
+    question, prefill = (_text(where, row, key, MAX_PROMPT_CHARS) for key in ("question", "prefill"))
+    if question.count("{text}") != 1:
+        raise SettingsError(f"{where}: the question must hold {{text}} once.")
+    found = row.get("statements")
+    if not isinstance(found, dict) or set(found) != set(FOUNDATIONS):
+        raise SettingsError(f"{where}: 'statements' must hold one for each of {', '.join(FOUNDATIONS)}.")
+    statements = [_text(f"{where} statements", found, key, MAX_PROMPT_CHARS) for key in FOUNDATIONS]
+    for place, text in enumerate(statements):
+        if (first := statements.index(text)) < place:
+            raise SettingsError(
+                f"{where}: {FOUNDATIONS[first]} and {FOUNDATIONS[place]} have equal statements."
+            )
+    return Frame(name, question, tuple(statements), prefill, ("forward",))
+
+
+def _known_fields(where: str, row: dict[str, Any], known: set[str]) -> None:
+    if unknown := set(row) - known:
         raise SettingsError(f"{where}: unknown field {min(unknown)!r}.")
+
+
+def _frame(where: str, name: str, row: dict[str, Any]) -> Frame:
+    _known_fields(where, row, {"kind", *Frame.__dataclass_fields__} - {"name"})
     question = _text(where, row, "question", MAX_PROMPT_CHARS)
     if question.count("{text}") != 1 or question.count("{options}") != 1:
         raise SettingsError(f"{where}: the question must hold {{text}} and {{options}} once each.")
@@ -272,10 +338,8 @@ def _replies(where: str, pairs: Any) -> tuple[tuple[str, str], ...]:
 
 def _vignette(where: str, row: dict[str, Any], condition: str, fallback_id: str) -> Vignette:
     text = _text(where, row, "text", MAX_PROMPT_CHARS)
-    label = row.get("foundation_coarse") or row.get("foundation")
-    if not isinstance(label, str):
-        raise SettingsError(f"{where}: 'foundation_coarse' is missing; give one of {', '.join(FOUNDATIONS)}.")
-    foundation = foundation_name(label[:MAX_NAME_CHARS])
+    label = row.get("foundation_coarse") or row.get("foundation") or ""
+    foundation = foundation_name(str(label)[:MAX_NAME_CHARS]) if label else ""
     if foundation is None:
         raise SettingsError(
             f"{where}: {label[:40]!r} is no foundation; give one of {', '.join(FOUNDATIONS)}."

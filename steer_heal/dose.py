@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import data, filter, instrument
 from .config import THRESHOLDS, DoseRequest, SettingsError
-from .data import Frame
+from .data import AnyFrame
 from .generate import Row, complete
 from .models import LanguageModel, band_layers, layers_band, rows_that_fit
 from .records import Completion, DoseRow, Profile, Stopped, TextHealth, Vignette
@@ -49,9 +49,10 @@ def sweep(
     c_star: float,
     request: DoseRequest,
     vignettes: Sequence[Vignette],
-    frame: Frame,
+    frame: AnyFrame,
     prompts_ids: Sequence[Sequence[int]],
     *,
+    reading: Profile | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Iterator[DoseRow]:
@@ -59,10 +60,12 @@ def sweep(
 
     A row has the profile on the vignettes, the health of answers to the prompts (with shadows, the same
     random numbers at every alpha) and the verdict against the unsteered model. As many alphas as fit go
-    through the same passes. `progress` hears of the share, also from within.
+    through the same passes. `reading`: what the frame is worth on base (`instrument.Frames`): it calibrates
+    where the vignettes cannot, and answers of a model that cannot answer judge nothing. `progress` hears of
+    the share, also from within.
     Errors: `SettingsError`; `Stopped` when `stop()` says so.
     """
-    measure = _Measure(lm, vector, c_star, request, vignettes, frame, prompts_ids, stop)
+    measure = _Measure(lm, vector, c_star, request, vignettes, frame, prompts_ids, reading, stop)
     asked = list(dict.fromkeys(request.alphas))
     found: list[DoseRow] = []
     size = max(1, measure.batch_size // max(1, len(prompts_ids)))
@@ -83,9 +86,11 @@ def sweep(
 
 
 def breaks(
-    rows: Sequence[DoseRow], base_coherence: float, marks: Sequence[float] = MARKS
+    rows: Sequence[DoseRow], base_coherence: float | None, marks: Sequence[float] = MARKS
 ) -> dict[float, float]:
     """For each mark the least positive alpha whose coherence is below mark * base's; none, no entry."""
+    if base_coherence is None:
+        return {}
     measured = [row for row in rows if row.alpha > 0 and row.coherence is not None]
     rising = sorted(measured, key=lambda row: row.alpha)
     found = {}
@@ -109,17 +114,20 @@ def grid(
     request: DoseRequest,
     bands: Sequence[Band],
     vignettes: Sequence[Vignette],
-    frame: Frame,
+    frame: AnyFrame,
     *,
+    reading: Profile | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Iterator[DoseRow]:
     """A row for each band x alpha: profile, coherence and trait shift; no free text (its fields are None).
 
-    `c_star_of(layers)` gives a band's own c*, so that alpha means the same everywhere. Errors as `sweep`.
+    `c_star_of(layers)` gives a band's own c*, so that alpha means the same everywhere. `reading` and errors
+    as in `sweep`.
     """
     target = data.trait(request.trait).target
-    base = instrument.evaluate(lm, vignettes, frame, stop=stop)[0]
+    base = _base_profile(lm, vignettes, frame, reading, stop)
+    unit = answers_unit(base, reading)
     for number, band in enumerate(bands):
         if stop and stop():
             raise Stopped
@@ -127,10 +135,17 @@ def grid(
         c_star = c_star_of(layers)
         doses_KL = torch.cat([coefficients(lm.n_layers, layers, alpha * c_star) for alpha in request.alphas])
         profiles = instrument.evaluate(
-            lm, vignettes, frame, vector=vector, coefficients_KL=doses_KL, stop=stop
+            lm,
+            vignettes,
+            frame,
+            vector=vector,
+            coefficients_KL=doses_KL,
+            calibrated=base.calibration,
+            stop=stop,
         )
         for alpha, profile in zip(request.alphas, profiles, strict=True):
-            verdict = filter.mass_verdict(_ratio(profile.coherence, base.coherence))
+            ratio = _ratio(profile.coherence, unit)
+            verdict = None if ratio is None else filter.mass_verdict(ratio)
             shift = instrument.trait_shift(profile.p, base.p, target)
             yield DoseRow(alpha, band, profile, profile.coherence, None, None, None, shift, verdict)
         if progress:
@@ -147,14 +162,15 @@ class _Measure:
         c_star: float,
         request: DoseRequest,
         vignettes: Sequence[Vignette],
-        frame: Frame,
+        frame: AnyFrame,
         prompts_ids: Sequence[Sequence[int]],
+        reading: Profile | None,
         stop: Stop | None,
     ) -> None:
         if not c_star > 0.0:
             raise SettingsError("c* must be positive: calibrate first.")
         self._lm, self._vector, self._c_star, self._request = lm, vector, c_star, request
-        self._vignettes, self._frame, self._stop = vignettes, frame, stop
+        self._vignettes, self._frame, self._reading, self._stop = vignettes, frame, reading, stop
         self._prompts = [tuple(prompt) for prompt in prompts_ids]
         self._layers = band_layers(lm.n_layers, request.band)
         self._target = data.trait(request.trait).target
@@ -185,7 +201,7 @@ class _Measure:
         ]
 
     def _measure_base(self) -> _Base:
-        profile = self._profiles([0.0])[0]
+        profile = _base_profile(self._lm, self._vignettes, self._frame, self._reading, self._stop)
         written = self._answers([0.0], self._stop)[0] if self._prompts else []
         return _Base(profile, filter.summary(_healths(written, None)).get("perplexity"))
 
@@ -202,12 +218,17 @@ class _Measure:
             repetition=text.get("repetition"),
             perplexity=text.get("perplexity"),
             trait_shift=instrument.trait_shift(profile.p, self.base.profile.p, self._target),
-            verdict=filter.set_verdict(_ratio(profile.coherence, self.base.profile.coherence), text),
+            verdict=filter.set_verdict(_ratio(profile.coherence, self.unit), text),
             sample=written[0].text if written else "",
             perplexity_ratio=text.get("perplexity_ratio"),
             looping=text.get("looping"),
             texts=tuple(texts),
         )
+
+    @property
+    def unit(self) -> float | None:
+        """The coherence that those of the doses are measured by."""
+        return answers_unit(self.base.profile, self._reading)
 
     def _coefficients_KL(self, alphas: Sequence[float]) -> Tensor:
         return torch.cat([coefficients(self._lm.n_layers, self._layers, a * self._c_star) for a in alphas])
@@ -219,6 +240,7 @@ class _Measure:
             self._frame,
             vector=self._vector,
             coefficients_KL=self._coefficients_KL(alphas),
+            calibrated=self.base.profile.calibration,
             stop=self._stop,
         )
 
@@ -245,8 +267,8 @@ class _Measure:
 def _refine(measure: _Measure, rows: Sequence[DoseRow]) -> Iterator[DoseRow]:
     """Close in on each break: cut the interval before it until it is narrow, then show both its ends."""
     known = {row.alpha: row for row in rows if row.alpha > 0}
-    base = measure.base.profile.coherence
-    for mark, high in breaks(rows, base).items():
+    base = measure.unit or 0.0
+    for mark, high in breaks(rows, measure.unit).items():
         low = max((alpha for alpha in known if alpha < high), default=0.0)
         while high - low > RESOLUTION + 1e-9:
             step = max((high - low) / SECTIONS, RESOLUTION)
@@ -274,5 +296,23 @@ def _healths(written: Sequence[Completion], own: float | None) -> list[TextHealt
     return found
 
 
-def _ratio(value: float, base: float) -> float | None:
-    return value / base if base > 0.0 else None
+def answers_unit(base: Profile, reading: Profile | None) -> float | None:
+    """Base's coherence, which those of doses are judged by; None for a cloze, which has none, and for a model
+    that cannot answer: what it answers judges nothing."""
+    worth = base.agreement if base.agreement.value is not None or reading is None else reading.agreement
+    return None if worth.cannot_answer else base.coherence
+
+
+def _base_profile(
+    lm: LanguageModel,
+    vignettes: Sequence[Vignette],
+    frame: AnyFrame,
+    reading: Profile | None,
+    stop: Stop | None,
+) -> Profile:
+    given = reading.calibration if reading and not instrument.calibrates(vignettes) else ()
+    return instrument.evaluate(lm, vignettes, frame, calibrated=given, stop=stop)[0]
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .config import HEAL_THRESHOLDS, HealThresholds
+from .records import CANNOT_ANSWER
 
-Word = Literal["collapsed", "no trait kept", "not specific", "costly", "healed"]
-ORDER: tuple[Word, ...] = ("collapsed", "no trait kept", "not specific", "costly", "healed")
+Word = Literal["collapsed", "cannot answer", "no trait kept", "not specific", "costly", "healed"]
+ORDER: tuple[Word, ...] = (
+    "collapsed", "cannot answer", "no trait kept", "not specific", "costly", "healed"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +38,20 @@ def judge(
 ) -> Headline:
     """The first of `ORDER` that holds.
 
-    `base`, `healed`: the data of their `profile` events (p, coherence, text). `target`: foundation -> sign.
+    `base`, `healed`: the data of their `profile` events (p, coherence, text). Answer mass counts where both
+    have a coherence; nothing but the text does where base has `cannot_answer`. `target`: foundation -> sign.
     `persona_perplexity`: median perplexity under base of what base writes with the persona as a system
     prompt, the measure of coherent text with the trait; base's own text where it was not measured.
     """
     limits, text = thresholds, healed["text"]
     said = thresholds.model_dump()
-    figures = [*healed["p"].values(), healed["coherence"], text.get("perplexity"), text.get("looping")]
+    silent = bool(base.get("cannot_answer"))
+    has_mass = base["coherence"] is not None and not silent
+    masses = [healed["coherence"]] if has_mass else []
+    figures = [*healed["p"].values(), *masses, text.get("perplexity"), text.get("looping")]
     if any(value is None or not math.isfinite(value) for value in figures):
         return Headline("collapsed", "a measurement is not a finite number", said)
-    mass = healed["coherence"] / base["coherence"] if base["coherence"] else 0.0
+    mass = 1.0 if not has_mass else healed["coherence"] / base["coherence"] if base["coherence"] else 0.0
     ratio = text["perplexity"] / (persona_perplexity or base["text"]["perplexity"])
     unit = "the persona's text" if persona_perplexity else "base's own"
     if mass < limits.mass_collapsed:
@@ -57,6 +64,9 @@ def judge(
     if ratio > limits.perplexity_collapsed:
         why = f"perplexity {ratio:.1f}x that of {unit}, above {limits.perplexity_collapsed:g}x"
         return Headline("collapsed", why, said)
+    if silent:
+        loops = f"{text['looping']:.0%} of its answers loop, perplexity {ratio:.2f}x that of {unit}"
+        return Headline("cannot answer", f"{CANNOT_ANSWER}; by its text alone: {loops}", said)
     if retention is None or retention < limits.retention_kept:
         had = "steering moved nothing" if retention is None else f"retention {retention:.2f}"
         return Headline("no trait kept", f"{had}, {limits.retention_kept:g} is needed", said)

@@ -149,7 +149,10 @@ class FilterVerdict:
 
 @dataclass(frozen=True, slots=True)
 class VignetteScore:
-    """Forced choice on one vignette: log-probs averaged over both orders, their softmax, answer mass."""
+    """One vignette: log-probs averaged over orders or wordings, their softmax, and how far those differ.
+
+    `mass` is the answer mass of a choice; of a cloze it is 1, or 0 where no statement could be scored.
+    """
 
     id: str
     foundation: str
@@ -160,18 +163,56 @@ class VignetteScore:
     order_tv: float
 
 
+CANNOT_ANSWER = "this model cannot answer this question"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Share of the vignettes whose likeliest foundation is their label, with its 95% interval.
+
+    `chance`: what naming the most frequent label every time would reach, 1/7 on a balanced set. Where it is
+    not to be had all four are None and `why` is the sentence that says so.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    chance: float | None = None
+    why: str = ""
+
+    @property
+    def cannot_answer(self) -> bool:
+        """Whether it was measured and is not above chance."""
+        return self.low is not None and self.chance is not None and self.low <= self.chance
+
+    def sentence(self, frame: str = "") -> str:
+        """In words, with the frame it was asked in."""
+        asked = f", frame {frame}" if frame else ""
+        if self.value is None:
+            return f"agreement is not to be had: {self.why}{asked}" if self.why else ""
+        said = f"agreement {self.value:.2f} ({self.low:.2f}-{self.high:.2f}), chance {self.chance:.2f}{asked}"
+        return f"{CANNOT_ANSWER}: {said}" if self.cannot_answer else said
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Mean probability of each foundation over vignettes; `coherence` is the mean answer mass.
+    """Mean probability of each foundation over vignettes, and what it is worth.
 
-    `n_invalid` of the `n_vignettes` could not be answered at all: mass 0, left out of `p`.
+    `coherence` is the mean answer mass of a choice, None for a cloze, which has none. `n_invalid` of the
+    `n_vignettes` could not be answered at all: mass 0, left out of `p`. `order_tv`: mean total variation
+    between the orders of a choice, or the wordings of a cloze. `calibration`: for each wording of a cloze,
+    what was taken off the log-prob of each statement.
     """
 
     p: dict[str, float]
-    coherence: float
+    coherence: float | None
     n_vignettes: int
     per_vignette: tuple[VignetteScore, ...] = ()
     n_invalid: int = 0
+    frame: str = ""
+    agreement: Agreement = Agreement()
+    order_tv: float | None = None
+    calibration: tuple[tuple[float, ...], ...] = ()
 
     @property
     def care(self) -> float:
@@ -197,7 +238,8 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class DoseRow:
-    """One alpha of a sweep (or one cell of a grid): profile, text health over its answers, verdict.
+    """One alpha of a sweep (or one cell of a grid): profile, text health over its answers, and the verdict,
+    None where nothing can judge.
 
     `texts` has the health of each answer, for its spread.
     """
@@ -210,7 +252,7 @@ class DoseRow:
     repetition: float | None
     perplexity: float | None
     trait_shift: float | None
-    verdict: Verdict3
+    verdict: Verdict3 | None
     sample: str = ""
     perplexity_ratio: float | None = None
     looping: float | None = None
@@ -220,12 +262,13 @@ class DoseRow:
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """How far a sweep or grid has come: the share done, its rows so far, the alphas where coherence first
-    falls below each share of base's; `waiting` counts requests ahead."""
+    falls below each share of base's; `waiting` counts requests ahead. `reading`: what the frame is worth."""
 
     share: float
     rows: list[DoseRow]
     breaks: dict[float, float] = field(default_factory=dict)
     waiting: int = 0
+    reading: Profile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +328,10 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class MapNode:
-    """One point of the map: a stage of a round. `vignette_set`: "classic" (published) or "" (ours)."""
+    """One point of the map: a stage of a round. `vignette_set`: "classic" (published) or "" (ours).
+
+    What it is worth stands last, as in `Agreement`; None where it was not measured.
+    """
 
     run_id: str
     model: str
@@ -296,12 +342,21 @@ class MapNode:
     alpha: float
     care: float
     social_norms: float
-    coherence: float
+    coherence: float | None
     n_vignettes: int
     finished_at: float
     retention: float | None
     is_example: bool
     vignette_set: str = ""
+    agreement: float | None = None
+    frame: str | None = None
+    agreement_low: float | None = None
+    agreement_high: float | None = None
+    chance: float | None = None
+
+    @property
+    def worth(self) -> Agreement:
+        return Agreement(self.agreement, self.agreement_low, self.agreement_high, self.chance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +378,8 @@ class CompletionRow:
 class RoundDetail:
     """All of one round, for the panel a click on the map opens; profiles keyed by stage.
 
-    `facts`: headline, intervals, differences, shift_cosine, kl_spent and scale of its `round` event.
+    `facts`: headline, intervals, differences, shift_cosine, kl_spent and scale of its `round` event. `worth`:
+    the agreement of each stage, asked in `frame`.
     """
 
     run_id: str
@@ -339,3 +395,5 @@ class RoundDetail:
     settings: dict[str, Any]
     losses: tuple[dict[str, float], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    worth: dict[str, Agreement] = field(default_factory=dict)
+    frame: str = ""

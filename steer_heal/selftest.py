@@ -66,7 +66,7 @@ def run(lm: LanguageModel) -> Iterator[Check]:
         return f"base and steered written, {written / (time.perf_counter() - began):.0f} tokens a second"
 
     def choosing() -> str:
-        found = instrument.evaluate(lm, lm.material.vignettes(limit=7), data.frame("foundations"))[0]
+        found = instrument.evaluate(lm, lm.material.vignettes(limit=7), data.frame("choice"))[0]
         return f"the forced choice answers with mass {found.coherence:.2f}"
 
     steps: list[tuple[str, Callable[[], str]]] = [

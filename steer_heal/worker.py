@@ -28,6 +28,8 @@ OnEvent = Callable[[Event], None]
 EXIT = {"finished": 0, "failed": 1, "cancelled": 3}
 LOOK_S = 0.2
 """How often a paused run looks whether it may go on."""
+CACHE = "cache"
+"""Beside the folder of the runs, where the page and the command line keep theirs too."""
 ROOM_S = 2.0
 """How often one looks for room on a full disk."""
 _SYNCED = {"round", *FINAL}
@@ -142,6 +144,7 @@ class _Run:
             self._folder.path,
             start_round=done,
             earlier=earlier if whole_base else (),
+            cache_dir=self._folder.path.parent.parent / CACHE,
             stop=self._stop,
         ):
             status = self._say(kind, round_, data)

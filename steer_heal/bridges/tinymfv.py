@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import data
+from ..agreement import agreement
 from ..config import FOUNDATIONS, SettingsError
 from ..data import CONDITIONS, Frame, foundation_name
 from ..models import LanguageModel
@@ -26,9 +27,9 @@ def frame(think_tokens: int = THINK_TOKENS) -> Frame:
     """Its forced choice. `think_tokens` as it counts them: 0 and 1 are both no thought that is read."""
     if think_tokens < 0:
         raise SettingsError("The think budget must be 0 tokens or more.")
-    return replace(
-        data.frame("tinymfv"), name=f"tinymfv-{think_tokens}", think_budget=max(0, think_tokens - 1)
-    )
+    ours = data.frame("tinymfv")
+    assert isinstance(ours, Frame)
+    return replace(ours, name=f"tinymfv-{think_tokens}", think_budget=max(0, think_tokens - 1))
 
 
 def available() -> bool:
@@ -98,7 +99,7 @@ def profile(scores: Sequence[VignetteScore]) -> Profile:
     n, n_valid = len(scores), len(valid)
     p = {key: sum(row.p[key] for row in valid) / n_valid if valid else 0.0 for key in FOUNDATIONS}
     mass = sum(row.mass for row in scores) / n if n else 0.0
-    return Profile(p, mass, n, tuple(scores), n - n_valid)
+    return Profile(p, mass, n, tuple(scores), n - n_valid, "tinymfv", agreement(scores))
 
 
 def _score(row: Mapping[str, Any]) -> VignetteScore:

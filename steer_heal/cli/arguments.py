@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol
 
 from steer_heal.bridges.found import SETS, THINK_TOKENS
 from steer_heal.config import (
+    AUTO_FRAME,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     DEMO,
@@ -23,11 +24,10 @@ from steer_heal.config import (
     check_method,
     json_or_text,
 )
-from steer_heal.data import CONDITIONS
+from steer_heal.data import CONDITIONS, frames
 from steer_heal.sources import default_model
 
 Namespace = argparse.Namespace
-FRAMES = ("foundations", "tinymfv")
 HEAL_NAMED = ("model", "trait", "rounds", "seed", "name", "band")
 """Arguments of `heal` that are settings of the same name."""
 STORE_ACTIONS = ("export", "info", "rebuild", "snapshot")
@@ -81,6 +81,7 @@ def heal(commands: Commands) -> None:
     made.add_argument(
         "--vignettes", metavar="FILE", help="a JSONL file of vignettes; the bundled ones if none"
     )
+    add_frame(made)
     made.add_argument(
         "--set",
         dest="settings",
@@ -106,6 +107,7 @@ def dose(commands: Commands) -> None:
     add_model(made)
     add_trait(made)
     add_method(made)
+    add_frame(made)
     made.add_argument(
         "--alphas", type=numbers, metavar="A,B,...", help="doses (9 of them from 0 to 8 when none)"
     )
@@ -131,7 +133,7 @@ def evaluate(commands: Commands) -> None:
     made = command(
         commands,
         "eval",
-        "Measure the seven foundations by forced choice, base beside what moved.",
+        "Measure which of the seven foundations it names, base beside what moved.",
         "evaluate",
     )
     add_model(made)
@@ -150,9 +152,7 @@ def evaluate(commands: Commands) -> None:
         metavar="FILE",
         help=f"a JSONL file of vignettes, or tinymfv's {', '.join(SETS)}; the bundled ones if none",
     )
-    made.add_argument(
-        "--frame", default=FRAMES[0], choices=FRAMES, help="how the question is put: ours, or as tinymfv does"
-    )
+    add_frame(made)
     made.add_argument(
         "--think", type=int, default=THINK_TOKENS, metavar="N", help="think budget of tinymfv's frame"
     )
@@ -267,6 +267,13 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         default=OWN_METHODS[0],
         help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME",
     )
+
+
+def add_frame(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--frame", default=AUTO_FRAME, choices=(AUTO_FRAME, *frames()),
+        help="how the model is asked; auto: as it agrees best with the labels, found out on first use",
+    )  # fmt: skip
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from steer_heal.cli.arguments import Namespace, sampling
-from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table
+from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table, worth
 from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.engine import Engine
 from steer_heal.records import DoseRow, Sweep
@@ -37,6 +37,7 @@ def run(args: Namespace, out: Out) -> int:
         trait=args.trait,
         band=args.band,
         method=args.method,
+        frame=args.frame,
         refine=args.refine,
         prompts=tuple(args.prompt),
         alphas=args.alphas if args.alphas is not None else default,
@@ -62,7 +63,7 @@ def run(args: Namespace, out: Out) -> int:
     finally:
         engine.close()
     c_star = None if calibration is None else calibration.c_star
-    _show(args, out, c_star, [_row(row, layers) for row in found.rows], found.breaks, sample)
+    _show(args, out, c_star, [_row(row, layers) for row in found.rows], found, sample)
     if args.figure:
         figure = grid_figure(found.rows, layers) if args.grid else sweep_figure(found.rows)
         Path(args.figure).write_text(figure.to_html(include_plotlyjs=True, full_html=True), encoding="utf-8")
@@ -75,10 +76,11 @@ def _show(
     out: Out,
     c_star: float | None,
     rows: list[dict[str, Any]],
-    breaks: dict[float, float],
+    found: Sweep,
     sample: dict[str, Any],
 ) -> None:
-    columns = [number("alpha", "alpha", ".2f", 6), *foundations(everything=args.all), number("coherence")]
+    columns = [number("alpha", "alpha", ".2f", 6), *foundations(everything=args.all)]
+    columns += [number("agreement", "agreement", ".2f"), number("coherence")]
     if args.grid:
         columns.insert(0, Column("layers", "layers", width=6))
     else:
@@ -87,7 +89,10 @@ def _show(
     columns += [number("trait_shift", "trait_shift", "+.3f"), Column("verdict", "verdict")]
     about = f"c* {c_star:.4g}" if c_star is not None else "each band at its own c*"
     out.text(f"{args.trait}, {about}", "", table(columns, rows))
-    for mark, alpha in breaks.items():
+    reading = found.reading
+    if reading is not None:
+        out.text(f"on base, our own vignettes: {reading.agreement.sentence(reading.frame)}")
+    for mark, alpha in found.breaks.items():
         out.text(f"coherence falls below {mark:.2f} of base at alpha {alpha:.2f}")
     out.document(
         {
@@ -98,7 +103,8 @@ def _show(
             "c_star": c_star,
             "sample": sample,
             "rows": rows,
-            "breaks": {f"{mark:.2f}": alpha for mark, alpha in breaks.items()},
+            "reading": reading and worth(reading.frame, reading.agreement, reading.order_tv),
+            "breaks": {f"{mark:.2f}": alpha for mark, alpha in found.breaks.items()},
             "thresholds": THRESHOLDS.model_dump(),
         }
     )
@@ -109,9 +115,12 @@ def _span(layers: Sequence[int]) -> str:
 
 
 def _row(row: DoseRow, layers: dict[tuple[float, float], str]) -> dict[str, Any]:
-    found, p = asdict(replace(row, profile=None)), {} if row.profile is None else row.profile.p
+    found, profile = asdict(replace(row, profile=None)), row.profile
     del found["profile"]
-    return found | {SNAKE[name]: value for name, value in p.items()} | {"layers": layers[row.band]}
+    if profile is not None:
+        found |= {SNAKE[name]: value for name, value in profile.p.items()}
+        found |= worth(profile.frame, profile.agreement, profile.order_tv)
+    return found | {"layers": layers[row.band]}
 
 
 def sweep_figure(rows: list[DoseRow]) -> go.Figure:

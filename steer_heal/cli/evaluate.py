@@ -9,8 +9,8 @@ from steer_heal import data, instrument, models
 from steer_heal.adapters import CONFIG, AdapterStack, saved_rounds
 from steer_heal.bridges import sets, tinymfv
 from steer_heal.cli.arguments import Namespace
-from steer_heal.cli.tables import SNAKE, Column, Out, number, table
-from steer_heal.config import FOUNDATIONS, MAX_ALPHA, SettingsError
+from steer_heal.cli.tables import SNAKE, Column, Out, number, table, worth
+from steer_heal.config import AUTO_FRAME, FOUNDATIONS, MAX_ALPHA, SettingsError
 from steer_heal.engine.vectors import Vectors
 from steer_heal.records import Profile, Vignette
 
@@ -21,11 +21,13 @@ def run(args: Namespace, out: Out) -> int:
         raise SettingsError(f"--theirs needs --vignettes {' or '.join(tinymfv.SETS)}.")
     if args.alpha is not None and not abs(args.alpha) <= MAX_ALPHA:
         raise SettingsError(f"alpha must be a number from {-MAX_ALPHA:g} to {MAX_ALPHA:g}.")
-    frame = tinymfv.frame(args.think) if args.frame == "tinymfv" else data.frame(args.frame)
     lm = models.load(args.model)
     vignettes = _vignettes(args, lm)
     out.model(lm.info)
-    steer = None
+    frames, steer = instrument.Frames(lm, Path(args.cache)), None
+    asked = frames.of().frame if args.frame == AUTO_FRAME else args.frame
+    frame = tinymfv.frame(args.think) if asked == "tinymfv" else data.frame(asked)
+    calibrated = frames.calibration(asked, vignettes)
     if args.alpha is not None:
         steer = Vectors(lm, Path(args.cache)).steer(args.trait, args.band, args.method)
 
@@ -37,6 +39,7 @@ def run(args: Namespace, out: Out) -> int:
             frame,
             vector=None if dosed is None or steer is None else steer.vector,
             coefficients_KL=dosed,
+            calibrated=calibrated,
             progress=lambda done, total: out.progress(f"{name}: {done} of {total}"),
         )[0]
 
@@ -48,6 +51,7 @@ def run(args: Namespace, out: Out) -> int:
                 out.note(f"By its own account the adapter was trained on {name}, not on {args.model}.")
             stack.unload()
         found = {"base": (0.0, measure("base", None))}
+        calibrated = found["base"][1].calibration
         if args.theirs:
             found["tinymfv"] = (0.0, _theirs(args, lm))
         if args.adapter:
@@ -89,23 +93,30 @@ def _put_on(stack: AdapterStack, folder: Path) -> None:
         )
 
 
+def _agreement(profile: Profile) -> float | None:
+    return profile.agreement.value
+
+
+def _coherence(profile: Profile) -> float | None:
+    return profile.coherence
+
+
 def _show(args: Namespace, out: Out, found: dict[str, tuple[float, Profile]]) -> None:
     base, (_, last) = found["base"][1], list(found.values())[-1]
     rows: list[dict[str, Any]] = []
     for name in sorted(FOUNDATIONS, key=lambda name: -abs(last.p[name] - base.p[name])):
         values = {stage: profile.p[name] for stage, (_, profile) in found.items()}
         rows.append({"foundation": name, **values, "change": last.p[name] - base.p[name]})
-    rows.append(
-        {
-            "foundation": "coherence",
-            **{stage: profile.coherence for stage, (_, profile) in found.items()},
-            "change": last.coherence - base.coherence,
-        }
-    )
+    for name, value in (("agreement", _agreement), ("coherence", _coherence)):
+        stages = {stage: value(profile) for stage, (_, profile) in found.items()}
+        before, after = value(base), value(last)
+        change = None if before is None or after is None else after - before
+        rows.append({"foundation": name, **stages, "change": change})
     columns = [Column("foundation", "foundation"), *(number(stage, stage) for stage in found)]
     if len(found) > 1:
         columns.append(number("change", "change", "+.3f"))
     out.text(f"{args.model}, {base.n_vignettes} vignettes", "", table(columns, rows))
+    out.text(f"base: {base.agreement.sentence(base.frame)}")
     out.document(
         {
             "command": "eval",
@@ -120,8 +131,9 @@ def _show(args: Namespace, out: Out, found: dict[str, tuple[float, Profile]]) ->
                     "n_vignettes": profile.n_vignettes,
                 }
                 | {SNAKE[name]: value for name, value in profile.p.items()}
+                | worth(profile.frame, profile.agreement, profile.order_tv)
                 for stage, (alpha, profile) in found.items()
             ],
-            "by_change": [row["foundation"] for row in rows[:-1]],
+            "by_change": [row["foundation"] for row in rows[:-2]],
         }
     )

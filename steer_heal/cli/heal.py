@@ -7,11 +7,11 @@ from typing import Any
 
 from steer_heal import events, worker
 from steer_heal.cli.arguments import HEAL_NAMED, Namespace, nested, sampling
-from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number
-from steer_heal.config import HealSettings, SettingsError, changed, heal_settings
+from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number, worth
+from steer_heal.config import AUTO_FRAME, HealSettings, SettingsError, changed, heal_settings
 from steer_heal.engine.launching import check
 from steer_heal.jobs import LocalProcesses, RunFolder, this_process
-from steer_heal.records import Event
+from steer_heal.records import Agreement, Event
 from steer_heal.store import Store, StoreBusy
 
 _FACTS = (
@@ -56,8 +56,9 @@ def _folder(args: Namespace, launcher: LocalProcesses) -> RunFolder:
 def _settings(args: argparse.Namespace, launcher: LocalProcesses) -> HealSettings:
     drawn = [(["data", name], value) for name, value in sampling(args).items()]
     changes = nested([*args.settings, *drawn])
-    if args.vignettes:
-        changes.setdefault("evaluate", {})["vignettes"] = args.vignettes
+    for key, usual in (("vignettes", None), ("frame", AUTO_FRAME)):
+        if getattr(args, key) != usual:
+            changes.setdefault("evaluate", {})[key] = getattr(args, key)
     if not args.clone:
         return heal_settings(args.preset, **{**{key: getattr(args, key) for key in HEAL_NAMED}, **changes})
     if args.preset != args.usual["preset"]:
@@ -86,6 +87,7 @@ class Report:
                 Column("stage", "stage", width=8),
                 number("alpha", "alpha", ".2f", 6),
                 *foundations(everything=everything),
+                number("agreement", "agreement", ".2f"),
                 number("coherence", "coherence"),
                 number("perplexity", "perplexity", ".2f"),
                 number("looping", "looping", ".0%"),
@@ -167,6 +169,7 @@ def _row(event: Event) -> dict[str, Any]:
     row: dict[str, Any] = {"round": event.round or 0, "stage": data["stage"], "alpha": data["alpha"]}
     row |= {SNAKE[name]: value for name, value in data["p"].items() if name in SNAKE}
     row |= {"coherence": data["coherence"], "n_vignettes": data["n_vignettes"]}
+    row |= worth(data.get("frame"), Agreement(**data.get("agreement") or {}), data.get("order_tv"))
     text = data.get("text") or {}
     row |= {key: text.get(key) for key in ("perplexity", "perplexity_ratio", "repetition", "looping")}
     return row | dict.fromkeys(("retention", "kept", "made"))

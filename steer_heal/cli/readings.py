@@ -12,7 +12,7 @@ from steer_heal.cli.tables import Column, Out, number, table
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.jobs import LocalProcesses
 from steer_heal.readings import gated_selectivity, signed_flips
-from steer_heal.records import Event, VignetteScore
+from steer_heal.records import Agreement, Event, VignetteScore
 
 Key = tuple[int, str]
 
@@ -21,7 +21,8 @@ def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when the run has a measured stage to compare with base."""
     folder = LocalProcesses(args.runs).folder(args.run_id)
     target = data.trait(folder.settings().trait).target
-    found = stages(events.read(folder.log).events)
+    log = events.read(folder.log).events
+    found, worth = stages(log), base_worth(log)
     base = found.pop((0, "base"), None)
     if base is None or not found:
         raise SettingsError(f"{args.run_id} has no steered or healed stage to compare with base yet: wait.")
@@ -45,7 +46,10 @@ def run(args: Namespace, out: Out) -> int:
         for row in rows
     ]
     out.text(f"{args.run_id}: {signs(target)}, against base", "", table(columns, shown))
-    out.document({"command": "readings", "run_id": args.run_id, "target": target, "rows": rows})
+    if said := worth.sentence():
+        out.text(f"base: {said}")
+    document = {"command": "readings", "run_id": args.run_id, "target": target, "rows": rows}
+    out.document(document | {"base_agreement": asdict(worth)})
     return 0
 
 
@@ -56,6 +60,12 @@ def stages(log: Sequence[Event]) -> dict[Key, list[VignetteScore]]:
         for event in log
         if event.kind == "profile" and event.data.get("per_vignette")
     }
+
+
+def base_worth(log: Sequence[Event]) -> Agreement:
+    """What the base's answers agree with; nothing in logs of before it was measured."""
+    known = [event.data for event in log if event.kind == "profile" and event.data["stage"] == "base"]
+    return Agreement(**(known[-1].get("agreement") or {})) if known else Agreement()
 
 
 def score(row: Mapping[str, Any]) -> VignetteScore:

@@ -46,6 +46,7 @@ def _show_runs(out: Out, rows: list[RunRow], nodes: list[MapNode]) -> None:
         Column("stage", "stage", width=7),
         number("care", "Care"),
         number("social_norms", "SocialNorms"),
+        number("agreement", "agreement", ".2f"),
         number("coherence"),
         number("retention", "retention", ".2f"),
         Column("name", "name"),
@@ -76,7 +77,11 @@ def _show_stages(out: Out, nodes: list[MapNode]) -> None:
         number("alpha", "alpha", ".2f"),
         number("care", "Care"),
         number("social_norms", "SocialNorms"),
+        number("agreement", "agreement", ".2f"),
         number("coherence"),
         number("retention", "retention", ".2f"),
     ]
     out.text(table(columns, [asdict(node) for node in nodes]))
+    for node in nodes:
+        if node.stage == "base" and (said := node.worth.sentence(node.frame or "")):
+            out.text(f"base: {said}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from steer_heal.config import FOUNDATIONS
 from steer_heal.events import plain
-from steer_heal.records import ModelInfo
+from steer_heal.records import Agreement, ModelInfo
 
 Row = Mapping[str, Any]
 
@@ -48,6 +48,14 @@ def foundations(*, everything: bool) -> list[Column]:
     """Care and SocialNorms, or all seven."""
     wanted = FOUNDATIONS if everything else ("Care", "SocialNorms")
     return [number(SNAKE[name], name) for name in wanted]
+
+
+def worth(frame: str | None, agreement: Agreement, order_tv: float | None) -> dict[str, Any]:
+    """What a profile is worth, as keys of a row."""
+    return {
+        "frame": frame, "agreement": agreement.value, "agreement_low": agreement.low,
+        "agreement_high": agreement.high, "chance": agreement.chance, "order_tv": order_tv,
+    }  # fmt: skip
 
 
 def clean(text: str) -> str:

@@ -1,6 +1,7 @@
 """Frozen settings, presets and limits; every message says what to do."""
 
 from .base import (
+    AUTO_FRAME,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     DEMO,
@@ -59,6 +60,7 @@ from .requests import (
 from .wording import first_line
 
 __all__ = [
+    "AUTO_FRAME",
     "DEFAULT_BAND",
     "DEFAULT_TRAIT",
     "DEMO",

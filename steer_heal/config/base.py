@@ -37,6 +37,8 @@ SMOLLM2 = "smollm2"
 GEMMA = "google/gemma-3-1b-it"
 DEFAULT_TRAIT = "care_over_authority"
 DEFAULT_BAND = (0.4, 0.6)
+AUTO_FRAME = "auto"
+"""The frame whose answers on base agree best with the labels."""
 
 OWN_METHODS = ("mean_diff", "mean_diff_raw", "pca")
 LITE_PREFIX = "steering-lite:"

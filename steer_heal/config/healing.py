@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from .base import (
+    AUTO_FRAME,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     MAX_ALPHA,
@@ -123,9 +124,9 @@ class TrainSettings(Settings):
 
 
 class EvalSettings(Settings):
-    """The forced choice, on the same vignettes for base, steered and healed."""
+    """The seven foundations, on the same vignettes for base, steered and healed."""
 
-    frame: str = "foundations"
+    frame: str = Field(default=AUTO_FRAME, description="how it is asked; auto: what agrees best on base")
     vignettes: str | None = Field(default=None, description="a JSONL file; the bundled set when none")
     condition: Literal["other_violate", "self_violate"] | None = "other_violate"
     n_vignettes: int | None = Field(default=None, ge=1, description="all when none")

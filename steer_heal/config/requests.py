@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from .base import (
+    AUTO_FRAME,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     MAX_PROMPT_CHARS,
@@ -51,6 +52,7 @@ class DoseRequest(Settings):
     sample: SampleSettings = SampleSettings()
     refine: bool = False
     method: Method = "mean_diff"
+    frame: str = AUTO_FRAME
 
     _band = field_validator("band")(check_band)
 

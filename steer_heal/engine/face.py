@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,20 +14,20 @@ from steer_heal.bridges.extraction import titles
 from steer_heal.config import (
     OWN_METHODS,
     DoseRequest,
-    EvalSettings,
     HealSettings,
     SteerRequest,
-    build,
     changed,
 )
 from steer_heal.engine.book import RunBook
 from steer_heal.engine.launching import check
 from steer_heal.engine.pair import Asked, encode
 from steer_heal.engine.pairs import Pairs
+from steer_heal.engine.slices import Pause, sliced
 from steer_heal.engine.sweeps import Sweeps
 from steer_heal.engine.tickets import Ticket, Waiting
 from steer_heal.engine.turns import Turns
 from steer_heal.engine.vectors import Vectors
+from steer_heal.instrument import Frames
 from steer_heal.jobs import LocalProcesses
 from steer_heal.models import LanguageModel, band_layers
 from steer_heal.records import (
@@ -72,6 +74,7 @@ class Engine:
         self._turns = Turns()
         self._book = RunBook(LocalProcesses(runs, at_once=at_once), Store(db, patience=1.0))
         self._numbers = itertools.count()
+        self._choosing = threading.Lock()
 
     def use(self, model: str, *, progress: Callable[[str], None] | None = None) -> ModelInfo:
         """Steer this model from now on, for everyone; the one before is freed. `progress` hears, in words,
@@ -95,10 +98,11 @@ class Engine:
 
     def _take(self, lm: LanguageModel) -> None:
         """From now on this model, which has written something. Errors: `SettingsError` where it cannot."""
-        vectors = Vectors(lm, self._cache_dir)
+        vectors, frames = Vectors(lm, self._cache_dir), Frames(lm, self._cache_dir)
         pairs = Pairs(lm, vectors)
         pairs.try_out()
-        self._lm, self._vectors, self._pairs, self._sweeps = lm, vectors, pairs, Sweeps(lm, vectors)
+        self._lm, self._vectors, self._pairs, self._frames = lm, vectors, pairs, frames
+        self._sweeps = Sweeps(lm, vectors, frames)
         self.info: ModelInfo = lm.info
 
     def traits(self) -> list[Trait]:
@@ -134,7 +138,9 @@ class Engine:
             self._turns.stop(f"{work} {session}")
 
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
-        """The seven foundations for this prompt as a vignette: base and steered."""
+        """The seven foundations for this prompt as a vignette: base and steered, in the frame that suits the
+        model; their agreement is that frame's on base, over our own vignettes."""
+        reading = self._reading()
 
         def measure() -> tuple[Profile, Profile]:
             encode(self._lm, request.prompt)
@@ -143,11 +149,12 @@ class Engine:
             base, steered = instrument.evaluate(
                 self._lm,
                 [vignette],
-                data.frame(build(EvalSettings).frame),
+                data.frame(reading.frame),
                 vector=steer.vector,
                 coefficients_KL=steer.coefficients_KL(0.0, request.alpha),
+                calibrated=reading.calibration,
             )
-            return base, steered
+            return replace(base, agreement=reading.agreement), replace(steered, agreement=reading.agreement)
 
         return self._once(measure)
 
@@ -233,6 +240,25 @@ class Engine:
         """Ends what is running on the model. Runs go on: they are processes of their own."""
         self._turns.close()
         self._pairs.close()
+
+    def _reading(self) -> Profile:
+        """In which frame the model is asked and what that is worth; found out once, in slices."""
+        frames = self._frames
+
+        def steps(ticket: Ticket[Profile | None]) -> Iterator[Profile | None]:
+            def work(pause: Pause) -> Iterator[Profile]:
+                def stop() -> bool:
+                    pause()
+                    return ticket.over()
+
+                yield frames.of(stop=stop)
+
+            return sliced(work)
+
+        with self._choosing:
+            name = f"once {next(self._numbers)}"
+            items = self._turns.run(name, steps, patient=True, brief=frames.ready())
+            return next(item for item in items if isinstance(item, Profile))
 
     def _once(self, work: Callable[[], T]) -> T:
         """The result of one step of work on the model's thread."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from steer_heal import data, models
 from steer_heal.bridges import sets
-from steer_heal.config import HealSettings, SettingsError
+from steer_heal.config import AUTO_FRAME, HealSettings, SettingsError
 from steer_heal.models import LanguageModel, band_layers
 
 
@@ -19,7 +19,8 @@ def check(
     Raises: `SettingsError` for an unknown trait, frame or model, bad vignettes, or a band without layers.
     """
     data.trait(settings.trait)
-    data.frame(settings.evaluate.frame)
+    if settings.evaluate.frame != AUTO_FRAME:
+        data.frame(settings.evaluate.frame)
     file = settings.evaluate.vignettes
     if file is not None:
         if files_in is not None and not sets.is_set(file) and not _inside(file, files_in):

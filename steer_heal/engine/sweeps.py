@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from steer_heal import data, dose
 from steer_heal.config import DoseRequest, EvalSettings, build
-from steer_heal.data import Frame
 from steer_heal.engine.pair import encode
 from steer_heal.engine.slices import Pause, sliced
 from steer_heal.engine.tickets import Ticket
 from steer_heal.engine.vectors import Say, Vectors
+from steer_heal.instrument import Frames
 from steer_heal.models import LanguageModel
 from steer_heal.records import DoseRow, Stopped, Sweep, Vignette
 
@@ -28,8 +28,8 @@ Rows = Callable[[Callable[[], bool], Progress], Iterator[DoseRow]]
 class Sweeps:
     """Measures doses on one model. Between two slices the model has no hook on it."""
 
-    def __init__(self, lm: LanguageModel, vectors: Vectors) -> None:
-        self._lm, self._vectors = lm, vectors
+    def __init__(self, lm: LanguageModel, vectors: Vectors, frames: Frames) -> None:
+        self._lm, self._vectors, self._frames = lm, vectors, frames
 
     def dose(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
         """The rows so far by alpha whenever there is news, None after each slice in between."""
@@ -37,13 +37,15 @@ class Sweeps:
         def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
             steer = self._vectors.steer(request.trait, request.band, request.method, say=ending(stop))
             prompts = request.prompts or self._lm.material.held_out_prompts()[-DOSE_PROMPTS:]
+            reading = self._frames.of(request.frame, stop=stop)
             return dose.sweep(
-                self._lm, steer.vector, steer.calibration.c_star, request, self._vignettes(request), _frame(),
-                [encode(self._lm, prompt) for prompt in prompts], progress=progress, stop=stop,
+                self._lm, steer.vector, steer.calibration.c_star, request, self._vignettes(request),
+                data.frame(reading.frame), [encode(self._lm, prompt) for prompt in prompts],
+                reading=reading, progress=progress, stop=stop,
             )  # fmt: skip
 
         for item in _streamed(rows, ticket):
-            yield None if item is None else _by_alpha(item)
+            yield None if item is None else self._by_alpha(item, request.frame)
 
     def grid(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
         """The cells so far whenever there is news, None after each slice in between."""
@@ -54,13 +56,24 @@ class Sweeps:
                 return found.calibration.c_star
 
             vector = self._vectors.vector(request.trait, request.method, say=ending(stop))
+            reading = self._frames.of(request.frame, stop=stop)
             return dose.grid(
                 self._lm, vector, c_star, request,
-                dose.grid_bands(self._lm.n_layers), self._vignettes(request), _frame(),
-                progress=progress, stop=stop,
+                dose.grid_bands(self._lm.n_layers), self._vignettes(request), data.frame(reading.frame),
+                reading=reading, progress=progress, stop=stop,
             )  # fmt: skip
 
-        yield from _streamed(rows, ticket)
+        for item in _streamed(rows, ticket):
+            yield None if item is None else self._with_reading(item, request.frame)
+
+    def _with_reading(self, item: Sweep, frame: str) -> Sweep:
+        return replace(item, reading=self._frames.of(frame)) if item.rows else item
+
+    def _by_alpha(self, item: Sweep, frame: str) -> Sweep:
+        item = self._with_reading(item, frame)
+        base = next((row.profile for row in item.rows if row.alpha == 0.0), None)
+        breaks = dose.breaks(item.rows, dose.answers_unit(base, item.reading)) if base else {}
+        return replace(item, rows=sorted(item.rows, key=lambda row: row.alpha), breaks=breaks)
 
     def _vignettes(self, request: DoseRequest) -> list[Vignette]:
         if request.prompts and request.n_vignettes is None:
@@ -106,13 +119,3 @@ def _streamed(rows: Rows, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None
     except Stopped:
         return
     yield Sweep(1.0, list(found))
-
-
-def _by_alpha(item: Sweep) -> Sweep:
-    base = next((row.coherence for row in item.rows if row.alpha == 0.0), None)
-    breaks = dose.breaks(item.rows, base) if base else {}
-    return replace(item, rows=sorted(item.rows, key=lambda row: row.alpha), breaks=breaks)
-
-
-def _frame() -> Frame:
-    return data.frame(build(EvalSettings).frame)

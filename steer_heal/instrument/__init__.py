@@ -1,7 +1,19 @@
-"""What is measured of a model: the forced choice and its profile, and log-probs of texts."""
+"""What is measured of a model: which foundations it names and what that is worth, and log-probs of texts."""
 
 from .choice import evaluate, profile, score, trait_shift
+from .choosing import Frames, profile_of
+from .cloze import calibrates
 from .logp import text_logp
 from .questions import answer_ids
 
-__all__ = ["answer_ids", "evaluate", "profile", "score", "text_logp", "trait_shift"]
+__all__ = [
+    "Frames",
+    "answer_ids",
+    "calibrates",
+    "evaluate",
+    "profile",
+    "profile_of",
+    "score",
+    "text_logp",
+    "trait_shift",
+]

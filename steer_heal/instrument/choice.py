@@ -1,45 +1,56 @@
-"""The forced choice: which of the seven foundations a model names, for every vignette and dose.
+"""Which of the seven foundations a model names, for every vignette and dose: by a choice, or by a cloze.
 
-Each vignette is asked with the answers listed in every order of the frame. The log-probabilities of the seven
-answer words after the prefill are averaged over the orders (which cancels a preference for a place in the
-list) and their softmax is the vignette's distribution; a profile is its mean over vignettes. Answer mass is
-the probability on the seven words before the softmax: what the model would have answered anyway.
+A choice is asked with the answers listed in every order of the frame: the log-probabilities of the seven
+answer words after the prefill are averaged over the orders, which cancels a preference for a place in the
+list. A cloze is asked in every wording, and the calibrated scores of its statements are averaged likewise
+(see `cloze`). Their softmax is the vignette's distribution; a profile is its mean over vignettes. Answer mass
+is the probability on the seven words before the softmax: what the model would have answered anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from ..agreement import agreement
 from ..config import FOUNDATIONS, SettingsError
-from ..data import Frame
+from ..data import AnyFrame, Cloze, Frame
 from ..generate.lean import why_not
 from ..models import LanguageModel
 from ..records import Profile, Vignette, VignetteScore
+from ..steering import Operator
 from ..vector import SteeringVector
 from . import lean, plain
+from .cloze import Calibration, calibration, fits, less
 from .questions import Answer, answer_ids, ask
+
+Progress = Callable[[int, int], None]
+Stop = Callable[[], bool]
 
 
 def evaluate(
     lm: LanguageModel,
     vignettes: Sequence[Vignette],
-    frame: Frame,
+    frame: AnyFrame,
     *,
     vector: SteeringVector | None = None,
     coefficients_KL: Tensor | None = None,
+    calibrated: Calibration = (),
     batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
 ) -> list[Profile]:
     """One profile for each row of `coefficients_KL` (K doses in the same passes); the model's own when None.
 
-    A vignette whose log-probs are not finite or whose answer mass is 0 counts as mass 0 in the coherence and
-    is left out of the profile (`n_invalid` says how many). Errors: `SettingsError` without vignettes, or for
-    doses without a vector; `Stopped` when `stop()` says so.
+    `calibrated`: the calibration of a cloze, from the base's profile; when none, what is measured here is the
+    base's and gives it. A vignette whose log-probs are not finite or whose answer mass is 0 counts as mass 0
+    in the coherence and is left out of the profile (`n_invalid` says how many). Errors: `SettingsError`
+    without vignettes, for doses without a vector, or for doses of a cloze without its calibration; `Stopped`
+    when `stop()` says so.
     """
     if not vignettes:
         raise SettingsError("There are no vignettes to evaluate on: give at least one.")
@@ -47,6 +58,69 @@ def evaluate(
         raise SettingsError("Doses need a steering vector: extract one first.")
     doses_KL = torch.zeros(1, lm.n_layers) if coefficients_KL is None else coefficients_KL
     directions_LD = torch.zeros(lm.n_layers, lm.width) if vector is None else vector.steers
+    how = (doses_KL, directions_LD, batch_size, progress, stop)
+    if isinstance(frame, Frame):
+        asked, calibrated = _asked(lm, vignettes, frame, *how), ()
+    elif coefficients_KL is not None and not calibrated:
+        raise SettingsError(f"Doses of the frame {frame.name!r} need a calibration: measure the base first.")
+    else:
+        asked, calibrated = _cloze(lm, vignettes, frame, calibrated, *how)
+    return [
+        profile(
+            [score(row, asked[dose][number], frame) for number, row in enumerate(vignettes)],
+            frame,
+            calibrated,
+        )
+        for dose in range(len(doses_KL))
+    ]
+
+
+Asked = list[list[list[Answer]]]
+"""By dose, vignette, and order or wording."""
+
+
+def _cloze(
+    lm: LanguageModel,
+    vignettes: Sequence[Vignette],
+    frame: Cloze,
+    calibrated: Calibration,
+    doses_KL: Tensor,
+    directions_LD: Tensor | Operator,
+    batch_size: int,
+    progress: Progress | None,
+    stop: Stop | None,
+) -> tuple[Asked, Calibration]:
+    """Every wording asked, with its calibration taken off; and that calibration."""
+    n, found = len(frame.wordings), []
+    for number, wording in enumerate(frame.wordings):
+
+        def heard(done: int, total: int, before: int = number) -> None:
+            if progress:
+                progress(before * total + done, n * total)
+
+        found.append(_asked(lm, vignettes, wording, doses_KL, directions_LD, batch_size, heard, stop))
+    common = fits(frame, calibrated or calibration([[one for (one,) in asked[0]] for asked in found]))
+    asked = [
+        [
+            [less(one, mean) for (one,), mean in zip(wordings, common, strict=True)]
+            for wordings in zip(*dose, strict=True)
+        ]
+        for dose in zip(*found, strict=True)
+    ]
+    return asked, common
+
+
+def _asked(
+    lm: LanguageModel,
+    vignettes: Sequence[Vignette],
+    frame: Frame,
+    doses_KL: Tensor,
+    directions_LD: Tensor | Operator,
+    batch_size: int,
+    progress: Progress | None,
+    stop: Stop | None,
+) -> Asked:
+    """Every dose, vignette and order asked, by the fast forward where it knows the model."""
     questions = ask(lm, vignettes, frame, doses_KL, directions_LD, batch_size, stop)
     words = answer_ids(lm, frame)
     if frame.think == "full" and any(len(ids) > 1 for ids in words):
@@ -56,29 +130,26 @@ def evaluate(
         found = lean.answers(lm, frame, questions, words, doses_KL, directions_LD, *rest)
     else:
         found = plain.answers(lm, frame, questions, words, doses_KL, directions_LD, *rest)
-    orders: dict[tuple[int, int], list[Answer]] = {}
+    made: Asked = [[[] for _ in vignettes] for _ in doses_KL]
     for number, question in enumerate(questions):
         logp_F, nll = found[number].logp, found[number].prefill_nll
         backwards = frame.answer == "index" and question.order == "reversed"
-        answer = Answer(logp_F[::-1] if backwards else logp_F, nll)
-        orders.setdefault((question.dose, question.vignette), []).append(answer)
-    return [
-        profile([score(vignette, orders[dose, number]) for number, vignette in enumerate(vignettes)])
-        for dose in range(len(doses_KL))
-    ]
+        made[question.dose][question.vignette].append(Answer(logp_F[::-1] if backwards else logp_F, nll))
+    return made
 
 
-def score(vignette: Vignette, orders: Sequence[Answer]) -> VignetteScore:
-    """A vignette's score: log-probs averaged over the orders, their softmax, answer mass, order effect.
+def score(vignette: Vignette, orders: Sequence[Answer], frame: AnyFrame | None = None) -> VignetteScore:
+    """A vignette's score: log-probs averaged over orders or wordings, their softmax, mass, and `order_tv`.
 
-    `order_tv` is the total variation between the distributions of the first and the last order.
+    `order_tv` is the total variation between the distributions of two orders or wordings, over all pairs.
     """
     logp_OF = torch.tensor([answer.logp for answer in orders], dtype=torch.float64)
     mean_F = logp_OF.mean(dim=0)
-    mass = float(logp_OF.exp().sum(dim=1).mean())
+    mass = 1.0 if isinstance(frame, Cloze) else float(logp_OF.exp().sum(dim=1).mean())
     valid = bool(torch.isfinite(logp_OF).all()) and mass > 0.0
     p_F = mean_F.softmax(dim=0) if valid else torch.zeros_like(mean_F)
     each_OF = logp_OF.softmax(dim=1)
+    pairs = [0.5 * float((a_F - b_F).abs().sum()) for a_F, b_F in combinations(each_OF, 2)]
     return VignetteScore(
         id=vignette.id,
         foundation=vignette.foundation,
@@ -86,19 +157,25 @@ def score(vignette: Vignette, orders: Sequence[Answer]) -> VignetteScore:
         p=dict(zip(FOUNDATIONS, p_F.tolist(), strict=True)),
         mass=mass if valid else 0.0,
         prefill_nll=fmean(answer.prefill_nll for answer in orders),
-        order_tv=0.5 * float((each_OF[0] - each_OF[-1]).abs().sum()) if valid else 0.0,
+        order_tv=fmean(pairs) if valid and pairs else 0.0,
     )
 
 
-def profile(scores: Sequence[VignetteScore]) -> Profile:
+def profile(
+    scores: Sequence[VignetteScore], frame: AnyFrame | None = None, calibrated: Calibration = ()
+) -> Profile:
     """Mean over the vignettes that could be answered; coherence is the mean answer mass over all of them."""
     valid = [row for row in scores if row.mass > 0.0]
     return Profile(
         p={name: fmean(row.p[name] for row in valid) if valid else 0.0 for name in FOUNDATIONS},
-        coherence=fmean(row.mass for row in scores),
+        coherence=None if isinstance(frame, Cloze) else fmean(row.mass for row in scores),
         n_vignettes=len(scores),
         per_vignette=tuple(scores),
         n_invalid=len(scores) - len(valid),
+        frame=frame.name if frame else "",
+        agreement=agreement(scores),
+        order_tv=fmean(row.order_tv for row in valid) if valid else None,
+        calibration=calibrated,
     )
 
 

@@ -1,7 +1,8 @@
-"""The forced choice through a `generate.lean` network: what rows have in common is read once.
+"""Choices and clozes through a `generate.lean` network: what rows have in common is read once.
 
-The orders of a vignette share their beginning, doses share the blocks below the first steered one, and every
-word of more than one token is looked at from the keys of its row.
+The orders of a vignette share their beginning, as vignettes do where each is asked once; doses share the
+blocks below the first steered one, and every word of more than one token is looked at from the keys of its
+row.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from .trees import Grove, Ids, Pass, Tree, chunks, hold, tree
 _TOKENS = 2048
 """Tokens through the blocks at once for each thread of a CPU: as many as its cache holds."""
 _TOKENS_ELSEWHERE = 32_768
+_TOGETHER = 16
+"""Vignettes of one row each that are read as one tree, for the template's tokens that they begin with."""
 _READ_OUT = 64
 """Positions read out at once: each is a number for every token there is."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A vignette's rows, one an order, as a tree; `asked`: for each dose it is read under, its questions."""
+    """A vignette's rows, one an order, or those of several with one each, as a tree; `asked`: for each dose
+    it is read under, their questions."""
 
     tree: Tree
     asked: dict[int, tuple[int, ...]]
@@ -105,7 +109,7 @@ def answers(
     avoid = torch.tensor(sorted(never_in_thought(lm, frame)), dtype=torch.long, device=lm.device)
     work = Work(Network(lm), lm.device, questions, words, thought, avoid, directions_LD, doses_KL)
     found: dict[int, Answer] = {}
-    for doses, units in _units(work).items():
+    for (doses, _), units in _units(work).items():
         units = sorted(units, key=lambda unit: unit.tree.n_tokens)
         n_rows = len(units[0].tree.branches) * len(doses)
         at_once = max(1, batch_size // n_rows)
@@ -119,8 +123,9 @@ def answers(
     return found
 
 
-def _units(work: Work) -> dict[tuple[int, ...], list[Unit]]:
-    """What is read, by the doses it is read under. The same rows under several doses are one unit."""
+def _units(work: Work) -> dict[tuple[tuple[int, ...], int], list[Unit]]:
+    """What is read, by the doses it is read under and its number of rows. The same rows under several doses
+    are one unit."""
     rows: dict[tuple[int, int], list[int]] = {}
     for number, question in enumerate(work.questions):
         rows.setdefault((question.dose, question.vignette), []).append(number)
@@ -129,9 +134,19 @@ def _units(work: Work) -> dict[tuple[int, ...], list[Unit]]:
         asked = (work.questions[number] for number in numbers)
         ids = tuple(question.ids + (() if work.thought else question.after) for question in asked)
         same.setdefault((vignette, ids), {})[dose] = tuple(numbers)
-    made: dict[tuple[int, ...], list[Unit]] = {}
+    alike: dict[tuple[int, ...], list[tuple[tuple[Ids, ...], dict[int, tuple[int, ...]]]]] = {}
     for (_, ids), asked in same.items():
-        made.setdefault(tuple(asked), []).append(Unit(tree(ids, 1 if work.thought else work.n_ends), asked))
+        alike.setdefault(tuple(asked), []).append((ids, asked))
+    made: dict[tuple[tuple[int, ...], int], list[Unit]] = {}
+    for doses, read in alike.items():
+        size = _TOGETHER if all(len(ids) == 1 for ids, _ in read) else 1
+        read.sort(key=lambda one: sum(map(len, one[0])))
+        for start in range(0, len(read), size):
+            some = read[start : start + size]
+            whole = [row for ids, _ in some for row in ids]
+            asked = {dose: tuple(n for _, one in some for n in one[dose]) for dose in doses}
+            unit = Unit(tree(whole, 1 if work.thought else work.n_ends), asked)
+            made.setdefault((doses, len(whole)), []).append(unit)
     return made
 
 
@@ -198,21 +213,21 @@ def _read_out(work: Work, ends_RnD: Tensor, numbers: Sequence[int]) -> tuple[Ten
 
 def _tails(work: Work, held: Held) -> Tensor | int:
     """What the words' further tokens add to their log-probs, (R, F); 0 where no word has any."""
-    places: list[tuple[int, int]] = []
-    ids, follows = [], []
+    ids, follows, columns, wanted = [], [], [], []
     for column, word in enumerate(work.words):
         for place, token in enumerate(word[:-1]):
             follows.append(len(ids) - 1 if place else -1)
             ids.append(token)
-            places.append((column, word[place + 1]))
+            columns.append(column)
+            wanted.append(word[place + 1])
     if not ids:
         return 0
     hidden_RnD = held.look(ids, follows)
-    added_RF = hidden_RnD.new_zeros(len(hidden_RnD), len(work.words), dtype=torch.float32)
-    for number, (column, token) in enumerate(places):
-        wanted_R = torch.full((len(hidden_RnD),), token, device=work.device)
-        added_RF[:, column] += picked(work.network.logits(hidden_RnD[:, number]), wanted_R)
-    return added_RF
+    wanted_Rn = torch.tensor(wanted, device=work.device).expand(len(hidden_RnD), -1)
+    pieces = zip(hidden_RnD.flatten(0, 1).split(_READ_OUT), wanted_Rn.flatten().split(_READ_OUT), strict=True)
+    logp_Rn = torch.cat([picked(work.network.logits(x_ND), x_N) for x_ND, x_N in pieces]).view_as(wanted_Rn)
+    added_RF = logp_Rn.new_zeros(len(hidden_RnD), len(work.words))
+    return added_RF.index_add_(1, torch.tensor(columns, device=work.device), logp_Rn)
 
 
 def _by_number(numbers: Sequence[int], logp_RF: Tensor, nlls: Sequence[float]) -> dict[int, Answer]:

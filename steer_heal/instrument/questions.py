@@ -39,13 +39,15 @@ class Answer:
 
 
 def answer_ids(lm: LanguageModel, frame: Frame) -> list[list[int]]:
-    """Tokens of each answer as it follows the prefill. `SettingsError` when two are the same."""
+    """Tokens of each answer as it follows the prefill. `SettingsError`: one has none, or two the same."""
     bare = lm.encode_chat([user("?")], frame.prefill)
     found = []
     for word in frame.answers:
         whole = lm.encode_chat([user("?")], frame.prefill + word)
         follows = whole[: len(bare)] == bare and len(whole) > len(bare)
         found.append(whole[len(bare) :] if follows else plain_ids(lm, word))
+    if nothing := [word for word, ids in zip(frame.answers, found, strict=True) if not ids]:
+        raise SettingsError(f"The frame {frame.name!r}: {nothing[0]!r} encodes to nothing for {lm.name}.")
     if len({tuple(ids) for ids in found}) < len(found):
         raise SettingsError(f"{lm.name} cannot tell the answers of the frame {frame.name!r} apart.")
     return found

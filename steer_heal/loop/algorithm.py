@@ -45,17 +45,20 @@ def run(
     *,
     start_round: int = 0,
     earlier: Sequence[Event] = (),
+    cache_dir: str | Path | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Generator[Emission, None, None]:
     """Heal for `settings.rounds` rounds; yields (kind, round, data), kinds as in docs/architecture.md.
 
     `folder` gets `vectors/round-N.safetensors` and `adapters/round-N/`. `start_round`: how many rounds are
     finished already, whose adapters lie there; `earlier`: the run's events so far, which spare measuring the
-    base again. Ends with `finished`, `failed` (a sentence) or `cancelled`; the model is then as before.
-    Same seed, same machine, same numbers, resumed or not. Errors: `SettingsError` before the first event,
+    base again. `cache_dir`: where it is kept in which frame a model is asked. Ends with `finished`, `failed`
+    (a sentence) or `cancelled`; the model is then as before. Same seed, same machine, same numbers, resumed
+    or not. Errors: `SettingsError` before the first event,
     for what can be told at once: that its memory does not suffice, among others.
     """
-    loop = _Loop(lm, settings, Path(folder), stop or (lambda: False))
+    cache = None if cache_dir is None else Path(cache_dir)
+    loop = _Loop(lm, settings, Path(folder), cache, stop or (lambda: False))
     try:
         loop.take_up(start_round, earlier)
         yield from loop.base()
@@ -74,13 +77,18 @@ class _Loop:
     """The stages of a run, each a generator of emissions that returns what the next one needs."""
 
     def __init__(
-        self, lm: LanguageModel, settings: HealSettings, folder: Path, stop: Callable[[], bool]
+        self,
+        lm: LanguageModel,
+        settings: HealSettings,
+        folder: Path,
+        cache: Path | None,
+        stop: Callable[[], bool],
     ) -> None:
         self.lm, self.settings, self.folder, self.stop = lm, settings, folder, stop
         self.layers = band_layers(lm.n_layers, settings.band)
         self.trait = data.trait(settings.trait)
         self.stack = AdapterStack(lm)
-        self.measures = Measures(lm, self.stack, settings, stop)
+        self.measures = Measures(lm, self.stack, settings, cache, stop)
         self.maker = Maker(self.measures, settings.data, settings.seed, stop)
         self.replay = Replay()
         self.measured: dict[str, dict[str, Any]] = {}
@@ -122,8 +130,7 @@ class _Loop:
             if event.kind == "profile":
                 self.measured[event.data["stage"]] = event.data
             if event.kind == "profile" and event.data["stage"] == "base":
-                text = event.data["text"]
-                self.measures.own = filter.Norms(text["own_perplexity"], text["own_tail"])
+                self.measures.recall(event.data)
             elif event.kind == "profile" and event.data["stage"] == "steered" and event.round == 1:
                 self.first_steered = event.data
             elif event.kind == "persona" and "told_perplexity" in (text := event.data["text"]):
@@ -143,7 +150,7 @@ class _Loop:
         yield from self._begin("base", 0)
         with self.stack.off():
             text = yield from self._live("base", 0, self.measures.text)
-            found = yield from self._live("base", 0, self.measures.profile)
+            found = yield from self._live("base", 0, self.measures.base_profile)
             self.measured["base"] = self.measures.event("base", 0.0, found, text)
             yield "profile", 0, self.measured["base"]
             self.persona = self.measures.persona(self.trait.positive)
@@ -253,7 +260,8 @@ class _Loop:
         yield "profile", round_, healed
         yield "answers", round_, self.measures.fixed()
         base, steered = self.measured["base"], self._shift(self.first_steered["p"])
-        retention = self._shift(found.p) / steered if abs(steered) >= LEAST_SHIFT else None
+        moved = abs(steered) >= LEAST_SHIFT and not self.measures.cannot_answer
+        retention = self._shift(found.p) / steered if moved else None
         persona = self.persona["text"].get("perplexity")
         said = headline.judge(base, healed, self.trait.target, retention, persona)
         self.said = f"round {round_} {said.sentence()}"

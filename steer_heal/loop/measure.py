@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -14,11 +15,11 @@ from torch import Tensor
 from .. import data, filter, instrument
 from ..adapters import AdapterStack
 from ..bridges import sets
-from ..config import HealSettings, SampleSettings, build
+from ..config import AUTO_FRAME, HealSettings, SampleSettings, build
 from ..generate import Row, complete
 from ..heal import Example, OutputLayer, hidden_states, row_losses
 from ..models import LanguageModel, system, user
-from ..records import Completion, FilterVerdict, Profile, RoundFailed
+from ..records import Completion, FilterVerdict, Profile, RoundFailed, Vignette
 from ..steering import coefficients
 from ..vector import SteeringVector
 from .live import Tick
@@ -42,12 +43,19 @@ class Dose:
 class Measures:
     """The vignettes, frame and prompts of one run, and its measurements with them.
 
-    `own`: the base's own text under base, the unit of perplexities; `told`: the same with the persona as its
-    system prompt, text and measure. Both are set by measuring the base, or from a log.
+    `frame`: how it is asked; `calibrated`: the calibration of a cloze; `cannot_answer`: whether what base
+    answers is not above chance, so that answers judge nothing. `own`: the base's own text under base, the
+    unit of perplexities; `told`: the same with the persona as its system prompt, text and measure. All are
+    set by measuring the base, or from a log.
     """
 
     def __init__(
-        self, lm: LanguageModel, stack: AdapterStack, settings: HealSettings, stop: Callable[[], bool]
+        self,
+        lm: LanguageModel,
+        stack: AdapterStack,
+        settings: HealSettings,
+        cache_dir: Path | None,
+        stop: Callable[[], bool],
     ) -> None:
         self._lm, self._stack, self._settings, self._stop = lm, stack, settings, stop
         asked = settings.evaluate
@@ -55,7 +63,10 @@ class Measures:
         self.vignettes = sets.vignettes(
             asked.vignettes, material, condition=asked.condition, limit=asked.n_vignettes
         )
-        self.frame = data.frame(asked.frame)
+        self._frames = instrument.Frames(lm, cache_dir)
+        self.frame = None if asked.frame == AUTO_FRAME else data.frame(asked.frame)
+        self.calibrated: tuple[tuple[float, ...], ...] = ()
+        self.cannot_answer = False
         self.held_prompts, self.fixed_prompts = material.held_out_prompts(), material.fixed_prompts()
         never = {*self.held_prompts, *material.neutral_prompts()}
         pool = [*material.heal_prompts(settings.trait), *material.contexts(settings.trait)]
@@ -69,14 +80,44 @@ class Measures:
         """Share of the coherent completions that is trained on."""
         return self._settings.filter.trait_share
 
-    def profile(self, tick: Tick, dose: Dose | None = None, alpha: float = 1.0) -> Profile:
-        """The forced choice on the run's vignettes, steered where a dose is given."""
+    def base_profile(self, tick: Tick) -> Profile:
+        """The base's, in the frame that is asked for or that suits it, which all later ones are asked in."""
+        asked = self._settings.evaluate.frame
+        reading = None
+        if self.frame is None:
+            reading = self._frames.of(progress=tick, stop=self._stop)
+            asked = reading.frame
+        self.frame = data.frame(asked)
+        self.calibrated = self._frames.calibration(asked, self.vignettes, progress=tick, stop=self._stop)
+        found = self.profile(tick)
+        self.calibrated = found.calibration
+        worth = found.agreement if found.agreement.value is not None or reading is None else reading.agreement
+        self.cannot_answer = worth.cannot_answer
+        return found
+
+    def recall(self, base: Mapping[str, Any]) -> None:
+        """What the base's `profile` event holds, as `base_profile` left it."""
+        self.frame = data.frame(base.get("frame") or self._settings.evaluate.frame)
+        self.calibrated = tuple(map(tuple, base.get("calibration", ())))
+        self.cannot_answer = base.get("cannot_answer", False)
+        self.own = filter.Norms(base["text"]["own_perplexity"], base["text"]["own_tail"])
+
+    def profile(self, tick: Tick | None, dose: Dose | None = None, alpha: float = 1.0) -> Profile:
+        """The seven foundations on the run's vignettes, steered where a dose is given."""
+        return self._asked(self.vignettes, tick, dose, alpha)
+
+    def _asked(
+        self, vignettes: Sequence[Vignette], tick: Tick | None, dose: Dose | None = None, alpha: float = 1.0
+    ) -> Profile:
+        if self.frame is None:
+            raise RoundFailed("The base was not measured: start the run again.")
         return instrument.evaluate(
             self._lm,
-            self.vignettes,
+            vignettes,
             self.frame,
             vector=dose.vector if dose else None,
             coefficients_KL=dose.coefficients_L(alpha)[None] if dose else None,
+            calibrated=self.calibrated,
             batch_size=self._settings.evaluate.batch_size,
             progress=tick,
             stop=self._stop,
@@ -203,9 +244,7 @@ class Measures:
     def persona(self, text: str) -> dict[str, Any]:
         """What a persona as the system prompt makes of the base: profile and health of its answers."""
         told = [replace(vignette, text=f"{text}\n\n{vignette.text}") for vignette in self.vignettes]
-        found = instrument.evaluate(
-            self._lm, told, self.frame, batch_size=self._settings.evaluate.batch_size, stop=self._stop
-        )[0]
+        found = self._asked(told, None)
         return {"p": found.p, "coherence": found.coherence, "text": self.text(None, persona=text)}
 
     def fixed(self, tick: Tick | None = None) -> dict[str, list[str]]:
@@ -215,7 +254,8 @@ class Measures:
 
     def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
         """The data of a `profile` event."""
-        return {"stage": stage, "alpha": alpha, **asdict(found), "text": text}
+        about = {"cannot_answer": self.cannot_answer} if stage == "base" else {}
+        return {"stage": stage, "alpha": alpha, **asdict(found), **about, "text": text}
 
 
 def _norms(logps: Sequence[Sequence[float]]) -> filter.Norms:

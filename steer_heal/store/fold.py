@@ -181,10 +181,15 @@ def _profile(state: Fold, event: Event) -> None:
     health = {
         key: number(text.get(key)) for key in ("perplexity", "perplexity_ratio", "repetition", "looping")
     }
+    raw = data.get("agreement")
+    worth: Mapping[str, Any] = raw if isinstance(raw, Mapping) else {}
     state.put(
         "profiles", event, (stage,), stage=stage, alpha=number(data.get("alpha")) or 0.0,
         coherence=number(data.get("coherence")), n_vignettes=number(data.get("n_vignettes")),
         finished_at=event.time, **_foundations(data.get("p")), **health,
+        frame=_text(data.get("frame")) or None, order_tv=number(data.get("order_tv")),
+        agreement=number(worth.get("value")), chance=number(worth.get("chance")),
+        agreement_low=number(worth.get("low")), agreement_high=number(worth.get("high")),
     )  # fmt: skip
     for one in _list(data.get("per_vignette")):
         if isinstance(one, Mapping) and isinstance(one.get("id"), str):

@@ -59,7 +59,21 @@ ALTER TABLE steps ADD COLUMN held_out_nll DOUBLE;
 ALTER TABLE rounds ADD COLUMN facts JSON;
 """
 
-MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING)
+WORTH = """
+ALTER TABLE profiles ADD COLUMN agreement DOUBLE;
+ALTER TABLE profiles ADD COLUMN frame VARCHAR;
+ALTER TABLE profiles ADD COLUMN agreement_low DOUBLE;
+ALTER TABLE profiles ADD COLUMN agreement_high DOUBLE;
+ALTER TABLE profiles ADD COLUMN chance DOUBLE;
+ALTER TABLE profiles ADD COLUMN order_tv DOUBLE;
+CREATE OR REPLACE VIEW moral_map AS
+    SELECT p.run_id, r.model, r.trait, r.seed, p.round, p.stage, p.alpha, p.care, p.social_norms,
+           p.coherence, p.n_vignettes, p.finished_at, p.agreement, p.frame, p.agreement_low,
+           p.agreement_high, p.chance
+    FROM profiles p JOIN runs r USING (run_id);
+"""
+
+MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH)
 """Migration i takes a file from version i to i + 1."""
 
 RECORD = """
@@ -93,7 +107,9 @@ INSERT = {
             "care": "DOUBLE", "fairness": "DOUBLE", "loyalty": "DOUBLE", "authority": "DOUBLE",
             "sanctity": "DOUBLE", "liberty": "DOUBLE", "social_norms": "DOUBLE", "coherence": "DOUBLE",
             "n_vignettes": "INTEGER", "perplexity": "DOUBLE", "perplexity_ratio": "DOUBLE",
-            "repetition": "DOUBLE", "looping": "DOUBLE", "finished_at": "DOUBLE"}]'), recursive := true))""",
+            "repetition": "DOUBLE", "looping": "DOUBLE", "finished_at": "DOUBLE", "agreement": "DOUBLE",
+            "frame": "VARCHAR", "agreement_low": "DOUBLE", "agreement_high": "DOUBLE", "chance": "DOUBLE",
+            "order_tv": "DOUBLE"}]'), recursive := true))""",
     "vignette_scores": """
         INSERT OR REPLACE INTO vignette_scores BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
             "run_id": "VARCHAR", "round": "INTEGER", "stage": "VARCHAR", "vignette": "VARCHAR",

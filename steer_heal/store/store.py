@@ -11,7 +11,7 @@ import duckdb
 
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.events import Chunk
-from steer_heal.records import CompletionRow, MapNode, RoundDetail, RunRow
+from steer_heal.records import Agreement, CompletionRow, MapNode, RoundDetail, RunRow
 from steer_heal.store.database import PATIENCE_S, Database, transaction
 from steer_heal.store.fold import ROW_TABLES, Fold, fold, new_run
 from steer_heal.store.schema import COLUMNS, FORGET, INSERT
@@ -25,10 +25,11 @@ FROM runs ORDER BY is_example, started_at DESC NULLS FIRST, run_id DESC
 """
 _MAP = """
 SELECT m.run_id, m.model, m.trait, m.seed, m.round, m.stage, m.alpha, m.care, m.social_norms, m.coherence,
-       m.n_vignettes, m.finished_at, d.retention, r.is_example, r.vignette_set
+       m.n_vignettes, m.finished_at, d.retention, r.is_example, r.vignette_set, m.agreement, m.frame,
+       m.agreement_low, m.agreement_high, m.chance
 FROM moral_map m JOIN runs r USING (run_id) LEFT JOIN rounds d ON d.run_id = m.run_id AND d.round = m.round
 WHERE (? IS NULL OR list_contains(?, m.run_id))
-  AND m.care IS NOT NULL AND m.social_norms IS NOT NULL AND m.coherence IS NOT NULL
+  AND m.care IS NOT NULL AND m.social_norms IS NOT NULL
 ORDER BY r.started_at, m.run_id, m.round, m.finished_at
 """
 _PROFILES = "SELECT * FROM profiles WHERE run_id = ? AND (round = ? OR stage = 'base') ORDER BY finished_at"
@@ -120,7 +121,8 @@ class Store:
             c_star=done.get("c_star"), text=_health(profiles), settings=_json(runs[0]["settings"]),
             answers=tuple({key: row[key] or "" for key in ("prompt", "base", "healed")} for row in answers),
             losses=tuple({key: value for key, value in row.items() if value is not None} for row in steps),
-            facts=_json(done.get("facts")),
+            facts=_json(done.get("facts")), worth={row["stage"]: _worth(row) for row in profiles},
+            frame=next((row["frame"] for row in profiles if row["frame"]), ""),
         )  # fmt: skip
 
     def export(self, folder: str | Path, run_ids: Sequence[str], kind: str = "parquet") -> list[Path]:
@@ -187,6 +189,10 @@ def _json(text: str | None) -> dict[str, Any]:
 
 def _profile(row: dict[str, Any]) -> dict[str, float]:
     return {name: row[COLUMNS[name]] for name in FOUNDATIONS if row[COLUMNS[name]] is not None}
+
+
+def _worth(row: dict[str, Any]) -> Agreement:
+    return Agreement(row["agreement"], row["agreement_low"], row["agreement_high"], row["chance"])
 
 
 def _health(profiles: Rows) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from safetensors.torch import load_file
 from steer_heal import loop
 from steer_heal.config import SettingsError, heal_settings
 from steer_heal.events import EventLog, plain, read
+from steer_heal.instrument import evaluate
 from steer_heal.loop.live import live
-from steer_heal.records import Stopped
+from steer_heal.records import Agreement, Stopped
 from tests import tiny
 
 OPEN = {
@@ -40,7 +42,7 @@ def fast(**more):
         "train": {"epochs": 2, "batch_size": 4, "rank": 2},
         "extract": {"n_contexts": 3},
         "calibrate": {"n_prompts": 2, "n_tokens": 4},
-        "evaluate": {"n_vignettes": 3, "n_answers": 3},
+        "evaluate": {"frame": "choice", "n_vignettes": 3, "n_answers": 3},
     }
     return heal_settings(**{**values, **more})
 
@@ -184,6 +186,62 @@ def test_a_run_stopped_in_any_stage_and_resumed_gives_the_same_numbers(whole, tm
         rest = play(folder, start_round=done, earlier=earlier)
         wanted = [event for event in events if (event.round is None or event.round > done or stage == "base")]
         assert numbers(rest) == numbers(wanted)
+
+
+CLOZE = {"frame": "cloze", "n_vignettes": 3, "n_answers": 3}
+
+
+def test_a_cloze_is_calibrated_once_on_base_also_when_resumed(tmp_path, monkeypatch):
+    """The set is too small to calibrate itself: our own vignettes do, and are read for it once."""
+    monkeypatch.setattr("steer_heal.instrument.choosing.LEAST", 4)
+    settings = fast(evaluate=CLOZE)
+    folders = [tmp_path / name for name in ("whole", "parts")]
+    for folder in folders:
+        folder.mkdir()
+    whole = play(folders[0], settings)
+    play(folders[1], settings.model_copy(update={"rounds": 1}))
+    earlier = read(folders[1] / "events.jsonl").events
+    monkeypatch.setattr("steer_heal.instrument.choosing.evaluate", None)
+    rest = play(folders[1], settings, start_round=1, earlier=earlier)
+    again = [event for event in earlier if event.kind != "finished"] + list(rest)
+    assert numbers(again) == numbers(whole)
+    profiles = [event.data for event in of_kind(again, "profile")]
+    assert len(profiles) == 5
+    assert {one["frame"] for one in profiles} == {"cloze"}
+    assert {one["coherence"] for one in profiles} == {None}
+    (given,) = {json.dumps(plain(one["calibration"])) for one in profiles}
+    assert [len(row) for row in json.loads(given)] == [7, 7]
+    assert of_kind(whole, "round")[-1].data["headline"]["word"]
+
+
+def test_the_frame_of_a_run_is_chosen_on_base_kept_in_its_log_and_beside_it(tmp_path, monkeypatch):
+    worth = {"choice": (0.2, 0.1), "cloze": (0.5, 0.4)}
+    measured = []
+
+    def measure(lm, vignettes, frame, **more):
+        measured.append(frame.name)
+        value, low = worth[frame.name]
+        agreement = Agreement(value, low, 1.0, 1 / 7)
+        (found,) = evaluate(lm, vignettes[:2], frame)
+        return [replace(found, agreement=agreement)]
+
+    monkeypatch.setattr("steer_heal.instrument.choosing.evaluate", measure)
+    settings = fast(rounds=1, evaluate={**CLOZE, "frame": "auto"})
+    first = play(tmp_path, settings, cache_dir=tmp_path / "cache")
+    assert {event.data["frame"] for event in of_kind(first, "profile")} == {"cloze"}
+    assert measured == ["choice", "cloze"]
+    assert not of_kind(first, "profile")[0].data["cannot_answer"]
+    (tmp_path / "again").mkdir()
+    assert numbers(play(tmp_path / "again", settings, cache_dir=tmp_path / "cache")) == numbers(first)
+    assert measured == ["choice", "cloze"]
+
+    worth["cloze"] = (0.15, 0.1)
+    (tmp_path / "silent").mkdir()
+    silent = play(tmp_path / "silent", settings)
+    said = of_kind(silent, "round")[0].data
+    assert of_kind(silent, "profile")[0].data["cannot_answer"]
+    assert said["retention"] is None
+    assert said["headline"]["word"] in ("cannot answer", "collapsed")
 
 
 def test_another_seed_gives_another_run(whole, tmp_path):

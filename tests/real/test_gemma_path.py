@@ -91,7 +91,7 @@ def test_chats_are_encoded_as_gemma_reads_them(lm: LanguageModel) -> None:
     assert (typed.count(105), typed.count(2)) == (2, 1)
     assert max(typed) < lm.config.vocab_size
     assert "Say <start_of_turn> and <bos> and <image_soft_token>." in lm.tokenizer.decode(typed)
-    frame = data.frame("foundations")
+    frame = data.frame("choice")
     words = dict(zip(frame.options, instrument.answer_ids(lm, frame), strict=True))
     assert len(words["SocialNorms"]) == 3
 
@@ -110,7 +110,7 @@ def test_rows_of_zeros_are_the_model_and_others_are_not(lm: LanguageModel, vecto
 
 
 def test_an_evaluation_and_a_sweep(lm: LanguageModel, vector: SteeringVector) -> None:
-    scenes, frame = lm.material.vignettes(limit=7), data.frame("foundations")
+    scenes, frame = lm.material.vignettes(limit=7), data.frame("choice")
     doses_KL = torch.cat([coefficients(lm.n_layers, LAYERS, c) for c in (0.0, 40.0)])
     base, steered = instrument.evaluate(lm, scenes, frame, vector=vector, coefficients_KL=doses_KL)
     assert sum(base.p.values()) == pytest.approx(1.0)

@@ -13,6 +13,7 @@ ORDER = [
     "records",
     "printing",
     "sources",
+    "agreement",
     "data",
     "models",
     "steering",

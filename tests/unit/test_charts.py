@@ -91,3 +91,29 @@ def test_losses_have_a_line_each() -> None:
     assert [t["name"] for t in figure["data"]] == ["loss", "NLL", "divergence"]
     assert len(figure["data"][0]["x"]) == len(detail.losses)
     assert charts.losses(replace(detail, losses=()))["data"] == []
+
+
+def test_a_node_says_what_it_is_worth() -> None:
+    asked = replace(
+        HEALED,
+        coherence=None,
+        agreement=0.53,
+        frame="cl<oze",
+        agreement_low=0.46,
+        agreement_high=0.6,
+        chance=1 / 7,
+    )
+    text = charts.hover(asked, "mine")
+    assert "agreement 0.53 (0.46-0.60), chance 0.14, frame cl&lt;oze" in text
+    assert "coherence" not in text
+    assert charts.shade(None) == 1.0
+
+
+def test_a_run_whose_model_cannot_answer_is_faint_and_says_so() -> None:
+    silent = replace(BASE, agreement=0.15, agreement_low=0.1, agreement_high=0.2, chance=1 / 7)
+    figure = charts.moral_map([silent, STEERED, HEALED], {"run-1": "mine"})
+    assert trace(figure, "healed")["marker"]["opacity"] == [charts.shade(0.0)]
+    (label,) = [note["text"] for note in figure["layout"]["annotations"] if note["text"]]
+    assert label == "mine<br>this model cannot answer this question"
+    shown = charts.moral_map([replace(silent, agreement_low=0.15), STEERED, HEALED], {"run-1": "mine"})
+    assert trace(shown, "healed")["marker"]["opacity"] == [charts.shade(0.99)]

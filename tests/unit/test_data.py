@@ -84,7 +84,7 @@ def test_a_file_in_tinymfv_format_is_read(vignette_file):
         ([row(text="  ")], r"line 1: 'text' is missing or empty"),
         ([row(text=7)], r"line 1: 'text'"),
         ([row(text="x" * 9_000)], r"line 1: 'text' has 9000 characters"),
-        ([{"text": "You see a man."}], r"line 1: 'foundation_coarse' is missing"),
+        ([row(), {"text": "You see one."}], r"1 of 2 vignettes have no 'foundation_coarse', line-2 for one"),
         ([row(foundation="Purity")], r"line 1: 'Purity' is no foundation"),
         ([row(condition="both")], r"line 1: 'condition' must be one of"),
         ([row(), "[" * 100_000], r"line 2: not JSON \(maximum recursion depth"),
@@ -251,12 +251,12 @@ def test_a_material_without_its_held_out_prompts_says_which_file_is_missing(tmp_
 
 
 def test_a_frame_asks_with_the_answers_in_both_orders():
-    frame = data.frame("foundations")
+    frame = data.frame("choice")
     forward, reversed_ = (frame.render("You {options} see.", order) for order in frame.orders)
     assert '"Care", "Fairness"' in forward
     assert '"SocialNorms", "Liberty"' in reversed_
     assert "You {options} see." in forward
-    with pytest.raises(SettingsError, match=r"Unknown frame 'x'.*foundations"):
+    with pytest.raises(SettingsError, match=r"Unknown frame 'x'.*choice"):
         data.frame("x")
 
 
@@ -272,11 +272,22 @@ def test_a_frame_asks_with_the_answers_in_both_orders():
     ],
 )
 def test_a_bad_frame_is_refused(tmp_path, monkeypatch, change, message):
-    good = json.loads((data.FOLDER / "frames.json").read_text())["foundations"]
+    good = json.loads((data.FOLDER / "frames.json").read_text())["choice"]
     monkeypatch.setattr(data, "FOLDER", tmp_path)
     (tmp_path / "frames.json").write_text(json.dumps({"mine": {**good, **change}}))
     with pytest.raises(SettingsError, match=message):
         data.frame("mine")
+
+
+def test_a_set_without_labels_opens_and_can_be_limited(vignette_file):
+    path = vignette_file({"text": "You see a man."}, {"text": "You see a hat.", "foundation": None})
+    assert [row.foundation for row in data.vignettes(path)] == ["", ""]
+    assert [row.text for row in data.vignettes(path, limit=1)] == ["You see a man."]
+
+
+def test_a_frame_of_an_older_run_has_its_new_name():
+    assert data.frame("foundations") == data.frame("choice")
+    assert {"choice", "cloze"} <= set(data.frames())
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="tinymfv's files are not beside the checkout")

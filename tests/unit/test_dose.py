@@ -1,14 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from steer_heal import data, dose, instrument
-from steer_heal.config import DoseRequest, SampleSettings, SettingsError, build
+from steer_heal.config import FOUNDATIONS, DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.models import user
-from steer_heal.records import DoseRow, Stopped
+from steer_heal.records import Agreement, DoseRow, Profile, Stopped
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding, nats
+from tests.unit.test_cloze import CLOZE
 
 C_STAR = 8.0
 
@@ -30,7 +33,7 @@ def setting(lm):
     return (
         SteeringVector(directions_LD, ones_L, ones_L, {}),
         lm.material.vignettes(limit=2),
-        data.frame("foundations"),
+        data.frame("choice"),
         prompts,
     )
 
@@ -124,6 +127,7 @@ def test_refining_closes_in_on_a_break(lm, setting, monkeypatch):
         ]
 
     monkeypatch.setattr(dose._Measure, "_profiles", profiles)
+    monkeypatch.setattr(dose, "_base_profile", lambda *_: Profile(dict.fromkeys(FOUNDATIONS, 0.1), 1.0, 2))
     rows = sweep(lm, setting, request(alphas=(0.0, 1.0, 2.0, 6.0), refine=True))
     assert [row.alpha for row in rows[:4]] == [0.0, 1.0, 2.0, 6.0]
     for mark, wanted in dose.breaks(rows, 1.0).items():
@@ -163,3 +167,35 @@ def test_stopping_and_bad_calls(lm, setting):
         list(dose.sweep(lm, vector, 0.0, request(), vignettes, frame, prompts))
     with pytest.raises(SettingsError, match="band"):
         sweep(lm, setting, request(band=(0.49, 0.5)))
+
+
+def test_answers_that_are_not_above_chance_or_have_no_mass_judge_nothing(lm, setting):
+    """Far out the answer mass of these random weights falls, and their text is not read: no prompts."""
+    vector, vignettes, frame, _ = setting
+    asked = request(alphas=(0.0, 40.0))
+    silent = Profile({}, 1.0, 70, agreement=Agreement(0.15, 0.1, 0.2, 1 / 7))
+    able = replace(silent, agreement=Agreement(0.5, 0.4, 0.6, 1 / 7))
+    base = Profile({}, 0.9, 3)
+    assert dose.answers_unit(base, None) == dose.answers_unit(base, able) == 0.9
+    assert dose.answers_unit(base, silent) is None
+    assert dose.answers_unit(replace(base, agreement=able.agreement), silent) == 0.9, "its own counts"
+    assert dose.breaks([row(1.0, 0.1)], None) == {}
+
+    def verdicts(reading):
+        rows = dose.sweep(lm, vector, C_STAR, asked, vignettes, frame, [], reading=reading)
+        return [one.verdict for one in rows]
+
+    assert verdicts(able) == ["coherent", "broken"]
+    assert verdicts(silent) == ["coherent", "coherent"]
+    cells = dose.grid(lm, vector, lambda _: 1.0, asked, [(0.0, 1.0)], vignettes, frame, reading=silent)
+    assert [cell.verdict for cell in cells] == [None, None]
+
+
+def test_a_cloze_is_calibrated_by_the_reading_where_the_vignettes_cannot(lm, setting):
+    vector, vignettes, _, prompts = setting
+    given = ((-30.0,) * 6 + (-60.0,),) * 2
+    reading = Profile({}, None, 70, frame="c", calibration=given)
+    rows = list(dose.sweep(lm, vector, C_STAR, request(), vignettes, CLOZE, prompts, reading=reading))
+    assert {one.profile.calibration for one in rows} == {given}
+    assert [one.coherence for one in rows] == [None] * 3
+    assert all(one.trait_shift is not None for one in rows)

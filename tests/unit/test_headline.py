@@ -15,9 +15,9 @@ def stage(care=0.2, norms=0.7, loyalty=0.02, mass=1.0, perplexity=1.3, looping=0
     return {"p": p, "coherence": mass, "text": {"perplexity": perplexity, "looping": looping}}
 
 
-def word(retention=0.9, persona=1.4, thresholds=None, **healed):
+def word(retention=0.9, persona=1.4, thresholds=None, silent=False, **healed):
     said = judge(
-        stage(),
+        stage() | {"cannot_answer": silent},
         stage(**{"care": 0.7, "norms": 0.2, **healed}),
         TARGET,
         retention,
@@ -55,6 +55,7 @@ def test_the_first_cause_in_the_order_wins():
         ("costly", {"mass": 0.94}),
         ("not specific", {"loyalty": 0.6}),
         ("no trait kept", {"retention": 0.1}),
+        ("cannot answer", {"silent": True}),
         ("collapsed", {"looping": 0.5}),
     ]
     assert [name for name, _ in faults] == list(reversed(ORDER))
@@ -92,3 +93,22 @@ def test_without_a_persona_base_s_own_text_is_the_unit():
     assert word(perplexity=1.9, persona=None) == "healed"
     assert word(perplexity=2.0, persona=None) == "costly"
     assert "base's own" in judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9).why
+
+
+def test_of_a_model_that_cannot_answer_the_text_alone_is_judged():
+    base = stage() | {"cannot_answer": True}
+    said = judge(base, stage(mass=0.1, loyalty=0.9), TARGET, None, 1.4)
+    assert said.word == "cannot answer"
+    assert said.why.startswith(
+        "this model cannot answer this question; by its text alone: 0% of its answers loop"
+    )
+    assert judge(base, stage(looping=0.5), TARGET, None, 1.4).word == "collapsed"
+
+
+def test_a_cloze_has_no_answer_mass_to_lose():
+    base, healed = stage(mass=None), stage(care=0.7, norms=0.2, mass=None)
+    assert judge(base, healed, TARGET, 0.9, 1.4).word == "healed"
+    assert (
+        judge(base, healed | {"text": {"perplexity": 9.0, "looping": 0.0}}, TARGET, 0.9, 1.4).word
+        == "collapsed"
+    )

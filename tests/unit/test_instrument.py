@@ -185,7 +185,7 @@ def test_bad_calls_and_stopping(lm, few):
 
 
 def test_our_own_frame_works_on_every_architecture():
-    frame, own = data.frame("foundations"), tiny.shared().material.vignettes(limit=7)
+    frame, own = data.frame("choice"), tiny.shared().material.vignettes(limit=7)
     for arch in tiny.ARCHS:
         found = evaluate(tiny.shared(arch), own, frame)[0]
         assert sum(found.p.values()) == pytest.approx(1.0)

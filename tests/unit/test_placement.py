@@ -68,7 +68,7 @@ def test_it_is_evaluated_as_the_whole_one(pair):
         instrument.evaluate(
             lm,
             lm.material.vignettes(limit=2),
-            data.frame("foundations"),
+            data.frame("choice"),
             vector=made,
             coefficients_KL=doses_KL,
         )

@@ -12,8 +12,10 @@ import pytest
 from steer_heal import events
 from steer_heal.config import FOUNDATIONS, SettingsError, heal_settings
 from steer_heal.events import Chunk, EventLog
+from steer_heal.records import Agreement
 from steer_heal.store import Store
-from tests.runs import play_round, start, write_run
+from steer_heal.store.schema import INSERT, MIGRATIONS
+from tests.runs import play_round, profile, start, write_run
 
 TABLES = (
     "runs",
@@ -60,7 +62,7 @@ def test_the_documented_view_has_its_columns_and_the_map_its_nodes(store: Store,
         columns = [row[0] for row in connection.execute("DESCRIBE moral_map").fetchall()]
     assert columns == [
         "run_id", "model", "trait", "seed", "round", "stage", "alpha", "care", "social_norms", "coherence",
-        "n_vignettes", "finished_at",
+        "n_vignettes", "finished_at", "agreement", "frame", "agreement_low", "agreement_high", "chance",
     ]  # fmt: skip
     nodes = store.moral_map(["r1"])
     assert [(node.round, node.stage) for node in nodes] == [
@@ -210,3 +212,42 @@ def test_a_running_run_says_its_last_headline(store: Store, tmp_path: Path) -> N
         play_round(log, 1)
     store.ingest("r1", events.read(tmp_path / "events.jsonl"))
     assert store.runs()[0].message == "round 1 healed: retention <0.8>"
+
+
+WORTH = {"value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.14, "why": ""}
+
+
+def test_what_a_profile_is_worth_is_kept_and_its_coherence_may_be_none(store: Store, tmp_path: Path) -> None:
+    told = profile(0.5, 0.3) | {"coherence": None, "frame": "cloze", "agreement": WORTH, "order_tv": 0.2}
+    with EventLog(tmp_path / "events.jsonl") as log:
+        log.append("profile", 0, {"stage": "base", "alpha": 0.0, **told})
+        log.append("profile", 1, {"stage": "steered", "alpha": 1.0, **profile(0.4, 0.4)})
+    store.ingest("r1", events.read(tmp_path / "events.jsonl"))
+    base, steered = store.moral_map()
+    assert (base.coherence, base.frame, base.worth) == (None, "cloze", Agreement(0.6, 0.5, 0.7, 0.14))
+    assert (steered.frame, steered.worth) == (None, Agreement())
+    detail = store.round_detail("r1", 1)
+    assert (detail.frame, detail.worth["base"].value, detail.coherence) == ("cloze", 0.6, {"steered": 0.99})
+    with duckdb.connect(str(store.path), read_only=True) as connection:
+        found = connection.execute(
+            "SELECT agreement, frame, order_tv FROM profiles ORDER BY round"
+        ).fetchall()
+    assert found == [(0.6, "cloze", 0.2), (None, None, None)]
+
+
+def test_a_store_of_before_keeps_its_rows_and_gains_the_columns(
+    store: Store, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = MIGRATIONS[: next(i for i, sql in enumerate(MIGRATIONS) if "agreement" in sql)]
+    profiles = INSERT["profiles"]
+    with monkeypatch.context() as before:
+        before.setattr("steer_heal.store.database.MIGRATIONS", older)
+        known = profiles[: profiles.index(', "agreement": "DOUBLE"')] + "}]'), recursive := true))"
+        before.setitem(INSERT, "profiles", known)
+        store.ingest("r1", events.read(log))
+    again = Store(store.path)
+    again.ingest("r1", events.read(log))
+    nodes = again.moral_map()
+    assert len(nodes) == 5
+    assert {node.agreement for node in nodes} == {None}
+    assert nodes[2].care == pytest.approx(0.33)

@@ -9,6 +9,7 @@ import pytest
 
 from components import view, view_runs
 from steer_heal.records import (
+    Agreement,
     Alternative,
     CompletionRow,
     ListedModel,
@@ -237,3 +238,22 @@ def test_the_headline_carries_its_thresholds_and_is_never_markup() -> None:
     assert "0.05 to 0.20" in shown
     assert "1.20 nats (95th percentile) of 1.7" in shown
     assert view_runs.headline({}) == ""
+
+
+def test_the_answer_mass_of_a_model_that_cannot_answer_judges_nothing() -> None:
+    frame = SteerFrame((), (), True, True, health=HEALTH)
+    silent = Profile({}, 1.0, 1, agreement=Agreement(0.14, 0.1, 0.2, 1 / 7))
+    assert "sh-coherent" in view.verdict(frame, (silent, Profile({}, 0.1, 1)))
+    assert "answer mass" not in view.verdict(frame, (silent, Profile({}, 0.1, 1)))
+    assert "answer mass" not in view.verdict(frame, (Profile({}, None, 1), Profile({}, None, 1)))
+    said = view.worth(silent.agreement, "<choice>")
+    assert "this model cannot answer this question: agreement 0.14 (0.10-0.20)" in said
+    assert "frame &lt;choice&gt;" in said
+    assert view.worth(Agreement(), "choice") == ""
+
+
+def test_a_round_s_bars_say_what_each_stage_is_worth() -> None:
+    worth = {"base": Agreement(0.53, 0.46, 0.6, 1 / 7), "healed": Agreement()}
+    detail = replace(DETAIL, profiles={"base": {}, "healed": {}}, worth=worth, frame="cloze")
+    html = view_runs.profile_bars(detail)
+    assert html.count("agreement 0.53 (0.46-0.60), chance 0.14, frame cloze") == 1

@@ -10,6 +10,7 @@ import pytest
 from components import dose, view_dose
 from components.controls import FORM
 from steer_heal.config import DoseRequest, build
+from steer_heal.records import Agreement, DoseRow, Profile, Sweep
 from tests.fake_engine import FakeEngine
 
 FORM_VALUES = {
@@ -123,3 +124,22 @@ def test_a_click_sets_alpha_and_the_band() -> None:
     assert click(alpha=6.0, low=0.1, high=0.4) == (4.0, 6.0, 0.1, 0.4)
     assert click(alpha=-2.0)[:2] == (-2.0, -2.0)
     assert all(not isinstance(value, float) for value in click(alpha="<b>"))
+
+
+@pytest.mark.parametrize(
+    ("agreement", "coherence", "says"),
+    [
+        (Agreement(0.9, 0.8, 1.0, 1 / 7), 0.9, "answer mass holds up to alpha 1"),
+        (Agreement(0.9, 0.8, 1.0, 1 / 7), None, "agreement 0.90 (0.80-1.00), chance 0.14, frame cloze;"),
+        (Agreement(0.15, 0.1, 0.2, 1 / 7), 0.9, "this model cannot answer this question: agreement 0.15"),
+    ],
+)
+def test_what_a_sweep_found_leads_with_what_its_reading_is_worth(agreement, coherence, says) -> None:
+    rows = [
+        DoseRow(alpha, (0.4, 0.6), None, coherence, None, None, None, None, word)
+        for alpha, word in ((0.0, "coherent"), (1.0, "degraded"))
+    ]
+    reading = Profile({}, coherence, 70, frame="cloze", agreement=agreement)
+    said = view_dose.found(Sweep(1.0, rows, reading=reading))
+    assert said.startswith(says)
+    assert "the first dose that is not coherent, text counted, is alpha 1" in said

@@ -28,7 +28,7 @@ class Frame:
 
 def shipped() -> Frame:
     """The frame that the project measures with."""
-    raw = cast(dict[str, str], json.loads((DATA / "frames.json").read_text())["foundations"])
+    raw = cast(dict[str, str], json.loads((DATA / "frames.json").read_text())["choice"])
     return Frame(raw["question"], raw["prefill"], raw["think_open"], raw["think_close"])
 
 

@@ -1,0 +1,122 @@
+"""How a model is asked: in the frame in which its base agrees best with the labels; remembered on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from .. import data
+from ..config import AUTO_FRAME, SettingsError
+from ..models import LanguageModel
+from ..records import Agreement, Profile, Vignette
+from .choice import evaluate
+from .cloze import LEAST, Calibration, calibrates
+
+CANDIDATES = ("choice", "cloze")
+"""The first of them where they agree alike."""
+_VERSION = 1
+"""To be raised with every change of what `evaluate` gives."""
+
+Progress = Callable[[int, int], None]
+Stop = Callable[[], bool]
+
+
+class Frames:
+    """What each frame is worth on one model: its base's profile on some of our vignettes, measured on first
+    use; kept in memory and, where there is a folder, as JSON under all that decides it."""
+
+    def __init__(self, lm: LanguageModel, cache_dir: Path | None = None) -> None:
+        self._lm, self._cache_dir = lm, cache_dir
+        self._known: dict[str, Profile] = {}
+
+    def ready(self, name: str = AUTO_FRAME) -> bool:
+        """Whether `of` has nothing to measure."""
+        return all(one in self._known for one in _wanted(name))
+
+    def of(
+        self, name: str = AUTO_FRAME, *, progress: Progress | None = None, stop: Stop | None = None
+    ) -> Profile:
+        """The base's profile in the frame, or in the one that suits the model; without single vignettes.
+
+        The model is to be the base as it is called. Errors: `SettingsError` for an unknown frame or a folder
+        that cannot be written; `Stopped` when `stop()` says so.
+        """
+        return choose([self._one(one, progress, stop) for one in _wanted(name)])
+
+    def calibration(
+        self,
+        name: str,
+        vignettes: Sequence[Vignette],
+        *,
+        progress: Progress | None = None,
+        stop: Stop | None = None,
+    ) -> Calibration:
+        """What profiles of these vignettes are calibrated by: ours, where theirs would be no good; else none
+        yet, which `evaluate` then takes from them. Errors as `of`."""
+        if isinstance(data.frame(name), data.Frame) or calibrates(vignettes):
+            return ()
+        return self.of(name, progress=progress, stop=stop).calibration
+
+    def _one(self, name: str, progress: Progress | None, stop: Stop | None) -> Profile:
+        if name not in self._known:
+            frame = data.frame(name)
+            vignettes = self._lm.material.vignettes(condition="other_violate", limit=LEAST)
+            path = self._path(frame, vignettes)
+            found = _read(path)
+            if found is None:
+                whole = evaluate(self._lm, vignettes, frame, progress=progress, stop=stop)[0]
+                found = replace(whole, per_vignette=())
+                _write(path, found, self._lm.name)
+            self._known[name] = found
+        return self._known[name]
+
+    def _path(self, frame: data.AnyFrame, vignettes: Sequence[Vignette]) -> Path | None:
+        if self._cache_dir is None:
+            return None
+        parts = [_VERSION, self._lm.fingerprint, asdict(frame), [asdict(row) for row in vignettes]]
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+        return self._cache_dir / f"frame-{key}.json"
+
+
+def choose(found: Sequence[Profile]) -> Profile:
+    """The profile that agrees best; one above chance before all that are not."""
+    return max(found, key=lambda one: (not one.agreement.cannot_answer, one.agreement.value or 0.0))
+
+
+def _wanted(name: str) -> tuple[str, ...]:
+    return CANDIDATES if name == AUTO_FRAME else (name,)
+
+
+def _read(path: Path | None) -> Profile | None:
+    """What was kept there; None where nothing was, or it is damaged."""
+    try:
+        values = json.loads(path.read_text())["profile"] if path is not None else None
+        return values and profile_of(values)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def profile_of(values: dict) -> Profile:
+    """A profile from what `asdict` and JSON made of it, without single vignettes."""
+    rows = tuple(map(tuple, values["calibration"]))
+    return Profile(
+        **{**values, "per_vignette": (), "agreement": Agreement(**values["agreement"]), "calibration": rows}
+    )
+
+
+def _write(path: Path | None, found: Profile, model: str) -> None:
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(json.dumps({"model": model, "profile": asdict(found)}))
+        draft.replace(path)
+    except OSError as error:
+        raise SettingsError(
+            f"What a frame is worth cannot be kept in {path.parent}: {error.strerror}."
+        ) from error

@@ -1,0 +1,76 @@
+"""The cloze's scores against transformers' own forward, a sequence at a time, on every architecture."""
+
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+import torch
+
+from steer_heal.config import FOUNDATIONS
+from steer_heal.instrument import answer_ids, choice, evaluate, lean
+from steer_heal.models import user
+from steer_heal.records import Vignette
+from steer_heal.steering import steer
+from tests import tiny
+from tests.unit.test_cloze import CLOZE, doses
+
+BEGUN = "Late on a cold evening, "
+"""Longer than `trees.MIN_TRUNK`: read once for the vignettes that are read together."""
+TEXTS = ("you see a man.", "you see a man take what a friend lent to him for a day.", "you see it.")
+VIGNETTES = [Vignette(f"v{i}", FOUNDATIONS[i], BEGUN + text, "other_violate") for i, text in enumerate(TEXTS)]
+
+
+@torch.no_grad()
+def by_hand(lm, vector, dose_L):
+    """(wordings, vignettes, 7): the log-prob of every statement, summed over its tokens."""
+    found = []
+    for wording in CLOZE.wordings:
+        rows = []
+        for vignette in VIGNETTES:
+            text = wording.question.replace("{text}", vignette.text)
+            prompt = lm.encode_chat([user(text)], wording.prefill)
+            row = []
+            for ids in answer_ids(lm, wording):
+                with steer(lm.blocks, vector.steers, dose_L[None]):
+                    logp_TV = lm.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+                row.append(sum(float(logp_TV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)))
+            rows.append(row)
+        found.append(rows)
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("arch", tiny.ARCHS)
+@pytest.mark.parametrize("plain", [False, True], ids=["lean", "plain"])
+def test_every_score_is_that_of_a_plain_pass(arch, plain, monkeypatch):
+    lm = tiny.shared(arch)
+    asked = doses(lm, 0.0, 0.3, -0.6)
+    vector, rows_KL = asked["vector"], asked["coefficients_KL"]
+    wanted = [by_hand(lm, vector, dose_L) for dose_L in rows_KL]
+    common = wanted[0].mean(dim=1, keepdim=True)
+    monkeypatch.setattr(lean, "_TOGETHER", 2)
+    if plain:
+        monkeypatch.setattr(choice, "why_not", lambda _lm: "this test wants transformers' own")
+    base = evaluate(lm, VIGNETTES, CLOZE, batch_size=2)[0]
+    assert [list(row) for row in base.calibration] == [
+        pytest.approx(row, abs=1e-4) for row in common[:, 0].tolist()
+    ]
+    found = evaluate(lm, VIGNETTES, CLOZE, calibrated=base.calibration, batch_size=4, **asked)
+    for profile, logp in zip(found, wanted, strict=True):
+        each = (logp - common).softmax(-1)
+        mean = (logp - common).mean(dim=0)
+        for row, score, p in zip(profile.per_vignette, mean, mean.softmax(-1), strict=True):
+            assert list(row.score.values()) == pytest.approx(score.tolist(), abs=1e-4)
+            assert list(row.p.values()) == pytest.approx(p.tolist(), abs=1e-4)
+        tv = 0.5 * (each[0] - each[1]).abs().sum(-1)
+        assert profile.order_tv == pytest.approx(float(tv.mean()), abs=1e-4)
+        assert profile.p["Care"] == pytest.approx(fmean(row.p["Care"] for row in profile.per_vignette))
+
+
+def test_a_wording_alone_is_that_wording():
+    lm = tiny.shared("llama")
+    both = evaluate(lm, VIGNETTES, CLOZE)[0]
+    alone = [evaluate(lm, VIGNETTES, replace(CLOZE, wordings=(wording,)))[0] for wording in CLOZE.wordings]
+    for row, *parts in zip(both.per_vignette, *(one.per_vignette for one in alone), strict=True):
+        mean = [fmean(part.score[name] for part in parts) for name in FOUNDATIONS]
+        assert list(row.score.values()) == pytest.approx(mean, abs=1e-5)
+    assert [one.order_tv for one in alone] == [0.0, 0.0]

@@ -1,0 +1,254 @@
+"""The cloze: its file, what it refuses, its calibration, and how a model's frame is remembered."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from steer_heal import data
+from steer_heal.config import FOUNDATIONS, SettingsError
+from steer_heal.data import Cloze, Frame
+from steer_heal.instrument import Frames, choosing, evaluate
+from steer_heal.instrument.cloze import LEAST
+from steer_heal.records import Agreement, Profile, Stopped, Vignette
+from steer_heal.steering import coefficients
+from steer_heal.vector import SteeringVector
+from tests import tiny
+
+STATEMENTS = (" hurts.", " cheats.", " leaves.", " defies.", " stinks.", " binds.", " is odd, no more.")
+WORDINGS = (
+    Frame("c", "{text} What of it?", STATEMENTS, "It", ("forward",)),
+    Frame("c", "{text} Say more.", STATEMENTS[::-1], "This", ("forward",)),
+)
+CLOZE = Cloze("c", WORDINGS)
+VIGNETTES = [
+    Vignette(f"v{i}", FOUNDATIONS[i % 7], f"You see {'a man ' * (i % 5)}and {i}.", "other_violate")
+    for i in range(14)
+]
+
+
+@pytest.fixture
+def lm():
+    return tiny.shared("llama")
+
+
+def doses(lm, *amounts):
+    generator = torch.Generator().manual_seed(1)
+    directions_LD = torch.randn(lm.n_layers, lm.width, generator=generator)
+    ones_L = torch.ones(lm.n_layers)
+    vector = SteeringVector(directions_LD, ones_L, ones_L, {"normalized": "no"})
+    rows_KL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in amounts])
+    return {"vector": vector, "coefficients_KL": rows_KL}
+
+
+def scores(profile):
+    return [list(row.score.values()) for row in profile.per_vignette]
+
+
+def test_on_base_the_mean_score_of_every_statement_is_zero(lm):
+    found = evaluate(lm, VIGNETTES, CLOZE)[0]
+    means = torch.tensor(scores(found)).mean(0)
+    assert means.tolist() == pytest.approx([0.0] * 7, abs=1e-5)
+    assert (found.frame, found.coherence, found.n_invalid) == ("c", None, 0)
+    assert [len(row) for row in found.calibration] == [7, 7]
+    assert sum(found.p.values()) == pytest.approx(1.0)
+    assert 0.0 < found.order_tv < 1.0
+    assert found.agreement.value is not None
+    assert {row.mass for row in found.per_vignette} == {1.0}
+
+
+def test_the_base_s_calibration_is_used_for_doses_and_for_other_vignettes(lm):
+    base = evaluate(lm, VIGNETTES, CLOZE)[0]
+    same, moved = evaluate(lm, VIGNETTES, CLOZE, calibrated=base.calibration, **doses(lm, 0.0, 0.6))
+    assert scores(same) == [pytest.approx(row, abs=1e-4) for row in scores(base)]
+    assert same.calibration == moved.calibration == base.calibration
+    assert torch.tensor(scores(moved)).mean(0).abs().max() > 1e-3
+    alone = evaluate(lm, VIGNETTES[:1], CLOZE, calibrated=base.calibration)[0]
+    assert scores(alone) == [pytest.approx(scores(base)[0], abs=1e-4)]
+    assert "fewer than 14" in alone.agreement.why
+    with pytest.raises(SettingsError, match="need a calibration: measure the base first"):
+        evaluate(lm, VIGNETTES, CLOZE, **doses(lm, 0.6))
+    with pytest.raises(SettingsError, match="not one of the frame 'c'"):
+        evaluate(lm, VIGNETTES, CLOZE, calibrated=base.calibration[:1])
+
+
+def test_what_breaks_is_counted_not_averaged():
+    lm = tiny.language_model("llama", n_layers=4)
+    with torch.no_grad():
+        next(lm.blocks[2].parameters()).fill_(math.nan)
+    found = evaluate(lm, VIGNETTES, CLOZE)[0]
+    assert (found.n_invalid, found.coherence, found.agreement.value) == (14, None, 0.0)
+    assert all(math.isfinite(p) for p in found.p.values())
+    assert found.calibration == ((0.0,) * 7,) * 2
+
+
+def test_progress_goes_through_all_wordings_and_it_can_be_stopped(lm):
+    ticks = []
+    evaluate(lm, VIGNETTES, CLOZE, batch_size=7, progress=lambda *tick: ticks.append(tick))
+    assert ticks == [(7, 28), (14, 28), (21, 28), (28, 28)]
+    with pytest.raises(Stopped):
+        evaluate(lm, VIGNETTES, CLOZE, stop=lambda: True)
+
+
+def test_a_statement_that_encodes_to_nothing_is_refused_by_name(lm, monkeypatch):
+    real = type(lm).encode_chat
+    monkeypatch.setattr(
+        type(lm), "encode_chat", lambda self, told, text="": real(self, told, text.replace(" binds.", ""))
+    )
+    monkeypatch.setattr("steer_heal.instrument.questions.plain_ids", lambda lm, text: [])
+    with pytest.raises(SettingsError, match=r"The frame 'c': ' binds\.' encodes to nothing for tiny-llama"):
+        evaluate(lm, VIGNETTES, CLOZE)
+
+
+WORDING = {
+    "question": "{text} What of it?",
+    "prefill": "It",
+    "statements": dict(zip(FOUNDATIONS, STATEMENTS, strict=True)),
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"kind": "riddle"}, "'kind' is one of choice, cloze"),
+        ({"kind": "cloze"}, "'wordings' must be a list"),
+        ({"kind": "cloze", "wordings": ["a"]}, "wording 1: must be an object"),
+        ({"kind": "cloze", "wordings": [WORDING], "colour": 1}, "unknown field 'colour'"),
+        (
+            {"kind": "cloze", "wordings": [WORDING, {**WORDING, "question": "?"}]},
+            r"wording 2: .*\{text\} once",
+        ),
+        (
+            {"kind": "cloze", "wordings": [{**WORDING, "statements": {"Care": " hurts."}}]},
+            "wording 1: 'statements' must hold one for each of Care, Fairness",
+        ),
+        (
+            {
+                "kind": "cloze",
+                "wordings": [{**WORDING, "statements": {**WORDING["statements"], "Care": " "}}],
+            },
+            "'Care' is missing or empty",
+        ),
+        (
+            {
+                "kind": "cloze",
+                "wordings": [{**WORDING, "statements": {**WORDING["statements"], "Liberty": " hurts."}}],
+            },
+            "wording 1: Care and Liberty have equal statements",
+        ),
+    ],
+)
+def test_a_bad_cloze_is_refused_in_one_sentence(tmp_path, monkeypatch, row, message):
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    (tmp_path / "frames.json").write_text(json.dumps({"mine": row}))
+    with pytest.raises(SettingsError, match=message):
+        data.frame("mine")
+
+
+def test_a_cloze_is_read_with_its_statements_in_our_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    turned = dict(reversed(WORDING["statements"].items()))
+    rows = {"c": {"kind": "cloze", "wordings": [{**WORDING, "statements": turned}]}}
+    (tmp_path / "frames.json").write_text(json.dumps(rows))
+    assert data.frame("c") == Cloze("c", WORDINGS[:1])
+    assert data.frames() == ("c",)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Which frames are measured, and what they are made to be worth."""
+    measured = []
+    worth = {"choice": 0.2, "cloze": 0.6}
+
+    def measure(_lm, vignettes, frame, **_more):
+        measured.append(frame.name)
+        value = worth[frame.name]
+        made = Agreement(value, value - 0.05, value + 0.05, 1 / 7)
+        return [Profile({}, None, len(vignettes), (), 0, frame.name, made, 0.1, ((0.5,) * 7,))]
+
+    monkeypatch.setattr(choosing, "evaluate", measure)
+    return measured
+
+
+def test_the_frame_is_chosen_once_and_remembered_on_disk(lm, asked, tmp_path):
+    frames = Frames(lm, tmp_path)
+    assert not frames.ready()
+    first = frames.of()
+    assert (first.frame, first.n_vignettes, asked) == ("cloze", LEAST, ["choice", "cloze"])
+    assert frames.ready()
+    assert frames.of("choice").frame == "choice"
+    assert Frames(lm, tmp_path).of() == first
+    assert asked == ["choice", "cloze"], "nothing is measured again"
+    Frames(tiny.shared("qwen3"), tmp_path).of()
+    assert len(asked) == 4, "another model is another matter"
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"profile": {"p": 1}}'])
+def test_a_damaged_file_is_measured_again(lm, asked, tmp_path, text):
+    first = Frames(lm, tmp_path).of("cloze")
+    (kept,) = tmp_path.iterdir()
+    kept.write_text(text)
+    assert Frames(lm, tmp_path).of("cloze") == first
+    assert asked == ["cloze", "cloze"]
+
+
+def test_another_wording_is_measured_again(lm, asked, tmp_path, monkeypatch):
+    Frames(lm, tmp_path).of("cloze")
+    known = data.frame("cloze")
+    changed = replace(known, wordings=known.wordings[:1])
+    monkeypatch.setattr(data, "frame", lambda _name: changed)
+    Frames(lm, tmp_path).of("cloze")
+    assert asked == ["cloze", "cloze"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(lm, asked, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="cannot be kept"):
+        Frames(lm, tmp_path / "file" / "cache").of("cloze")
+
+
+def test_a_set_that_cannot_calibrate_itself_takes_ours(lm, asked):
+    frames = Frames(lm)
+    balanced = lm.material.vignettes(condition="other_violate", limit=LEAST)
+    assert frames.calibration("choice", balanced[:2]) == ()
+    assert frames.calibration("cloze", balanced) == ()
+    assert asked == []
+    alike = [replace(row, foundation="Care") for row in balanced]
+    for few in (balanced[:3], alike, [replace(row, foundation="") for row in balanced]):
+        assert frames.calibration("cloze", few) == ((0.5,) * 7,)
+    assert asked == ["cloze"]
+
+
+PLAIN = {
+    "a",
+    "an",
+    "and",
+    "being",
+    "does",
+    "is",
+    "like",
+    "makes",
+    "of",
+    "one",
+    "or",
+    "others",
+    "shows",
+    "somebody",
+}
+
+
+def content(frame):
+    """The words of its statements that say something, without endings and without un- and dis-."""
+    words = [
+        word for one in frame.wordings for text in one.options for word in re.findall("[a-z]+", text.lower())
+    ]
+    return {re.sub("^(un|dis)", "", word)[:5] for word in words if word not in PLAIN}
+
+
+def test_the_second_cloze_shares_no_content_word_with_the_first():
+    first, second = content(data.frame("cloze")), content(data.frame("cloze-second"))
+    assert len(first) > 10 < len(second)
+    assert not first & second
