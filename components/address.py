@@ -10,7 +10,8 @@ from typing import Any
 from steer_heal.records import Vignette
 
 SAMPLING = ("temperature", "top_p", "top_k")
-NUMBERS = {"alpha": "exact", "seed": "seed", "length": "length", **{name: name for name in SAMPLING}}
+"""Typed as text: gradio's box for a number cannot be empty."""
+NUMBERS = {"alpha": "exact", "seed": "seed", "length": "length"}
 
 
 def keep(names: Sequence[str]) -> str:
@@ -25,7 +26,7 @@ def keep(names: Sequence[str]) -> str:
   view.set('seed', form.seed ?? 0);
   view.set('length', form.length);
   if (form.greedy) view.set('greedy', '1');
-  for (const name of {json.dumps(SAMPLING)}) if (form[name] !== null) view.set(name, form[name]);
+  for (const name of {json.dumps(SAMPLING)}) if (form[name]) view.set(name, form[name]);
   if (form.method !== 'mean_diff') view.set('method', form.method);
   history.replaceState(null, '', `${{location.pathname}}?${{view}}`);
   return [form];
@@ -45,6 +46,7 @@ def read(query: Mapping[str, str], vignettes: Sequence[Vignette]) -> dict[str, A
         value = number(query.get(name, ""))
         if value is not None:
             found[key] = int(value) if key != "exact" and value.is_integer() else value
+    found |= {name: query[name] for name in SAMPLING if number(query.get(name, "")) is not None}
     low, dash, high = query.get("band", "").partition("-")
     ends = (number(low), number(high))
     if dash and None not in ends:

@@ -60,9 +60,9 @@ class Controls:
     length: gr.Slider
     seed: gr.Number
     greedy: gr.Checkbox
-    temperature: gr.Number
-    top_p: gr.Number
-    top_k: gr.Number
+    temperature: gr.Textbox
+    top_p: gr.Textbox
+    top_k: gr.Textbox
     method: gr.Dropdown
     stamp: gr.Number
 
@@ -165,10 +165,10 @@ def _drawing(engine: Any) -> dict[str, Any]:
         greedy = gr.Checkbox(False, label="greedy (always the likeliest token)", elem_id="greedy")
         labels = ("temperature (0 is greedy)", "top-p (1: no filter)", "top-k (0: no filter)")
         drawn = [
-            gr.Number(label=label, placeholder=hint, min_width=130, step=step, elem_id=name.replace("_", "-"))
-            for name, label, hint, step in zip(
-                address.SAMPLING, labels, own_sampling(engine), (0.1, 0.05, 1), strict=True
+            gr.Textbox(
+                label=label, placeholder=own, max_length=12, min_width=130, elem_id=name.replace("_", "-")
             )
+            for name, label, own in zip(address.SAMPLING, labels, own_sampling(engine), strict=True)
         ]
     stamp = gr.Number(visible="hidden")
     named = {"length": length, "seed": seed, "greedy": greedy, "method": method, "stamp": stamp}
@@ -189,7 +189,7 @@ def sample(form: dict[str, Any], longest: int = MAX_NEW_TOKENS) -> SampleSetting
     """How the form wants answers drawn, of at most `longest` tokens. Errors: `SettingsError`."""
     return build(
         SampleSettings, max_new_tokens=min(form["length"], longest), seed=form["seed"] or 0,
-        greedy=form["greedy"], **{name: form[name] for name in address.SAMPLING},
+        greedy=form["greedy"], **{name: (form[name] or "").strip() or None for name in address.SAMPLING},
     )  # fmt: skip
 
 
@@ -216,6 +216,8 @@ def sound(name: str, value: Any, traits: set[str]) -> bool:
         return isinstance(value, bool)
     if name == "method":
         return isinstance(value, str) and len(value) <= MAX_METHOD_CHARS
+    if name in address.SAMPLING:
+        value = address.number(value) if isinstance(value, str) else None
     low, high = LIMITS[name]
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 

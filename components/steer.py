@@ -135,8 +135,8 @@ def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[An
         None, knobs.exact, knobs.slider, js="(v) => Math.max(-4, Math.min(4, v ?? 0))", **INTERNAL
     )
     # A textbox's .input misses what is pasted with the mouse; .change also hears a vignette being chosen.
-    numbers = [w.input for w in (knobs.exact, knobs.seed, *knobs.drawn())]
-    gr.on([*numbers, knobs.prompt.change], typed, knobs.request(), outputs, **STREAM)
+    texts = [w.change for w in (knobs.prompt, *knobs.drawn())]
+    gr.on([*texts, knobs.exact.input, knobs.seed.input], typed, knobs.request(), outputs, **STREAM)
     chosen = [w.input for w in (knobs.trait, knobs.greedy, knobs.method)]
     gr.on([*chosen, knobs.prompt.submit], stream, knobs.request(), outputs, **STREAM)
     dragged = {

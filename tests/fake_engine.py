@@ -103,7 +103,7 @@ class FakeEngine(FakeRuns):
         steered = self._steered(known, request)
         yield SteerFrame((), (), False, False, waiting=1)
         for n in range(1, len(steered) + 1):
-            time.sleep(self.delay)
+            time.sleep(self.delay * (20 if "haltingly" in request.prompt else 1))
             if self._newest[session] != mine:
                 stopped = self._newest[session] < 0
                 yield replace(

@@ -109,8 +109,7 @@ def test_keyboard_and_number_box_steer_too(page: Page) -> None:
 
 def test_stop_stops(page: Page) -> None:
     whole = len(text(page, "#steered-text"))
-    page.locator("#alpha input[type=range]").focus()
-    page.keyboard.press("ArrowLeft")
+    type_into(page, "#prompt", "Speak haltingly.")
     status_becomes(page, "writing")
     page.locator("#stop").click()
     status_becomes(page, "^Stopped")

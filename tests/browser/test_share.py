@@ -16,8 +16,16 @@ def test_the_address_holds_the_view_and_opens_it_elsewhere(page: Page) -> None:
     type_into(page, "#prompt", "a question & more")
     type_into(page, "#alpha-exact", "-1.5")
     expect(page.locator("#dose")).to_contain_text("alpha -1.5")
-    page.wait_for_function("location.search.includes('alpha=-1.5') && location.search.includes('more')")
+    drawn = page.get_by_role("button", name="How the vector is made")
+    drawn.click()
+    temperature = page.locator("#temperature textarea")
+    hints = [page.locator(f"#{name} textarea").get_attribute("placeholder") for name in ("top-p", "top-k")]
+    assert [temperature.get_attribute("placeholder"), *hints] == ["0.7", "0.9", "0"]
+    temperature.fill("0.3")
+    parts = ["alpha=-1.5", "more", "temperature=0.3"]
+    page.wait_for_function("parts => parts.every((part) => location.search.includes(part))", arg=parts)
     held = query(page)
+    assert "top_p" not in held
     assert held["prompt"] == "a question & more"
     assert (held["model"], held["trait"], held["seed"]) == ("demo", "care_over_authority", "0")
     address = page.url
@@ -25,6 +33,8 @@ def test_the_address_holds_the_view_and_opens_it_elsewhere(page: Page) -> None:
     page.goto("about:blank")
     page.goto(address)
     expect(page.locator("#prompt textarea")).to_have_value("a question & more")
+    drawn.click()
+    expect(temperature).to_have_value("0.3")
     expect(page.locator("#dose")).to_contain_text("alpha -1.5")
     finished(page)
 

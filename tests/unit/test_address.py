@@ -26,9 +26,9 @@ def test_an_address_holds_the_view():
         "seed": 7,
         "length": 60,
         "greedy": True,
-        "temperature": 0.3,
-        "top_p": 1,
-        "top_k": 40,
+        "temperature": "0.3",
+        "top_p": "1",
+        "top_k": "40",
     }
 
 

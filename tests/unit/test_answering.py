@@ -14,7 +14,7 @@ import pytest
 from components import answering, view
 from components.answering import Newest, draw
 from components.controls import FORM
-from steer_heal.config import SteerRequest
+from steer_heal.config import SettingsError, SteerRequest
 from steer_heal.records import SteerFrame, Token
 from tests.fake_engine import FakeEngine
 
@@ -22,7 +22,7 @@ WORDS = tuple(Token(i, f"w{i} ", 0.5, kl=0.1) for i in range(12))
 BEFORE = (Token(0, "what stood there", 0.5, kl=0.2),)
 FORM_VALUES = {
     "prompt": "hello", "trait": "care_over_authority", "exact": 1.0, "low": 0.4, "high": 0.6, "length": 60,
-    "seed": 0, "greedy": False, "method": "mean_diff", "temperature": None, "top_p": None, "top_k": None,
+    "seed": 0, "greedy": False, "method": "mean_diff", "temperature": "", "top_p": "", "top_k": "",
 }  # fmt: skip
 
 
@@ -154,3 +154,13 @@ def test_a_drag_shows_words_of_every_answer_that_begins() -> None:
     assert "sh-stale" in later[0]
     assert "sh-stale" not in later[-1]
     assert newest.shows("me", 2.0)
+
+
+def test_an_empty_box_is_the_model_s_own_setting_and_nonsense_is_told() -> None:
+    own = answering.asked_for(FORM_VALUES).sample
+    assert (own.temperature, own.top_p, own.top_k) == (None, None, None)
+    typed = {"temperature": " 0 ", "top_p": "0.5", "top_k": "-1"}
+    told = answering.asked_for(FORM_VALUES | typed).sample
+    assert (told.temperature, told.top_p, told.top_k) == (0.0, 0.5, 0)
+    with pytest.raises(SettingsError, match="temperature must be a number, not 'hot'"):
+        answering.asked_for(FORM_VALUES | {"temperature": "hot"})

@@ -197,9 +197,9 @@ def test_only_the_page_s_scripts_are_served() -> None:
         ("length", 60, [0, 10_000]),
         ("seed", 7, [-1, 2**31]),
         ("greedy", True, [1, "true"]),
-        ("temperature", 0, [-0.1, 10.5, "0.7", None]),
-        ("top_p", 0.9, [-1, 1.5, None]),
-        ("top_k", -1, [-2, True, None]),
+        ("temperature", "0", ["-0.1", "10.5", "hot", "nan", "", 0.7, None]),
+        ("top_p", "0.9", ["-1", "1.5", None]),
+        ("top_k", "-1", ["-2", True, None]),
         ("method", "pca", [None, 3, "x" * 81]),
     ],
 )
