@@ -24,7 +24,7 @@ def keep(names: Sequence[str]) -> str:
   view.set('seed', form.seed ?? 0);
   view.set('length', form.length);
   if (form.greedy) view.set('greedy', '1');
-  if (form.method !== 'mean_diff') view.set('method', form.method);
+  if (form.method !== 'auto') view.set('method', form.method);
   history.replaceState(null, '', `${{location.pathname}}?${{view}}`);
   return [form];
 }}"""

@@ -11,7 +11,7 @@ import gradio as gr
 
 from components import address, view
 from components.answering import STAMP, TYPING_PAUSE, Newest, answering
-from components.controls import FORM, Controls, by_foundation, controls, offer, recall, say_layers
+from components.controls import FORM, Controls, by_foundation, controls, methods, offer, recall, say_layers
 
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
@@ -89,7 +89,7 @@ def build(engine: Any) -> Steering:
         if wanted != engine.info.name:
             gr.Warning(f"This address is a view of {wanted}; here {engine.info.name} answers.")
         vignettes = engine.vignettes()
-        return recall(address.read(query, vignettes) or value, traits, vignettes)
+        return recall(address.read(query, vignettes) or value, traits, vignettes, methods(engine))
 
     def on_load(page: gr.Blocks) -> None:
         restored = [knobs.foundation, knobs.vignette, knobs.slider, *knobs.form()]
@@ -98,9 +98,12 @@ def build(engine: Any) -> Steering:
         page.unload(leave)
 
     def offered(listener: Any) -> Any:
-        """Offers the loaded model's vignettes; the prompt stays what it is."""
-        chooser = [knobs.foundation, knobs.vignette]
-        return listener(lambda prompt: offer(engine.vignettes(), prompt), knobs.prompt, chooser, **INTERNAL)
+        """Offers the loaded model's vignettes and methods; what is chosen stays."""
+
+        def choices(prompt: str) -> list[Any]:
+            return [*offer(engine.vignettes(), prompt), gr.update(choices=methods(engine))]
+
+        return listener(choices, knobs.prompt, [knobs.foundation, knobs.vignette, knobs.method], **INTERNAL)
 
     return Steering(knobs, knobs.trait, knobs.low, knobs.high, knobs.method, on_load, offered, start)
 

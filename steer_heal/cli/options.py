@@ -7,10 +7,12 @@ import json
 from typing import Any, NoReturn, Protocol
 
 from steer_heal.config import (
+    AUTO,
     DEFAULT_BAND,
     DEFAULT_MODEL,
     DEFAULT_TRAIT,
     LITE_PREFIX,
+    MODEL_METHODS,
     OWN_METHODS,
     SettingsError,
     check_method,
@@ -59,11 +61,13 @@ def add_trait(parser: argparse.ArgumentParser) -> None:
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
+    told = ", ".join(f"{method} for {model}" for model, method in MODEL_METHODS.items())
     parser.add_argument(
         "--method",
         type=method,
-        default=OWN_METHODS[0],
-        help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME",
+        default=AUTO,
+        help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME; auto is "
+        f"{told}, else {OWN_METHODS[0]}",
     )
 
 

@@ -1,6 +1,7 @@
 """Frozen settings, presets and limits; every message says what to do."""
 
 from .base import (
+    AUTO,
     DEFAULT_BAND,
     DEFAULT_MODEL,
     DEFAULT_TRAIT,
@@ -16,6 +17,7 @@ from .base import (
     MAX_ROWS,
     MAX_RUNS_AT_ONCE,
     MAX_UPLOAD_BYTES,
+    MODEL_METHODS,
     OWN_METHODS,
     RUN_ID,
     Alpha,
@@ -30,6 +32,7 @@ from .base import (
     check_band,
     check_method,
     check_run_id,
+    decided_method,
 )
 from .healing import (
     HEAL_THRESHOLDS,
@@ -53,6 +56,7 @@ from .requests import (
 )
 
 __all__ = [
+    "AUTO",
     "DEFAULT_BAND",
     "DEFAULT_MODEL",
     "DEFAULT_TRAIT",
@@ -69,6 +73,7 @@ __all__ = [
     "MAX_ROWS",
     "MAX_RUNS_AT_ONCE",
     "MAX_UPLOAD_BYTES",
+    "MODEL_METHODS",
     "OWN_METHODS",
     "PRESETS",
     "RUN_ID",
@@ -95,6 +100,7 @@ __all__ = [
     "check_band",
     "check_method",
     "check_run_id",
+    "decided_method",
     "describe_settings",
     "heal_settings",
     "named_settings",

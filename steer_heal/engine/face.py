@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from steer_heal import data, instrument, models
 from steer_heal.bridges.extraction import titles
 from steer_heal.config import (
+    AUTO,
     DEFAULT_MODEL,
-    OWN_METHODS,
     DoseRequest,
     EvalSettings,
     HealSettings,
@@ -142,10 +142,10 @@ class Engine:
         return self._once(measure)
 
     def methods(self) -> dict[str, str]:
-        """The extraction methods that are here: name -> what it is."""
-        return titles()
+        """The extraction methods that are here: name -> what it is, the loaded model's own first."""
+        return titles(self.info.name)
 
-    def calibration(self, trait: str, band: tuple[float, float], method: str = OWN_METHODS[0]) -> Calibration:
+    def calibration(self, trait: str, band: tuple[float, float], method: str = AUTO) -> Calibration:
         """c* of the trait at the band."""
         return self._once(lambda: self._vectors.steer(trait, band, method).calibration)
 

@@ -45,9 +45,10 @@ class Pairs:
     def key(self, request: Asked) -> Hashable:
         """The vector; also the band, where that has to be measured first."""
         asked = request.request
-        if self._vectors.ready(asked.trait, asked.band, asked.method):
-            return asked.trait, asked.method
-        return asked.trait, asked.method, asked.band
+        method = self._vectors.method(asked.method)
+        if self._vectors.ready(asked.trait, asked.band, method):
+            return asked.trait, method
+        return asked.trait, method, asked.band
 
     def room(self, requests: Sequence[Asked]) -> int:
         """How many of these fit in memory together."""
@@ -73,7 +74,7 @@ class Pairs:
 
     def _measured(self, tickets: list[Ticket[Moment]], request: SteerRequest) -> Iterator[None]:
         """Until the vector and its c* are known, in slices; by one of those who need them at a time."""
-        of = (request.trait, request.band, request.method)
+        of = (request.trait, request.band, self._vectors.method(request.method))
         if self._vectors.ready(*of):
             return
         title = data.trait(request.trait).title

@@ -14,7 +14,7 @@ from steer_heal import data, vector
 from steer_heal.bridges.extraction import extract
 from steer_heal.bridges.steering_lite import LiteOperator
 from steer_heal.calibrate import cached
-from steer_heal.config import OWN_METHODS, CalibrateSettings, ExtractSettings, SettingsError, build
+from steer_heal.config import AUTO, CalibrateSettings, ExtractSettings, SettingsError, build, decided_method
 from steer_heal.models import LanguageModel, band_layers, user
 from steer_heal.records import Calibration, Trait
 from steer_heal.steering import coefficients
@@ -52,15 +52,19 @@ class Vectors:
         self._vectors: dict[tuple[str, str], SteeringVector] = {}
         self._steers: dict[tuple[str, tuple[int, ...], str], Steer] = {}
 
-    def ready(self, trait: str, band: tuple[float, float], method: str = OWN_METHODS[0]) -> bool:
+    def ready(self, trait: str, band: tuple[float, float], method: str = AUTO) -> bool:
         """Whether `steer` has nothing to measure. Raises: `SettingsError` for an empty band."""
-        return (trait, band_layers(self._lm.n_layers, band), method) in self._steers
+        return (trait, band_layers(self._lm.n_layers, band), self.method(method)) in self._steers
+
+    def method(self, name: str) -> str:
+        """The method that is meant on this model."""
+        return decided_method(name, self._lm.name)
 
     def steer(
         self,
         trait: str,
         band: tuple[float, float],
-        method: str = OWN_METHODS[0],
+        method: str = AUTO,
         *,
         pause: Callable[[], None] | None = None,
     ) -> Steer:
@@ -71,12 +75,12 @@ class Vectors:
         self,
         trait: str,
         layers: tuple[int, ...],
-        method: str = OWN_METHODS[0],
+        method: str = AUTO,
         *,
         pause: Callable[[], None] | None = None,
     ) -> Steer:
         """Vector and c* for these layers; `pause` is called between the passes of a measurement."""
-        key = (trait, layers, method)
+        key = (trait, layers, self.method(method))
         if key not in self._steers:
             found = self.vector(trait, method)
             self._steers[key] = self.calibrated(data.trait(trait), found, layers, pause=pause)
@@ -107,8 +111,9 @@ class Vectors:
         )  # fmt: skip
         return Steer(found, layers, known)
 
-    def vector(self, trait: str, method: str = OWN_METHODS[0]) -> SteeringVector:
+    def vector(self, trait: str, method: str = AUTO) -> SteeringVector:
         """The trait's vector at every layer."""
+        method = self.method(method)
         if (trait, method) not in self._vectors:
             self._vectors[trait, method] = self._load_or_extract(trait, method)
         return self._vectors[trait, method]
@@ -119,7 +124,8 @@ class Vectors:
             self._lm.material.contexts(name),
             build(ExtractSettings, method=method),
         )
-        parts = [self._lm.fingerprint, trait.positive, trait.negative, contexts, settings.model_dump()]
+        texts = [trait.positive, trait.negative, trait.scenes, trait.replies, contexts]
+        parts = [self._lm.fingerprint, *texts, settings.model_dump()]
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
         path = self._cache_dir / f"vector-{key}.safetensors"
         if path.exists():
