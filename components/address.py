@@ -26,8 +26,8 @@ def keep(names: Sequence[str]) -> str:
   view.set('seed', form.seed ?? 0);
   view.set('length', form.length);
   if (form.greedy) view.set('greedy', '1');
-  for (const name of {json.dumps(SAMPLING)}) if (form[name]) view.set(name, form[name]);
-  if (form.method !== 'mean_diff') view.set('method', form.method);
+  for (const name of {json.dumps(SAMPLING)}) if (form[name] !== null) view.set(name, form[name]);
+  if (form.method !== 'auto') view.set('method', form.method);
   history.replaceState(null, '', `${{location.pathname}}?${{view}}`);
   return [form];
 }}"""

@@ -18,9 +18,9 @@ from pydantic import ValidationError, validate_call
 
 from components import api_runs
 from steer_heal.config import (
+    AUTO,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
-    OWN_METHODS,
     DoseRequest,
     SampleSettings,
     SettingsError,
@@ -108,7 +108,7 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
         tokens: int = 60,
         seed: int = 0,
         greedy: bool = False,
-        method: str = OWN_METHODS[0],
+        method: str = AUTO,
         temperature: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
@@ -145,7 +145,7 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
         trait: str = DEFAULT_TRAIT,
         band_low: float = DEFAULT_BAND[0],
         band_high: float = DEFAULT_BAND[1],
-        method: str = OWN_METHODS[0],
+        method: str = AUTO,
     ) -> dict:
         """The seven foundations for a prompt taken as a vignette, base and steered.
 
@@ -181,7 +181,7 @@ def _sweeping(engine: Any) -> Callable[..., Any]:
         n_vignettes: int | None = None,
         tokens: int = 60,
         seed: int = 0,
-        method: str = OWN_METHODS[0],
+        method: str = AUTO,
         greedy: bool = False,
         temperature: float | None = None,
         top_p: float | None = None,

@@ -9,12 +9,12 @@ import gradio as gr
 
 from components import address, view, view_dose
 from steer_heal.config import (
+    AUTO,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     MAX_ALPHA,
     MAX_NEW_TOKENS,
     MAX_PROMPT_CHARS,
-    OWN_METHODS,
     SampleSettings,
     SettingsError,
     build,
@@ -150,11 +150,10 @@ def _dose(engine: Any) -> dict[str, Any]:
 
 
 def _drawing(engine: Any) -> dict[str, Any]:
-    methods = [(title, name) for name, title in engine.methods().items()]
     with gr.Accordion("How the vector is made and the answer drawn", open=False), gr.Row():
         method = gr.Dropdown(
-            methods,
-            value=OWN_METHODS[0],
+            methods(engine),
+            value=AUTO,
             label="method",
             allow_custom_value=True,
             min_width=200,
@@ -173,6 +172,11 @@ def _drawing(engine: Any) -> dict[str, Any]:
     stamp = gr.Number(visible="hidden")
     named = {"length": length, "seed": seed, "greedy": greedy, "method": method, "stamp": stamp}
     return named | dict(zip(address.SAMPLING, drawn, strict=True))
+
+
+def methods(engine: Any) -> list[tuple[str, str]]:
+    """The method chooser's entries for the loaded model: what a person reads, and the name."""
+    return [(title, name) for name, title in engine.methods().items()]
 
 
 def controls(engine: Any) -> Controls:
@@ -222,13 +226,16 @@ def sound(name: str, value: Any, traits: set[str]) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def recall(kept: Any, traits: set[str], vignettes: list[Vignette]) -> list[Any]:
-    """Updates of foundation, vignette, slider and the form's widgets; what is not sound stays as it is, and
-    without a prompt it is the first vignette."""
+def recall(
+    kept: Any, traits: set[str], vignettes: list[Vignette], offered: list[tuple[str, str]]
+) -> list[Any]:
+    """Updates of foundation, vignette, slider and the form's widgets, with the methods `offered`; what is not
+    sound stays as it is, and without a prompt it is the first vignette."""
     kept = kept if isinstance(kept, dict) else {}
     known = {name: kept[name] for name in FORM if name in kept and sound(name, kept[name], traits)}
     form = {"prompt": vignettes[0].text, **known}
     slider = max(-4.0, min(4.0, form["exact"])) if "exact" in form else gr.skip()
+    form["method"] = gr.update(choices=offered, value=form.get("method", AUTO))
     return [*offer(vignettes, form["prompt"]), slider, *(form.get(name, gr.skip()) for name in FORM)]
 
 

@@ -14,7 +14,7 @@ from components import charts_dose, plot, view, view_dose
 from components.answering import Newest, nothing
 from components.controls import FORM, sample
 from components.steer import INTERNAL, Steering
-from steer_heal.config import DoseRequest, SettingsError, build
+from steer_heal.config import DoseRequest, SettingsError, build, decided_method
 from steer_heal.records import DoseRow, Sweep, Vignette
 
 LOG = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ class Panel:
         return next((dict(t.target) for t in self.engine.traits() if t.name == trait), {})
 
     def known_as(self, trait: str, low: float, high: float, method: str) -> str:
-        return view_dose.key(self.engine.info.name, trait, low, high, method)
+        model = self.engine.info.name
+        return view_dose.key(model, trait, low, high, decided_method(method, model))
 
 
 def chosen(vignettes: list[Vignette], each: int) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from components import view, view_runs
 from components.steer import INTERNAL, PRESS, Steering
 from components.watching import remembered
 from steer_heal.config import (
+    AUTO,
     MAX_ROUNDS,
-    OWN_METHODS,
     PRESETS,
     HealSettings,
     SettingsError,
@@ -36,7 +36,7 @@ def settings(
     completions: float | None,
     vignettes: float | None,
     epochs: float | None,
-    method: str = OWN_METHODS[0],
+    method: str = AUTO,
     vignette_file: str | None = None,
     others: str | None = None,
     basis: HealSettings | None = None,

@@ -16,6 +16,7 @@ from components.controls import (
     Controls,
     by_foundation,
     controls,
+    methods,
     offer,
     own_sampling,
     recall,
@@ -99,7 +100,7 @@ def build(engine: Any) -> Steering:
         if wanted != engine.info.name:
             gr.Warning(f"This address is a view of {wanted}; here {engine.info.name} answers.")
         vignettes = engine.vignettes()
-        return recall(address.read(query, vignettes) or value, traits, vignettes)
+        return recall(address.read(query, vignettes) or value, traits, vignettes, methods(engine))
 
     def hints() -> list[Any]:
         return [gr.update(placeholder=own) for own in own_sampling(engine)]
@@ -108,12 +109,13 @@ def build(engine: Any) -> Steering:
         return listener(hints, None, knobs.drawn(), **INTERNAL)
 
     def draw(listener: Any) -> Any:
-        """Offers the loaded model's vignettes, the prompt staying what it is; shows how it is sampled."""
-        chooser = [knobs.foundation, knobs.vignette]
-        offered = listener(
-            lambda prompt: offer(engine.vignettes(), prompt), knobs.prompt, chooser, **INTERNAL
-        )
-        return hint(offered.then)
+        """Offers the loaded model's vignettes and methods, what is chosen staying; shows how it draws."""
+
+        def choices(prompt: str) -> list[Any]:
+            return [*offer(engine.vignettes(), prompt), gr.update(choices=methods(engine))]
+
+        chooser = [knobs.foundation, knobs.vignette, knobs.method]
+        return hint(listener(choices, knobs.prompt, chooser, **INTERNAL).then)
 
     def on_load(page: gr.Blocks) -> None:
         hint(page.load)

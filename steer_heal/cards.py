@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import DEMO, FOUNDATIONS, SMOLLM2, HealSettings, SettingsError
+from .config import DEMO, FOUNDATIONS, SMOLLM2, HealSettings, SettingsError, decided_method
+from .methods import METHODS
 from .records import Trait
 from .sources import find
 
@@ -42,7 +43,7 @@ def card(
         _use(settings, round_, merged),
         _trait(trait),
         _profile(measured, trait),
-        _data(settings, measured, facts),
+        _data(settings, trait, measured, facts),
         f"## Settings\n\n```json\n{json.dumps(settings.model_dump(mode='json'), indent=2)}\n```",
         f"## Limits\n\nThe profile is measured on short moral vignettes, asked in the frame `{asked}`: it "
         "says which foundation the model names, not how it acts. Judge the model on your own task before you "
@@ -139,13 +140,25 @@ def _profile(measured: Measured, trait: Trait) -> str:
     return "\n".join(rows)
 
 
-def _data(settings: HealSettings, measured: Measured, facts: Mapping[str, Any]) -> str:
+def _recipe(settings: HealSettings, trait: Trait) -> str:
+    """How the vector is extracted, in plain words."""
+    name = decided_method(settings.extract.method, settings.model)
+    if name not in METHODS:
+        return name
+    over = f"{settings.extract.n_contexts} contexts"
+    if METHODS[name].of_replies:
+        over = f"{len(trait.scenes)} scenes x {len(trait.replies)} pairs of replies"
+    return f"{METHODS[name].title}, over {over}"
+
+
+def _data(settings: HealSettings, trait: Trait, measured: Measured, facts: Mapping[str, Any]) -> str:
     evaluation = settings.evaluate
     vignettes = next((row.get("n_vignettes") for row in measured.values()), None)
     which = evaluation.vignettes or "steer-heal's own"
     lines = [
         "## Data",
         "",
+        f"- vector: {_recipe(settings, trait)}",
         f"- training: the student's own steered answers, {facts.get('kept', '?')} kept of "
         f"{facts.get('made', '?')} (of a prompt's coherent answers those with most of the trait), at alpha "
         f"{', '.join(f'{alpha:g}' for alpha in settings.data.alphas)}",

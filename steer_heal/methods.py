@@ -15,13 +15,15 @@ from .config import SettingsError
 class Method:
     """`direction(positive_NLD, negative_NLD)` -> (L, D); row n of both sets has the same context.
 
-    `unit`: whether each layer's direction is made unit length before it is added.
+    `unit`: whether each layer's direction is made unit length before it is added. `of_replies`: whether the
+    residuals are those of paired replies, and not of a prompt under two personas.
     """
 
     name: str
     title: str
     direction: Callable[[Tensor, Tensor], Tensor]
     unit: bool = True
+    of_replies: bool = False
 
 
 def mean_difference(positive_NLD: Tensor, negative_NLD: Tensor) -> Tensor:
@@ -49,9 +51,12 @@ def principal_component(positive_NLD: Tensor, negative_NLD: Tensor) -> Tensor:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("mean_diff", "difference of means", mean_difference),
-        Method("mean_diff_raw", "difference of means, at its own length", mean_difference, unit=False),
-        Method("pca", "first principal component of the paired differences", principal_component),
+        Method("mean_diff", "persona: difference of means", mean_difference),
+        Method(
+            "mean_diff_raw", "persona: difference of means, at its own length", mean_difference, unit=False
+        ),
+        Method("pca", "persona: first principal component of the paired differences", principal_component),
+        Method("replies", "paired replies: difference of means", mean_difference, of_replies=True),
     )
 }
 

@@ -35,7 +35,8 @@ def run(lm: LanguageModel) -> Iterator[Check]:
 
     def extraction() -> str:
         trait = next(iter(data.traits().values()))
-        state["vector"] = extract(lm, trait, lm.material.contexts(trait.name), ExtractSettings(n_contexts=8))
+        quick = ExtractSettings(method="mean_diff", n_contexts=8)
+        state["vector"] = extract(lm, trait, lm.material.contexts(trait.name), quick)
         return f"a vector of {lm.n_layers} layers, width {lm.width}"
 
     def undo() -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .config import ExtractSettings, SettingsError
+from .config import ExtractSettings, SettingsError, decided_method
 from .methods import method
 from .models import LanguageModel, left_pad, system, user
 from .records import Trait
@@ -66,34 +66,33 @@ def extract(
     *,
     progress: Progress | None = None,
 ) -> SteeringVector:
-    """The method's direction from h[l](positive persona, x) and h[l](negative persona, x), then unit length
-    unless the method keeps its own.
+    """The method's direction from the residuals of the trait's two poles, then unit length unless the method
+    keeps its own.
 
-    h[l] is the output of block l at the last prompt token, the model-turn tag; x runs over the first
-    `n_contexts` contexts. Sums are float64. Methods and their sources: `methods.METHODS`. Errors:
-    `SettingsError` without contexts, for an unknown method, or when the personas give the same residuals.
+    h[l] is the output of block l. By persona: at the last prompt token, the model-turn tag, under the
+    positive and the negative persona as system prompt, over the first `n_contexts` contexts. By replies: see
+    `reply_residuals`; `contexts` is not used. Sums are float64. Methods and their sources: `methods.METHODS`.
+    Errors: `SettingsError` without contexts, for an unknown method, for a trait without replies where they
+    are asked for, or when both poles give the same residuals.
     """
-    how = method(settings.method)
-    chosen = list(contexts)[: settings.n_contexts]
-    if not chosen:
-        raise SettingsError("There are no contexts to extract a vector from: give at least one.")
-    prompts = [
-        lm.encode_chat([system(persona), user(context)])
-        for persona in (trait.positive, trait.negative)
-        for context in chosen
-    ]
-    residuals_NLD = last_residuals(lm, prompts, settings.batch_size, progress)
-    direction_LD = how.direction(*residuals_NLD.split(len(chosen)))
-    meta = {
-        "model": lm.name,
-        "trait": trait.name,
-        "method": settings.method,
-        "contexts": str(len(chosen)),
-        "positive": trait.positive,
-        "negative": trait.negative,
-        "normalized": "yes" if how.unit else "no",
-    }
-    return made(direction_LD, residuals_NLD.norm(dim=-1).mean(dim=0), meta)
+    how = method(decided_method(settings.method, lm.name))
+    meta = {"model": lm.name, "trait": trait.name, "method": how.name}
+    if how.of_replies:
+        sides = reply_residuals(lm, trait, progress)
+        meta |= {"scenes": str(len(trait.scenes)), "pairs": str(len(trait.replies))}
+    else:
+        chosen = list(contexts)[: settings.n_contexts]
+        if not chosen:
+            raise SettingsError("There are no contexts to extract a vector from: give at least one.")
+        prompts = [
+            lm.encode_chat([system(persona), user(context)])
+            for persona in (trait.positive, trait.negative)
+            for context in chosen
+        ]
+        sides = last_residuals(lm, prompts, settings.batch_size, progress).split(len(chosen))
+        meta |= {"contexts": str(len(chosen)), "positive": trait.positive, "negative": trait.negative}
+    meta["normalized"] = "yes" if how.unit else "no"
+    return made(how.direction(*sides), torch.cat(sides).norm(dim=-1).mean(dim=0), meta)
 
 
 def last_residuals(
@@ -110,25 +109,75 @@ def last_residuals(
     return residuals_NLD
 
 
+def reply_residuals(
+    lm: LanguageModel, trait: Trait, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """Output of every block averaged over the tokens of a reply, after every scene: (N, L, D) for what the
+    trait's positive pole would say and for what its negative one would, float64, on the CPU.
+
+    Row n of both is of the same scene and pair, scene by scene. Errors: `SettingsError` without replies.
+    """
+    if not trait.replies or not trait.scenes:
+        raise SettingsError(
+            f"The trait {trait.name!r} has no paired replies: write some, or choose the method mean_diff."
+        )
+    replies = [pair[side] for side in (0, 1) for pair in trait.replies]
+    of_scenes = []
+    for done, scene in enumerate(trait.scenes, 1):
+        prompt = lm.encode_chat([user(scene)])
+        whole = [lm.encode_chat([user(scene)], reply) for reply in replies]
+        of_scenes.append(_reply_residuals_of(prompt, whole, lm))
+        if progress:
+            progress(done * len(replies), len(trait.scenes) * len(replies))
+    positive_SNLD, negative_SNLD = torch.stack(of_scenes).split(len(trait.replies), dim=1)
+    return positive_SNLD.flatten(0, 1), negative_SNLD.flatten(0, 1)
+
+
+@torch.inference_mode()
+def _reply_residuals_of(prompt: Sequence[int], whole: Sequence[Sequence[int]], lm: LanguageModel) -> Tensor:
+    """Means over what each row of `whole` has beyond the prompt, (N, L, D); what all share is read once."""
+    columns = zip(prompt, *whole, strict=False)
+    shared = next((place for place, ids in enumerate(columns) if len(set(ids)) > 1), len(prompt))
+    replies = [list(ids[shared:]) for ids in whole]
+    lengths_N1 = torch.tensor([[len(ids)] for ids in replies])
+    longest = int(lengths_N1.max())
+    # padding stands behind the text, so causal attention alone keeps it out
+    ids_NT = torch.tensor([ids + [lm.pad_id] * (longest - len(ids)) for ids in replies], device=lm.device)
+    weights_N1T = ((torch.arange(longest) < lengths_N1).double() / lengths_N1)[:, None]
+    start_1T = torch.tensor([list(prompt[:shared])], device=lm.device)
+    cache = lm.model(input_ids=start_1T, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(len(whole))
+
+    def mean(hidden_NTD: Tensor) -> Tensor:
+        return (weights_N1T @ hidden_NTD.double().cpu())[:, 0]
+
+    return _of_blocks(lm, mean, input_ids=ids_NT, past_key_values=cache, use_cache=True)
+
+
 @torch.inference_mode()
 def _last_residuals_of(prompts: Sequence[Sequence[int]], lm: LanguageModel) -> Tensor:
     batch = left_pad(prompts, lm.pad_id, lm.device)
+    return _of_blocks(
+        lm,
+        lambda hidden_BTD: hidden_BTD[:, -1].double().cpu(),
+        input_ids=batch.ids_BT,
+        attention_mask=batch.mask_BT,
+        position_ids=batch.positions_BT,
+        use_cache=False,
+    )
+
+
+def _of_blocks(lm: LanguageModel, reduce: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
+    """What `reduce` makes, (B, D), of the output of every block in one forward pass: (B, L, D)."""
     taken: list[Tensor] = []
 
     def take(_block: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        hidden_BTD = output[0] if isinstance(output, tuple) else output
-        taken.append(hidden_BTD[:, -1].double().cpu())
+        taken.append(reduce(output[0] if isinstance(output, tuple) else output))
 
     with ExitStack() as hooks:
         for block in lm.blocks:
             hooks.callback(block.register_forward_hook(take).remove)
-        lm.model(
-            input_ids=batch.ids_BT,
-            attention_mask=batch.mask_BT,
-            position_ids=batch.positions_BT,
-            use_cache=False,
-            logits_to_keep=1,
-        )
+        lm.model(**inputs, logits_to_keep=1)
     return torch.stack(taken, dim=1)
 
 
@@ -136,7 +185,7 @@ def made(vector_LD: Tensor, residual_norms_L: Tensor, meta: dict[str, str]) -> S
     """The vector of these directions, unit length unless `meta` says not. Errors: `SettingsError`."""
     norms_L = vector_LD.double().norm(dim=-1)
     if not torch.isfinite(norms_L).all() or (norms_L == 0).any():
-        raise SettingsError("The steering vector is zero or not finite: use personas that differ.")
+        raise SettingsError("The steering vector is zero or not finite: use poles that differ.")
     raw = meta.get("normalized") == "no"
     directions_LD = (vector_LD if raw else vector_LD.double() / norms_L[:, None]).float()
     return SteeringVector(directions_LD, norms_L.float(), residual_norms_L.float(), meta)

@@ -174,6 +174,7 @@ class FakeEngine(FakeRuns):
 
     def methods(self) -> dict[str, str]:
         return {
+            "auto": "auto (difference of means)",
             "mean_diff": "difference of means",
             "steering-lite:spherical": "spherical (one row at a time)",
         }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .. import vector
-from ..config import LITE_PREFIX, ExtractSettings
+from ..config import AUTO, LITE_PREFIX, ExtractSettings, decided_method
 from ..methods import METHODS
 from ..models import LanguageModel
 from ..records import Trait
@@ -17,10 +17,15 @@ from . import found, steering_lite
 Progress = Callable[[int, int], None]
 
 
-def titles() -> dict[str, str]:
-    """What can be chosen now: name -> what a person reads; it says where rows are steered one at a time."""
+def titles(model: str) -> dict[str, str]:
+    """What can be chosen now for the model: name -> what a person reads; first what is taken when nothing is
+    chosen. It says where rows are steered one at a time."""
     own = {name: method.title for name, method in METHODS.items()}
-    return own | {name: method.title for name, method in steering_lite.methods().items()}
+    return (
+        {AUTO: f"auto ({own[decided_method(AUTO, model)]})"}
+        | own
+        | {name: method.title for name, method in steering_lite.methods().items()}
+    )
 
 
 def version(method: str) -> str:

@@ -11,12 +11,14 @@ from typing import Any, NoReturn, Protocol
 
 from steer_heal.bridges.found import SETS, THINK_TOKENS
 from steer_heal.config import (
+    AUTO,
     AUTO_FRAME,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     DEMO,
     LITE_PREFIX,
     MAX_ROUNDS,
+    MODEL_METHODS,
     OWN_METHODS,
     PRESETS,
     VECTOR_FORMATS,
@@ -261,11 +263,13 @@ def add_trait(parser: argparse.ArgumentParser) -> None:
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
+    told = ", ".join(f"{method} for {model}" for model, method in MODEL_METHODS.items())
     parser.add_argument(
         "--method",
         type=method,
-        default=OWN_METHODS[0],
-        help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME",
+        default=AUTO,
+        help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME; auto is "
+        f"{told}, else {OWN_METHODS[0]}",
     )
 
 

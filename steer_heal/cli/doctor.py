@@ -45,7 +45,7 @@ def run(args: Namespace, out: Out) -> int:
         "logged_in_to_hub": get_token() is not None,
         "steering_lite": _package(bridges.STEERING_LITE),
         "tinymfv": _package(bridges.TINYMFV),
-        "methods": ", ".join(titles()),
+        "methods": ", ".join(titles(args.model)),
         "runs": len(LocalProcesses(args.runs).runs()),
         "store": _try(lambda: _kept(args.db)),
     }

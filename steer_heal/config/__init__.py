@@ -1,6 +1,7 @@
 """Frozen settings, presets and limits; every message says what to do."""
 
 from .base import (
+    AUTO,
     AUTO_FRAME,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
@@ -17,6 +18,7 @@ from .base import (
     MAX_ROWS,
     MAX_RUNS_AT_ONCE,
     MAX_UPLOAD_BYTES,
+    MODEL_METHODS,
     OWN_METHODS,
     RUN_ID,
     SMOLLM2,
@@ -34,6 +36,7 @@ from .base import (
     check_method,
     check_run_id,
     check_text,
+    decided_method,
     one_sentence,
 )
 from .healing import (
@@ -60,6 +63,7 @@ from .requests import (
 from .wording import first_line
 
 __all__ = [
+    "AUTO",
     "AUTO_FRAME",
     "DEFAULT_BAND",
     "DEFAULT_TRAIT",
@@ -77,6 +81,7 @@ __all__ = [
     "MAX_ROWS",
     "MAX_RUNS_AT_ONCE",
     "MAX_UPLOAD_BYTES",
+    "MODEL_METHODS",
     "OWN_METHODS",
     "PRESETS",
     "RUN_ID",
@@ -106,6 +111,7 @@ __all__ = [
     "check_method",
     "check_run_id",
     "check_text",
+    "decided_method",
     "describe_settings",
     "first_line",
     "heal_settings",

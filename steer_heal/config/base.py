@@ -40,7 +40,17 @@ DEFAULT_BAND = (0.4, 0.6)
 AUTO_FRAME = "auto"
 """The frame whose answers on base agree best with the labels."""
 
-OWN_METHODS = ("mean_diff", "mean_diff_raw", "pca")
+OWN_METHODS = ("mean_diff", "mean_diff_raw", "pca", "replies")
+AUTO = "auto"
+"""Instead of a method: the one in `MODEL_METHODS`."""
+MODEL_METHODS = {
+    "demo": "mean_diff",
+    "gemma-3-1b-it": "mean_diff",
+    "smollm2": "replies",
+    "smollm2-135m-instruct": "replies",
+}
+"""How a vector is extracted unless somebody asks for another method, by what it does on the model: the
+figures are in docs/extraction.md. A model that was not measured gets the first of `OWN_METHODS`."""
 LITE_PREFIX = "steering-lite:"
 """Before the name of a method that the installed steering-lite has."""
 VECTOR_FORMATS = {
@@ -130,10 +140,21 @@ def check_band(band: tuple[float, float]) -> tuple[float, float]:
 
 def check_method(name: str) -> str:
     """One of our methods, or a name of steering-lite's (whether it is here is seen when it is used)."""
-    if name not in OWN_METHODS and not (name.startswith(LITE_PREFIX) and len(name) > len(LITE_PREFIX)):
-        known = ", ".join(OWN_METHODS)
+    if name not in (AUTO, *OWN_METHODS) and not (
+        name.startswith(LITE_PREFIX) and len(name) > len(LITE_PREFIX)
+    ):
+        known = ", ".join((AUTO, *OWN_METHODS))
         raise ValueError(f"unknown method {name!r}: choose one of {known}, or {LITE_PREFIX}NAME")
     return name
+
+
+def decided_method(name: str, model: str) -> str:
+    """The method itself, or for `AUTO` the model's: it may be named, a hub id, a folder or a file."""
+    if name != AUTO:
+        return name
+    called = model.rstrip("/").rpartition("/")[2].lower()
+    known = (method for key, method in MODEL_METHODS.items() if called == key or called.startswith(f"{key}."))
+    return next(known, OWN_METHODS[0])
 
 
 Method = Annotated[str, AfterValidator(check_method)]
@@ -171,7 +192,7 @@ class SampleSettings(Settings):
 class ExtractSettings(Settings):
     """How a vector is extracted."""
 
-    method: Method = "mean_diff"
+    method: Method = AUTO
     n_contexts: int = Field(default=128, ge=2)
     batch_size: int = Field(default=16, ge=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from .base import (
+    AUTO,
     AUTO_FRAME,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
@@ -27,7 +28,7 @@ class SteerRequest(Settings):
     alpha: Alpha = 1.0
     band: Band = DEFAULT_BAND
     sample: SampleSettings = SampleSettings()
-    method: Method = "mean_diff"
+    method: Method = AUTO
 
     _band = field_validator("band")(check_band)
 
@@ -51,7 +52,7 @@ class DoseRequest(Settings):
     n_vignettes: int | None = Field(default=None, ge=1)
     sample: SampleSettings = SampleSettings()
     refine: bool = False
-    method: Method = "mean_diff"
+    method: Method = AUTO
     frame: str = AUTO_FRAME
 
     _band = field_validator("band")(check_band)

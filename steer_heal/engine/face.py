@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from steer_heal import data, instrument, models, sources
 from steer_heal.bridges.extraction import titles
 from steer_heal.config import (
-    OWN_METHODS,
+    AUTO,
     DoseRequest,
     HealSettings,
     SteerRequest,
@@ -159,10 +159,10 @@ class Engine:
         return self._once(measure)
 
     def methods(self) -> dict[str, str]:
-        """The extraction methods that are here: name -> what it is."""
-        return titles()
+        """The extraction methods that are here: name -> what it is, the loaded model's own first."""
+        return titles(self.info.name)
 
-    def calibration(self, trait: str, band: tuple[float, float], method: str = OWN_METHODS[0]) -> Calibration:
+    def calibration(self, trait: str, band: tuple[float, float], method: str = AUTO) -> Calibration:
         """c* of the trait at the band."""
         return self._once(lambda: self._vectors.steer(trait, band, method).calibration)
 

@@ -6,15 +6,17 @@ from pathlib import Path
 
 from steer_heal import data, models
 from steer_heal.bridges import sets
-from steer_heal.config import AUTO_FRAME, HealSettings, SettingsError
+from steer_heal.config import AUTO_FRAME, HealSettings, SettingsError, changed, decided_method
 from steer_heal.models import LanguageModel, band_layers
 
 
 def check(
     settings: HealSettings, lm: LanguageModel | None = None, *, files_in: Path | None = None
 ) -> HealSettings:
-    """The settings themselves. `lm`: the loaded model, where it may be the run's own; `files_in`: the folder
-    in which files that they name must lie (somebody at a page may name only those, a command line any).
+    """The settings, with the extraction method that the run's model gets where they say `AUTO`.
+
+    `lm`: the loaded model, where it may be the run's own; `files_in`: the folder in which files that they
+    name must lie (somebody at a page may name only those, a command line any).
 
     Raises: `SettingsError` for an unknown trait, frame or model, bad vignettes, or a band without layers.
     """
@@ -32,7 +34,8 @@ def check(
         band_layers(lm.n_layers, settings.band)
     else:
         models.find(settings.model)
-    return settings
+    method = decided_method(settings.extract.method, settings.model)
+    return changed(settings, extract={"method": method})
 
 
 def _inside(file: str, folder: Path) -> bool:

@@ -69,9 +69,10 @@ class Pairs:
     def key(self, request: Asked) -> Hashable:
         """The vector; also the band, where that has to be measured first."""
         asked = request.request
-        if self._vectors.ready(asked.trait, asked.band, asked.method):
-            return asked.trait, asked.method
-        return asked.trait, asked.method, asked.band
+        method = self._vectors.method(asked.method)
+        if self._vectors.ready(asked.trait, asked.band, method):
+            return asked.trait, method
+        return asked.trait, method, asked.band
 
     def room(self, requests: Sequence[Asked]) -> int:
         """How many of these fit in memory together."""

@@ -13,7 +13,7 @@ from steer_heal import data, vector
 from steer_heal.bridges.extraction import extract, version
 from steer_heal.bridges.steering_lite import LiteOperator
 from steer_heal.calibrate import cached
-from steer_heal.config import OWN_METHODS, CalibrateSettings, ExtractSettings, SettingsError, build
+from steer_heal.config import AUTO, CalibrateSettings, ExtractSettings, SettingsError, build, decided_method
 from steer_heal.models import LanguageModel, band_layers, digest, user
 from steer_heal.records import Calibration, Trait
 from steer_heal.steering import coefficients
@@ -59,15 +59,19 @@ class Vectors:
         self._vectors: dict[tuple[str, str], tuple[str, SteeringVector]] = {}
         self._steers: dict[tuple[str, tuple[int, ...], str], Steer] = {}
 
-    def ready(self, trait: str, band: tuple[float, float], method: str = OWN_METHODS[0]) -> bool:
+    def ready(self, trait: str, band: tuple[float, float], method: str = AUTO) -> bool:
         """Whether `steer` has nothing to measure. Raises: `SettingsError` for an empty band."""
-        return (trait, band_layers(self._lm.n_layers, band), method) in self._steers
+        return (trait, band_layers(self._lm.n_layers, band), self.method(method)) in self._steers
+
+    def method(self, name: str) -> str:
+        """The method that is meant on this model."""
+        return decided_method(name, self._lm.name)
 
     def steer(
         self,
         trait: str,
         band: tuple[float, float],
-        method: str = OWN_METHODS[0],
+        method: str = AUTO,
         *,
         say: Say = _nothing,
     ) -> Steer:
@@ -78,12 +82,13 @@ class Vectors:
         self,
         trait: str,
         layers: tuple[int, ...],
-        method: str = OWN_METHODS[0],
+        method: str = AUTO,
         *,
         say: Say = _nothing,
     ) -> Steer:
         """Vector and c* for these layers; `say` hears before every pass of the model what is measured, and
         ends it by raising."""
+        method = self.method(method)
         key, found = (trait, layers, method), self.vector(trait, method, say=say)
         if key not in self._steers:
             self._steers[key] = self.calibrated(data.trait(trait), found, layers, say=say)
@@ -120,12 +125,13 @@ class Vectors:
         )  # fmt: skip
         return Steer(found, layers, known)
 
-    def extracted(self, trait: str, method: str = OWN_METHODS[0]) -> bool:
+    def extracted(self, trait: str, method: str = AUTO) -> bool:
         """Whether `vector` has nothing to measure."""
-        return (trait, method) in self._vectors
+        return (trait, self.method(method)) in self._vectors
 
-    def vector(self, trait: str, method: str = OWN_METHODS[0], *, say: Say = _nothing) -> SteeringVector:
+    def vector(self, trait: str, method: str = AUTO, *, say: Say = _nothing) -> SteeringVector:
         """The trait's vector at every layer."""
+        method = self.method(method)
         of, key = (trait, method), self._key(trait, method)
         if self._vectors.get(of, ("",))[0] != key:
             self._steers = {at: known for at, known in self._steers.items() if (at[0], at[2]) != of}

@@ -43,5 +43,11 @@ def test_what_cannot_be_read_is_left_out(query):
     assert opened(query) == {}
 
 
+def test_a_method_that_was_chosen_stands_in_the_address_and_none_means_the_model_s_own():
+    assert opened("method=mean_diff") == {"method": "mean_diff", "greedy": False}
+    assert "method" not in opened("alpha=1")
+    assert "if (form.method !== 'auto') view.set('method', form.method)" in keep(FORM)
+
+
 def test_the_script_knows_every_field():
     assert "[" + ", ".join(f'"{name}"' for name in FORM) + "]" in keep(FORM)

@@ -5,7 +5,7 @@ import torch
 
 from steer_heal import cards, data
 from steer_heal.adapters import AdapterStack
-from steer_heal.config import FOUNDATIONS, HealSettings, SettingsError, TrainSettings
+from steer_heal.config import FOUNDATIONS, HealSettings, SettingsError, TrainSettings, heal_settings
 from tests import tiny
 
 MEASURED = {
@@ -34,6 +34,20 @@ def test_a_card_states_model_trait_data_settings_and_profile():
     assert "rounds 1 to 1" in text
     settings = json.loads(text.split("```json\n")[1].split("```")[0])
     assert HealSettings(**settings) == HealSettings(model="google/gemma-3-1b-it")
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "said"),
+    [
+        ("google/gemma-3-1b-it", "auto", "persona: difference of means, over 128 contexts"),
+        ("smollm2", "auto", "paired replies: difference of means, over 24 scenes x 8 pairs of replies"),
+        ("smollm2", "pca", "persona: first principal component of the paired differences, over 128 contexts"),
+    ],
+)
+def test_a_card_says_in_plain_words_how_the_vector_is_made(model, method, said):
+    settings = heal_settings(model=model, extract={"method": method})
+    text = cards.card(settings, data.trait(settings.trait), 1, MEASURED, FACTS)
+    assert f"- vector: {said}\n" in text
 
 
 @pytest.mark.parametrize("round_", [1, 2])

@@ -49,12 +49,12 @@ def test_only_the_band(run: Any) -> None:
     assert err == "The vector has no direction at layer 0: choose a band within its layers (1,2).\n"
 
 
-@pytest.mark.parametrize("method", ["mean_diff_raw", "pca"])
+@pytest.mark.parametrize("method", ["mean_diff_raw", "pca", "replies"])
 def test_other_methods(run: Any, method: str) -> None:
     code, out, _ = run("vector", *FEW, "--method", method, "--out", "v.safetensors")
     assert (code, json.loads(out)["method"]) == (0, method)
     lengths = formats.read("v.safetensors").directions_LD.norm(dim=-1)
-    assert torch.allclose(lengths, torch.ones(4)) == (method == "pca")
+    assert torch.allclose(lengths, torch.ones(4)) == (method != "mean_diff_raw")
 
 
 def test_what_is_not_here_or_unknown_is_said(run: Any, here: Any) -> None:

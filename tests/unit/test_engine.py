@@ -10,8 +10,19 @@ from typing import Any
 
 import pytest
 
-from steer_heal.config import DoseRequest, SampleSettings, SettingsError, SteerRequest, build, heal_settings
+from steer_heal import models
+from steer_heal.config import (
+    DEFAULT_TRAIT,
+    DoseRequest,
+    SampleSettings,
+    SettingsError,
+    SteerRequest,
+    build,
+    heal_settings,
+)
 from steer_heal.engine import Engine
+from steer_heal.engine.launching import check
+from steer_heal.engine.pair import Asked
 from steer_heal.records import SteerFrame
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding
@@ -226,6 +237,32 @@ def test_a_run_that_cannot_work_is_not_launched(engine: Engine, wrong: Any, matc
     with pytest.raises(SettingsError, match=match):
         engine.launch(heal_settings(**{"model": "demo", **wrong}))
     assert all(run.is_example for run in engine.runs())
+
+
+def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine: Engine) -> None:
+    assert next(iter(engine.methods().items())) == ("auto", "auto (persona: difference of means)")
+    vectors = engine._vectors
+    assert vectors.vector(DEFAULT_TRAIT, "auto") is vectors.vector(DEFAULT_TRAIT, "mean_diff")
+    assert vectors.vector(DEFAULT_TRAIT, "replies").meta["method"] == "replies"
+    asked = [request().model_copy(update={"method": method}) for method in ("auto", "mean_diff", "replies")]
+    keys = [engine._pairs.key(Asked(one)) for one in asked]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "written"),
+    [
+        ("smollm2", "auto", "replies"),
+        ("demo", "auto", "mean_diff"),
+        ("smollm2", "mean_diff", "mean_diff"),
+    ],
+)
+def test_a_run_s_settings_hold_the_method_it_works_with(
+    monkeypatch: pytest.MonkeyPatch, model: str, asked: str, written: str
+) -> None:
+    monkeypatch.setattr(models, "find", lambda name: name)
+    settings = check(heal_settings(model=model, extract={"method": asked, "n_contexts": 9}))
+    assert (settings.extract.method, settings.extract.n_contexts) == (written, 9)
 
 
 def test_tags_in_a_prompt_are_data(engine: Engine) -> None:

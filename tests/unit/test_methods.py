@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from steer_heal.config import SettingsError
+from steer_heal.config import AUTO, MODEL_METHODS, OWN_METHODS, SettingsError, decided_method
 from steer_heal.methods import METHODS, mean_difference, method, principal_component
 
 
@@ -44,7 +44,31 @@ def test_one_pair_has_no_component():
         principal_component(positive, negative)
 
 
+def test_the_settings_know_every_method():
+    assert tuple(METHODS) == OWN_METHODS
+    assert set(MODEL_METHODS.values()) <= set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "meant"),
+    [
+        (AUTO, "smollm2", "replies"),
+        (AUTO, "HuggingFaceTB/SmolLM2-135M-Instruct", "replies"),
+        (AUTO, "models/smollm2/", "replies"),
+        (AUTO, "/data/SmolLM2-135M-Instruct.Q4_1.gguf", "replies"),
+        (AUTO, "HuggingFaceTB/SmolLM2-1.7B-Instruct", "mean_diff"),
+        (AUTO, "google/gemma-3-1b-it", "mean_diff"),
+        (AUTO, "demo", "mean_diff"),
+        (AUTO, "never/seen", "mean_diff"),
+        ("pca", "smollm2", "pca"),
+        ("steering-lite:pca", "smollm2", "steering-lite:pca"),
+    ],
+)
+def test_the_model_decides_where_nobody_does(asked, model, meant):
+    assert decided_method(asked, model) == meant
+
+
 def test_methods_are_found_by_name():
     assert [name for name, found in METHODS.items() if not found.unit] == ["mean_diff_raw"]
-    with pytest.raises(SettingsError, match="mean_diff, mean_diff_raw, pca"):
+    with pytest.raises(SettingsError, match="mean_diff, mean_diff_raw, pca, replies"):
         method("magic")

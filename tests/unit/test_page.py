@@ -67,10 +67,10 @@ def test_the_vignettes_offered_are_those_of_the_loaded_model() -> None:
 
 def test_a_browser_that_remembers_nothing_is_asked_the_loaded_model_s_first_vignette() -> None:
     vignettes = FakeEngine().vignettes()[5:]
-    restored = recall({}, set(), vignettes)
+    restored = recall({}, set(), vignettes, [])
     assert restored[1]["value"] == vignettes[0].id
     assert restored[3 + FIELDS.index("prompt")] == vignettes[0].text
-    kept = recall({"prompt": "Mine.", "exact": 7.0, "seed": -1}, set(), vignettes)
+    kept = recall({"prompt": "Mine.", "exact": 7.0, "seed": -1}, set(), vignettes, [])
     assert (kept[1]["value"], kept[2]) == (None, 4.0)
     assert kept[3 + FIELDS.index("prompt")] == "Mine."
 

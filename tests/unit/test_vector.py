@@ -59,7 +59,7 @@ def test_no_contexts_and_equal_personas_are_refused():
     with pytest.raises(SettingsError, match="contexts"):
         vectors.extract(lm, TRAIT, [], ExtractSettings())
     same = Trait("same", "", "", "Be kind.", "Be kind.", {})
-    with pytest.raises(SettingsError, match="personas that differ"):
+    with pytest.raises(SettingsError, match="poles that differ"):
         vectors.extract(lm, same, CONTEXTS, ExtractSettings())
 
 
