@@ -1,4 +1,4 @@
-"""smollm2 as its users have it, fetched and converted once on this machine; the browser for the page on it."""
+"""smollm2 as its users have it, fetched and converted once on this machine; the browser for its page."""
 
 from __future__ import annotations
 

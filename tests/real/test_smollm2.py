@@ -71,7 +71,7 @@ def test_rows_of_zeros_are_the_unsteered_model(smollm2: LanguageModel) -> None:
             temperature=None, top_p=None, pad_token_id=2,
         )  # fmt: skip
     theirs = made[0, len(prompt) :].tolist()
-    rows = [Row(prompt), Row(prompt, coefficients(30, LAYERS, 4.0)[0], shadow=True)]
+    rows = [Row(prompt), Row(prompt, coefficients(30, LAYERS, 60.0)[0], shadow=True)]
     directions = torch.nn.functional.normalize(
         torch.randn(30, 576, generator=torch.Generator().manual_seed(0)), dim=1
     )
