@@ -7,6 +7,7 @@ changed (tests/real says when they are stale); then this command makes them anew
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from steer_heal.models import load
 
 def main() -> None:
     target = data.FOLDER / "measured"
+    shutil.rmtree(target, ignore_errors=True)
     with tempfile.TemporaryDirectory() as made:
         for dtype in ("float32", "bfloat16"):
             lm = load(SMOLLM2, dtype=dtype)
@@ -27,11 +29,7 @@ def main() -> None:
                 f"{dtype}: c* {steer.calibration.c_star:.4g}, frame {best.frame}, {best.agreement}",
                 flush=True,
             )
-        target.mkdir(exist_ok=True)
-        for old in target.iterdir():
-            old.unlink()
-        for file in Path(made).iterdir():
-            (target / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(made, target)
 
 
 if __name__ == "__main__":

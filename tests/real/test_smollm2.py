@@ -11,10 +11,21 @@ import pytest
 import torch
 from playwright.sync_api import BrowserContext, expect
 
-from steer_heal.config import SMOLLM2, DoseRequest, SampleSettings, SteerRequest, build, heal_settings
+from steer_heal.config import (
+    DEFAULT_BAND,
+    DEFAULT_TRAIT,
+    SMOLLM2,
+    DoseRequest,
+    SampleSettings,
+    SteerRequest,
+    build,
+    heal_settings,
+)
 from steer_heal.engine import Engine
 from steer_heal.engine.book import RunBook
+from steer_heal.engine.vectors import Vectors
 from steer_heal.generate import Row, complete, forward_used
+from steer_heal.instrument import Frames
 from steer_heal.jobs import LocalProcesses
 from steer_heal.models import LanguageModel, user
 from steer_heal.steering import coefficients
@@ -94,6 +105,18 @@ def test_steering_moves_it_and_breaks_it(engine: Engine) -> None:
     assert steered not in ("", base)
     assert far.health is not None
     assert far.health.verdict == "broken"
+
+
+def test_its_first_answer_needs_no_measuring(smollm2: LanguageModel, tmp_path: Path) -> None:
+    """Stale where this fails: `make measured` makes anew what ships with the project."""
+
+    def silent(text: str) -> None:
+        pytest.fail(f"this was measured anew: {text}")
+
+    steer = Vectors(smollm2, tmp_path).steer(DEFAULT_TRAIT, DEFAULT_BAND, say=silent)
+    assert steer.calibration.reached
+    Frames(smollm2, tmp_path).of()
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_answers_the_foundations_above_chance_and_a_sweep_moves_it(engine: Engine) -> None:
