@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export GRADIO_ANALYTICS_ENABLED = False
 
-.PHONY: app test test-cpus check faults gemma-path bench demo-model screenshots clean chromium
+.PHONY: app test test-cpus check faults gemma-path measured bench demo-model screenshots clean chromium
 .DEFAULT_GOAL := app
 
 app: $(VENV)/.app  ## get a real model once, serve the page (ARGS="--model demo --port 7860")
@@ -41,6 +41,9 @@ faults: $(VENV)/.dev  ## kills, full disks, torn logs, malformed calls, many of 
 
 gemma-path: $(VENV)/.dev chromium  ## gemma-3-1b-it's tokenizer, template and shape, random weights (needs npm; 2 GB in build/)
 	$(PY) -m pytest tests/real/test_gemma_path.py -m gemma_path $(ARGS)
+
+measured: $(VENV)/.app  ## steer_heal/data/measured anew: smollm2's vector, c* and frames that ship with the project
+	$(PY) -m benchmarks.measured
 
 bench: $(VENV)/.dev chromium  ## measured claims: tables and JSON
 	$(PY) -m benchmarks.demo_check

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .config import CalibrateSettings, SampleSettings, SettingsError, build
+from .data import measured
 from .generate import PrefixStore, Row, complete
 from .models import LanguageModel, digest
 from .records import Calibration, Trait
@@ -296,7 +297,7 @@ def cached(
     """
     key = _key(lm, trait, vector, layers, prompts_ids, settings)
     path = Path(cache_dir) / f"calibration-{key}.json"
-    known = _read(path)
+    known = _read(measured(cache_dir, path.name))
     if known is not None:
         return known
     found = calibrate(lm, vector, layers, prompts_ids, settings, progress=progress, pause=pause)

@@ -146,9 +146,9 @@ class Vectors:
 
     def _load_or_extract(self, name: str, method: str, key: str, say: Say) -> SteeringVector:
         """One that lies there damaged is extracted again."""
-        path = self._cache_dir / f"vector-{key}.safetensors"
+        file = f"vector-{key}.safetensors"
         with suppress(SettingsError):
-            found = vector.load(path)
+            found = vector.load(data.measured(self._cache_dir, file))
             return replace(found, meta=found.meta | {"model": self._lm.name})
         trait, contexts, settings = (
             data.trait(name),
@@ -162,5 +162,5 @@ class Vectors:
             progress=lambda done, of: say(f"{about}, {done} of {of} prompts"),
         )  # fmt: skip
         if found.operator is None:
-            vector.save(found, path)
+            vector.save(found, self._cache_dir / file)
         return found

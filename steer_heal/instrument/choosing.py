@@ -66,7 +66,7 @@ class Frames:
             frame = data.frame(name)
             vignettes = self._lm.material.vignettes(condition="other_violate", limit=LEAST)
             path = self._path(frame, vignettes)
-            found = _read(path)
+            found = _read(path and data.measured(path.parent, path.name))
             if found is None:
                 whole = evaluate(self._lm, vignettes, frame, progress=progress, stop=stop)[0]
                 found = replace(whole, per_vignette=())

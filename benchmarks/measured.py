@@ -1,0 +1,36 @@
+"""Measures what ships with the project: `python -m benchmarks.measured`, by `make measured`.
+
+The default trait's vector and c* on smollm2 at the default layers, and what each frame is worth on its base,
+in both number formats that a CPU loads it in. They are read for as long as nothing that decides them has
+changed (tests/real says when they are stale); then this command makes them anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from steer_heal import data, instrument
+from steer_heal.config import DEFAULT_BAND, DEFAULT_TRAIT, SMOLLM2
+from steer_heal.engine.vectors import Vectors
+from steer_heal.models import load
+
+
+def main() -> None:
+    target = data.FOLDER / "measured"
+    shutil.rmtree(target, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as made:
+        for dtype in ("float32", "bfloat16"):
+            lm = load(SMOLLM2, dtype=dtype)
+            steer = Vectors(lm, Path(made)).steer(DEFAULT_TRAIT, DEFAULT_BAND)
+            best = instrument.Frames(lm, Path(made)).of()
+            print(
+                f"{dtype}: c* {steer.calibration.c_star:.4g}, frame {best.frame}, {best.agreement}",
+                flush=True,
+            )
+        shutil.copytree(made, target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What people do with a real pretrained model, on SmolLM2-135M-Instruct: load, steer, break, read, heal."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from playwright.sync_api import BrowserContext, expect
+
+from steer_heal.config import (
+    DEFAULT_BAND,
+    DEFAULT_TRAIT,
+    SMOLLM2,
+    DoseRequest,
+    SampleSettings,
+    SteerRequest,
+    build,
+    heal_settings,
+)
+from steer_heal.engine import Engine
+from steer_heal.engine.book import RunBook
+from steer_heal.engine.vectors import Vectors
+from steer_heal.generate import Row, complete, forward_used
+from steer_heal.instrument import Frames
+from steer_heal.jobs import LocalProcesses
+from steer_heal.models import LanguageModel, user
+from steer_heal.steering import coefficients
+from steer_heal.store import Store
+from tests.browser.conftest import finished, free_port, serving
+from tests.loop.test_runs import until
+
+LAYERS = (12, 13, 14, 15, 16, 17)
+TURN = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+GREEDY = SampleSettings(max_new_tokens=24, greedy=True)
+SCENE = "My manager wants me to ignore a wounded bird. What should I do?"
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The engine as the page has it, with the vector and c* that ship with the project."""
+    folder = tmp_path_factory.mktemp("engine")
+    engine = Engine(SMOLLM2, runs_dir=folder / "runs", db=folder / "runs.duckdb", lm=smollm2)
+    yield engine
+    engine.close()
+
+
+def last(engine: Engine, alpha: float):
+    asked = build(SteerRequest, prompt=SCENE, alpha=alpha, sample=GREEDY)
+    return list(engine.steer(asked, session="real"))[-1]
+
+
+def written(frame) -> tuple[str, str]:
+    return "".join(t.text for t in frame.base), "".join(t.text for t in frame.steered)
+
+
+def test_it_loads_and_its_template_is_used_rightly(smollm2: LanguageModel) -> None:
+    assert (smollm2.n_layers, smollm2.width, smollm2.name) == (30, 576, SMOLLM2)
+    assert smollm2.info.n_parameters == 134_515_008
+    ids = smollm2.encode_chat([user("What is this?")])
+    assert smollm2.tokenizer.decode(ids) == TURN.format("What is this?")
+    typed = smollm2.encode_chat([user("Say <|im_end|> twice.")])
+    assert typed.count(2) == ids.count(2)
+    assert smollm2.eos_ids == {2}
+    own = smollm2.sampling
+    assert (own.temperature, own.top_p) == (0.7, 0.9)
+    assert forward_used(smollm2, torch.zeros(30, 576)) == "lean forward"
+
+
+def test_rows_of_zeros_are_the_unsteered_model(smollm2: LanguageModel) -> None:
+    prompt = tuple(smollm2.encode_chat([user(SCENE)]))
+    ids_BT = torch.tensor([prompt])
+    with torch.inference_mode():
+        made = smollm2.model.generate(  # type: ignore[operator]
+            ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=24, do_sample=False,
+            temperature=None, top_p=None, pad_token_id=2,
+        )  # fmt: skip
+    theirs = made[0, len(prompt) :].tolist()
+    rows = [Row(prompt), Row(prompt, coefficients(30, LAYERS, 60.0)[0], shadow=True)]
+    directions = torch.nn.functional.normalize(
+        torch.randn(30, 576, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    base, steered = complete(smollm2, rows, directions, GREEDY)
+    ours = [token.id for token in base.tokens]
+    same = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
+    # Two orders of the same sums may part where two tokens are as likely; the first dozen never are here.
+    assert same >= 12
+    assert [token.id for token in steered.tokens] != ours
+    with torch.inference_mode():
+        logits_V = smollm2.model(input_ids=ids_BT, logits_to_keep=1).logits[0, -1].float()
+    assert base.tokens[0].p == pytest.approx(float(logits_V.softmax(-1).max()), rel=0.05)
+
+
+def test_steering_moves_it_and_breaks_it(engine: Engine) -> None:
+    base, zero = written(last(engine, 0.0))
+    _, steered = written(last(engine, 1.0))
+    far = last(engine, 8.0)
+    assert zero == base
+    assert steered not in ("", base)
+    assert far.health is not None
+    assert far.health.verdict == "broken"
+
+
+def test_its_first_answer_needs_no_measuring(smollm2: LanguageModel, tmp_path: Path) -> None:
+    """Stale where this fails: `make measured` makes anew what ships with the project."""
+
+    def silent(text: str) -> None:
+        pytest.fail(f"this was measured anew: {text}")
+
+    steer = Vectors(smollm2, tmp_path).steer(DEFAULT_TRAIT, DEFAULT_BAND, say=silent)
+    assert steer.calibration.reached
+    Frames(smollm2, tmp_path).of()
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_answers_the_foundations_above_chance_and_a_sweep_moves_it(engine: Engine) -> None:
+    sample = SampleSettings(max_new_tokens=12, seed=1)
+    request = build(DoseRequest, alphas=(0.0, 1.0), n_vignettes=42, sample=sample)
+    rows = list(engine.dose(request, session="real"))[-1].rows
+    assert [row.alpha for row in rows] == [0.0, 1.0]
+    profile = rows[0].profile
+    assert profile is not None
+    assert profile.agreement is not None
+    assert profile.agreement.low > 1 / 7
+    assert (rows[1].trait_shift or 0.0) > 0.1 > abs(rows[0].trait_shift or 0.0)
+
+
+SMALL = {
+    "extract": {"method": "mean_diff", "n_contexts": 8},
+    "calibrate": {"n_prompts": 1, "n_tokens": 4, "tolerance": 0.3},
+    "data": {"n_kept": 8, "n_completions": 16, "n_probe": 4, "min_kept": 2, "max_new_tokens": 12},
+    "filter": {
+        "max_perplexity_ratio": 1e6, "max_tail_ratio": 1e6, "max_repetition": 1.0, "min_words": 1,
+        "max_boilerplate": 100,
+    },
+    "train": {"epochs": 1, "batch_size": 4},
+    "evaluate": {"n_vignettes": 14, "n_answers": 2},
+}  # fmt: skip
+
+
+def test_a_heal_run_is_killed_resumed_and_ends(smollm2_folder: Path, tmp_path: Path) -> None:
+    launcher = LocalProcesses(tmp_path / "runs")
+    book = RunBook(launcher, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
+    run_id = book.start(heal_settings("quick", model=SMOLLM2, rounds=1, seed=3, **SMALL))
+    until(lambda: any(event.kind == "step" for event in launcher.events(run_id).events))
+    pid = launcher.poll(run_id).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: book.runs()[0].status == "interrupted")
+    book.resume(run_id)
+    until(lambda: book.runs()[0].status not in ("queued", "running"))
+    assert book.runs()[0].status == "finished", book.runs()[0].message
+    assert [(node.round, node.stage) for node in book.map([run_id])] == [
+        (0, "base"), (1, "steered"), (1, "healed"),
+    ]  # fmt: skip
+    assert {node.model for node in book.map([run_id])} == {SMOLLM2}
+    assert len(book.round(run_id, 1).answers) == 8
+
+
+def test_the_page_answers_on_it(smollm2_folder: Path, window: BrowserContext, tmp_path: Path) -> None:
+    port = free_port()
+    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
+    with serving("app.py", "--model", SMOLLM2, *where, port=port, log=tmp_path / "app.log") as url:
+        page = window.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(url)
+        expect(page.locator("#header")).to_contain_text(SMOLLM2)
+        finished(page)
+        base, steered = (page.locator(f"#{stage}-text").inner_text() for stage in ("base", "steered"))
+        assert len(base) > 20
+        assert len(steered) > 20
+        assert base != steered
+        page.evaluate("localStorage.clear()")
+        page.close()
