@@ -27,7 +27,7 @@ SMALL = {
         "min_words": 1,
         "trait_share": 1.0,
     },
-    "extract": {"n_contexts": 16},
+    "extract": {"method": "mean_diff", "n_contexts": 16},
     "calibrate": {"n_prompts": 2, "n_tokens": 8},
     "train": {"epochs": 1},
     "evaluate": {"n_vignettes": 7, "n_answers": 2},

@@ -184,7 +184,7 @@ def test_a_heal_run_draws_all_its_text_as_its_settings_say(monkeypatch):
     lm = tiny.shared("llama")
     for told in ({}, {"temperature": 0.3, "top_p": "0.5", "top_k": -1}):
         settings = heal_settings(model="demo", data=told, evaluate={"n_vignettes": 7})
-        measure.Measures(lm, AdapterStack(lm), settings, lambda: False).write(["p"], None, seed=4)
+        measure.Measures(lm, AdapterStack(lm), settings, None, lambda: False).write(["p"], None, seed=4)
     own, other = asked
     assert (own.temperature, own.top_p, own.top_k) == (None, None, None)
     assert (other.temperature, other.top_p, other.top_k, other.seed) == (0.3, 0.5, 0, 4)

@@ -15,7 +15,7 @@ from tests import tiny
 @pytest.mark.parametrize("name", ["demo", "tiny"])
 def test_nothing_is_trained_on_what_is_held_out(name):
     lm = models.load("demo") if name == "demo" else tiny.shared()
-    measures = Measures(lm, AdapterStack(lm), HealSettings(model="tiny"), stop=lambda: False)
+    measures = Measures(lm, AdapterStack(lm), HealSettings(model="tiny"), None, stop=lambda: False)
     assert measures.held_prompts == lm.material.held_out_prompts()
     assert not set(measures.prompts) & {*lm.material.held_out_prompts(), *lm.material.neutral_prompts()}
     assert len(measures.prompts) >= 300

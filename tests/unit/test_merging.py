@@ -3,7 +3,7 @@ import torch
 
 from steer_heal.adapters import AdapterStack
 from steer_heal.config import SettingsError, TrainSettings
-from steer_heal.merging import merge
+from steer_heal.merging import merge, stored_dtype
 from steer_heal.models import load
 from tests import tiny
 from tests.close import assert_near, model_rounding
@@ -53,8 +53,10 @@ def test_merged_rounds_answer_as_the_adapters_did(tmp_path):
 def test_the_files_number_format_is_the_bases(tmp_path):
     fresh = base(tmp_path / "base", torch.bfloat16)
     adapted = train(fresh(), tmp_path / "adapters")
-    opened = load(str(merge(fresh(), tmp_path / "adapters", tmp_path / "merged")), device="cpu", dtype=None)
-    assert opened.dtype == torch.bfloat16
+    opened = load(
+        str(merge(fresh(), tmp_path / "adapters", tmp_path / "merged")), device="cpu", dtype="bfloat16"
+    )
+    assert stored_dtype(opened) == torch.bfloat16
     tolerance = model_rounding(opened)  # that of bfloat16, which the weights are rounded to
     assert_near(logits(opened.model.float()), adapted, tolerance)
 

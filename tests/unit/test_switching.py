@@ -94,7 +94,7 @@ def test_whatever_goes_wrong_the_chooser_goes_back_to_what_answers(error, said):
         engine = Failing()
         choosing.wire(engine, *choosing.build(engine))
     choose = next(iter(page.fns.values())).fn
-    heads, names = zip(*choose("other"), strict=True)
+    heads, names, *_ = zip(*choose("other"), strict=True)
     assert "Loading other" in heads[0]
     assert view.error(said) in heads[-1]
     assert names[-1] == engine.info.name

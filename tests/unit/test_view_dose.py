@@ -16,6 +16,7 @@ from tests.fake_engine import FakeEngine
 FORM_VALUES = {
     "prompt": "You see a man.", "trait": "care_over_authority", "exact": 1.0, "low": 0.4, "high": 0.6,
     "length": 60, "seed": 0, "greedy": False, "method": "mean_diff",
+    "temperature": "", "top_p": "", "top_k": "",
 }  # fmt: skip
 DOSES = [[-2.0, "broken"], [0.0, "coherent"], [1.0, "coherent"], [3.0, "degraded"], [8.0, "broken"]]
 
