@@ -46,5 +46,5 @@ def first_line(error: BaseException) -> str:
     """What the error says on its first line, and on the next where that one only announces it, without a full
     stop; its kind too, where that is needed to understand it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    said = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(".")
+    said = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(".,;:")
     return f"{type(error).__name__} {said}".strip() if isinstance(error, KeyError) or not said else said

@@ -243,7 +243,8 @@ class ChatEncoder:
 
 
 def _default_template(given: str | Mapping[str, str] | None, name: str) -> str:
-    """The template, or of several with names the one named `default`."""
+    """The template, or of several with names the one named `default`; without the byte-order mark that some
+    editors put before it."""
     if isinstance(given, Mapping) and "default" not in given:
         raise SettingsError(
             f"{name} has chat templates named {', '.join(sorted(given))} and none named default: rename the "
@@ -252,7 +253,7 @@ def _default_template(given: str | Mapping[str, str] | None, name: str) -> str:
     template = given["default"] if isinstance(given, Mapping) else given
     if not isinstance(template, str) or not template.strip():
         raise SettingsError(f"{name} has no chat template: choose an instruction-tuned model.")
-    return template
+    return template.removeprefix("\ufeff")
 
 
 def _check_whole(text: str) -> None:

@@ -283,19 +283,23 @@ def _described(config: PreTrainedConfig, dtype: torch.dtype | str, options: dict
 def _check_bos(lm: LanguageModel, folder: Path) -> str:
     """A sentence where chats lack the model's BOS and something is amiss: many models have one that their
     chats leave out by design. Errors: `SettingsError` where the file is missing that names it."""
-    bos, lost = lm.config.bos_token_id, not (folder / "tokenizer_config.json").is_file()
-    asked = lm.chat.wants_bos and lm.tokenizer.bos_token is None
-    if bos is None or not (asked or lost) or lm.encode_chat([user("?")])[0] == bos:
+    bos = lm.config.bos_token_id
+    if bos is None or lm.encode_chat([user("?")])[0] == bos:
         return ""
+    lost = not (folder / "tokenizer_config.json").is_file()
+    asked = lm.chat.wants_bos and lm.tokenizer.bos_token is None
     if asked and lost:
         raise SettingsError(
             f"{lm.name} lacks its tokenizer_config.json, so that its chats would not begin with the BOS that "
             f"its chat template asks for (token {bos} by its config.json): put that file into its folder."
         )
-    why = "is missing" if lost else "names none"
-    return (
-        f"Its chats do not begin with BOS (token {bos} by its config.json): its tokenizer_config.json {why}."
-    )
+    if lost or asked:
+        why = f"its tokenizer_config.json {'is missing' if lost else 'names none'}"
+    elif lm.tokenizer("")["input_ids"][:1] == [bos]:
+        why = "its chat template leaves out what its tokenizer begins any other text with"
+    else:
+        return ""
+    return f"Its chats do not begin with BOS (token {bos} by its config.json): {why}."
 
 
 def _answer(lm: LanguageModel) -> None:
@@ -303,7 +307,7 @@ def _answer(lm: LanguageModel) -> None:
     ids = torch.tensor([lm.encode_chat([user("How are you?")])], device=lm.device)
     with one_sentence(lambda error: f"{lm.name} cannot answer: {first_line(error)}."), torch.inference_mode():
         logits = lm.model(input_ids=ids, logits_to_keep=1).logits
-    if logits.isnan().any():
+    if (logits.isnan() | logits.isposinf()).any():
         raise SettingsError(
             f"{lm.name} answers nothing that is a number: its weights are damaged, or do not fit into "
             f"{lm.info.dtype}; download it again, or load it in float32."

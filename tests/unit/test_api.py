@@ -147,8 +147,7 @@ def test_the_examples_in_the_readme_run(url, capsys):
 
 
 def test_half_a_character_is_one_sentence(url):
-    values = ["half \ud83d", 1.0, "care_over_authority", 0.4, 0.6, 8, 0, False, "mean_diff", None, None, None]
-    call, json_type = f"{url}gradio_api/call/steer", {"Content-Type": "application/json"}
-    asked = httpx.post(call, content=json.dumps({"data": values}), headers=json_type).json()
+    call, json_type = f"{url}gradio_api/call/v2/steer", {"Content-Type": "application/json"}
+    asked = httpx.post(call, content=json.dumps({"prompt": "half \ud83d"}), headers=json_type).json()
     told = httpx.get(f"{call}/{asked['event_id']}").text
     assert "prompt: the text holds half a character" in told

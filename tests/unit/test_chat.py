@@ -160,6 +160,10 @@ def test_a_template_that_changes_what_is_said_is_refused_at_once(kind):
         model(with_turns(CHANGES[kind]))
 
 
+def test_a_templates_byte_order_mark_is_no_part_of_it():
+    assert model("\ufeff" + tiny.TEMPLATE).encode_chat([user(SAID)]) == template_ids([user(SAID)])
+
+
 @pytest.mark.parametrize("kind", PARTS)
 def test_a_template_that_wants_parts_gets_parts(kind):
     lm, plain = model(with_turns(PARTS[kind])), model(with_turns("{{ m['content'] }}"))

@@ -128,7 +128,7 @@ UNK_LESS = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<none>"}
 WORDLESS = {"type": "BPE", "vocab": {}, "merges": []}
 DAMAGED = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
 ADAPTER = b'{"peft_type": "LORA", "base_model_name_or_path": "x"}'
-NAN = {"model.norm.weight": torch.full((32,), float("nan"))}
+NAN, INFINITE = ({"model.norm.weight": torch.full((32,), float(word))} for word in ("nan", "inf"))
 NEWER = {"type": "Tomorrow", "vocab": {}}
 NAMED = [{"name": name, "template": tiny.TEMPLATE} for name in ("rag", "tool_use")]
 WRITES = tiny.TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}<tool>").encode()
@@ -155,6 +155,7 @@ FAULTS = {
     "shard": (lambda to: indexed(to, "model-1-of-1.safetensors", move=False), "lacks model-1-of-1"),
     "adapter": (lambda to: rewrite(to, adapter_config_json=ADAPTER), "also holds an adapter"),
     "not a number": (lambda to: weights(to, **NAN), "answers nothing that is a number"),
+    "infinite": (lambda to: weights(to, **INFINITE), "answers nothing that is a number"),
 }  # fmt: skip
 
 
@@ -234,6 +235,16 @@ def test_a_bos_left_out_or_written_by_design_is_not_spoken_of(saved, tmp_path):
         (tmp_path / "chat_template.jinja").write_text(template)
         settings(tmp_path, bos_token=None)
         assert load(folder, device="cpu").info.note == ""
+
+
+def test_a_bos_that_only_chats_are_without_is_spoken_of(saved, tmp_path):
+    folder = change(saved, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(tiny.TEMPLATE.replace("{{ bos_token }}", ""))
+    pieces = [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    known = {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}}
+    adding = {"type": "TemplateProcessing", "single": pieces, "pair": [], "special_tokens": known}
+    words(tmp_path, post_processor=adding)
+    assert "template leaves out what its tokenizer begins" in load(folder, device="cpu").info.note
 
 
 @pytest.mark.parametrize(
