@@ -1,8 +1,10 @@
-"""Shared by all tests: as many threads as TEST_THREADS says (1: the models are tiny), the architectures."""
+"""Shared by all tests: as many threads as TEST_THREADS says (1: the models are tiny), models, a browser."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import torch
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from tests import tiny
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
@@ -36,3 +45,21 @@ def arch(request: pytest.FixtureRequest) -> str:
 def lm(arch: str):
     """A tiny model of each architecture in turn, shared: a test that changes it makes its own."""
     return tiny.shared(arch)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: install one to run the browser tests")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def window(browser: Browser) -> Iterator[BrowserContext]:
+    """One browser window for all tests of the usual size, so that scripts are fetched and compiled once."""
+    context = browser.new_context(viewport={"width": 1440, "height": 1000})
+    yield context
+    context.close()

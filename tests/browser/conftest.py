@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,15 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 expect.set_options(timeout=30_000)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 def free_port() -> int:
@@ -61,29 +55,11 @@ def serving(*command: str, port: int, log: Path, seconds: float = 280.0) -> Iter
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: install one to run the browser tests")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page over the fake engine: its address."""
     port, log = free_port(), tmp_path_factory.mktemp("fake") / "server.log"
     with serving("-m", "tests.browser.serve_fake", str(port), "4", port=port, log=log) as url:
         yield url
-
-
-@pytest.fixture(scope="session")
-def window(browser: Browser) -> Iterator[BrowserContext]:
-    """One browser window for all tests of the usual size, so that scripts are fetched and compiled once."""
-    context = browser.new_context(viewport={"width": 1440, "height": 1000})
-    yield context
-    context.close()
 
 
 def opened(window: BrowserContext, url: str, script: str = "") -> Iterator[Page]:

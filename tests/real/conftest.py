@@ -1,4 +1,4 @@
-"""smollm2 as its users have it, fetched and converted once on this machine; the browser for its page."""
+"""smollm2 as its users have it, fetched and converted once on this machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import pytest
 
 from steer_heal.config import SMOLLM2, SettingsError
 from steer_heal.models import LanguageModel, fetch, load
-from tests.browser.conftest import browser, window
-
-__all__ = ["browser", "window"]
 
 
 @pytest.fixture(autouse=True)
