@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from components.palette import HEALED, NEUTRAL, STAGE_COLOURS, STEERED
-from steer_heal.records import CANNOT_ANSWER, MapNode, RoundDetail
+from steer_heal.records import CANNOT_ANSWER, ControlNode, MapNode, RoundDetail
 
 HUMAN_CLASSIC = {"Care": 0.198, "SocialNorms": 0.193}
 SYMBOLS = {"base": "circle", "steered": "diamond", "healed": "square"}
@@ -162,12 +162,16 @@ def moral_map(
     nodes: Sequence[MapNode],
     names: Mapping[str, str],
     selected: tuple[str, int] | None = None,
+    controls: Sequence[ControlNode] = (),
 ) -> dict[str, Any]:
-    """Care (up) against SocialNorms: up and to the left is more trait. Without nodes it has no traces."""
+    """Care (up) against SocialNorms: up and to the left is more trait. Without nodes it has no traces.
+
+    `controls`: what random directions of the same KL, and the persona as text, do to the base.
+    """
     figure = go.Figure()
     silent = {n.run_id for n in nodes if n.stage == "base" and n.worth.cannot_answer}
     lines, arrows = _paths(nodes)
-    figure.add_traces(lines)
+    figure.add_traces([*_controls(controls), *lines])
     for stage in STAGE_COLOURS:
         found = [n for n in nodes if n.stage == stage]
         if found:
@@ -193,6 +197,23 @@ def moral_map(
         hovermode="closest",
     )
     return as_json(figure)
+
+
+def _controls(controls: Sequence[ControlNode]) -> list[Any]:
+    """Small and grey: a movement that is no larger is none."""
+    look = {"random": ("random, same KL", "x-thin"), "persona": ("persona as text", "diamond-open")}
+    return [
+        go.Scatter(
+            x=[one.social_norms for one in found],
+            y=[one.care for one in found],
+            mode="markers",
+            name=title,
+            marker={"symbol": symbol, "size": 8, "color": NEUTRAL, "line": {"width": 1.5, "color": NEUTRAL}},
+            hovertemplate="Care %{y:.3f}, SocialNorms %{x:.3f}",
+        )
+        for kind, (title, symbol) in look.items()
+        if (found := [one for one in controls if one.kind == kind])
+    ]
 
 
 def losses(detail: RoundDetail) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import plotly.graph_objects as go
 from components.charts import as_json
 from components.palette import BASE, NEUTRAL, STEERED
 from steer_heal.config import THRESHOLDS
-from steer_heal.records import DoseRow, Sweep
+from steer_heal.records import Controls, DoseRow, Sweep
 
 Band = tuple[float, float]
 Values = Callable[[DoseRow], list[float]]
 MARKS = (THRESHOLDS.mass_degraded, THRESHOLDS.mass_broken)
 ANSWERS = "coherence: answer mass"
+MOVEMENT = "trait movement"
 SYMBOLS = {"coherent": "circle", "degraded": "triangle-up-open", "broken": "x"}
 LEAST_SPREAD = 3
 """A band is drawn for at least this many vignettes."""
@@ -58,6 +59,8 @@ def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
         if base is not None and (level := value(base)) is not None:
             lines += [_level(level, name, BASE)]
             lines += [_level(mark * level, name, NEUTRAL) for mark in MARKS] if title == ANSWERS else []
+        if sweep.controls is not None and title == MOVEMENT:
+            lines += _controls(sweep.controls, target, name)
     axes[f"yaxis{len(measures)}"]["type"] = "log"
     marked, words = _broken(sweep.breaks)
     figure.update_layout(
@@ -108,7 +111,7 @@ def _measures(
 
     return [
         (ANSWERS, lambda row: row.coherence, masses),
-        ("trait movement", lambda row: row.trait_shift, moves),
+        (MOVEMENT, lambda row: row.trait_shift, moves),
         ("95th percentile of KL, nats", lambda row: row.kl_p95, texts("kl_p95")),
         ("repetition", lambda row: row.repetition, texts("repetition")),
         ("perplexity under base", lambda row: row.perplexity, texts("perplexity")),
@@ -180,6 +183,18 @@ def _level(value: float, axis: str, colour: str) -> dict[str, Any]:
             "line": line}  # fmt: skip
 
 
+def _controls(controls: Controls, target: Mapping[str, int], axis: str) -> list[dict[str, Any]]:
+    """A grey band over what random directions of alpha 1's KL move, and a dashed line for the persona."""
+    shifts, persona = controls.shifts(dict(target)), controls.persona_shift(dict(target))
+    place = {"xref": "paper", "yref": axis, "x0": 0, "x1": 1}
+    found = []
+    if shifts:
+        ends = {"y0": min(shifts), "y1": max(shifts)}
+        look = {"fillcolor": NEUTRAL, "opacity": 0.25, "line": {"width": 0}, "layer": "below"}
+        found.append({**place, **ends, **look, "type": "rect"})
+    return found if persona is None else [*found, {**_level(persona, axis, NEUTRAL), "name": "persona"}]
+
+
 def _base(rows: Sequence[DoseRow]) -> DoseRow | None:
     return next((row for row in rows if row.alpha == 0.0), None)
 
@@ -199,7 +214,7 @@ def grid(cells: Sequence[DoseRow], layers_of: Callable[[Band], Sequence[int]]) -
     names = [f"{found[0]}" if len(found) == 1 else f"{found[0]}–{found[-1]}" for found in held]
     moved = max((abs(c.trait_shift) for c in cells if c.trait_shift is not None), default=0.0) or 1.0
     panels = (
-        ("trait movement", lambda c: c.trait_shift, "x", BLUE_TO_ORANGE, (-moved, moved), 0.0),
+        (MOVEMENT, lambda c: c.trait_shift, "x", BLUE_TO_ORANGE, (-moved, moved), 0.0),
         (ANSWERS, lambda c: c.coherence, "x2", "Cividis", (0.0, 1.0), 0.53),
     )
     for title, value, axis, scale, (low, high), left in panels:

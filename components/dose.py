@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import charts_dose, plot, view, view_dose
+from components import charts_dose, plot, view, view_dose, view_effect
 from components.answering import Newest, nothing
 from components.controls import FORM, sample
 from components.steer import INTERNAL, Steering
@@ -92,11 +92,17 @@ def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
             drawn = plot.whole(charts_dose.dose(found, target)) if n > shown else gr.skip()
             shown = n
             yield drawn, view_dose.working(found.share, doing, found.waiting), gr.skip(), gr.skip()
+        if found.controls is not None:
+            yield plot.whole(charts_dose.dose(found, target)), gr.skip(), gr.skip(), gr.skip()
         if not found.rows:
             yield gr.skip(), view.note("Stopped before the first dose."), gr.skip(), gr.skip()
             return
         kept = view_dose.remember(known, name, found.rows)
-        said = view_dose.found(found) if found.share >= 1.0 else f"Stopped: {len(found.rows)} doses measured."
+        said = (
+            view_dose.found(found, target)
+            if found.share >= 1.0
+            else f"Stopped: {len(found.rows)} doses measured."
+        )
         yield gr.skip(), view.note(said), view_dose.strip(kept, name), kept
 
     def handler(request: gr.Request, over: str, known: Any, *form: Any) -> Iterator[Outputs]:
@@ -128,6 +134,23 @@ def mapping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
     return handler
 
 
+def effecting(panel: Panel) -> Callable[..., Iterator[Outputs]]:
+    """The handler that streams what the vector does into (panel, note)."""
+
+    def stream(asked: Asked) -> Iterator[Outputs]:
+        request = panel.request(asked, (1.0,), refine=False)
+        for news in panel.engine.effect(request, session=work_of(asked.session)):
+            if isinstance(news, str):
+                yield gr.skip(), view.note(f"Measuring {news} ...")
+            else:
+                yield view_effect.panel(news), view.note("At alpha 1, over our own vignettes.")
+
+    def handler(request: gr.Request, over: str, *form: Any) -> Iterator[Outputs]:
+        yield from _guarded(panel, over, form, request, stream, 2)
+
+    return handler
+
+
 def _cells(cells: list[DoseRow]) -> str:
     bands = len({cell.band for cell in cells})
     words = "choice" if bands == 1 else "choices"
@@ -146,6 +169,7 @@ def _guarded(
     session = request.session_hash or ""
     asked = Asked(dict(zip(FORM, form, strict=True)), over, session, next(panel.presses))
     panel.newest.take(session, asked.number)
+
     rest = nothing(n - 2)
     try:
         for shown in stream(asked):
@@ -181,8 +205,10 @@ def make(engine: Any, steering: Steering) -> Callable[[gr.Blocks], Any]:
         )
         find = gr.Button("Find the incoherent regime", size="sm", scale=2, min_width=170, elem_id="dose-find")
         every = gr.Button("Map alpha × layer", size="sm", scale=1, min_width=130, elem_id="dose-grid")
+        what = gr.Button("What the vector does", size="sm", scale=1, min_width=150, elem_id="dose-effect")
         stop = gr.Button("Stop", size="sm", scale=0, min_width=90, elem_id="dose-stop")
     note = gr.HTML(elem_id="dose-note", elem_classes="sh-slot", apply_default_css=False)
+    does = gr.HTML(elem_id="effect", apply_default_css=False)
     with gr.Row(elem_classes="sh-wrap"):
         with gr.Column(min_width=330):
             chart = plot.chart(None, elem_id="dose-chart", height=620, empty="")
@@ -192,6 +218,7 @@ def make(engine: Any, steering: Steering) -> Callable[[gr.Blocks], Any]:
     known = gr.BrowserState({}, storage_key="steer-heal-doses", secret="verdicts-only")
 
     find.click(sweeping(panel), [over, known, *knobs.form()], [chart, note, knobs.strip, known], **LONG)
+    what.click(effecting(panel), [over, *knobs.form()], [does, note], **LONG)
     every.click(mapping(panel), [over, *knobs.form()], [cells, note], **LONG)
 
     def halt(request: gr.Request) -> None:

@@ -30,8 +30,8 @@ def working(share: float, doing: str, waiting: int = 0) -> str:
     )
 
 
-def found(sweep: Sweep) -> str:
-    """Where coherence breaks, in a sentence."""
+def found(sweep: Sweep, target: dict[str, int]) -> str:
+    """Where coherence breaks, and whether the trait moves further than controls do, in a sentence."""
     rows = sweep.rows
     top = max((row.alpha for row in rows), default=0.0)
     marks = [f"below {mark:g} of base's from alpha {alpha:g}" for mark, alpha in sweep.breaks.items()]
@@ -43,7 +43,15 @@ def found(sweep: Sweep) -> str:
         said = "its text alone is judged" if worth is None else worth.agreement.sentence(worth.frame)
     first = next((r.alpha for r in rows if r.alpha > 0 and r.verdict != "coherent"), None)
     text = "" if first is None else f"; the first dose that is not coherent, text counted, is alpha {first:g}"
-    return f"{said}{text}. Click the chart to steer at a dose."
+    return f"{said}{text}{_against(sweep, target)}. Click the chart to steer at a dose."
+
+
+def _against(sweep: Sweep, target: dict[str, int]) -> str:
+    """The movement at alpha 1 held against the controls; nothing without them or without that dose."""
+    at_1 = next((row.trait_shift for row in sweep.rows if row.alpha == 1.0), None)
+    if sweep.controls is None or at_1 is None or not target:
+        return ""
+    return f"; at alpha 1 the trait moves {at_1:+.2f}: {sweep.controls.sentence(target, at_1)}"
 
 
 # ---- the strip under the slider ---------------------------------------------------------------------------

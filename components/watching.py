@@ -57,7 +57,7 @@ def draw(engine: Any, kept: Any) -> tuple[dict[str, Any], str, str]:
     runs = engine.runs()
     ids = shown(runs, kept)
     names = {r.run_id: r.name for r in runs}
-    figure = charts.moral_map(engine.map(ids), names, opened(kept))
+    figure = charts.moral_map(engine.map(ids), names, opened(kept), engine.controls(ids))
     return figure, view_runs.runs_table(runs, ids), view.note(engine.store_message())
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
-import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import measured
 from .config import CalibrateSettings, SampleSettings, SettingsError, build
-from .data import measured
 from .generate import PrefixStore, Row, complete
 from .models import LanguageModel, digest
 from .records import Calibration, Trait
@@ -295,29 +294,19 @@ def cached(
 
     A damaged file is measured again. Errors: `SettingsError` when the folder cannot be written.
     """
-    key = _key(lm, trait, vector, layers, prompts_ids, settings)
-    path = Path(cache_dir) / f"calibration-{key}.json"
-    known = _read(measured(cache_dir, path.name))
+    name = f"calibration-{_key(lm, trait, vector, layers, prompts_ids, settings)}.json"
+    known = measured.read(cache_dir, name, _calibration)
     if known is not None:
         return known
     found = calibrate(lm, vector, layers, prompts_ids, settings, progress=progress, pause=pause)
     origin = {"model": lm.name, "trait": trait.name, "layers": list(layers)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps({**origin, "calibration": asdict(found)}))
-        draft.replace(path)
-    except OSError as error:
-        raise SettingsError(f"The calibration cannot be kept in {cache_dir}: {error.strerror}.") from error
+    measured.write(cache_dir, name, {**origin, "calibration": asdict(found)})
     return found
 
 
-def _read(path: Path) -> Calibration | None:
-    try:
-        values = json.loads(path.read_text())["calibration"]
-        return Calibration(**{**values, "history": tuple(map(tuple, values["history"]))})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _calibration(document: Any) -> Calibration:
+    values = document["calibration"]
+    return Calibration(**{**values, "history": tuple(map(tuple, values["history"]))})
 
 
 def _key(

@@ -226,13 +226,6 @@ def traits() -> dict[str, Trait]:
     return dict(sorted(found.items(), key=lambda item: item[0] != DEFAULT_TRAIT))
 
 
-def measured(cache_dir: str | Path, name: str) -> Path:
-    """Where a measurement of this name, a hash of all that decides it, is read: in the cache, or where it is
-    not there among those that ship with the project (`make measured`)."""
-    own, shipped = Path(cache_dir) / name, FOLDER / "measured" / name
-    return shipped if shipped.is_file() and not own.exists() else own
-
-
 def trait(name: str) -> Trait:
     """The trait of that name; `SettingsError` with the known ones otherwise."""
     known = traits()

@@ -15,7 +15,7 @@ from .config import THRESHOLDS, DoseRequest, SettingsError
 from .data import AnyFrame
 from .generate import Row, complete
 from .models import LanguageModel, band_layers, layers_band, rows_that_fit
-from .records import Completion, DoseRow, Profile, Stopped, TextHealth, Vignette
+from .records import Completion, DoseRow, Profile, Stopped, TextHealth, Vignette, trait_shift
 from .steering import coefficients
 from .vector import SteeringVector
 
@@ -146,7 +146,7 @@ def grid(
         for alpha, profile in zip(request.alphas, profiles, strict=True):
             ratio = _ratio(profile.coherence, unit)
             verdict = None if ratio is None else filter.mass_verdict(ratio)
-            shift = instrument.trait_shift(profile.p, base.p, target)
+            shift = trait_shift(profile.p, base.p, target)
             yield DoseRow(alpha, band, profile, profile.coherence, None, None, None, shift, verdict)
         if progress:
             progress((number + 1) / len(bands))
@@ -217,7 +217,7 @@ class _Measure:
             kl_p95=filter.quantile(kls, 0.95) if kls else None,
             repetition=text.get("repetition"),
             perplexity=text.get("perplexity"),
-            trait_shift=instrument.trait_shift(profile.p, self.base.profile.p, self._target),
+            trait_shift=trait_shift(profile.p, self.base.profile.p, self._target),
             verdict=filter.set_verdict(_ratio(profile.coherence, self.unit), text),
             sample=written[0].text if written else "",
             perplexity_ratio=text.get("perplexity_ratio"),

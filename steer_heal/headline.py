@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .config import HEAL_THRESHOLDS, HealThresholds
-from .records import CANNOT_ANSWER
+from .records import CANNOT_ANSWER, Controls, trait_shift
 
-Word = Literal["collapsed", "cannot answer", "no trait kept", "not specific", "costly", "healed"]
+Word = Literal[
+    "collapsed", "cannot answer", "no trait kept", "no better than random", "not specific", "costly", "healed"
+]  # fmt: skip
 ORDER: tuple[Word, ...] = (
-    "collapsed", "cannot answer", "no trait kept", "not specific", "costly", "healed"
+    "collapsed", "cannot answer", "no trait kept", "no better than random", "not specific", "costly",
+    "healed",
 )  # fmt: skip
 
 
@@ -35,6 +38,7 @@ def judge(
     retention: float | None,
     persona_perplexity: float | None = None,
     thresholds: HealThresholds = HEAL_THRESHOLDS,
+    controls: Controls | None = None,
 ) -> Headline:
     """The first of `ORDER` that holds.
 
@@ -42,6 +46,7 @@ def judge(
     have a coherence; nothing but the text does where base has `cannot_answer`. `target`: foundation -> sign.
     `persona_perplexity`: median perplexity under base of what base writes with the persona as a system
     prompt, the measure of coherent text with the trait; base's own text where it was not measured.
+    `controls`: what random directions move, where they were measured.
     """
     limits, text = thresholds, healed["text"]
     said = thresholds.model_dump()
@@ -70,6 +75,10 @@ def judge(
     if retention is None or retention < limits.retention_kept:
         had = "steering moved nothing" if retention is None else f"retention {retention:.2f}"
         return Headline("no trait kept", f"{had}, {limits.retention_kept:g} is needed", said)
+    movement = trait_shift(dict(healed["p"]), dict(base["p"]), dict(target))
+    if controls is not None and (n := controls.as_far(dict(target), movement)):
+        why = f"{n} of {len(controls.random)} random directions of the same KL move the trait as far"
+        return Headline("no better than random", why, said)
     if (other := _spill(base["p"], healed["p"], target, limits.room)) and other[1] >= limits.spill:
         why = f"{other[0]} moved {other[1]:.2f} times as much as the target, below {limits.spill:g} is needed"
         if math.isinf(other[1]):

@@ -260,15 +260,104 @@ class DoseRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Controls:
+    """What a trait's movement at alpha 1 is held against, as mean p of each foundation on the same vignettes:
+    base, random unit directions, each at its own c*, and base with the positive persona before a vignette."""
+
+    base: dict[str, float]
+    random: tuple[dict[str, float], ...]
+    persona: dict[str, float] | None
+    c_stars: tuple[float, ...]
+
+    def shifts(self, target: dict[str, int]) -> tuple[float, ...]:
+        """How far each random direction moves the trait."""
+        return tuple(trait_shift(p, self.base, target) for p in self.random)
+
+    def persona_shift(self, target: dict[str, int]) -> float | None:
+        """How far the persona moves it."""
+        return None if self.persona is None else trait_shift(self.persona, self.base, target)
+
+    def as_far(self, target: dict[str, int], movement: float) -> int:
+        """How many of the random directions move the trait at least as far as `movement`."""
+        return sum(shift >= movement for shift in self.shifts(target))
+
+    def sentence(self, target: dict[str, int], movement: float) -> str:
+        """The movement held against them, in words."""
+        n, persona = len(self.random), self.persona_shift(target)
+        as_far = self.as_far(target, movement)
+        parts = [f"{as_far} of {n} random directions of the same KL move it as far"] if n else []
+        parts += ["no better than random"] if as_far else []
+        parts += [] if persona is None else [f"the persona as text moves it {persona:+.3f}"]
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleAnswer:
+    """One prompt, answered by base and at alpha 1."""
+
+    prompt: str
+    base: str
+    steered: str
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a vector does at its c*.
+
+    `steered`: mean p of each foundation at it; `intervals`: 95% interval of each one's movement from base.
+    `agreement` is under steering. `promoted`, `demoted`: words that it makes likelier and less likely.
+    """
+
+    trait: str
+    target: dict[str, int]
+    layers: tuple[int, ...]
+    c_star: float
+    frame: str
+    n_vignettes: int
+    steered: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    base_agreement: Agreement
+    agreement: Agreement
+    controls: Controls
+    promoted: tuple[str, ...]
+    demoted: tuple[str, ...]
+    answers: tuple[SampleAnswer, ...]
+
+    @property
+    def movement(self) -> float:
+        """How far the trait moved, in units of probability."""
+        return trait_shift(self.steered, self.controls.base, self.target)
+
+    @property
+    def as_far(self) -> int:
+        """How many of the random directions moved it as far."""
+        return self.controls.as_far(self.target, self.movement)
+
+    def sentence(self) -> str:
+        """How far the trait moved, and whether that is more than random directions and the persona do."""
+        return f"movement {self.movement:+.3f}; {self.controls.sentence(self.target, self.movement)}"
+
+
+def trait_shift(moved: dict[str, float], base: dict[str, float], target: dict[str, int]) -> float:
+    """How far a profile moved along a trait: sum over the target's foundations of sign * (p - p of base).
+
+    For `care_over_authority`: Care up plus SocialNorms down, in units of probability.
+    """
+    return sum(sign * (moved[name] - base[name]) for name, sign in target.items())
+
+
+@dataclass(frozen=True, slots=True)
 class Sweep:
     """How far a sweep or grid has come: the share done, its rows so far, the alphas where coherence first
-    falls below each share of base's; `waiting` counts requests ahead. `reading`: what the frame is worth."""
+    falls below each share of base's; `waiting` counts requests ahead. `reading`: what the frame is worth.
+    `controls`: on the same vignettes, last."""
 
     share: float
     rows: list[DoseRow]
     breaks: dict[float, float] = field(default_factory=dict)
     waiting: int = 0
     reading: Profile | None = None
+    controls: Controls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +446,16 @@ class MapNode:
     @property
     def worth(self) -> Agreement:
         return Agreement(self.agreement, self.agreement_low, self.agreement_high, self.chance)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlNode:
+    """A point of the map that a run is held against: base under a random direction, or told the persona."""
+
+    run_id: str
+    kind: Literal["random", "persona"]
+    care: float
+    social_norms: float
 
 
 @dataclass(frozen=True, slots=True)

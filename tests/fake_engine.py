@@ -18,12 +18,16 @@ from steer_heal.config import (
     check_band,
 )
 from steer_heal.records import (
+    Agreement,
     Alternative,
     Calibration,
+    Controls,
     DoseRow,
+    Effect,
     ListedModel,
     ModelInfo,
     Profile,
+    SampleAnswer,
     SteerFrame,
     Sweep,
     TextHealth,
@@ -182,6 +186,22 @@ class FakeEngine(FakeRuns):
     def calibration(self, trait: str, band: tuple[float, float]) -> Calibration:
         return Calibration(16.3, 1.0, 1.0, True, ((16.3, 1.0),))
 
+    def effect(self, request: DoseRequest, *, session: str) -> Iterator[Effect | str]:
+        self.layers(request.band)
+        yield "70 vignettes"
+        time.sleep(self.delay)
+        steered = profile_at(1.0)
+        moved = {name: steered[name] - BASE[name] for name in BASE}
+        random = tuple(BASE | {"Care": BASE["Care"] + 0.02 * i - 0.04} for i in range(request.controls))
+        worth = Agreement(0.6, 0.5, 0.7, 1 / 7)
+        yield Effect(
+            request.trait, {"Care": 1, "SocialNorms": -1}, self.layers(request.band), 16.3, "cloze", 70,
+            steered,
+            {name: (by - 0.02, by + 0.02) for name, by in moved.items()}, worth, worth,
+            Controls(BASE, random, profile_at(2.0), (20.0,) * request.controls),
+            ("help", "<b>kind"), ("odd", "rule"), (SampleAnswer("A <i>scene</i>?", BORING, KINDLY),),
+        )  # fmt: skip
+
     # ---- sweeps ---------------------------------------------------------------------------------------
 
     def dose(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
@@ -192,7 +212,11 @@ class FakeEngine(FakeRuns):
             start = next((row.coherence for row in rows if row.alpha == 0.0), 1.0)
             rising = [row for row in rows if row.alpha > 0]
             below = {m: [r.alpha for r in rising if r.coherence < m * start] for m in MARKS}
-            yield replace(found, rows=rows, breaks={mark: low[0] for mark, low in below.items() if low})
+            found = replace(found, rows=rows, breaks={mark: low[0] for mark, low in below.items() if low})
+            if found.share == 1.0 and request.controls:
+                random = tuple(BASE | {"Care": BASE["Care"] + 0.01 * i} for i in range(request.controls))
+                found = replace(found, controls=Controls(BASE, random, profile_at(2.0), (20.0,)))
+            yield found
 
     def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
         spans = [(i, i) for i in range(10)] + [(i, i + 2) for i in range(8)]

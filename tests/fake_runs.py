@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from steer_heal.config import HealSettings, SettingsError, changed, check_run_id, heal_settings
-from steer_heal.records import CompletionRow, MapNode, RoundDetail, RunRow
+from steer_heal.records import CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 
 STAGES = ("extract", "calibrate", "generate", "filter", "train", "evaluate")
 EXAMPLE = "example-care-0"
@@ -130,6 +130,12 @@ class FakeRuns:
             run.settings.model_dump(mode="json"),
             losses,
         )
+
+    def controls(self, run_ids: list[str]) -> list[ControlNode]:
+        care, norms = BASE["Care"], BASE["SocialNorms"]
+        moved = [(0.02 * i - 0.03, 0.03 - 0.015 * i) for i in range(4)]
+        held = [ControlNode(run_id, "random", care + x, norms + y) for run_id in run_ids for x, y in moved]
+        return held + [ControlNode(run_id, "persona", care + 0.2, norms - 0.3) for run_id in run_ids]
 
     def completions(self, run_id: str, round: int) -> list[CompletionRow]:
         self._run(run_id)

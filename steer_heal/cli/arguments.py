@@ -84,6 +84,7 @@ def heal(commands: Commands) -> None:
         "--vignettes", metavar="FILE", help="a JSONL file of vignettes; the bundled ones if none"
     )
     add_frame(made)
+    add_controls(made, 0)
     made.add_argument(
         "--set",
         dest="settings",
@@ -127,8 +128,19 @@ def dose(commands: Commands) -> None:
     made.add_argument(
         "--grid", action="store_true", help="every layer and three-layer band x alpha, no free text"
     )
+    add_controls(made)
     made.add_argument("--figure", metavar="FILE.html", help="draw it")
     made.add_argument("--all", action="store_true", help="show all seven foundations")
+
+
+def effect(commands: Commands) -> None:
+    about = "What a trait's vector does at its c*, beside random directions and the persona told as text."
+    made = command(commands, "effect", about)
+    add_model(made)
+    add_trait(made)
+    add_method(made)
+    add_frame(made)
+    add_controls(made)
 
 
 def evaluate(commands: Commands) -> None:
@@ -243,7 +255,7 @@ def doctor(commands: Commands) -> None:
     add_places(made)
 
 
-COMMANDS = (heal, dose, evaluate, vector, results, readings, store, export, models, doctor)
+COMMANDS = (heal, dose, effect, evaluate, vector, results, readings, store, export, models, doctor)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -278,6 +290,12 @@ def add_frame(parser: argparse.ArgumentParser) -> None:
         "--frame", default=AUTO_FRAME, choices=(AUTO_FRAME, *frames()),
         help="how the model is asked; auto: as it agrees best with the labels, found out on first use",
     )  # fmt: skip
+
+
+def add_controls(parser: argparse.ArgumentParser, usual: int = 8) -> None:
+    parser.add_argument(
+        "--controls", type=int, default=usual, metavar="N", help="beside N random directions of the same KL"
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from steer_heal.cli.arguments import Namespace, sampling
 from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table, worth
 from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
+from steer_heal.data import trait
 from steer_heal.engine import Engine
 from steer_heal.records import DoseRow, Sweep
 
@@ -42,6 +43,7 @@ def run(args: Namespace, out: Out) -> int:
         prompts=tuple(args.prompt),
         alphas=args.alphas if args.alphas is not None else default,
         n_vignettes=n_vignettes,
+        controls=args.controls,
         sample=build(
             SampleSettings, max_new_tokens=args.tokens, seed=args.seed, greedy=args.greedy, **sampling(args)
         ),
@@ -92,6 +94,10 @@ def _show(
     reading = found.reading
     if reading is not None:
         out.text(f"on base, our own vignettes: {reading.agreement.sentence(reading.frame)}")
+    held, target = found.controls, trait(args.trait).target
+    at_1 = next((row["trait_shift"] for row in rows if row["alpha"] == 1.0), None)
+    if held is not None and at_1 is not None:
+        out.text(f"at alpha 1 the trait moves {at_1:+.3f}: {held.sentence(target, at_1)}")
     for mark, alpha in found.breaks.items():
         out.text(f"coherence falls below {mark:.2f} of base at alpha {alpha:.2f}")
     out.document(
@@ -103,6 +109,13 @@ def _show(
             "c_star": c_star,
             "sample": sample,
             "rows": rows,
+            "controls": held
+            and {
+                "random": held.shifts(target),
+                "persona": held.persona_shift(target),
+                "as_far": None if at_1 is None else held.as_far(target, at_1),
+                "c_stars": held.c_stars,
+            },
             "reading": reading and worth(reading.frame, reading.agreement, reading.order_tv),
             "breaks": {f"{mark:.2f}": alpha for mark, alpha in found.breaks.items()},
             "thresholds": THRESHOLDS.model_dump(),

@@ -16,7 +16,7 @@ from steer_heal.store import Store, StoreBusy
 
 _FACTS = (
     "retention", "kept", "made", "c_star", "seconds", "scale", "headline", "retention_interval", "intervals",
-    "differences", "shift_cosine", "kl_spent",
+    "differences", "shift_cosine", "kl_spent", "as_far",
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def _folder(args: Namespace, launcher: LocalProcesses) -> RunFolder:
 def _settings(args: argparse.Namespace, launcher: LocalProcesses) -> HealSettings:
     drawn = [(["data", name], value) for name, value in sampling(args).items()]
     changes = nested([*args.settings, *drawn])
-    for key, usual in (("vignettes", None), ("frame", AUTO_FRAME)):
+    for key, usual in (("vignettes", None), ("frame", AUTO_FRAME), ("controls", 0)):
         if getattr(args, key) != usual:
             changes.setdefault("evaluate", {})[key] = getattr(args, key)
     if not args.clone:

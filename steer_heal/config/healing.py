@@ -132,6 +132,7 @@ class EvalSettings(Settings):
     n_vignettes: int | None = Field(default=None, ge=1, description="all when none")
     batch_size: int = Field(default=32, ge=1)
     n_answers: int = Field(default=12, ge=2, description="free answers for the text's health")
+    controls: int = Field(default=0, ge=0, le=64, description="random directions it is held against")
 
 
 class HealSettings(Settings):

@@ -41,7 +41,7 @@ class SteerRequest(Settings):
 
 
 class DoseRequest(Settings):
-    """A sweep over alpha at one band."""
+    """A sweep over alpha at one band; `controls`: beside how many random directions at the same KL."""
 
     trait: str = DEFAULT_TRAIT
     alphas: tuple[Alpha, ...] = Field(
@@ -54,6 +54,7 @@ class DoseRequest(Settings):
     refine: bool = False
     method: Method = AUTO
     frame: str = AUTO_FRAME
+    controls: int = Field(default=8, ge=0, le=MAX_ROWS)
 
     _band = field_validator("band")(check_band)
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from steer_heal import events
 from steer_heal.config import HealSettings, SettingsError
 from steer_heal.jobs import JobState, Launcher
-from steer_heal.records import CompletionRow, MapNode, RoundDetail, RunRow
+from steer_heal.records import CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 from steer_heal.store import Store, StoreBusy
 
 T = TypeVar("T")
@@ -98,6 +98,10 @@ class RunBook:
     def map(self, run_ids: list[str]) -> list[MapNode]:
         """The nodes of these runs."""
         return self._ask(("map", *run_ids), lambda: self.store.moral_map(run_ids), [])
+
+    def controls(self, run_ids: list[str]) -> list[ControlNode]:
+        """What these runs are held against."""
+        return self._ask(("controls", *run_ids), lambda: self.store.controls(run_ids), [])
 
     def round(self, run_id: str, round_: int) -> RoundDetail:
         """Raises: `SettingsError` when there is no such round, or the store is held and it is not known."""

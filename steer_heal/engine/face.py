@@ -19,6 +19,7 @@ from steer_heal.config import (
     changed,
 )
 from steer_heal.engine.book import RunBook
+from steer_heal.engine.effects import Effects
 from steer_heal.engine.launching import check
 from steer_heal.engine.pair import Asked, encode
 from steer_heal.engine.pairs import Pairs
@@ -33,6 +34,8 @@ from steer_heal.models import LanguageModel, band_layers
 from steer_heal.records import (
     Calibration,
     CompletionRow,
+    ControlNode,
+    Effect,
     ListedModel,
     MapNode,
     ModelInfo,
@@ -103,6 +106,7 @@ class Engine:
         pairs.try_out()
         self._lm, self._vectors, self._pairs, self._frames = lm, vectors, pairs, frames
         self._sweeps = Sweeps(lm, vectors, frames)
+        self._effects = Effects(lm, vectors, frames, self._cache_dir)
         self.info: ModelInfo = lm.info
 
     def traits(self) -> list[Trait]:
@@ -174,6 +178,17 @@ class Engine:
         """
         return self._measured(session, lambda ticket: self._sweeps.dose(request, ticket))
 
+    def effect(self, request: DoseRequest, *, session: str) -> Iterator[Effect | str]:
+        """In words what is being measured, then what the vector does at its c*, unless it was ended before.
+
+        Over our own vignettes; of the request its trait, band, method, frame and controls count.
+        """
+        for item in self._turns.run(
+            f"dose {session}", lambda t: self._effects.effect(request, t), patient=True
+        ):
+            if item is not None:
+                yield f"waiting for {item.ahead} ahead" if isinstance(item, Waiting) else item
+
     def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
         """Cells so far: every layer and every three neighbours x the alphas, without free text.
 
@@ -223,6 +238,10 @@ class Engine:
     def map(self, run_ids: list[str]) -> list[MapNode]:
         """The nodes of these runs."""
         return self._book.map(run_ids)
+
+    def controls(self, run_ids: list[str]) -> list[ControlNode]:
+        """What the runs that asked for controls are held against."""
+        return self._book.controls(run_ids)
 
     def round(self, run_id: str, round: int) -> RoundDetail:
         """All of one round; round 0 is the base."""

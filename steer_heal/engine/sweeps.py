@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from steer_heal import data, dose
+from steer_heal import controls, data, dose
 from steer_heal.config import DoseRequest, EvalSettings, build
 from steer_heal.engine.pair import encode
 from steer_heal.engine.slices import Pause, sliced
@@ -13,10 +13,13 @@ from steer_heal.engine.tickets import Ticket
 from steer_heal.engine.vectors import Say, Vectors
 from steer_heal.instrument import Frames
 from steer_heal.models import LanguageModel
-from steer_heal.records import DoseRow, Stopped, Sweep, Vignette
+from steer_heal.records import Controls, DoseRow, Stopped, Sweep, Vignette
 
 DOSE_PROMPTS = 6
 """How many prompts a sweep answers freely when the request names none."""
+
+CONTROLS_FROM = 0.7
+"""The share done when a sweep's rows are there and its controls are not."""
 
 STEP = 0.02
 """Share done between two items that bring no new row."""
@@ -34,18 +37,32 @@ class Sweeps:
     def dose(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
         """The rows so far by alpha whenever there is news, None after each slice in between."""
 
+        held: list[Controls] = []
+
         def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
             steer = self._vectors.steer(request.trait, request.band, request.method, say=ending(stop))
             prompts = request.prompts or self._lm.material.held_out_prompts()[-DOSE_PROMPTS:]
             reading = self._frames.of(request.frame, stop=stop)
-            return dose.sweep(
-                self._lm, steer.vector, steer.calibration.c_star, request, self._vignettes(request),
-                data.frame(reading.frame), [encode(self._lm, prompt) for prompt in prompts],
-                reading=reading, progress=progress, stop=stop,
-            )  # fmt: skip
+            vignettes, frame = self._vignettes(request), data.frame(reading.frame)
+            part = CONTROLS_FROM if request.controls else 1.0
+            row = None
+            for row in dose.sweep(
+                self._lm, steer.vector, steer.calibration.c_star, request, vignettes, frame,
+                [encode(self._lm, prompt) for prompt in prompts],
+                reading=reading, progress=lambda share: progress(part * share), stop=stop,
+            ):  # fmt: skip
+                yield row
+            if request.controls and row is not None and row.profile is not None:
+                found = self._vectors.random(request.trait, steer.layers, request.controls, say=ending(stop))
+                persona = data.trait(request.trait).positive
+                how = steer.layers, found, vignettes, frame, row.profile.calibration
+                held.append(controls.measure(self._lm, *how, persona=persona, stop=stop))
 
         for item in _streamed(rows, ticket):
-            yield None if item is None else self._by_alpha(item, request.frame)
+            if item is None:
+                yield None
+            else:
+                yield replace(self._by_alpha(item, request.frame), controls=held[-1] if held else None)
 
     def grid(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
         """The cells so far whenever there is news, None after each slice in between."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from steer_heal import data, vector
+from steer_heal import controls, data, measured, vector
 from steer_heal.bridges.extraction import extract, version
 from steer_heal.bridges.steering_lite import LiteOperator
 from steer_heal.calibrate import cached
@@ -111,8 +111,7 @@ class Vectors:
             )
         bracket = {"bracket": found.operator.bracket} if isinstance(found.operator, LiteOperator) else {}
         settings = build(CalibrateSettings, **bracket)
-        texts = self._lm.material.contexts(trait.name)[: settings.n_prompts]
-        prompts = [self._lm.encode_chat([user(text)]) for text in texts]
+        prompts = self._prompts(trait.name, settings)
         passes = ""
 
         def progress(number: int, of: int) -> None:
@@ -124,6 +123,20 @@ class Vectors:
             progress=progress, pause=lambda: say(f"Measuring c* of {trait.title}{passes}"),
         )  # fmt: skip
         return Steer(found, layers, known)
+
+    def random(
+        self, trait: str, layers: tuple[int, ...], n: int, *, say: Say = _nothing
+    ) -> tuple[float, ...]:
+        """c* of `n` random directions for these layers, on the prompts that the trait's is found on."""
+        settings = build(CalibrateSettings)
+        return controls.c_stars(
+            self._cache_dir, self._lm, layers, self._prompts(trait, settings), settings, n,
+            pause=lambda: say(f"Measuring c* of {n} random directions"),
+        )  # fmt: skip
+
+    def _prompts(self, trait: str, settings: CalibrateSettings) -> list[list[int]]:
+        texts = self._lm.material.contexts(trait)[: settings.n_prompts]
+        return [self._lm.encode_chat([user(text)]) for text in texts]
 
     def extracted(self, trait: str, method: str = AUTO) -> bool:
         """Whether `vector` has nothing to measure."""
@@ -148,7 +161,7 @@ class Vectors:
         """One that lies there damaged is extracted again."""
         file = f"vector-{key}.safetensors"
         with suppress(SettingsError):
-            found = vector.load(data.measured(self._cache_dir, file))
+            found = vector.load(measured.find(self._cache_dir, file))
             return replace(found, meta=found.meta | {"model": self._lm.name})
         trait, contexts, settings = (
             data.trait(name),

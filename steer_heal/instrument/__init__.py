@@ -1,12 +1,14 @@
 """What is measured of a model: which foundations it names and what that is worth, and log-probs of texts."""
 
-from .choice import evaluate, profile, score, trait_shift
+from .choice import evaluate, profile, score
 from .choosing import Frames, profile_of
-from .cloze import calibrates
+from .cloze import LEAST, Calibration, calibrates
 from .logp import text_logp
 from .questions import answer_ids
 
 __all__ = [
+    "LEAST",
+    "Calibration",
     "Frames",
     "answer_ids",
     "calibrates",
@@ -15,5 +17,4 @@ __all__ = [
     "profile_of",
     "score",
     "text_logp",
-    "trait_shift",
 ]

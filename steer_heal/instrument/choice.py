@@ -37,7 +37,7 @@ def evaluate(
     vignettes: Sequence[Vignette],
     frame: AnyFrame,
     *,
-    vector: SteeringVector | None = None,
+    vector: SteeringVector | Tensor | None = None,
     coefficients_KL: Tensor | None = None,
     calibrated: Calibration = (),
     batch_size: int = 32,
@@ -45,6 +45,8 @@ def evaluate(
     stop: Stop | None = None,
 ) -> list[Profile]:
     """One profile for each row of `coefficients_KL` (K doses in the same passes); the model's own when None.
+
+    `vector`: one, or the directions (M, L, D) of several, whose doses are (K, L, M).
 
     `calibrated`: the calibration of a cloze, from the base's profile; when none, what is measured here is the
     base's and gives it. A vignette whose log-probs are not finite or whose answer mass is 0 counts as mass 0
@@ -57,7 +59,9 @@ def evaluate(
     if coefficients_KL is not None and vector is None:
         raise SettingsError("Doses need a steering vector: extract one first.")
     doses_KL = torch.zeros(1, lm.n_layers) if coefficients_KL is None else coefficients_KL
-    directions_LD = torch.zeros(lm.n_layers, lm.width) if vector is None else vector.steers
+    if vector is None:
+        vector = torch.zeros(lm.n_layers, lm.width)
+    directions_LD = vector if isinstance(vector, Tensor) else vector.steers
     how = (doses_KL, directions_LD, batch_size, progress, stop)
     if isinstance(frame, Frame):
         asked, calibrated = _asked(lm, vignettes, frame, *how), ()
@@ -177,11 +181,3 @@ def profile(
         order_tv=fmean(row.order_tv for row in valid) if valid else None,
         calibration=calibrated,
     )
-
-
-def trait_shift(moved: dict[str, float], base: dict[str, float], target: dict[str, int]) -> float:
-    """How far a profile moved along a trait: sum over the target's foundations of sign * (p - p of base).
-
-    For `care_over_authority`: Care up plus SocialNorms down, in units of probability.
-    """
-    return sum(sign * (moved[name] - base[name]) for name, sign in target.items())

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .. import data
-from ..config import AUTO_FRAME, SettingsError
-from ..models import LanguageModel
+from .. import data, measured
+from ..config import AUTO_FRAME
+from ..models import LanguageModel, digest
 from ..records import Agreement, Profile, Vignette
 from .choice import evaluate
 from .cloze import LEAST, Calibration, calibrates
@@ -65,21 +62,19 @@ class Frames:
         if name not in self._known:
             frame = data.frame(name)
             vignettes = self._lm.material.vignettes(condition="other_violate", limit=LEAST)
-            path = self._path(frame, vignettes)
-            found = _read(path and data.measured(path.parent, path.name))
+            file = self._file(frame, vignettes)
+            found = measured.read(self._cache_dir, file, lambda kept: profile_of(kept["profile"]))
             if found is None:
                 whole = evaluate(self._lm, vignettes, frame, progress=progress, stop=stop)[0]
                 found = replace(whole, per_vignette=())
-                _write(path, found, self._lm.name)
+                document = {"model": self._lm.name, "profile": asdict(found)}
+                measured.write(self._cache_dir, file, document)
             self._known[name] = found
         return self._known[name]
 
-    def _path(self, frame: data.AnyFrame, vignettes: Sequence[Vignette]) -> Path | None:
-        if self._cache_dir is None:
-            return None
-        parts = [_VERSION, self._lm.fingerprint, asdict(frame), [asdict(row) for row in vignettes]]
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
-        return self._cache_dir / f"frame-{key}.json"
+    def _file(self, frame: data.AnyFrame, vignettes: Sequence[Vignette]) -> str:
+        parts = asdict(frame), [asdict(row) for row in vignettes]
+        return f"frame-{digest(_VERSION, self._lm.fingerprint, *parts)}.json"
 
 
 def choose(found: Sequence[Profile]) -> Profile:
@@ -91,32 +86,9 @@ def _wanted(name: str) -> tuple[str, ...]:
     return CANDIDATES if name == AUTO_FRAME else (name,)
 
 
-def _read(path: Path | None) -> Profile | None:
-    """What was kept there; None where nothing was, or it is damaged."""
-    try:
-        values = json.loads(path.read_text())["profile"] if path is not None else None
-        return values and profile_of(values)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def profile_of(values: dict) -> Profile:
     """A profile from what `asdict` and JSON made of it, without single vignettes."""
     rows = tuple(map(tuple, values["calibration"]))
     return Profile(
         **{**values, "per_vignette": (), "agreement": Agreement(**values["agreement"]), "calibration": rows}
     )
-
-
-def _write(path: Path | None, found: Profile, model: str) -> None:
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps({"model": model, "profile": asdict(found)}))
-        draft.replace(path)
-    except OSError as error:
-        raise SettingsError(
-            f"What a frame is worth cannot be kept in {path.parent}: {error.strerror}."
-        ) from error

@@ -14,15 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import cards, data, filter, headline, vector
+from .. import cards, controls, data, filter, headline, vector
 from ..adapters import AdapterStack
 from ..bridges.extraction import extract
 from ..calibrate import calibrate
 from ..config import HealSettings, SettingsError
 from ..heal import Example, Teacher, check_memory, train_round
-from ..instrument import trait_shift
 from ..models import LanguageModel, band_layers, user
-from ..records import Completion, Event, FilterVerdict, RoundFailed, Stopped
+from ..records import Completion, Controls, Event, FilterVerdict, RoundFailed, Stopped, trait_shift
 from ..vector import SteeringVector
 from .carrying import of_round, push, standing, within_reach
 from .live import Emission, Stage, Tick, emitting
@@ -95,6 +94,7 @@ class _Loop:
         self.persona: dict[str, Any] = {}
         self.first_steered: dict[str, Any] = {}
         self.first_c_star = 0.0
+        self.controls: Controls | None = None
         self.said = ""
         self._check_room()
 
@@ -138,6 +138,8 @@ class _Loop:
                 self.measures.told = filter.Norms(text["told_perplexity"], text["told_tail"])
             elif event.kind == "calibrated" and event.round == 1:
                 self.first_c_star = event.data["c_star"]
+            elif event.kind == "controls":
+                self.controls = Controls(**event.data)
             elif event.kind == "dose":
                 self.maker.scale = event.data["scale"]
             elif event.kind == "completion":
@@ -214,7 +216,27 @@ class _Loop:
         yield "profile", round_, self.measured["steered"]
         if round_ == 1:
             self.first_steered = self.measured["steered"]
+            yield from self.control(prompts)
         return dose
+
+    def control(self, prompts: list[list[int]]) -> Stage[None]:
+        """What random directions at the same KL do to the base, where the run asks for some."""
+        n, settings = self.settings.evaluate.controls, self.settings.calibrate
+        if not n:
+            return
+
+        def work(tick: Tick) -> Any:
+            def pause() -> None:
+                if self.stop():
+                    raise Stopped
+
+            c_stars = controls.c_stars(
+                self.measures.cache_dir, self.lm, self.layers, prompts, settings, n, pause=pause
+            )
+            return self.measures.controls(self.layers, c_stars)
+
+        self.controls = yield from self._live("calibrate", 1, work)
+        yield "controls", 1, asdict(self.controls)
 
     def filter(self, round_: int, made: list[Completion], verdicts: list[FilterVerdict]) -> Stage[list[Text]]:
         """What is coherent enough to learn; every completion leaves an event with its scores and reasons."""
@@ -263,10 +285,12 @@ class _Loop:
         moved = abs(steered) >= LEAST_SHIFT and not self.measures.cannot_answer
         retention = self._shift(found.p) / steered if moved else None
         persona = self.persona["text"].get("perplexity")
-        said = headline.judge(base, healed, self.trait.target, retention, persona)
+        said = headline.judge(base, healed, self.trait.target, retention, persona, controls=self.controls)
         self.said = f"round {round_} {said.sentence()}"
         spent = {"mean": text.get("kl_mean"), "p95": text.get("kl_p95"), "budget": KL_BUDGET}
         facts = {"retention": retention, "headline": asdict(said), "kl_spent": spent}
+        if self.controls is not None:
+            facts["as_far"] = self.controls.as_far(self.trait.target, self._shift(found.p))
         return facts | report(base, self.first_steered, healed, self.trait.target)
 
     def _shift(self, p: dict[str, float]) -> float:

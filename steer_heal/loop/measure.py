@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import data, filter, instrument
+from .. import controls, data, filter, instrument
 from ..adapters import AdapterStack
 from ..bridges import sets
 from ..config import AUTO_FRAME, HealSettings, SampleSettings, build
 from ..generate import Row, complete
 from ..heal import Example, OutputLayer, hidden_states, row_losses
 from ..models import LanguageModel, system, user
-from ..records import Completion, FilterVerdict, Profile, RoundFailed, Vignette
+from ..records import Completion, Controls, FilterVerdict, Profile, RoundFailed, Vignette
 from ..steering import coefficients
 from ..vector import SteeringVector
 from .live import Tick
@@ -63,7 +63,7 @@ class Measures:
         self.vignettes = sets.vignettes(
             asked.vignettes, material, condition=asked.condition, limit=asked.n_vignettes
         )
-        self._frames = instrument.Frames(lm, cache_dir)
+        self.cache_dir, self._frames = cache_dir, instrument.Frames(lm, cache_dir)
         self.frame = None if asked.frame == AUTO_FRAME else data.frame(asked.frame)
         self.calibrated: tuple[tuple[float, ...], ...] = ()
         self.cannot_answer = False
@@ -246,6 +246,13 @@ class Measures:
         told = [replace(vignette, text=f"{text}\n\n{vignette.text}") for vignette in self.vignettes]
         found = self._asked(told, None)
         return {"p": found.p, "coherence": found.coherence, "text": self.text(None, persona=text)}
+
+    def controls(self, layers: Sequence[int], c_stars: Sequence[float]) -> Controls:
+        """What random directions do to the base on the run's vignettes, each at its own c*."""
+        if self.frame is None:
+            raise RoundFailed("The base was not measured: start the run again.")
+        how = self.vignettes, self.frame, self.calibrated
+        return controls.measure(self._lm, layers, c_stars, *how, persona=self._persona, stop=self._stop)
 
     def fixed(self, tick: Tick | None = None) -> dict[str, list[str]]:
         """The fixed prompts and their greedy answers."""

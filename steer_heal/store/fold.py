@@ -27,6 +27,7 @@ STAGES = {
 _STEP = ("loss", "nll", "divergence", "lr", "barrier", "distil", "held_out_nll")
 _FACTS = (
     "headline", "retention_interval", "intervals", "differences", "shift_cosine", "kl_spent", "scale",
+    "as_far",
 )  # fmt: skip
 _TEXTS = ("name", "model", "trait", "preset")
 

@@ -73,7 +73,24 @@ CREATE OR REPLACE VIEW moral_map AS
     FROM profiles p JOIN runs r USING (run_id);
 """
 
-MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH)
+CONTROLS = """
+CREATE VIEW controls AS
+    WITH held AS (
+        SELECT run_id, 'random' AS kind, unnest(CAST(data -> '$.random' AS JSON[])) AS p
+        FROM events WHERE events.kind = 'controls'
+        UNION ALL
+        SELECT run_id, 'persona' AS kind, data -> '$.persona' AS p FROM events WHERE events.kind = 'controls'
+    )
+    SELECT run_id, kind,
+           CAST(p ->> '$.Care' AS DOUBLE) AS care, CAST(p ->> '$.Fairness' AS DOUBLE) AS fairness,
+           CAST(p ->> '$.Loyalty' AS DOUBLE) AS loyalty, CAST(p ->> '$.Authority' AS DOUBLE) AS authority,
+           CAST(p ->> '$.Sanctity' AS DOUBLE) AS sanctity, CAST(p ->> '$.Liberty' AS DOUBLE) AS liberty,
+           CAST(p ->> '$.SocialNorms' AS DOUBLE) AS social_norms
+    FROM held WHERE p ->> '$.Care' IS NOT NULL;
+"""
+"""What random directions, and the persona as text, do to the base of a run that asked for them."""
+
+MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, CONTROLS)
 """Migration i takes a file from version i to i + 1."""
 
 RECORD = """

@@ -11,7 +11,7 @@ import duckdb
 
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.events import Chunk
-from steer_heal.records import Agreement, CompletionRow, MapNode, RoundDetail, RunRow
+from steer_heal.records import Agreement, CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 from steer_heal.store.database import PATIENCE_S, Database, transaction
 from steer_heal.store.fold import ROW_TABLES, Fold, fold, new_run
 from steer_heal.store.schema import COLUMNS, FORGET, INSERT
@@ -32,6 +32,9 @@ WHERE (? IS NULL OR list_contains(?, m.run_id))
   AND m.care IS NOT NULL AND m.social_norms IS NOT NULL
 ORDER BY r.started_at, m.run_id, m.round, m.finished_at
 """
+_CONTROLS = (
+    "SELECT run_id, kind, care, social_norms FROM controls WHERE list_contains(?, run_id) ORDER BY ALL"
+)
 _PROFILES = "SELECT * FROM profiles WHERE run_id = ? AND (round = ? OR stage = 'base') ORDER BY finished_at"
 _COMPLETIONS = """
 SELECT run_id, round, idx, alpha, prompt, text, kept, scores, reasons FROM completions
@@ -46,7 +49,17 @@ _STEPS = (
     "SELECT step, total, loss, nll, divergence, lr, barrier, distil, held_out_nll FROM steps "
     "WHERE run_id = ? AND round = ? ORDER BY step"
 )
-_EXPORTS = ("runs", "rounds", "profiles", "vignette_scores", "completions", "answers", "steps", "moral_map")
+_EXPORTS = (
+    "runs",
+    "rounds",
+    "profiles",
+    "vignette_scores",
+    "completions",
+    "answers",
+    "steps",
+    "moral_map",
+    "controls",
+)
 
 
 class Store:
@@ -85,6 +98,10 @@ class Store:
         """The nodes of the given runs (of all when None), in the order they came."""
         wanted = None if run_ids is None else list(run_ids)
         return [MapNode(**row) for row in self._query(_MAP, wanted, wanted)]
+
+    def controls(self, run_ids: Iterable[str]) -> list[ControlNode]:
+        """What random directions and the persona do to the base, of the runs that asked for them."""
+        return [ControlNode(**row) for row in self._query(_CONTROLS, list(run_ids))]
 
     def completions(self, run_id: str, round_: int) -> list[CompletionRow]:
         """What the round generated, kept or not."""

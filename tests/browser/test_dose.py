@@ -47,6 +47,21 @@ def test_one_press_finds_where_it_breaks_and_a_click_steers_there(page: Page) ->
     expect(page.locator("#strip .sh-seg-coherent").first).to_be_visible()
 
 
+def test_what_the_vector_does_is_shown_beside_its_controls(page: Page) -> None:
+    page.locator("#dose-effect").click()
+    effect = page.locator("#effect")
+    expect(effect).to_contain_text("0 of 8 random directions of the same KL move it as far")
+    expect(effect.locator(".sh-moved")).to_have_count(7)
+    expect(effect.locator(".sh-random")).to_have_count(7)
+    expect(effect).to_contain_text("makes likelier: help, <b>kind")
+    expect(effect).to_contain_text("A <i>scene</i>?")
+    track = effect.locator(".sh-track").first.bounding_box()
+    moved = effect.locator(".sh-moved").first.bounding_box()
+    assert track is not None
+    assert moved is not None
+    assert track["x"] <= moved["x"] <= moved["x"] + moved["width"] <= track["x"] + track["width"] + 1
+
+
 def test_a_click_on_the_grid_sets_alpha_and_band(page: Page) -> None:
     page.locator("#dose-grid").click()
     note(page, "126 cells.*Click a cell")

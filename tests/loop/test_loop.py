@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -242,6 +243,21 @@ def test_the_frame_of_a_run_is_chosen_on_base_kept_in_its_log_and_beside_it(tmp_
     assert of_kind(silent, "profile")[0].data["cannot_answer"]
     assert said["retention"] is None
     assert said["headline"]["word"] in ("cannot answer", "collapsed")
+
+
+def test_controls_are_measured_once_said_beside_every_round_and_kept_when_resumed(tmp_path):
+    settings = fast(rounds=2, evaluate={**fast().evaluate.model_dump(), "controls": 2})
+    events = play(tmp_path / "whole", settings)
+    (held,) = [event for event in events if event.kind == "controls"]
+    assert len(held.data["random"]) == 2 == len(held.data["c_stars"])
+    rounds = [event.data["as_far"] for event in events if event.kind == "round"]
+    assert len(rounds) == 2
+    assert all(0 <= n <= 2 for n in rounds)
+    first = [event for event in events if (event.round or 0) <= 1 and event.kind not in ("finished", "stage")]
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed", ignore=shutil.ignore_patterns("events.jsonl"))
+    again = play(tmp_path / "resumed", settings, start_round=1, earlier=first)
+    assert not [event for event in again if event.kind == "controls"]
+    assert [event.data["as_far"] for event in again if event.kind == "round"] == rounds[1:]
 
 
 def test_another_seed_gives_another_run(whole, tmp_path):

@@ -54,6 +54,20 @@ def test_breaks_are_marked_with_words() -> None:
     assert f"below 0.95× base from {upright[0]:g}" in words
 
 
+def test_what_controls_move_lies_behind_the_trait_s_movement() -> None:
+    found = sweep(1)
+    assert found.controls is not None
+    figure = charts_dose.dose(found, TARGET)
+    (band,) = [shape for shape in figure["layout"]["shapes"] if shape["type"] == "rect"]
+    assert band["yref"] == trace(figure, "trait movement")["yaxis"]
+    shifts = found.controls.shifts(TARGET)
+    assert (band["y0"], band["y1"]) == (min(shifts), max(shifts))
+    (told,) = [shape for shape in figure["layout"]["shapes"] if shape.get("name") == "persona"]
+    assert told["y0"] == found.controls.persona_shift(TARGET)
+    alone = charts_dose.dose(replace(found, controls=None), TARGET)
+    assert not [shape for shape in alone["layout"]["shapes"] if shape["type"] == "rect"]
+
+
 def test_the_band_is_the_quartiles_over_the_vignettes_of_a_set() -> None:
     found = sweep(7)
     rows = found.rows

@@ -22,7 +22,19 @@ from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("here")
 SEVEN = {"care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"}
-NAMES = ("heal", "dose", "eval", "vector", "results", "readings", "store", "export", "models", "doctor")
+NAMES = (
+    "heal",
+    "dose",
+    "effect",
+    "eval",
+    "vector",
+    "results",
+    "readings",
+    "store",
+    "export",
+    "models",
+    "doctor",
+)
 
 
 @pytest.mark.parametrize("name", ["", *NAMES])
@@ -103,7 +115,7 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     few = ("--model", "tiny", "--band", "0.25-0.75")
     code, out, err = run(
         "dose", *few, "--alphas", "0,1", "--n-vignettes", "1", "--prompt", "Hi", "--tokens", "4", "--json",
-        "--figure", "dose.html", "--temperature", "0.5", "--top-k", "-1",
+        "--figure", "dose.html", "--temperature", "0.5", "--top-k", "-1", "--controls", "2",
     )  # fmt: skip
     assert code == 0
     document = json.loads(out)
@@ -113,8 +125,16 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     assert {"coherence", "kl_p95", "repetition", "perplexity", "trait_shift", "verdict", *SEVEN} <= set(
         document["rows"][0]
     )
+    held = document["controls"]
+    assert len(held["random"]) == 2 == len(held["c_stars"])
+    assert held["as_far"] == sum(x >= document["rows"][1]["trait_shift"] for x in held["random"])
     assert "dose.html" in err
     assert "plotly" in (here / "dose.html").read_text()
+    code, out, _ = run("effect", *few, "--controls", "2", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert len(document["controls"]["random"]) == 2
+    assert 0 <= document["as_far"] <= 2
     code, out, _ = run("eval", *few, "--limit", "2", "--alpha", "2", "--json")
     assert code == 0
     rows = json.loads(out)["rows"]

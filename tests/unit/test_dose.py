@@ -6,7 +6,7 @@ import torch
 from steer_heal import data, dose, instrument
 from steer_heal.config import FOUNDATIONS, DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.models import user
-from steer_heal.records import Agreement, DoseRow, Profile, Stopped
+from steer_heal.records import Agreement, DoseRow, Profile, Stopped, trait_shift
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
 from tests import tiny
@@ -75,7 +75,7 @@ def test_profiles_are_those_of_the_steered_model(lm, setting):
         for c in (steered_KL, torch.zeros_like(steered_KL))
     )
     assert_near(one.profile.p, wanted.p, model_rounding(lm), log_p(wanted))
-    shift = instrument.trait_shift(wanted.p, base.p, data.trait("care_over_authority").target)
+    shift = trait_shift(wanted.p, base.p, data.trait("care_over_authority").target)
     assert_near(one.trait_shift, shift, model_rounding(lm), log_p(wanted))
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from steer_heal.config import FOUNDATIONS, HealThresholds
 from steer_heal.headline import ORDER, judge
+from steer_heal.records import Controls
 
 TARGET = {"Care": 1, "SocialNorms": -1}
 
@@ -15,7 +16,12 @@ def stage(care=0.2, norms=0.7, loyalty=0.02, mass=1.0, perplexity=1.3, looping=0
     return {"p": p, "coherence": mass, "text": {"perplexity": perplexity, "looping": looping}}
 
 
-def word(retention=0.9, persona=1.4, thresholds=None, silent=False, **healed):
+def random_moves(care):
+    base = stage()["p"]
+    return None if care is None else Controls(base, (base | {"Care": care},), None, (1.0,))
+
+
+def word(retention=0.9, persona=1.4, thresholds=None, silent=False, random=None, **healed):
     said = judge(
         stage() | {"cannot_answer": silent},
         stage(**{"care": 0.7, "norms": 0.2, **healed}),
@@ -23,6 +29,7 @@ def word(retention=0.9, persona=1.4, thresholds=None, silent=False, **healed):
         retention,
         persona,
         *([thresholds] if thresholds else []),
+        controls=random_moves(random),
     )
     assert said.why
     return said.word
@@ -36,6 +43,7 @@ def word(retention=0.9, persona=1.4, thresholds=None, silent=False, **healed):
         ({"looping": 0.03}, "costly"),
         ({"perplexity": 2.2}, "costly"),
         ({"loyalty": 0.6}, "not specific"),
+        ({"random": 2.0}, "no better than random"),
         ({"retention": 0.49}, "no trait kept"),
         ({"retention": None}, "no trait kept"),
         ({"mass": 0.84}, "collapsed"),
@@ -54,6 +62,7 @@ def test_the_first_cause_in_the_order_wins():
         ("healed", {}),
         ("costly", {"mass": 0.94}),
         ("not specific", {"loyalty": 0.6}),
+        ("no better than random", {"random": 2.0}),
         ("no trait kept", {"retention": 0.1}),
         ("cannot answer", {"silent": True}),
         ("collapsed", {"looping": 0.5}),

@@ -16,11 +16,10 @@ from steer_heal.instrument import (
     questions,
     score,
     text_logp,
-    trait_shift,
 )
 from steer_heal.instrument.choice import Answer
 from steer_heal.models import user
-from steer_heal.records import Stopped, Vignette
+from steer_heal.records import Stopped, Vignette, trait_shift
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
 from tests import tiny

@@ -27,6 +27,7 @@ TABLES = (
     "answers",
     "steps",
     "moral_map",
+    "controls",
 )
 
 

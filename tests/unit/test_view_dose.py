@@ -141,6 +141,6 @@ def test_what_a_sweep_found_leads_with_what_its_reading_is_worth(agreement, cohe
         for alpha, word in ((0.0, "coherent"), (1.0, "degraded"))
     ]
     reading = Profile({}, coherence, 70, frame="cloze", agreement=agreement)
-    said = view_dose.found(Sweep(1.0, rows, reading=reading))
+    said = view_dose.found(Sweep(1.0, rows, reading=reading), {})
     assert said.startswith(says)
     assert "the first dose that is not coherent, text counted, is alpha 1" in said

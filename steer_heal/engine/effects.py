@@ -1,0 +1,98 @@
+"""What a vector does, measured in slices and kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from steer_heal import controls, data, effect, measured
+from steer_heal.config import DoseRequest
+from steer_heal.engine.slices import Pause, sliced
+from steer_heal.engine.sweeps import ending
+from steer_heal.engine.tickets import Ticket
+from steer_heal.engine.vectors import Steer, Vectors
+from steer_heal.instrument import LEAST, Frames
+from steer_heal.models import LanguageModel, digest
+from steer_heal.records import Agreement, Controls, Effect, Profile, SampleAnswer, Stopped, Vignette
+
+
+class Effects:
+    """What vectors do on one model, over our own vignettes; kept in the folder under all that decides it."""
+
+    def __init__(self, lm: LanguageModel, vectors: Vectors, frames: Frames, cache_dir: Path) -> None:
+        self._lm, self._vectors, self._frames, self._cache_dir = lm, vectors, frames, cache_dir
+
+    def effect(
+        self, request: DoseRequest, ticket: Ticket[Effect | str | None]
+    ) -> Iterator[Effect | str | None]:
+        """What is being measured, in words; None after each slice in between; last the effect.
+
+        Of the request its trait, band, method, frame and number of controls count.
+        """
+
+        def work(pause: Pause) -> Iterator[Effect | str]:
+            def stop() -> bool:
+                pause()
+                return ticket.over()
+
+            say = ending(stop)
+            yield "the direction and its c*"
+            steer = self._vectors.steer(request.trait, request.band, request.method, say=say)
+            yield "which question suits the model"
+            reading = self._frames.of(request.frame, stop=stop)
+            n, vignettes = request.controls, self._lm.material.vignettes(condition=CONDITION, limit=LEAST)
+            file = f"effect-{self._key(request.trait, steer, reading, vignettes, n)}.json"
+            found = measured.read(self._cache_dir, file, effect_of)
+            if found is None:
+                yield f"c* of {n} random directions"
+                c_stars = self._vectors.random(request.trait, steer.layers, n, say=say) if n else ()
+                yield f"{len(vignettes)} vignettes: base, steered, random directions and the persona"
+                found = effect.measure(
+                    self._lm, data.trait(request.trait), steer.vector, steer.layers, steer.calibration,
+                    vignettes, reading, c_stars, stop=stop,
+                )  # fmt: skip
+                measured.write(self._cache_dir, file, {"model": self._lm.name, "effect": asdict(found)})
+            yield found
+
+        try:
+            yield from sliced(work)
+        except Stopped:
+            return
+
+    def _key(
+        self, trait: str, steer: Steer, reading: Profile, vignettes: list[Vignette], n_controls: int
+    ) -> str:
+        directions = steer.vector.directions_LD.contiguous().numpy().tobytes()
+        return digest(
+            effect.VERSION, controls.VERSION, self._lm.fingerprint, asdict(data.trait(trait)), steer.layers,
+            steer.calibration.c_star, hashlib.sha256(directions).hexdigest(),
+            asdict(data.frame(reading.frame)), reading.calibration, [asdict(row) for row in vignettes],
+            self._lm.material.fixed_prompts(), n_controls,
+        )  # fmt: skip
+
+
+CONDITION = "other_violate"
+
+
+def effect_of(document: Any) -> Effect:
+    """The effect that a kept document holds."""
+    values = document["effect"]
+    held = values["controls"]
+    return Effect(
+        **{
+            **values,
+            "layers": tuple(values["layers"]),
+            "intervals": {name: (low, high) for name, (low, high) in values["intervals"].items()},
+            "base_agreement": Agreement(**values["base_agreement"]),
+            "agreement": Agreement(**values["agreement"]),
+            "controls": Controls(
+                **{**held, "random": tuple(held["random"]), "c_stars": tuple(held["c_stars"])}
+            ),
+            "promoted": tuple(values["promoted"]),
+            "demoted": tuple(values["demoted"]),
+            "answers": tuple(SampleAnswer(**row) for row in values["answers"]),
+        }
+    )
