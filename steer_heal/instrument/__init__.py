@@ -5,6 +5,7 @@ from .choosing import Frames, profile_of
 from .cloze import calibrates
 from .logp import text_logp
 from .questions import answer_ids
+from .relevance import relevances
 
 __all__ = [
     "Frames",
@@ -13,6 +14,7 @@ __all__ = [
     "evaluate",
     "profile",
     "profile_of",
+    "relevances",
     "score",
     "text_logp",
     "trait_shift",

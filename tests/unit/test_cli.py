@@ -110,9 +110,9 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     assert [row["alpha"] for row in document["rows"]] == [0.0, 1.0]
     drawn = {"temperature": 0.5, "top_k": 0, "top_p": 0.95}
     assert document["sample"] == {"max_new_tokens": 4, "seed": 0, "greedy": False, **drawn}
-    assert {"coherence", "kl_p95", "repetition", "perplexity", "trait_shift", "verdict", *SEVEN} <= set(
-        document["rows"][0]
-    )
+    measured = {"coherence", "kl_p95", "repetition", "perplexity", "relevance", "trait_shift", *SEVEN}
+    assert {"verdict", "text_verdict", "answers_verdict", *measured} <= set(document["rows"][0])
+    assert all(row["verdict"] == row["text_verdict"] for row in document["rows"])
     assert "dose.html" in err
     assert "plotly" in (here / "dose.html").read_text()
     code, out, _ = run("eval", *few, "--limit", "2", "--alpha", "2", "--json")
