@@ -44,9 +44,9 @@ class Measures:
     """The vignettes, frame and prompts of one run, and its measurements with them.
 
     `frame`: how it is asked; `calibrated`: the calibration of a cloze; `cannot_answer`: whether what base
-    answers is not above chance, so that answers judge nothing. `own`, `own_relevance`: the base's own text
-    under base, the unit of perplexities and of relevance; `told`: the same with the persona as its system
-    prompt, text and measure. All are set by measuring the base, or from a log.
+    answers is not above chance, so that answers judge nothing. `own`, `own_relevance`, `own_distinct`: the
+    base's own text under base, the unit of perplexities, relevance and distinct bigrams; `told`: the same
+    with the persona as its system prompt, text and measure. All are set by measuring the base, or from a log.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Measures:
         self._base: Profile | None = None
         self.own: filter.Norms | None = None
         self.own_relevance: float | None = None
+        self.own_distinct: float | None = None
         self.told: filter.Norms | None = None
 
     @property
@@ -103,7 +104,8 @@ class Measures:
         self.calibrated = tuple(map(tuple, base.get("calibration", ())))
         self.cannot_answer = base.get("cannot_answer", False)
         self.own = filter.Norms(base["text"]["own_perplexity"], base["text"]["own_tail"])
-        self.own_relevance = base["text"].get("own_relevance")
+        self.own_relevance = base["text"].get("relevance")
+        self.own_distinct = base["text"].get("distinct")
         worth = Agreement(**base.get("agreement") or {})
         self._base = Profile(base["p"], base["coherence"], base["n_vignettes"], agreement=worth)
 
@@ -227,16 +229,17 @@ class Measures:
         if self.own is None:
             self.own = _norms(logps)
             self.own_relevance = filter.middle(about)
+            self.own_distinct = filter.distinct([row.text for row in written])
         own, unit = self.own.perplexity, self.own_relevance
         found = filter.summary(
             [
                 filter.health(row.text, logp, own, relevance=value, own_relevance=unit)
                 for row, logp, value in zip(written, logps, about, strict=True)
-            ]
+            ],
+            [row.text for row in written],
+            self.own_distinct,
         )
         found |= {"own_perplexity": own, "own_tail": self.own.tail}
-        if unit is not None:
-            found["own_relevance"] = unit
         if persona is not None:
             self.told = _norms(self.logp(written, persona=persona))
             found |= {"told_perplexity": self.told.perplexity, "told_tail": self.told.tail}
