@@ -1,11 +1,12 @@
 """What the readings are worth: `python -m benchmarks.readings --models smollm2 demo [--json FILE]`.
 
-Sections, each a table a model:
+Sections (`--only NAME` for one), each a table a model:
 
 - frames: agreement with the labels on base, with its 95% interval and chance beside it; how far the orders or
   wordings differ (mean total variation); answer mass, where there is one; seconds. Of every frame and, of a
   cloze, of every wording alone, on our own vignettes and, where the shared folder lies beside the checkout,
   on the 132 classic ones. Those were never looked at while the wordings were chosen.
+- health: the text's words against the labels of benchmarks/text_labels.jsonl, see `benchmarks.health`.
 
 Without a name of ours, a model may be a folder. Weights are read as float32.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import health
 from steer_heal import data, instrument, models
 from steer_heal.cli.tables import Column, number, table, worth
 from steer_heal.data import AnyFrame, Cloze
@@ -39,15 +41,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=["smollm2", "demo"], metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=("frames", "health"), default=["frames", "health"])
     parser.add_argument("--limit", type=int, metavar="N", help="at most so many vignettes of a set, balanced")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    document = {}
+    document: dict[str, dict[str, Any]] = {}
     for name in args.models:
         lm = models.load(name, dtype="float32")
-        rows = list(frames(lm, args.limit))
-        document[name] = {"frames": rows}
-        print(f"\n{name}: {torch.get_num_threads()} threads\n\n{frames_table(rows)}", flush=True)
+        print(f"\n{name}: {torch.get_num_threads()} threads", flush=True)
+        document[name] = {}
+        if "frames" in args.only:
+            document[name]["frames"] = rows = list(frames(lm, args.limit))
+            print(f"\n{frames_table(rows)}", flush=True)
+        if "health" in args.only and (known := health.labelled(name)):
+            document[name]["health"] = texts = health.scored(lm, known)
+            print(f"\n{health.report(texts)}", flush=True)
+    if "health" in args.only:
+        scored = {name: found["health"] for name, found in document.items() if "health" in found}
+        print(f"\n{health.chosen(scored)}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 

@@ -227,7 +227,7 @@ def _row(row: Any) -> dict[str, Any]:
     """A dose row without the scores of single vignettes."""
     found = asdict(row)
     profile = found.pop("profile")
-    return {**found, "p": profile["p"] if profile else None}
+    return {**found, "text_verdict": row.verdict, "p": profile["p"] if profile else None}
 
 
 def _frame(frame: Any) -> dict[str, Any]:
@@ -238,6 +238,8 @@ def _frame(frame: Any) -> dict[str, Any]:
         "done": frame.done,
         "c_star": frame.c_star,
         "dose_nats": frame.dose_nats,
+        "dose_beyond": frame.dose_beyond,
         "health": None if frame.health is None else asdict(frame.health),
+        "base_health": None if frame.base_health is None else asdict(frame.base_health),
         "message": frame.message,
     }

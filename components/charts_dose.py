@@ -16,13 +16,27 @@ from steer_heal.records import Controls, DoseRow, Sweep
 
 Band = tuple[float, float]
 Values = Callable[[DoseRow], list[float]]
-MARKS = (THRESHOLDS.mass_degraded, THRESHOLDS.mass_broken)
+PERPLEXITY, RELEVANCE = "perplexity under base", "relevance, nats"
 ANSWERS = "coherence: answer mass"
 MOVEMENT = "trait movement"
-SYMBOLS = {"coherent": "circle", "degraded": "triangle-up-open", "broken": "x"}
+AGREEMENT = "agreement with the labels"
+SYMBOLS = {"fine": "circle", "damaged": "triangle-up-open", "broken": "x"}
+MARKS = {
+    PERPLEXITY: (THRESHOLDS.perplexity_damaged, THRESHOLDS.perplexity_broken),
+    RELEVANCE: (THRESHOLDS.relevance_damaged, THRESHOLDS.relevance_broken),
+    ANSWERS: (THRESHOLDS.mass_weakened, THRESHOLDS.mass_lost),
+}
+"""Shares of base's own value at which a word changes."""
+TEXT_LINES = {"damaged": "dash", "broken": "solid"}
+"""How the line is drawn from which on the text is as bad; those of the answers are dotted."""
+WORDS = tuple(SYMBOLS)
+WORD_COLOURS = ("#80cdb9", "#f0cd80", "#e39393")
+STEPS = [[(n + end) / 3, colour] for n, colour in enumerate(WORD_COLOURS) for end in (0, 1)]
+"""A colour a word, without shades between them."""
 LEAST_SPREAD = 3
 """A band is drawn for at least this many vignettes."""
-GAP = 0.055
+GAP, SPACE = 0.05, 0.04
+TEXT = "text health"
 BLUE_TO_ORANGE = [[0.0, BASE], [0.5, "#e8e8e8"], [1.0, STEERED]]
 
 
@@ -36,10 +50,11 @@ def spread(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
-    """Five measures against alpha, one below the other, over the same axis; every point carries its alpha.
-    One that no dose has, as a cloze has no answer mass, is left out.
+    """Measures against alpha, the text's first, one below the other, over the same axis; every point carries
+    its alpha. One that no dose has, as a cloze has no answer mass, is left out.
 
-    Bands are the middle half of the vignettes, dotted lines are base, vertical ones where coherence breaks.
+    Bands are the middle half of the texts or vignettes, dotted lines are base, vertical ones where a word
+    changes: the text's, and dotted the answers'.
     `target`: the sign each foundation of the trait should move by.
     """
     figure, rows = go.Figure(), sweep.rows
@@ -58,10 +73,11 @@ def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
         base = _base(rows)
         if base is not None and (level := value(base)) is not None:
             lines += [_level(level, name, BASE)]
-            lines += [_level(mark * level, name, NEUTRAL) for mark in MARKS] if title == ANSWERS else []
+            lines += [_level(mark * level, name, NEUTRAL) for mark in MARKS.get(title, ())]
         if sweep.controls is not None and title == MOVEMENT:
             lines += _controls(sweep.controls, target, name)
-    axes[f"yaxis{len(measures)}"]["type"] = "log"
+        if title == PERPLEXITY:
+            axes[f"yaxis{number}"]["type"] = "log"
     marked, words = _broken(sweep.breaks)
     figure.update_layout(
         **axes,
@@ -73,7 +89,7 @@ def dose(sweep: Sweep, target: Mapping[str, int]) -> dict[str, Any]:
         },
         annotations=[*notes, *words],
         shapes=[*lines, *marked],
-        margin={"l": 52, "r": 14, "t": 62, "b": 44},
+        margin={"l": 52, "r": 14, "t": 78, "b": 44},
         showlegend=False,
         hovermode="x unified",
         hoversubplots="axis",
@@ -110,12 +126,18 @@ def _measures(
         return lambda row: [value for text in row.texts if (value := getattr(text, name)) is not None]
 
     return [
-        (ANSWERS, lambda row: row.coherence, masses),
-        (MOVEMENT, lambda row: row.trait_shift, moves),
-        ("95th percentile of KL, nats", lambda row: row.kl_p95, texts("kl_p95")),
+        (PERPLEXITY, lambda row: row.perplexity, texts("perplexity")),
+        (RELEVANCE, lambda row: row.relevance, texts("relevance")),
         ("repetition", lambda row: row.repetition, texts("repetition")),
-        ("perplexity under base", lambda row: row.perplexity, texts("perplexity")),
+        ("95th percentile of KL, nats", lambda row: row.kl_p95, texts("kl_p95")),
+        (MOVEMENT, lambda row: row.trait_shift, moves),
+        (AGREEMENT, _agreement, lambda row: []),
+        (ANSWERS, lambda row: row.coherence, masses),
     ]
+
+
+def _agreement(row: DoseRow) -> float | None:
+    return row.profile.agreement.value if row.profile else None
 
 
 def _measure(
@@ -151,23 +173,23 @@ def _measure(
         line={"color": STEERED, "width": 1.8},
         marker={
             "size": 8,
-            "symbol": [SYMBOLS[row.verdict or "coherent"] for row, _ in known],
+            "symbol": [SYMBOLS[row.verdict or "fine"] for row, _ in known],
             "color": STEERED,
         },
     )
     return [band, line] if spreads else [line]
 
 
-def _broken(breaks: Mapping[float, float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A vertical line and its words for each place where coherence breaks."""
+def _broken(breaks: Mapping[str, float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A vertical line and its words for each place where a word changes."""
     lines, words = [], []
-    for number, (mark, alpha) in enumerate(breaks.items()):
-        style = {"color": NEUTRAL, "width": 1.5, "dash": "dash" if number == 0 else "solid"}
+    for number, (word, alpha) in enumerate(breaks.items()):
+        style = {"color": NEUTRAL, "width": 1.5, "dash": TEXT_LINES.get(word, "dot")}
         lines.append(
             {"type": "line", "xref": "x", "yref": "paper", "x0": alpha, "x1": alpha, "y0": 0, "y1": 1,
              "line": style}
         )  # fmt: skip
-        text = f"below {mark:g}× base from {alpha:g}"
+        text = f"{'text' if word in TEXT_LINES else 'answers'} {word} from {alpha:g}"
         above = {"xanchor": "right", "xshift": -3, "yshift": 14 + 15 * number}
         words.append(_note(text, x=alpha, xref="x", y=1, yref="paper", **above))
     return lines, words
@@ -203,7 +225,8 @@ def _base(rows: Sequence[DoseRow]) -> DoseRow | None:
 
 
 def grid(cells: Sequence[DoseRow], layers_of: Callable[[Band], Sequence[int]]) -> dict[str, Any]:
-    """Trait movement and coherence side by side, a row a band, a column an alpha; cells carry both."""
+    """Trait movement, text health and what the answers are worth side by side, a row a band, a column an
+    alpha; cells carry both. What no cell has is left out."""
     figure = go.Figure()
     if not cells:
         return as_json(figure)
@@ -212,19 +235,20 @@ def grid(cells: Sequence[DoseRow], layers_of: Callable[[Band], Sequence[int]]) -
     at = {(cell.band, cell.alpha): cell for cell in cells}
     held = [layers_of(band) for band in bands]
     names = [f"{found[0]}" if len(found) == 1 else f"{found[0]}–{found[-1]}" for found in held]
-    moved = max((abs(c.trait_shift) for c in cells if c.trait_shift is not None), default=0.0) or 1.0
-    panels = (
-        (MOVEMENT, lambda c: c.trait_shift, "x", BLUE_TO_ORANGE, (-moved, moved), 0.0),
-        (ANSWERS, lambda c: c.coherence, "x2", "Cividis", (0.0, 1.0), 0.53),
-    )
-    for title, value, axis, scale, (low, high), left in panels:
-        rows = [[at.get((band, alpha)) for alpha in alphas] for band in bands]
+    rows = [[at.get((band, alpha)) for alpha in alphas] for band in bands]
+    panels = [one for one in _panels(cells) if any(one[1](cell) is not None for cell in cells)]
+    shared = {"title": {"text": "alpha, in units of c*"}, "type": "category", "showgrid": False}
+    width, axes = (1 - SPACE * (len(panels) - 1)) / max(1, len(panels)), {}
+    for number, (title, value, scale, (low, high)) in enumerate(panels):
+        left, axis = number * (width + SPACE), f"x{number + 1}" if number else "x"
+        axes[f"xaxis{number + 1}"] = {**shared, "domain": [left, left + width], "anchor": "y"}
         figure.add_trace(
             go.Heatmap(
                 x=[f"{alpha:g}" for alpha in alphas],
                 y=names,
                 z=[[None if cell is None else value(cell) for cell in row] for row in rows],
                 customdata=[[None if cell is None else _place(cell) for cell in row] for row in rows],
+                text=[["" if cell is None else cell.verdict or "" for cell in row] for row in rows],
                 xaxis=axis,
                 name=title,
                 colorscale=scale,
@@ -232,14 +256,14 @@ def grid(cells: Sequence[DoseRow], layers_of: Callable[[Band], Sequence[int]]) -
                 zmax=high,
                 xgap=1,
                 ygap=1,
-                hovertemplate=f"layers %{{y}}, alpha %{{x}}<br>{title} %{{z:.3f}}<extra></extra>",
-                colorbar=_scale(title, left),
+                hovertemplate="layers %{y}, alpha %{x}<br>"
+                + ("text %{text}" if title == TEXT else f"{title} %{{z:.3f}}")
+                + "<extra></extra>",
+                colorbar=_scale(title, left, width),
             )
         )
-    shared = {"title": {"text": "alpha, in units of c*"}, "type": "category", "showgrid": False}
     figure.update_layout(
-        xaxis={**shared, "domain": [0.0, 0.47]},
-        xaxis2={**shared, "domain": [0.53, 1.0], "anchor": "y"},
+        **axes,
         yaxis={"title": {"text": "layers"}, "type": "category", "showgrid": False},
         margin={"l": 56, "r": 14, "t": 62, "b": 44},
         hovermode="closest",
@@ -247,13 +271,28 @@ def grid(cells: Sequence[DoseRow], layers_of: Callable[[Band], Sequence[int]]) -
     return as_json(figure)
 
 
-def _scale(title: str, left: float) -> dict[str, Any]:
-    """The legend of colours, lying above its half."""
+def _panels(cells: Sequence[DoseRow]) -> list[tuple[str, Callable[[DoseRow], float | None], Any, Band]]:
+    """Title, value, colours and their ends; the answers' by agreement where a cell has it, else by mass."""
+    moved = max((abs(c.trait_shift) for c in cells if c.trait_shift is not None), default=0.0) or 1.0
+    agrees = any(_agreement(cell) is not None for cell in cells)
+    return [
+        (MOVEMENT, lambda cell: cell.trait_shift, BLUE_TO_ORANGE, (-moved, moved)),
+        (TEXT, lambda cell: WORDS.index(cell.verdict) if cell.verdict else None, STEPS, (-0.5, 2.5)),
+        (AGREEMENT, _agreement, "Cividis", (0.0, 1.0))
+        if agrees
+        else (ANSWERS, lambda cell: cell.coherence, "Cividis", (0.0, 1.0)),
+    ]
+
+
+def _scale(title: str, left: float, width: float) -> dict[str, Any]:
+    """The legend of colours, lying above its part."""
+    words = {"tickvals": list(range(len(WORDS))), "ticktext": list(WORDS)} if title == TEXT else {}
     return {
+        **words,
         "orientation": "h",
         "x": left,
         "xanchor": "left",
-        "len": 0.47,
+        "len": width,
         "y": 1.0,
         "yanchor": "bottom",
         "thickness": 9,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
+from typing import get_args
 
 from steer_heal.config import FOUNDATIONS, THRESHOLDS, Thresholds
 from steer_heal.records import (
@@ -15,10 +16,11 @@ from steer_heal.records import (
     Profile,
     SteerFrame,
     TextHealth,
+    TextWord,
     Token,
 )
 
-VERDICTS = ("coherent", "degraded", "broken")
+VERDICTS: tuple[str, ...] = get_args(TextWord)
 KL_EDGES = (0.1, 0.3, 1.0, 2.0, 4.0)
 BROKE = (
     "The engine failed at this; the terminal says why. Change something and try again, or restart the app."
@@ -161,45 +163,54 @@ def status(frame: SteerFrame) -> str:
     return f'<span class="sh-status">{esc(text)}</span>'
 
 
-# ---- how coherent, how far --------------------------------------------------------------------------------
+# ---- how healthy, how far ---------------------------------------------------------------------------------
 
 
-def worse(*verdicts: str) -> str:
-    """The worst of some verdicts."""
-    return max(verdicts, key=VERDICTS.index)
+def _measured(health: TextHealth, base: TextHealth | None, limits: Thresholds) -> list[str]:
+    """Each reading of a text in words, that of base's own beside it, and where the word changes."""
 
+    def beside(name: str) -> str:
+        value = None if base is None else getattr(base, name)
+        return "" if value is None else f" (base's own {number(value, 2)})"
 
-def mass_verdict(ratio: float, thresholds: Thresholds = THRESHOLDS) -> str:
-    """The verdict of the answer mass relative to base's."""
-    if ratio < thresholds.mass_broken:
-        return "broken"
-    return "degraded" if ratio < thresholds.mass_degraded else "coherent"
+    def times(ratio: float | None) -> str:
+        return "" if ratio is None else f", <b>{number(ratio, 1)}</b>× base's own"
 
-
-def _measures(health: TextHealth | None, mass: float | None, limits: Thresholds) -> list[str]:
     found = []
-    if mass is not None:
+    if health.perplexity is not None:
         found.append(
-            f"answer mass <b>{number(mass, 2)}</b>× base's "
-            f"(degraded below {limits.mass_degraded:g}, broken below {limits.mass_broken:g})"
+            f"perplexity under base <b>{number(health.perplexity, 1)}</b>{beside('perplexity')}"
+            f"{times(health.perplexity_ratio)}: damaged above {limits.perplexity_damaged:g}×"
         )
-    if health is not None and health.perplexity is not None:
-        ratio = (
-            ""
-            if health.perplexity_ratio is None
-            else f", <b>{number(health.perplexity_ratio, 1)}</b>× that of base's own text"
-        )
+    if health.relevance is not None:
         found.append(
-            f"perplexity under base <b>{number(health.perplexity, 1)}</b>{ratio} "
-            f"(degraded above {limits.perplexity_degraded:g}×, broken above {limits.perplexity_broken:g}×)"
+            f"relevance <b>{number(health.relevance, 2)}</b> nats{beside('relevance')}"
+            f"{times(health.relevance_ratio)}: damaged below {limits.relevance_damaged:g}×, below "
+            f"{limits.relevance_broken:g}× broken where perplexity is above {limits.perplexity_broken:g}× or "
+            f"variety below {limits.variety_broken:g}"
         )
-    if health is not None:
-        found.append(
-            f"repetition <b>{number(health.repetition, 2)}</b> (broken above {limits.repetition_broken:g})"
-        )
-        if health.kl_p95 is not None:
-            found.append(f"95th percentile of KL <b>{number(health.kl_p95, 2)}</b> nats")
+    if health.variety is not None:
+        found.append(f"variety <b>{number(health.variety, 2)}</b>{beside('variety')}")
+    found.append(
+        f"repetition <b>{number(health.repetition, 2)}</b>{beside('repetition')}: "
+        f"broken above {limits.repetition_broken:g}"
+    )
+    if health.kl_p95 is not None:
+        found.append(f"95th percentile of KL <b>{number(health.kl_p95, 2)}</b> nats")
     return found
+
+
+def _answers(profiles: tuple[Profile, Profile], limits: Thresholds) -> str:
+    """The answers' word with what it is by; nothing where they judge nothing."""
+    base, steered = profiles
+    word = steered.answers_against(base)
+    if word is None or not base.coherence or steered.coherence is None:
+        return ""
+    ratio = number(steered.coherence / base.coherence, 2)
+    return (
+        f"answers <b>{word}</b>: their mass is <b>{ratio}</b>× base's "
+        f"(weakened below {limits.mass_weakened:g}, lost below {limits.mass_lost:g})"
+    )
 
 
 def verdict(
@@ -207,19 +218,16 @@ def verdict(
     profiles: tuple[Profile, Profile] | None,
     thresholds: Thresholds = THRESHOLDS,
 ) -> str:
-    """One word for the steered answer, and under it every quantity and threshold that made it."""
-    mass = None
-    if profiles is not None and not profiles[0].agreement.cannot_answer:
-        base, steered = profiles[0].coherence, profiles[1].coherence
-        mass = steered / base if base and steered is not None else None
-    words = [] if mass is None else [mass_verdict(mass, thresholds)]
-    if frame.health is not None:
-        words.append(frame.health.verdict)
-    if not words:
+    """One word for the steered text, every quantity and threshold that made it, and then the answers'."""
+    lines = [] if frame.health is None else _measured(frame.health, frame.base_health, thresholds)
+    if profiles is not None and (said := _answers(profiles, thresholds)):
+        lines.append(said)
+    if not lines:
         return '<div class="sh-verdict sh-dim">The verdict appears with the first tokens.</div>'
-    word = worse(*words)
-    measures = "".join(f"<li>{m}</li>" for m in _measures(frame.health, mass, thresholds))
-    return f'<div class="sh-verdict"><span class="sh-word sh-{word}">{word}</span><ul>{measures}</ul></div>'
+    measures = "".join(f"<li>{line}</li>" for line in lines)
+    word = "" if frame.health is None else frame.health.verdict
+    head = f'<span class="sh-word sh-{word}">{word}</span>' if word else ""
+    return f'<div class="sh-verdict">{head}<ul>{measures}</ul></div>'
 
 
 def worth(agreement: Agreement, frame: str) -> str:
@@ -232,7 +240,8 @@ def dose(alpha: float, frame: SteerFrame | None = None) -> str:
     """What alpha means here: nats, the share of the residual's norm, and c*."""
     parts = [f"alpha {alpha:g}"]
     if frame is not None and frame.dose_nats is not None:
-        parts.append(f"{number(frame.dose_nats, 2)} nats")
+        measured = "more than" if frame.dose_beyond else "about"
+        parts.append(f"{measured} {number(frame.dose_nats, 2)} nats")
     if frame is not None and frame.dose_fraction is not None:
         parts.append(f"{100 * frame.dose_fraction:.0f}% of the residual's norm")
     if frame is not None and frame.c_star is not None:

@@ -10,6 +10,8 @@ from typing import Any
 from components.view import VERDICTS, ahead, esc
 from steer_heal.records import DoseRow, Sweep
 
+OLD_WORDS = {"coherent": "fine", "degraded": "damaged"}
+"""What the words were before, to what they are."""
 Known = dict[str, list[list[Any]]]
 ENDS = (-4.0, 4.0)
 MAX_KNOWN = 24
@@ -31,19 +33,20 @@ def working(share: float, doing: str, waiting: int = 0) -> str:
 
 
 def found(sweep: Sweep, target: dict[str, int]) -> str:
-    """Where coherence breaks, and whether the trait moves further than controls do, in a sentence."""
-    rows = sweep.rows
+    """Where the text breaks, beside it the answers, and whether the trait moves further than controls do."""
+    rows, at = sweep.rows, sweep.breaks
     top = max((row.alpha for row in rows), default=0.0)
-    marks = [f"below {mark:g} of base's from alpha {alpha:g}" for mark, alpha in sweep.breaks.items()]
-    said = f"answer mass falls {', '.join(marks)}" if marks else f"answer mass holds up to alpha {top:g}"
+    marks = [f"{word} from alpha {at[word]:g}" for word in ("damaged", "broken") if word in at]
+    said = f"the text is {', '.join(marks)}" if marks else f"the text is fine up to alpha {top:g}"
+    lost = [f"{word} from alpha {at[word]:g}" for word in ("weakened", "lost") if word in at]
     worth = sweep.reading
-    if worth is not None and worth.agreement.cannot_answer:
-        said = f"{worth.agreement.sentence(worth.frame)}; its text alone is judged"
-    elif all(row.coherence is None for row in rows):
-        said = "its text alone is judged" if worth is None else worth.agreement.sentence(worth.frame)
-    first = next((r.alpha for r in rows if r.alpha > 0 and r.verdict != "coherent"), None)
-    text = "" if first is None else f"; the first dose that is not coherent, text counted, is alpha {first:g}"
-    return f"{said}{text}{_against(sweep, target)}. Click the chart to steer at a dose."
+    if lost:
+        said += f"; answers are {', '.join(lost)}"
+    elif any(row.answers_verdict for row in rows):
+        said += f"; answers are kept up to alpha {top:g}"
+    elif worth is not None:
+        said += f"; {worth.agreement.sentence(worth.frame)}"
+    return f"{said}{_against(sweep, target)}. Click the chart to steer at a dose."
 
 
 def _against(sweep: Sweep, target: dict[str, int]) -> str:
@@ -63,10 +66,15 @@ def key(model: str, trait: str, low: float, high: float, method: str) -> str:
 
 
 def remembered(value: Any) -> Known:
-    """`value` without whatever is not a list of (alpha, verdict): a browser may send anything."""
+    """`value` without whatever is not a list of (alpha, verdict), in today's words: a browser may send
+    anything, also what it was given long ago."""
     if not isinstance(value, dict):
         return {}
-    return {name: rows for name, rows in value.items() if isinstance(rows, list) and all(map(_sound, rows))}
+    return {
+        name: [[alpha, OLD_WORDS.get(word, word)] for alpha, word in rows]
+        for name, rows in value.items()
+        if isinstance(rows, list) and all(map(_sound, rows))
+    }
 
 
 def _sound(row: Any) -> bool:
@@ -75,14 +83,14 @@ def _sound(row: Any) -> bool:
         and len(row) == 2
         and isinstance(row[0], int | float)
         and math.isfinite(row[0])
-        and row[1] in VERDICTS
+        and row[1] in (*VERDICTS, *OLD_WORDS)
     )
 
 
 def remember(value: Any, name: str, rows: Sequence[DoseRow]) -> Known:
     """`value` with a sweep's verdicts put last; the oldest are let go."""
     kept = {other: doses for other, doses in remembered(value).items() if other != name}
-    kept[name] = [[row.alpha, row.verdict] for row in rows]
+    kept[name] = [[row.alpha, row.verdict] for row in rows if row.verdict is not None]
     return dict(list(kept.items())[-MAX_KNOWN:])
 
 
@@ -103,7 +111,7 @@ def segments(doses: Sequence[Sequence[Any]]) -> list[tuple[float, float, str]]:
 
 
 def strip(known: Mapping[str, Sequence[Sequence[Any]]], name: str) -> str:
-    """What is known of each dose from -4 to 4: coherent, degraded or broken, by colour, pattern and word."""
+    """What is known of each dose from -4 to 4: fine, damaged or broken, by colour, pattern and word."""
     pieces = segments(known.get(name, ()))
     if not pieces:
         return f'<div class="sh-strip"><span class="sh-unknown">{UNKNOWN}</span></div>'

@@ -1,4 +1,4 @@
-"""Dose against effect: sweeps over alpha, where coherence breaks, and grids of alpha x layer."""
+"""Dose against effect: sweeps over alpha, where text breaks, and grids of alpha x layer."""
 
 from __future__ import annotations
 
@@ -6,29 +6,42 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from . import data, filter, instrument
-from .config import THRESHOLDS, DoseRequest, SettingsError
+from .config import DoseRequest, SettingsError
 from .data import AnyFrame
 from .generate import Row, complete
 from .models import LanguageModel, band_layers, layers_band, rows_that_fit
-from .records import Completion, DoseRow, Profile, Stopped, TextHealth, Vignette, trait_shift
+from .records import (
+    AnswersWord,
+    Completion,
+    DoseRow,
+    Profile,
+    Stopped,
+    TextHealth,
+    TextWord,
+    Vignette,
+    trait_shift,
+)
 from .steering import coefficients
 from .vector import SteeringVector
 
-RESOLUTION = 0.05
-"""Alphas where coherence falls below a threshold are found to this."""
+RESOLUTION = 0.1
+"""Alphas where the text's word changes are found to this: the word is that of a few answers."""
+SECTIONS = 5
 ROWS_AT_ONCE = 48
 """Answers written in the same passes, when memory allows: where more rows no longer come cheaper."""
 PROFILE_PART = 0.4
 """Share of a chunk's time that its profiles take, for the progress bar."""
-SECTIONS = 8
-MARKS = (THRESHOLDS.mass_degraded, THRESHOLDS.mass_broken)
 SWEEP_PART = 0.5
 """Share of a sweep's time before it closes in on the breaks."""
+GRID_PROMPTS, GRID_TOKENS = 3, 24
+"""Answers a cell of a grid has, and how long: enough for a word, and little beside the band's calibration."""
+_LEAST_LOGP = -100.0
 
 Band = tuple[float, float]
 Progress = Callable[[float], None]
@@ -37,10 +50,20 @@ Stop = Callable[[], bool]
 
 @dataclass(frozen=True)
 class _Base:
-    """What every dose is compared with: the model unsteered."""
+    """What every dose is compared with: the model unsteered, and the medians of its own text."""
 
     profile: Profile
-    perplexity: float | None
+    text: dict[str, float]
+    silent: bool
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The steered layers, and the c* that alpha is in units of there."""
+
+    band: Band
+    layers: tuple[int, ...]
+    c_star: float
 
 
 def sweep(
@@ -59,13 +82,16 @@ def sweep(
     """One row for each alpha of the request, in its order; then, with `refine`, rows around each break.
 
     A row has the profile on the vignettes, the health of answers to the prompts (with shadows, the same
-    random numbers at every alpha) and the verdict against the unsteered model. As many alphas as fit go
+    random numbers at every alpha) and the words of both against the unsteered model. As many alphas as fit go
     through the same passes. `reading`: what the frame is worth on base (`instrument.Frames`): it calibrates
     where the vignettes cannot, and answers of a model that cannot answer judge nothing. `progress` hears of
     the share, also from within.
     Errors: `SettingsError`; `Stopped` when `stop()` says so.
     """
-    measure = _Measure(lm, vector, c_star, request, vignettes, frame, prompts_ids, reading, stop)
+    if not c_star > 0.0:
+        raise SettingsError("c* must be positive: calibrate first.")
+    place = _Place(request.band, band_layers(lm.n_layers, request.band), c_star)
+    measure = _Measure(lm, vector, request, vignettes, frame, prompts_ids, reading, stop)
     asked = list(dict.fromkeys(request.alphas))
     found: list[DoseRow] = []
     size = max(1, measure.batch_size // max(1, len(prompts_ids)))
@@ -76,28 +102,25 @@ def sweep(
             if progress:
                 progress((done + part * n) / len(asked) * (SWEEP_PART if request.refine else 1.0))
 
-        for row in measure.rows(chunk, heard=heard):
+        for row in measure.rows(place, chunk, heard=heard):
             found.append(row)
             yield row
     if request.refine:
-        yield from _refine(measure, found)
+        yield from _refine(measure, place, found)
         if progress:
             progress(1.0)
 
 
-def breaks(
-    rows: Sequence[DoseRow], base_coherence: float | None, marks: Sequence[float] = MARKS
-) -> dict[float, float]:
-    """For each mark the least positive alpha whose coherence is below mark * base's; none, no entry."""
-    if base_coherence is None:
-        return {}
-    measured = [row for row in rows if row.alpha > 0 and row.coherence is not None]
-    rising = sorted(measured, key=lambda row: row.alpha)
+def breaks(rows: Sequence[DoseRow]) -> dict[str, float]:
+    """For each word but the best, of the text and of the answers, the least positive alpha that is as bad;
+    none, no entry."""
+    rising = sorted((row for row in rows if row.alpha > 0), key=lambda row: row.alpha)
     found = {}
-    for mark in marks:
-        below = [row.alpha for row in rising if not (row.coherence or 0.0) >= mark * base_coherence]
-        if below:
-            found[mark] = below[0]
+    for words, of in ((get_args(TextWord), "verdict"), (get_args(AnswersWord), "answers_verdict")):
+        for place, word in enumerate(words[1:], 1):
+            bad = [row.alpha for row in rising if getattr(row, of) in words[place:]]
+            if bad:
+                found[word] = bad[0]
     return found
 
 
@@ -115,51 +138,37 @@ def grid(
     bands: Sequence[Band],
     vignettes: Sequence[Vignette],
     frame: AnyFrame,
+    prompts_ids: Sequence[Sequence[int]],
     *,
     reading: Profile | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Iterator[DoseRow]:
-    """A row for each band x alpha: profile, coherence and trait shift; no free text (its fields are None).
+    """A row for each band x alpha, as in `sweep`, but with at most `GRID_PROMPTS` answers of `GRID_TOKENS`.
 
-    `c_star_of(layers)` gives a band's own c*, so that alpha means the same everywhere. `reading` and errors
-    as in `sweep`.
+    `c_star_of(layers)` gives a band's own c*, so that alpha means the same everywhere.
     """
-    target = data.trait(request.trait).target
-    base = _base_profile(lm, vignettes, frame, reading, stop)
-    unit = answers_unit(base, reading)
+    n_tokens = min(GRID_TOKENS, request.sample.max_new_tokens)
+    short = request.model_copy(
+        update={"sample": request.sample.model_copy(update={"max_new_tokens": n_tokens})}
+    )
+    measure = _Measure(lm, vector, short, vignettes, frame, prompts_ids[:GRID_PROMPTS], reading, stop)
     for number, band in enumerate(bands):
         if stop and stop():
             raise Stopped
         layers = band_layers(lm.n_layers, band)
-        c_star = c_star_of(layers)
-        doses_KL = torch.cat([coefficients(lm.n_layers, layers, alpha * c_star) for alpha in request.alphas])
-        profiles = instrument.evaluate(
-            lm,
-            vignettes,
-            frame,
-            vector=vector,
-            coefficients_KL=doses_KL,
-            calibrated=base.calibration,
-            stop=stop,
-        )
-        for alpha, profile in zip(request.alphas, profiles, strict=True):
-            ratio = _ratio(profile.coherence, unit)
-            verdict = None if ratio is None else filter.mass_verdict(ratio)
-            shift = trait_shift(profile.p, base.p, target)
-            yield DoseRow(alpha, band, profile, profile.coherence, None, None, None, shift, verdict)
+        yield from measure.rows(_Place(band, layers, c_star_of(layers)), request.alphas)
         if progress:
             progress((number + 1) / len(bands))
 
 
 class _Measure:
-    """One sweep's model, data and base; measures some alphas together."""
+    """One sweep's or grid's model, data and base; measures some alphas together."""
 
     def __init__(
         self,
         lm: LanguageModel,
         vector: SteeringVector,
-        c_star: float,
         request: DoseRequest,
         vignettes: Sequence[Vignette],
         frame: AnyFrame,
@@ -167,25 +176,23 @@ class _Measure:
         reading: Profile | None,
         stop: Stop | None,
     ) -> None:
-        if not c_star > 0.0:
-            raise SettingsError("c* must be positive: calibrate first.")
-        self._lm, self._vector, self._c_star, self._request = lm, vector, c_star, request
-        self._vignettes, self._frame, self._reading, self._stop = vignettes, frame, reading, stop
+        self._lm, self._vector, self._request = lm, vector, request
+        self._vignettes, self._frame, self._stop = vignettes, frame, stop
         self._prompts = [tuple(prompt) for prompt in prompts_ids]
-        self._layers = band_layers(lm.n_layers, request.band)
         self._target = data.trait(request.trait).target
         longest = max((len(prompt) for prompt in self._prompts), default=0)
         self.batch_size = rows_that_fit(lm, longest + request.sample.max_new_tokens, ROWS_AT_ONCE)
-        self.base = self._measure_base()
+        self.base = self._measure_base(reading)
 
     def rows(
-        self, alphas: Sequence[float], *, text: bool = True, heard: Callable[[float], None] = lambda _: None
+        self, place: _Place, alphas: Sequence[float], *, heard: Callable[[float], None] = lambda _: None
     ) -> list[DoseRow]:
-        """The rows of these alphas, measured in the same passes; without free text when `text` is False.
-
-        `heard` is told the share done, token by token.
-        """
-        profiles = self._profiles(alphas)
+        """The rows of these alphas, measured in the same passes; `heard` is told the share done, token by
+        token."""
+        doses_KL = torch.cat(
+            [coefficients(self._lm.n_layers, place.layers, alpha * place.c_star) for alpha in alphas]
+        )
+        profiles = self._profiles(doses_KL)
         heard(PROFILE_PART)
         tokens = itertools.count(1)
 
@@ -193,53 +200,79 @@ class _Measure:
             heard(PROFILE_PART + (1 - PROFILE_PART) * min(1.0, next(tokens) / self._n_steps(len(alphas))))
             return bool(self._stop and self._stop())
 
-        answers = self._answers(alphas, stop) if text and self._prompts else [[] for _ in alphas]
+        answers = self._answers(alphas, doses_KL, stop)
+        texts = self._healths([row for written in answers for row in written], self.base.text)
         heard(1.0)
+        n = len(self._prompts)
         return [
-            self._row(alpha, profile, written)
-            for alpha, profile, written in zip(alphas, profiles, answers, strict=True)
+            self._row(place.band, alpha, profile, written, texts[n * i : n * (i + 1)])
+            for i, (alpha, profile, written) in enumerate(zip(alphas, profiles, answers, strict=True))
         ]
 
-    def _measure_base(self) -> _Base:
-        profile = _base_profile(self._lm, self._vignettes, self._frame, self._reading, self._stop)
-        written = self._answers([0.0], self._stop)[0] if self._prompts else []
-        return _Base(profile, filter.summary(_healths(written, None)).get("perplexity"))
+    def _measure_base(self, reading: Profile | None) -> _Base:
+        given = reading.calibration if reading and not instrument.calibrates(self._vignettes) else ()
+        profile = instrument.evaluate(
+            self._lm, self._vignettes, self._frame, calibrated=given, stop=self._stop
+        )[0]
+        worth = profile.agreement
+        if reading is not None and worth.value is None:
+            worth = reading.agreement
+        zero_1L = torch.zeros(1, self._lm.n_layers)
+        written = self._answers([0.0], zero_1L, self._stop)[0]
+        text = filter.summary(self._healths(written, {}), [row.text for row in written])
+        return _Base(profile, text, worth.cannot_answer)
 
-    def _row(self, alpha: float, profile: Profile, written: Sequence[Completion]) -> DoseRow:
-        texts = _healths(written, self.base.perplexity)
-        text = filter.summary(texts)
-        kls = [math.inf if math.isnan(kl) else kl for row in written for kl in _kls(row)]
+    def _row(
+        self,
+        band: Band,
+        alpha: float,
+        profile: Profile,
+        written: Sequence[Completion],
+        texts: Sequence[TextHealth],
+    ) -> DoseRow:
+        text = filter.summary(texts, [row.text for row in written], self.base.text.get("distinct"))
+        kls = [kl for row in written for kl in _kls(row)]
         return DoseRow(
             alpha=alpha,
-            band=self._request.band,
+            band=band,
             profile=profile,
             coherence=profile.coherence,
             kl_p95=filter.quantile(kls, 0.95) if kls else None,
             repetition=text.get("repetition"),
             perplexity=text.get("perplexity"),
             trait_shift=trait_shift(profile.p, self.base.profile.p, self._target),
-            verdict=filter.set_verdict(_ratio(profile.coherence, self.unit), text),
+            verdict=filter.set_verdict(text),
             sample=written[0].text if written else "",
             perplexity_ratio=text.get("perplexity_ratio"),
             looping=text.get("looping"),
             texts=tuple(texts),
+            relevance=text.get("relevance"),
+            relevance_ratio=text.get("relevance_ratio"),
+            answers_verdict=None if self.base.silent else profile.answers_against(self.base.profile),
         )
 
-    @property
-    def unit(self) -> float | None:
-        """The coherence that those of the doses are measured by."""
-        return answers_unit(self.base.profile, self._reading)
+    def _healths(self, written: Sequence[Completion], base: dict[str, float]) -> list[TextHealth]:
+        """Health of each answer, alpha by alpha the prompts in turn, from its shadow's probabilities."""
+        logps = [
+            [max(math.log(p), _LEAST_LOGP) if p > 0.0 else _LEAST_LOGP for p in _p_base(row)]
+            for row in written
+        ]
+        prompts = [self._prompts[number % len(self._prompts)] for number in range(len(written))]
+        ids = [[token.id for token in row.tokens] for row in written]
+        about = instrument.relevances(self._lm, prompts, ids, logps, stop=self._stop)
+        own = base.get("perplexity"), base.get("relevance")
+        return [
+            filter.health(row.text, logp, own[0], kl=_kls(row), relevance=value, own_relevance=own[1])
+            for row, logp, value in zip(written, logps, about, strict=True)
+        ]
 
-    def _coefficients_KL(self, alphas: Sequence[float]) -> Tensor:
-        return torch.cat([coefficients(self._lm.n_layers, self._layers, a * self._c_star) for a in alphas])
-
-    def _profiles(self, alphas: Sequence[float]) -> list[Profile]:
+    def _profiles(self, doses_KL: Tensor) -> list[Profile]:
         return instrument.evaluate(
             self._lm,
             self._vignettes,
             self._frame,
             vector=self._vector,
-            coefficients_KL=self._coefficients_KL(alphas),
+            coefficients_KL=doses_KL,
             calibrated=self.base.profile.calibration,
             stop=self._stop,
         )
@@ -249,12 +282,16 @@ class _Measure:
         batches = math.ceil(n_alphas * len(self._prompts) / self.batch_size)
         return max(1, batches * self._request.sample.max_new_tokens)
 
-    def _answers(self, alphas: Sequence[float], stop: Stop | None) -> list[list[Completion]]:
+    def _answers(
+        self, alphas: Sequence[float], doses_KL: Tensor, stop: Stop | None
+    ) -> list[list[Completion]]:
         rows = [
             Row(prompt, dose_L, shadow=True, alpha=alpha, noise=number)
-            for alpha, dose_L in zip(alphas, self._coefficients_KL(alphas), strict=True)
+            for alpha, dose_L in zip(alphas, doses_KL, strict=True)
             for number, prompt in enumerate(self._prompts)
         ]
+        if not rows:
+            return [[] for _ in alphas]
         written = complete(
             self._lm, rows, self._vector.steers, self._request.sample, batch_size=self.batch_size, stop=stop
         )
@@ -264,55 +301,26 @@ class _Measure:
         return [written[start : start + n] for start in range(0, len(written), n)]
 
 
-def _refine(measure: _Measure, rows: Sequence[DoseRow]) -> Iterator[DoseRow]:
-    """Close in on each break: cut the interval before it until it is narrow, then show both its ends."""
-    known = {row.alpha: row for row in rows if row.alpha > 0}
-    base = measure.unit or 0.0
-    for mark, high in breaks(rows, measure.unit).items():
-        low = max((alpha for alpha in known if alpha < high), default=0.0)
-        while high - low > RESOLUTION + 1e-9:
-            step = max((high - low) / SECTIONS, RESOLUTION)
-            inside = [round(low + step * i, 4) for i in range(1, SECTIONS) if low + step * i < high - 1e-9]
-            fresh = measure.rows([alpha for alpha in inside if alpha not in known], text=False)
-            known.update((row.alpha, row) for row in fresh)
-            below = [a for a in (*inside, high) if not (known[a].coherence or 0.0) >= mark * base]
-            high = below[0]
-            low = max(alpha for alpha in (low, *inside) if alpha < high)
-        yield from measure.rows([alpha for alpha in (low, high) if alpha > 0.0])
+def _refine(measure: _Measure, place: _Place, rows: Sequence[DoseRow]) -> Iterator[DoseRow]:
+    """Close in on each alpha where the text's word changes: cut the interval before it until it is narrow."""
+    found = list(rows)
+    for word in get_args(TextWord)[1:]:
+        while word in (at := breaks(found)):
+            low = max((row.alpha for row in found if 0.0 < row.alpha < at[word]), default=0.0)
+            width = at[word] - low
+            if width <= RESOLUTION + 1e-9:
+                break
+            step = max(width / SECTIONS, RESOLUTION)
+            inside = [round(low + step * i, 4) for i in range(1, SECTIONS)]
+            fresh = measure.rows(place, [alpha for alpha in inside if alpha < at[word] - 1e-9])
+            found += fresh
+            yield from fresh
 
 
 def _kls(row: Completion) -> list[float]:
-    return [token.kl for token in row.tokens if token.kl is not None]
+    """KL of each token; one that is no number is infinite."""
+    return [math.inf if math.isnan(token.kl) else token.kl for token in row.tokens if token.kl is not None]
 
 
-def _healths(written: Sequence[Completion], own: float | None) -> list[TextHealth]:
-    """Health of each answer from its shadow's probabilities."""
-    found = []
-    for row in written:
-        p_base = [token.p_base for token in row.tokens if token.p_base is not None]
-        logp = [math.log(p) if p > 0.0 else -math.inf for p in p_base]
-        kl = [math.inf if math.isnan(value) else value for value in _kls(row)]
-        found.append(filter.health(row.text, [max(value, -100.0) for value in logp], own, kl=kl))
-    return found
-
-
-def answers_unit(base: Profile, reading: Profile | None) -> float | None:
-    """Base's coherence, which those of doses are judged by; None for a cloze, which has none, and for a model
-    that cannot answer: what it answers judges nothing."""
-    worth = base.agreement if base.agreement.value is not None or reading is None else reading.agreement
-    return None if worth.cannot_answer else base.coherence
-
-
-def _base_profile(
-    lm: LanguageModel,
-    vignettes: Sequence[Vignette],
-    frame: AnyFrame,
-    reading: Profile | None,
-    stop: Stop | None,
-) -> Profile:
-    given = reading.calibration if reading and not instrument.calibrates(vignettes) else ()
-    return instrument.evaluate(lm, vignettes, frame, calibrated=given, stop=stop)[0]
-
-
-def _ratio(value: float | None, base: float | None) -> float | None:
-    return value / base if value is not None and base else None
+def _p_base(row: Completion) -> list[float]:
+    return [token.p_base for token in row.tokens if token.p_base is not None]

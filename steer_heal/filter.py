@@ -11,21 +11,23 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import fmean, median
 
 from steer_heal.config import THRESHOLDS, FilterSettings, Thresholds
-from steer_heal.records import FilterVerdict, TextHealth, Verdict3
+from steer_heal.records import FilterVerdict, TextHealth, TextWord
 
 NGRAMS = (2, 3, 4)
 MIN_REPEATS = 3
 PERIOD = 12
+WINDOW = 50
+LEAST_TEXTS = 3
 MAX_PERPLEXITY = 1e6
-LEVELS: tuple[Verdict3, ...] = ("coherent", "degraded", "broken")
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_RUNS = [re.compile(rf"(.{{{n}}})\1{{{MIN_REPEATS - 1},}}", re.DOTALL) for n in NGRAMS]
+_RUNS = [re.compile(rf"(.{{{n}}})\1{{{MIN_REPEATS - 1},}}", re.DOTALL) for n in range(2, PERIOD + 1)]
 _BOILERPLATE = re.compile(
     r"\bas an? (?:ai|artificial|language model|assistant)\b"
     r"|\b(?:i am|i'm) (?:just |only )?an? (?:ai|language model)\b"
@@ -81,6 +83,27 @@ def _run_share(words: Sequence[str], period: int) -> float:
     return inside / len(words) if words else 0.0
 
 
+def variety(text: str) -> float:
+    """Share of distinct words, case-folded, the mean over every `WINDOW` words in a row; 1 without words.
+
+    Source: moving-average type-token ratio (Covington and McFall, 2010, Journal of Quantitative Linguistics).
+    """
+    words = _WORD.findall(text.casefold())
+    size = min(len(words), WINDOW)
+    windows = range(len(words) - size + 1)
+    return fmean(len(set(words[at : at + size])) / size for at in windows) if words else 1.0
+
+
+def distinct(texts: Sequence[str]) -> float | None:
+    """Share of distinct word bigrams over answers to different prompts; None for fewer than `LEAST_TEXTS`.
+
+    Source: distinct-2 (Li et al., 2016, arXiv:1510.03055).
+    """
+    words = [_WORD.findall(text.casefold()) for text in texts]
+    pairs = [pair for row in words for pair in pairwise(row)]
+    return len(set(pairs)) / len(pairs) if len(texts) >= LEAST_TEXTS and pairs else None
+
+
 def n_words(text: str) -> float:
     """How many words the text has."""
     return float(len(_WORD.findall(text)))
@@ -109,6 +132,18 @@ def perplexity(logp: Sequence[float]) -> float | None:
     if not logp or not all(math.isfinite(value) for value in logp):
         return None
     return min(math.exp(min(-fmean(logp), 100.0)), MAX_PERPLEXITY)
+
+
+def relevance(own: Sequence[float], others: Sequence[Sequence[float]]) -> float | None:
+    """Nats a token by which an answer is likelier after its own prompt than after others, on average.
+
+    `own`: its log-probs after its own prompt, `others`: after each of the others. About 0 where the answer
+    has nothing to do with what was asked. None without tokens, without others or if not finite. Source:
+    pointwise mutual information of prompt and reply (Li et al., 2016, arXiv:1510.03055).
+    """
+    if not own or not others or not all(math.isfinite(value) for row in (own, *others) for value in row):
+        return None
+    return fmean(own) - fmean(map(fmean, others))
 
 
 def tail(logp: Sequence[float]) -> list[float]:
@@ -213,27 +248,28 @@ def eaten(verdicts: Iterable[FilterVerdict]) -> dict[str, int]:
     return dict(Counter(reason for verdict in verdicts for reason in verdict.reasons).most_common())
 
 
-def worse(*verdicts: Verdict3) -> Verdict3:
-    """The worst of several verdicts; coherent when there is none."""
-    return LEVELS[max((LEVELS.index(verdict) for verdict in verdicts), default=0)]
+def text_verdict(
+    perplexity_ratio: float | None,
+    loops: float,
+    relevance_ratio: float | None,
+    varied: float = 1.0,
+    limits: Thresholds = THRESHOLDS,
+) -> TextWord:
+    """By perplexity and relevance over those of base's own text, None where not measured, by repetition and
+    by variety.
 
-
-def mass_verdict(ratio: float | None, thresholds: Thresholds = THRESHOLDS) -> Verdict3:
-    """By the answer mass over base's; not finite is broken, not measured says nothing against it."""
-    if ratio is None:
-        return "coherent"
-    if not ratio >= thresholds.mass_broken:
+    A text is broken that loops, that suits other prompts better than its own, or that has little to do with
+    its own and is unlikely or says the same words over and over.
+    """
+    ratio = 1.0 if perplexity_ratio is None else perplexity_ratio
+    about = limits.relevance_damaged if relevance_ratio is None else relevance_ratio
+    unlikely = ratio > limits.perplexity_broken
+    strays = about < limits.relevance_broken and (unlikely or varied < limits.variety_broken)
+    unknown = relevance_ratio is None and unlikely
+    if loops > limits.repetition_broken or about < 0.0 or strays or unknown:
         return "broken"
-    return "coherent" if ratio >= thresholds.mass_degraded else "degraded"
-
-
-def text_verdict(ratio: float | None, loops: float, thresholds: Thresholds = THRESHOLDS) -> Verdict3:
-    """By perplexity over base's own and by repetition; a ratio of None was not measured."""
-    if loops > thresholds.repetition_broken:
-        return "broken"
-    if ratio is None or ratio <= thresholds.perplexity_degraded:
-        return "coherent"
-    return "degraded" if ratio <= thresholds.perplexity_broken else "broken"
+    worse = ratio > limits.perplexity_damaged or about < limits.relevance_damaged
+    return "damaged" if worse else "fine"
 
 
 def health(
@@ -242,23 +278,36 @@ def health(
     own_perplexity: float | None = None,
     *,
     kl: Sequence[float] | None = None,
+    relevance: float | None = None,
+    own_relevance: float | None = None,
     thresholds: Thresholds = THRESHOLDS,
 ) -> TextHealth:
-    """Health of one text from its log-probs under base (None: not measured) and base's own perplexity.
+    """Health of one text from its log-probs under base and its relevance (None: not measured), and base's own
+    perplexity and relevance.
 
     `kl` is KL(steered || base) per token, for its 95th percentile. Log-probs that are not finite are broken.
     """
     value = perplexity(logp) if logp else None
     ratio = value / own_perplexity if value is not None and own_perplexity else None
-    loops = repetition(text)
+    about = relevance_ratio(relevance, own_relevance)
+    loops, varied = repetition(text), variety(text)
     lost = bool(logp) and value is None
     return TextHealth(
         perplexity=value,
         perplexity_ratio=ratio,
         repetition=loops,
         kl_p95=quantile(kl, 0.95) if kl else None,
-        verdict="broken" if lost else text_verdict(ratio, loops, thresholds),
+        verdict="broken" if lost else text_verdict(ratio, loops, about, varied, thresholds),
+        relevance=relevance,
+        relevance_ratio=about,
+        variety=varied,
     )
+
+
+def relevance_ratio(value: float | None, own: float | None) -> float | None:
+    """Relevance over that of base's own text; None where either is unknown, or base's own is not about what
+    it was asked either."""
+    return value / own if value is not None and own is not None and own > 0.0 else None
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -272,10 +321,17 @@ def quantile(values: Sequence[float], q: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def summary(rows: Sequence[TextHealth], thresholds: Thresholds = THRESHOLDS) -> dict[str, float]:
-    """Health of a set of texts: median perplexity, ratio and repetition, and `looping`, the share that loops.
+def summary(
+    rows: Sequence[TextHealth],
+    texts: Sequence[str] = (),
+    own_distinct: float | None = None,
+    thresholds: Thresholds = THRESHOLDS,
+) -> dict[str, float]:
+    """Health of a set of texts: medians, the shares that loop (`looping`), that are not fine (`damaged`) and
+    that are `broken`, and how `distinct` the texts themselves are, also over `own_distinct`, base's.
 
-    Texts whose perplexity could not be had count with the largest one. Empty for no texts.
+    Texts whose perplexity could not be had count with the largest one; where no relevance was measured it is
+    left out. Empty for no texts.
     """
     if not rows:
         return {}
@@ -286,12 +342,29 @@ def summary(rows: Sequence[TextHealth], thresholds: Thresholds = THRESHOLDS) -> 
         found["perplexity_ratio"] = found["perplexity"] / own[0]
     found["repetition"] = median(row.repetition for row in rows)
     found["looping"] = fmean(row.repetition > thresholds.repetition_broken for row in rows)
+    for name in ("relevance", "relevance_ratio"):
+        if (value := middle(getattr(row, name) for row in rows)) is not None:
+            found[name] = value
+    found["damaged"] = fmean(row.verdict != "fine" for row in rows)
+    found["broken"] = fmean(row.verdict == "broken" for row in rows)
+    if (value := distinct(texts)) is not None:
+        found["distinct"] = value
+        found["distinct_ratio"] = value / own_distinct if own_distinct else 1.0
     return found
 
 
-def set_verdict(
-    mass_ratio: float | None, text: dict[str, float], thresholds: Thresholds = THRESHOLDS
-) -> Verdict3:
-    """Verdict on a dose or a model: the worse of its answer mass and of the median health of its texts."""
-    texts = text_verdict(text.get("perplexity_ratio"), text.get("repetition", 0.0), thresholds)
-    return worse(mass_verdict(mass_ratio, thresholds), texts)
+def middle(values: Iterable[float | None]) -> float | None:
+    """Median of the values that were measured; None where none was."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def set_verdict(text: Mapping[str, float], limits: Thresholds = THRESHOLDS) -> TextWord | None:
+    """The word of a set of texts from its `summary`: as bad as at least half of them; None for no texts.
+
+    Broken too where different prompts are answered alike: each answer may read well.
+    """
+    if not text:
+        return None
+    alike = text.get("distinct_ratio", 1.0) < limits.distinct_broken
+    return "broken" if text["broken"] >= 0.5 or alike else "damaged" if text["damaged"] >= 0.5 else "fine"

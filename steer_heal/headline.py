@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .config import HEAL_THRESHOLDS, HealThresholds
+from .filter import relevance_ratio
 from .records import CANNOT_ANSWER, Controls, trait_shift
 
 Word = Literal[
@@ -69,6 +70,10 @@ def judge(
     if ratio > limits.perplexity_collapsed:
         why = f"perplexity {ratio:.1f}x that of {unit}, above {limits.perplexity_collapsed:g}x"
         return Headline("collapsed", why, said)
+    about = relevance_ratio(text.get("relevance"), base["text"].get("relevance"))
+    if about is not None and about < limits.relevance_collapsed:
+        why = f"relevance {about:.2f} of base's, below {limits.relevance_collapsed:g}"
+        return Headline("collapsed", why, said)
     if silent:
         loops = f"{text['looping']:.0%} of its answers loop, perplexity {ratio:.2f}x that of {unit}"
         return Headline("cannot answer", f"{CANNOT_ANSWER}; by its text alone: {loops}", said)
@@ -93,6 +98,12 @@ def judge(
         (
             ratio > limits.perplexity_healthy,
             f"perplexity {ratio:.1f}x that of {unit}, above {limits.perplexity_healthy:g}x",
+        ),
+        (
+            about is not None and about < limits.relevance_healthy,
+            f"relevance {about:.2f} of base's, below {limits.relevance_healthy:g}"
+            if about is not None
+            else "",
         ),
     ]
     kept = f"retention {retention:.2f}"

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Verdict3 = Literal["coherent", "degraded", "broken"]
+from .config import THRESHOLDS
+
+TextWord = Literal["fine", "damaged", "broken"]
+AnswersWord = Literal["kept", "weakened", "lost"]
 RunStatus = Literal["queued", "running", "paused", "finished", "failed", "cancelled", "interrupted"]
 Stage = Literal["base", "steered", "healed"]
 
@@ -129,13 +132,17 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class TextHealth:
-    """Scores of one text. Perplexity under base (and over its last quarter); `ratio` to base's own text's."""
+    """Scores of one text, with its word. Perplexity and relevance are under base, and `ratio` is to that of
+    base's own text; None where it was not measured."""
 
     perplexity: float | None
     perplexity_ratio: float | None
     repetition: float
     kl_p95: float | None = None
-    verdict: Verdict3 = "coherent"
+    verdict: TextWord = "fine"
+    relevance: float | None = None
+    relevance_ratio: float | None = None
+    variety: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +229,24 @@ class Profile:
     def social_norms(self) -> float:
         return self.p["SocialNorms"]
 
+    def answers_against(self, base: Profile) -> AnswersWord | None:
+        """What is left of base's answers: by their mass, and where they have none by agreement.
+
+        None where base is not above chance or neither is to be had: then answers judge nothing.
+        """
+        if base.agreement.cannot_answer:
+            return None
+        if base.coherence and self.coherence is not None:
+            ratio = self.coherence / base.coherence
+            if not ratio >= THRESHOLDS.mass_lost:
+                return "lost"
+            return "kept" if ratio >= THRESHOLDS.mass_weakened else "weakened"
+        if self.agreement.value is None or base.agreement.low is None:
+            return None
+        if self.agreement.cannot_answer:
+            return "lost"
+        return "kept" if self.agreement.value >= base.agreement.low else "weakened"
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -238,10 +263,10 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class DoseRow:
-    """One alpha of a sweep (or one cell of a grid): profile, text health over its answers, and the verdict,
-    None where nothing can judge.
+    """One alpha of a sweep (or one cell of a grid): profile, and text health over its answers.
 
-    `texts` has the health of each answer, for its spread.
+    `verdict` is the text's word, None where no text was read; `answers_verdict` that of what the vignettes
+    were answered, None where that judges nothing. `texts` has the health of each answer, for its spread.
     """
 
     alpha: float
@@ -252,11 +277,14 @@ class DoseRow:
     repetition: float | None
     perplexity: float | None
     trait_shift: float | None
-    verdict: Verdict3 | None
+    verdict: TextWord | None
     sample: str = ""
     perplexity_ratio: float | None = None
     looping: float | None = None
     texts: tuple[TextHealth, ...] = ()
+    relevance: float | None = None
+    relevance_ratio: float | None = None
+    answers_verdict: AnswersWord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,13 +376,15 @@ def trait_shift(moved: dict[str, float], base: dict[str, float], target: dict[st
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """How far a sweep or grid has come: the share done, its rows so far, the alphas where coherence first
-    falls below each share of base's; `waiting` counts requests ahead. `reading`: what the frame is worth.
-    `controls`: on the same vignettes, last."""
+    """How far a sweep or grid has come: the share done and its rows so far; `waiting` counts requests ahead.
+
+    `breaks`: for each word of the text or of the answers the least positive alpha from which on one of them
+    is as bad. `reading`: what the frame is worth. `controls`: on the same vignettes, last.
+    """
 
     share: float
     rows: list[DoseRow]
-    breaks: dict[float, float] = field(default_factory=dict)
+    breaks: dict[str, float] = field(default_factory=dict)
     waiting: int = 0
     reading: Profile | None = None
     controls: Controls | None = None
@@ -362,7 +392,11 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class SteerFrame:
-    """A moment of a streaming pair. Lists grow; `waiting` counts requests ahead; `done` is the last frame."""
+    """A moment of a streaming pair. Lists grow; `waiting` counts requests ahead; `done` is the last frame.
+
+    `dose_nats` is measured; with `dose_beyond` the dose is larger than any that was, and costs more.
+    `base_health` stands beside the steered text's.
+    """
 
     base: tuple[Token, ...]
     steered: tuple[Token, ...]
@@ -376,6 +410,8 @@ class SteerFrame:
     dose_fraction: float | None = None
     c_star: float | None = None
     message: str = ""
+    dose_beyond: bool = False
+    base_health: TextHealth | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,6 +478,9 @@ class MapNode:
     agreement_low: float | None = None
     agreement_high: float | None = None
     chance: float | None = None
+    relevance: float | None = None
+    text_verdict: str | None = None
+    answers_verdict: str | None = None
 
     @property
     def worth(self) -> Agreement:

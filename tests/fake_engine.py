@@ -40,7 +40,6 @@ from tests.fake_runs import BASE, FakeRuns, profile_at
 
 BORING = "I would say this is odd but it is how people here have always done it , and nobody minds much ."
 KINDLY = "I would go and help them first , because someone is hurt and that matters more than any rule ."
-MARKS = (0.95, 0.85)
 DULL, KIND = BORING.split(), KINDLY.split()
 
 
@@ -141,7 +140,10 @@ class FakeEngine(FakeRuns):
             1.0 + size**4 / 1.3,
             0.9 if broken else 0.08,
             size,
-            "broken" if broken else "degraded" if size > 1.4 else "coherent",
+            "broken" if broken else "damaged" if size > 1.4 else "fine",
+            0.9 / (1 + size),
+            1 / (1 + size),
+            variety=0.3 if broken else 0.9,
         )
         return SteerFrame(
             tuple(base),
@@ -150,7 +152,9 @@ class FakeEngine(FakeRuns):
             False,
             seconds=len(steered) * self.delay,
             health=health,
-            dose_nats=size**2,
+            base_health=TextHealth(1.3, 1.0, 0.02, relevance=0.9, variety=0.95),
+            dose_nats=min(size, 4.0) ** 2,
+            dose_beyond=size > 4.0,
             dose_fraction=0.08 * size,
             c_star=16.3,
         )
@@ -209,10 +213,12 @@ class FakeEngine(FakeRuns):
         cells = [(request.band, alpha) for alpha in (*request.alphas, *extra)]
         for found in self._cells(request, cells, session):
             rows = sorted(found.rows, key=lambda row: row.alpha)
-            start = next((row.coherence for row in rows if row.alpha == 0.0), 1.0)
-            rising = [row for row in rows if row.alpha > 0]
-            below = {m: [r.alpha for r in rising if r.coherence < m * start] for m in MARKS}
-            found = replace(found, rows=rows, breaks={mark: low[0] for mark, low in below.items() if low})
+            bad = {"damaged": ("damaged", "broken"), "broken": ("broken",), "lost": ("lost",)}
+            at = {
+                word: [r.alpha for r in rows if r.alpha > 0 and {r.verdict, r.answers_verdict} & {*words}]
+                for word, words in bad.items()
+            }
+            found = replace(found, rows=rows, breaks={word: low[0] for word, low in at.items() if low})
             if found.share == 1.0 and request.controls:
                 random = tuple(BASE | {"Care": BASE["Care"] + 0.01 * i} for i in range(request.controls))
                 found = replace(found, controls=Controls(BASE, random, profile_at(2.0), (20.0,)))
@@ -240,7 +246,7 @@ class FakeEngine(FakeRuns):
 
     def _measured(self, request: DoseRequest, band: tuple[float, float], alpha: float) -> DoseRow:
         size = abs(alpha) * (1.2 - abs(sum(band) / 2 - 0.5))
-        verdict = "broken" if size > 3.6 else "degraded" if size > 2.9 else "coherent"
+        verdict = "broken" if size > 3.6 else "damaged" if size > 2.9 else "fine"
         move = BASE["SocialNorms"] - profile_at(alpha)["SocialNorms"]
         scores, texts = [], []
         for i in range(len(request.prompts) or 3):
@@ -251,7 +257,8 @@ class FakeEngine(FakeRuns):
         profile = Profile(profile_at(alpha), coherence, len(scores), tuple(scores))
         return DoseRow(
             alpha, band, profile, coherence, size**2, min(1.0, 0.03 * size**2), 1.3 + size**2, move, verdict,
-            texts=tuple(texts),
+            texts=tuple(texts), relevance=0.9 / (1 + size),
+            answers_verdict="lost" if coherence < 0.85 * 0.99 else "kept",
         )  # fmt: skip
 
     def close(self) -> None:

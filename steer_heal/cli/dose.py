@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -15,18 +15,20 @@ from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table
 from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.data import trait
 from steer_heal.engine import Engine
-from steer_heal.records import DoseRow, Sweep
+from steer_heal.records import DoseRow, Sweep, TextWord
 
+WORDS = get_args(TextWord)
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 GRID_ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
-PANELS = ("coherence", "kl_p95", "repetition", "perplexity", "trait_shift")
 UNITS = {
-    "coherence": "answer mass",
-    "kl_p95": "p95 KL, nats",
-    "repetition": "repetition",
     "perplexity": "perplexity under base",
+    "relevance": "relevance, nats",
+    "repetition": "repetition",
+    "kl_p95": "p95 KL, nats",
     "trait_shift": "trait shift, probability",
+    "coherence": "answer mass",
 }
+PANELS = tuple(UNITS)
 
 
 def run(args: Namespace, out: Out) -> int:
@@ -86,9 +88,10 @@ def _show(
     if args.grid:
         columns.insert(0, Column("layers", "layers", width=6))
     else:
-        columns += [number("kl_p95", "kl_p95", ".2f"), number("perplexity", "perplexity", ".2f")]
-        columns += [number("repetition", "repetition", ".2f")]
-    columns += [number("trait_shift", "trait_shift", "+.3f"), Column("verdict", "verdict")]
+        columns += [number("kl_p95", "kl_p95", ".2f")]
+    columns += [number(key, key, ".2f") for key in ("perplexity", "relevance", "repetition")]
+    columns += [number("trait_shift", "trait_shift", "+.3f")]
+    columns += [Column("text_verdict", "text", width=7), Column("answers_verdict", "answers", width=8)]
     about = f"c* {c_star:.4g}" if c_star is not None else "each band at its own c*"
     out.text(f"{args.trait}, {about}", "", table(columns, rows))
     reading = found.reading
@@ -98,8 +101,9 @@ def _show(
     at_1 = next((row["trait_shift"] for row in rows if row["alpha"] == 1.0), None)
     if held is not None and at_1 is not None:
         out.text(f"at alpha 1 the trait moves {at_1:+.3f}: {held.sentence(target, at_1)}")
-    for mark, alpha in found.breaks.items():
-        out.text(f"coherence falls below {mark:.2f} of base at alpha {alpha:.2f}")
+    for word, alpha in found.breaks.items():
+        of = "text is" if word in get_args(TextWord) else "answers are"
+        out.text(f"{of} {word} from alpha {alpha:.2f}")
     out.document(
         {
             "command": "dose",
@@ -117,7 +121,7 @@ def _show(
                 "c_stars": held.c_stars,
             },
             "reading": reading and worth(reading.frame, reading.agreement, reading.order_tv),
-            "breaks": {f"{mark:.2f}": alpha for mark, alpha in found.breaks.items()},
+            "breaks": found.breaks,
             "thresholds": THRESHOLDS.model_dump(),
         }
     )
@@ -133,7 +137,7 @@ def _row(row: DoseRow, layers: dict[tuple[float, float], str]) -> dict[str, Any]
     if profile is not None:
         found |= {SNAKE[name]: value for name, value in profile.p.items()}
         found |= worth(profile.frame, profile.agreement, profile.order_tv)
-    return found | {"layers": layers[row.band]}
+    return found | {"layers": layers[row.band], "text_verdict": row.verdict}
 
 
 def sweep_figure(rows: list[DoseRow]) -> go.Figure:
@@ -153,17 +157,22 @@ def sweep_figure(rows: list[DoseRow]) -> go.Figure:
 
 
 def grid_figure(rows: list[DoseRow], layers: dict[tuple[float, float], str]) -> go.Figure:
-    """Trait shift and coherence, alpha across and layers up, side by side."""
+    """Trait shift, text health and agreement, alpha across and layers up, side by side."""
     alphas = sorted({row.alpha for row in rows})
     bands = list(dict.fromkeys(row.band for row in rows))
     cells = {(row.band, row.alpha): row for row in rows}
-    figure = make_subplots(rows=1, cols=2, subplot_titles=("trait shift", "coherence"), shared_yaxes=True)
-    for place, (key, colours) in enumerate((("trait_shift", "RdBu"), ("coherence", "Cividis")), 1):
-        z = [[getattr(cells[band, alpha], key) for alpha in alphas] for band in bands]
+    titles = ("trait shift", f"text: {', '.join(WORDS)}", "agreement")
+    figure = make_subplots(rows=1, cols=3, subplot_titles=titles, shared_yaxes=True)
+    values: Sequence[tuple[Callable[[DoseRow], float | None], str]] = (
+        (lambda row: row.trait_shift, "RdBu"),
+        (lambda row: WORDS.index(row.verdict) if row.verdict else None, "YlOrRd"),
+        (lambda row: row.profile.agreement.value if row.profile else None, "Cividis"),
+    )
+    for place, (value, colours) in enumerate(values, 1):
+        z = [[value(cells[band, alpha]) for alpha in alphas] for band in bands]
         names = [layers[band] for band in bands]
-        heat = go.Heatmap(
-            x=alphas, y=names, z=z, colorscale=colours, colorbar={"x": 0.46 if place == 1 else 1.0}
-        )
+        bar = {"x": place / 3, "len": 0.5}
+        heat = go.Heatmap(x=alphas, y=names, z=z, colorscale=colours, colorbar=bar)
         figure.add_trace(heat, row=1, col=place)
     figure.update_xaxes(title_text="alpha, units of c*")
     return figure.update_layout(height=700, title="Alpha x layers").update_yaxes(type="category")

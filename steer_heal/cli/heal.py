@@ -13,6 +13,7 @@ from steer_heal.engine.launching import check
 from steer_heal.jobs import LocalProcesses, RunFolder, this_process
 from steer_heal.records import Agreement, Event
 from steer_heal.store import Store, StoreBusy
+from steer_heal.store.fold import TEXT
 
 _FACTS = (
     "retention", "kept", "made", "c_star", "seconds", "scale", "headline", "retention_interval", "intervals",
@@ -90,7 +91,10 @@ class Report:
                 number("agreement", "agreement", ".2f"),
                 number("coherence", "coherence"),
                 number("perplexity", "perplexity", ".2f"),
+                number("relevance", "relevance", ".2f"),
                 number("looping", "looping", ".0%"),
+                Column("text_verdict", "text", width=7),
+                Column("answers_verdict", "answers", width=8),
                 number("retention", "retention", ".2f"),
                 number("kept", "kept", "d", 5),
                 number("made", "made", "d", 5),
@@ -171,5 +175,7 @@ def _row(event: Event) -> dict[str, Any]:
     row |= {"coherence": data["coherence"], "n_vignettes": data["n_vignettes"]}
     row |= worth(data.get("frame"), Agreement(**data.get("agreement") or {}), data.get("order_tv"))
     text = data.get("text") or {}
-    row |= {key: text.get(key) for key in ("perplexity", "perplexity_ratio", "repetition", "looping")}
+    row |= {key: text.get(key) for key in TEXT}
+    row |= {key: data.get(key) for key in ("text_verdict", "answers_verdict")}
+    row["verdict"] = row["text_verdict"]
     return row | dict.fromkeys(("retention", "kept", "made"))

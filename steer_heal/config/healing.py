@@ -230,19 +230,21 @@ _PARTS: dict[str, type[Settings]] = {
 
 class HealThresholds(Settings):
     """Where a round's headline changes; printed with it. Perplexity counts relative to that of what base
-    writes under the persona as a system prompt, answer mass to base's, `spill` is the largest movement of a
-    foundation off the target over the mean movement of the target's; a target foundation with less than
-    `room` to move in is not counted."""
+    writes under the persona as a system prompt, answer mass and relevance to base's, `spill` is the largest
+    movement of a foundation off the target over the mean movement of the target's; a target foundation with
+    less than `room` to move in is not counted."""
 
     mass_collapsed: float = 0.85
     looping_collapsed: float = 0.1
     perplexity_collapsed: float = 3.0
+    relevance_collapsed: float = 0.3
     retention_kept: float = 0.5
     spill: float = 1.0
     room: float = 0.05
     mass_healthy: float = 0.95
     looping_healthy: float = 0.02
     perplexity_healthy: float = 1.5
+    relevance_healthy: float = 0.6
 
 
 HEAL_THRESHOLDS = HealThresholds()

@@ -60,17 +60,23 @@ class DoseRequest(Settings):
 
 
 class Thresholds(Settings):
-    """Where coherent ends and broken begins; shown on the page wherever a verdict is.
+    """Where a word of the text's health or of the answers changes; shown on the page wherever a word is.
 
-    Answer mass counts relative to base's; perplexity is of the text under base, relative to that of base's
-    own text; repetition is the share of the most repeated word or character 2- to 4-gram.
+    Of the text: perplexity and relevance, both under base, are relative to those of base's own text;
+    repetition is the share of the text that is a loop, variety the share of distinct words; `distinct` is of
+    a set's answers, relative to base's. Of the answers to the vignettes: their mass is relative to base's.
+    How the text's were chosen, and what they find: docs/reports/text-health.md.
     """
 
-    mass_degraded: float = 0.95
-    mass_broken: float = 0.85
-    perplexity_degraded: float = 3.0
-    perplexity_broken: float = 20.0
+    perplexity_damaged: float = 1.75
+    perplexity_broken: float = 10.0
+    relevance_damaged: float = 0.6
+    relevance_broken: float = 0.25
+    variety_broken: float = 0.55
+    distinct_broken: float = 0.7
     repetition_broken: float = 0.3
+    mass_weakened: float = 0.95
+    mass_lost: float = 0.85
 
 
 THRESHOLDS = Thresholds()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 
 from steer_heal.config import MAX_PROMPT_TOKENS, SettingsError, SteerRequest
 from steer_heal.engine.vectors import Steer
-from steer_heal.filter import health
+from steer_heal.filter import health, perplexity
 from steer_heal.generate import Row
 from steer_heal.models import LanguageModel, user
 from steer_heal.records import SteerFrame, TextHealth, Token
@@ -21,6 +20,7 @@ LEAST_TOKENS = 4
 _LEAST_P = 1e-30
 
 Tokens = tuple[Token, ...]
+About = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Asked:
 class Pair:
     """One request's two answers as far as they are written: the steered one, and base.
 
-    `known`: base's answer where it was written before; `steer`: none until it was measured.
+    `known`: base's answer where it was written before; `steer`: none until it was measured; `about`: the
+    relevance of the steered answer and of base's, once both are whole.
     """
 
     asked: Asked
@@ -44,6 +45,7 @@ class Pair:
     steer: Steer | None = None
     steered: list[Token] = field(default_factory=list)
     base: list[Token] = field(default_factory=list)
+    about: About = (None, None)
 
     def __post_init__(self) -> None:
         self.start()
@@ -84,15 +86,17 @@ class Moment:
         if pair is None:
             return SteerFrame((), (), False, self.done, superseded=self.superseded, message=self.message)
         base, steered = pair.base[: self.n_base], pair.steered[: self.n_steered]
+        steered_health, base_health = healths(steered, base, pair.about if self.done else (None, None))
         so_far = SteerFrame(
             tuple(base), tuple(steered), self.base_done, self.done, superseded=self.superseded,
-            seconds=self.seconds, message=self.message, health=_health(steered, base),
+            seconds=self.seconds, message=self.message, health=steered_health, base_health=base_health,
         )  # fmt: skip
         if pair.steer is None:
             return so_far
         alpha, found = pair.asked.request.alpha, pair.steer.calibration
+        nats, beyond = pair.steer.nats(alpha) or (None, False)
         return replace(
-            so_far, dose_nats=pair.steer.nats(alpha), dose_fraction=pair.steer.fraction(alpha),
+            so_far, dose_nats=nats, dose_beyond=beyond, dose_fraction=pair.steer.fraction(alpha),
             c_star=found.c_star, message=self.message or found.message,
         )  # fmt: skip
 
@@ -105,11 +109,19 @@ def encode(lm: LanguageModel, prompt: str) -> tuple[int, ...]:
     return ids
 
 
-def _health(steered: Sequence[Token], base: Sequence[Token]) -> TextHealth | None:
-    """Health of the steered text so far; the base's own text so far gives the unit of perplexity."""
+def base_logp(tokens: Sequence[Token]) -> list[float]:
+    """Log-probs of the tokens under base; of base's own tokens they are those they were drawn with."""
+    p = [token.p if token.p_base is None else token.p_base for token in tokens]
+    return [math.log(max(value, _LEAST_P)) for value in p]
+
+
+def healths(steered: Sequence[Token], base: Sequence[Token], about: About) -> Iterator[TextHealth | None]:
+    """Health of the steered text so far and of base's, whose own text so far is the unit of both."""
     if len(steered) < LEAST_TOKENS or len(base) < LEAST_TOKENS:
-        return None
-    own = math.exp(min(-fmean(math.log(max(token.p, _LEAST_P)) for token in base), 100.0))
-    logp = [math.log(max(token.p_base, _LEAST_P)) for token in steered if token.p_base is not None]
-    kl = [token.kl for token in steered if token.kl is not None]
-    return health("".join(token.text for token in steered), logp, own, kl=kl)
+        yield from (None, None)
+        return
+    own = perplexity(base_logp(base))
+    for tokens, value in zip((steered, base), about, strict=True):
+        kl = [token.kl for token in tokens if token.kl is not None]
+        text = "".join(token.text for token in tokens)
+        yield health(text, base_logp(tokens), own, kl=kl, relevance=value, own_relevance=about[1])

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build, first_line, one_sentence
-from steer_heal.engine.pair import Asked, Moment, Pair, Tokens, encode
+from steer_heal.engine.pair import About, Asked, Moment, Pair, Tokens, base_logp, encode
 from steer_heal.engine.slices import Pause, sliced
 from steer_heal.engine.tickets import Ticket
 from steer_heal.engine.vectors import Vectors
 from steer_heal.generate import PrefixStore, Row, complete, decode
+from steer_heal.instrument import relevances
 from steer_heal.models import LanguageModel, rows_that_fit
 from steer_heal.records import Token
 from steer_heal.steering import Operator
@@ -55,6 +56,7 @@ class Pairs:
         """Nothing that was read or written is good for other weights."""
         self._state = self._lm.state
         self._bases: OrderedDict[Key, Tokens] = OrderedDict()
+        self._abouts: dict[Key, float | None] = {}
         self._prefixes = PrefixStore()
 
     def try_out(self) -> None:
@@ -217,8 +219,22 @@ class Pairs:
         seconds = time.perf_counter() - pair.asked.at
         ticket.tell(Moment(pair, *at, seconds=seconds, message=message))
         if done:
+            pair.about = self._about(pair)
             ticket.tell(Moment(pair, *at, done=True, seconds=seconds))
             ticket.end()
+
+    def _about(self, pair: Pair) -> About:
+        """Relevance of both whole answers; base's is remembered with it."""
+        key, wanted = _key(pair.prompt, pair.asked.request), [tuple(pair.steered)]
+        known = self._abouts.get(key)
+        wanted += [] if key in self._abouts else [tuple(pair.base)]
+        found = relevances(
+            self._lm, [pair.prompt] * len(wanted), [[token.id for token in one] for one in wanted],
+            list(map(base_logp, wanted)),
+        )  # fmt: skip
+        if len(found) == 2 and key in self._bases:
+            self._abouts[key] = found[1]
+        return found[0], found[1] if len(found) == 2 else known
 
     def _ended(self, ticket: Ticket[Moment], pair: Pair | None) -> bool:
         """Whether the ticket has ended; one that is over is told so now."""
@@ -242,7 +258,7 @@ class Pairs:
     def _keep(self, key: Key, tokens: Tokens) -> Tokens:
         self._bases[key] = tokens
         while len(self._bases) > KNOWN_ANSWERS:
-            self._bases.popitem(last=False)
+            self._abouts.pop(self._bases.popitem(last=False)[0], None)
         return tokens
 
 

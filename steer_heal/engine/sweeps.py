@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -41,16 +42,17 @@ class Sweeps:
 
         def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
             steer = self._vectors.steer(request.trait, request.band, request.method, say=ending(stop))
-            prompts = request.prompts or self._lm.material.held_out_prompts()[-DOSE_PROMPTS:]
             reading = self._frames.of(request.frame, stop=stop)
             vignettes, frame = self._vignettes(request), data.frame(reading.frame)
             part = CONTROLS_FROM if request.controls else 1.0
             row = None
             for row in dose.sweep(
                 self._lm, steer.vector, steer.calibration.c_star, request, vignettes, frame,
-                [encode(self._lm, prompt) for prompt in prompts],
-                reading=reading, progress=lambda share: progress(part * share), stop=stop,
+                self._prompts(request), reading=reading, progress=lambda share: progress(part * share),
+                stop=stop,
             ):  # fmt: skip
+                if row.kl_p95 is not None and math.isfinite(row.kl_p95):
+                    steer.swept[row.alpha] = row.kl_p95
                 yield row
             if request.controls and row is not None and row.profile is not None:
                 found = self._vectors.random(request.trait, steer.layers, request.controls, say=ending(stop))
@@ -77,7 +79,7 @@ class Sweeps:
             return dose.grid(
                 self._lm, vector, c_star, request,
                 dose.grid_bands(self._lm.n_layers), self._vignettes(request), data.frame(reading.frame),
-                reading=reading, progress=progress, stop=stop,
+                self._prompts(request), reading=reading, progress=progress, stop=stop,
             )  # fmt: skip
 
         for item in _streamed(rows, ticket):
@@ -88,9 +90,12 @@ class Sweeps:
 
     def _by_alpha(self, item: Sweep, frame: str) -> Sweep:
         item = self._with_reading(item, frame)
-        base = next((row.profile for row in item.rows if row.alpha == 0.0), None)
-        breaks = dose.breaks(item.rows, dose.answers_unit(base, item.reading)) if base else {}
-        return replace(item, rows=sorted(item.rows, key=lambda row: row.alpha), breaks=breaks)
+        rows = sorted(item.rows, key=lambda row: row.alpha)
+        return replace(item, rows=rows, breaks=dose.breaks(rows))
+
+    def _prompts(self, request: DoseRequest) -> list[tuple[int, ...]]:
+        texts = request.prompts or self._lm.material.held_out_prompts()[-DOSE_PROMPTS:]
+        return [encode(self._lm, text) for text in texts]
 
     def _vignettes(self, request: DoseRequest) -> list[Vignette]:
         if request.prompts and request.n_vignettes is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -28,20 +29,39 @@ def _nothing(_text: str) -> None:
 
 @dataclass(frozen=True)
 class Steer:
-    """A trait at a band of one model, ready to be dosed in units of c*."""
+    """A trait at a band of one model, ready to be dosed in units of c*.
+
+    `swept`: what sweeps found alphas to cost, nats at the 95th percentile; they add to it.
+    """
 
     vector: SteeringVector
     layers: tuple[int, ...]
     calibration: Calibration
+    swept: dict[float, float] = field(default_factory=dict)
 
     def coefficients_KL(self, *alphas: float) -> torch.Tensor:
         """The coefficients of each alpha: alpha * c* on the band's layers."""
         c_star, n_layers = self.calibration.c_star, self.vector.n_layers
         return torch.cat([coefficients(n_layers, self.layers, alpha * c_star) for alpha in alphas])
 
-    def nats(self, alpha: float) -> float:
-        """About what alpha costs in KL(steered || base) at the 95th percentile: it grows as alpha squared."""
-        return alpha**2 * self.calibration.kl_p95
+    def nats(self, alpha: float) -> tuple[float, bool] | None:
+        """About what alpha costs in KL(steered || base) at the 95th percentile, between two measured doses.
+
+        Beyond the last one what that costs, and True: it is more than that. None where doses of this sign
+        were not measured. What the calibration measured counts before what sweeps did.
+        """
+        c_star = self.calibration.c_star
+        here, swept = alpha * c_star, {at * c_star: kl for at, kl in self.swept.items()}
+        known = {0.0: 0.0} | swept | dict(self.calibration.history)
+        side = sorted((abs(c), kl) for c, kl in known.items() if c == 0.0 or (c > 0.0) == (here > 0.0))
+        if here == 0.0:
+            return 0.0, False
+        if len(side) == 1:
+            return None
+        for (low, at_low), (high, at_high) in pairwise(side):
+            if abs(here) <= high:
+                return at_low + (at_high - at_low) * (abs(here) - low) / (high - low), False
+        return max(kl for _, kl in side), True
 
     def fraction(self, alpha: float) -> float | None:
         """What is added at each layer as a fraction of the residual's length."""

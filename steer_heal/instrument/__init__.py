@@ -5,6 +5,7 @@ from .choosing import Frames, profile_of
 from .cloze import LEAST, Calibration, calibrates
 from .logp import text_logp
 from .questions import answer_ids
+from .relevance import relevances
 
 __all__ = [
     "LEAST",
@@ -15,6 +16,7 @@ __all__ = [
     "evaluate",
     "profile",
     "profile_of",
+    "relevances",
     "score",
     "text_logp",
 ]

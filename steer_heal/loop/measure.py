@@ -19,7 +19,7 @@ from ..config import AUTO_FRAME, HealSettings, SampleSettings, build
 from ..generate import Row, complete
 from ..heal import Example, OutputLayer, hidden_states, row_losses
 from ..models import LanguageModel, system, user
-from ..records import Completion, Controls, FilterVerdict, Profile, RoundFailed, Vignette
+from ..records import Agreement, Completion, Controls, FilterVerdict, Profile, RoundFailed, Vignette
 from ..steering import coefficients
 from ..vector import SteeringVector
 from .live import Tick
@@ -44,9 +44,9 @@ class Measures:
     """The vignettes, frame and prompts of one run, and its measurements with them.
 
     `frame`: how it is asked; `calibrated`: the calibration of a cloze; `cannot_answer`: whether what base
-    answers is not above chance, so that answers judge nothing. `own`: the base's own text under base, the
-    unit of perplexities; `told`: the same with the persona as its system prompt, text and measure. All are
-    set by measuring the base, or from a log.
+    answers is not above chance, so that answers judge nothing. `own`, `own_relevance`, `own_distinct`: the
+    base's own text under base, the unit of perplexities, relevance and distinct bigrams; `told`: the same
+    with the persona as its system prompt, text and measure. All are set by measuring the base, or from a log.
     """
 
     def __init__(
@@ -72,7 +72,10 @@ class Measures:
         pool = [*material.heal_prompts(settings.trait), *material.contexts(settings.trait)]
         self.prompts = [text for text in dict.fromkeys(pool) if text not in never][: settings.data.n_prompts]
         self._persona = data.trait(settings.trait).positive
+        self._base: Profile | None = None
         self.own: filter.Norms | None = None
+        self.own_relevance: float | None = None
+        self.own_distinct: float | None = None
         self.told: filter.Norms | None = None
 
     @property
@@ -92,7 +95,7 @@ class Measures:
         found = self.profile(tick)
         self.calibrated = found.calibration
         worth = found.agreement if found.agreement.value is not None or reading is None else reading.agreement
-        self.cannot_answer = worth.cannot_answer
+        self.cannot_answer, self._base = worth.cannot_answer, found
         return found
 
     def recall(self, base: Mapping[str, Any]) -> None:
@@ -101,6 +104,10 @@ class Measures:
         self.calibrated = tuple(map(tuple, base.get("calibration", ())))
         self.cannot_answer = base.get("cannot_answer", False)
         self.own = filter.Norms(base["text"]["own_perplexity"], base["text"]["own_tail"])
+        self.own_relevance = base["text"].get("relevance")
+        self.own_distinct = base["text"].get("distinct")
+        worth = Agreement(**base.get("agreement") or {})
+        self._base = Profile(base["p"], base["coherence"], base["n_vignettes"], agreement=worth)
 
     def profile(self, tick: Tick | None, dose: Dose | None = None, alpha: float = 1.0) -> Profile:
         """The seven foundations on the run's vignettes, steered where a dose is given."""
@@ -171,6 +178,15 @@ class Measures:
         with self._stack.off():
             return instrument.text_logp(self._lm, prompts, ids, progress=tick, stop=self._stop)
 
+    def relevances(
+        self, written: Sequence[Completion], logps: Sequence[Sequence[float]]
+    ) -> list[float | None]:
+        """How much each answer is about its prompt, under the base; `logps` after its own prompt."""
+        prompts = [self._lm.encode_chat([user(row.prompt)]) for row in written]
+        ids = [[token.id for token in row.tokens] for row in written]
+        with self._stack.off():
+            return instrument.relevances(self._lm, prompts, ids, logps, stop=self._stop)
+
     def asked(self, count: int, seed: int, each: int = 1) -> list[str]:
         """The prompts of `count` completions, `each` times one after the other, in the seed's order."""
         order = random.Random(seed).sample(self.prompts, len(self.prompts))
@@ -209,11 +225,19 @@ class Measures:
             prompts, tick, seed=seed, dose=dose, alphas=(1.0,) if dose else (0.0,), persona=persona
         )
         logps = self.logp(written)
+        about = self.relevances(written, logps)
         if self.own is None:
             self.own = _norms(logps)
-        own = self.own.perplexity
+            self.own_relevance = filter.middle(about)
+            self.own_distinct = filter.distinct([row.text for row in written])
+        own, unit = self.own.perplexity, self.own_relevance
         found = filter.summary(
-            [filter.health(row.text, logp, own) for row, logp in zip(written, logps, strict=True)]
+            [
+                filter.health(row.text, logp, own, relevance=value, own_relevance=unit)
+                for row, logp, value in zip(written, logps, about, strict=True)
+            ],
+            [row.text for row in written],
+            self.own_distinct,
         )
         found |= {"own_perplexity": own, "own_tail": self.own.tail}
         if persona is not None:
@@ -261,7 +285,13 @@ class Measures:
 
     def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
         """The data of a `profile` event."""
-        about = {"cannot_answer": self.cannot_answer} if stage == "base" else {}
+        about: dict[str, Any] = {"cannot_answer": self.cannot_answer} if stage == "base" else {}
+        about |= {
+            "text_verdict": filter.set_verdict(text),
+            "answers_verdict": found.answers_against(self._base)
+            if self._base and not self.cannot_answer
+            else None,
+        }
         return {"stage": stage, "alpha": alpha, **asdict(found), **about, "text": text}
 
 

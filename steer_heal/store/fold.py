@@ -29,6 +29,8 @@ _FACTS = (
     "headline", "retention_interval", "intervals", "differences", "shift_cosine", "kl_spent", "scale",
     "as_far",
 )  # fmt: skip
+TEXT = ("perplexity", "perplexity_ratio", "repetition", "looping", "relevance", "relevance_ratio")
+"""What is stored of the health of a stage's text."""
 _TEXTS = ("name", "model", "trait", "preset")
 
 Row = dict[str, Any]
@@ -179,9 +181,8 @@ def _profile(state: Fold, event: Event) -> None:
         return
     raw = data.get("text")
     text: Mapping[str, Any] = raw if isinstance(raw, Mapping) else {}
-    health = {
-        key: number(text.get(key)) for key in ("perplexity", "perplexity_ratio", "repetition", "looping")
-    }
+    health: dict[str, Any] = {key: number(text.get(key)) for key in TEXT}
+    health |= {key: _text(data.get(key)) or None for key in ("text_verdict", "answers_verdict")}
     raw = data.get("agreement")
     worth: Mapping[str, Any] = raw if isinstance(raw, Mapping) else {}
     state.put(

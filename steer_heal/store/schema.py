@@ -90,7 +90,19 @@ CREATE VIEW controls AS
 """
 """What random directions, and the persona as text, do to the base of a run that asked for them."""
 
-MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, CONTROLS)
+HEALTH = """
+ALTER TABLE profiles ADD COLUMN relevance DOUBLE;
+ALTER TABLE profiles ADD COLUMN relevance_ratio DOUBLE;
+ALTER TABLE profiles ADD COLUMN text_verdict VARCHAR;
+ALTER TABLE profiles ADD COLUMN answers_verdict VARCHAR;
+CREATE OR REPLACE VIEW moral_map AS
+    SELECT p.run_id, r.model, r.trait, r.seed, p.round, p.stage, p.alpha, p.care, p.social_norms,
+           p.coherence, p.n_vignettes, p.finished_at, p.agreement, p.frame, p.agreement_low,
+           p.agreement_high, p.chance, p.relevance, p.text_verdict, p.answers_verdict
+    FROM profiles p JOIN runs r USING (run_id);
+"""
+
+MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, HEALTH, CONTROLS)
 """Migration i takes a file from version i to i + 1."""
 
 RECORD = """
@@ -126,7 +138,8 @@ INSERT = {
             "n_vignettes": "INTEGER", "perplexity": "DOUBLE", "perplexity_ratio": "DOUBLE",
             "repetition": "DOUBLE", "looping": "DOUBLE", "finished_at": "DOUBLE", "agreement": "DOUBLE",
             "frame": "VARCHAR", "agreement_low": "DOUBLE", "agreement_high": "DOUBLE", "chance": "DOUBLE",
-            "order_tv": "DOUBLE"}]'), recursive := true))""",
+            "order_tv": "DOUBLE", "relevance": "DOUBLE", "relevance_ratio": "DOUBLE",
+            "text_verdict": "VARCHAR", "answers_verdict": "VARCHAR"}]'), recursive := true))""",
     "vignette_scores": """
         INSERT OR REPLACE INTO vignette_scores BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
             "run_id": "VARCHAR", "round": "INTEGER", "stage": "VARCHAR", "vignette": "VARCHAR",

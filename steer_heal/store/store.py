@@ -13,7 +13,7 @@ from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.events import Chunk
 from steer_heal.records import Agreement, CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 from steer_heal.store.database import PATIENCE_S, Database, transaction
-from steer_heal.store.fold import ROW_TABLES, Fold, fold, new_run
+from steer_heal.store.fold import ROW_TABLES, TEXT, Fold, fold, new_run
 from steer_heal.store.schema import COLUMNS, FORGET, INSERT
 
 Rows = list[dict[str, Any]]
@@ -26,7 +26,7 @@ FROM runs ORDER BY is_example, started_at DESC NULLS FIRST, run_id DESC
 _MAP = """
 SELECT m.run_id, m.model, m.trait, m.seed, m.round, m.stage, m.alpha, m.care, m.social_norms, m.coherence,
        m.n_vignettes, m.finished_at, d.retention, r.is_example, r.vignette_set, m.agreement, m.frame,
-       m.agreement_low, m.agreement_high, m.chance
+       m.agreement_low, m.agreement_high, m.chance, m.relevance, m.text_verdict, m.answers_verdict
 FROM moral_map m JOIN runs r USING (run_id) LEFT JOIN rounds d ON d.run_id = m.run_id AND d.round = m.round
 WHERE (? IS NULL OR list_contains(?, m.run_id))
   AND m.care IS NOT NULL AND m.social_norms IS NOT NULL
@@ -214,8 +214,7 @@ def _worth(row: dict[str, Any]) -> Agreement:
 
 def _health(profiles: Rows) -> dict[str, float]:
     """The text's health of the round's last profile that has one."""
-    keys = ("perplexity", "perplexity_ratio", "repetition", "looping")
     for row in reversed(profiles):
-        if found := {key: row[key] for key in keys if row[key] is not None}:
+        if found := {key: row[key] for key in TEXT if row[key] is not None}:
             return found
     return {}

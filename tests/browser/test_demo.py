@@ -44,7 +44,7 @@ def test_steer_heal_watch_and_find_it_again(window: BrowserContext, tmp_path: Pa
         finished(page)
         assert text(page, "#base-text") == base
         assert page.evaluate("window.baseChanges") == 0
-        expect(page.locator("#verdict .sh-word")).not_to_have_text("coherent")
+        expect(page.locator("#verdict .sh-word")).not_to_have_text("fine")
 
         before = nodes(page, "healed")
         launch_small(page, "browser test")

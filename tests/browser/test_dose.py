@@ -25,7 +25,7 @@ def test_one_press_finds_where_it_breaks_and_a_click_steers_there(page: Page) ->
     figure = page.evaluate("document.querySelector('#dose-chart .sh-plot').data.map(t => [t.x, t.y])")
     assert len(figure) == 5
     assert all(x == sorted(x) and len(x) == 14 == len(y) for x, y in figure)
-    for word in ("coherent", "degraded", "broken"):
+    for word in ("fine", "damaged", "broken"):
         expect(page.locator(f"#strip .sh-seg-{word}").first).to_be_visible()
     point = page.locator("#dose-chart .trace .point").nth(8).bounding_box()
     assert point is not None
@@ -44,7 +44,7 @@ def test_one_press_finds_where_it_breaks_and_a_click_steers_there(page: Page) ->
     expect(page.locator("#high input[type=number]")).to_have_value("0.8")
     page.locator("#high input[type=number]").fill("0.6")
     page.locator("#high input[type=number]").press("Tab")
-    expect(page.locator("#strip .sh-seg-coherent").first).to_be_visible()
+    expect(page.locator("#strip .sh-seg-fine").first).to_be_visible()
 
 
 def test_what_the_vector_does_is_shown_beside_its_controls(page: Page) -> None:

@@ -76,7 +76,7 @@ def test_first_visit_has_an_answer_and_the_example(page: Page) -> None:
     assert all(word in title for word in ("KL", "nats", "p steered", "base preferred"))
     assert len(text(page, "#base-text")) > 20
     assert page.locator("#steered-text .sh-t").count() > 10
-    assert "coherent" in text(page, "#verdict")
+    assert "fine" in text(page, "#verdict")
     assert nodes(page, "healed") >= 2
     expect(page.locator("#runs .sh-tag").first).to_have_text("example")
     assert "not Gemma" in text(page, "#header")

@@ -85,6 +85,7 @@ def test_a_sweep_gives_a_row_a_dose(client):
     found = client.predict(alphas=[0.0, 1.0], api_name="/sweep")
     assert [row["alpha"] for row in found["rows"]] == [0.0, 1.0]
     assert set(found["rows"][0]["p"]) >= {"Care", "SocialNorms"}
+    assert {"text_verdict", "answers_verdict", "relevance"} <= set(found["rows"][0])
 
 
 def test_a_run_is_launched_and_watched_to_its_end(client):

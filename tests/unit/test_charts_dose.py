@@ -10,7 +10,7 @@ import pytest
 
 from components import charts_dose
 from steer_heal.config import DoseRequest, build
-from steer_heal.records import Sweep
+from steer_heal.records import Agreement, Sweep
 from tests.fake_engine import FakeEngine
 
 TARGET = {"Care": 1, "SocialNorms": -1}
@@ -25,17 +25,19 @@ def trace(figure: dict, name: str) -> dict:
     return next(t for t in figure["data"] if t["name"] == name)
 
 
-def test_five_measures_stand_over_one_axis_and_every_point_carries_its_alpha() -> None:
+def test_measures_stand_over_one_axis_and_every_point_carries_its_alpha() -> None:
     found = sweep(1)
     rows, figure = found.rows, charts_dose.dose(found, TARGET)
     assert [t["name"] for t in figure["data"]] == [
-        "coherence: answer mass",
-        "trait movement",
-        "95th percentile of KL, nats",
-        "repetition",
         "perplexity under base",
+        "relevance, nats",
+        "repetition",
+        "95th percentile of KL, nats",
+        "trait movement",
+        "coherence: answer mass",
     ]
-    assert len({t["yaxis"] for t in figure["data"]}) == 5
+    assert len({t["yaxis"] for t in figure["data"]}) == 6
+    assert figure["layout"]["yaxis"]["type"] == "log"
     assert all("xaxis" not in t for t in figure["data"])
     for drawn in figure["data"]:
         assert drawn["x"] == [r.alpha for r in rows]
@@ -49,9 +51,10 @@ def test_breaks_are_marked_with_words() -> None:
     figure = charts_dose.dose(found, TARGET)
     upright = [s["x0"] for s in figure["layout"]["shapes"] if s["xref"] == "x"]
     assert upright == list(found.breaks.values())
-    assert len(upright) == 2
+    assert list(found.breaks) == ["damaged", "broken", "lost"]
     words = " ".join(a["text"] for a in figure["layout"]["annotations"])
-    assert f"below 0.95× base from {upright[0]:g}" in words
+    assert f"text damaged from {upright[0]:g}" in words
+    assert f"answers lost from {upright[2]:g}" in words
 
 
 def test_what_controls_move_lies_behind_the_trait_s_movement() -> None:
@@ -72,12 +75,12 @@ def test_the_band_is_the_quartiles_over_the_vignettes_of_a_set() -> None:
     found = sweep(7)
     rows = found.rows
     bands = [t for t in charts_dose.dose(found, TARGET)["data"] if t.get("fill")]
-    assert len(bands) == 5
+    assert len(bands) == 5, "relevance of single texts is not known here"
     assert all(t["hoverinfo"] == "skip" for t in bands)
     last = rows[-1].profile
     assert last is not None
     low, high = charts_dose.spread([v.mass for v in last.per_vignette]) or (0.0, 0.0)
-    assert (high, low) == (bands[0]["y"][len(rows) - 1], bands[0]["y"][len(rows)])
+    assert (high, low) == (bands[-1]["y"][len(rows) - 1], bands[-1]["y"][len(rows)])
 
 
 @pytest.mark.parametrize(
@@ -95,12 +98,22 @@ def test_what_was_not_measured_is_not_drawn() -> None:
     assert charts_dose.grid([], lambda band: [0])["data"] == []
 
 
-def test_a_grid_has_both_measures_and_cells_that_carry_alpha_and_band() -> None:
+def test_a_grid_has_its_measures_and_cells_that_carry_alpha_and_band() -> None:
     engine = FakeEngine(delay=0.0)
     cells = list(engine.grid(build(DoseRequest, alphas=(-1.0, 0.0, 1.0)), session="x"))[-1].rows
     figure = charts_dose.grid(cells, engine.layers)
-    moved, mass = figure["data"]
-    assert (moved["name"], mass["name"]) == ("trait movement", "coherence: answer mass")
+    moved, text, mass = figure["data"]
+    assert [t["name"] for t in (moved, text, mass)] == [
+        "trait movement", "text health", "coherence: answer mass",
+    ]  # fmt: skip
+    words = list(charts_dose.WORDS)
+    assert text["z"][3][1] == words.index(cells[3 * 3 + 1].verdict)
+    assert text["text"][3][1] == cells[3 * 3 + 1].verdict
+    assert text["colorbar"]["ticktext"] == words
+    agreed = replace(cells[0].profile, agreement=Agreement(0.5, 0.4, 0.6, 1 / 7))
+    worth = charts_dose.grid([replace(cells[0], profile=agreed, verdict=None)], engine.layers)["data"]
+    assert [t["name"] for t in worth] == ["trait movement", "agreement with the labels"]
+    assert worth[1]["z"] == [[0.5]]
     assert moved["x"] == ["-1", "0", "1"]
     assert moved["y"] == [*map(str, range(10)), *(f"{i}–{i + 2}" for i in range(8))]
     assert moved["zmin"] == -moved["zmax"]

@@ -122,9 +122,9 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     assert [row["alpha"] for row in document["rows"]] == [0.0, 1.0]
     drawn = {"temperature": 0.5, "top_k": 0, "top_p": 0.95}
     assert document["sample"] == {"max_new_tokens": 4, "seed": 0, "greedy": False, **drawn}
-    assert {"coherence", "kl_p95", "repetition", "perplexity", "trait_shift", "verdict", *SEVEN} <= set(
-        document["rows"][0]
-    )
+    measured = {"coherence", "kl_p95", "repetition", "perplexity", "relevance", "trait_shift", *SEVEN}
+    assert {"verdict", "text_verdict", "answers_verdict", *measured} <= set(document["rows"][0])
+    assert all(row["verdict"] == row["text_verdict"] for row in document["rows"])
     held = document["controls"]
     assert len(held["random"]) == 2 == len(held["c_stars"])
     assert held["as_far"] == sum(x >= document["rows"][1]["trait_shift"] for x in held["random"])

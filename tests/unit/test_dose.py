@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steer_heal import data, dose, instrument
-from steer_heal.config import FOUNDATIONS, DoseRequest, SampleSettings, SettingsError, build
+from steer_heal.config import DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.models import user
 from steer_heal.records import Agreement, DoseRow, Profile, Stopped, trait_shift
 from steer_heal.steering import coefficients
@@ -48,8 +48,8 @@ def sweep(lm, setting, asked, **more):
     return list(dose.sweep(lm, vector, C_STAR, asked, *rest, **more))
 
 
-def row(alpha, coherence):
-    return DoseRow(alpha, (0.4, 0.6), None, coherence, None, None, None, None, "coherent")
+def row(alpha, word, answers=None):
+    return DoseRow(alpha, (0.4, 0.6), None, None, None, None, None, None, word, answers_verdict=answers)
 
 
 def test_a_row_for_each_alpha_in_the_order_asked(lm, setting):
@@ -63,6 +63,8 @@ def test_a_row_for_each_alpha_in_the_order_asked(lm, setting):
     assert_near(zero.trait_shift, 0.0, model_rounding(lm), size)
     assert_near(zero.kl_p95, 0.0, model_rounding(lm), size)
     assert_near(zero.perplexity_ratio, 1.0, model_rounding(lm), size)
+    assert_near(zero.relevance_ratio, 1.0, model_rounding(lm), size / abs(zero.relevance))
+    assert zero.verdict is not None
     assert one.kl_p95 > 0.01
 
 
@@ -82,6 +84,7 @@ def test_profiles_are_those_of_the_steered_model(lm, setting):
 def test_without_prompts_there_is_no_text(lm, setting):
     found = sweep(lm, (*setting[:3], []), request(alphas=(1.0,)))[0]
     assert (found.perplexity, found.repetition, found.kl_p95, found.sample) == (None, None, None, "")
+    assert (found.verdict, found.relevance) == (None, None)
 
 
 @pytest.mark.parametrize(("fit", "batches"), [(48, [1, 9]), (4, [1, 4, 4, 1])])
@@ -105,50 +108,49 @@ def test_doses_go_through_the_same_passes_as_far_as_memory_allows(lm, setting, m
     assert len(set(shares)) > 2 * len(batches)
 
 
-def test_breaks_are_the_first_alphas_below_each_mark():
-    rows = [row(a, c) for a, c in ((0.0, 0.9), (4.0, 0.3), (-8.0, 0.0), (2.0, 0.84), (3.0, 0.8), (1.0, 0.89))]
-    assert dose.breaks(rows, 0.9) == {0.95: 2.0, 0.85: 4.0}
-    assert dose.breaks(rows[:1], 0.9) == {}
-    assert dose.breaks([row(1.0, float("nan"))], 0.9) == {0.95: 1.0, 0.85: 1.0}
+def test_breaks_are_the_first_alphas_that_are_as_bad():
+    rows = [
+        row(0.0, "broken", "lost"), row(4.0, "broken", "weakened"), row(-8.0, "broken"),
+        row(2.0, "fine", "kept"), row(3.0, "damaged", "lost"), row(1.0, "fine"), row(0.5, None),
+    ]  # fmt: skip
+    assert dose.breaks(rows) == {"damaged": 3.0, "broken": 4.0, "weakened": 3.0, "lost": 3.0}
+    assert dose.breaks([row(1.0, "broken")]) == {"damaged": 1.0, "broken": 1.0}
+    assert dose.breaks(rows[:1]) == dose.breaks([]) == {}
 
 
-def test_refining_closes_in_on_a_break(lm, setting, monkeypatch):
-    """Coherence is made a known curve: it falls below 0.95 at 1.312 and below 0.85 at 3.7."""
+@pytest.mark.parametrize("marks", [(1.312, 3.7), (1.312, 1.312), (0.02, 9.0)])
+def test_refining_closes_in_on_where_the_text_s_word_changes(lm, setting, monkeypatch, marks):
+    """The text's word is made a known curve of alpha."""
+    measured, real = [], dose._Measure._row
 
-    def curve(alpha):
-        return 1.0 if alpha < 1.312 else 0.9 if alpha < 3.7 else 0.5
+    def made(self, band, alpha, *rest):
+        measured.append(alpha)
+        at = sum(alpha >= mark for mark in marks)
+        return replace(real(self, band, alpha, *rest), verdict=("fine", "damaged", "broken")[at])
 
-    real = dose._Measure._profiles
-
-    def profiles(self, alphas):
-        return [
-            type(found)(found.p, curve(alpha), found.n_vignettes)
-            for alpha, found in zip(alphas, real(self, alphas), strict=True)
-        ]
-
-    monkeypatch.setattr(dose._Measure, "_profiles", profiles)
-    monkeypatch.setattr(dose, "_base_profile", lambda *_: Profile(dict.fromkeys(FOUNDATIONS, 0.1), 1.0, 2))
+    monkeypatch.setattr(dose._Measure, "_row", made)
     rows = sweep(lm, setting, request(alphas=(0.0, 1.0, 2.0, 6.0), refine=True))
     assert [row.alpha for row in rows[:4]] == [0.0, 1.0, 2.0, 6.0]
-    for mark, wanted in dose.breaks(rows, 1.0).items():
-        exact = 1.312 if mark == 0.95 else 3.7
-        assert exact <= wanted <= exact + dose.RESOLUTION
-        assert any(exact - dose.RESOLUTION <= row.alpha < exact for row in rows[4:])
+    assert sorted(measured) == sorted({row.alpha for row in rows}), "no alpha is measured twice"
+    found = {word: at for word, at in dose.breaks(rows).items() if word in ("damaged", "broken")}
+    assert list(found) == ["damaged", "broken"][: sum(mark < 6.0 for mark in marks)]
+    for word, exact in zip(found, marks, strict=False):
+        assert exact <= found[word] <= exact + dose.RESOLUTION + 1e-9
+        assert any(exact - dose.RESOLUTION - 1e-9 <= row.alpha < exact for row in rows)
     assert all(row.perplexity is not None for row in rows)
-    assert rows[-1].verdict == "broken"
 
 
 def test_a_grid_has_a_row_for_every_band_and_alpha(lm, setting):
-    vector, vignettes, frame, _ = setting
+    vector, vignettes, frame, prompts = setting
     bands = dose.grid_bands(lm.n_layers)
     assert len(bands) == 4 + 2
-    asked, seen = request(alphas=(-1.0, 1.0)), []
+    asked, seen = request(alphas=(-1.0, 1.0), sample=build(SampleSettings, max_new_tokens=60)), []
 
     def c_star_of(layers):
         seen.append(layers)
         return 4.0
 
-    rows = list(dose.grid(lm, vector, c_star_of, asked, bands, vignettes, frame))
+    rows = list(dose.grid(lm, vector, c_star_of, asked, bands, vignettes, frame, prompts * 3))
     assert [(row.band, row.alpha) for row in rows] == [
         (band, alpha) for band in bands for alpha in (-1.0, 1.0)
     ]
@@ -156,6 +158,8 @@ def test_a_grid_has_a_row_for_every_band_and_alpha(lm, setting):
     single = instrument.evaluate(
         lm, vignettes, frame, vector=vector, coefficients_KL=coefficients(lm.n_layers, (1,), -4.0)
     )[0]
+    assert all(len(row.texts) == dose.GRID_PROMPTS and row.verdict for row in rows)
+    assert len(rows[0].sample) <= len(max(lm.tokenizer.get_vocab(), key=len)) * dose.GRID_TOKENS
     assert_near(rows[2].coherence, single.coherence, model_rounding(lm), log_p(single) * single.coherence)
 
 
@@ -175,20 +179,37 @@ def test_answers_that_are_not_above_chance_or_have_no_mass_judge_nothing(lm, set
     asked = request(alphas=(0.0, 40.0))
     silent = Profile({}, 1.0, 70, agreement=Agreement(0.15, 0.1, 0.2, 1 / 7))
     able = replace(silent, agreement=Agreement(0.5, 0.4, 0.6, 1 / 7))
-    base = Profile({}, 0.9, 3)
-    assert dose.answers_unit(base, None) == dose.answers_unit(base, able) == 0.9
-    assert dose.answers_unit(base, silent) is None
-    assert dose.answers_unit(replace(base, agreement=able.agreement), silent) == 0.9, "its own counts"
-    assert dose.breaks([row(1.0, 0.1)], None) == {}
 
-    def verdicts(reading):
+    def words(reading):
         rows = dose.sweep(lm, vector, C_STAR, asked, vignettes, frame, [], reading=reading)
-        return [one.verdict for one in rows]
+        return [(one.verdict, one.answers_verdict) for one in rows]
 
-    assert verdicts(able) == ["coherent", "broken"]
-    assert verdicts(silent) == ["coherent", "coherent"]
-    cells = dose.grid(lm, vector, lambda _: 1.0, asked, [(0.0, 1.0)], vignettes, frame, reading=silent)
-    assert [cell.verdict for cell in cells] == [None, None]
+    assert words(able) == words(None) == [(None, "kept"), (None, "lost")]
+    assert words(silent) == [(None, None), (None, None)]
+    cells = dose.grid(lm, vector, lambda _: 1.0, asked, [(0.0, 1.0)], vignettes, frame, [], reading=silent)
+    assert [cell.answers_verdict for cell in cells] == [None, None]
+
+
+AGREES = Agreement(0.53, 0.43, 0.63, 1 / 7)
+
+
+@pytest.mark.parametrize(
+    ("base", "steered", "word"),
+    [
+        ((1.0, AGREES), (0.96, Agreement()), "kept"),
+        ((1.0, AGREES), (0.9, Agreement()), "weakened"),
+        ((1.0, AGREES), (0.5, AGREES), "lost"),
+        ((1.0, AGREES), (float("nan"), AGREES), "lost"),
+        ((None, AGREES), (None, replace(AGREES, value=0.44)), "kept"),
+        ((None, AGREES), (None, Agreement(0.4, 0.3, 0.5, 1 / 7)), "weakened"),
+        ((None, AGREES), (None, Agreement(0.16, 0.1, 0.24, 1 / 7)), "lost"),
+        ((None, Agreement()), (None, Agreement()), None),
+        ((1.0, Agreement(0.14, 0.1, 0.2, 1 / 7)), (0.1, Agreement()), None),
+    ],
+)
+def test_the_answers_word_is_by_mass_or_else_by_agreement(base, steered, word):
+    found, start = (Profile({}, mass, 98, agreement=worth) for mass, worth in (steered, base))
+    assert found.answers_against(start) == word
 
 
 def test_a_cloze_is_calibrated_by_the_reading_where_the_vignettes_cannot(lm, setting):

@@ -55,7 +55,29 @@ def test_the_last_frame_is_done_and_frames_only_grow(engine: Engine) -> None:
     assert frames[-1].base_done
     assert frames[-1].c_star is not None
     assert frames[-1].dose_nats == pytest.approx(engine.calibration("care_over_authority", BAND).kl_p95)
-    assert frames[-1].health is not None
+    assert not frames[-1].dose_beyond
+    last = frames[-1]
+    assert last.health is not None
+    assert last.base_health is not None
+    assert last.health.relevance is not None
+    assert last.base_health.perplexity_ratio == pytest.approx(1.0)
+    assert all(frame.health is None or frame.health.relevance is None for frame in frames[:-1])
+    again = list(engine.steer(request("grow"), session="a"))[-1]
+    assert again.base_health is not None
+    assert_near(again.base_health.relevance, last.base_health.relevance, model_rounding(tiny.shared()), 1.0)
+
+
+def test_beyond_what_was_measured_a_dose_costs_more_than_what_was(engine: Engine) -> None:
+    """Doses of the other sign were not measured at all, until a sweep does."""
+    known = engine.calibration("care_over_authority", BAND).history
+    far = list(engine.steer(request("far", alpha=50.0, n=4), session="a"))[-1]
+    assert far.dose_beyond
+    assert far.dose_nats == pytest.approx(max(kl for _, kl in known))
+    assert list(engine.steer(request("back", alpha=-0.5, n=4), session="a"))[-1].dose_nats is None
+    asked = build(DoseRequest, alphas=(-1.0,), band=BAND, prompts=("A man lies.",))
+    row = list(engine.dose(asked, session="a"))[-1].rows[0]
+    back = list(engine.steer(request("back", alpha=-0.5, n=4), session="a"))[-1]
+    assert (back.dose_nats, back.dose_beyond) == (pytest.approx((row.kl_p95 or 0.0) / 2), False)
 
 
 def test_at_alpha_0_the_steered_answer_is_the_base_answer(engine: Engine) -> None:
@@ -171,6 +193,7 @@ def test_a_grid_has_every_layer_and_every_three_neighbours(engine: Engine) -> No
     assert [len(engine.layers(cell.band)) for cell in cells[::2]] == [1, 1, 1, 1, 3, 3]
     assert [cell.alpha for cell in cells[:2]] == [-1.0, 1.0]
     assert all(cell.coherence is not None and cell.trait_shift is not None for cell in cells)
+    assert all(cell.verdict is not None for cell in cells)
 
 
 def test_an_answer_is_written_whole_while_a_grid_is_measured(engine: Engine) -> None:

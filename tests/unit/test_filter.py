@@ -2,6 +2,8 @@ import math
 import statistics
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.filter_check import labels, table
 from steer_heal import filter as filters
@@ -22,6 +24,7 @@ OWN = filters.Norms(perplexity=1.5, tail=2.0)
         "hahahahahahaha",
         "The cat. The cat. The cat. The cat.",
         "你好你好你好你好",
+        "You areLibertyLibertyLibertyLibertyLibertyLiberty",
         "Well, a cam and and and and and and and and and and and",
         " ".join(["The boy would stay at home and wait for the rain."] * 4),
     ],
@@ -127,31 +130,59 @@ def test_eaten_names_the_hungriest_filter_first():
     assert list(filters.eaten(verdicts).items()) == [("repetition", 2), ("too short", 2)]
 
 
+LIMITS = Thresholds(
+    perplexity_damaged=2.0, perplexity_broken=10.0, relevance_damaged=0.6, relevance_broken=0.25,
+    variety_broken=0.5, repetition_broken=0.3,
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("ratio", "wanted"),
+    ("readings", "wanted"),
     [
-        (None, "coherent"),
-        (1.01, "coherent"),
-        (0.95, "coherent"),
-        (0.9, "degraded"),
-        (0.84, "broken"),
-        (math.nan, "broken"),
+        ((None, 0.0, None), "fine"),
+        ((2.0, 0.3, 0.6, 0.1), "fine"),
+        ((5.0, 0.0, 1.0), "damaged"),
+        ((1.0, 0.0, 0.5), "damaged"),
+        ((50.0, 0.0, 0.5), "damaged"),
+        ((1.0, 0.0, 0.1, 0.9), "damaged"),
+        ((1.0, 0.4, 1.0), "broken"),
+        ((11.0, 0.0, 0.1), "broken"),
+        ((1.0, 0.0, 0.1, 0.4), "broken"),
+        ((1.0, 0.0, -0.1), "broken"),
+        ((11.0, 0.0, None), "broken"),
     ],
 )
-def test_verdict_by_mass(ratio, wanted):
-    assert filters.mass_verdict(ratio) == wanted
+def test_the_text_s_word(readings, wanted):
+    ratio, loops, about, *varied = readings
+    assert filters.text_verdict(ratio, loops, about, *varied, limits=LIMITS) == wanted
 
 
-def test_verdict_is_the_worse_of_mass_and_text():
-    limits = Thresholds(perplexity_degraded=3.0, perplexity_broken=20.0, repetition_broken=0.3)
-    assert filters.text_verdict(None, 0.0, limits) == "coherent"
-    assert filters.text_verdict(5.0, 0.0, limits) == "degraded"
-    assert filters.text_verdict(50.0, 0.0, limits) == "broken"
-    assert filters.text_verdict(1.0, 0.4, limits) == "broken"
-    assert filters.set_verdict(0.9, {"perplexity_ratio": 1.0, "repetition": 0.0}, limits) == "degraded"
-    assert filters.set_verdict(1.0, {"perplexity_ratio": 30.0}, limits) == "broken"
-    assert filters.set_verdict(None, {}, limits) == "coherent"
-    assert filters.worse() == "coherent"
+READINGS = st.tuples(st.floats(0.1, 1e6), st.floats(0, 1), st.floats(-3, 3), st.floats(0, 1))
+
+
+@given(READINGS, st.tuples(st.floats(1, 10), st.floats(0, 1), st.floats(0, 2), st.floats(0, 1)))
+def test_no_reading_that_gets_worse_makes_the_word_better(readings, by):
+    words, (ratio, loops, about, varied) = ("fine", "damaged", "broken"), readings
+    after = filters.text_verdict(ratio * by[0], loops + by[1], about - by[2], varied - by[3])
+    assert words.index(after) >= words.index(filters.text_verdict(*readings))
+
+
+def test_relevance_is_what_an_answer_gains_by_its_own_prompt():
+    assert filters.relevance([-1.0, -2.0], [[-2.0, -3.0], [-4.0, -4.0]]) == pytest.approx(1.75)
+    assert filters.relevance([-1.0], [[-1.0]]) == 0.0
+    for own, others in (([], [[]]), ([-1.0], []), ([math.nan], [[-1.0]]), ([-1.0], [[-math.inf]])):
+        assert filters.relevance(own, others) is None
+    assert filters.relevance_ratio(0.5, 2.0) == 0.25
+    for value, own in ((None, 1.0), (1.0, None), (1.0, 0.0), (1.0, -1.0)):
+        assert filters.relevance_ratio(value, own) is None
+
+
+def test_variety_is_the_share_of_distinct_words_whatever_the_length():
+    assert filters.variety("") == 1.0
+    assert filters.variety("The cat saw the dog.") == 0.8
+    sentence = " ".join(f"w{number}" for number in range(filters.WINDOW))
+    assert filters.variety(" ".join([sentence] * 4)) == 1.0
+    assert filters.variety("no " * 200) == 1 / filters.WINDOW
 
 
 def test_health_of_one_text():
@@ -159,21 +190,39 @@ def test_health_of_one_text():
     assert row.perplexity == pytest.approx(4.0)
     assert row.perplexity_ratio == pytest.approx(2.0)
     assert row.kl_p95 == pytest.approx(0.95)
-    assert row.verdict == "coherent"
+    assert row.verdict == "damaged"
+    about = filters.health(GOOD, [math.log(0.5)] * 6, 2.0, relevance=0.1, own_relevance=1.0)
+    assert (about.relevance, about.relevance_ratio, about.verdict) == (0.1, 0.1, "damaged")
     assert filters.health(GOOD).perplexity is None
     assert filters.health(GOOD, [math.nan], 2.0).verdict == "broken"
 
 
 def test_summary_of_a_set_is_made_of_medians():
     rows = [
-        TextHealth(perplexity=p, perplexity_ratio=p / 2, repetition=r)
-        for p, r in ((2.0, 0.0), (4.0, 0.1), (60.0, 0.9))
-    ]
+        TextHealth(perplexity=p, perplexity_ratio=p / 2, repetition=r, relevance=about, verdict=word)
+        for p, r, about, word in (
+            (2.0, 0.0, 1.0, "fine"), (4.0, 0.1, None, "damaged"), (60.0, 0.9, 0.0, "broken")
+        )
+    ]  # fmt: skip
     found = filters.summary(rows)
     assert found == pytest.approx(
-        {"perplexity": 4.0, "perplexity_ratio": 2.0, "repetition": 0.1, "looping": 1 / 3}
-    )
+        {
+            "perplexity": 4.0, "perplexity_ratio": 2.0, "repetition": 0.1, "looping": 1 / 3,
+            "relevance": 0.5, "damaged": 2 / 3, "broken": 1 / 3,
+        }
+    )  # fmt: skip
+    assert filters.set_verdict(found) == "damaged"
+    assert filters.set_verdict(filters.summary(rows[1:])) == "broken"
+    assert filters.set_verdict(filters.summary(rows[:1])) == "fine"
+    alike = filters.summary(rows[:1] * 3, ["I am happy to help."] * 3, 0.9)
+    assert alike["distinct"] == pytest.approx(1 / 3)
+    assert alike["distinct_ratio"] == pytest.approx(1 / 2.7)
+    assert filters.set_verdict(alike) == "broken"
+    assert filters.set_verdict(filters.summary(rows[:1] * 3, ["I am happy to help."] * 3)) == "fine"
+    assert filters.distinct(["One two three."] * 2) is None
+    assert filters.distinct(["", "A."] * 2) is None
     assert filters.summary([]) == {}
+    assert filters.set_verdict({}) is None
 
 
 def test_the_usual_cuts_agree_with_texts_labelled_by_reading():

@@ -11,9 +11,10 @@ from steer_heal.records import Controls
 TARGET = {"Care": 1, "SocialNorms": -1}
 
 
-def stage(care=0.2, norms=0.7, loyalty=0.02, mass=1.0, perplexity=1.3, looping=0.0):
+def stage(care=0.2, norms=0.7, loyalty=0.02, mass=1.0, perplexity=1.3, looping=0.0, relevance=1.0):
     p = dict.fromkeys(FOUNDATIONS, 0.02) | {"Care": care, "SocialNorms": norms, "Loyalty": loyalty}
-    return {"p": p, "coherence": mass, "text": {"perplexity": perplexity, "looping": looping}}
+    text = {"perplexity": perplexity, "looping": looping, "relevance": relevance}
+    return {"p": p, "coherence": mass, "text": text}
 
 
 def random_moves(care):
@@ -42,6 +43,9 @@ def word(retention=0.9, persona=1.4, thresholds=None, silent=False, random=None,
         ({"mass": 0.94}, "costly"),
         ({"looping": 0.03}, "costly"),
         ({"perplexity": 2.2}, "costly"),
+        ({"relevance": 0.5}, "costly"),
+        ({"relevance": 0.2}, "collapsed"),
+        ({"relevance": None}, "healed"),
         ({"loyalty": 0.6}, "not specific"),
         ({"random": 2.0}, "no better than random"),
         ({"retention": 0.49}, "no trait kept"),

@@ -64,6 +64,7 @@ def test_the_documented_view_has_its_columns_and_the_map_its_nodes(store: Store,
     assert columns == [
         "run_id", "model", "trait", "seed", "round", "stage", "alpha", "care", "social_norms", "coherence",
         "n_vignettes", "finished_at", "agreement", "frame", "agreement_low", "agreement_high", "chance",
+        "relevance", "text_verdict", "answers_verdict",
     ]  # fmt: skip
     nodes = store.moral_map(["r1"])
     assert [(node.round, node.stage) for node in nodes] == [

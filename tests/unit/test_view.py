@@ -45,7 +45,7 @@ RUN = RunRow(
     False,
     "",
 )
-HEALTH = TextHealth(2.6, 2.0, 0.1, 0.9, "coherent")
+HEALTH = TextHealth(2.6, 2.0, 0.1, 0.9, "fine", 0.5, 0.7, 0.8)
 DETAIL = RoundDetail("run-1", 1, {}, {}, 0.9, 3, 4, 16.0, {}, (), {})
 
 
@@ -111,21 +111,26 @@ def test_kl_buckets(kl: float, bucket: int) -> None:
     assert view.kl_bucket(kl) == bucket
 
 
-def test_the_verdict_is_the_worse_of_text_and_answer_mass() -> None:
+def test_the_word_is_the_text_s_and_the_answers_have_their_own() -> None:
     frame = SteerFrame((), (), True, True, health=HEALTH)
     base = Profile({}, 1.0, 1)
-    assert "sh-coherent" in view.verdict(frame, (base, Profile({}, 0.96, 1)))
-    assert "sh-degraded" in view.verdict(frame, (base, Profile({}, 0.9, 1)))
-    assert "sh-broken" in view.verdict(frame, (base, Profile({}, 0.5, 1)))
+    for mass, word in ((0.96, "kept"), (0.9, "weakened"), (0.5, "lost")):
+        html = view.verdict(frame, (base, Profile({}, mass, 1)))
+        assert "sh-fine" in html
+        assert f"answers <b>{word}</b>" in html
     broken = replace(frame, health=replace(HEALTH, verdict="broken"))
     assert "sh-broken" in view.verdict(broken, (base, base))
 
 
 def test_the_verdict_names_its_quantities_and_thresholds() -> None:
     html = view.verdict(
-        SteerFrame((), (), True, True, health=HEALTH), (Profile({}, 1.0, 1), Profile({}, 0.98, 1))
+        SteerFrame((), (), True, True, health=HEALTH, base_health=TextHealth(1.3, 1.0, 0.02, relevance=0.71)),
+        (Profile({}, 1.0, 1), Profile({}, 0.98, 1)),
     )
-    for part in ("answer mass", "0.98", "0.95", "0.85", "perplexity", "2.6", "repetition", "0.3", "nats"):
+    for part in (
+        "0.98", "0.95", "0.85", "perplexity", "2.6", "repetition", "0.3", "nats", "relevance", "0.50",
+        "base's own 1.30", "base's own 0.71", "base's own 0.02", "1.75×", "0.6×",
+    ):  # fmt: skip
         assert part in html
 
 
@@ -243,9 +248,9 @@ def test_the_headline_carries_its_thresholds_and_is_never_markup() -> None:
 def test_the_answer_mass_of_a_model_that_cannot_answer_judges_nothing() -> None:
     frame = SteerFrame((), (), True, True, health=HEALTH)
     silent = Profile({}, 1.0, 1, agreement=Agreement(0.14, 0.1, 0.2, 1 / 7))
-    assert "sh-coherent" in view.verdict(frame, (silent, Profile({}, 0.1, 1)))
-    assert "answer mass" not in view.verdict(frame, (silent, Profile({}, 0.1, 1)))
-    assert "answer mass" not in view.verdict(frame, (Profile({}, None, 1), Profile({}, None, 1)))
+    assert "sh-fine" in view.verdict(frame, (silent, Profile({}, 0.1, 1)))
+    assert "answers" not in view.verdict(frame, (silent, Profile({}, 0.1, 1)))
+    assert "answers" not in view.verdict(frame, (Profile({}, None, 1), Profile({}, None, 1)))
     said = view.worth(silent.agreement, "<choice>")
     assert "this model cannot answer this question: agreement 0.14 (0.10-0.20)" in said
     assert "frame &lt;choice&gt;" in said

@@ -18,22 +18,22 @@ FORM_VALUES = {
     "length": 60, "seed": 0, "greedy": False, "method": "mean_diff",
     "temperature": "", "top_p": "", "top_k": "",
 }  # fmt: skip
-DOSES = [[-2.0, "broken"], [0.0, "coherent"], [1.0, "coherent"], [3.0, "degraded"], [8.0, "broken"]]
+DOSES = [[-2.0, "broken"], [0.0, "fine"], [1.0, "fine"], [3.0, "damaged"], [8.0, "broken"]]
 
 
 def test_each_dose_speaks_for_what_is_nearest_to_it() -> None:
     assert view_dose.segments(DOSES) == [
         (-2.0, -1.0, "broken"),
-        (-1.0, 2.0, "coherent"),
-        (2.0, 4.0, "degraded"),
+        (-1.0, 2.0, "fine"),
+        (2.0, 4.0, "damaged"),
     ]
     assert view_dose.segments(DOSES[:1]) == []
 
 
 def test_the_strip_says_it_in_words_too() -> None:
     html = view_dose.strip({"here": DOSES}, "here")
-    assert "alpha 2 to 4 degraded" in html
-    assert 'class="sh-seg-coherent" style="left:37.50%;width:37.50%"' in html
+    assert "alpha 2 to 4 damaged" in html
+    assert 'class="sh-seg-fine" style="left:37.50%;width:37.50%"' in html
     assert "not measured" in view_dose.strip({"here": DOSES}, "elsewhere")
 
 
@@ -51,6 +51,11 @@ def test_the_strip_says_it_in_words_too() -> None:
 )
 def test_a_browser_may_send_anything(value: Any) -> None:
     assert view_dose.remembered(value) == {}
+
+
+def test_words_that_a_browser_was_given_before_are_read_as_todays() -> None:
+    old = {"a": [[0.0, "coherent"], [1.0, "degraded"], [2.0, "broken"]]}
+    assert view_dose.remembered(old) == {"a": [[0.0, "fine"], [1.0, "damaged"], [2.0, "broken"]]}
 
 
 def test_the_newest_sweeps_are_remembered() -> None:
@@ -77,7 +82,7 @@ def test_a_sweep_streams_and_says_where_it_breaks() -> None:
     handler = dose.sweeping(dose.Panel(engine))
     shown = run(handler, dose.IN_VIEW, {})
     assert 'role="progressbar"' in notes(shown)[1]
-    assert "below 0.95 of base" in notes(shown)[-1]
+    assert "the text is damaged from alpha 2.45" in notes(shown)[-1]
     strip, kept = shown[-2][2:]
     assert "sh-seg-broken" in strip
     assert list(kept) == ["demo|care_over_authority|0.4-0.6|mean_diff"]
@@ -128,19 +133,16 @@ def test_a_click_sets_alpha_and_the_band() -> None:
 
 
 @pytest.mark.parametrize(
-    ("agreement", "coherence", "says"),
+    ("word", "breaks", "agreement", "says"),
     [
-        (Agreement(0.9, 0.8, 1.0, 1 / 7), 0.9, "answer mass holds up to alpha 1"),
-        (Agreement(0.9, 0.8, 1.0, 1 / 7), None, "agreement 0.90 (0.80-1.00), chance 0.14, frame cloze;"),
-        (Agreement(0.15, 0.1, 0.2, 1 / 7), 0.9, "this model cannot answer this question: agreement 0.15"),
+        ("kept", {}, 0.9, "the text is fine up to alpha 1; answers are kept up to alpha 1."),
+        ("lost", {"damaged": 0.5, "lost": 1}, 0.9, "damaged from alpha 0.5; answers are lost from alpha 1."),
+        (None, {"broken": 1.0}, 0.9, "broken from alpha 1; agreement 0.90 (0.80-1.00), chance 0.14, frame"),
+        (None, {}, 0.1, "alpha 1; this model cannot answer this question: agreement 0.10"),
     ],
-)
-def test_what_a_sweep_found_leads_with_what_its_reading_is_worth(agreement, coherence, says) -> None:
-    rows = [
-        DoseRow(alpha, (0.4, 0.6), None, coherence, None, None, None, None, word)
-        for alpha, word in ((0.0, "coherent"), (1.0, "degraded"))
-    ]
-    reading = Profile({}, coherence, 70, frame="cloze", agreement=agreement)
-    said = view_dose.found(Sweep(1.0, rows, reading=reading), {})
-    assert said.startswith(says)
-    assert "the first dose that is not coherent, text counted, is alpha 1" in said
+)  # fmt: skip
+def test_what_a_sweep_found_leads_with_the_text(word, breaks, agreement, says) -> None:
+    row = DoseRow(1.0, (0.4, 0.6), None, None, None, None, None, None, "fine", answers_verdict=word)
+    worth = Agreement(agreement, agreement - 0.1, agreement + 0.1, 1 / 7)
+    reading = Profile({}, None, 70, frame="cloze", agreement=worth)
+    assert says in view_dose.found(Sweep(1.0, [row], breaks, reading=reading), {})

@@ -1,0 +1,41 @@
+"""Relevance: with the other prompts read once, as from whole rows; which prompts serve as the others."""
+
+from statistics import fmean
+
+import pytest
+
+from steer_heal.instrument import relevances, text_logp
+from steer_heal.instrument.relevance import N_OTHERS
+from steer_heal.models import user
+from steer_heal.records import Stopped
+from tests import tiny
+from tests.close import assert_near, model_rounding, nats
+
+ASKED = ["Hello there.", "What is it?", "Who, and why?", "Where do they go in the rain?", "One more."]
+
+
+@pytest.mark.parametrize("arch", tiny.ARCHS)
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_it_is_that_of_whole_rows_after_each_other_prompt(arch, n):
+    lm = tiny.shared(arch)
+    material = lm.material.held_out_prompts()
+    prompts = [lm.encode_chat([user(text)]) for text in ASKED[:n]]
+    ids = [[40 + number, 41, 77, 42][: 2 + number] for number in range(n)]
+    own = text_logp(lm, prompts, ids)
+    candidates = [*prompts, *(lm.encode_chat([user(text)]) for text in material)][: N_OTHERS + 1]
+    for prompt, text, logp, found in zip(prompts, ids, own, relevances(lm, prompts, ids, own), strict=True):
+        others = [other for other in candidates if other != prompt][:N_OTHERS]
+        assert len(others) == N_OTHERS
+        rows = text_logp(lm, others, [text] * len(others))
+        wanted = fmean(logp) - fmean(map(fmean, rows))
+        assert_near(found, wanted, model_rounding(lm), nats(lm, prompt))
+
+
+def test_an_empty_answer_has_none_and_it_can_be_stopped():
+    lm = tiny.shared()
+    prompts = [lm.encode_chat([user(text)]) for text in ASKED[:2]]
+    own = text_logp(lm, prompts, [[], [40]])
+    assert relevances(lm, prompts, [[], [40]], own)[0] is None
+    assert relevances(lm, [], [], []) == []
+    with pytest.raises(Stopped):
+        relevances(lm, prompts, [[], [40]], own, stop=lambda: True)
