@@ -306,7 +306,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"it was trained on weights that its method ({start}) had changed, and needs those: convert it "
             "to a plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)"
         )
-    elif broken := sorted(key for key, tensor in held.items() if not torch.isfinite(tensor).all()):
+    elif broken := sorted(key for key, tensor in held.items() if not torch.isfinite(tensor.float()).all()):
         why = f"{broken[0]} holds values that are not finite"
     if why:
         raise SettingsError(f"The adapter {path} cannot be used: {why}.")

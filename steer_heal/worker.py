@@ -22,9 +22,10 @@ from steer_heal.events import FINAL, EventLog
 from steer_heal.jobs import LocalProcesses, RunFolder, this_process
 from steer_heal.jobs.folder import HEARTBEAT_S
 from steer_heal.printing import print_anything
-from steer_heal.records import Event, RunStatus
+from steer_heal.records import Event, ModelInfo, RunStatus
 
 OnEvent = Callable[[Event], None]
+OnModel = Callable[[ModelInfo], None]
 EXIT = {"finished": 0, "failed": 1, "cancelled": 3}
 LOOK_S = 0.2
 """How often a paused run looks whether it may go on."""
@@ -72,17 +73,22 @@ def stopping() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def work(folder: RunFolder, stopped: threading.Event, on_event: OnEvent | None = None) -> RunStatus:
+def work(
+    folder: RunFolder,
+    stopped: threading.Event,
+    on_event: OnEvent | None = None,
+    on_model: OnModel | None = None,
+) -> RunStatus:
     """Works a run from its last finished round to its end, writing its log; gives how it ended.
 
-    `on_event` hears of each event once it is written. Raises: `SettingsError` when the folder cannot be used
-    or another process works in it; the log is then as it was.
+    `on_event` hears of each event once it is written, `on_model` of the loaded model. Raises: `SettingsError`
+    when the folder cannot be used or another process works in it; the log is then as it was.
     """
     settings = folder.settings()
     try:
         with folder.lock.acquire(blocking=False), _beating(folder), EventLog(folder.log) as log:
             folder.claim(this_process())
-            return _Run(folder, log, stopped, on_event).work(settings)
+            return _Run(folder, log, stopped, on_event, on_model).work(settings)
     except Timeout as error:
         raise SettingsError(f"Run {folder.run_id} is already being worked on: wait for it to end.") from error
 
@@ -111,9 +117,15 @@ class _Run:
     """The log being written, and what ends the run early."""
 
     def __init__(
-        self, folder: RunFolder, log: EventLog, stopped: threading.Event, on_event: OnEvent | None
+        self,
+        folder: RunFolder,
+        log: EventLog,
+        stopped: threading.Event,
+        on_event: OnEvent | None,
+        on_model: OnModel | None,
     ) -> None:
-        self._folder, self._log, self._stopped, self._on_event = folder, log, stopped, on_event
+        self._folder, self._log, self._stopped = folder, log, stopped
+        self._on_event, self._on_model = on_event, on_model
         self._saying, self._resting = threading.Lock(), threading.Lock()
 
     def work(self, settings: HealSettings) -> RunStatus:
@@ -136,6 +148,8 @@ class _Run:
             about = {"settings": settings.model_dump(mode="json"), "pid": os.getpid()}
             self._say("started", None, {**about, "host": socket.gethostname()})
         lm = models.load(settings.model)
+        if self._on_model is not None:
+            self._on_model(lm.info)
         whole_base = any(event.kind == "answers" and event.round == 0 for event in earlier)
         status: RunStatus = "failed"
         for kind, round_, data in loop.run(

@@ -26,11 +26,13 @@ def write(
     without: str = "",
     extra: dict[str, np.ndarray] | None = None,
     parts: int = 1,
+    layers: int | None = None,
 ) -> Path:
-    """The tiny llama as a GGUF file. `kind`: how its matrices are stored; `without`: a tensor left out."""
+    """The tiny llama as a GGUF file. `kind`: how its matrices are stored; `without`: a tensor left out;
+    `layers`: how many it says it has, its own when none."""
     lm = tiny.shared("llama")
     writer = GGUFWriter(file, architecture)
-    _describe(writer, lm.config)
+    _describe(writer, lm.config, layers or lm.n_layers)
     _vocabulary(writer, vocabulary, template)
     if parts > 1:
         writer.add_uint16("split.count", parts)
@@ -45,8 +47,8 @@ def write(
     return file
 
 
-def _describe(writer: GGUFWriter, config: Any) -> None:
-    writer.add_block_count(config.num_hidden_layers)
+def _describe(writer: GGUFWriter, config: Any, layers: int) -> None:
+    writer.add_block_count(layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import data
 from ..agreement import agreement
 from ..config import FOUNDATIONS, SettingsError
 from ..data import CONDITIONS, Frame, foundation_name
-from ..models import LanguageModel
 from ..records import Profile, Vignette, VignetteScore
 from . import found
 from .found import SETS, THINK_TOKENS
+
+if TYPE_CHECKING:
+    from ..models import LanguageModel
 
 
 def frame(think_tokens: int = THINK_TOKENS) -> Frame:

@@ -10,11 +10,11 @@ from typing import Any, get_args
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from steer_heal import engine as engines
 from steer_heal.cli.arguments import Namespace, sampling
 from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table, worth
 from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.data import trait
-from steer_heal.engine import Engine
 from steer_heal.records import DoseRow, Sweep, TextWord
 
 WORDS = get_args(TextWord)
@@ -52,7 +52,7 @@ def run(args: Namespace, out: Out) -> int:
     )
     if args.figure and not Path(args.figure).absolute().parent.is_dir():
         raise SettingsError(f"There is no folder for {args.figure}: make it first.")
-    engine = Engine(args.model, cache_dir=args.cache)
+    engine = engines.Engine(args.model, cache_dir=args.cache)
     out.model(engine.info)
     try:
         calibration = None if args.grid else engine.calibration(args.trait, args.band, args.method)

@@ -10,7 +10,7 @@ from steer_heal.adapters import CONFIG, AdapterStack, saved_rounds
 from steer_heal.bridges import sets, tinymfv
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import SNAKE, Column, Out, number, table, worth
-from steer_heal.config import AUTO_FRAME, FOUNDATIONS, MAX_ALPHA, SettingsError
+from steer_heal.config import AUTO_FRAME, FOUNDATIONS, SettingsError
 from steer_heal.engine.vectors import Vectors
 from steer_heal.records import Profile, Vignette
 
@@ -19,8 +19,6 @@ def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when everything was measured."""
     if args.theirs and args.vignettes not in tinymfv.SETS:
         raise SettingsError(f"--theirs needs --vignettes {' or '.join(tinymfv.SETS)}.")
-    if args.alpha is not None and not abs(args.alpha) <= MAX_ALPHA:
-        raise SettingsError(f"alpha must be a number from {-MAX_ALPHA:g} to {MAX_ALPHA:g}.")
     lm = models.load(args.model)
     vignettes = _vignettes(args, lm)
     out.model(lm.info)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from typing import Any
 
-from steer_heal import events, worker
+from steer_heal import events
 from steer_heal.cli.arguments import HEAL_NAMED, Namespace, nested, sampling
 from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number, worth
 from steer_heal.config import AUTO_FRAME, HealSettings, SettingsError, changed, heal_settings
@@ -26,10 +27,11 @@ def run(args: Namespace, out: Out) -> int:
     launcher, store = LocalProcesses(args.runs), Store(args.db)
     _try_store(out, lambda: store.marks())
     folder = _folder(args, launcher)
+    worker = import_module("steer_heal.worker")  # only now: it takes seconds, and the settings may be refused
     out.note(f"Run {folder.run_id} in {folder.path} (Ctrl-C stops it after the step)")
     report = Report(folder, store, out, everything=args.all)
     with worker.stopping() as stopped:
-        status = worker.work(folder, stopped, report.hear)
+        status = worker.work(folder, stopped, report.hear, out.model)
     report.ingest()
     last = folder.last_event()
     why = {} if last is None else last.data

@@ -11,6 +11,7 @@ from typing import Any
 
 from steer_heal.config import FOUNDATIONS
 from steer_heal.events import plain
+from steer_heal.printing import say
 from steer_heal.records import Agreement, ModelInfo
 
 Row = Mapping[str, Any]
@@ -98,6 +99,8 @@ class Out:
 
     def __init__(self, *, as_json: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.as_json = as_json
+        self.lost: OSError | None = None
+        """Why not all of the results could be written."""
         self._clock = clock
         self._told = clock()
         self._live = sys.stderr.isatty()
@@ -107,19 +110,22 @@ class Out:
         """Lines for a person; nothing when JSON is asked for."""
         self.end_progress()
         if not self.as_json:
-            print(*lines, sep="\n", flush=True)
+            self._result("\n".join(lines))
 
     def document(self, values: Mapping[str, Any]) -> None:
         """The JSON document; nothing when text is asked for."""
         self.end_progress()
         if self.as_json:
             escaped = not (sys.stdout.encoding or "").lower().startswith("utf")
-            print(json.dumps(plain(values), ensure_ascii=escaped, allow_nan=False, indent=2), flush=True)
+            self._result(json.dumps(plain(values), ensure_ascii=escaped, allow_nan=False, indent=2))
+
+    def _result(self, text: str) -> None:
+        self.lost = say(text) or self.lost
 
     def note(self, message: str) -> None:
         """One line on stderr."""
         self.end_progress()
-        print(clean(message), file=sys.stderr, flush=True)
+        say(clean(message), error=True)
 
     def model(self, info: ModelInfo) -> None:
         """On stderr, what whoever uses this model should know; of the bundled one it is known."""
@@ -130,13 +136,13 @@ class Out:
         """Replaces the last progress on a terminal; elsewhere a line every ten seconds."""
         now = self._clock()
         if self._live:
-            print(f"\r\033[K{clean(message)}", end="", file=sys.stderr, flush=True)
+            say(f"\r\033[K{clean(message)}", error=True, end="")
             self._open = True
         elif now - self._told >= 10.0:
-            print(clean(message), file=sys.stderr, flush=True)
+            say(clean(message), error=True)
             self._told = now
 
     def end_progress(self) -> None:
         if self._open:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            say("\r\033[K", error=True, end="")
             self._open = False

@@ -7,22 +7,18 @@ from pathlib import Path
 from steer_heal import data, formats, models
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Out, clean
-from steer_heal.config import SettingsError
 from steer_heal.engine.vectors import Steer, Vectors
 from steer_heal.models import band_layers
 
 
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when the file was written."""
-    target = Path(args.out)
-    if target.is_dir():
-        raise SettingsError(f"{target} is a folder: give a file to write.")
     lm = models.load(args.model)
     out.model(lm.info)
     steer = _steer(args, lm)
     layers, known = list(steer.layers), steer.calibration
     wanted = layers if args.only_band else None
-    path = formats.write(steer.vector, target, format=args.format, layers=wanted, coefficient=known.c_star)
+    path = formats.write(steer.vector, args.out, format=args.format, layers=wanted, coefficient=known.c_star)
     norm = float(steer.vector.norms_L[layers].mean())
     out.text(
         f"{clean(steer.vector.meta.get('trait') or args.trait)} of {args.model}: {path}",

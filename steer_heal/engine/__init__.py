@@ -1,5 +1,17 @@
-"""The face that the page and the command line call."""
+"""The face that the page and the command line call; the network's libraries are imported with it only."""
 
-from steer_heal.engine.face import Engine
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steer_heal.engine.face import Engine
 
 __all__ = ["Engine"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Engine":
+        return import_module("steer_heal.engine.face").Engine
+    raise AttributeError(name)

@@ -205,7 +205,10 @@ class Engine:
 
     def launch(self, settings: HealSettings) -> str:
         """Queues a heal run; gives its id. What can be told at once about the settings is told here."""
-        return self._book.start(check(settings, self._lm, files_in=Path.cwd()))
+        loaded = settings.model == self.info.name
+        if loaded:
+            self.layers(settings.band)
+        return self._book.start(check(settings, loaded=loaded, files_in=Path.cwd()))
 
     def cancel(self, run_id: str) -> None:
         """Asks a run to end after its step."""

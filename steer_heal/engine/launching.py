@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steer_heal import data, models
+from steer_heal import data, sources
 from steer_heal.bridges import sets
 from steer_heal.config import AUTO_FRAME, HealSettings, SettingsError, changed, decided_method
-from steer_heal.models import LanguageModel, band_layers
 
 
-def check(
-    settings: HealSettings, lm: LanguageModel | None = None, *, files_in: Path | None = None
-) -> HealSettings:
+def check(settings: HealSettings, *, loaded: bool = False, files_in: Path | None = None) -> HealSettings:
     """The settings, with the extraction method that the run's model gets where they say `AUTO`.
 
-    `lm`: the loaded model, where it may be the run's own; `files_in`: the folder in which files that they
-    name must lie (somebody at a page may name only those, a command line any).
+    `loaded`: whether the run's model is in use, so that it need not be found; `files_in`: the folder in which
+    files that they name must lie (somebody at a page may name only those, a command line any).
 
-    Raises: `SettingsError` for an unknown trait, frame or model, bad vignettes, or a band without layers.
+    Raises: `SettingsError` for an unknown trait, frame or model, or bad vignettes.
     """
     data.trait(settings.trait)
     if settings.evaluate.frame != AUTO_FRAME:
@@ -30,10 +27,8 @@ def check(
                 f"The vignettes' file {file} must lie where the page was started: copy it there."
             )
         sets.named(file, condition=settings.evaluate.condition)
-    if lm is not None and settings.model == lm.name:
-        band_layers(lm.n_layers, settings.band)
-    else:
-        models.find(settings.model)
+    if not loaded:
+        sources.find(settings.model)
     method = decided_method(settings.extract.method, settings.model)
     return changed(settings, extract={"method": method})
 

@@ -44,9 +44,9 @@ def decode(
     others go on. No hook stays on the model between two items. `store` keeps read prompts for the next call
     on the same weights. Errors: `SettingsError`.
     """
-    _check(lm, rows)
     if not rows or (stop and stop()):
         return
+    _check(lm, rows, sample)
     mixed = directions_LD.shape[:-2] if isinstance(directions_LD, Tensor) else ()
     made = plan(rows, (lm.n_layers, *mixed))
     batch = _Batch(lm, made, directions_LD, sample, store)
@@ -95,11 +95,17 @@ def _completion(lm: LanguageModel, row: Row, tokens: list[Token]) -> Completion:
     return Completion(text, tuple(tokens), ended, row.alpha, row.prompt)
 
 
-def _check(lm: LanguageModel, rows: Sequence[Row]) -> None:
+def _check(lm: LanguageModel, rows: Sequence[Row], sample: SampleSettings) -> None:
     check_cache(lm.config)
-    longest = max((len(row.prompt_ids) for row in rows), default=0)
+    longest = max(len(row.prompt_ids) for row in rows)
     if longest > MAX_PROMPT_TOKENS:
         raise SettingsError(f"The prompt has {longest} tokens: shorten it to {MAX_PROMPT_TOKENS} or fewer.")
+    more = max((row.sample or sample).max_new_tokens for row in rows)
+    if longest + more > lm.n_positions:
+        raise SettingsError(
+            f"{lm.name} reads {lm.n_positions} tokens at most, and the prompt has {longest}: shorten it, or "
+            f"ask for {max(0, int(lm.n_positions) - longest)} new tokens or fewer, not {more}."
+        )
 
 
 class _Batch:

@@ -41,15 +41,21 @@ class ChatEncoder:
     The template is rendered with a stand-in for each content. Where a content holds text that would read as a
     control token, it is cut inside that text and the pieces are tokenized apart; all other text is tokenized
     whole, so its ids are those of `apply_chat_template`. Control tokens are the special tokens, the added
-    tokens that the template itself writes, and those that the model, with `n_ids` embeddings, has none for.
-    A template that takes a content only as a list of parts gets parts.
+    tokens that the template itself writes, and those that the model, with `n_ids` embeddings, has none for;
+    it reads `n_positions` tokens at most. A template that takes a content only as a list of parts gets parts.
     Errors: `SettingsError`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, n_ids: float = math.inf) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        n_ids: float = math.inf,
+        n_positions: float = math.inf,
+    ) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        self._n_ids = n_ids
+        self._n_ids, self._n_positions = n_ids, n_positions
         self.template = _default_template(tokenizer.chat_template, name)
 
     def check(self) -> None:
@@ -93,6 +99,11 @@ class ChatEncoder:
             blanked = _blanked(text, spans) + prefill
             if cut and self._control_only(ids) != self._control_only(self._tokenize(blanked)):
                 raise SettingsError("The text holds a control token that cannot be read as text: remove it.")
+            if len(ids) > self._n_positions:
+                raise SettingsError(
+                    f"{self._name} reads {self._n_positions} tokens at most, and this chat has {len(ids)}: "
+                    "shorten the text."
+                )
             if ids and max(ids) >= self._n_ids:
                 strange = str(self._tokenizer.convert_ids_to_tokens(max(ids)))
                 raise SettingsError(

@@ -167,7 +167,14 @@ def _whole_model(
     folder: Path, config: Any, dtype: torch.dtype, name: str, n_elements: int
 ) -> PreTrainedModel:
     """The model of `model.gguf` as one that can be saved: what transformers reads from a GGUF counts as
-    quantised. Errors: `SettingsError` when it read only a part of the file's numbers."""
+    quantised. Errors: `SettingsError` when the file describes a far larger model, or when only a part of its
+    numbers are read."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if (described := _count(model)) > 2 * n_elements:
+        raise SettingsError(
+            f"{name} describes a model of {described:,} numbers and holds {n_elements:,}: get the file again."
+        )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         gguf_file="model.gguf",
@@ -179,16 +186,18 @@ def _whole_model(
     read, found = loaded
     check_whole(name, found)
     vars(config).pop("_model_name_or_path", None)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.load_state_dict(read.state_dict(), assign=True)
     model.tie_weights()
-    if (taken := sum(parameter.numel() for parameter in model.parameters())) != n_elements:
+    if (taken := _count(model)) != n_elements:
         raise SettingsError(
             f"transformers takes {taken:,} of the {n_elements:,} numbers that {name} holds, so it would be "
             "another model: give the folder or the hub id of the model itself."
         )
     return model
+
+
+def _count(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _damaged(name: str) -> str:

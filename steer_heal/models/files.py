@@ -19,7 +19,10 @@ from ..config import SettingsError
 SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 """What is downloaded besides the weights; never pickled weights."""
 WEIGHTS = "model.safetensors"
-CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", f"{WEIGHTS}.index.json")
+CONFIGS = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", f"{WEIGHTS}.index.json",
+)  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json")
 SPARE = 0.1
 """Share of the weights that loading needs on top of them."""
@@ -68,17 +71,20 @@ def weight_files(folder: Path) -> list[Path]:
     listed = _object(folder / wanted).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise ValueError(f"its {wanted} lists no weights: save or download it again")
-    return sorted({folder / file for file in listed.values()})
+    return sorted({folder / str(file) for file in listed.values()})
 
 
 def check_files(folder: Path) -> None:
     """Errors: `ValueError`, a clause about one of the folder's files, for what transformers would take in
-    silence, or stumble over without saying where."""
+    silence, wait for without end, or stumble over without saying where."""
+    for file in folder.iterdir():
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise ValueError(f"its {file.name} is no file but a pipe or a device: remove it")
     for file in CONFIGS:
         _object(folder / file)
     weights = weight_files(folder)
     for file in (*weights, *(folder / tokenizer for tokenizer in TOKENIZERS)):
-        if file in weights and not file.is_file():
+        if file in weights and not (file.is_file() and file.suffix == ".safetensors"):
             raise ValueError(f"it lacks {file.name}, and pickled weights are not read: download it again")
         beginning = _beginning(file) if file.is_file() else b"{"
         if beginning.startswith(_POINTER):
@@ -99,9 +105,9 @@ def _object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"its {file.name} is no JSON: save or download it again ({error})") from error
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its {file.name} is no JSON in UTF-8: save it again ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"its {file.name} holds no JSON object: save or download it again")
     return found

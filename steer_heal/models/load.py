@@ -49,6 +49,9 @@ from .files import (
 from .placement import best_device, chosen_dtype, lay_out, runs_on, spread
 from .sampling import Answers, of_files, of_transformers
 
+_PADS = 4
+"""Tokens of padding with which a model is tried."""
+
 
 def _without_gaps(_head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The last positions alone are a slice with gaps, for which torch 2.13 copies the head's whole bfloat16
@@ -78,13 +81,14 @@ class LanguageModel:
         self.blocks: list[nn.Module] = find_blocks(model)
         embedding: Any = model.get_input_embeddings()
         self._n_ids: int = embedding.num_embeddings
-        self.chat = ChatEncoder(tokenizer, name, self._n_ids)
+        self.config: PreTrainedConfig = model.config.get_text_config(decoder=True)
+        self.n_positions: float = getattr(self.config, "max_position_embeddings", None) or math.inf
+        self.chat = ChatEncoder(tokenizer, name, self._n_ids, self.n_positions)
         self.chat.check()
         self.model = model.eval().requires_grad_(False)
         head: Any = model.get_output_embeddings()
         if head is not None:
             head.register_forward_pre_hook(_without_gaps)
-        self.config: PreTrainedConfig = model.config.get_text_config(decoder=True)
         self.is_demo = is_demo
         self.note = f"{KNOWN[name].about}." if name in KNOWN else ""
         self._said = answers
@@ -167,9 +171,10 @@ class LanguageModel:
     @property
     def fingerprint(self) -> str:
         """A hash of all that decides what the model says to given messages: weights, their number format,
-        config, tokenizer, chat template, what ends an answer. What caches are keyed by."""
+        config, tokenizer, chat template (one may write the date), what ends an answer. What caches are keyed
+        by."""
         config, ends = identity.config_values(self.model.config), sorted(self.eos_ids)
-        said = (self._vocabulary, str(self.tokenizer.chat_template))
+        said = (self._vocabulary, str(self.tokenizer.chat_template), self.encode_chat([user("?")]))
         return identity.digest(self.weights_hash, str(self.dtype), config, ends, *said)
 
     @cached_property
@@ -234,7 +239,7 @@ def _loaded(
     folder = obtain(source, progress)
     check_files(folder)
     config = _without_strange_pad(AutoConfig.from_pretrained(folder, **options))
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    tokenizer = _always_the_same(AutoTokenizer.from_pretrained(folder, **options))
     check_tokenizer(name, folder, tokenizer.vocab_files_names.values())
     wanted = chosen_dtype(dtype, config, folder, device)
     device = device or best_device(folder, wanted)
@@ -270,6 +275,14 @@ def _without_strange_pad(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def _always_the_same(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Without the dropout of merges with which it was trained: a text would have other ids each time."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if getattr(getattr(backend, "model", None), "dropout", None):
+        backend.model.dropout = None
+    return tokenizer
+
+
 def _described(config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> int:
     """Bytes of the model that the configuration describes; 0 for a quantised one, whose files are packed."""
     if getattr(config, "quantization_config", None):
@@ -303,14 +316,29 @@ def _check_bos(lm: LanguageModel, folder: Path) -> str:
 
 
 def _answer(lm: LanguageModel) -> None:
-    """The model is asked for one token. Errors: `SettingsError` for none, or one that is no number."""
-    ids = torch.tensor([lm.encode_chat([user("How are you?")])], device=lm.device)
+    """The model is asked for one token, twice at once behind different padding. Errors: `SettingsError` for
+    none, one that is no number, or two that differ by more than half of the digits."""
+    ids = lm.encode_chat([user("How are you?")])
+    pads = ids[:_PADS]
+    rows = [[*[lm.pad_id] * len(pads), *ids], [*pads, *ids]]
+    mask_BT = torch.tensor([[0] * len(pads) + [1] * len(ids)] * 2, device=lm.device)
     with one_sentence(lambda error: f"{lm.name} cannot answer: {first_line(error)}."), torch.inference_mode():
-        logits = lm.model(input_ids=ids, logits_to_keep=1).logits
-    if (logits.isnan() | logits.isposinf()).any():
+        one_V, other_V = lm.model(
+            input_ids=torch.tensor(rows, device=lm.device),
+            attention_mask=mask_BT,
+            position_ids=(mask_BT.cumsum(dim=1) - 1).clamp(min=0),
+            logits_to_keep=1,
+        ).logits[:, -1]
+    if (one_V.isnan() | one_V.isposinf()).any():
         raise SettingsError(
             f"{lm.name} answers nothing that is a number: its weights are damaged, or do not fit into "
             f"{lm.info.dtype}; download it again, or load it in float32."
+        )
+    differs = (one_V - other_V).float().norm() / one_V.float().norm()
+    if differs > torch.finfo(one_V.dtype).eps ** 0.5:
+        raise SettingsError(
+            f"{lm.name} ({lm.info.architecture}) also reads what fills up a batch, so that its numbers would "
+            "depend on what stands beside a text: choose a model with attention."
         )
 
 

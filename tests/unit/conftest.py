@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from steer_heal import generate, models
+from steer_heal import generate, models, sources
 from steer_heal.cli import main
 from steer_heal.engine import pairs
 from steer_heal.heal import Example
@@ -37,7 +37,8 @@ def jobs(tmp_path: Path) -> Iterator[LocalProcesses]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every command runs in an empty folder, and `tiny` is a model."""
     monkeypatch.chdir(tmp_path)
-    load = models.load
+    load, find = models.load, sources.find
+    monkeypatch.setattr(sources, "find", lambda name: find("demo" if name == "tiny" else name))
     monkeypatch.setattr(
         models, "load", lambda name, **rest: tiny.shared() if name == "tiny" else load(name, **rest)
     )

@@ -145,6 +145,35 @@ def test_help_a_bad_argument_and_the_models_need_nothing_slow(called, code):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        "heal --rounds 0",
+        "heal --set train.nonsense=1",
+        "heal --trait nonsense",
+        "heal --vignettes /no/such.jsonl",
+        "heal --resume no-such-run",
+        "dose --top-p 7",
+        "dose --figure /no/such/folder/x.html",
+        "eval --model nonsense",
+        "eval --alpha inf",
+        "eval --limit 0",
+        "eval --adapter /no/such",
+        "vector --band 0.6-0.4 --out x.npz",
+        "vector --out /tmp",
+        "vector --from /no/such --out x.npz",
+        "export --run no-such-run",
+        "results --run ../etc",
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_networks_libraries_are_imported(arguments):
+    blocked = "".join(f"sys.modules[{name!r}] = None;" for name in ("torch", "transformers"))
+    program = f"import sys; {blocked} from steer_heal import cli; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, *arguments.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+@pytest.mark.parametrize(
     ("imported", "blocked"), [("steer_heal.loop", "gradio"), ("components.page", "torch")]
 )
 def test_each_side_runs_without_the_other(imported, blocked):

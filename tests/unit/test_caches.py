@@ -2,9 +2,12 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.utils import chat_template_utils
 
 from steer_heal import calibrate, data, vector
 from steer_heal.bridges import found
@@ -88,6 +91,16 @@ def test_a_repaired_model_gets_its_own_vector_and_c_star(repair, folder, tmp_pat
     assert torch.equal(now.vector.directions_LD, fresh.vector.directions_LD)
     assert not torch.equal(now.vector.directions_LD, before.vector.directions_LD)
     assert len(list((tmp_path / "cache").glob("calibration-*"))) == 2
+
+
+def test_a_template_that_writes_the_date_has_a_vector_for_each_day(folder, tmp_path, monkeypatch):
+    file = folder / "chat_template.jinja"
+    file.write_text("{{ strftime_now('%d %b %Y') }}" + file.read_text())
+    steer(folder, tmp_path / "cache")
+    n_files = len(list((tmp_path / "cache").iterdir()))
+    monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda: datetime(2031, 5, 4)))
+    steer(folder, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2 * n_files
 
 
 def test_c_star_is_of_what_ends_an_answer(folder, tmp_path):

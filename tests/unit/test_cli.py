@@ -149,7 +149,7 @@ def test_what_a_model_lacks_is_said_beside_its_numbers(run: Any, monkeypatch: py
     lm = tiny.language_model()
     lm.note = "Its chats do not begin with BOS."
     monkeypatch.setattr(models, "load", lambda *_args, **_more: lm)
-    code, out, err = run("eval", "--model", "brought", "--limit", "1")
+    code, out, err = run("eval", "--model", "tiny", "--limit", "1")
     assert code == 0
     assert "tiny-gemma3: Its chats do not begin with BOS." in err
     assert "BOS" not in out

@@ -14,6 +14,7 @@ from steer_heal.cli import BAD_INPUT
 from steer_heal.config import FOUNDATIONS, heal_settings
 from steer_heal.engine.book import EXAMPLE_ID
 from steer_heal.jobs import LocalProcesses
+from tests import tiny
 from tests.runs import profile, write_run
 from tests.unit.test_cli import SEVEN
 
@@ -46,7 +47,7 @@ def healing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             yield "finished", None, {"reason": "all done"}
 
         monkeypatch.setattr("steer_heal.worker.loop.run", loop)
-        monkeypatch.setattr("steer_heal.worker.models.load", lambda name: None)
+        monkeypatch.setattr("steer_heal.worker.models.load", lambda _name: tiny.shared())
 
     return put
 
@@ -71,6 +72,14 @@ def test_heal_prints_base_then_steered_and_healed_of_each_round(run: Any, healin
     assert lines[3][-3:] == ["0.80", "2", "3"]
     assert "SocialNorms" in lines[0]
     assert "Loyalty" not in lines[0]
+
+
+def test_heal_says_what_its_model_lacks(run: Any, healing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    healing()
+    lm = tiny.language_model()
+    lm.note = "Its chats do not begin with BOS."
+    monkeypatch.setattr("steer_heal.worker.models.load", lambda _name: lm)
+    assert f"tiny-gemma3: {lm.note}\n" in run("heal", "--rounds", "1")[2]
 
 
 def test_heal_shows_all_seven_on_request(run: Any, healing: Any) -> None:

@@ -109,6 +109,7 @@ def test_what_is_quantised_is_kept_in_bfloat16(kind: str, tmp_path: Path) -> Non
         ({"architecture": "never-heard-of"}, "is of the architecture never-heard-of, which transformers"),
         ({"vocabulary": "bert"}, "has no vocabulary that transformers can read"),
         ({"without": "blk.1.ffn_up.weight"}, r"lacks 1 of its tensors, model\.layers\.1\.mlp\.up_proj"),
+        ({"layers": 40}, "describes a model of .* numbers and holds"),
         ({"extra": {"rope_freqs.weight": np.ones(4, np.float32)}}, "so it would be another model"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

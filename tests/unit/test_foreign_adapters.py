@@ -207,6 +207,18 @@ def test_damaged_files_are_one_sentence_each(tmp_path):
     refused("not found in the base model", lambda: changed_config(bad, target_modules=["c_attn"]))
 
 
+def test_one_in_eight_bit_floats_is_put_on(tmp_path):
+    bring(lora(), tmp_path)
+    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(tmp_path / WEIGHTS).items()}
+    save_file(small, tmp_path / WEIGHTS)
+    lm = model()
+    before, stack = standing(lm), AdapterStack(lm)
+    stack.load_path(tmp_path)
+    assert not torch.equal(logits(lm.model), before[3])
+    stack.unload()
+    assert_as_before(lm, before)
+
+
 def test_one_that_says_it_is_another_models_is_told(tmp_path):
     bring(lora(), tmp_path)
     lm = model()

@@ -1,12 +1,22 @@
 import json
+import os
 from importlib.util import find_spec
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
-from steer_heal.config import SampleSettings, SettingsError
+from steer_heal.config import FOUNDATIONS, SampleSettings, SettingsError
 from steer_heal.generate import Row, complete
 from steer_heal.models import files, find, load, user
 from steer_heal.sources import DEMO_FOLDER
@@ -153,6 +163,11 @@ FAULTS = {
     "pointer": (lambda to: rewrite(to, model_safetensors=POINTER), "its model.safetensors is a pointer"),
     "other pointer": (lambda to: rewrite(to, tokenizer_json=POINTER), "its tokenizer.json is a pointer"),
     "shard": (lambda to: indexed(to, "model-1-of-1.safetensors", move=False), "lacks model-1-of-1"),
+    "list of tokens": (lambda to: rewrite(to, added_tokens_json=b"{"), "its added_tokens.json is no JSON"),
+    "mark": (lambda to: rewrite(to, special_tokens_map_json=b"\xef\xbb\xbf{}"), "map.json is no JSON in UTF"),
+    "deep": (lambda to: rewrite(to, config_json=b'{"a":' + b"[" * 100_000), "config.json is no JSON"),
+    "pipe": (lambda to: pipe(to / "generation_config.json"), "generation_config.json is no file but a pipe"),
+    "pickled shard": (lambda to: indexed(to, "model.bin"), "lacks model.bin, and pickled weights are"),
     "adapter": (lambda to: rewrite(to, adapter_config_json=ADAPTER), "also holds an adapter"),
     "not a number": (lambda to: weights(to, **NAN), "answers nothing that is a number"),
     "infinite": (lambda to: weights(to, **INFINITE), "answers nothing that is a number"),
@@ -165,6 +180,11 @@ def indexed(folder, shard, *, move=True):
     file = folder / "model.safetensors"
     file.rename(folder / shard) if move else file.unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
 
 
 @pytest.mark.parametrize("kind", FAULTS)
@@ -197,6 +217,14 @@ def test_an_added_token_that_the_embedding_lacks_is_read_as_text(saved, tmp_path
     ids = lm.encode_chat([user(text)])
     assert token not in ids
     assert text in lm.decode(ids)
+
+
+def test_a_tokenizer_that_was_trained_with_dropout_reads_a_text_one_way(saved, tmp_path):
+    folder = change(saved, tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    words(tmp_path, model={**model, "dropout": 0.9})
+    chat = [user(" and ".join(FOUNDATIONS))]
+    assert load(folder, device="cpu").encode_chat(chat) == load(str(saved), device="cpu").encode_chat(chat)
 
 
 def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
@@ -285,6 +313,33 @@ def test_a_file_that_the_config_names_is_what_is_counted(saved, tmp_path):
 def test_an_unknown_architecture(saved, tmp_path):
     with pytest.raises(SettingsError, match="architecture"):
         load(change(saved, tmp_path, model_type="never_heard_of"))
+
+
+def test_one_whose_padding_is_read_is_refused(tmp_path):
+    """RWKV has no attention, so no mask keeps it from what fills up a batch."""
+    words = tiny.tokenizer()
+    shape = {"vocab_size": len(words), "hidden_size": 32, "num_hidden_layers": 4, "attention_hidden_size": 32}
+    RwkvForCausalLM(RwkvConfig(**shape)).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=r"\(RwkvForCausalLM\) also reads what fills up a batch"):
+        load(str(tmp_path), device="cpu")
+
+
+def test_more_tokens_than_a_model_has_positions_for_are_refused(tmp_path):
+    """GPT-2 has a table of them, beyond which there is only an error."""
+    words = tiny.tokenizer()
+    shape = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 80}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **shape)).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    lm = load(str(tmp_path), device="cpu")
+    with pytest.raises(SettingsError, match="reads 80 tokens at most, and this chat has 1"):
+        lm.encode_chat([user("a" * 90)])
+    row = Row(tuple(lm.encode_chat([user("a" * 30)])))
+    sample = SampleSettings(max_new_tokens=60, greedy=True)
+    with pytest.raises(SettingsError, match=r"reads 80 tokens at most, .* new tokens or fewer, not 60"):
+        complete(lm, [row], torch.zeros(4, 32), sample)
+    few = SampleSettings(max_new_tokens=80 - len(row.prompt_ids), greedy=True)
+    assert complete(lm, [row], torch.zeros(4, 32), few)[0].tokens
 
 
 def test_remote_code_is_not_run(saved, tmp_path):

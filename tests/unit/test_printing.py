@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -58,3 +60,31 @@ def test_a_refusal_is_printed_by_every_entry_point(here: Path, encoding: str, na
         code, _, said = printed(encoding, call)
         assert code == 2
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("given", ["models --json", "results --run ../etc"])
+def test_a_closed_output_takes_everything(streams: str, given: str) -> None:
+    done = shell(f"{given} {streams}")
+    assert done.returncode == (0 if "--json" in given else 2)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_output_that_nobody_reads_any_more_ends_nothing() -> None:
+    done = shell("models 2> >(cat >&2) | true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    done = shell("models > /dev/full")
+    assert done.returncode == cli.NOT_WRITTEN
+    assert (
+        done.stderr
+        == "Not all could be written (No space left on device): choose another place for the output.\n"
+    )
+
+
+def shell(rest: str) -> subprocess.CompletedProcess[str]:
+    """The command line as a shell calls it."""
+    command = ["bash", "-c", f"{sys.executable} -m steer_heal {rest}"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(app.__file__).parent)
