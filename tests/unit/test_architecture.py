@@ -15,6 +15,7 @@ ORDER = [
     "sources",
     "agreement",
     "data",
+    "starting",
     "models",
     "steering",
     "rowwise",
