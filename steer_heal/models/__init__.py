@@ -8,7 +8,7 @@ from .blocks import computing, find_blocks, layers_band
 from .chat import system, user
 from .fetching import fetch
 from .identity import digest
-from .load import LanguageModel, load, prepare
+from .load import LanguageModel, load, prepare, without_gaps
 from .placement import free, spread
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "spread",
     "system",
     "user",
+    "without_gaps",
 ]
