@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,6 +12,9 @@ from . import data
 from .config import AUTO, band_layers
 from .records import ListedModel, ModelInfo, Trait, Vignette
 from .sources import Source, described, listed
+
+
+SWITCH_S = 0.0005
 
 
 class _Files:
@@ -52,11 +56,17 @@ class Starting:
         """Makes the engine on a thread of its own; calls `end` where that fails."""
 
         def work() -> None:
+            # Imports hold Python's lock until another thread has waited this long for it, and each of the page's
+            # many small files takes several turns: at the usual 5 ms a browser waits for them for seconds.
+            usual = sys.getswitchinterval()
+            sys.setswitchinterval(SWITCH_S)
             try:
                 self._made.set_result(self._make())
             except BaseException as error:  # noqa: BLE001 - raised by `close`, and to everybody who waits
                 self._made.set_exception(error)
                 end()
+            finally:
+                sys.setswitchinterval(usual)
 
         if self._files is not None:
             self._files = None
