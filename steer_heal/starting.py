@@ -13,7 +13,6 @@ from .config import AUTO, band_layers
 from .records import ListedModel, ModelInfo, Trait, Vignette
 from .sources import Source, described, listed
 
-
 SWITCH_S = 0.0005
 
 
@@ -56,8 +55,8 @@ class Starting:
         """Makes the engine on a thread of its own; calls `end` where that fails."""
 
         def work() -> None:
-            # Imports hold Python's lock until another thread has waited this long for it, and each of the page's
-            # many small files takes several turns: at the usual 5 ms a browser waits for them for seconds.
+            # An import keeps Python's lock until another thread has waited for it this long, and each of the
+            # page's many small files needs it several times: at the usual 5 ms that makes seconds.
             usual = sys.getswitchinterval()
             sys.setswitchinterval(SWITCH_S)
             try:
