@@ -12,6 +12,7 @@ from components import access
 from steer_heal.config import SettingsError
 from steer_heal.printing import print_anything
 from steer_heal.sources import default_model, find
+from steer_heal.starting import Starting
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,16 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if note:
         print(note, flush=True)
     try:
-        find(model)
+        source = find(model)
         login = access.login(os.environ, args.login_file)
         access.check(args.host, login, share=args.share)
         with access.bind(args.host, args.port) as listening:
             # Imported only now: they take seconds, and what was asked for may be refused.
-            engine = import_module("steer_heal.engine").Engine(
-                model, runs_dir=args.runs, db=args.db, at_once=args.runs_at_once
+            engine = Starting(
+                source,
+                lambda: import_module("steer_heal.engine").Engine(
+                    model, runs_dir=args.runs, db=args.db, at_once=args.runs_at_once
+                ),
             )
+            serve = import_module("components.server").serve
             try:
-                import_module("components.server").serve(engine, listening, login, share=args.share)
+                serve(engine, listening, login, share=args.share, begin=engine.begin)
             finally:
                 engine.close()
     except SettingsError as problem:

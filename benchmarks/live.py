@@ -1,4 +1,4 @@
-"""What live steering costs: `python -m benchmarks.live [--models demo shape] [--repeats N] [--json FILE]`.
+"""What live steering costs: `python -m benchmarks.live [--models smollm2] [--repeats N] [--json FILE]`.
 
 Each measure beside the one it is compared with, in one run, interleaved; medians over repeats. "One at a
 time" is transformers' own `generate` with a plain forward hook, one row, times the number of rows. Long runs
@@ -25,9 +25,10 @@ import transformers
 
 from benchmarks.live_cases import GEMMA_SHAPE, PARTS, case, searches, works
 from benchmarks.live_report import Timing, claims, figure, growth, report
+from steer_heal.config import DEMO, SMOLLM2
 from steer_heal.generate import forward_used
 
-NAMES = {"demo": "demo", "shape": GEMMA_SHAPE}
+NAMES = {DEMO: DEMO, "shape": GEMMA_SHAPE, SMOLLM2: SMOLLM2}
 
 
 class Peak:
@@ -106,7 +107,7 @@ def run(
     doses = known.get("doses", {})
     if "calibration" in jobs:
         doses = searches(subject)
-    made = claims(timings, doses, demo=subject.lm.is_demo)
+    made = claims(timings, doses, subject.lm.name)
     print(report(about, timings, made), flush=True)
     return {
         "timings": {key: asdict(timing) for key, timing in timings.items()},

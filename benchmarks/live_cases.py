@@ -56,8 +56,8 @@ class Case:
 
 
 def case(name: str, n_prompt: int, n_new: int) -> Case:
-    """The bundled model, or gemma-3-1b-it's shape with random bfloat16 weights; answers never end early."""
-    lm = load("demo") if name == "demo" else gemma_shape()
+    """A known model, or gemma-3-1b-it's shape with random bfloat16 weights; answers never end early."""
+    lm = gemma_shape() if name == GEMMA_SHAPE else load(name)
     lm.eos_ids = frozenset()
     if lm.model.generation_config is not None:
         lm.model.generation_config.eos_token_id = None
@@ -68,7 +68,7 @@ def case(name: str, n_prompt: int, n_new: int) -> Case:
     vector = SteeringVector(directions / norms[:, None], norms, norms)
     layers = band_layers(lm.n_layers, DEFAULT_BAND)
     # Random weights give nearly even predictions, which no dose moves by a whole nat.
-    calibration = build(CalibrateSettings, target_kl=1.0 if lm.is_demo else 0.1)
+    calibration = build(CalibrateSettings, target_kl=0.1 if name == GEMMA_SHAPE else 1.0)
     return Case(lm, tuple(prompt.tolist()), vector, layers, 4.0, n_new, calibration)
 
 

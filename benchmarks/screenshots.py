@@ -1,6 +1,6 @@
 """Pictures of the page for the documentation: `python -m benchmarks.screenshots [--out DIR] [--model M]`.
 
-A real server with the bundled model and a real headless browser: wide, narrow, light, dark, a round open.
+A real server with smollm2 and a real headless browser: wide, narrow, light, dark, a round open.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.page import FLAGS, ROOT, page_server
+from steer_heal.config import SMOLLM2
 
-PATIENCE = 180_000
+PATIENCE = 600_000
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 DONE = "document.querySelector('#status .sh-status')?.innerText.startsWith('done')"
 
@@ -64,7 +65,7 @@ def take(browser: Browser, url: str, out: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots", metavar="DIR")
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", default=SMOLLM2)
     args = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:

@@ -21,9 +21,7 @@ def build(engine: Any) -> tuple[gr.HTML, gr.Dropdown, gr.HTML]:
     folder or GGUF file typed in."""
     rows = engine.models()
     names = list(dict.fromkeys([*(row.name for row in rows), engine.info.name]))
-    missing = [row for row in rows if row.name == SMOLLM2 and not row.is_here and engine.info.is_demo]
-    said = "".join(view.note(f"{row.name} ({row.about}) is not here: {row.get}.") for row in missing)
-    head = gr.HTML(view.header(engine.info) + said, apply_default_css=False, elem_id="header")
+    head = gr.HTML(_answering(engine), apply_default_css=False, elem_id="header")
     with gr.Accordion("Another model", open=False, elem_id="model-more"):
         chooser = gr.Dropdown(
             names,
@@ -37,7 +35,15 @@ def build(engine: Any) -> tuple[gr.HTML, gr.Dropdown, gr.HTML]:
     return head, chooser, listed
 
 
-def wire(engine: Any, head: gr.HTML, chooser: gr.Dropdown, listed: gr.HTML) -> Any:
+def _answering(engine: Any) -> str:
+    """What answers, and what would come before it."""
+    info = engine.info
+    rows = [row for row in engine.models() if info.is_demo and row.name == SMOLLM2 and not row.is_here]
+    missing = (view.note(f"{row.name} ({row.about}) is not here: {row.get}.") for row in rows)
+    return view.header(info) + "".join(missing)
+
+
+def wire(page: gr.Blocks, engine: Any, head: gr.HTML, chooser: gr.Dropdown, listed: gr.HTML) -> Any:
     """Loading what is chosen, fetched first where it is not here, step by step in the header; one that cannot
     be had leaves what answers now."""
 
@@ -57,4 +63,5 @@ def wire(engine: Any, head: gr.HTML, chooser: gr.Dropdown, listed: gr.HTML) -> A
             LOG.exception("%r cannot be loaded", wanted)
             yield view.header(engine.info) + view.error(view.BROKE), engine.info.name, gr.skip()
 
+    page.load(lambda: (_answering(engine), engine.info.name), None, [head, chooser], **INTERNAL)
     return chooser.input(choose, chooser, [head, chooser, listed], **INTERNAL)

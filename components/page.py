@@ -52,7 +52,7 @@ def build(engine: Any) -> gr.Blocks:
         plot.knock().click(lambda: None, None, None, **INTERNAL)
         page.load(redraw, kept, drawn, **INTERNAL)
         page.load(reopen, kept, open_outputs, **INTERNAL)
-        steering.restart(steering.draw(choosing.wire(engine, *choice).then).then)
+        steering.restart(steering.draw(choosing.wire(page, engine, *choice).then).then)
         steering.on_load(page)
         measured(page)
         api.serve(engine)

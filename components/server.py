@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -106,8 +107,16 @@ def share_link(port: int) -> str:
         raise SettingsError(f"A share link cannot be made ({reason}): start without --share.") from problem
 
 
-def serve(engine: Any, listening: socket.socket, login: Login | None = None, *, share: bool = False) -> None:
-    """Serve until interrupted; says where on stdout once it answers."""
+def serve(
+    engine: Any,
+    listening: socket.socket,
+    login: Login | None = None,
+    *,
+    share: bool = False,
+    begin: Callable[[Callable[[], None]], None] | None = None,
+) -> None:
+    """Serve until interrupted; says where on stdout once it answers. `begin` is called when the page is
+    built, with what ends the serving."""
     host, port = listening.getsockname()[:2]
     app = application(engine, port, login)
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, ws="none")
@@ -115,4 +124,7 @@ def serve(engine: Any, listening: socket.socket, login: Login | None = None, *, 
     print(f"Steer & Heal with {engine.info.name}: http://{shown}:{port}", flush=True)
     if share:
         print(f"For everyone who has the login: {share_link(port)}", flush=True)
-    uvicorn.Server(settings).run(sockets=[listening])
+    server = uvicorn.Server(settings)
+    if begin is not None:
+        begin(lambda: setattr(server, "should_exit", True))
+    server.run(sockets=[listening])

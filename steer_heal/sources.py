@@ -11,13 +11,14 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from .config import DEMO, GEMMA, SMOLLM2, SettingsError
-from .records import ListedModel
+from .records import ListedModel, ModelInfo
 
 DEMO_FOLDER = Path(__file__).parent / "models" / "demo"
 ORIGIN = "converted_from.json"
@@ -173,6 +174,25 @@ def find(name: str) -> Source:
         f"Unknown model {name!r}: give {SMOLLM2!r}, {DEMO!r}, a saved model's folder, a .gguf file, or a hub "
         f"id like {GEMMA}."
     )
+
+
+def described(source: Source) -> ModelInfo | None:
+    """What the files of a known model tell of it before it is loaded; None where there are none to be read,
+    and for any other: what people bring is checked by loading it."""
+    if source.path is None or source.kind not in ("demo", "wheel"):
+        return None
+    config = _json(source.path / "config.json")
+    try:
+        with (source.path / _WEIGHTS[0]).open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        n_parameters = sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+        architecture, n_layers = config["architectures"][0], config["num_hidden_layers"]
+        return ModelInfo(
+            source.name, architecture, n_layers, config["hidden_size"], n_parameters, "weights", "their way",
+            source.kind == "demo", f"{KNOWN[source.name].about}.",
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError):  # loading it says what is wrong
+        return None
 
 
 def _in_folder(name: str, folder: Path) -> Source:

@@ -138,6 +138,24 @@ def check_band(band: tuple[float, float]) -> tuple[float, float]:
     return band
 
 
+def band_layers(n_layers: int, band: tuple[float, float]) -> tuple[int, ...]:
+    """The layers whose centre of depth (l + 1/2) / n_layers lies within the band.
+
+    Errors: `SettingsError` when the band is reversed, leaves 0 to 1, or holds no layer.
+    """
+    try:
+        low, high = check_band(band)
+    except ValueError as error:
+        raise SettingsError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
+    inside = tuple(layer for layer in range(n_layers) if low <= (layer + 0.5) / n_layers <= high)
+    if not inside:
+        raise SettingsError(
+            f"The band {low:g}-{high:g} holds none of the {n_layers} layers: "
+            f"widen it to at least {1 / n_layers:.2g}."
+        )
+    return inside
+
+
 def check_method(name: str) -> str:
     """One of our methods, or a name of steering-lite's (whether it is here is seen when it is used)."""
     if name not in (AUTO, *OWN_METHODS) and not (

@@ -1,13 +1,14 @@
 """Language models: find, load and describe them; chat encoding; where their blocks are."""
 
+from ..config import band_layers
 from ..records import SamplingDefaults
 from ..sources import Source, default_model, find, in_cache
 from .batch import Padded, left_pad, rows_that_fit
-from .blocks import band_layers, computing, find_blocks, layers_band
+from .blocks import computing, find_blocks, layers_band
 from .chat import system, user
 from .fetching import fetch
 from .identity import digest
-from .load import LanguageModel, load, prepare
+from .load import LanguageModel, load, prepare, without_gaps
 from .placement import free, spread
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "spread",
     "system",
     "user",
+    "without_gaps",
 ]

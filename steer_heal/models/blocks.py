@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..config import SettingsError, check_band
+from ..config import SettingsError
 
 _OTHER_TOWERS = ("vision", "visual", "audio", "image", "encoder")
 
@@ -48,24 +48,6 @@ def computing(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             del block.forward
         else:
             block.forward = own
-
-
-def band_layers(n_layers: int, band: tuple[float, float]) -> tuple[int, ...]:
-    """The layers whose centre of depth (l + 1/2) / n_layers lies within the band.
-
-    Errors: `SettingsError` when the band is reversed, leaves 0 to 1, or holds no layer.
-    """
-    try:
-        low, high = check_band(band)
-    except ValueError as error:
-        raise SettingsError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
-    inside = tuple(layer for layer in range(n_layers) if low <= (layer + 0.5) / n_layers <= high)
-    if not inside:
-        raise SettingsError(
-            f"The band {low:g}-{high:g} holds none of the {n_layers} layers: "
-            f"widen it to at least {1 / n_layers:.2g}."
-        )
-    return inside
 
 
 def layers_band(n_layers: int, first: int, last: int) -> tuple[float, float]:

@@ -53,7 +53,7 @@ _PADS = 4
 """Tokens of padding with which a model is tried."""
 
 
-def _without_gaps(_head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def without_gaps(_head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The last positions alone are a slice with gaps, for which torch 2.13 copies the head's whole bfloat16
     weight, once a row, before it multiplies: seconds where the product takes milliseconds."""
     return (inputs[0].clone(memory_format=torch.contiguous_format), *inputs[1:])
@@ -88,7 +88,7 @@ class LanguageModel:
         self.model = model.eval().requires_grad_(False)
         head: Any = model.get_output_embeddings()
         if head is not None:
-            head.register_forward_pre_hook(_without_gaps)
+            head.register_forward_pre_hook(without_gaps)
         self.is_demo = is_demo
         self.note = f"{KNOWN[name].about}." if name in KNOWN else ""
         self._said = answers

@@ -17,6 +17,7 @@ ORDER = [
     "filter",
     "data",
     "measured",
+    "starting",
     "models",
     "steering",
     "rowwise",

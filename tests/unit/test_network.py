@@ -90,3 +90,14 @@ def test_no_score_is_above_its_bound_however_steered(arch):
 
 def test_heads_that_nothing_norms_have_no_bound():
     assert {block.largest_score() for block in Network(tiny.shared("llama")).blocks} == {math.inf}
+
+
+@pytest.mark.parametrize("n", [1, 9, 48, 49])
+def test_a_shared_output_layer_gives_the_same_by_either_product(n):
+    lm = tiny.language_model("gemma3")
+    hidden_ND = torch.randn(n, lm.width, generator=torch.Generator().manual_seed(0))
+    given, logits = [], Network(lm).logits(hidden_ND)
+    lm.model.lm_head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    assert logits.is_contiguous()
+    assert_near(logits, Network(lm).logits(hidden_ND), model_rounding(lm))
+    assert len(given) == 1

@@ -89,10 +89,11 @@ def _expected(model: Any, family: Family) -> Iterator[tuple[nn.Module, type[nn.M
                 yield part, family.norm
 
 
-def altered(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its class says."""
+def altered(module: nn.Module, but: Any = None) -> bool:
+    """Whether a call of the module does more than its class says, and than a hook `but` before it."""
     hooks = [hook for hook in module._forward_hooks.values() if hook.__module__ != _INERT_HOOKS]
-    return bool(hooks or module._forward_pre_hooks or "forward" in vars(module))
+    before = [hook for hook in module._forward_pre_hooks.values() if hook is not but]
+    return bool(hooks or before or "forward" in vars(module))
 
 
 def rope_kinds(config: Any) -> Iterator[str]:

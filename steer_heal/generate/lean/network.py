@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.activations import GELUTanh
 
-from ...models import LanguageModel
+from ...models import LanguageModel, without_gaps
 from .known import FAMILIES, Family, altered, rope_kinds
 from .pointwise import gated_gelu, norm_early, norm_late, norm_late_, plus, plus_norm_late
 
@@ -28,6 +28,9 @@ _IN_CACHE = 1 << 18
 """Numbers that a core's cache holds beside those they are made of."""
 _FEW = 256
 """Fewer tokens do not make up for reading the weights once more."""
+_TURNED = range(8, 49)
+"""So many tokens times a weight that lies row by row are faster as the weight times the tokens, in float32 on
+a CPU (docs/reports/smollm2.md)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Network:
         self.blocks = [_block(block, family, config, layer) for layer, block in enumerate(text.layers)]
         self.windows = {block.window for block in self.blocks}
         self.embed: Map = text.embed_tokens
-        self._norm, self._head = _norm(text.norm, family), _linear(model.lm_head)
+        self._norm, self._head = _norm(text.norm, family), _head(model.lm_head)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._rotary, self._by_kind = text.rotary_emb, family.zero_centred
 
@@ -187,6 +190,20 @@ def _linear(module: nn.Module) -> Map:
     if type(module) is not nn.Linear or altered(module):
         return module
     return partial(linear, weight=module.weight, bias=module.bias)
+
+
+def _head(module: nn.Module) -> Map:
+    """The same for the output layer, whose weight lies as the embedding reads it where the two share it."""
+    plain, weight = _linear(module), module.weight
+    bare = type(module) is nn.Linear and module.bias is None and not altered(module, but=without_gaps)
+    if not bare or weight.device.type != "cpu" or weight.dtype != torch.float32 or not weight.is_contiguous():
+        return plain
+
+    def logits(hidden_ND: Tensor) -> Tensor:
+        few = hidden_ND.dim() == 2 and len(hidden_ND) in _TURNED
+        return (weight @ hidden_ND.T).T.contiguous() if few else plain(hidden_ND)
+
+    return logits
 
 
 def _norm(module: Any, family: Family, how: Callable[..., Tensor] | None = None) -> Any:

@@ -1,0 +1,37 @@
+"""A page that began on the demo fetches smollm2 when it is chosen there, by pip as it is set up here."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import BrowserContext, expect
+
+from steer_heal.config import DEMO, SMOLLM2
+from tests.browser.conftest import finished, free_port, serving
+
+
+def test_the_pages_chooser_fetches_it(
+    smollm2_folder: Path, window: BrowserContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEER_HEAL_HOME", str(tmp_path / "home"))
+    port = free_port()
+    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
+    with serving("app.py", "--model", DEMO, *where, port=port, log=tmp_path / "app.log") as url:
+        page = window.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(url)
+        finished(page)
+        header = page.locator("#header")
+        expect(header).to_contain_text(f"{SMOLLM2} (SmolLM2-135M-Instruct")
+        of_demo = page.locator("#base-text").inner_text()
+        page.locator("#model-more button, #model-more .label-wrap").first.click()
+        box = page.locator("#model input")
+        box.fill(SMOLLM2)
+        box.press("Enter")
+        expect(header).to_contain_text("downloading", timeout=60_000)
+        expect(header).to_contain_text("LlamaForCausalLM", timeout=180_000)
+        expect(page.locator("#models")).not_to_contain_text("models get")
+        page.wait_for_function(
+            "old => ![old, ''].includes(document.querySelector('#base-text').innerText)", arg=of_demo
+        )
+        page.evaluate("localStorage.clear()")
+        page.close()

@@ -1,0 +1,75 @@
+"""A page is built and served before its model is there; what is asked of it meanwhile waits."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from steer_heal import sources
+from steer_heal.config import DEMO, SettingsError
+from steer_heal.models import load
+from steer_heal.starting import Starting
+from tests.fake_engine import FakeEngine
+
+ROOT = Path(__file__).parents[2]
+PAGE = """
+import sys
+sys.modules["torch"] = None
+from components.server import application
+from steer_heal.sources import find
+from steer_heal.starting import Starting
+application(Starting(find("demo"), lambda: sys.exit(1)), 1)
+"""
+
+
+def test_the_page_is_built_before_torch_is_there() -> None:
+    subprocess.run([sys.executable, "-c", PAGE], check=True, cwd=ROOT)
+
+
+def test_the_files_tell_what_the_loaded_model_does() -> None:
+    told, lm = sources.described(sources.find(DEMO)), load(DEMO)
+    assert told is not None
+    same = ("name", "architecture", "n_layers", "width", "n_parameters", "is_demo", "note")
+    assert [getattr(told, one) for one in same] == [getattr(lm.info, one) for one in same]
+
+
+def test_what_people_bring_is_told_by_loading_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    source = sources.find(str(tmp_path))
+    assert sources.described(source) is None
+    assert Starting(source, FakeEngine).info == FakeEngine().info
+
+
+def test_once_begun_all_waits_for_the_engine() -> None:
+    go = threading.Event()
+
+    def make() -> FakeEngine:
+        assert go.wait(60)
+        return FakeEngine()
+
+    engine = Starting(sources.find(DEMO), make)
+    assert engine.info.device == "their way"
+    engine.begin(lambda: pytest.fail("it was made"))
+    asked = threading.Thread(target=lambda: infos.append(engine.info))
+    infos = []
+    asked.start()
+    assert not infos
+    go.set()
+    asked.join(60)
+    assert infos == [FakeEngine().info]
+    engine.close()
+
+
+def test_what_keeps_it_from_being_made_ends_the_page_and_is_told_to_all() -> None:
+    def make() -> FakeEngine:
+        raise SettingsError("The model is broken: get another.")
+
+    ended = threading.Event()
+    engine = Starting(sources.find(DEMO), make)
+    engine.begin(ended.set)
+    assert ended.wait(60)
+    for ask in (lambda: engine.info, engine.close):
+        with pytest.raises(SettingsError, match="is broken"):
+            ask()
