@@ -60,20 +60,10 @@ def judge(
     mass = 1.0 if not has_mass else healed["coherence"] / base["coherence"] if base["coherence"] else 0.0
     ratio = text["perplexity"] / (persona_perplexity or base["text"]["perplexity"])
     unit = "the persona's text" if persona_perplexity else "base's own"
-    if mass < limits.mass_collapsed:
-        return Headline(
-            "collapsed", f"answer mass {mass:.2f} of base's, below {limits.mass_collapsed:g}", said
-        )
-    if text["looping"] > limits.looping_collapsed:
-        why = f"{text['looping']:.0%} of its answers loop, above {limits.looping_collapsed:.0%}"
-        return Headline("collapsed", why, said)
-    if ratio > limits.perplexity_collapsed:
-        why = f"perplexity {ratio:.1f}x that of {unit}, above {limits.perplexity_collapsed:g}x"
-        return Headline("collapsed", why, said)
     about = relevance_ratio(text.get("relevance"), base["text"].get("relevance"))
-    if about is not None and about < limits.relevance_collapsed:
-        why = f"relevance {about:.2f} of base's, below {limits.relevance_collapsed:g}"
-        return Headline("collapsed", why, said)
+    health = mass, text["looping"], ratio, unit, about
+    if broken := _damages(*health, limits, "collapsed"):
+        return Headline("collapsed", broken[0], said)
     if silent:
         loops = f"{text['looping']:.0%} of its answers loop, perplexity {ratio:.2f}x that of {unit}"
         return Headline("cannot answer", f"{CANNOT_ANSWER}; by its text alone: {loops}", said)
@@ -89,27 +79,32 @@ def judge(
         if math.isinf(other[1]):
             why = f"the target's foundations did not move towards the trait, {other[0]} moved"
         return Headline("not specific", why, said)
-    costs = [
-        (mass < limits.mass_healthy, f"answer mass {mass:.2f} of base's, below {limits.mass_healthy:g}"),
-        (
-            text["looping"] > limits.looping_healthy,
-            f"{text['looping']:.0%} of its answers loop, above {limits.looping_healthy:.0%}",
-        ),
-        (
-            ratio > limits.perplexity_healthy,
-            f"perplexity {ratio:.1f}x that of {unit}, above {limits.perplexity_healthy:g}x",
-        ),
-        (
-            about is not None and about < limits.relevance_healthy,
-            f"relevance {about:.2f} of base's, below {limits.relevance_healthy:g}"
-            if about is not None
-            else "",
-        ),
-    ]
     kept = f"retention {retention:.2f}"
-    if paid := [why for broken, why in costs if broken]:
+    if paid := _damages(*health, limits, "healthy"):
         return Headline("costly", f"{kept}, but {'; '.join(paid)}", said)
     return Headline("healed", f"{kept}, perplexity {ratio:.2f}x that of {unit}", said)
+
+
+def _damages(
+    mass: float,
+    looping: float,
+    ratio: float,
+    unit: str,
+    about: float | None,
+    limits: HealThresholds,
+    level: Literal["collapsed", "healthy"],
+) -> list[str]:
+    """What is beyond the level's limits, each with its figure, the gravest kind first."""
+    least, loops, most, relevant = (
+        getattr(limits, f"{name}_{level}") for name in ("mass", "looping", "perplexity", "relevance")
+    )
+    found = {
+        f"answer mass {mass:.2f} of base's, below {least:g}": mass < least,
+        f"{looping:.0%} of its answers loop, above {loops:.0%}": looping > loops,
+        f"perplexity {ratio:.1f}x that of {unit}, above {most:g}x": ratio > most,
+        f"relevance {about or 0.0:.2f} of base's, below {relevant:g}": about is not None and about < relevant,
+    }
+    return [why for why, beyond in found.items() if beyond]
 
 
 def _spill(
