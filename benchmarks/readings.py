@@ -6,6 +6,7 @@ Sections (`--only NAME` for one), each a table a model:
   wordings differ (mean total variation); answer mass, where there is one; seconds. Of every frame and, of a
   cloze, of every wording alone, on our own vignettes and, where the shared folder lies beside the checkout,
   on the 132 classic ones. Those were never looked at while the wordings were chosen.
+- vectors: what each trait's vectors move, beside random directions: see `benchmarks.vectors`.
 - health: the text's words against the labels of benchmarks/text_labels.jsonl, see `benchmarks.health`.
 
 Without a name of ours, a model may be a folder. Weights are read as float32.
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import health
+from benchmarks import health, vectors
 from steer_heal import data, instrument, models
 from steer_heal.cli.tables import Column, number, table, worth
 from steer_heal.data import AnyFrame, Cloze
@@ -31,6 +32,7 @@ from steer_heal.models import LanguageModel
 from steer_heal.records import Vignette
 
 CLASSIC = Path(__file__).parents[2] / "shared" / "data" / "vignettes_classic_other_violate.jsonl"
+SECTIONS = ("frames", "vectors", "health")
 CONDITION = "other_violate"
 PUBLISHED = "tinymfv"
 """Another package's frame, which thinks first: its numbers are in benchmarks.tinymfv."""
@@ -41,7 +43,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=["smollm2", "demo"], metavar="NAME")
-    parser.add_argument("--only", nargs="+", choices=("frames", "health"), default=["frames", "health"])
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--limit", type=int, metavar="N", help="at most so many vignettes of a set, balanced")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -53,6 +55,9 @@ def main() -> None:
         if "frames" in args.only:
             document[name]["frames"] = rows = list(frames(lm, args.limit))
             print(f"\n{frames_table(rows)}", flush=True)
+        if "vectors" in args.only:
+            document[name]["vectors"] = rows = vectors.measured(lm)
+            print(f"\n{vectors.report(rows)}", flush=True)
         if "health" in args.only and (known := health.labelled(name)):
             document[name]["health"] = texts = health.scored(lm, known)
             print(f"\n{health.report(texts)}", flush=True)
