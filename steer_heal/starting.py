@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,8 +11,6 @@ from . import data
 from .config import AUTO, band_layers
 from .records import ListedModel, ModelInfo, Trait, Vignette
 from .sources import Source, described, listed
-
-SWITCH_S = 0.0005
 
 
 class _Files:
@@ -55,17 +52,11 @@ class Starting:
         """Makes the engine on a thread of its own; calls `end` where that fails."""
 
         def work() -> None:
-            # An import keeps Python's lock until another thread has waited for it this long, and each of the
-            # page's many small files needs it several times: at the usual 5 ms that makes seconds.
-            usual = sys.getswitchinterval()
-            sys.setswitchinterval(SWITCH_S)
             try:
                 self._made.set_result(self._make())
             except BaseException as error:  # noqa: BLE001 - raised by `close`, and to everybody who waits
                 self._made.set_exception(error)
                 end()
-            finally:
-                sys.setswitchinterval(usual)
 
         if self._files is not None:
             self._files = None
