@@ -104,6 +104,13 @@ def language_model(arch: Arch = "gemma3", *, n_layers: int = 4, seed: int = 0) -
     return LanguageModel(name=f"tiny-{arch}", model=model, tokenizer=words)
 
 
+def endless() -> LanguageModel:
+    """One whose answers are as long as asked for on any CPU: no token ends them."""
+    made = language_model()
+    made.eos_ids = frozenset()
+    return made
+
+
 @cache
 def shared(arch: Arch = "gemma3") -> LanguageModel:
     """One tiny model a process, for tests that only read it."""

@@ -64,9 +64,9 @@ class Pairs:
         sample = build(SampleSettings, max_new_tokens=2)
         asked = Asked(build(SteerRequest, prompt="How are you?", sample=sample))
         with one_sentence(lambda error: f"{self._lm.name} cannot write an answer: {first_line(error)}."):
-            self.room([asked])
             row = Row(encode(self._lm, asked.request.prompt), shadow=True)
             complete(self._lm, [row], torch.zeros(self._lm.n_layers, self._lm.width), sample)
+            self.room([asked])
 
     def key(self, request: Asked) -> Hashable:
         """The vector; also the band, where that has to be measured first."""

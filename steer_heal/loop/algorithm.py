@@ -111,11 +111,11 @@ class _Loop:
     def _check_room(self) -> None:
         """`SettingsError` when the longest row fits neither the model nor the memory."""
         longest = max(len(self.lm.encode_chat([user(text)])) for text in self.measures.prompts)
-        made, room = self.settings.data, self.lm.n_positions
-        if longest + made.max_new_tokens > room:
+        made, room = self.settings.data, getattr(self.lm.config, "max_position_embeddings", None)
+        if room and longest + made.max_new_tokens > room:
             raise SettingsError(
                 f"{self.lm.name} reads {room} tokens at most, and the longest prompt has {longest}: set "
-                f"data.max_new_tokens to {max(0, int(room) - longest)} or fewer, not {made.max_new_tokens}."
+                f"data.max_new_tokens to {max(0, room - longest)} or fewer, not {made.max_new_tokens}."
             )
         first = (self.trained_layers or [0])[0]
         n_examples = round(made.n_completions * (1 + self.settings.train.replay))

@@ -104,8 +104,9 @@ def _object(file: Path) -> dict[str, Any]:
     """The JSON object in the file, an empty one where there is none. Errors: `ValueError`."""
     if not file.is_file():
         return {}
+    ours = file.name == "generation_config.json"  # which transformers need not be able to read
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8-sig" if ours else "utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its {file.name} is no JSON in UTF-8: save it again ({error})") from error
     if not isinstance(found, dict):

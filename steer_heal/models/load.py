@@ -82,7 +82,7 @@ class LanguageModel:
         embedding: Any = model.get_input_embeddings()
         self._n_ids: int = embedding.num_embeddings
         self.config: PreTrainedConfig = model.config.get_text_config(decoder=True)
-        self.n_positions: float = getattr(self.config, "max_position_embeddings", None) or math.inf
+        self.n_positions = _positions(model, self.config)
         self.chat = ChatEncoder(tokenizer, name, self._n_ids, self.n_positions)
         self.chat.check()
         self.model = model.eval().requires_grad_(False)
@@ -194,6 +194,15 @@ class LanguageModel:
         return str(
             self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
+
+
+def _positions(model: PreTrainedModel, config: PreTrainedConfig) -> float:
+    """How many tokens the model can read at once: as many as its table of positions has rows, two of which
+    some reserve; any number without one."""
+    most = getattr(config, "max_position_embeddings", None) or 0
+    named = (*model.named_parameters(), *model.named_buffers())
+    tables = (table for name, table in named if table.ndim == 2 and ("wpe" in name or "pos" in name))
+    return most if any(table.shape[0] in (most, most + 2) for table in tables) else math.inf
 
 
 def load(

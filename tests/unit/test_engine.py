@@ -33,7 +33,7 @@ BAND = (0.25, 0.75)
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("engine")
-    made = Engine(lm=tiny.language_model(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
+    made = Engine(lm=tiny.endless(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
     yield made
     made.close()
 

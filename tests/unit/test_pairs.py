@@ -30,7 +30,7 @@ def ids(frame: SteerFrame) -> tuple[list[int], list[int]]:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = Engine(lm=tiny.language_model(), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
+    made = Engine(lm=tiny.endless(), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
     list(made.steer(request("warm"), session="warm"))
     yield made
     made.close()
@@ -82,7 +82,7 @@ def test_who_waits_begins_together_and_each_gets_what_it_would_get_alone(
     }
     together = Crowd(engine, asked).run()
     assert batches == [18]
-    other = Engine(lm=tiny.language_model(), runs_dir=tmp_path / "r2", db=tmp_path / "2.duckdb")
+    other = Engine(lm=tiny.endless(), runs_dir=tmp_path / "r2", db=tmp_path / "2.duckdb")
     alone = {name: ids(list(other.steer(one, session="x"))[-1]) for name, one in asked.items()}
     other.close()
     assert together == alone

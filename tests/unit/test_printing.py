@@ -75,13 +75,12 @@ def test_an_output_that_nobody_reads_any_more_ends_nothing() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_full_disk_is_one_sentence() -> None:
     done = shell("models > /dev/full")
     assert done.returncode == cli.NOT_WRITTEN
-    assert (
-        done.stderr
-        == "Not all could be written (No space left on device): choose another place for the output.\n"
-    )
+    assert done.stderr.startswith("Not all could be written (No space left on device): choose another")
+    assert done.stderr.count("\n") == 1
 
 
 def shell(rest: str) -> subprocess.CompletedProcess[str]:
