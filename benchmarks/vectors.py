@@ -66,9 +66,8 @@ def _in_frame(
     doses_KLM = torch.zeros(len(doses), lm.n_layers, len(asked))
     for k, (m, alpha) in enumerate(doses):
         doses_KLM[k, :, m] = coefficients(lm.n_layers, layers, alpha * c_stars[m])[0]
-    how = {"calibrated": base.calibration}
     steered = instrument.evaluate(
-        lm, vignettes, frame, vector=directions_MLD, coefficients_KL=doses_KLM, **how
+        lm, vignettes, frame, vector=directions_MLD, coefficients_KL=doses_KLM, calibrated=base.calibration
     )
     held = controls.measure(lm, layers, random_c_stars, vignettes, frame, base.calibration)
     for (m, alpha), found in zip(doses, steered, strict=True):

@@ -116,7 +116,7 @@ def words(
 def _words(lm: LanguageModel, order: Sequence[int], n: int) -> tuple[str, ...]:
     found: dict[str, str] = {}
     for token in order:
-        text = lm.tokenizer.decode([token])
+        text = str(lm.tokenizer.decode([token]))
         word = text.strip()
         if text.startswith(" ") and word.isalpha() and len(word) > 1:
             found.setdefault(word.casefold(), word)

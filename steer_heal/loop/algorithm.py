@@ -235,8 +235,9 @@ class _Loop:
             )
             return self.measures.controls(self.layers, c_stars)
 
-        self.controls = yield from self._live("calibrate", 1, work)
-        yield "controls", 1, asdict(self.controls)
+        held = yield from self._live("calibrate", 1, work)
+        self.controls = held
+        yield "controls", 1, asdict(held)
 
     def filter(self, round_: int, made: list[Completion], verdicts: list[FilterVerdict]) -> Stage[list[Text]]:
         """What is coherent enough to learn; every completion leaves an event with its scores and reasons."""

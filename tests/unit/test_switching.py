@@ -92,8 +92,8 @@ def test_whatever_goes_wrong_the_chooser_goes_back_to_what_answers(error, said):
 
     with gr.Blocks() as page:
         engine = Failing()
-        choosing.wire(engine, *choosing.build(engine))
-    choose = next(iter(page.fns.values())).fn
+        choosing.wire(page, engine, *choosing.build(engine))
+    choose = list(page.fns.values())[-1].fn
     heads, names, *_ = zip(*choose("other"), strict=True)
     assert "Loading other" in heads[0]
     assert view.error(said) in heads[-1]

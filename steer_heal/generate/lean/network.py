@@ -192,7 +192,7 @@ def _linear(module: nn.Module) -> Map:
     return partial(linear, weight=module.weight, bias=module.bias)
 
 
-def _head(module: nn.Module) -> Map:
+def _head(module: Any) -> Map:
     """The same for the output layer, whose weight lies as the embedding reads it where the two share it."""
     plain, weight = _linear(module), module.weight
     bare = type(module) is nn.Linear and module.bias is None and not altered(module, but=without_gaps)
