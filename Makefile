@@ -22,11 +22,11 @@ check: $(VENV)/.dev  ## style and types
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/pyright
 
-# What the tests with numbers in them (the files that import torch or the tiny models; not the browser, the faults)
+# What the tests with numbers in them (the files that import torch or the tiny models; not the browser, the faults, smollm2)
 # find on other CPUs: an old one, one with AVX2, this one; ATen, oneDNN and MKL choose their kernels by these. In one
 # thread and in two. Six runs of about three minutes each on two free cores; -j2 makes two at a time.
 NUMERIC = $(shell grep -rlE '^(import torch|from tests( import tiny|.close))' tests --include 'test_*.py' \
-            --exclude-dir browser --exclude-dir faults)
+            --exclude-dir browser --exclude-dir faults --exclude-dir real)
 old := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 this :=
