@@ -218,9 +218,8 @@ class _Measure:
         if reading is not None and worth.value is None:
             worth = reading.agreement
         zero_1L = torch.zeros(1, self._lm.n_layers)
-        written = self._answers([0.0], zero_1L, self._stop)[0]
-        text = filter.summary(self._healths(written, {}), [row.text for row in written])
-        return _Base(profile, text, worth.cannot_answer)
+        texts = self._healths(self._answers([0.0], zero_1L, self._stop)[0], {})
+        return _Base(profile, filter.summary(texts), worth.cannot_answer)
 
     def _row(
         self,
@@ -230,7 +229,7 @@ class _Measure:
         written: Sequence[Completion],
         texts: Sequence[TextHealth],
     ) -> DoseRow:
-        text = filter.summary(texts, [row.text for row in written], self.base.text.get("distinct"))
+        text = filter.summary(texts)
         kls = [kl for row in written for kl in _kls(row)]
         return DoseRow(
             alpha=alpha,
