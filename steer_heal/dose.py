@@ -39,7 +39,7 @@ PROFILE_PART = 0.4
 """Share of a chunk's time that its profiles take, for the progress bar."""
 SWEEP_PART = 0.5
 """Share of a sweep's time before it closes in on the breaks."""
-GRID_PROMPTS, GRID_TOKENS = 3, 24
+GRID_PROMPTS, GRID_TOKENS = 2, 20
 """Answers a cell of a grid has, and how long: enough for a word, and little beside the band's calibration."""
 _LEAST_LOGP = -100.0
 
