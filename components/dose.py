@@ -211,7 +211,7 @@ def make(engine: Any, steering: Steering) -> Callable[[gr.Blocks], Any]:
     does = gr.HTML(elem_id="effect", apply_default_css=False)
     with gr.Row(elem_classes="sh-wrap"):
         with gr.Column(min_width=330):
-            chart = plot.chart(None, elem_id="dose-chart", height=620, empty="")
+            chart = plot.chart(None, elem_id="dose-chart", height=720, empty="")
         with gr.Column(min_width=330):
             height = 130 + ROW_PIXELS * (2 * engine.info.n_layers - 2)
             cells = plot.chart(None, elem_id="dose-map", height=max(480, min(900, height)), empty="")

@@ -186,8 +186,8 @@ def _measured(health: TextHealth, base: TextHealth | None, limits: Thresholds) -
         found.append(
             f"relevance <b>{number(health.relevance, 2)}</b> nats{beside('relevance')}"
             f"{times(health.relevance_ratio)}: damaged below {limits.relevance_damaged:g}×, below "
-            f"{limits.relevance_broken:g}× broken where perplexity is above {limits.perplexity_broken:g}× or "
-            f"variety below {limits.variety_broken:g}"
+            f"{limits.relevance_broken:g}× broken unless perplexity is {limits.perplexity_damaged:g} to "
+            f"{limits.perplexity_broken:g}× and variety at least {limits.variety_broken:g}"
         )
     if health.variety is not None:
         found.append(f"variety <b>{number(health.variety, 2)}</b>{beside('variety')}")

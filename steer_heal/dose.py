@@ -39,7 +39,7 @@ PROFILE_PART = 0.4
 """Share of a chunk's time that its profiles take, for the progress bar."""
 SWEEP_PART = 0.5
 """Share of a sweep's time before it closes in on the breaks."""
-GRID_PROMPTS, GRID_TOKENS = 3, 24
+GRID_PROMPTS, GRID_TOKENS = 2, 20
 """Answers a cell of a grid has, and how long: enough for a word, and little beside the band's calibration."""
 _LEAST_LOGP = -100.0
 
@@ -218,9 +218,8 @@ class _Measure:
         if reading is not None and worth.value is None:
             worth = reading.agreement
         zero_1L = torch.zeros(1, self._lm.n_layers)
-        written = self._answers([0.0], zero_1L, self._stop)[0]
-        text = filter.summary(self._healths(written, {}), [row.text for row in written])
-        return _Base(profile, text, worth.cannot_answer)
+        texts = self._healths(self._answers([0.0], zero_1L, self._stop)[0], {})
+        return _Base(profile, filter.summary(texts), worth.cannot_answer)
 
     def _row(
         self,
@@ -230,7 +229,7 @@ class _Measure:
         written: Sequence[Completion],
         texts: Sequence[TextHealth],
     ) -> DoseRow:
-        text = filter.summary(texts, [row.text for row in written], self.base.text.get("distinct"))
+        text = filter.summary(texts)
         kls = [kl for row in written for kl in _kls(row)]
         return DoseRow(
             alpha=alpha,

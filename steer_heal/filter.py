@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from statistics import fmean, median
 
 from steer_heal.config import THRESHOLDS, FilterSettings, Thresholds
@@ -23,7 +22,6 @@ NGRAMS = (2, 3, 4)
 MIN_REPEATS = 3
 PERIOD = 12
 WINDOW = 50
-LEAST_TEXTS = 3
 MAX_PERPLEXITY = 1e6
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -92,16 +90,6 @@ def variety(text: str) -> float:
     size = min(len(words), WINDOW)
     windows = range(len(words) - size + 1)
     return fmean(len(set(words[at : at + size])) / size for at in windows) if words else 1.0
-
-
-def distinct(texts: Sequence[str]) -> float | None:
-    """Share of distinct word bigrams over answers to different prompts; None for fewer than `LEAST_TEXTS`.
-
-    Source: distinct-2 (Li et al., 2016, arXiv:1510.03055).
-    """
-    words = [_WORD.findall(text.casefold()) for text in texts]
-    pairs = [pair for row in words for pair in pairwise(row)]
-    return len(set(pairs)) / len(pairs) if len(texts) >= LEAST_TEXTS and pairs else None
 
 
 def n_words(text: str) -> float:
@@ -258,18 +246,18 @@ def text_verdict(
     """By perplexity and relevance over those of base's own text, None where not measured, by repetition and
     by variety.
 
-    A text is broken that loops, that suits other prompts better than its own, or that has little to do with
-    its own and is unlikely or says the same words over and over.
+    Broken is a text that loops, that suits other prompts better than its own, or that has little to do with
+    its own and is very unlikely, says the same words over and over, or is as likely as base's own: talk that
+    fits any prompt. Of one in between a reader still makes something. Where relevance is not known, a very
+    unlikely text is broken.
     """
     ratio = 1.0 if perplexity_ratio is None else perplexity_ratio
     about = limits.relevance_damaged if relevance_ratio is None else relevance_ratio
-    unlikely = ratio > limits.perplexity_broken
-    strays = about < limits.relevance_broken and (unlikely or varied < limits.variety_broken)
-    unknown = relevance_ratio is None and unlikely
-    if loops > limits.repetition_broken or about < 0.0 or strays or unknown:
+    unlikely, odd = ratio > limits.perplexity_broken, ratio > limits.perplexity_damaged
+    strays = about < limits.relevance_broken and (unlikely or not odd or varied < limits.variety_broken)
+    if loops > limits.repetition_broken or about < 0.0 or strays or (relevance_ratio is None and unlikely):
         return "broken"
-    worse = ratio > limits.perplexity_damaged or about < limits.relevance_damaged
-    return "damaged" if worse else "fine"
+    return "damaged" if odd or about < limits.relevance_damaged else "fine"
 
 
 def health(
@@ -321,14 +309,9 @@ def quantile(values: Sequence[float], q: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def summary(
-    rows: Sequence[TextHealth],
-    texts: Sequence[str] = (),
-    own_distinct: float | None = None,
-    thresholds: Thresholds = THRESHOLDS,
-) -> dict[str, float]:
-    """Health of a set of texts: medians, the shares that loop (`looping`), that are not fine (`damaged`) and
-    that are `broken`, and how `distinct` the texts themselves are, also over `own_distinct`, base's.
+def summary(rows: Sequence[TextHealth], thresholds: Thresholds = THRESHOLDS) -> dict[str, float]:
+    """Health of a set of texts: medians, and the shares that loop (`looping`), that are not fine (`damaged`)
+    and that are `broken`.
 
     Texts whose perplexity could not be had count with the largest one; where no relevance was measured it is
     left out. Empty for no texts.
@@ -347,9 +330,6 @@ def summary(
             found[name] = value
     found["damaged"] = fmean(row.verdict != "fine" for row in rows)
     found["broken"] = fmean(row.verdict == "broken" for row in rows)
-    if (value := distinct(texts)) is not None:
-        found["distinct"] = value
-        found["distinct_ratio"] = value / own_distinct if own_distinct else 1.0
     return found
 
 
@@ -359,12 +339,8 @@ def middle(values: Iterable[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def set_verdict(text: Mapping[str, float], limits: Thresholds = THRESHOLDS) -> TextWord | None:
-    """The word of a set of texts from its `summary`: as bad as at least half of them; None for no texts.
-
-    Broken too where different prompts are answered alike: each answer may read well.
-    """
+def set_verdict(text: Mapping[str, float]) -> TextWord | None:
+    """The word of a set of texts from its `summary`: as bad as at least half of them; None for no texts."""
     if not text:
         return None
-    alike = text.get("distinct_ratio", 1.0) < limits.distinct_broken
-    return "broken" if text["broken"] >= 0.5 or alike else "damaged" if text["damaged"] >= 0.5 else "fine"
+    return "broken" if text["broken"] >= 0.5 else "damaged" if text["damaged"] >= 0.5 else "fine"

@@ -63,17 +63,16 @@ class Thresholds(Settings):
     """Where a word of the text's health or of the answers changes; shown on the page wherever a word is.
 
     Of the text: perplexity and relevance, both under base, are relative to those of base's own text;
-    repetition is the share of the text that is a loop, variety the share of distinct words; `distinct` is of
-    a set's answers, relative to base's. Of the answers to the vignettes: their mass is relative to base's.
-    How the text's were chosen, and what they find: docs/reports/text-health.md.
+    repetition is the share of the text that is a loop, variety the share of distinct words. Of the answers to
+    the vignettes: their mass is relative to base's. How the text's were chosen, and what they find:
+    docs/reports/text-health.md.
     """
 
     perplexity_damaged: float = 1.75
     perplexity_broken: float = 10.0
     relevance_damaged: float = 0.6
-    relevance_broken: float = 0.25
+    relevance_broken: float = 0.4
     variety_broken: float = 0.55
-    distinct_broken: float = 0.7
     repetition_broken: float = 0.3
     mass_weakened: float = 0.95
     mass_lost: float = 0.85

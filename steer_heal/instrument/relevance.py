@@ -30,15 +30,14 @@ def relevances(
 ) -> list[float | None]:
     """Each answer's `filter.relevance`: `own` holds its log-probs after its own prompt, under base.
 
-    The others are the first prompts of the set, then held-out ones of the model's material, `N_OTHERS` that
-    are not the answer's own. Each is read once. Raises `Stopped` when `stop()` says so.
+    The others are the first `N_OTHERS` held-out prompts of the model's material that are not the answer's
+    own, the same for one answer as for a set. Each is read once. Raises `Stopped` when `stop()` says so.
     """
-    asked = [tuple(prompt) for prompt in prompts_ids]
-    fixed = [tuple(lm.encode_chat([user(text)])) for text in lm.material.held_out_prompts()[: N_OTHERS + 1]]
-    candidates = list(dict.fromkeys([*asked, *fixed]))[: N_OTHERS + 1]
-    others = [[ids for ids in candidates if ids != prompt][:N_OTHERS] for prompt in asked]
-    found: list[list[list[float]]] = [[] for _ in asked]
-    for prompt in candidates:
+    texts = lm.material.held_out_prompts()[: N_OTHERS + 1]
+    fixed = [tuple(lm.encode_chat([user(text)])) for text in texts]
+    others = [[ids for ids in fixed if ids != tuple(prompt)][:N_OTHERS] for prompt in prompts_ids]
+    found: list[list[list[float]]] = [[] for _ in others]
+    for prompt in fixed:
         rows = [row for row, ids in enumerate(others) if prompt in ids and completions_ids[row]]
         rows.sort(key=lambda row: len(completions_ids[row]))
         for start in range(0, len(rows), _TOGETHER):

@@ -44,8 +44,8 @@ class Measures:
     """The vignettes, frame and prompts of one run, and its measurements with them.
 
     `frame`: how it is asked; `calibrated`: the calibration of a cloze; `cannot_answer`: whether what base
-    answers is not above chance, so that answers judge nothing. `own`, `own_relevance`, `own_distinct`: the
-    base's own text under base, the unit of perplexities, relevance and distinct bigrams; `told`: the same
+    answers is not above chance, so that answers judge nothing. `own`, `own_relevance`: the base's own
+    text under base, the unit of perplexities and of relevance; `told`: the same
     with the persona as its system prompt, text and measure. All are set by measuring the base, or from a log.
     """
 
@@ -75,7 +75,6 @@ class Measures:
         self._base: Profile | None = None
         self.own: filter.Norms | None = None
         self.own_relevance: float | None = None
-        self.own_distinct: float | None = None
         self.told: filter.Norms | None = None
 
     @property
@@ -105,7 +104,6 @@ class Measures:
         self.cannot_answer = base.get("cannot_answer", False)
         self.own = filter.Norms(base["text"]["own_perplexity"], base["text"]["own_tail"])
         self.own_relevance = base["text"].get("relevance")
-        self.own_distinct = base["text"].get("distinct")
         worth = Agreement(**base.get("agreement") or {})
         self._base = Profile(base["p"], base["coherence"], base["n_vignettes"], agreement=worth)
 
@@ -229,15 +227,12 @@ class Measures:
         if self.own is None:
             self.own = _norms(logps)
             self.own_relevance = filter.middle(about)
-            self.own_distinct = filter.distinct([row.text for row in written])
         own, unit = self.own.perplexity, self.own_relevance
         found = filter.summary(
             [
                 filter.health(row.text, logp, own, relevance=value, own_relevance=unit)
                 for row, logp, value in zip(written, logps, about, strict=True)
             ],
-            [row.text for row in written],
-            self.own_distinct,
         )
         found |= {"own_perplexity": own, "own_tail": self.own.tail}
         if persona is not None:

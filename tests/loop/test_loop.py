@@ -132,6 +132,9 @@ def test_a_profile_event_holds_everything(whole):
         assert sum(event.data["p"].values()) == pytest.approx(1.0)
         assert len(event.data["per_vignette"]) == event.data["n_vignettes"] == 3
         assert {"perplexity", "perplexity_ratio", "repetition", "looping"} <= set(event.data["text"])
+        assert {"relevance", "damaged", "broken"} <= set(event.data["text"])
+        assert event.data["text_verdict"] in ("fine", "damaged", "broken")
+        assert "answers_verdict" in event.data
 
 
 def test_completions_come_at_every_alpha_with_scores(whole):

@@ -97,6 +97,7 @@ def test_heal_json_is_one_document_with_the_words_as_keys(run: Any, healing: Any
     document = json.loads(out)
     base, steered, healed = document["rows"]
     assert {"alpha", "round", "stage", "coherence", "retention", *SEVEN} <= set(base)
+    assert {"verdict", "text_verdict", "answers_verdict", "relevance"} <= set(base)
     assert (steered["kl_p95"], steered["c_star"]) == (1.0, 16.0)
     assert (healed["retention"], healed["kept"], healed["made"]) == (0.8, 2, 3)
     assert document["status"] == "finished"

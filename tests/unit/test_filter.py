@@ -144,10 +144,11 @@ LIMITS = Thresholds(
         ((5.0, 0.0, 1.0), "damaged"),
         ((1.0, 0.0, 0.5), "damaged"),
         ((50.0, 0.0, 0.5), "damaged"),
-        ((1.0, 0.0, 0.1, 0.9), "damaged"),
+        ((5.0, 0.0, 0.1, 0.9), "damaged"),
+        ((1.0, 0.0, 0.1, 0.9), "broken"),
         ((1.0, 0.4, 1.0), "broken"),
         ((11.0, 0.0, 0.1), "broken"),
-        ((1.0, 0.0, 0.1, 0.4), "broken"),
+        ((5.0, 0.0, 0.1, 0.4), "broken"),
         ((1.0, 0.0, -0.1), "broken"),
         ((11.0, 0.0, None), "broken"),
     ],
@@ -160,10 +161,10 @@ def test_the_text_s_word(readings, wanted):
 READINGS = st.tuples(st.floats(0.1, 1e6), st.floats(0, 1), st.floats(-3, 3), st.floats(0, 1))
 
 
-@given(READINGS, st.tuples(st.floats(1, 10), st.floats(0, 1), st.floats(0, 2), st.floats(0, 1)))
-def test_no_reading_that_gets_worse_makes_the_word_better(readings, by):
+@given(READINGS, st.tuples(st.floats(0, 1), st.floats(0, 2), st.floats(0, 1)))
+def test_more_loops_and_less_relevance_or_variety_never_make_the_word_better(readings, by):
     words, (ratio, loops, about, varied) = ("fine", "damaged", "broken"), readings
-    after = filters.text_verdict(ratio * by[0], loops + by[1], about - by[2], varied - by[3])
+    after = filters.text_verdict(ratio, loops + by[0], about - by[1], varied - by[2])
     assert words.index(after) >= words.index(filters.text_verdict(*readings))
 
 
@@ -192,7 +193,7 @@ def test_health_of_one_text():
     assert row.kl_p95 == pytest.approx(0.95)
     assert row.verdict == "damaged"
     about = filters.health(GOOD, [math.log(0.5)] * 6, 2.0, relevance=0.1, own_relevance=1.0)
-    assert (about.relevance, about.relevance_ratio, about.verdict) == (0.1, 0.1, "damaged")
+    assert (about.relevance, about.relevance_ratio, about.verdict) == (0.1, 0.1, "broken")
     assert filters.health(GOOD).perplexity is None
     assert filters.health(GOOD, [math.nan], 2.0).verdict == "broken"
 
@@ -214,13 +215,6 @@ def test_summary_of_a_set_is_made_of_medians():
     assert filters.set_verdict(found) == "damaged"
     assert filters.set_verdict(filters.summary(rows[1:])) == "broken"
     assert filters.set_verdict(filters.summary(rows[:1])) == "fine"
-    alike = filters.summary(rows[:1] * 3, ["I am happy to help."] * 3, 0.9)
-    assert alike["distinct"] == pytest.approx(1 / 3)
-    assert alike["distinct_ratio"] == pytest.approx(1 / 2.7)
-    assert filters.set_verdict(alike) == "broken"
-    assert filters.set_verdict(filters.summary(rows[:1] * 3, ["I am happy to help."] * 3)) == "fine"
-    assert filters.distinct(["One two three."] * 2) is None
-    assert filters.distinct(["", "A."] * 2) is None
     assert filters.summary([]) == {}
     assert filters.set_verdict({}) is None
 

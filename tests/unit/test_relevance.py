@@ -21,8 +21,9 @@ def test_it_is_that_of_whole_rows_after_each_other_prompt(arch, n):
     material = lm.material.held_out_prompts()
     prompts = [lm.encode_chat([user(text)]) for text in ASKED[:n]]
     ids = [[40 + number, 41, 77, 42][: 2 + number] for number in range(n)]
+    candidates = [lm.encode_chat([user(text)]) for text in material[: N_OTHERS + 1]]
+    prompts[0] = candidates[1]
     own = text_logp(lm, prompts, ids)
-    candidates = [*prompts, *(lm.encode_chat([user(text)]) for text in material)][: N_OTHERS + 1]
     for prompt, text, logp, found in zip(prompts, ids, own, relevances(lm, prompts, ids, own), strict=True):
         others = [other for other in candidates if other != prompt][:N_OTHERS]
         assert len(others) == N_OTHERS

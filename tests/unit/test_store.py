@@ -221,13 +221,15 @@ WORTH = {"value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.14, "why": ""}
 
 def test_what_a_profile_is_worth_is_kept_and_its_coherence_may_be_none(store: Store, tmp_path: Path) -> None:
     told = profile(0.5, 0.3) | {"coherence": None, "frame": "cloze", "agreement": WORTH, "order_tv": 0.2}
+    told |= {"text": {"relevance": 0.7}, "text_verdict": "damaged", "answers_verdict": "kept"}
     with EventLog(tmp_path / "events.jsonl") as log:
         log.append("profile", 0, {"stage": "base", "alpha": 0.0, **told})
         log.append("profile", 1, {"stage": "steered", "alpha": 1.0, **profile(0.4, 0.4)})
     store.ingest("r1", events.read(tmp_path / "events.jsonl"))
     base, steered = store.moral_map()
     assert (base.coherence, base.frame, base.worth) == (None, "cloze", Agreement(0.6, 0.5, 0.7, 0.14))
-    assert (steered.frame, steered.worth) == (None, Agreement())
+    assert (base.relevance, base.text_verdict, base.answers_verdict) == (0.7, "damaged", "kept")
+    assert (steered.frame, steered.worth, steered.text_verdict) == (None, Agreement(), None)
     detail = store.round_detail("r1", 1)
     assert (detail.frame, detail.worth["base"].value, detail.coherence) == ("cloze", 0.6, {"steered": 0.99})
     with duckdb.connect(str(store.path), read_only=True) as connection:
@@ -251,5 +253,5 @@ def test_a_store_of_before_keeps_its_rows_and_gains_the_columns(
     again.ingest("r1", events.read(log))
     nodes = again.moral_map()
     assert len(nodes) == 5
-    assert {node.agreement for node in nodes} == {None}
+    assert {node.agreement for node in nodes} == {node.text_verdict for node in nodes} == {None}
     assert nodes[2].care == pytest.approx(0.33)
