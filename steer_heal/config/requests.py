@@ -69,7 +69,7 @@ class Thresholds(Settings):
     """
 
     perplexity_damaged: float = 1.75
-    perplexity_broken: float = 10.0
+    perplexity_broken: float = 8.0
     relevance_damaged: float = 0.6
     relevance_broken: float = 0.4
     variety_broken: float = 0.55
