@@ -33,7 +33,7 @@ _FOLDERS = re.compile(r"(?<![\w/.])~?/(?:[^\s/:'\"]+/)+")
 
 def serve(engine: Any) -> None:
     """Add the endpoints to the page being built."""
-    for function in (_telling(engine), *_asking(engine), _sweeping(engine), *api_runs.actions(engine)):
+    for function in (_telling(engine), *_asking(engine), *_sweeping(engine), *api_runs.actions(engine)):
         about = inspect.getdoc(function)
         gr.api(_said(function), api_name=function.__name__, api_description=about)
 
@@ -170,7 +170,7 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
     return [steer, profile]
 
 
-def _sweeping(engine: Any) -> Callable[..., Any]:
+def _sweeping(engine: Any) -> list[Callable[..., Any]]:
     """What is measured over doses."""
 
     def sweep(
@@ -186,6 +186,7 @@ def _sweeping(engine: Any) -> Callable[..., Any]:
         temperature: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
+        controls: int = 0,
     ) -> Iterator[dict]:
         """What each dose does to profile, coherence and text; each item holds the rows so far.
 
@@ -202,6 +203,7 @@ def _sweeping(engine: Any) -> Callable[..., Any]:
             temperature: Of the free answers, 0 is greedy; the model's own when none.
             top_p: Share of the probability that is drawn from, 1 is all of it; the model's own when none.
             top_k: How many tokens are drawn from, 0 is all of them; the model's own when none.
+            controls: How many random directions of alpha 1's KL are measured beside it.
         """
         drawn = {"greedy": greedy, "temperature": temperature, "top_p": top_p, "top_k": top_k}
         request = build(
@@ -212,15 +214,38 @@ def _sweeping(engine: Any) -> Callable[..., Any]:
             n_vignettes=n_vignettes,
             sample=build(SampleSettings, max_new_tokens=tokens, seed=seed, **drawn),
             method=method,
+            controls=controls,
         )
         session = f"api-{uuid4().hex}"
         try:
             for found in engine.dose(request, session=session):
-                yield {"done": found.share, "rows": [_row(row) for row in found.rows]}
+                held = found.controls and asdict(found.controls)
+                yield {"done": found.share, "rows": [_row(row) for row in found.rows], "controls": held}
         finally:
             engine.stop(session)
 
-    return sweep
+    def effect(
+        trait: str = DEFAULT_TRAIT,
+        band_low: float = DEFAULT_BAND[0],
+        band_high: float = DEFAULT_BAND[1],
+        method: str = AUTO,
+        controls: int = 8,
+    ) -> dict:
+        """What a trait's vector does at its c*: all foundations, words and answers, beside its controls.
+
+        Args:
+            trait: Name of the axis to move along.
+            band_low: Lower end of the steered layers, as a share of depth.
+            band_high: Upper end of the steered layers, as a share of depth.
+            method: How the vector is extracted.
+            controls: How many random directions of the same KL are measured beside it.
+        """
+        band = (band_low, band_high)
+        request = build(DoseRequest, trait=trait, band=band, method=method, controls=controls)
+        *_, found = engine.effect(request, session=f"api-{uuid4().hex}")
+        return asdict(found) | {"movement": found.movement, "as_far": found.as_far}
+
+    return [sweep, effect]
 
 
 def _row(row: Any) -> dict[str, Any]:

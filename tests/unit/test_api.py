@@ -46,6 +46,7 @@ def test_every_action_has_a_name_and_every_parameter_a_description(client):
         "/steer",
         "/profile",
         "/sweep",
+        "/effect",
         "/launch",
         "/watch",
         "/cancel",
@@ -86,6 +87,14 @@ def test_a_sweep_gives_a_row_a_dose(client):
     assert [row["alpha"] for row in found["rows"]] == [0.0, 1.0]
     assert set(found["rows"][0]["p"]) >= {"Care", "SocialNorms"}
     assert {"text_verdict", "answers_verdict", "relevance"} <= set(found["rows"][0])
+
+
+def test_what_controls_move_is_told_where_they_were_asked_for(client):
+    assert client.predict(alphas=[1.0], api_name="/sweep")["controls"] is None
+    assert len(client.predict(alphas=[1.0], controls=3, api_name="/sweep")["controls"]["random"]) == 3
+    found = client.predict(controls=2, api_name="/effect")
+    assert len(found["controls"]["random"]) == 2
+    assert (found["as_far"], found["movement"] > 0.0) == (0, True)
 
 
 def test_a_run_is_launched_and_watched_to_its_end(client):
