@@ -1,6 +1,6 @@
 """Measures what ships with the project: `python -m benchmarks.measured`, by `make measured`.
 
-The default trait's vector and c* on smollm2 at the default layers, and what each frame is worth on its base,
+The default trait's vector, its c* and those of random directions on smollm2 at the default layers, and what each frame is worth on its base,
 in both number formats that a CPU loads it in. They are read for as long as nothing that decides them has
 changed (tests/real says when they are stale); then this command makes them anew.
 """
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from steer_heal import data, instrument
-from steer_heal.config import DEFAULT_BAND, DEFAULT_TRAIT, SMOLLM2
+from steer_heal.config import DEFAULT_BAND, DEFAULT_TRAIT, SMOLLM2, DoseRequest
 from steer_heal.engine.vectors import Vectors
 from steer_heal.models import load
 
@@ -23,7 +23,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         for dtype in ("float32", "bfloat16"):
             lm = load(SMOLLM2, dtype=dtype)
-            steer = Vectors(lm, Path(made)).steer(DEFAULT_TRAIT, DEFAULT_BAND)
+            vectors = Vectors(lm, Path(made))
+            steer = vectors.steer(DEFAULT_TRAIT, DEFAULT_BAND)
+            vectors.random(DEFAULT_TRAIT, steer.layers, DoseRequest().controls)
             best = instrument.Frames(lm, Path(made)).of()
             print(
                 f"{dtype}: c* {steer.calibration.c_star:.4g}, frame {best.frame}, {best.agreement}",

@@ -121,7 +121,7 @@ def test_its_first_answer_needs_no_measuring(smollm2: LanguageModel, tmp_path: P
 
 def test_it_answers_the_foundations_above_chance_and_a_sweep_moves_it(engine: Engine) -> None:
     sample = SampleSettings(max_new_tokens=12, seed=1)
-    request = build(DoseRequest, alphas=(0.0, 1.0), n_vignettes=42, sample=sample)
+    request = build(DoseRequest, alphas=(0.0, 1.0), n_vignettes=42, sample=sample, controls=0)
     rows = list(engine.dose(request, session="real"))[-1].rows
     assert [row.alpha for row in rows] == [0.0, 1.0]
     profile = rows[0].profile
