@@ -1,8 +1,8 @@
 """Measures what ships with the project: `python -m benchmarks.measured`, by `make measured`.
 
-The default trait's vector, its c* and those of random directions on smollm2 at the default layers, and what each frame is worth on its base,
-in both number formats that a CPU loads it in. They are read for as long as nothing that decides them has
-changed (tests/real says when they are stale); then this command makes them anew.
+On smollm2 the default trait's vector, its c* and those of random directions at the default layers, and what
+each frame is worth on base, in both number formats that a CPU loads it in. They are read for as long as
+nothing that decides them has changed (tests/real says when they are stale); then this makes them anew.
 """
 
 from __future__ import annotations
