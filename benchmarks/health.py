@@ -105,7 +105,7 @@ def report(rows: Sequence[Row]) -> str:
 def chosen(models: Mapping[str, Sequence[Row]]) -> str:
     """The thresholds of `broken` that do best where they are worst, over all models, on the even texts."""
     grid = itertools.product(
-        (0.25, 0.3, 0.35, 0.4), (0.2, 0.25, 0.3, 0.35, 0.4, 0.45), (5, 6, 8, 10, 13), (0.5, 0.55, 0.6)
+        (0.2, 0.25, 0.3, 0.35), (0.2, 0.3, 0.35, 0.4, 0.45, 0.5), (3, 4, 5, 6, 8), (0.45, 0.5, 0.55, 0.6)
     )
     names = ("repetition_broken", "relevance_broken", "perplexity_broken", "variety_broken")
     best: tuple[tuple[float, float], str] = ((0.0, 0.0), "no labelled texts")

@@ -180,17 +180,20 @@ def _measured(health: TextHealth, base: TextHealth | None, limits: Thresholds) -
     if health.perplexity is not None:
         found.append(
             f"perplexity under base <b>{number(health.perplexity, 1)}</b>{beside('perplexity')}"
-            f"{times(health.perplexity_ratio)}: damaged above {limits.perplexity_damaged:g}×"
+            f"{times(health.perplexity_ratio)}: damaged above {limits.perplexity_damaged:g}×, broken "
+            f"above {limits.perplexity_broken:g}×"
         )
     if health.relevance is not None:
         found.append(
             f"relevance <b>{number(health.relevance, 2)}</b> nats{beside('relevance')}"
-            f"{times(health.relevance_ratio)}: damaged below {limits.relevance_damaged:g}×, below "
-            f"{limits.relevance_broken:g}× broken unless perplexity is {limits.perplexity_damaged:g} to "
-            f"{limits.perplexity_broken:g}× and variety at least {limits.variety_broken:g}"
+            f"{times(health.relevance_ratio)}: damaged below {limits.relevance_damaged:g}×, broken "
+            f"below {limits.relevance_broken:g}×"
         )
     if health.variety is not None:
-        found.append(f"variety <b>{number(health.variety, 2)}</b>{beside('variety')}")
+        found.append(
+            f"variety <b>{number(health.variety, 2)}</b>{beside('variety')}: "
+            f"broken below {limits.variety_broken:g}"
+        )
     found.append(
         f"repetition <b>{number(health.repetition, 2)}</b>{beside('repetition')}: "
         f"broken above {limits.repetition_broken:g}"

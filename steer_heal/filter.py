@@ -246,18 +246,15 @@ def text_verdict(
     """By perplexity and relevance over those of base's own text, None where not measured, by repetition and
     by variety.
 
-    Broken is a text that loops, that suits other prompts better than its own, or that has little to do with
-    its own and is very unlikely, says the same words over and over, or is as likely as base's own: talk that
-    fits any prompt. Of one in between a reader still makes something. Where relevance is not known, a very
-    unlikely text is broken.
+    Broken is a text that loops, that has little to do with its own prompt, that says the same words over and
+    over, or that is very unlikely: whichever of the four it is.
     """
     ratio = 1.0 if perplexity_ratio is None else perplexity_ratio
     about = limits.relevance_damaged if relevance_ratio is None else relevance_ratio
-    unlikely, odd = ratio > limits.perplexity_broken, ratio > limits.perplexity_damaged
-    strays = about < limits.relevance_broken and (unlikely or not odd or varied < limits.variety_broken)
-    if loops > limits.repetition_broken or about < 0.0 or strays or (relevance_ratio is None and unlikely):
+    strays, unlikely = about < limits.relevance_broken, ratio > limits.perplexity_broken
+    if loops > limits.repetition_broken or strays or varied < limits.variety_broken or unlikely:
         return "broken"
-    return "damaged" if odd or about < limits.relevance_damaged else "fine"
+    return "damaged" if ratio > limits.perplexity_damaged or about < limits.relevance_damaged else "fine"
 
 
 def health(

@@ -84,6 +84,9 @@ def extract(
         chosen = list(contexts)[: settings.n_contexts]
         if not chosen:
             raise SettingsError("There are no contexts to extract a vector from: give at least one.")
+        # What remains of two equal ones is rounding, which some kernels leave and others do not.
+        if trait.positive == trait.negative:
+            raise SettingsError(f"Both personas of {trait.name!r} are the same: use poles that differ.")
         prompts = [
             lm.encode_chat([system(persona), user(context)])
             for persona in (trait.positive, trait.negative)

@@ -69,10 +69,10 @@ class Thresholds(Settings):
     """
 
     perplexity_damaged: float = 1.75
-    perplexity_broken: float = 8.0
+    perplexity_broken: float = 5.0
     relevance_damaged: float = 0.6
     relevance_broken: float = 0.4
-    variety_broken: float = 0.55
+    variety_broken: float = 0.5
     repetition_broken: float = 0.3
     mass_weakened: float = 0.95
     mass_lost: float = 0.85
