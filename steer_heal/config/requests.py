@@ -68,9 +68,9 @@ class Thresholds(Settings):
     docs/reports/text-health.md.
     """
 
-    perplexity_damaged: float = 1.75
+    perplexity_damaged: float = 1.5
     perplexity_broken: float = 5.0
-    relevance_damaged: float = 0.6
+    relevance_damaged: float = 0.7
     relevance_broken: float = 0.4
     variety_broken: float = 0.5
     repetition_broken: float = 0.3
