@@ -29,7 +29,19 @@ from tests.fake_engine import FakeEngine
 from tests.fake_runs import EXAMPLE
 
 API = {
-    *["describe", "steer", "profile", "sweep", "launch", "watch", "cancel", "pause", "resume", "clone"],
+    *[
+        "describe",
+        "steer",
+        "profile",
+        "sweep",
+        "effect",
+        "launch",
+        "watch",
+        "cancel",
+        "pause",
+        "resume",
+        "clone",
+    ],
     *["runs", "moral_map"],
 }
 FORM = ("care_over_authority", 0.4, 0.6, "", 2, "quick", 0, None, None, None)
