@@ -42,7 +42,7 @@ API = {
         "resume",
         "clone",
     ],
-    *["runs", "moral_map"],
+    *["clone", "runs", "moral_map"],
 }
 FORM = ("care_over_authority", 0.4, 0.6, "", 2, "quick", 0, None, None, None)
 
