@@ -51,10 +51,10 @@ def found(sweep: Sweep, target: dict[str, int]) -> str:
 
 def _against(sweep: Sweep, target: dict[str, int]) -> str:
     """The movement at alpha 1 held against the controls; nothing without them or without that dose."""
-    at_1 = next((row.trait_shift for row in sweep.rows if row.alpha == 1.0), None)
-    if sweep.controls is None or at_1 is None or not target:
+    moved = sweep.movement
+    if sweep.controls is None or moved is None or not target:
         return ""
-    return f"; at alpha 1 the trait moves {at_1:+.2f}: {sweep.controls.sentence(target, at_1)}"
+    return f"; at alpha 1 the trait moves {moved:+.2f}: {sweep.controls.sentence(target, moved)}"
 
 
 # ---- the strip under the slider ---------------------------------------------------------------------------

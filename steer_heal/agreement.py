@@ -10,7 +10,7 @@ from .records import Agreement, Vignette, VignetteScore
 
 LEAST = 14
 """Fewer vignettes, two a foundation, tell nothing from chance."""
-_Z = 1.959964
+Z_95 = 1.959964
 """A normal variable lies within so many standard deviations of its mean in 95%."""
 
 
@@ -36,6 +36,6 @@ def agreement(scores: Sequence[VignetteScore]) -> Agreement:
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """95% interval of a share. Source: Wilson, 1927, Journal of the American Statistical Association 22."""
-    share, z2 = successes / n, _Z**2 / n
-    middle, half = share + z2 / 2, _Z * math.sqrt((share * (1 - share) + z2 / 4) / n)
+    share, z2 = successes / n, Z_95**2 / n
+    middle, half = share + z2 / 2, Z_95 * math.sqrt((share * (1 - share) + z2 / 4) / n)
     return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import controls, data, instrument
+from .agreement import Z_95
 from .config import FOUNDATIONS, SampleSettings, build
 from .generate import Row, complete
 from .models import LanguageModel, user
@@ -23,7 +24,6 @@ N_ANSWERS = 2
 STEP = 0.05
 """How far to either side the slope is taken, as a share of the residual's length: where logits are straight,
 and more than what bfloat16 rounds off."""
-_95 = 1.959964
 
 
 def measure(
@@ -82,7 +82,7 @@ def intervals(base: Profile, steered: Profile) -> dict[str, tuple[float, float]]
     found = {}
     for name in FOUNDATIONS:
         moved = [p[name] - p_base[name] for p, p_base in pairs]
-        half = _95 * stdev(moved) / len(moved) ** 0.5
+        half = Z_95 * stdev(moved) / len(moved) ** 0.5
         found[name] = (fmean(moved) - half, fmean(moved) + half)
     return found
 

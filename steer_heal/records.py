@@ -389,6 +389,12 @@ class Sweep:
     reading: Profile | None = None
     controls: Controls | None = None
 
+    @property
+    def movement(self) -> float | None:
+        """How far the trait moves at alpha 1, which is what controls are held against; None where that dose
+        was not measured."""
+        return next((row.trait_shift for row in self.rows if row.alpha == 1.0), None)
+
 
 @dataclass(frozen=True, slots=True)
 class SteerFrame:

@@ -7,7 +7,7 @@ from pathlib import Path
 from steer_heal import data, sources
 from steer_heal.bridges import sets
 from steer_heal.cli.arguments import Namespace
-from steer_heal.config import MAX_ALPHA, SettingsError, check_band, check_run_id
+from steer_heal.config import MAX_ALPHA, SettingsError, check_run_id, sound_band
 from steer_heal.jobs import LocalProcesses
 
 
@@ -20,7 +20,7 @@ def check(args: Namespace) -> None:
     if "cache" in given:  # a command that loads the model
         sources.find(args.model)
         data.trait(args.trait)
-        _check_band(args.band)
+        sound_band(args.band)
     if args.module == "export":
         LocalProcesses(args.runs).folder(args.run_id)
     if args.module == "vector" and Path(args.out).is_dir():
@@ -33,10 +33,3 @@ def check(args: Namespace) -> None:
         file = given.get(name)
         if file and not (sets.is_set(file) or Path(file).expanduser().exists()):
             raise SettingsError(f"There is no {file}: check the path.")
-
-
-def _check_band(band: tuple[float, float]) -> None:
-    try:
-        check_band(band)
-    except ValueError as error:
-        raise SettingsError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error

@@ -97,12 +97,11 @@ def _show(
     reading = found.reading
     if reading is not None:
         out.text(f"on base, our own vignettes: {reading.agreement.sentence(reading.frame)}")
-    held, target = found.controls, trait(args.trait).target
-    at_1 = next((row["trait_shift"] for row in rows if row["alpha"] == 1.0), None)
-    if held is not None and at_1 is not None:
-        out.text(f"at alpha 1 the trait moves {at_1:+.3f}: {held.sentence(target, at_1)}")
+    held, moved, target = found.controls, found.movement, trait(args.trait).target
+    if held is not None and moved is not None:
+        out.text(f"at alpha 1 the trait moves {moved:+.3f}: {held.sentence(target, moved)}")
     for word, alpha in found.breaks.items():
-        of = "text is" if word in get_args(TextWord) else "answers are"
+        of = "text is" if word in WORDS else "answers are"
         out.text(f"{of} {word} from alpha {alpha:.2f}")
     out.document(
         {
@@ -117,7 +116,7 @@ def _show(
             and {
                 "random": held.shifts(target),
                 "persona": held.persona_shift(target),
-                "as_far": None if at_1 is None else held.as_far(target, at_1),
+                "as_far": None if moved is None else held.as_far(target, moved),
                 "c_stars": held.c_stars,
             },
             "reading": reading and worth(reading.frame, reading.agreement, reading.order_tv),

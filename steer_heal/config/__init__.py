@@ -39,6 +39,7 @@ from .base import (
     check_text,
     decided_method,
     one_sentence,
+    sound_band,
 )
 from .healing import (
     HEAL_THRESHOLDS,
@@ -120,4 +121,5 @@ __all__ = [
     "json_or_text",
     "named_settings",
     "one_sentence",
+    "sound_band",
 ]

@@ -138,15 +138,20 @@ def check_band(band: tuple[float, float]) -> tuple[float, float]:
     return band
 
 
+def sound_band(band: tuple[float, float]) -> tuple[float, float]:
+    """`check_band` outside of settings. Errors: `SettingsError`."""
+    try:
+        return check_band(band)
+    except ValueError as error:
+        raise SettingsError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
+
+
 def band_layers(n_layers: int, band: tuple[float, float]) -> tuple[int, ...]:
     """The layers whose centre of depth (l + 1/2) / n_layers lies within the band.
 
     Errors: `SettingsError` when the band is reversed, leaves 0 to 1, or holds no layer.
     """
-    try:
-        low, high = check_band(band)
-    except ValueError as error:
-        raise SettingsError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
+    low, high = sound_band(band)
     inside = tuple(layer for layer in range(n_layers) if low <= (layer + 0.5) / n_layers <= high)
     if not inside:
         raise SettingsError(
