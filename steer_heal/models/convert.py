@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +34,19 @@ LLAMA_VOCAB_PRE_TYPE_SMOLLM in llama.cpp."""
 def converted(file: Path, name: str, say: Say) -> Path:
     """The folder of the converted file, made first where it is not here yet. Errors: `SettingsError`, and
     then nothing of it is left."""
-    stat = file.stat()
     say(f"reading {file.name}")
-    sha256 = digest(file, stat.st_size, stat.st_mtime_ns)
-    with only_one(sha256, say) as folder:
-        if not folder.is_dir():
+    with only_one(sources.sha256(file), say) as folder:
+        if sources.amiss(folder):
             convert(file, folder, name, say)
     return folder
 
 
-@cache
-def digest(file: Path, _size: int, _mtime_ns: int) -> str:
-    """SHA-256 of the file, read again once its size or its time of change are others."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 @contextmanager
 def only_one(gguf_sha256: str, say: Say) -> Iterator[Path]:
-    """The folder for the converted file, which this process alone may make meanwhile; others wait."""
+    """The folder for the converted file, which this process alone may make meanwhile; others wait. One that
+    is damaged is made anew, and stays until then."""
     folder = sources.converted(gguf_sha256)
-    if folder.is_dir():
+    if not sources.amiss(folder):
         yield folder
         return
     try:
@@ -97,6 +87,7 @@ def convert(file: Path, folder: Path, name: str, say: Say) -> None:
     try:
         with one_sentence(lambda error: _explain(name, metadata, error)):
             _write(file, part, name, metadata, say)
+            shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -123,7 +114,8 @@ def _write(file: Path, part: Path, name: str, metadata: dict[str, Any], say: Say
     say("converting: writing it")
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    (part / sources.ORIGIN).write_text(json.dumps({"file": str(file)}), encoding="utf-8")
+    hashes = {written.name: sources.sha256(written) for written in part.iterdir()}
+    (part / sources.ORIGIN).write_text(json.dumps({"file": str(file), "sha256": hashes}), encoding="utf-8")
     for written in part.iterdir():
         with written.open("rb") as opened:
             os.fsync(opened.fileno())

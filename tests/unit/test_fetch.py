@@ -131,6 +131,26 @@ def test_it_is_fetched_checked_and_opened_and_then_needs_no_network(registry: Re
     assert registry.asked == 1
 
 
+def test_one_that_is_damaged_is_fetched_again_or_says_so(
+    registry: Registry, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    weights = fetch(NAME) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + b"!")
+    content, registry.content = registry.content, registry.content[:-1] + b"!"
+    with pytest.raises(
+        SettingsError, match=f"{weights} is damaged, and small is not to be had anew: What came"
+    ):
+        load(NAME, device="cpu")
+    assert weights.read_bytes() != whole
+    registry.content = content
+    assert '"fetched": true' in run("models", "get", NAME, "--json")[1]
+    assert weights.read_bytes() == whole
+    weights.unlink()
+    assert load(NAME, device="cpu").n_layers == 4
+    assert registry.asked == 4
+
+
 def test_loading_it_fetches_it(registry: Registry) -> None:
     assert load(NAME, device="cpu").n_layers == 4
     assert registry.asked == 1

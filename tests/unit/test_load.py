@@ -162,6 +162,7 @@ FAULTS = {
     "new BOS": (lambda to: settings(to, bos_token="<new>"), "no embedding for '<new>'"),
     "pointer": (lambda to: rewrite(to, model_safetensors=POINTER), "its model.safetensors is a pointer"),
     "other pointer": (lambda to: rewrite(to, tokenizer_json=POINTER), "its tokenizer.json is a pointer"),
+    "half of it": (lambda to: os.truncate(to / "model.safetensors", 9000), "its model.safetensors is dam"),
     "shard": (lambda to: indexed(to, "model-1-of-1.safetensors", move=False), "lacks model-1-of-1"),
     "list of tokens": (lambda to: rewrite(to, added_tokens_json=b"{"), "its added_tokens.json is no JSON"),
     "mark": (lambda to: rewrite(to, special_tokens_map_json=b"\xef\xbb\xbf{}"), "map.json is no JSON in UTF"),
