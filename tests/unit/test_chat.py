@@ -94,6 +94,26 @@ def test_a_template_that_refuses_is_one_sentence():
         chat.encode([user("a")])
 
 
+@pytest.mark.parametrize(
+    "writes",
+    [
+        "{{ 'x' * 10**8 }}",
+        "{{ 3 * (['x'] * 10**6) }}",
+        "{{ 10 ** 10 ** 5 }}",
+        "{% for _ in range(20) %}{{ 'x' * 10**5 }}{% endfor %}",
+    ],
+)
+def test_a_template_that_writes_without_end_is_refused(writes):
+    chat = ChatEncoder(tiny.tokenizer(f"{{{{ messages[0]['content'] }}}}{writes}"), "tiny")
+    with pytest.raises(SettingsError, match=r"writes more than 1,000,000 .* repair its chat_template\.jinja"):
+        chat.check()
+
+
+def test_a_template_may_count():
+    words = tiny.tokenizer("{{ '-' * 3 }}{{ 2 ** 3 * 1.5 }}{{ messages[0]['content'] }}")
+    assert words.decode(ChatEncoder(words, "tiny").encode([user("a")])).replace(" ", "") == "---12.0a"
+
+
 def test_no_template_is_refused():
     words = tiny.tokenizer(None)
     with pytest.raises(SettingsError, match="no chat template"):
