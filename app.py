@@ -37,7 +37,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until interrupted; 2 when it cannot start, with one sentence why on stderr."""
+    """Serve the page until interrupted, which gives 130; 2 when it cannot start, with one sentence why on
+    stderr."""
     print_anything()
     args = arguments(argv)
     model, note = (args.model, "") if args.model else default_model()
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as problem:
         print(problem, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
 from collections.abc import Callable
@@ -125,6 +126,7 @@ def serve(
     if share:
         print(f"For everyone who has the login: {share_link(port)}", flush=True)
     server = uvicorn.Server(settings)
+    logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)  # by what it cuts off
     if begin is not None:
         begin(lambda: setattr(server, "should_exit", True))
     server.run(sockets=[listening])

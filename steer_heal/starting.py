@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any
 
 from . import data
-from .config import AUTO, band_layers
+from .config import AUTO, SettingsError, band_layers
 from .records import ListedModel, ModelInfo, Trait, Vignette
 from .sources import Source, described, listed
 
@@ -52,20 +53,24 @@ class Starting:
         """Makes the engine on a thread of its own; calls `end` where that fails."""
 
         def work() -> None:
-            try:
-                self._made.set_result(self._make())
-            except BaseException as error:  # noqa: BLE001 - raised by `close`, and to everybody who waits
-                self._made.set_exception(error)
-                end()
+            with suppress(InvalidStateError):  # closed meanwhile
+                try:
+                    self._made.set_result(self._make())
+                except BaseException as error:  # noqa: BLE001 - raised by `close`, and to everybody who waits
+                    self._made.set_exception(error)
+                    end()
 
         if self._files is not None:
             self._files = None
             threading.Thread(target=work, name="starting", daemon=True).start()
 
     def close(self) -> None:
-        """Closes the engine if there is one. Raises what kept it from being made."""
-        if self._made.done():
-            self._made.result().close()
+        """Closes the engine, but does not wait for one that is not there yet. Raises what kept it from being
+        made."""
+        with suppress(InvalidStateError):
+            self._made.set_exception(SettingsError("The page was ended before the model was there."))
+            return
+        self._made.result().close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._files or self._made.result(), name)

@@ -1,5 +1,6 @@
 """A page is built and served before its model is there; what is asked of it meanwhile waits."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from steer_heal import sources
 from steer_heal.config import DEMO, SettingsError
 from steer_heal.models import load
 from steer_heal.starting import Starting
+from tests.browser.conftest import answers
 from tests.fake_engine import FakeEngine
 
 ROOT = Path(__file__).parents[2]
@@ -73,3 +75,31 @@ def test_what_keeps_it_from_being_made_ends_the_page_and_is_told_to_all() -> Non
     for ask in (lambda: engine.info, engine.close):
         with pytest.raises(SettingsError, match="is broken"):
             ask()
+
+
+ENDED = """
+import sys, threading, types
+engine = types.ModuleType("steer_heal.engine")
+engine.Engine = lambda *_, **__: threading.Event().wait()
+sys.modules["steer_heal.engine"] = engine
+import app
+sys.exit(app.main(["--model", "demo", "--port", "0"]))
+"""
+
+
+def test_ctrl_c_while_the_model_is_loading_ends_it_quietly() -> None:
+    """Also where somebody already waits for the model."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDED], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[-1]
+        asked = threading.Thread(target=lambda: answers(f"{url}/ui/mark"))
+        asked.start()
+        asked.join(1)
+        server.send_signal(signal.SIGINT)
+        try:
+            out, err = server.communicate(timeout=60)
+        finally:
+            server.kill()
+        assert (server.returncode, out, err) == (130, "", "")
