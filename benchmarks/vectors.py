@@ -69,7 +69,7 @@ def _in_frame(
     steered = instrument.evaluate(
         lm, vignettes, frame, vector=directions_MLD, coefficients_KL=doses_KLM, calibrated=base.calibration
     )
-    held = controls.measure(lm, layers, random_c_stars, vignettes, frame, base.calibration)
+    held = controls.measure(lm, layers, random_c_stars, vignettes, frame, base)
     for (m, alpha), found in zip(doses, steered, strict=True):
         yield _row(name, *asked[m], alpha, c_stars[m], base, found, held)
 

@@ -19,9 +19,8 @@ from . import instrument, measured
 from .calibrate import calibrate_each
 from .config import CalibrateSettings
 from .data import AnyFrame
-from .instrument import Calibration
 from .models import LanguageModel, digest
-from .records import Controls, Vignette
+from .records import Controls, Profile, Vignette
 from .steering import coefficients
 
 VERSION = 1
@@ -70,20 +69,21 @@ def measure(
     found_c_stars: Sequence[float],
     vignettes: Sequence[Vignette],
     frame: AnyFrame,
-    calibrated: Calibration,
+    base: Profile,
     *,
     persona: str = "",
     stop: Callable[[], bool] | None = None,
 ) -> Controls:
-    """The profiles of base, of the random directions, each at its own of `found_c_stars` on `layers`, and of
-    base told the persona; `calibrated` is of base. Errors: `Stopped` when `stop()` says so."""
+    """Beside `base`, the profile on these vignettes in this frame, those of the random directions, each at
+    its own of `found_c_stars` on `layers`, and of base told the persona. Errors: `Stopped` when `stop()` says
+    so."""
     n = len(found_c_stars)
-    doses_KLM = torch.zeros(1 + n, lm.n_layers, n)
+    doses_KLM = torch.zeros(n, lm.n_layers, n)
     for m, c_star in enumerate(found_c_stars):
-        doses_KLM[1 + m, :, m] = coefficients(lm.n_layers, layers, c_star)[0]
+        doses_KLM[m, :, m] = coefficients(lm.n_layers, layers, c_star)[0]
     directions_MLD = random_directions(n, lm.n_layers, lm.width)
-    ask = partial(instrument.evaluate, lm, frame=frame, calibrated=calibrated, stop=stop)
-    base, *random = ask(vignettes, vector=directions_MLD, coefficients_KL=doses_KLM) if n else ask(vignettes)
+    ask = partial(instrument.evaluate, lm, frame=frame, calibrated=base.calibration, stop=stop)
+    random = ask(vignettes, vector=directions_MLD, coefficients_KL=doses_KLM) if n else []
     told = [replace(vignette, text=f"{persona}\n\n{vignette.text}") for vignette in vignettes]
     return Controls(
         base=base.p,

@@ -76,6 +76,7 @@ def sweep(
     prompts_ids: Sequence[Sequence[int]],
     *,
     reading: Profile | None = None,
+    on_base: Callable[[Profile], None] = lambda _: None,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Iterator[DoseRow]:
@@ -84,14 +85,15 @@ def sweep(
     A row has the profile on the vignettes, the health of answers to the prompts (with shadows, the same
     random numbers at every alpha) and the words of both against the unsteered model. As many alphas as fit go
     through the same passes. `reading`: what the frame is worth on base (`instrument.Frames`): it calibrates
-    where the vignettes cannot, and answers of a model that cannot answer judge nothing. `progress` hears of
-    the share, also from within.
+    where the vignettes cannot, and answers of a model that cannot answer judge nothing. `on_base` hears the
+    unsteered profile, `progress` the share, also from within.
     Errors: `SettingsError`; `Stopped` when `stop()` says so.
     """
     if not c_star > 0.0:
         raise SettingsError("c* must be positive: calibrate first.")
     place = _Place(request.band, band_layers(lm.n_layers, request.band), c_star)
     measure = _Measure(lm, vector, request, vignettes, frame, prompts_ids, reading, stop)
+    on_base(measure.base.profile)
     asked = list(dict.fromkeys(request.alphas))
     found: list[DoseRow] = []
     size = max(1, measure.batch_size // max(1, len(prompts_ids)))

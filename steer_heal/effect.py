@@ -17,7 +17,7 @@ from .records import Calibration, Effect, Profile, SampleAnswer, Stopped, Trait,
 from .steering import coefficients, steer
 from .vector import SteeringVector
 
-VERSION = 1
+VERSION = 2
 """To be raised by hand with every change of what `measure` gives: no older effect is then found again."""
 N_WORDS = 10
 N_ANSWERS = 2
@@ -49,10 +49,8 @@ def measure(
         lm, vignettes, frame, vector=vector, coefficients_KL=doses_KL,
         calibrated=reading.calibration, stop=stop,
     )  # fmt: skip
-    held = controls.measure(
-        lm, layers, random_c_stars, vignettes, frame, reading.calibration,
-        persona=trait.positive, stop=stop,
-    )  # fmt: skip
+    how = layers, random_c_stars, vignettes, frame, base
+    held = controls.measure(lm, *how, persona=trait.positive, stop=stop)
     promoted, demoted = words(lm, vector, layers)
     return Effect(
         trait=trait.name,

@@ -14,7 +14,7 @@ from steer_heal.engine.tickets import Ticket
 from steer_heal.engine.vectors import Say, Vectors
 from steer_heal.instrument import Frames
 from steer_heal.models import LanguageModel
-from steer_heal.records import Controls, DoseRow, Stopped, Sweep, Vignette
+from steer_heal.records import Controls, DoseRow, Profile, Stopped, Sweep, Vignette
 
 DOSE_PROMPTS = 6
 """How many prompts a sweep answers freely when the request names none."""
@@ -45,19 +45,19 @@ class Sweeps:
             reading = self._frames.of(request.frame, stop=stop)
             vignettes, frame = self._vignettes(request), data.frame(reading.frame)
             part = CONTROLS_FROM if request.controls else 1.0
-            row = None
+            base: list[Profile] = []
             for row in dose.sweep(
                 self._lm, steer.vector, steer.calibration.c_star, request, vignettes, frame,
-                self._prompts(request), reading=reading, progress=lambda share: progress(part * share),
-                stop=stop,
+                self._prompts(request), reading=reading, on_base=base.append,
+                progress=lambda share: progress(part * share), stop=stop,
             ):  # fmt: skip
                 if row.kl_p95 is not None and math.isfinite(row.kl_p95):
                     steer.swept[row.alpha] = row.kl_p95
                 yield row
-            if request.controls and row is not None and row.profile is not None:
+            if request.controls:
                 found = self._vectors.random(request.trait, steer.layers, request.controls, say=ending(stop))
                 persona = data.trait(request.trait).positive
-                how = steer.layers, found, vignettes, frame, row.profile.calibration
+                how = steer.layers, found, vignettes, frame, base[0]
                 held.append(controls.measure(self._lm, *how, persona=persona, stop=stop))
 
         for item in _streamed(rows, ticket):

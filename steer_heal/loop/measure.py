@@ -105,7 +105,9 @@ class Measures:
         self.own = filter.Norms(base["text"]["own_perplexity"], base["text"]["own_tail"])
         self.own_relevance = base["text"].get("relevance")
         worth = Agreement(**base.get("agreement") or {})
-        self._base = Profile(base["p"], base["coherence"], base["n_vignettes"], agreement=worth)
+        self._base = Profile(
+            base["p"], base["coherence"], base["n_vignettes"], agreement=worth, calibration=self.calibrated
+        )
 
     def profile(self, tick: Tick | None, dose: Dose | None = None, alpha: float = 1.0) -> Profile:
         """The seven foundations on the run's vignettes, steered where a dose is given."""
@@ -268,9 +270,9 @@ class Measures:
 
     def controls(self, layers: Sequence[int], c_stars: Sequence[float]) -> Controls:
         """What random directions do to the base on the run's vignettes, each at its own c*."""
-        if self.frame is None:
+        if self.frame is None or self._base is None:
             raise RoundFailed("The base was not measured: start the run again.")
-        how = self.vignettes, self.frame, self.calibrated
+        how = self.vignettes, self.frame, self._base
         return controls.measure(self._lm, layers, c_stars, *how, persona=self._persona, stop=self._stop)
 
     def fixed(self, tick: Tick | None = None) -> dict[str, list[str]]:
