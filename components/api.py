@@ -33,7 +33,13 @@ _FOLDERS = re.compile(r"(?<![\w/.])~?/(?:[^\s/:'\"]+/)+")
 
 def serve(engine: Any) -> None:
     """Add the endpoints to the page being built."""
-    for function in (_telling(engine), *_asking(engine), *_sweeping(engine), *api_runs.actions(engine)):
+    for function in (
+        _telling(engine),
+        *_asking(engine),
+        _sweeping(engine),
+        _effecting(engine),
+        *api_runs.actions(engine),
+    ):
         about = inspect.getdoc(function)
         gr.api(_said(function), api_name=function.__name__, api_description=about)
 
@@ -147,7 +153,8 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
         band_high: float = DEFAULT_BAND[1],
         method: str = AUTO,
     ) -> dict:
-        """The seven foundations for a prompt taken as a vignette, base and steered.
+        """The seven foundations for a prompt taken as a vignette, base and steered; base with its agreement
+        over the bundled vignettes.
 
         Args:
             prompt: The vignette.
@@ -170,7 +177,7 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
     return [steer, profile]
 
 
-def _sweeping(engine: Any) -> list[Callable[..., Any]]:
+def _sweeping(engine: Any) -> Callable[..., Any]:
     """What is measured over doses."""
 
     def sweep(
@@ -224,14 +231,21 @@ def _sweeping(engine: Any) -> list[Callable[..., Any]]:
         finally:
             engine.stop(session)
 
+    return sweep
+
+
+def _effecting(engine: Any) -> Callable[..., Any]:
+    """What a vector does."""
+
     def effect(
         trait: str = DEFAULT_TRAIT,
         band_low: float = DEFAULT_BAND[0],
         band_high: float = DEFAULT_BAND[1],
         method: str = AUTO,
         controls: int = 8,
-    ) -> dict:
-        """What a trait's vector does at its c*: all foundations, words and answers, beside its controls.
+    ) -> Iterator[dict]:
+        """What a trait's vector does at its c*: all foundations, words and answers, beside its controls; each
+        item before the last one says what is being measured.
 
         Args:
             trait: Name of the axis to move along.
@@ -242,10 +256,18 @@ def _sweeping(engine: Any) -> list[Callable[..., Any]]:
         """
         band = (band_low, band_high)
         request = build(DoseRequest, trait=trait, band=band, method=method, controls=controls)
-        *_, found = engine.effect(request, session=f"api-{uuid4().hex}")
-        return asdict(found) | {"movement": found.movement, "as_far": found.as_far}
+        session, found = f"api-{uuid4().hex}", None
+        try:
+            for found in engine.effect(request, session=session):
+                if isinstance(found, str):
+                    yield {"measuring": found}
+        finally:
+            engine.stop(session)
+        if found is None or isinstance(found, str):
+            raise SettingsError("The effect was stopped before it was measured: ask again.")
+        yield asdict(found) | {"movement": found.movement, "as_far": found.as_far}
 
-    return [sweep, effect]
+    return effect
 
 
 def _row(row: Any) -> dict[str, Any]:

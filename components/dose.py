@@ -138,12 +138,14 @@ def effecting(panel: Panel) -> Callable[..., Iterator[Outputs]]:
     """The handler that streams what the vector does into (panel, note)."""
 
     def stream(asked: Asked) -> Iterator[Outputs]:
-        request = panel.request(asked, (1.0,), refine=False)
+        request, news = panel.request(asked, (1.0,), refine=False), ""
         for news in panel.engine.effect(request, session=work_of(asked.session)):
             if isinstance(news, str):
                 yield gr.skip(), view.note(f"Measuring {news} ...")
             else:
                 yield view_effect.panel(news), view.note("At alpha 1, over our own vignettes.")
+        if isinstance(news, str):
+            yield gr.skip(), view.note("Stopped before it was measured.")
 
     def handler(request: gr.Request, over: str, *form: Any) -> Iterator[Outputs]:
         yield from _guarded(panel, over, form, request, stream, 2)

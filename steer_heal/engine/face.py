@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,8 @@ from steer_heal.records import (
 from steer_heal.store import Store
 
 T = TypeVar("T")
+AGAIN_S = 1.0
+"""How often who waits for an effect hears what is being measured."""
 
 
 class Engine:
@@ -143,7 +146,7 @@ class Engine:
 
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
         """The seven foundations for this prompt as a vignette: base and steered, in the frame that suits the
-        model; their agreement is that frame's on base, over our own vignettes."""
+        model; base's agreement is that frame's over our own vignettes, and the steered one has none."""
         reading = self._reading()
 
         def measure() -> tuple[Profile, Profile]:
@@ -158,7 +161,7 @@ class Engine:
                 coefficients_KL=steer.coefficients_KL(0.0, request.alpha),
                 calibrated=reading.calibration,
             )
-            return replace(base, agreement=reading.agreement), replace(steered, agreement=reading.agreement)
+            return replace(base, agreement=reading.agreement), steered
 
         return self._once(measure)
 
@@ -179,15 +182,20 @@ class Engine:
         return self._measured(session, lambda ticket: self._sweeps.dose(request, ticket))
 
     def effect(self, request: DoseRequest, *, session: str) -> Iterator[Effect | str]:
-        """In words what is being measured, then what the vector does at its c*, unless it was ended before.
+        """In words what is being measured, again every second, so that who hears them may end it; then what
+        the vector does at its c*, unless it was ended before.
 
         Over our own vignettes; of the request its trait, band, method, frame and controls count.
         """
+        said: Effect | str = ""
+        told = 0.0
         for item in self._turns.run(
             f"dose {session}", lambda t: self._effects.effect(request, t), patient=True
         ):
-            if item is not None:
-                yield f"waiting for {item.ahead} ahead" if isinstance(item, Waiting) else item
+            if item is not None or time.monotonic() > told + AGAIN_S:
+                said = f"waiting for {item.ahead} ahead" if isinstance(item, Waiting) else item or said
+                told = time.monotonic()
+                yield said
 
     def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
         """Cells so far: every layer and every three neighbours x the alphas, without free text.

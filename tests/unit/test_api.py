@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -11,6 +12,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from components import api
+from steer_heal.config import SettingsError
 from tests.fake_engine import FakeEngine
 
 README = Path(__file__).parents[2] / "README.md"
@@ -95,6 +97,18 @@ def test_what_controls_move_is_told_where_they_were_asked_for(client):
     found = client.predict(controls=2, api_name="/effect")
     assert len(found["controls"]["random"]) == 2
     assert (found["as_far"], found["movement"] > 0.0) == (0, True)
+
+
+def test_an_effect_ends_with_its_reader_and_says_when_it_was_ended_before():
+    stopped = []
+    engine = SimpleNamespace(effect=lambda _request, session: iter([session]), stop=stopped.append)
+    effect = api._effecting(engine)
+    reading = effect()
+    session = next(reading)["measuring"]
+    reading.close()
+    assert stopped == [session]
+    with pytest.raises(SettingsError, match="stopped before it was measured: ask again"):
+        list(effect())
 
 
 def test_a_run_is_launched_and_watched_to_its_end(client):

@@ -20,10 +20,10 @@ from steer_heal.config import (
     build,
     heal_settings,
 )
-from steer_heal.engine import Engine
+from steer_heal.engine import Engine, face
 from steer_heal.engine.launching import check
 from steer_heal.engine.pair import Asked
-from steer_heal.records import SteerFrame
+from steer_heal.records import Agreement, SteerFrame
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding
 
@@ -152,6 +152,20 @@ def test_profile_is_of_the_prompt_and_base_does_not_move_with_alpha(engine: Engi
     assert_near(base.p, again.p, model_rounding(tiny.shared()), log_p(base))
     assert sum(base.p.values()) == pytest.approx(1.0)
     assert further.p != pytest.approx(steered.p, abs=1e-6)
+    assert base.agreement.value is not None
+    assert steered.agreement == Agreement(why="the vignettes have no labels")
+
+
+def test_what_is_measured_of_an_effect_is_said_again_while_it_lasts_and_can_be_ended(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(face, "AGAIN_S", 0.0)
+    asked = build(DoseRequest, band=BAND, controls=1)
+    said = [next(running := engine.effect(asked, session="a"))]
+    while said.count(said[-1]) < 3:
+        said.append(next(running))
+    engine.stop("a")
+    assert all(isinstance(word, str) for word in (*said, *running))
 
 
 def test_vectors_and_c_star_are_read_from_disk_by_the_next_engine(engine: Engine, tmp_path: Path) -> None:
