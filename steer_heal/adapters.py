@@ -181,6 +181,12 @@ class AdapterStack:
         if self.current is not None or round_ in self.history:
             raise ValueError(f"round {round_} cannot be loaded beside {self.history} and {self.current}")
         held = _read(path)
+        tokens = {"trainable_tokens" in " ".join(keys) for keys in (held, self.lm.model.state_dict())}
+        if self.history and len(tokens) > 1:
+            raise SettingsError(
+                f"The adapter {path} cannot be put on beside the one before it, as only one of them trains "
+                "single tokens (trainable_token_indices), which peft does not add up: put it on alone."
+            )
         peft, bare = self._peft, self._bare or Kept(self.lm.model)
         plain = all(key.endswith(_PLAIN) for key in held)
         before = Kept(peft or self.lm.model, copies=not plain)

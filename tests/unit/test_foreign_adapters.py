@@ -173,6 +173,22 @@ def test_a_refused_one_leaves_those_before_it_on(tmp_path):
     assert_as_before(lm, before)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_one_that_trains_single_tokens_goes_on_beside_its_like_only(first, tmp_path):
+    lm = model()
+    for name, tokens in (("words", TOKENS), ("none", None), ("others", [31, 32])):
+        bring(lora(trainable_token_indices=tokens), tmp_path / name)
+    stack = AdapterStack(lm)
+    stack.load_path(tmp_path / ("words" if first else "none"))
+    healed = standing(lm)
+    with pytest.raises(SettingsError, match=r"only one of them trains single tokens .*: put it on alone"):
+        stack.load_path(tmp_path / ("none" if first else "words"), 2)
+    assert_as_before(lm, healed)
+    if first:
+        stack.load_path(tmp_path / "others", 2)
+        assert stack.history == (1, 2)
+
+
 def changed_config(folder, **values):
     held = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(held | values))
