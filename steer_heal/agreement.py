@@ -15,13 +15,13 @@ Z_95 = 1.959964
 
 
 def why_not(rows: Sequence[Vignette | VignetteScore]) -> str:
-    """Why a set of vignettes gives no agreement, in a sentence; empty when it does."""
+    """Why a set of vignettes gives no agreement, a clause; empty when it does."""
     labels = {row.foundation for row in rows}
     if "" in labels:
-        return "the vignettes have no labels."
+        return "the vignettes have no labels"
     if len(rows) < LEAST:
-        return f"there are fewer than {LEAST} vignettes."
-    return "" if len(labels) > 1 else f"all vignettes are labelled {', '.join(labels)}."
+        return f"there are fewer than {LEAST} vignettes"
+    return "" if len(labels) > 1 else f"all vignettes are labelled {', '.join(labels)}"
 
 
 def agreement(scores: Sequence[VignetteScore]) -> Agreement:

@@ -178,7 +178,7 @@ class Agreement:
     """Share of the vignettes whose likeliest foundation is their label, with its 95% interval.
 
     `chance`: what naming the most frequent label every time would reach, 1/7 on a balanced set. Where it is
-    not to be had all four are None and `why` is the sentence that says so.
+    not to be had all four are None and `why` is the clause that says so.
     """
 
     value: float | None = None
@@ -196,7 +196,7 @@ class Agreement:
         """In words, with the frame it was asked in."""
         asked = f", frame {frame}" if frame else ""
         if self.value is None:
-            return f"agreement is not to be had: {self.why}{asked}" if self.why else ""
+            return f"agreement is not to be had{asked}: {self.why}" if self.why else ""
         said = f"agreement {self.value:.2f} ({self.low:.2f}-{self.high:.2f}), chance {self.chance:.2f}{asked}"
         return f"{CANNOT_ANSWER}: {said}" if self.cannot_answer else said
 

@@ -58,6 +58,8 @@ def test_what_could_not_be_answered_agrees_with_nothing():
 def test_where_it_is_not_to_be_had_one_sentence_says_why(labels, why):
     found = agreement(scored(labels, ["Care"] * len(labels)))
     assert (found.value, found.low, found.chance, found.cannot_answer) == (None, None, None, False)
+    assert found.sentence("choice") == f"agreement is not to be had, frame choice: {found.why}"
+    assert not found.why.endswith(".")
     assert why in found.why
     assert found.sentence() == f"agreement is not to be had: {found.why}"
 
