@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.browser.conftest import free_port, serving
+from tests.browser.conftest import app
 
 pytest.importorskip("mcp")
 streamable_http = pytest.importorskip("mcp.client.streamable_http")
@@ -26,9 +26,7 @@ async def asked(url):
 
 
 def test_every_action_is_a_tool(tmp_path):
-    port = free_port()
-    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
-    with serving("app.py", "--model", "demo", *where, port=port, log=tmp_path / "app.log") as url:
+    with app(tmp_path, "--model", "demo") as url:
         tools, good, bad = asyncio.run(asked(url))
     assert {"describe", "steer", "profile", "sweep", "launch", "watch", "cancel", "runs"} <= set(tools)
     assert tools["steer"].inputSchema["properties"]["alpha"]["description"].startswith("Dose in units of c*")

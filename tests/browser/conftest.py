@@ -54,6 +54,15 @@ def serving(*command: str, port: int, log: Path, seconds: float = 280.0) -> Iter
                 server.wait()
 
 
+@contextmanager
+def app(folder: Path, *options: str) -> Iterator[str]:
+    """The real page, over runs and a store in the folder."""
+    port = free_port()
+    where = ("--port", str(port), "--runs", str(folder / "runs"), "--db", str(folder / "runs.duckdb"))
+    with serving("app.py", *where, *options, port=port, log=folder / "app.log") as url:
+        yield url
+
+
 @pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page over the fake engine: its address."""

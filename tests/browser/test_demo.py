@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.conftest import finished, free_port, serving
+from tests.browser.conftest import app, finished
 from tests.browser.test_page import WATCH_BASE, drag_alpha, nodes, text, type_into
 
 PATIENCE = 240_000
@@ -24,9 +24,7 @@ def launch_small(page: Page, name: str) -> None:
 
 @pytest.mark.timeout(900)
 def test_steer_heal_watch_and_find_it_again(window: BrowserContext, tmp_path: Path) -> None:
-    port = free_port()
-    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
-    with serving("app.py", *where, port=port, log=tmp_path / "app.log") as url:
+    with app(tmp_path) as url:
         page = window.new_page()
         page.set_default_timeout(PATIENCE)
         page.goto(url)

@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.sync_api import BrowserContext
 
 from components.answering import WORDS
-from tests.browser.conftest import finished, free_port, serving
+from tests.browser.conftest import app, finished
 from tests.browser.test_page import slider_x, text
 
 WATCH = """() => {
@@ -25,9 +25,8 @@ WATCH = """() => {
 
 
 def test_a_drag_is_read_while_it_moves(window: BrowserContext, tmp_path: Path) -> None:
-    port, moves = free_port(), 80
-    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
-    with serving("app.py", "--model", "demo", *where, port=port, log=tmp_path / "app.log") as url:
+    moves = 80
+    with app(tmp_path, "--model", "demo") as url:
         page = window.new_page()
         page.set_default_timeout(120_000)
         page.goto(url)

@@ -8,7 +8,7 @@ from pathlib import Path
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests import tiny
-from tests.browser.conftest import finished, free_port, serving
+from tests.browser.conftest import app, finished
 
 
 def saved(folder: Path, arch: tiny.Arch) -> str:
@@ -40,9 +40,7 @@ def answered(page: Page, old: str) -> str:
 
 def test_there_and_back_and_what_cannot_be_loaded(window: BrowserContext, tmp_path: Path) -> None:
     first, other = saved(tmp_path / "first", "gemma3"), saved(tmp_path / "other", "qwen3")
-    port = free_port()
-    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
-    with serving("app.py", "--model", first, *where, port=port, log=tmp_path / "app.log") as url:
+    with app(tmp_path, "--model", first) as url:
         page = window.new_page()
         page.set_default_timeout(60_000)
         page.goto(url)

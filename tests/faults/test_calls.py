@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.page import build
-from tests.browser.conftest import free_port, serving
+from tests.browser.conftest import app, free_port, serving
 from tests.fake_engine import FakeEngine
 from tests.faults.conftest import Tally
 
@@ -101,11 +101,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port, folder = free_port(), tmp_path_factory.mktemp("real")
-    places = ["--runs", str(folder / "runs"), "--db", str(folder / "runs.duckdb"), "--runs-at-once", "0"]
-    with serving(
-        "app.py", "--model", "demo", "--port", str(port), *places, port=port, log=folder / "log"
-    ) as url:
+    with app(tmp_path_factory.mktemp("real"), "--model", "demo", "--runs-at-once", "0") as url:
         yield url
 
 

@@ -6,16 +6,14 @@ import pytest
 from playwright.sync_api import BrowserContext, expect
 
 from steer_heal.config import DEMO, SMOLLM2
-from tests.browser.conftest import finished, free_port, serving
+from tests.browser.conftest import app, finished
 
 
 def test_the_pages_chooser_fetches_it(
     smollm2_folder: Path, window: BrowserContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEER_HEAL_HOME", str(tmp_path / "home"))
-    port = free_port()
-    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
-    with serving("app.py", "--model", DEMO, *where, port=port, log=tmp_path / "app.log") as url:
+    with app(tmp_path, "--model", DEMO) as url:
         page = window.new_page()
         page.set_default_timeout(120_000)
         page.goto(url)

@@ -27,7 +27,7 @@ from steer_heal.heal import Example, train_round
 from steer_heal.models import LanguageModel, band_layers, load, system, user
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
-from tests.browser.conftest import ROOT, free_port, serving
+from tests.browser.conftest import ROOT, app
 
 pytestmark = [pytest.mark.gemma_path, pytest.mark.timeout(1800)]
 
@@ -157,9 +157,7 @@ def test_a_step_of_healing_leaves_the_base_as_it_is(lm: LanguageModel) -> None:
 
 
 def test_the_pages_chooser_takes_it(folder: Path, window: BrowserContext, tmp_path: Path) -> None:
-    port = free_port()
-    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
-    with serving("app.py", "--model", "demo", *where, port=port, log=tmp_path / "app.log") as url:
+    with app(tmp_path, "--model", "demo") as url:
         page = window.new_page()
         page.set_default_timeout(60_000)
         page.goto(url)

@@ -30,7 +30,7 @@ from steer_heal.jobs import LocalProcesses
 from steer_heal.models import LanguageModel, user
 from steer_heal.steering import coefficients
 from steer_heal.store import Store
-from tests.browser.conftest import finished, free_port, serving
+from tests.browser.conftest import app, finished
 from tests.loop.test_runs import until
 
 LAYERS = (12, 13, 14, 15, 16, 17)
@@ -164,9 +164,7 @@ def test_a_heal_run_is_killed_resumed_and_ends(smollm2_folder: Path, tmp_path: P
 
 
 def test_the_page_answers_on_it(smollm2_folder: Path, window: BrowserContext, tmp_path: Path) -> None:
-    port = free_port()
-    where = ("--port", str(port), "--runs", str(tmp_path / "runs"), "--db", str(tmp_path / "runs.duckdb"))
-    with serving("app.py", "--model", SMOLLM2, *where, port=port, log=tmp_path / "app.log") as url:
+    with app(tmp_path, "--model", SMOLLM2) as url:
         page = window.new_page()
         page.set_default_timeout(120_000)
         page.goto(url)
