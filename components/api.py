@@ -75,6 +75,16 @@ def _told() -> Iterator[None]:
         raise gr.Error(_placeless(f"{where}: {first['msg']}."), print_exception=False) from error
 
 
+@contextmanager
+def _session(engine: Any) -> Iterator[str]:
+    """The name of a session for one call, whose work ends with it."""
+    session = f"api-{uuid4().hex}"
+    try:
+        yield session
+    finally:
+        engine.stop(session)
+
+
 def _placeless(message: str) -> str:
     """The message without the folders of this machine: of each path only its last part."""
     return _FOLDERS.sub("", message)
@@ -139,11 +149,8 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
         drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
         sample = build(SampleSettings, max_new_tokens=tokens, seed=seed, greedy=greedy, **drawn)
         request = build(SteerRequest, **values, band=(band_low, band_high), sample=sample)
-        session = f"api-{uuid4().hex}"
-        try:
+        with _session(engine) as session:
             yield from map(_frame, engine.steer(request, session=session))
-        finally:
-            engine.stop(session)
 
     def profile(
         prompt: str,
@@ -223,13 +230,10 @@ def _sweeping(engine: Any) -> Callable[..., Any]:
             method=method,
             controls=controls,
         )
-        session = f"api-{uuid4().hex}"
-        try:
+        with _session(engine) as session:
             for found in engine.dose(request, session=session):
                 held = found.controls and asdict(found.controls)
                 yield {"done": found.share, "rows": [_row(row) for row in found.rows], "controls": held}
-        finally:
-            engine.stop(session)
 
     return sweep
 
@@ -256,14 +260,12 @@ def _effecting(engine: Any) -> Callable[..., Any]:
         """
         band = (band_low, band_high)
         request = build(DoseRequest, trait=trait, band=band, method=method, controls=controls)
-        session, found = f"api-{uuid4().hex}", None
-        try:
+        found = ""
+        with _session(engine) as session:
             for found in engine.effect(request, session=session):
                 if isinstance(found, str):
                     yield {"measuring": found}
-        finally:
-            engine.stop(session)
-        if found is None or isinstance(found, str):
+        if isinstance(found, str):
             raise SettingsError("The effect was stopped before it was measured: ask again.")
         yield asdict(found) | {"movement": found.movement, "as_far": found.as_far}
 

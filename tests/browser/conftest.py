@@ -63,6 +63,18 @@ def app(folder: Path, *options: str) -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def app_page(window: BrowserContext, folder: Path, *options: str) -> Iterator[Page]:
+    """The same, open in the browser."""
+    with app(folder, *options) as url:
+        page = window.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(url)
+        yield page
+        page.evaluate("localStorage.clear()")
+        page.close()
+
+
 @pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page over the fake engine: its address."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.conftest import app, finished
+from tests.browser.conftest import app_page, finished
 from tests.browser.test_page import WATCH_BASE, drag_alpha, nodes, text, type_into
 
 PATIENCE = 240_000
@@ -24,10 +24,8 @@ def launch_small(page: Page, name: str) -> None:
 
 @pytest.mark.timeout(900)
 def test_steer_heal_watch_and_find_it_again(window: BrowserContext, tmp_path: Path) -> None:
-    with app(tmp_path) as url:
-        page = window.new_page()
+    with app_page(window, tmp_path) as page:
         page.set_default_timeout(PATIENCE)
-        page.goto(url)
         page.wait_for_selector("#steered-text .sh-t")
         finished(page)
         assert "not Gemma" in text(page, "#header")
@@ -66,5 +64,3 @@ def test_steer_heal_watch_and_find_it_again(window: BrowserContext, tmp_path: Pa
         expect(page.locator("#round-answers td").first).not_to_be_empty()
         page.get_by_role("tab", name="Completions").click()
         expect(page.locator("#round-completions tbody tr").first).to_be_visible()
-        page.evaluate("localStorage.clear()")
-        page.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.sync_api import BrowserContext
 
 from components.answering import WORDS
-from tests.browser.conftest import app, finished
+from tests.browser.conftest import app_page, finished
 from tests.browser.test_page import slider_x, text
 
 WATCH = """() => {
@@ -26,10 +26,7 @@ WATCH = """() => {
 
 def test_a_drag_is_read_while_it_moves(window: BrowserContext, tmp_path: Path) -> None:
     moves = 80
-    with app(tmp_path, "--model", "demo") as url:
-        page = window.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(url)
+    with app_page(window, tmp_path, "--model", "demo") as page:
         page.wait_for_selector("#steered-text .sh-t")
         finished(page)
         base, x, y = text(page, "#base-text"), *slider_x(page)
@@ -50,5 +47,3 @@ def test_a_drag_is_read_while_it_moves(window: BrowserContext, tmp_path: Path) -
         assert len(set(seen["texts"])) > 4
         assert len(asked) <= 4 * seconds + 8
         assert f"alpha {float(page.locator('#alpha-exact input').input_value()):g} " in text(page, "#dose")
-        page.evaluate("localStorage.clear()")
-        page.close()

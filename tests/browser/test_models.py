@@ -8,7 +8,7 @@ from pathlib import Path
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests import tiny
-from tests.browser.conftest import app, finished
+from tests.browser.conftest import app_page, finished
 
 
 def saved(folder: Path, arch: tiny.Arch) -> str:
@@ -40,10 +40,7 @@ def answered(page: Page, old: str) -> str:
 
 def test_there_and_back_and_what_cannot_be_loaded(window: BrowserContext, tmp_path: Path) -> None:
     first, other = saved(tmp_path / "first", "gemma3"), saved(tmp_path / "other", "qwen3")
-    with app(tmp_path, "--model", first) as url:
-        page = window.new_page()
-        page.set_default_timeout(60_000)
-        page.goto(url)
+    with app_page(window, tmp_path, "--model", first) as page:
         finished(page)
         one = page.locator("#steered-text").inner_text()
         page.locator("#model-more button, #model-more .label-wrap").first.click()
@@ -70,5 +67,3 @@ def test_there_and_back_and_what_cannot_be_loaded(window: BrowserContext, tmp_pa
         choose(page, first)
         expect(page.locator("#header")).to_contain_text("Gemma3ForCausalLM")
         assert answered(page, two) == one
-        page.evaluate("localStorage.clear()")
-        page.close()

@@ -6,17 +6,14 @@ import pytest
 from playwright.sync_api import BrowserContext, expect
 
 from steer_heal.config import DEMO, SMOLLM2
-from tests.browser.conftest import app, finished
+from tests.browser.conftest import app_page, finished
 
 
 def test_the_pages_chooser_fetches_it(
     smollm2_folder: Path, window: BrowserContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEER_HEAL_HOME", str(tmp_path / "home"))
-    with app(tmp_path, "--model", DEMO) as url:
-        page = window.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(url)
+    with app_page(window, tmp_path, "--model", DEMO) as page:
         finished(page)
         header = page.locator("#header")
         expect(header).to_contain_text(f"{SMOLLM2} (SmolLM2-135M-Instruct")
@@ -31,5 +28,3 @@ def test_the_pages_chooser_fetches_it(
         page.wait_for_function(
             "old => ![old, ''].includes(document.querySelector('#base-text').innerText)", arg=of_demo
         )
-        page.evaluate("localStorage.clear()")
-        page.close()

@@ -27,7 +27,7 @@ from steer_heal.heal import Example, train_round
 from steer_heal.models import LanguageModel, band_layers, load, system, user
 from steer_heal.steering import coefficients
 from steer_heal.vector import SteeringVector
-from tests.browser.conftest import ROOT, app
+from tests.browser.conftest import ROOT, app_page
 
 pytestmark = [pytest.mark.gemma_path, pytest.mark.timeout(1800)]
 
@@ -157,10 +157,7 @@ def test_a_step_of_healing_leaves_the_base_as_it_is(lm: LanguageModel) -> None:
 
 
 def test_the_pages_chooser_takes_it(folder: Path, window: BrowserContext, tmp_path: Path) -> None:
-    with app(tmp_path, "--model", "demo") as url:
-        page = window.new_page()
-        page.set_default_timeout(60_000)
-        page.goto(url)
+    with app_page(window, tmp_path, "--model", "demo") as page:
         expect(page.locator("#steered-text")).not_to_be_empty()
         page.locator("#model-more button, #model-more .label-wrap").first.click()
         box = page.locator("#model input")
@@ -174,4 +171,3 @@ def test_the_pages_chooser_takes_it(folder: Path, window: BrowserContext, tmp_pa
             arg=old,
             timeout=900_000,
         )
-        page.close()

@@ -30,7 +30,7 @@ from steer_heal.jobs import LocalProcesses
 from steer_heal.models import LanguageModel, user
 from steer_heal.steering import coefficients
 from steer_heal.store import Store
-from tests.browser.conftest import app, finished
+from tests.browser.conftest import app_page, finished
 from tests.loop.test_runs import until
 
 LAYERS = (12, 13, 14, 15, 16, 17)
@@ -164,15 +164,10 @@ def test_a_heal_run_is_killed_resumed_and_ends(smollm2_folder: Path, tmp_path: P
 
 
 def test_the_page_answers_on_it(smollm2_folder: Path, window: BrowserContext, tmp_path: Path) -> None:
-    with app(tmp_path, "--model", SMOLLM2) as url:
-        page = window.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(url)
+    with app_page(window, tmp_path, "--model", SMOLLM2) as page:
         expect(page.locator("#header")).to_contain_text(SMOLLM2)
         finished(page)
         base, steered = (page.locator(f"#{stage}-text").inner_text() for stage in ("base", "steered"))
         assert len(base) > 20
         assert len(steered) > 20
         assert base != steered
-        page.evaluate("localStorage.clear()")
-        page.close()

@@ -42,18 +42,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def known(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Wheel:
-    """Its entry in the table, between gemma and the demo."""
+def known(wheel: Path) -> Iterator[Wheel]:
+    """Its entry in the table, between gemma and the demo; the table's order is the order of defaults."""
     gguf = wheel.with_name("small.gguf")
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (wheel, gguf)]
     sizes = [file.stat().st_size for file in (wheel, gguf)]
     pinned = Wheel("steer-heal-small", "1.0", hashes[0], sizes[0], hashes[1], sizes[1])
-    table = {GEMMA: KNOWN[GEMMA], NAME: Known(NAME, "a small one", "get it", pinned), "demo": KNOWN["demo"]}
-    for name in list(KNOWN):
-        monkeypatch.delitem(KNOWN, name)
-    for name, entry in table.items():
-        monkeypatch.setitem(KNOWN, name, entry)
-    return pinned
+    before = dict(KNOWN)
+    KNOWN.clear()
+    small = Known(NAME, "a small one", "get it", pinned)
+    KNOWN.update({GEMMA: before[GEMMA], NAME: small, "demo": before["demo"]})
+    yield pinned
+    KNOWN.clear()
+    KNOWN.update(before)
 
 
 class Registry(ThreadingHTTPServer):
@@ -217,10 +218,10 @@ def test_without_pip_it_says_what_to_do_and_takes_a_file(
     assert wheel.is_file()
 
 
-def test_the_wheel_holds_what_is_pinned(wheel: Path, known: Wheel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wheel_holds_what_is_pinned(wheel: Path, known: Wheel) -> None:
     """However the wheel came to be: the file in it is checked too."""
     other = Wheel(known.package, known.version, known.sha256, known.n_bytes, "0" * 64, known.gguf_bytes)
-    monkeypatch.setitem(KNOWN, NAME, Known(NAME, "", "", other))
+    KNOWN[NAME] = Known(NAME, "", "", other)
     refused("is not the file this project pins", wheel=wheel)
 
 
