@@ -1,7 +1,8 @@
 """The words of text health against labels that readers gave without seeing a score.
 
 `text_labels.jsonl`: answers to held-out prompts with their labels, one a reader; texts that readers disagree
-on are left out. Thresholds were chosen on the texts of even number, and are reported on those of odd number.
+on are left out. Thresholds were chosen on the texts of even number, and are reported on those of odd number
+and on `unseen` ones, which were written and labelled when the thresholds stood.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def scored(lm: LanguageModel, rows: Sequence[Row]) -> list[Row]:
     own = instrument.text_logp(lm, prompts, ids, batch_size=16)
     found = [
         {"number": number_, "kind": row["kind"], "alpha": row["alpha"], "labels": row["labels"],
+         "unseen": row.get("unseen", False),
          "perplexity": filters.perplexity(logp), "relevance": about, "text": row["text"],
          "repetition": filters.repetition(row["text"]), "variety": filters.variety(row["text"])}
         for number_, (row, logp, about) in enumerate(
@@ -77,7 +79,7 @@ def worth(rows: Sequence[Row], rule: Rule, of: str) -> tuple[float, float]:
 
 
 def half(rows: Sequence[Row], odd: int) -> list[Row]:
-    return [row for row in rows if row["number"] % 2 == odd]
+    return [row for row in rows if row["number"] % 2 == odd and not row["unseen"]]
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -89,7 +91,9 @@ def report(rows: Sequence[Row]) -> str:
         for name, some in groups if some
     ]  # fmt: skip
     healed = [row for row in rows if row["kind"].startswith("healed")]
+    unseen = [row for row in rows if row["unseen"]]
     parts = [("chosen on", half(rows, 0)), ("the other", half(rows, 1)), ("healed, all", healed)]
+    parts += [("unseen", unseen)] if unseen else []
     found = []
     for (name, some), (how, rule), of in itertools.product(parts, (("old", old_word), ("new", word)), WORDS):
         precision, recall = worth(some, rule, of)

@@ -69,9 +69,9 @@ class Thresholds(Settings):
     """
 
     perplexity_damaged: float = 1.5
-    perplexity_broken: float = 5.0
+    perplexity_broken: float = 6.0
     relevance_damaged: float = 0.7
-    relevance_broken: float = 0.4
+    relevance_broken: float = 0.35
     variety_broken: float = 0.5
     repetition_broken: float = 0.3
     mass_weakened: float = 0.95

@@ -12,8 +12,9 @@ from ..models import LanguageModel, user
 from ..records import Stopped
 from .logp import picked
 
-N_OTHERS = 3
-"""Other prompts that an answer is read after."""
+OTHERS = ("What should I do?", "I had a dream in which I could breathe under water.")
+"""Other prompts that an answer is read after: one that nearly any talk would answer, and one with a subject
+of its own (docs/reports/text-health.md)."""
 _TOGETHER = 16
 """Answers read at once."""
 
@@ -30,12 +31,11 @@ def relevances(
 ) -> list[float | None]:
     """Each answer's `filter.relevance`: `own` holds its log-probs after its own prompt, under base.
 
-    The others are the first `N_OTHERS` held-out prompts of the model's material that are not the answer's
-    own, the same for one answer as for a set. Each is read once. Raises `Stopped` when `stop()` says so.
+    The others are those of `OTHERS` that are not the answer's own prompt, the same for one answer as for a
+    set. Each is read once. Raises `Stopped` when `stop()` says so.
     """
-    texts = lm.material.held_out_prompts()[: N_OTHERS + 1]
-    fixed = [tuple(lm.encode_chat([user(text)])) for text in texts]
-    others = [[ids for ids in fixed if ids != tuple(prompt)][:N_OTHERS] for prompt in prompts_ids]
+    fixed = [tuple(lm.encode_chat([user(text)])) for text in OTHERS]
+    others = [[ids for ids in fixed if ids != tuple(prompt)] for prompt in prompts_ids]
     found: list[list[list[float]]] = [[] for _ in others]
     for prompt in fixed:
         rows = [row for row, ids in enumerate(others) if prompt in ids and completions_ids[row]]

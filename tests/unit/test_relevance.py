@@ -5,7 +5,7 @@ from statistics import fmean
 import pytest
 
 from steer_heal.instrument import relevances, text_logp
-from steer_heal.instrument.relevance import N_OTHERS
+from steer_heal.instrument.relevance import OTHERS
 from steer_heal.models import user
 from steer_heal.records import Stopped
 from tests import tiny
@@ -18,15 +18,14 @@ ASKED = ["Hello there.", "What is it?", "Who, and why?", "Where do they go in th
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_it_is_that_of_whole_rows_after_each_other_prompt(arch, n):
     lm = tiny.shared(arch)
-    material = lm.material.held_out_prompts()
     prompts = [lm.encode_chat([user(text)]) for text in ASKED[:n]]
     ids = [[40 + number, 41, 77, 42][: 2 + number] for number in range(n)]
-    candidates = [lm.encode_chat([user(text)]) for text in material[: N_OTHERS + 1]]
+    candidates = [lm.encode_chat([user(text)]) for text in OTHERS]
     prompts[0] = candidates[1]
     own = text_logp(lm, prompts, ids)
     for prompt, text, logp, found in zip(prompts, ids, own, relevances(lm, prompts, ids, own), strict=True):
-        others = [other for other in candidates if other != prompt][:N_OTHERS]
-        assert len(others) == N_OTHERS
+        others = [other for other in candidates if other != prompt]
+        assert len(others) == len(OTHERS) - (prompt in candidates)
         rows = text_logp(lm, others, [text] * len(others))
         wanted = fmean(logp) - fmean(map(fmean, rows))
         assert_near(found, wanted, model_rounding(lm), nats(lm, prompt))
