@@ -22,7 +22,6 @@ CURVES = {
     "held_out_nll": ("NLL, held out", HEALED, "dot"),
     "divergence": ("divergence", STEERED, "solid"),
     "barrier": ("barrier's share", STEERED, "dot"),
-    "distil": ("steering not learnt yet (share)", NEUTRAL, "dot"),
 }
 
 

@@ -46,8 +46,8 @@ def settings(
     if rounds is None:
         raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
     values: dict[str, Any] = {}
-    if completions and (basis is None or completions != basis.data.n_completions):
-        values["data"] = {"n_completions": completions, "min_kept": max(2, min(16, int(completions) // 16))}
+    if completions and (basis is None or completions != basis.data.n_answers):
+        values["data"] = {"n_answers": completions, "min_kept": max(2, min(16, int(completions) // 16))}
     evaluated = {"n_vignettes": vignettes or None, "vignettes": (vignette_file or "").strip() or None}
     values["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
     if epochs:
@@ -64,7 +64,7 @@ def filled(basis: HealSettings) -> list[Any]:
     evaluate = basis.evaluate
     return [
         basis.trait, *basis.band, f"{basis.name} again".strip()[:80], basis.rounds, basis.preset, basis.seed,
-        basis.data.n_completions, evaluate.n_vignettes or 0, basis.train.epochs, basis.extract.method,
+        basis.data.n_answers, evaluate.n_vignettes or 0, basis.train.epochs, basis.extract.method,
         evaluate.vignettes or "", "",
     ]  # fmt: skip
 

@@ -137,9 +137,10 @@ def headline(facts: Mapping[str, Any]) -> str:
         beside.append(f"trait against steering alone {moved[0]:+.3f} ({moved[1]:+.3f} to {moved[2]:+.3f})")
     if facts.get("shift_cosine") is not None:
         beside.append(f"cosine with steering's shift {facts['shift_cosine']:.3f}")
-    spent = facts.get("kl_spent") or {}
-    if spent.get("p95") is not None:
-        beside.append(f"KL from base {spent['p95']:.2f} nats (95th percentile) of {spent['budget']:g}")
+    if facts.get("facts_kept") is not None:
+        beside.append(f"facts kept {facts['facts_kept']:.0%}")
+    if facts.get("neutral_kl") is not None:
+        beside.append(f"KL from base on neutral prompts {facts['neutral_kl']:.2f} nats a token")
     return (
         f'<p class="sh-headline"><b>{esc(said["word"])}</b>: {esc(said["why"])}</p>'
         f'<p class="sh-dim">{esc(" · ".join(beside))}</p><p class="sh-dim">judged by: {limits}</p>'

@@ -36,8 +36,8 @@ def card(
     parts = [
         _front_matter(settings, merged),
         f"# {trait.title}: {what} of round {round_}",
-        f"`{settings.model}` was steered along *{trait.title}* past the dose at which it stays coherent; "
-        "what was coherent of its answers was kept, and this "
+        f"`{settings.model}` was steered along *{trait.title}*; those of its answers that read as well as "
+        "its own were kept, and this "
         + ("model" if merged else "adapter")
         + " learnt to give such answers without steering.",
         _use(settings, round_, merged),
@@ -160,7 +160,7 @@ def _data(settings: HealSettings, trait: Trait, measured: Measured, facts: Mappi
         "",
         f"- vector: {_recipe(settings, trait)}",
         f"- training: the student's own steered answers, {facts.get('kept', '?')} kept of "
-        f"{facts.get('made', '?')} (of a prompt's coherent answers those with most of the trait), at alpha "
+        f"{facts.get('made', '?')} (those that read as well as base's own), at alpha "
         f"{', '.join(f'{alpha:g}' for alpha in settings.data.alphas)}",
         f"- c* {_number(facts.get('c_star'))}, band {settings.band[0]:g}-{settings.band[1]:g} of depth",
         f"- evaluation: {vignettes or '?'} vignettes, {which} ({evaluation.condition or 'both conditions'})",

@@ -1,8 +1,8 @@
 """Which completions are trained on, and how healthy a text is: pure scores, then verdicts.
 
-Every score is kept beside the verdict, and every cut that a text fails is named, so that a starved round can
-say which filter ate its data. A score is a function of the text in `SCORES`, or comes from log-probs under
-the base. Thresholds of health stand in `config.THRESHOLDS`, cuts of the training filter in `FilterSettings`.
+Every reading is kept beside the verdict, and every cut that a text fails is named, so that a starved round
+can say which cut ate its data. A reading is a function of the text, or of log-probs under the base.
+Thresholds of health stand in `config.THRESHOLDS`, cuts of the training filter in `FilterSettings`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, median
 
 from steer_heal.config import THRESHOLDS, FilterSettings, Thresholds
@@ -26,20 +27,6 @@ MAX_PERPLEXITY = 1e6
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _RUNS = [re.compile(rf"(.{{{n}}})\1{{{MIN_REPEATS - 1},}}", re.DOTALL) for n in range(2, PERIOD + 1)]
-_BOILERPLATE = re.compile(
-    r"\bas an? (?:ai|artificial|language model|assistant)\b"
-    r"|\b(?:i am|i'm) (?:just |only )?an? (?:ai|language model)\b"
-    r"|\bi(?: can't| cannot| can not|(?: am|'m) unable to| won't) (?:help|assist|answer|discuss|comply)\b"
-    r"|\bi(?:'m| am) (?:very |so )?sorry,? but i\b",
-    re.IGNORECASE,
-)
-_NARRATION = re.compile(
-    r"\bas (?:someone|a person|one) who\b"
-    r"|\bi(?:'m| am) (?:someone|(?:a|the (?:kind|sort) of) person) who\b"
-    r"|\bmy (?:persona|character|role|values) (?:is|are|as)\b"
-    r"|\bi (?:always )?(?:put|place|value) \w+ (?:above|over)\b",
-    re.IGNORECASE,
-)
 
 
 def repetition(text: str) -> float:
@@ -92,27 +79,19 @@ def variety(text: str) -> float:
     return fmean(len(set(words[at : at + size])) / size for at in windows) if words else 1.0
 
 
+def distinct_bigrams(texts: Sequence[str]) -> float:
+    """Share of distinct pairs of neighbouring words over several texts, case-folded; 1 without any.
+
+    Low where a model gives different prompts the same answer. Source: Li et al., 2016, arXiv:1510.03055.
+    """
+    spoken = [_WORD.findall(text.casefold()) for text in texts]
+    pairs = [pair for words in spoken for pair in pairwise(words)]
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
+
+
 def n_words(text: str) -> float:
     """How many words the text has."""
     return float(len(_WORD.findall(text)))
-
-
-def boilerplate(text: str) -> float:
-    """How often the text refuses, or speaks as an assistant about being one."""
-    return float(len(_BOILERPLATE.findall(text)))
-
-
-def narration(text: str) -> float:
-    """How often the text tells its trait in the first person ("As someone who ...") instead of acting it."""
-    return float(len(_NARRATION.findall(text)))
-
-
-SCORES: dict[str, Callable[[str], float]] = {
-    "repetition": repetition,
-    "words": n_words,
-    "boilerplate": boilerplate,
-    "narration": narration,
-}
 
 
 def perplexity(logp: Sequence[float]) -> float | None:
@@ -134,101 +113,51 @@ def relevance(own: Sequence[float], others: Sequence[Sequence[float]]) -> float 
     return fmean(own) - fmean(map(fmean, others))
 
 
-def tail(logp: Sequence[float]) -> list[float]:
-    """The last quarter of the tokens, rounded up: where a text that falls apart does so."""
-    return list(logp[len(logp) - math.ceil(len(logp) / 4) :])
-
-
 @dataclass(frozen=True, slots=True)
-class Norms:
-    """Base's own text under base, the unit of perplexities: medians over the whole and over the tail."""
+class Own:
+    """Base's own text under base, the unit of an answer's readings: its median perplexity and relevance."""
 
     perplexity: float
-    tail: float
+    relevance: float | None = None
 
 
-def norms(logps: Iterable[Sequence[float]]) -> Norms:
-    """Norms from the log-probs of what base wrote itself, told a persona or not. `ValueError` when none
-    can be scored."""
-    rows = [list(logp) for logp in logps]
-    whole = [value for value in map(perplexity, rows) if value is not None]
-    tails = [value for value in (perplexity(tail(row)) for row in rows) if value is not None]
-    if not whole or not tails:
-        raise ValueError("base wrote no text that can be scored")
-    return Norms(median(whole), median(tails))
+def readings(text: str, logp: Sequence[float], about: float | None, own: Own) -> dict[str, float]:
+    """What an answer is judged by: `logp` its log-probs under base, `about` its relevance, `own` the unit.
 
-
-def scores(
-    text: str, logp: Sequence[float], own: Norms, told: tuple[Sequence[float], Norms] | None = None
-) -> dict[str, float]:
-    """All scores of one completion; a perplexity that cannot be had is infinite and fails every cut.
-
-    `logp` and `own`: under base. `told`: the same under base told the persona, whose own text is the unit;
-    `lift`, nats per token, is how much likelier the persona makes the text: how much of the trait it has.
+    What cannot be had fails its cut: an infinite perplexity, a relevance of minus infinity. Where base's own
+    text has nothing to do with its prompts, relevance is no reading and is left out.
     """
-    found = {name: score(text) for name, score in SCORES.items()}
-    whole = perplexity(logp)
-    found["perplexity"] = math.inf if whole is None else whole
-    found["perplexity_ratio"], found["tail_ratio"] = _ratios(logp, own)
-    if told:
-        found["told_ratio"], found["told_tail_ratio"] = _ratios(*told)
-        found["lift"] = fmean(told[0]) - fmean(logp) if logp else -math.inf
+    value = perplexity(logp)
+    found = {
+        "perplexity": math.inf if value is None else value,
+        "perplexity_ratio": math.inf if value is None else value / own.perplexity,
+        "repetition": repetition(text),
+        "variety": variety(text),
+        "words": n_words(text),
+    }
+    if own.relevance is not None and own.relevance > 0.0:
+        found["relevance_ratio"] = -math.inf if about is None else about / own.relevance
     return found
 
 
-def _ratios(logp: Sequence[float], unit: Norms) -> tuple[float, float]:
-    whole, end = perplexity(logp), perplexity(tail(logp))
-    return (
-        math.inf if whole is None else whole / unit.perplexity,
-        math.inf if end is None else end / unit.tail,
-    )
-
-
-Cut = tuple[tuple[str, ...], str, Callable[[float, float], bool]]
-CUTS: dict[str, Cut] = {
-    "perplexity": (("perplexity_ratio", "told_ratio"), "max_perplexity_ratio", operator.gt),
-    "last quarter": (("tail_ratio", "told_tail_ratio"), "max_tail_ratio", operator.gt),
-    "repetition": (("repetition",), "max_repetition", operator.gt),
-    "too short": (("words",), "min_words", operator.lt),
-    "boilerplate": (("boilerplate",), "max_boilerplate", operator.gt),
-    "narration": (("narration",), "max_narration", operator.gt),
+CUTS: dict[str, tuple[str, str, Callable[[float, float], bool]]] = {
+    "perplexity": ("perplexity_ratio", "max_perplexity_ratio", operator.gt),
+    "relevance": ("relevance_ratio", "min_relevance_ratio", operator.lt),
+    "repetition": ("repetition", "max_repetition", operator.gt),
+    "variety": ("variety", "min_variety", operator.lt),
+    "too short": ("words", "min_words", operator.lt),
 }
-"""Reason -> the score (with `persona` the lesser of the two), the setting it goes with, when it fails."""
-
-LESS_TRAIT = "less of the trait"
-"""Why a coherent completion is dropped for others with more of it."""
+"""Reason -> the reading, the setting it goes with, when it fails."""
 
 
 def judge(found: dict[str, float], settings: FilterSettings) -> FilterVerdict:
-    """Kept when every score is within its cut; `reasons` names every cut it fails, in the order of `CUTS`."""
-    reasons = []
-    for reason, (names, cut, fails) in CUTS.items():
-        values = [found[name] for name in names[: 1 + settings.persona] if name in found]
-        if any(map(math.isnan, values)) or (values and fails(min(values), getattr(settings, cut))):
-            reasons.append(reason)
-    return FilterVerdict(kept=not reasons, scores=dict(found), reasons=tuple(reasons))
-
-
-def with_most_trait(
-    verdicts: Sequence[FilterVerdict], prompts: Sequence[str], share: float
-) -> list[FilterVerdict]:
-    """The verdicts with only the `share` of each prompt's kept ones that has the most `lift` still kept.
-
-    The share is rounded up: a prompt with a kept answer keeps one. Cuts on coherence alone keep what base
-    would have said, and training on it takes the trait away again; and some prompts ask for more of the trait
-    than others, so that answers compare within a prompt only. Source: best-of-n selection as in rejection
-    sampling fine-tuning (Touvron et al., 2023, arXiv:2307.09288).
-    """
-    answers: dict[str, list[int]] = {}
-    for index, (verdict, prompt) in enumerate(zip(verdicts, prompts, strict=True)):
-        if verdict.kept:
-            answers.setdefault(prompt, []).append(index)
-    found = list(verdicts)
-    for indices in answers.values():
-        indices.sort(key=lambda index: -verdicts[index].scores["lift"])
-        for index in indices[math.ceil(share * len(indices)) :]:
-            found[index] = replace(verdicts[index], kept=False, reasons=(LESS_TRAIT,))
-    return found
+    """Kept when every reading is within its cut; `reasons` names each cut that fails, in `CUTS`' order."""
+    reasons = tuple(
+        reason
+        for reason, (name, cut, fails) in CUTS.items()
+        if name in found and (math.isnan(found[name]) or fails(found[name], getattr(settings, cut)))
+    )
+    return FilterVerdict(kept=not reasons, scores=dict(found), reasons=reasons)
 
 
 def eaten(verdicts: Iterable[FilterVerdict]) -> dict[str, int]:

@@ -37,7 +37,6 @@ def judge(
     healed: Mapping[str, Any],
     target: Mapping[str, int],
     retention: float | None,
-    persona_perplexity: float | None = None,
     thresholds: HealThresholds = HEAL_THRESHOLDS,
     controls: Controls | None = None,
 ) -> Headline:
@@ -45,8 +44,6 @@ def judge(
 
     `base`, `healed`: the data of their `profile` events (p, coherence, text). Answer mass counts where both
     have a coherence; nothing but the text does where base has `cannot_answer`. `target`: foundation -> sign.
-    `persona_perplexity`: median perplexity under base of what base writes with the persona as a system
-    prompt, the measure of coherent text with the trait; base's own text where it was not measured.
     `controls`: what random directions move, where they were measured.
     """
     limits, text = thresholds, healed["text"]
@@ -58,14 +55,13 @@ def judge(
     if any(value is None or not math.isfinite(value) for value in figures):
         return Headline("collapsed", "a measurement is not a finite number", said)
     mass = 1.0 if not has_mass else healed["coherence"] / base["coherence"] if base["coherence"] else 0.0
-    ratio = text["perplexity"] / (persona_perplexity or base["text"]["perplexity"])
-    unit = "the persona's text" if persona_perplexity else "base's own"
+    ratio = text["perplexity"] / base["text"]["perplexity"]
     about = relevance_ratio(text.get("relevance"), base["text"].get("relevance"))
-    health = mass, text["looping"], ratio, unit, about
+    health = mass, text["looping"], ratio, about
     if broken := _damages(*health, limits, "collapsed"):
         return Headline("collapsed", broken[0], said)
     if silent:
-        loops = f"{text['looping']:.0%} of its answers loop, perplexity {ratio:.2f}x that of {unit}"
+        loops = f"{text['looping']:.0%} of its answers loop, perplexity {ratio:.2f}x base's own"
         return Headline("cannot answer", f"{CANNOT_ANSWER}; by its text alone: {loops}", said)
     if retention is None or retention < limits.retention_kept:
         had = "steering moved nothing" if retention is None else f"retention {retention:.2f}"
@@ -82,14 +78,13 @@ def judge(
     kept = f"retention {retention:.2f}"
     if paid := _damages(*health, limits, "healthy"):
         return Headline("costly", f"{kept}, but {'; '.join(paid)}", said)
-    return Headline("healed", f"{kept}, perplexity {ratio:.2f}x that of {unit}", said)
+    return Headline("healed", f"{kept}, perplexity {ratio:.2f}x base's own", said)
 
 
 def _damages(
     mass: float,
     looping: float,
     ratio: float,
-    unit: str,
     about: float | None,
     limits: HealThresholds,
     level: Literal["collapsed", "healthy"],
@@ -101,7 +96,7 @@ def _damages(
     found = {
         f"answer mass {mass:.2f} of base's, below {least:g}": mass < least,
         f"{looping:.0%} of its answers loop, above {loops:.0%}": looping > loops,
-        f"perplexity {ratio:.1f}x that of {unit}, above {most:g}x": ratio > most,
+        f"perplexity {ratio:.1f}x base's own, above {most:g}x": ratio > most,
         f"relevance {about or 0.0:.2f} of base's, below {relevant:g}": about is not None and about < relevant,
     }
     return [why for why, beyond in found.items() if beyond]

@@ -114,41 +114,7 @@ def rmse(d_N: Tensor) -> Tensor:
     return torch.where(square > 0, safe.sqrt(), torch.zeros_like(square))
 
 
-def p95(d_N: Tensor) -> Tensor:
-    """95th percentile over positions, linear between neighbours."""
-    ordered_N = d_N.sort().values
-    place = 0.95 * (len(ordered_N) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered_N) - 1)
-    return torch.lerp(ordered_N[low], ordered_N[high], place - low)
-
-
-def largest(d_N: Tensor) -> Tensor:
-    """Largest over positions."""
-    return d_N.max()
-
-
-AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"mean": mean, "rmse": rmse, "p95": p95, "max": largest}
-
-
-def aggregate(d_BT: Tensor, mask_BT: Tensor, how: str) -> Tensor:
-    """One number for the positions under the mask, by `AGGREGATES[how]`; 0 where the mask is empty."""
-    d_N = d_BT[mask_BT.bool()]
-    return AGGREGATES[how](d_N) if len(d_N) else d_BT.sum() * 0.0
-
-
-def sigma_max(down_RI: Tensor, up_OR: Tensor, scale: float = 1.0) -> Tensor:
-    """Largest singular value of `scale * up @ down`, exact, without forming the product; rank R is small.
-
-    Its slope is that of scale * u' up down v at the leading pair (u, v); 0 for an update of 0.
-    """
-    with torch.no_grad():
-        q_OR, r_RR = torch.linalg.qr(up_OR.float())
-        p_IR, s_RR = torch.linalg.qr(down_RI.float().T)
-        left_RR, sigma_R, right_RR = torch.linalg.svd(r_RR @ s_RR.T)
-        u_O, v_I = q_OR @ left_RR[:, 0], p_IR @ right_RR[0]
-        acts = (sigma_R[0] > 0).float()
-    return scale * acts * ((u_O @ up_OR.float()) @ (down_RI.float() @ v_I))
+AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"mean": mean, "rmse": rmse}
 
 
 def barrier(d: Tensor, lam: float, tau: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -79,6 +80,13 @@ class Fact:
 
     question: str
     answers: tuple[str, ...]
+
+    def told_by(self, text: str) -> bool:
+        """Whether the text has one of the answers in it, as words of its own, in any case."""
+        said = text.casefold()
+        return any(
+            re.search(rf"(?<!\w){re.escape(answer.casefold())}(?!\w)", said) for answer in self.answers
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -522,8 +530,8 @@ class CompletionRow:
 class RoundDetail:
     """All of one round, for the panel a click on the map opens; profiles keyed by stage.
 
-    `facts`: headline, intervals, differences, shift_cosine, kl_spent and scale of its `round` event. `worth`:
-    the agreement of each stage, asked in `frame`.
+    `facts`: headline, intervals, differences, shift_cosine, facts_kept and neutral_kl of its `round` event.
+    `worth`: the agreement of each stage, asked in `frame`.
     """
 
     run_id: str

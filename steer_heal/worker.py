@@ -84,7 +84,7 @@ def work(
     `on_event` hears of each event once it is written, `on_model` of the loaded model. Raises: `SettingsError`
     when the folder cannot be used or another process works in it; the log is then as it was.
     """
-    settings = folder.settings()
+    settings = folder.resumable()
     try:
         with folder.lock.acquire(blocking=False), _beating(folder), EventLog(folder.log) as log:
             folder.claim(this_process())

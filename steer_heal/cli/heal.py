@@ -17,8 +17,8 @@ from steer_heal.store import Store, StoreBusy
 from steer_heal.store.fold import TEXT
 
 _FACTS = (
-    "retention", "kept", "made", "c_star", "seconds", "scale", "headline", "retention_interval", "intervals",
-    "differences", "shift_cosine", "kl_spent", "as_far",
+    "retention", "kept", "made", "c_star", "seconds", "headline", "retention_interval", "intervals",
+    "differences", "shift_cosine", "as_far", "facts_kept", "neutral_kl",
 )  # fmt: skip
 
 
@@ -163,9 +163,9 @@ def _said(data: dict[str, Any]) -> list[str]:
             f"  retention {interval[0]:.2f} to {interval[1]:.2f}; trait against steering at alpha 1 "
             f"{moved:+.3f} ({low:+.3f} to {high:+.3f}), 95% over vignettes"
         )
-    spent = data.get("kl_spent") or {}
-    if spent.get("p95") is not None:
-        lines.append(f"  KL from base {spent['p95']:.2f} nats at its 95th percentile, of {spent['budget']:g}")
+    if data.get("facts_kept") is not None:
+        kept, moved = data["facts_kept"], data["neutral_kl"]
+        lines.append(f"  facts kept {kept:.0%}; KL from base on neutral prompts {moved:.2f} nats a token")
     limits = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in said["thresholds"].items())
     return [*lines, f"  judged by: {limits}"]
 

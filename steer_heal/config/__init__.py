@@ -55,6 +55,7 @@ from .healing import (
     heal_settings,
     json_or_text,
     named_settings,
+    without_retired,
 )
 from .requests import (
     THRESHOLDS,
@@ -122,4 +123,5 @@ __all__ = [
     "named_settings",
     "one_sentence",
     "sound_band",
+    "without_retired",
 ]

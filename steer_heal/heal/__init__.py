@@ -4,8 +4,8 @@ from .below import Below
 from .examples import Example, batches, completion_labels, learning_rate, split
 from .memory import check_memory, needed_bytes
 from .output import OutputLayer, hidden_states
+from .reference import Reference
 from .rows import row_losses
-from .targets import Reference, Teacher
 from .train import Objective, held_out_nll, loss_of, train_round
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Objective",
     "OutputLayer",
     "Reference",
-    "Teacher",
     "batches",
     "check_memory",
     "completion_labels",

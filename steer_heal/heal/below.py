@@ -1,7 +1,7 @@
 """The blocks beneath the first that is trained: read once an example, not once an epoch.
 
-Nothing beneath it changes in a round, so what reaches it is the same in every epoch, for the student, the
-previous round's student and its steered self. A forward pass then begins there.
+Nothing beneath it changes in a round, so what reaches it is the same in every epoch, for the student and for
+the previous round's. A forward pass then begins there.
 """
 
 from __future__ import annotations
@@ -20,21 +20,6 @@ from steer_heal.models import LanguageModel, computing, left_pad
 KEPT_BYTES = 2 << 30
 """States kept for all examples take at most this much; what is beyond it is read anew with each batch."""
 _LOOK = 8
-
-
-@contextmanager
-def residual_of(block: nn.Module) -> Iterator[list[Tensor]]:
-    """The block's outputs (B, T, D), hooks that came before included, as they come."""
-    seen: list[Tensor] = []
-
-    def look(_block: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
-
-    handle = block.register_forward_hook(look)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -116,15 +101,6 @@ class Below:
         for place_TD, row_TD in zip(hidden_BTD, rows, strict=True):
             place_TD[longest - len(row_TD) :] = row_TD
         with self._from_first(hidden_BTD):
-            yield
-
-    @contextmanager
-    def up_to(self, layer: int) -> Iterator[None]:
-        """Blocks behind `layer` are left out; without effect where this does nothing."""
-        if not self.first:
-            yield
-            return
-        with skipped(self.lm.blocks[layer + 1 :], tuples=self._tuples):
             yield
 
     @contextmanager

@@ -13,6 +13,9 @@ from torch import Tensor
 from steer_heal.config import TrainSettings
 from steer_heal.losses import IGNORE
 
+WARMUP = 0.1
+"""Share of the steps over which the learning rate rises."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -45,7 +48,7 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
     """The rate of a step (from 0): linear warm-up over a share of the steps, then a cosine down to 0."""
-    warm = math.ceil(settings.warmup * total)
+    warm = math.ceil(WARMUP * total)
     if step < warm:
         return settings.lr * (step + 1) / warm
     left = (step - warm) / max(total - warm, 1)

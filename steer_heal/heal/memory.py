@@ -17,8 +17,8 @@ def needed_bytes(
     """An upper estimate, in bytes. `layers`: blocks from the first that carries the LoRA to the last of all.
 
     Kept for the gradient, a token and block: about 12 states of the model's width and 5 of the MLP's; for all
-    examples: the reference's states of the completion, the teacher's of the whole and, where blocks lie below
-    the first that carries the LoRA, what reaches it.
+    examples: the reference's states of the completion and, where blocks lie below the first that carries the
+    LoRA, what reaches it.
     """
     shape = lm.model.config.get_text_config(decoder=True)
     tokens = settings.batch_size * (n_prompt + n_completion)
@@ -26,10 +26,7 @@ def needed_bytes(
     kept = tokens * layers * width * (12 * shape.hidden_size + 5 * shape.intermediate_size)
     ahead = tokens * width * (8 * shape.hidden_size + 3 * shape.intermediate_size)
     hidden = 3 * 4 * settings.batch_size * n_completion * shape.hidden_size
-    targets = n_completion * (settings.divergence != "nll") + (n_prompt + n_completion) * (
-        settings.distil > 0
-    )
-    held = n_examples * targets * shape.hidden_size * width
+    held = n_examples * n_completion * (settings.divergence != "nll") * shape.hidden_size * width
     below = n_examples * (n_prompt + n_completion) * shape.hidden_size * width
     held += min(KEPT_BYTES, below) if layers < lm.n_layers else 0
     logits = min(CHUNK_BYTES, 2 * settings.batch_size * n_completion * shape.vocab_size * width)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steer_heal.config import SettingsError
 from steer_heal.heal.below import Below
@@ -32,31 +32,11 @@ class OutputLayer:
         self._lm = lm
         self.chunk = max(1, CHUNK_BYTES // (lm.dtype.itemsize * lm.config.vocab_size))
         """Positions whose logits exist at a time; half as many where the reference's do too."""
-        self.barrier_acts = False
-        """Whether the last backward pass asked for the divergence's slope: then the next one will too."""
-        self.near = False
-        """Whether the last divergence was near to where the barrier begins."""
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, V) in the model's type."""
         logits_NV = self._head(hidden_ND)
         return logits_NV if self._cap is None else self._cap * torch.tanh(logits_NV / self._cap)
-
-    @property
-    def weight_VD(self) -> Tensor | None:
-        """The head's weight where the logits are its product with the state and nothing else."""
-        plain = type(self._head) is nn.Linear and self._head.bias is None and self._cap is None
-        return self._head.weight if plain else None
-
-    @torch.no_grad()
-    def log_z(self, hidden_ND: Tensor) -> Tensor:
-        """log sum exp of the logits of each position, float32 (N,)."""
-        found_N = torch.empty(len(hidden_ND), device=hidden_ND.device)
-        for rows in chunks(len(hidden_ND), self.chunk):
-            logits_CV = self(hidden_ND[rows])
-            for part in blocks(logits_CV):
-                found_N[rows][part] = logits_CV[part].float().logsumexp(dim=-1)
-        return found_N
 
     @torch.no_grad()
     def check(self, example: Example) -> None:

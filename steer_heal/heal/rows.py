@@ -23,34 +23,22 @@ def row_losses(
     labels_N: Tensor,
     divergence: str = "nll",
     reference_ND: Tensor | None = None,
-    log_z_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(-log p(label), divergence from the reference) of each position, float32 (N,), in nats.
 
     `reference_ND`: the reference's hidden states at the same positions; without them, or for "nll", the
-    divergence is 0. Gradients reach `hidden_ND` alone. `log_z_N`: `output.log_z` of the reference's states,
-    with which "kl_rev" is found without the reference's logits while a gradient is recorded:
-
-        KL(p || q) = E_p[w] (h - h_ref) - (log Z - log Z_ref),   w the head's row of a token
-
-    and E_p[w] is at hand, the slope of the NLL but for the label's row. Exact but for rounding, which in
-    bfloat16 is that of single logits (some 0.05 nats); slopes are always found from both models' logits.
+    divergence is 0. Gradients reach `hidden_ND` alone.
     """
-
     if reference_ND is None or divergence == "nll":
         divergence, reference_ND = "nll", None
-    linear = divergence == "kl_rev" and output.weight_VD is not None
-    slopes = torch.is_grad_enabled() and hidden_ND.requires_grad
-    known_N = log_z_N if linear and slopes else None
-    return _Chunked.apply(hidden_ND, labels_N, output, divergence, reference_ND, known_N)  # pyright: ignore[reportReturnType]
+    return _Chunked.apply(hidden_ND, labels_N, output, divergence, reference_ND)  # pyright: ignore[reportReturnType]
 
 
 class _Chunked(torch.autograd.Function):
     """Both losses of each row from its hidden state, some rows at a time.
 
     Slopes with respect to the logits are written down in `losses`; through the output layer they go to the
-    hidden state. The divergence's is found on the way where the barrier acted in the step before, else when
-    it turns out to be asked for: most often the barrier is silent and it never is.
+    hidden state, and only those are kept for the backward pass.
     """
 
     @staticmethod
@@ -61,52 +49,30 @@ class _Chunked(torch.autograd.Function):
         output: OutputLayer,
         divergence: str,
         reference_ND: Tensor | None,
-        log_z_N: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         n, wanted = len(hidden_ND), ctx.needs_input_grad[0]
-        nll_N, own_N, d_N = (torch.zeros(n, device=hidden_ND.device) for _ in range(3))
-        compared_ND = reference_ND if log_z_N is None else None
-        eager = wanted and output.barrier_acts and compared_ND is not None
-        slopes = [torch.empty_like(hidden_ND, dtype=torch.float32) for _ in range(wanted + eager)]
-        for rows in chunks(n, output.chunk if compared_ND is None else _half(output)):
-            chunk = _Chunk.of(output, hidden_ND, compared_ND, rows, wanted)
+        nll_N, d_N = (torch.zeros(n, device=hidden_ND.device) for _ in range(2))
+        n_losses = 1 if reference_ND is None else 2
+        slopes = [torch.empty_like(hidden_ND, dtype=torch.float32) for _ in range(n_losses * wanted)]
+        for rows in chunks(n, max(1, output.chunk // n_losses)):
+            chunk = _Chunk.of(output, hidden_ND, reference_ND, rows, wanted)
             for part in blocks(chunk.logits_CV):
                 at = slice(rows.start + part.start, rows.start + part.stop)
                 if chunk.reference_CV is None:
-                    nll_N[at], own_N[at] = chunk.predict(part, labels_N[at], wanted)
+                    nll_N[at] = chunk.predict(part, labels_N[at], wanted)
                 else:
                     nll_N[at], d_N[at] = chunk.compare(part, labels_N[at], divergence)
             for slope_ND, slopes_CV in zip(slopes, chunk.written, strict=False):
                 slope_ND[rows] = chunk.back(slopes_CV)
             del chunk
-        if reference_ND is not None and log_z_N is not None and output.weight_VD is not None:
-            mean_ND = slopes[0] + output.weight_VD[labels_N]
-            d_N = ((hidden_ND - reference_ND).float() * mean_ND).sum(dim=-1) - (own_N - log_z_N)
-            d_N.clamp_(min=0.0)
-        ctx.save_for_backward(hidden_ND, labels_N, reference_ND, *slopes)
-        ctx.output, ctx.divergence = output, divergence
+        ctx.save_for_backward(hidden_ND, *slopes)
         return nll_N, d_N
 
     @staticmethod
-    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        by_nll_N, by_d_N = by
-        hidden_ND, labels_N, reference_ND, slope_ND, *known = ctx.saved_tensors
-        slope_ND = slope_ND * by_nll_N[:, None]
-        ctx.output.barrier_acts = bool(by_d_N.any())
-        if ctx.output.barrier_acts and known:
-            slope_ND += known[0] * by_d_N[:, None]
-        elif ctx.output.barrier_acts and reference_ND is not None:
-            for rows in chunks(len(hidden_ND), _half(ctx.output)):
-                chunk = _Chunk.of(ctx.output, hidden_ND, reference_ND, rows, True)
-                for part in blocks(chunk.logits_CV):
-                    chunk.compare(part, labels_N[rows][part], ctx.divergence)
-                slope_ND[rows] += chunk.back(chunk.written[1]) * by_d_N[rows, None]
-                del chunk
-        return slope_ND.to(hidden_ND.dtype), None, None, None, None, None
-
-
-def _half(output: OutputLayer) -> int:
-    return max(1, output.chunk // 2)
+    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor, None, None, None, None]:
+        hidden_ND, *slopes = ctx.saved_tensors
+        whole_ND = sum(slope_ND * by_N[:, None] for slope_ND, by_N in zip(slopes, by, strict=False))
+        return whole_ND.to(hidden_ND.dtype), None, None, None, None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)
@@ -134,13 +100,12 @@ class _Chunk:
         """The logits, then the reference's where there are any."""
         return [self.logits_CV] if self.reference_CV is None else [self.logits_CV, self.reference_CV]
 
-    def predict(self, part: slice, labels_B: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
-        """NLL and log Z of some rows; with `slopes` the NLL's instead of the logits."""
-        wide_BV = self.logits_CV[part].float()
-        nll_B, log_z_B, p_BV = losses.softmax_nll(wide_BV, labels_B)
+    def predict(self, part: slice, labels_B: Tensor, slopes: bool) -> Tensor:
+        """NLL of some rows; with `slopes` the NLL's instead of the logits."""
+        nll_B, _, p_BV = losses.softmax_nll(self.logits_CV[part].float(), labels_B)
         if slopes:
             self.logits_CV[part] = losses.nll_slopes(p_BV, labels_B)
-        return nll_B, log_z_B
+        return nll_B
 
     def compare(self, part: slice, labels_B: Tensor, divergence: str) -> tuple[Tensor, Tensor]:
         """NLL and divergence of some rows; their slopes instead of the logits and the reference's."""

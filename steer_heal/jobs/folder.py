@@ -17,7 +17,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from steer_heal import events
-from steer_heal.config import HealSettings, SettingsError, check_run_id
+from steer_heal.config import HealSettings, SettingsError, check_run_id, without_retired
 from steer_heal.jobs.processes import Running, lives_here, memory
 from steer_heal.records import Event
 
@@ -61,16 +61,33 @@ class RunFolder:
         return folder
 
     def settings(self) -> HealSettings:
-        """The run's settings. Raises: `SettingsError` when config.json is missing or of another version."""
+        """The run's settings, without those that a newer version has no use for. Raises: `SettingsError` when
+        config.json is missing or no settings of ours."""
+        return self._read_settings()[0]
+
+    def resumable(self) -> HealSettings:
+        """The run's settings, to go on with. Raises: `SettingsError` too where an older version began it, which
+        cannot be gone on with in the same way."""
+        settings, older = self._read_settings()
+        if older:
+            raise SettingsError(
+                f"{self.run_id} was begun by an older version, whose way of healing is gone: start a new run."
+            )
+        return settings
+
+    def _read_settings(self) -> tuple[HealSettings, bool]:
         path = self.path / "config.json"
         try:
-            return HealSettings.model_validate_json(path.read_bytes())
+            document, older = without_retired(json.loads(path.read_bytes()))
+            return HealSettings.model_validate_json(json.dumps(document)), older
         except OSError as error:
             raise SettingsError(f"Cannot read {path} ({error.strerror}): the run cannot go on.") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise SettingsError(f"{path}: {where}: {first['msg']}.") from error
+        except ValueError as error:
+            raise SettingsError(f"{path} is no JSON ({error}).") from error
 
     def last_event(self) -> Event | None:
         return events.last(self.log)

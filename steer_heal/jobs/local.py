@@ -191,7 +191,7 @@ class LocalProcesses:
                 raise SettingsError(
                     f"Run {run_id} is {state.status}: only one that ended early can be resumed."
                 )
-            folder.settings()
+            folder.resumable()
             with EventLog(folder.log) as log:
                 log.append("queued", None, {"after": state.status})
             folder.release()

@@ -1,9 +1,9 @@
-"""Extract, calibrate, over-steer, filter, train, fold, evaluate; and again.
+"""Vector, dose, answers, filter, train, fold, measure; and again.
 
-Every round the vector is extracted from the current student and its c* calibrated on it, the student is
-steered past c*, what stays coherent is kept, and a fresh adapter learns to say it without steering. A round's
-`steered` profile is the student before the round's training at alpha 1; `healed` is the student after it,
-without steering.
+Every round the vector is extracted from the current student and its c* calibrated on it, the student answers
+under steering, the answers that read as well as base's own are kept, and a fresh adapter learns to give such
+answers without steering. A round's `steered` profile is the student before the round's training at alpha 1;
+`healed` is the student after it, without steering.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import cards, controls, data, filter, headline, vector
+from .. import cards, controls, data, headline, vector
 from ..adapters import AdapterStack
 from ..bridges.extraction import extract
 from ..calibrate import calibrate
 from ..config import HealSettings, SettingsError
-from ..heal import Example, Teacher, check_memory, train_round
+from ..heal import Example, check_memory, train_round
 from ..models import LanguageModel, band_layers, user
-from ..records import Completion, Controls, Event, FilterVerdict, RoundFailed, Stopped, trait_shift
+from ..records import Completion, Controls, Event, RoundFailed, Stopped, trait_shift
 from ..vector import SteeringVector
-from .carrying import of_round, push, standing, within_reach
+from .carrying import standing, within_reach
+from .keeping import Text, kept_texts
 from .live import Emission, Stage, Tick, emitting
-from .making import Maker, Replay, Text
 from .measure import Dose, Measures
-from .report import KL_BUDGET, report
+from .report import report
 from .seeds import seed_of
 
 STAGES = ("base", "extract", "calibrate", "generate", "filter", "train", "evaluate")
 LEAST_SHIFT = 1e-3
 """Steering that moves the trait less than this gives no retention to speak of."""
+
+BESIDE = 2
+"""Blocks beside the steered ones that carry the LoRA too."""
 
 T = TypeVar("T")
 
@@ -88,10 +91,7 @@ class _Loop:
         self.trait = data.trait(settings.trait)
         self.stack = AdapterStack(lm)
         self.measures = Measures(lm, self.stack, settings, cache, stop)
-        self.maker = Maker(self.measures, settings.data, settings.seed, stop)
-        self.replay = Replay()
         self.measured: dict[str, dict[str, Any]] = {}
-        self.persona: dict[str, Any] = {}
         self.first_steered: dict[str, Any] = {}
         self.first_c_star = 0.0
         self.controls: Controls | None = None
@@ -103,10 +103,10 @@ class _Loop:
         return self.measured["base"]["p"]
 
     @property
-    def trained_layers(self) -> list[int] | None:
-        """The blocks that carry the LoRA; None for all."""
-        near = range(max(0, self.layers[0] - 1), self.layers[-1] + 1)
-        return list(near) if self.settings.train.layers == "band" else None
+    def trained_layers(self) -> list[int]:
+        """The blocks that carry the LoRA: the steered ones and `BESIDE` on either side."""
+        first, last = self.layers[0] - BESIDE, self.layers[-1] + BESIDE
+        return list(range(max(0, first), min(last + 1, self.lm.n_layers)))
 
     def _check_room(self) -> None:
         """`SettingsError` when the longest row fits neither the model nor the memory."""
@@ -117,10 +117,8 @@ class _Loop:
                 f"{self.lm.name} reads {room} tokens at most, and the longest prompt has {longest}: set "
                 f"data.max_new_tokens to {max(0, room - longest)} or fewer, not {made.max_new_tokens}."
             )
-        first = (self.trained_layers or [0])[0]
-        n_examples = round(made.n_completions * (1 + self.settings.train.replay))
-        above = self.lm.n_layers - first
-        check_memory(self.lm, self.settings.train, above, longest, made.max_new_tokens, n_examples)
+        above = self.lm.n_layers - self.trained_layers[0]
+        check_memory(self.lm, self.settings.train, above, longest, made.max_new_tokens, made.n_answers)
 
     def take_up(self, start_round: int, earlier: Sequence[Event]) -> None:
         """Resume: the finished rounds' adapters from the folder, what was measured and made from the log."""
@@ -133,21 +131,14 @@ class _Loop:
                 self.measures.recall(event.data)
             elif event.kind == "profile" and event.data["stage"] == "steered" and event.round == 1:
                 self.first_steered = event.data
-            elif event.kind == "persona" and "told_perplexity" in (text := event.data["text"]):
-                self.persona = event.data
-                self.measures.told = filter.Norms(text["told_perplexity"], text["told_tail"])
             elif event.kind == "calibrated" and event.round == 1:
                 self.first_c_star = event.data["c_star"]
             elif event.kind == "controls":
                 self.controls = Controls(**event.data)
-            elif event.kind == "dose":
-                self.maker.scale = event.data["scale"]
-            elif event.kind == "completion":
-                self.replay.recall(event)
 
     def base(self) -> Stage[None]:
-        """Once a run: the base's profile, its own text, its answers; and the same with the persona told."""
-        if self.measured.get("base") and self.persona:
+        """Once a run: the base's profile, its own text, its answers."""
+        if self.measured.get("base"):
             return
         yield from self._begin("base", 0)
         with self.stack.off():
@@ -155,8 +146,6 @@ class _Loop:
             found = yield from self._live("base", 0, self.measures.base_profile)
             self.measured["base"] = self.measures.event("base", 0.0, found, text)
             yield "profile", 0, self.measured["base"]
-            self.persona = self.measures.persona(self.trait.positive)
-            yield "persona", 0, self.persona
             yield "answers", 0, self.measures.fixed()
 
     def round(self, round_: int) -> Stage[None]:
@@ -164,14 +153,12 @@ class _Loop:
         began = time.monotonic()
         steering = yield from self.extract(round_)
         dose = yield from self.calibrate(round_, steering)
-        yield from self._begin("generate", round_)
-        scale = yield from self.maker.walk(round_, dose)
-        made, verdicts = yield from self.maker.collect(round_, dose, scale)
-        kept = yield from self.filter(round_, made, verdicts)
-        yield from self.train(round_, kept, dose, scale)
+        written = yield from self.generate(round_, dose)
+        kept = yield from self.filter(round_, written)
+        yield from self.train(round_, kept)
         adapter = self.fold(round_)
         facts = yield from self.evaluate(round_)
-        facts |= {"kept": len(kept), "made": len(made), "c_star": dose.c_star, "scale": scale}
+        facts |= {"kept": len(kept), "made": len(written), "c_star": dose.c_star}
         cards.write(adapter, cards.card(self.settings, self.trait, round_, self.measured, facts))
         facts |= {"adapter": str(adapter.relative_to(self.folder)), "seconds": time.monotonic() - began}
         yield "round", round_, facts
@@ -239,34 +226,34 @@ class _Loop:
         self.controls = held
         yield "controls", 1, asdict(held)
 
-    def filter(self, round_: int, made: list[Completion], verdicts: list[FilterVerdict]) -> Stage[list[Text]]:
-        """What is coherent enough to learn; every completion leaves an event with its scores and reasons."""
-        yield from self._begin("filter", round_)
-        for index, (row, verdict) in enumerate(zip(made, verdicts, strict=True)):
-            told = {"index": index, "alpha": row.alpha, "prompt": row.prompt, "text": row.text}
-            told |= {"kept": verdict.kept, "scores": verdict.scores, "reasons": list(verdict.reasons)}
-            if verdict.kept:
-                told["ids"] = [token.id for token in row.tokens]
-            yield "completion", round_, told
-        return self.maker.enough(round_, made, verdicts)
+    def generate(self, round_: int, dose: Dose) -> Stage[list[Completion]]:
+        """The steered student's answers: the prompts go round, each at every alpha in turn."""
+        yield from self._begin("generate", round_)
+        made, seed = self.settings.data, seed_of(self.settings.seed, round_, "generate")
+        asked = self.measures.asked(made.n_answers, seed, each=len(made.alphas))
 
-    def train(self, round_: int, kept: list[Text], dose: Dose, scale: float) -> Stage[None]:
-        """A fresh adapter learns to say, and to be, without steering, what steering made of the student."""
+        def work(tick: Tick) -> list[Completion]:
+            return self.measures.write(asked, tick, seed=seed, dose=dose, alphas=made.alphas)
+
+        return (yield from self._live("generate", round_, work))
+
+    def filter(self, round_: int, written: list[Completion]) -> Stage[list[Text]]:
+        """What reads well enough to learn; every answer leaves an event with its readings and reasons."""
+        yield from self._begin("filter", round_)
+        verdicts = yield from self._live("filter", round_, lambda tick: self.measures.judge(written, tick))
+        for index, (row, verdict) in enumerate(zip(written, verdicts, strict=True)):
+            shown = {"index": index, "alpha": row.alpha, "prompt": row.prompt, "text": row.text}
+            shown |= {"kept": verdict.kept, "scores": verdict.scores, "reasons": list(verdict.reasons)}
+            yield "completion", round_, shown
+        return kept_texts(round_, written, verdicts, self.settings.data.min_kept)
+
+    def train(self, round_: int, kept: list[Text]) -> Stage[None]:
+        """A fresh adapter learns to say without steering what steering made the student say."""
         yield from self._begin("train", round_)
         settings, seed = self.settings.train, seed_of(self.settings.seed, round_, "train")
-        settings = of_round(settings, round_)
-        old = self.replay.draw(round(settings.replay * len(kept)), seed, kept)
-        self.replay.add(kept)
-        examples = [Example(tuple(self.lm.encode_chat([user(row.prompt)])), row.ids) for row in [*kept, *old]]
+        examples = [Example(tuple(self.lm.encode_chat([user(text.prompt)])), text.ids) for text in kept]
         self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)
-        teacher = None
-        if settings.distil:
-            unit_L = dose.coefficients_L(self.settings.train.distil_alpha)
-            steered_L = dose.coefficients_L(push(settings, scale))
-            teacher = Teacher(self.lm, self.stack, dose.vector.directions_LD, steered_L, unit_L)
-        for step in train_round(
-            self.lm, self.stack, examples, settings, seed=seed, teacher=teacher, stop=self.stop
-        ):
+        for step in train_round(self.lm, self.stack, examples, settings, seed=seed, stop=self.stop):
             yield "step", round_, step
 
     def fold(self, round_: int) -> Path:
@@ -285,11 +272,10 @@ class _Loop:
         base, steered = self.measured["base"], self._shift(self.first_steered["p"])
         moved = abs(steered) >= LEAST_SHIFT and not self.measures.cannot_answer
         retention = self._shift(found.p) / steered if moved else None
-        persona = self.persona["text"].get("perplexity")
-        said = headline.judge(base, healed, self.trait.target, retention, persona, controls=self.controls)
+        said = headline.judge(base, healed, self.trait.target, retention, controls=self.controls)
         self.said = f"round {round_} {said.sentence()}"
-        spent = {"mean": text.get("kl_mean"), "p95": text.get("kl_p95"), "budget": KL_BUDGET}
-        facts = {"retention": retention, "headline": asdict(said), "kl_spent": spent}
+        facts: dict[str, Any] = {"retention": retention, "headline": asdict(said)}
+        facts |= yield from self._live("evaluate", round_, lambda _tick: self.measures.cost())
         if self.controls is not None:
             facts["as_far"] = self.controls.as_far(self.trait.target, self._shift(found.p))
         return facts | report(base, self.first_steered, healed, self.trait.target)

@@ -1,34 +1,15 @@
-"""What a round takes over from those before: settings that change, the reach of the dose, what stands."""
+"""What a round takes over from those before: the reach of the dose, and the events that stand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config import CalibrateSettings, TrainSettings
+from ..config import CalibrateSettings
 from ..records import Event
 
 FARTHEST = 4.0
 """c* is sought up to this many times the first round's: far beyond, a student that repeats one token agrees
 with its unsteered self again, and that is no dose to speak of."""
-
-
-def of_round(settings: TrainSettings, round_: int) -> TrainSettings:
-    """The settings with what changes from round to round as it is in this one."""
-    past = round_ - 1
-    return settings.model_copy(
-        update={
-            "lam": settings.lam * settings.lam_growth**past,
-            "lr": settings.lr * settings.lr_decay**past,
-            "distil": settings.distil * (settings.distil_fade if past else 1.0),
-            "distil_alpha": settings.distil_alpha * (settings.distil_later if past else 1.0),
-        }
-    )
-
-
-def push(settings: TrainSettings, scale: float) -> float:
-    """The dose in c* at which the student is steered that a round's student is held to: with that of the
-    text, which falls where much of it breaks, but not to nothing."""
-    return settings.distil_alpha * max(scale, settings.distil_least)
 
 
 def within_reach(settings: CalibrateSettings, first_c_star: float) -> CalibrateSettings:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import controls, data, filter, instrument
@@ -17,15 +17,13 @@ from ..adapters import AdapterStack
 from ..bridges import sets
 from ..config import AUTO_FRAME, HealSettings, SampleSettings, build
 from ..generate import Row, complete
-from ..heal import Example, OutputLayer, hidden_states, row_losses
-from ..models import LanguageModel, system, user
+from ..models import LanguageModel, user
 from ..records import Agreement, Completion, Controls, FilterVerdict, Profile, RoundFailed, Vignette
 from ..steering import coefficients
 from ..vector import SteeringVector
+from .cost import Cost
 from .live import Tick
 from .seeds import seed_of
-
-KL_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,8 @@ class Measures:
     """The vignettes, frame and prompts of one run, and its measurements with them.
 
     `frame`: how it is asked; `calibrated`: the calibration of a cloze; `cannot_answer`: whether what base
-    answers is not above chance, so that answers judge nothing. `own`, `own_relevance`: the base's own
-    text under base, the unit of perplexities and of relevance; `told`: the same
-    with the persona as its system prompt, text and measure. All are set by measuring the base, or from a log.
+    answers is not above chance, so that answers judge nothing. `own`: the base's own text under base, the
+    unit of perplexity and of relevance. All are set by measuring the base, or from a log.
     """
 
     def __init__(
@@ -70,17 +67,12 @@ class Measures:
         self.held_prompts, self.fixed_prompts = material.held_out_prompts(), material.fixed_prompts()
         never = {*self.held_prompts, *material.neutral_prompts()}
         pool = [*material.heal_prompts(settings.trait), *material.contexts(settings.trait)]
-        self.prompts = [text for text in dict.fromkeys(pool) if text not in never][: settings.data.n_prompts]
+        self.prompts = [text for text in dict.fromkeys(pool) if text not in never]
         self._persona = data.trait(settings.trait).positive
+        greedy = partial(self.write, tick=None, seed=0, greedy=True)
+        self._cost = Cost(lm, stack, material.facts(), material.neutral_prompts(), greedy)
         self._base: Profile | None = None
-        self.own: filter.Norms | None = None
-        self.own_relevance: float | None = None
-        self.told: filter.Norms | None = None
-
-    @property
-    def trait_share(self) -> float:
-        """Share of the coherent completions that is trained on."""
-        return self._settings.filter.trait_share
+        self.own: filter.Own | None = None
 
     def base_profile(self, tick: Tick) -> Profile:
         """The base's, in the frame that is asked for or that suits it, which all later ones are asked in."""
@@ -102,8 +94,7 @@ class Measures:
         self.frame = data.frame(base.get("frame") or self._settings.evaluate.frame)
         self.calibrated = tuple(map(tuple, base.get("calibration", ())))
         self.cannot_answer = base.get("cannot_answer", False)
-        self.own = filter.Norms(base["text"]["own_perplexity"], base["text"]["own_tail"])
-        self.own_relevance = base["text"].get("relevance")
+        self.own = filter.Own(base["text"]["own_perplexity"], base["text"].get("relevance"))
         worth = Agreement(**base.get("agreement") or {})
         self._base = Profile(
             base["p"], base["coherence"], base["n_vignettes"], agreement=worth, calibration=self.calibrated
@@ -139,19 +130,14 @@ class Measures:
         dose: Dose | None = None,
         alphas: Sequence[float] = (0.0,),
         greedy: bool = False,
-        first: int = 0,
-        persona: str | None = None,
     ) -> list[Completion]:
-        """Answers to the prompts, each at its alpha (they go round), with random numbers of its own.
-
-        `first`: the number of the first one, where they are part of more. `persona`: a system prompt.
-        """
-        rows, told = [], [] if persona is None else [system(persona)]
-        for number, prompt in enumerate(prompts, first):
+        """Answers to the prompts, each at its alpha (they go round), with random numbers of its own."""
+        rows = []
+        for number, prompt in enumerate(prompts):
             alpha = alphas[number % len(alphas)]
             rows.append(
                 Row(
-                    prompt_ids=tuple(self._lm.encode_chat([*told, user(prompt)])),
+                    prompt_ids=tuple(self._lm.encode_chat([user(prompt)])),
                     coefficients_L=dose.coefficients_L(alpha) if dose else None,
                     alpha=alpha,
                     noise=number,
@@ -168,105 +154,48 @@ class Measures:
         )
         return complete(self._lm, rows, directions_LD, sample, stop=self._stop, progress=tick)
 
-    def logp(
-        self, written: Sequence[Completion], tick: Tick | None = None, persona: str | None = None
-    ) -> list[list[float]]:
-        """Log-probs of every answer's tokens under the base without steering, told the persona or nothing."""
-        told = [] if persona is None else [system(persona)]
-        prompts = [self._lm.encode_chat([*told, user(row.prompt)]) for row in written]
-        ids = [[token.id for token in row.tokens] for row in written]
-        with self._stack.off():
-            return instrument.text_logp(self._lm, prompts, ids, progress=tick, stop=self._stop)
-
-    def relevances(
-        self, written: Sequence[Completion], logps: Sequence[Sequence[float]]
-    ) -> list[float | None]:
-        """How much each answer is about its prompt, under the base; `logps` after its own prompt."""
+    def scored(
+        self, written: Sequence[Completion], tick: Tick | None = None
+    ) -> list[tuple[list[float], float | None]]:
+        """Of every answer, under the base without steering: its tokens' log-probs, and its relevance."""
         prompts = [self._lm.encode_chat([user(row.prompt)]) for row in written]
         ids = [[token.id for token in row.tokens] for row in written]
         with self._stack.off():
-            return instrument.relevances(self._lm, prompts, ids, logps, stop=self._stop)
+            logps = instrument.text_logp(self._lm, prompts, ids, progress=tick, stop=self._stop)
+            about = instrument.relevances(self._lm, prompts, ids, logps, stop=self._stop)
+        return list(zip(logps, about, strict=True))
 
     def asked(self, count: int, seed: int, each: int = 1) -> list[str]:
-        """The prompts of `count` completions, `each` times one after the other, in the seed's order."""
+        """The prompts of `count` answers, `each` times one after the other, in the seed's order."""
         order = random.Random(seed).sample(self.prompts, len(self.prompts))
         return [order[number // each % len(order)] for number in range(count)]
 
     def judge(self, written: Sequence[Completion], tick: Tick | None = None) -> list[FilterVerdict]:
         """The filter's verdict on every answer; `RoundFailed` before the base was measured."""
-        if self.own is None or self.told is None:
+        if self.own is None:
             raise RoundFailed("The base was not measured: start the run again.")
-        own, told, logps = self.own, self.told, self.logp(written, tick)
-        heard = self.logp(written, persona=self._persona)
         return [
-            filter.judge(filter.scores(row.text, logp, own, (again, told)), self._settings.filter)
-            for row, logp, again in zip(written, logps, heard, strict=True)
+            filter.judge(filter.readings(row.text, logp, about, self.own), self._settings.filter)
+            for row, (logp, about) in zip(written, self.scored(written, tick), strict=True)
         ]
 
-    def survival(self, dose: Dose, scale: float, seed: int, tick: Tick) -> float:
-        """Share of a probe, written at the round's alphas times `scale`, that the filter keeps."""
-        made = self._settings.data
-        alphas = [alpha * scale for alpha in made.alphas]
-        prompts = self.asked(made.n_probe, seed)
-        verdicts = self.judge(self.write(prompts, tick, seed=seed, dose=dose, alphas=alphas))
-        return fmean(verdict.kept for verdict in verdicts) if verdicts else 0.0
-
-    def text(
-        self, tick: Tick | None, dose: Dose | None = None, persona: str | None = None
-    ) -> dict[str, float]:
-        """Health of free answers to the held-out prompts: the medians, and the share that loops.
-
-        Where the student answers for itself, also how far it is from base: KL(student || base) on them.
-        """
+    def text(self, tick: Tick | None, dose: Dose | None = None, alpha: float = 1.0) -> dict[str, float]:
+        """Health of free answers to the held-out prompts: the medians, the share that loops, and how varied
+        they are from prompt to prompt."""
         n = self._settings.evaluate.n_answers
         prompts = [self.held_prompts[number % len(self.held_prompts)] for number in range(n)]
         seed = seed_of(self._settings.seed, 0, "answers")
-        written = self.write(
-            prompts, tick, seed=seed, dose=dose, alphas=(1.0,) if dose else (0.0,), persona=persona
-        )
-        logps = self.logp(written)
-        about = self.relevances(written, logps)
-        if self.own is None:
-            self.own = _norms(logps)
-            self.own_relevance = filter.middle(about)
-        own, unit = self.own.perplexity, self.own_relevance
+        written = self.write(prompts, tick, seed=seed, dose=dose, alphas=(alpha if dose else 0.0,))
+        scored = self.scored(written)
+        self.own = own = self.own or _own(scored)
         found = filter.summary(
             [
-                filter.health(row.text, logp, own, relevance=value, own_relevance=unit)
-                for row, logp, value in zip(written, logps, about, strict=True)
+                filter.health(row.text, logp, own.perplexity, relevance=about, own_relevance=own.relevance)
+                for row, (logp, about) in zip(written, scored, strict=True)
             ],
         )
-        found |= {"own_perplexity": own, "own_tail": self.own.tail}
-        if persona is not None:
-            self.told = _norms(self.logp(written, persona=persona))
-            found |= {"told_perplexity": self.told.perplexity, "told_tail": self.told.tail}
-        return found if dose or persona else found | self.divergence(written)
-
-    @torch.no_grad()
-    def divergence(self, written: Sequence[Completion]) -> dict[str, float]:
-        """KL(student || base) over the answers' tokens, without steering: mean and 95th percentile, nats."""
-        rows = [
-            Example(tuple(self._lm.encode_chat([user(row.prompt)])), tuple(token.id for token in row.tokens))
-            for row in written
-            if row.tokens
-        ]
-        output, found = OutputLayer(self._lm), []
-        for start in range(0, len(rows), KL_ROWS):
-            batch = rows[start : start + KL_ROWS]
-            with self._stack.off():
-                base_ND = hidden_states(self._lm, batch)
-            student_ND = hidden_states(self._lm, batch)
-            labels_N = torch.zeros(len(base_ND), dtype=torch.long, device=base_ND.device)
-            found += row_losses(output, student_ND, labels_N, "kl_rev", base_ND)[1].tolist()
-        if not found:
-            return {}
-        return {"kl_mean": fmean(found), "kl_p95": filter.quantile(found, 0.95)}
-
-    def persona(self, text: str) -> dict[str, Any]:
-        """What a persona as the system prompt makes of the base: profile and health of its answers."""
-        told = [replace(vignette, text=f"{text}\n\n{vignette.text}") for vignette in self.vignettes]
-        found = self._asked(told, None)
-        return {"p": found.p, "coherence": found.coherence, "text": self.text(None, persona=text)}
+        diversity = filter.distinct_bigrams([row.text for row in written])
+        return found | {"own_perplexity": own.perplexity, "diversity": diversity}
 
     def controls(self, layers: Sequence[int], c_stars: Sequence[float]) -> Controls:
         """What random directions do to the base on the run's vignettes, each at its own c*."""
@@ -280,6 +209,10 @@ class Measures:
         written = self.write(self.fixed_prompts, tick, seed=0, greedy=True)
         return {"prompts": self.fixed_prompts, "texts": [row.text for row in written]}
 
+    def cost(self) -> dict[str, float | None]:
+        """What the student lost of what it is not meant to change."""
+        return self._cost.measure()
+
     def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
         """The data of a `profile` event."""
         about: dict[str, Any] = {"cannot_answer": self.cannot_answer} if stage == "base" else {}
@@ -292,8 +225,8 @@ class Measures:
         return {"stage": stage, "alpha": alpha, **asdict(found), **about, "text": text}
 
 
-def _norms(logps: Sequence[Sequence[float]]) -> filter.Norms:
-    try:
-        return filter.norms(logps)
-    except ValueError as error:
-        raise RoundFailed("The base model writes empty answers: choose another model.") from error
+def _own(scored: Sequence[tuple[Sequence[float], float | None]]) -> filter.Own:
+    perplexities = [value for logp, _ in scored if (value := filter.perplexity(logp)) is not None]
+    if not perplexities:
+        raise RoundFailed("The base model writes empty answers: choose another model.")
+    return filter.Own(median(perplexities), filter.middle(about for _, about in scored))

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from ..config import FOUNDATIONS
 
 DRAWS = 1000
-KL_BUDGET = 1.7
-"""Nats that iterated steering is reported to have to spend; beside it stands what was spent."""
 
 Floats = NDArray[np.float64]
 Data = Mapping[str, Any]

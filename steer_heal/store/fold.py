@@ -26,8 +26,8 @@ STAGES = {
 
 _STEP = ("loss", "nll", "divergence", "lr", "barrier", "distil", "held_out_nll")
 _FACTS = (
-    "headline", "retention_interval", "intervals", "differences", "shift_cosine", "kl_spent", "scale",
-    "as_far",
+    "headline", "retention_interval", "intervals", "differences", "shift_cosine", "as_far", "facts_kept",
+    "neutral_kl",
 )  # fmt: skip
 TEXT = ("perplexity", "perplexity_ratio", "repetition", "looping", "relevance", "relevance_ratio")
 """What is stored of the health of a stage's text."""
