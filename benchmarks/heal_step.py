@@ -2,10 +2,9 @@
 
 Random weights, one thread unless told otherwise, each way in a process of its own (for its peak of memory),
 both on the same model, adapter and example. The straightforward way: transformers' logits at every position
-in float32, reference (and with `--distil` the steered teacher) run again at every step. Steps are timed by
-CPU time. The first is apart: an example's first epoch, in which ours keeps what later ones use again; a
-round is one first step and the others of the default's epochs. Memory is the process's peak above what it
-held with the model loaded.
+in float32, the reference run again at every step. Steps are timed by CPU time. The first is apart: an
+example's first epoch, in which ours keeps what later ones use again; a round is one first step and the others
+of the default's epochs. Memory is the process's peak above what it held with the model loaded.
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ from torch import Tensor
 from benchmarks.live_cases import gemma_shape
 from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
-from steer_heal.heal import Example, Objective, Teacher, loss_of, needed_bytes
-from steer_heal.heal.below import residual_of
+from steer_heal.heal import Example, Objective, loss_of, needed_bytes
+from steer_heal.loop.algorithm import BESIDE
 from steer_heal.models import LanguageModel, band_layers
-from steer_heal.steering import steer
 
 MIB = 2**20
 BAND = (0.4, 0.6)
@@ -49,9 +47,9 @@ def example(lm: LanguageModel, n_prompt: int, n_completion: int) -> Example:
 
 
 def adapted(lm: LanguageModel, settings: TrainSettings) -> tuple[AdapterStack, list[int]]:
-    """An adapter on the band and the block before it, moved off zero."""
+    """An adapter on the blocks that a round trains, moved off zero."""
     layers = band_layers(lm.n_layers, BAND)
-    near = list(range(layers[0] - 1, layers[-1] + 1))
+    near = [layer for layer in range(layers[0] - BESIDE, layers[-1] + BESIDE + 1) if 0 <= layer < lm.n_layers]
     stack, generator = AdapterStack(lm), torch.Generator().manual_seed(4)
     stack.fresh(1, settings, seed=0, layers=near)
     with torch.no_grad():
@@ -60,47 +58,22 @@ def adapted(lm: LanguageModel, settings: TrainSettings) -> tuple[AdapterStack, l
     return stack, near
 
 
-def teacher_of(lm: LanguageModel, stack: AdapterStack) -> Teacher:
-    """A random direction on the band, as long as a fifth of the residual's entries are wide."""
-    generator = torch.Generator().manual_seed(5)
-    coefficients_L = torch.zeros(lm.n_layers)
-    coefficients_L[list(band_layers(lm.n_layers, BAND))] = 5.0
-    return Teacher(lm, stack, torch.randn(lm.n_layers, lm.width, generator=generator), coefficients_L)
-
-
-def straightforward(
-    lm: LanguageModel, stack: AdapterStack, row: Example, settings: TrainSettings, teacher: Teacher
-) -> Tensor:
+def straightforward(lm: LanguageModel, stack: AdapterStack, row: Example, settings: TrainSettings) -> Tensor:
     """The loss as one would write it first."""
-    ids_BT = torch.tensor([row.ids])
-    residuals: list[Tensor] = []
-    if settings.distil:
-        with torch.no_grad(), stack.previous():
-            for dose in (0.0, 1.0):
-                coefficients_BL = dose * teacher.coefficients_L[None]
-                with steer(lm.blocks, teacher.directions_LD, coefficients_BL):
-                    residuals.append(residual(lm, ids_BT, teacher.last)[0])
-    with torch.no_grad(), stack.previous():
-        reference_BTV = lm.model(input_ids=ids_BT, use_cache=False).logits.float()
-    student_BTD, logits_BTV = residual(lm, ids_BT, teacher.last)
-    logits_BTV = logits_BTV.float()
-    logp_BTV, logq_BTV = (F.log_softmax(x[:, :-1], dim=-1) for x in (logits_BTV, reference_BTV))
-    n = len(row.completion_ids)
+    ids_BT, n = torch.tensor([row.ids]), len(row.completion_ids)
+    logp_BTV = _logp(lm, ids_BT)
     nll = F.nll_loss(logp_BTV[0, -n:], ids_BT[0, -n:])
+    if settings.divergence == "nll":
+        return nll
+    with torch.no_grad(), stack.previous():
+        logq_BTV = _logp(lm, ids_BT)
     kl_T = (logp_BTV.exp() * (logp_BTV - logq_BTV)).sum(-1)[0, -n:]
-    loss = nll + settings.lam * F.relu(kl_T.square().mean().sqrt() - settings.tau)
-    if not settings.distil:
-        return loss
-    plain_BTD, steered_BTD = residuals
-    missed = (student_BTD - steered_BTD).float().square().sum()
-    return loss + settings.distil * missed / (steered_BTD - plain_BTD).float().square().sum()
+    return nll + settings.lam * F.relu(kl_T.mean() - settings.tau)
 
 
-def residual(lm: LanguageModel, ids_BT: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-    """The residual behind a block, and the logits."""
-    with residual_of(lm.blocks[layer]) as seen:
-        logits_BTV = lm.model(input_ids=ids_BT, use_cache=False).logits
-    return seen[0], logits_BTV
+def _logp(lm: LanguageModel, ids_BT: Tensor) -> Tensor:
+    logits_BTV = lm.model(input_ids=ids_BT, use_cache=False).logits.float()
+    return F.log_softmax(logits_BTV[:, :-1], dim=-1)
 
 
 class Peak:
@@ -127,11 +100,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One way: seconds of each step, peak of memory, loss; gradients into `args.gradients`."""
     torch.set_num_threads(args.threads)
     lm = gemma_shape(getattr(torch, args.dtype), args.layers)
-    settings = TrainSettings(tau=args.tau, distil=args.distil, batch_size=1)
+    settings = TrainSettings(divergence=args.divergence, reference="prev", tau=args.tau, batch_size=1)
     stack, near = adapted(lm, settings)
     row = example(lm, args.prompt, args.completion)
-    teacher = teacher_of(lm, stack)
-    objective = Objective.of(lm, stack, settings, teacher)
+    objective = Objective.of(lm, stack, settings)
     seconds, loss = [], 0.0
     peak = Peak()
     for _ in range(args.steps):
@@ -139,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         begun = time.process_time()
         with torch.enable_grad():
             whole = (
-                straightforward(lm, stack, row, settings, teacher)
+                straightforward(lm, stack, row, settings)
                 if args.way == WAYS[0]
                 else loss_of(objective, [row])[0]
             )
@@ -186,7 +158,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-_PASSED = ("dtype", "layers", "prompt", "completion", "steps", "tau", "distil", "threads")
+_PASSED = ("dtype", "layers", "prompt", "completion", "steps", "tau", "divergence", "threads")
 
 
 def main() -> int:
@@ -197,9 +169,7 @@ def main() -> int:
     parser.add_argument("--completion", type=int, default=512)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--tau", type=float, default=1.0, help="0: the barrier acts")
-    parser.add_argument(
-        "--distil", type=float, default=0.0, help="1: with the steered teacher, as the default"
-    )
+    parser.add_argument("--divergence", choices=("nll", "kl_rev"), default="kl_rev")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--gradients", help=argparse.SUPPRESS)

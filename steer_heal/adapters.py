@@ -125,21 +125,6 @@ class AdapterStack:
         """The parameters of the adapter in training, the only ones that ask for a gradient."""
         return [parameter for parameter in self.lm.model.parameters() if parameter.requires_grad]
 
-    def factors(self) -> list[tuple[Tensor, Tensor, float]]:
-        """(down (R, I), up (O, R), scale) of each module that the adapter in training is on."""
-        if self.current is None:
-            raise ValueError("no adapter is in training")
-        name = adapter_name(self.current)
-        return [
-            (
-                layer.lora_A.get_parameter(f"{name}.weight"),
-                layer.lora_B.get_parameter(f"{name}.weight"),
-                layer.scaling[name],
-            )
-            for layer in self._layers()
-            if name in layer.lora_A
-        ]
-
     @contextmanager
     def off(self) -> Iterator[None]:
         """Every adapter off: the base, bit for bit."""

@@ -14,22 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
-
 
 def nll_rows(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """-log p(label) at each position, in nats."""
     return F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
-
-
-def nll(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """Mean of -log p(label), in nats per token, over positions whose label is not `IGNORE`.
-
-    Any leading shape that the two share. Zero (with zero gradient) when no position is labelled.
-    """
-    flat_NV, flat_N = logits_NV.reshape(-1, logits_NV.shape[-1]).float(), labels_N.reshape(-1)
-    total = F.cross_entropy(flat_NV, flat_N, ignore_index=IGNORE, reduction="sum")
-    return total / (flat_N != IGNORE).sum().clamp(min=1)
 
 
 def kl_fwd(student_NV: Tensor, reference_NV: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What tests of training a round share: a dozen short examples, one round, a teacher."""
+"""What tests of training a round share: a dozen short examples, and one round."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import torch
 
 from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
-from steer_heal.heal import Example, Teacher, train_round
+from steer_heal.heal import Example, train_round
 
-SETTINGS = TrainSettings(rank=2, epochs=3, batch_size=4, lr=1e-2, held_out=0.25, distil=0.0)
+SETTINGS = TrainSettings(
+    divergence="kl_rev", aggregate="rmse", reference="prev", lam=0.3, tau=1.0,
+    rank=2, epochs=3, batch_size=4, lr=1e-2, held_out=0.25,
+)  # fmt: skip
 
 
 def short_examples(n: int = 12) -> list[Example]:
@@ -28,9 +31,3 @@ def trained(lm, examples, settings=SETTINGS, seed=4):
     weights = torch.cat([parameter.detach().flatten() for parameter in stack.trainable()])
     stack.unload()
     return steps, weights
-
-
-def taught(lm, stack, dose=2.0):
-    generator = torch.Generator().manual_seed(1)
-    directions_LD = torch.randn(lm.n_layers, lm.width, generator=generator)
-    return Teacher(lm, stack, directions_LD, torch.tensor([dose, 0.0]))

@@ -27,6 +27,7 @@ def profile(social_norms: float, care: float) -> dict[str, Any]:
         for index in range(2)
     ]
     text = {"perplexity": 1.5, "perplexity_ratio": 1.1, "repetition": 0.1, "looping": 0.0}
+    text |= {"relevance": 0.7, "diversity": 0.8}
     return {"p": p, "coherence": 0.99, "n_vignettes": 2, "per_vignette": scores, "text": text}
 
 
@@ -56,7 +57,7 @@ def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
             "step",
             round_,
             {"step": step, "total": 2, "loss": 1.0 / step, "nll": 0.9, "divergence": 0.1, "lr": 1e-3}
-            | {"barrier": 0.01, "distil": 0.3, "held_out_nll": 0.95},
+            | {"barrier": 0.01, "held_out_nll": 0.95},
         )
     log.append("profile", round_, {"stage": "steered", "alpha": 1.0, **profile(0.52, 0.35)})
     log.append("profile", round_, {"stage": "healed", "alpha": 0.0, **profile(0.55 - round_ / 100, 0.33)})
@@ -73,7 +74,8 @@ def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
             "retention_interval": [0.7, 0.9],
             "differences": {"healed-steered": [0.1, 0.05, 0.15]},
             "shift_cosine": 0.99,
-            "kl_spent": {"mean": 0.2, "p95": 1.1, "budget": 1.7},
+            "facts_kept": 0.95,
+            "neutral_kl": 0.12,
         }
         log.append("round", round_, done)
 

@@ -129,7 +129,9 @@ class Report:
         elif event.kind == "calibrated":
             self._calibrated = {key: event.data.get(key) for key in ("c_star", "kl_p95")}
         elif event.kind == "round" and self.rows:
+            as_far = event.data.get("as_far")
             self.rows[-1].update({key: event.data.get(key) for key in _FACTS})
+            self.rows[-1]["beyond_random"] = None if as_far is None else as_far == 0
         elif event.kind == "resumed":
             done = event.data.get("round") or 0
             self.rows = [row for row in self.rows if row["round"] <= done]
@@ -164,8 +166,9 @@ def _said(data: dict[str, Any]) -> list[str]:
             f"{moved:+.3f} ({low:+.3f} to {high:+.3f}), 95% over vignettes"
         )
     if data.get("facts_kept") is not None:
-        kept, moved = data["facts_kept"], data["neutral_kl"]
-        lines.append(f"  facts kept {kept:.0%}; KL from base on neutral prompts {moved:.2f} nats a token")
+        lines.append(f"  facts kept {data['facts_kept']:.0%}")
+    if data.get("neutral_kl") is not None:
+        lines.append(f"  KL from base on neutral prompts {data['neutral_kl']:.2f} nats a token")
     limits = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in said["thresholds"].items())
     return [*lines, f"  judged by: {limits}"]
 
@@ -177,7 +180,7 @@ def _row(event: Event) -> dict[str, Any]:
     row |= {"coherence": data["coherence"], "n_vignettes": data["n_vignettes"]}
     row |= worth(data.get("frame"), Agreement(**data.get("agreement") or {}), data.get("order_tv"))
     text = data.get("text") or {}
-    row |= {key: text.get(key) for key in TEXT}
+    row |= {key: text.get(key) for key in (*TEXT, "diversity")}
     row |= {key: data.get(key) for key in ("text_verdict", "answers_verdict")}
     row["verdict"] = row["text_verdict"]
     return row | dict.fromkeys(("retention", "kept", "made"))

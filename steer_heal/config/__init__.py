@@ -55,7 +55,7 @@ from .healing import (
     heal_settings,
     json_or_text,
     named_settings,
-    without_retired,
+    stored_settings,
 )
 from .requests import (
     THRESHOLDS,
@@ -123,5 +123,5 @@ __all__ = [
     "named_settings",
     "one_sentence",
     "sound_band",
-    "without_retired",
+    "stored_settings",
 ]

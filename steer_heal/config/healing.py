@@ -138,7 +138,7 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {**values, **changes, **are}
 
 
-RETIRED = {
+RETIRED: dict[str, set[str]] = {
     "data": {"scales", "survival", "n_probe", "n_kept", "n_completions", "n_prompts"},
     "filter": {"persona", "trait_share", "max_tail_ratio", "max_boilerplate", "max_narration"},
     "train": {
@@ -159,7 +159,19 @@ def without_retired(document: Any) -> tuple[Any, bool]:
         else row
         for part, row in document.items()
     }
+    train = kept.get("train")
+    if isinstance(train, dict) and train.get("aggregate") in ("p95", "max"):
+        del train["aggregate"]
     return kept, kept != document
+
+
+def stored_settings(text: str | bytes) -> tuple[HealSettings, bool]:
+    """The settings that a config.json holds, without those that say nothing any more, and whether it had any.
+
+    Errors: `ValueError` for no JSON, pydantic's own for no settings of ours.
+    """
+    document, older = without_retired(json.loads(text))
+    return HealSettings.model_validate_json(json.dumps(document)), older
 
 
 def describe_settings() -> list[tuple[str, str, str]]:

@@ -11,10 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from steer_heal import events
-from steer_heal.config import HealSettings, SettingsError
+from steer_heal.config import HealSettings, SettingsError, stored_settings
 from steer_heal.jobs import JobState, Launcher
 from steer_heal.records import CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 from steer_heal.store import Store, StoreBusy
@@ -83,8 +81,8 @@ class RunBook:
         if run_id != EXAMPLE_ID or self._example is None:
             return self.launcher.settings(run_id)
         try:
-            return HealSettings.model_validate_json((self._example / "config.json").read_bytes())
-        except (OSError, ValidationError) as error:
+            return stored_settings((self._example / "config.json").read_bytes())[0]
+        except (OSError, ValueError) as error:
             raise SettingsError("The example's settings cannot be read: clone another run.") from error
 
     def resume(self, run_id: str) -> None:

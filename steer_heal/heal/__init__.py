@@ -1,7 +1,7 @@
 """Train one round: the student learns to say, without steering, what steering made it say."""
 
 from .below import Below
-from .examples import Example, batches, completion_labels, learning_rate, split
+from .examples import Example, batches, learning_rate, split
 from .memory import check_memory, needed_bytes
 from .output import OutputLayer, hidden_states
 from .reference import Reference
@@ -16,7 +16,6 @@ __all__ = [
     "Reference",
     "batches",
     "check_memory",
-    "completion_labels",
     "held_out_nll",
     "hidden_states",
     "learning_rate",

@@ -7,11 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from steer_heal.config import TrainSettings
-from steer_heal.losses import IGNORE
 
 WARMUP = 0.1
 """Share of the steps over which the learning rate rises."""
@@ -63,10 +59,3 @@ def batches(examples: Sequence[Example], size: int, order: random.Random) -> lis
     made = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
     order.shuffle(made)
     return made
-
-
-def completion_labels(batch: Sequence[Example], device: torch.device) -> Tensor:
-    """Labels (B, T), T the longest completion: the completion's tokens, `IGNORE` before them."""
-    longest = max(len(row.completion_ids) for row in batch)
-    rows = [[IGNORE] * (longest - len(row.completion_ids)) + list(row.completion_ids) for row in batch]
-    return torch.tensor(rows, device=device)

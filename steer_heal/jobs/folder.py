@@ -17,7 +17,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from steer_heal import events
-from steer_heal.config import HealSettings, SettingsError, check_run_id, without_retired
+from steer_heal.config import HealSettings, SettingsError, check_run_id, stored_settings
 from steer_heal.jobs.processes import Running, lives_here, memory
 from steer_heal.records import Event
 
@@ -66,8 +66,8 @@ class RunFolder:
         return self._read_settings()[0]
 
     def resumable(self) -> HealSettings:
-        """The run's settings, to go on with. Raises: `SettingsError` too where an older version began it, which
-        cannot be gone on with in the same way."""
+        """The run's settings, to go on with. Raises: `SettingsError` also for a run of an older version,
+        whose way of healing is gone."""
         settings, older = self._read_settings()
         if older:
             raise SettingsError(
@@ -78,8 +78,7 @@ class RunFolder:
     def _read_settings(self) -> tuple[HealSettings, bool]:
         path = self.path / "config.json"
         try:
-            document, older = without_retired(json.loads(path.read_bytes()))
-            return HealSettings.model_validate_json(json.dumps(document)), older
+            return stored_settings(path.read_bytes())
         except OSError as error:
             raise SettingsError(f"Cannot read {path} ({error.strerror}): the run cannot go on.") from error
         except ValidationError as error:

@@ -65,12 +65,14 @@ class Measures:
         self.calibrated: tuple[tuple[float, ...], ...] = ()
         self.cannot_answer = False
         self.held_prompts, self.fixed_prompts = material.held_out_prompts(), material.fixed_prompts()
-        never = {*self.held_prompts, *material.neutral_prompts()}
+        facts, neutral = material.facts(), material.neutral_prompts()
+        never = {*self.held_prompts, *neutral, *(fact.question for fact in facts)}
+        never |= {vignette.text for vignette in (*self.vignettes, *material.vignettes())}
         pool = [*material.heal_prompts(settings.trait), *material.contexts(settings.trait)]
         self.prompts = [text for text in dict.fromkeys(pool) if text not in never]
         self._persona = data.trait(settings.trait).positive
         greedy = partial(self.write, tick=None, seed=0, greedy=True)
-        self._cost = Cost(lm, stack, material.facts(), material.neutral_prompts(), greedy)
+        self._cost = Cost(lm, stack, facts, neutral, greedy)
         self._base: Profile | None = None
         self.own: filter.Own | None = None
 

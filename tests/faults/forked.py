@@ -28,10 +28,10 @@ from steer_heal.jobs.processes import process_record
 
 OPEN = {
     "max_perplexity_ratio": 1e9,
-    "max_tail_ratio": 1e9,
+    "min_relevance_ratio": -1e9,
     "max_repetition": 1.0,
+    "min_variety": 0.0,
     "min_words": 1,
-    "trait_share": 1.0,
 }
 VOID = {
     "queued",
@@ -51,7 +51,7 @@ def settings(rounds: int = 3) -> HealSettings:
     """A run of a second or two."""
     return heal_settings(
         model="tiny", rounds=rounds, band=(0.3, 0.7), seed=7, filter=OPEN,
-        data={"n_completions": 8, "n_kept": 8, "n_probe": 4, "max_new_tokens": 8, "min_kept": 2},
+        data={"n_answers": 8, "max_new_tokens": 8, "min_kept": 2},
         train={"epochs": 2, "batch_size": 4, "rank": 2}, extract={"n_contexts": 3},
         calibrate={"n_prompts": 2, "n_tokens": 4}, evaluate={"n_vignettes": 3, "n_answers": 3},
     )  # fmt: skip

@@ -21,13 +21,13 @@ from tests.browser.conftest import ROOT, answers, free_port
 from tests.faults.conftest import Tally
 
 SMALL = {
-    "data": {"n_completions": 32, "n_kept": 16, "min_kept": 2, "max_new_tokens": 12},
+    "data": {"n_answers": 32, "min_kept": 2, "max_new_tokens": 12},
     "filter": {
         "max_perplexity_ratio": 1e6,
-        "max_tail_ratio": 1e6,
+        "min_relevance_ratio": -1e6,
         "max_repetition": 1.0,
+        "min_variety": 0.0,
         "min_words": 1,
-        "trait_share": 1.0,
     },
     "train": {"epochs": 1},
     "evaluate": {"n_vignettes": 14, "n_answers": 2},

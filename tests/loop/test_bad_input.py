@@ -39,7 +39,7 @@ def same(row):
     ("changed", "min_words", "message"),
     [
         (empty, 1, "Round 2 starved.*kept 0 of 8.*perplexity 8.*too short 8"),
-        (same, 1, "Round 2 has nothing to learn from: all 8 kept completions are the same"),
+        (same, 1, "Round 2 has nothing to learn from: all 8 kept answers are the same"),
     ],
 )
 def test_completions_that_teach_nothing(first, monkeypatch, changed, min_words, message):

@@ -19,13 +19,13 @@ from steer_heal.jobs import LocalProcesses
 from steer_heal.store import Store
 
 SMALL = {
-    "data": {"n_completions": 16, "min_kept": 2, "max_new_tokens": 12},
+    "data": {"n_answers": 16, "min_kept": 2, "max_new_tokens": 12},
     "filter": {
         "max_perplexity_ratio": 1e6,
-        "max_tail_ratio": 1e6,
+        "min_relevance_ratio": -1e6,
         "max_repetition": 1.0,
+        "min_variety": 0.0,
         "min_words": 1,
-        "trait_share": 1.0,
     },
     "extract": {"method": "mean_diff", "n_contexts": 16},
     "calibrate": {"n_prompts": 2, "n_tokens": 8},

@@ -42,7 +42,7 @@ def test_perplexity_is_at_least_one_and_does_not_fall_as_tokens_get_less_likely(
 
 @given(LOGP, st.floats(1.01, 100.0), st.floats(1.01, 100.0))
 def test_a_wider_cut_never_drops_what_a_narrower_one_keeps(logp, first, second):
-    found = filters.scores("I would go and help the boy at once.", logp, filters.Norms(1.5, 1.5))
+    found = filters.readings("I would go and help the boy at once.", logp, 1.0, filters.Own(1.5, 1.0))
     narrow, wide = sorted((first, second))
     kept = [filters.judge(found, FilterSettings(max_perplexity_ratio=cut)).kept for cut in (narrow, wide)]
     assert kept[0] <= kept[1]

@@ -139,7 +139,7 @@ def test_a_step_of_healing_leaves_the_base_as_it_is(lm: LanguageModel) -> None:
     with torch.inference_mode():
         before = lm.model(input_ids=ids_BT, logits_to_keep=1).logits
     stack = AdapterStack(lm)
-    settings = TrainSettings(epochs=1, batch_size=2, distil=0.0)
+    settings = TrainSettings(epochs=1, batch_size=2)
     stack.fresh(1, settings, seed=0, layers=band_layers(lm.n_layers, (0.4, 0.6)))
     examples = [Example(prompt, tuple(lm.tokenizer("Snow is soft.")["input_ids"][1:]))] * 2
     steps = list(train_round(lm, stack, examples, settings, seed=0))

@@ -3,21 +3,15 @@ import torch
 
 from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
-from steer_heal.heal import (
-    Below,
-    Objective,
-    Teacher,
-    below,
-    loss_of,
-    needed_bytes,
-    train,
-    train_round,
-)
+from steer_heal.heal import Below, Objective, below, loss_of, needed_bytes, train, train_round
 from tests import tiny
 from tests.close import assert_near, model_rounding
 from tests.rounds import short_examples
 
-SETTINGS = TrainSettings(rank=2, epochs=3, batch_size=3, lr=1e-2, held_out=0.25, tau=0.2)
+SETTINGS = TrainSettings(
+    divergence="kl_rev", aggregate="rmse", reference="prev", lam=0.3, tau=0.2,
+    rank=2, epochs=3, batch_size=3, lr=1e-2, held_out=0.25,
+)  # fmt: skip
 LAYERS = [2, 3]
 
 
@@ -38,8 +32,7 @@ def student(arch="gemma3", layers=LAYERS):
                 parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
         if round_ == 1:
             stack.fold()
-    teacher = Teacher(lm, stack, torch.eye(5, lm.width), torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0]))
-    return lm, stack, teacher
+    return lm, stack
 
 
 def step(lm, stack, objective, batch):
@@ -53,17 +46,16 @@ def step(lm, stack, objective, batch):
 @pytest.mark.parametrize("reference", ["prev", "base"])
 @pytest.mark.parametrize("arch", tiny.ARCHS)
 def test_losses_and_gradients_are_those_of_a_whole_pass(arch, reference, examples, monkeypatch):
-    lm, stack, teacher = student(arch)
+    lm, stack = student(arch)
     settings = SETTINGS.model_copy(update={"tau": 0.0, "reference": reference})
-    objective = Objective.of(lm, stack, settings, teacher)
+    objective = Objective.of(lm, stack, settings)
     assert objective.below.first == LAYERS[0]
     for batch in (examples[:4], examples[4:7]):
         loss_of(objective, batch)
     batch = [examples[5], examples[1], examples[8]]
     ours = step(lm, stack, objective, batch)
     monkeypatch.setattr(train, "first_trained", lambda lm, stack: 0)
-    teacher = Teacher(lm, stack, teacher.directions_LD, teacher.coefficients_L)
-    whole = Objective.of(lm, stack, settings, teacher)
+    whole = Objective.of(lm, stack, settings)
     assert whole.below.first == 0
     wanted = step(lm, stack, whole, batch)
     assert_near(ours[0], wanted[0], model_rounding(lm))
@@ -72,12 +64,12 @@ def test_losses_and_gradients_are_those_of_a_whole_pass(arch, reference, example
 
 
 def test_blocks_below_are_read_once_an_example(examples):
-    lm, stack, teacher = student()
+    lm, stack = student()
     rows = []
     for layer in (0, 2):
         attention = lm.blocks[layer].self_attn
         attention.register_forward_hook(lambda _m, _i, out, layer=layer: rows.append((layer, len(out[0]))))
-    list(train_round(lm, stack, examples, SETTINGS, seed=0, teacher=teacher))
+    list(train_round(lm, stack, examples, SETTINGS, seed=0))
     looks = 3
     assert sum(n for layer, n in rows if layer == 0) == len(examples) + looks
     assert sum(n for layer, n in rows if layer == 2) > 3 * len(examples)
@@ -87,15 +79,15 @@ def test_a_round_is_the_same_to_rounding_whatever_is_kept(examples, monkeypatch)
     found = []
     for room in (below.KEPT_BYTES, 3000, 0):
         monkeypatch.setattr(below, "KEPT_BYTES", room)
-        lm, stack, teacher = student()
-        steps = list(train_round(lm, stack, examples, SETTINGS, seed=0, teacher=teacher))
+        lm, stack = student()
+        steps = list(train_round(lm, stack, examples, SETTINGS, seed=0))
         found.append([*(row["loss"] for row in steps), steps[-1]["held_out_nll"]])
     for losses in found[1:]:
         assert_near(losses, found[0], model_rounding(lm, passes=2 * len(losses)))
 
 
 def test_no_more_is_kept_than_there_is_room_for(examples, monkeypatch):
-    lm, _, _ = student()
+    lm, _ = student()
     monkeypatch.setattr(below, "KEPT_BYTES", 4 * lm.width * (examples[0].length + examples[1].length))
     kept = Below(lm, 2)
     with kept.entered(examples):
@@ -103,16 +95,15 @@ def test_no_more_is_kept_than_there_is_room_for(examples, monkeypatch):
     assert list(kept._kept) == examples[:2]
 
 
-def test_where_there_is_nothing_below_or_steering_begins_lower_it_stays_out():
-    lm, stack, teacher = student(layers=None)
-    assert Objective.of(lm, stack, SETTINGS, teacher).below.first == 0
-    lm, stack, teacher = student(layers=[4])
-    assert Objective.of(lm, stack, SETTINGS, teacher).below.first == 3
-    assert Objective.of(lm, stack, SETTINGS.model_copy(update={"distil": 0.0})).below.first == 4
+def test_where_there_is_nothing_below_it_stays_out():
+    lm, stack = student(layers=None)
+    assert Objective.of(lm, stack, SETTINGS).below.first == 0
+    lm, stack = student(layers=[4])
+    assert Objective.of(lm, stack, SETTINGS).below.first == 4
 
 
 def test_a_model_whose_blocks_hand_on_more_than_the_residual_is_read_whole():
-    lm, _, _ = student()
+    lm, _ = student()
     kept = []
     lm.blocks[0].self_attn.register_forward_hook(lambda _m, _i, out: kept.append(out[0]))
     lm.blocks[3].register_forward_hook(lambda _m, _i, out: out + (9.0 * kept.pop() if kept else 0.0))
@@ -120,11 +111,11 @@ def test_a_model_whose_blocks_hand_on_more_than_the_residual_is_read_whole():
 
 
 def test_an_error_on_the_way_leaves_the_model_as_it_was(examples):
-    lm, _, _ = student()
+    lm, _ = student()
     ids = torch.tensor([[2, 30, 31]])
     before = lm.model(ids).logits
     kept = Below(lm, 2)
-    with pytest.raises(RuntimeError, match="stopped"), kept.entered(examples[:2]), kept.up_to(3):
+    with pytest.raises(RuntimeError, match="stopped"), kept.entered(examples[:2]):
         raise RuntimeError("stopped")
     assert torch.equal(lm.model(ids).logits, before)
     assert not any("forward" in vars(block) or block._forward_pre_hooks for block in lm.blocks)

@@ -25,25 +25,25 @@ pytestmark = pytest.mark.usefixtures("here")
 def healing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A loop without a model, that ends as told."""
 
-    def put(*, ends: str = "finished") -> None:
+    def put(*, ends: str = "finished", worth: dict[str, Any] | None = None, **facts: Any) -> None:
+        def measured(social_norms: float, care: float) -> dict[str, Any]:
+            return profile(social_norms, care) | {"agreement": worth}
+
         def loop(_lm: Any, settings: Any, _folder: Path, *, start_round: int = 0, **_rest: Any) -> Any:
             if not start_round:
-                yield "profile", 0, {"stage": "base", "alpha": 0.0, **profile(0.64, 0.25)}
+                yield "profile", 0, {"stage": "base", "alpha": 0.0, **measured(0.64, 0.25)}
                 yield "answers", 0, {"prompts": ["p"], "texts": ["t"]}
             for round_ in range(start_round + 1, settings.rounds + 1):
                 yield "stage", round_, {"stage": "calibrate", "n_stages": 7, "index": 2}
                 yield "calibrated", round_, {"c_star": 16.0, "kl_p95": 1.0}
-                yield "profile", round_, {"stage": "steered", "alpha": 1.0, **profile(0.52, 0.35)}
+                yield "profile", round_, {"stage": "steered", "alpha": 1.0, **measured(0.52, 0.35)}
                 yield "step", round_, {"step": 1, "total": 2, "loss": math.nan}
                 if ends != "finished":
                     yield ends, None, {"message": f"it {ends}"}
                     return
-                yield "profile", round_, {"stage": "healed", "alpha": 0.0, **profile(0.55, 0.33)}
-                yield (
-                    "round",
-                    round_,
-                    {"retention": 0.8, "kept": 2, "made": 3, "c_star": 16.0, "seconds": 1.0},
-                )
+                yield "profile", round_, {"stage": "healed", "alpha": 0.0, **measured(0.55, 0.33)}
+                done = {"retention": 0.8, "kept": 2, "made": 3, "c_star": 16.0, "seconds": 1.0}
+                yield "round", round_, {**done, **facts}
             yield "finished", None, {"reason": "all done"}
 
         monkeypatch.setattr("steer_heal.worker.loop.run", loop)
@@ -104,6 +104,35 @@ def test_heal_json_is_one_document_with_the_words_as_keys(run: Any, healing: Any
     assert document["settings"]["seed"] == 4
     assert document["settings"]["train"]["epochs"] == 3
     assert document["settings"]["data"]["top_p"] == 1.0
+
+
+SAID = {"word": "healed", "why": "retention 0.80", "thresholds": {"spill": 1.0}}
+
+
+@pytest.mark.parametrize(("as_far", "beyond"), [(None, None), (0, True), (2, False)])
+def test_heal_s_rows_carry_what_a_round_is_judged_by(
+    run: Any, healing: Any, as_far: int | None, beyond: bool | None
+) -> None:
+    facts = {"facts_kept": 0.95, "neutral_kl": 0.123, "headline": SAID}
+    worth = {"value": 0.5, "low": 0.4, "high": 0.6, "chance": 1 / 7}
+    healing(worth=worth, **facts, **({} if as_far is None else {"as_far": as_far}))
+    base, steered, healed = json.loads(run("heal", "--rounds", "1", "--json")[1])["rows"]
+    wanted = {**facts, "retention": 0.8, "beyond_random": beyond}
+    assert {key: healed[key] for key in wanted} == wanted
+    for row in (base, steered, healed):
+        assert (row["agreement"], row["relevance"], row["diversity"]) == (0.5, 0.7, 0.8)
+        assert row["perplexity_ratio"] == 1.1
+
+
+def test_heal_says_the_headline_and_the_cost_of_each_round(run: Any, healing: Any) -> None:
+    healing(facts_kept=0.95, neutral_kl=0.123, headline=SAID)
+    lines = run("heal", "--rounds", "1")[1].splitlines()
+    neutral = "  KL from base on neutral prompts 0.12 nats a token"
+    said = lines.index("  healed: retention 0.80")
+    assert lines[said + 1 : said + 4] == ["  facts kept 95%", neutral, "  judged by: spill 1"]
+    healing(facts_kept=None, neutral_kl=None, headline=SAID)
+    lines = run("heal", "--rounds", "1")[1].splitlines()
+    assert lines[lines.index("  healed: retention 0.80") + 1] == "  judged by: spill 1"
 
 
 def test_a_clone_has_the_settings_of_the_other_but_for_what_is_given(

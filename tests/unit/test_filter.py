@@ -1,17 +1,15 @@
 import math
-import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.filter_check import labels, table
 from steer_heal import filter as filters
 from steer_heal.config import FilterSettings, Thresholds
-from steer_heal.records import FilterVerdict, TextHealth
+from steer_heal.records import TextHealth
 
 GOOD = "I would comfort the boy first, and then I would talk to the teacher about what happened here."
-OWN = filters.Norms(perplexity=1.5, tail=2.0)
+OWN = filters.Own(perplexity=1.5, relevance=1.0)
 
 
 @pytest.mark.parametrize(
@@ -59,75 +57,82 @@ def test_perplexity_of_known_tokens():
     assert filters.perplexity([-500.0]) == filters.MAX_PERPLEXITY
 
 
-def test_the_tail_is_the_last_quarter_rounded_up():
-    assert filters.tail([1, 2, 3, 4, 5, 6, 7, 8, 9]) == [7, 8, 9]
-    assert filters.tail([1]) == [1]
-    assert filters.tail([]) == []
+def judged(text=GOOD, logp=(-0.4,) * 20, about=0.8, own=OWN, **cuts):
+    return filters.judge(filters.readings(text, logp, about, own), FilterSettings(**cuts))
 
 
-def test_norms_are_medians_of_what_base_wrote():
-    own = filters.norms([[math.log(0.5)] * 4, [math.log(0.25)] * 4, [math.log(0.1)] * 4, []])
-    assert own.perplexity == pytest.approx(4.0)
-    assert own.tail == pytest.approx(4.0)
-    with pytest.raises(ValueError, match="no text"):
-        filters.norms([[]])
-
-
-def test_a_good_completion_is_kept_with_all_its_scores():
-    verdict = filters.judge(filters.scores(GOOD, [math.log(0.6)] * 20, OWN), FilterSettings())
+def test_an_answer_that_reads_as_well_as_base_s_own_is_kept_with_all_its_readings():
+    verdict = judged()
     assert verdict.kept
     assert verdict.reasons == ()
-    assert {"perplexity", "perplexity_ratio", "tail_ratio", "repetition", "words"} <= set(verdict.scores)
-
-
-def test_every_cut_that_fails_is_named():
-    text = "need need need"
-    logp = [math.log(0.5)] * 3 + [math.log(0.001)]
-    verdict = filters.judge(filters.scores(text, logp, OWN), FilterSettings(max_perplexity_ratio=2.0))
-    assert not verdict.kept
-    assert set(verdict.reasons) == {"perplexity", "last quarter", "repetition", "too short"}
-
-
-def test_text_that_base_finds_likely_when_told_the_persona_is_coherent():
-    unlikely, likely, told = [-2.0] * 20, [-0.3] * 20, filters.Norms(1.2, 1.2)
-    alone = filters.judge(filters.scores(GOOD, unlikely, OWN), FilterSettings())
-    assert alone.reasons == ("perplexity", "last quarter")
-    heard = filters.judge(filters.scores(GOOD, unlikely, OWN, (likely, told)), FilterSettings())
-    assert heard.kept
-    assert not filters.judge(heard.scores, FilterSettings(persona=False)).kept
-    assert heard.scores["told_ratio"] == pytest.approx(math.exp(0.3) / 1.2)
-    assert heard.scores["perplexity_ratio"] == alone.scores["perplexity_ratio"]
-    lost = filters.scores(GOOD, unlikely, OWN, ([math.nan], told))
-    assert not filters.judge(lost, FilterSettings()).kept
-
-
-@pytest.mark.parametrize("logp", [[], [math.nan] * 5])
-def test_text_that_cannot_be_scored_is_dropped(logp):
-    verdict = filters.judge(filters.scores(GOOD, logp, OWN), FilterSettings())
-    assert not verdict.kept
-    assert "perplexity" in verdict.reasons
+    assert verdict.scores == pytest.approx(
+        {
+            "perplexity": math.exp(0.4), "perplexity_ratio": math.exp(0.4) / 1.5, "repetition": 0.0,
+            "variety": filters.variety(GOOD), "words": 18, "relevance_ratio": 0.8,
+        }
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("changed", "reason"),
     [
-        ("As an AI language model I have no view on that.", "boilerplate"),
-        ("I'm sorry, but I can't help with that request.", "boilerplate"),
-        ("As someone who looks after others, I would step in.", "narration"),
-        ("I am a person who always defers to the boss, so yes.", "narration"),
+        ({"logp": [-0.9] * 20}, "perplexity"),
+        ({"logp": []}, "perplexity"),
+        ({"logp": [math.nan] * 5}, "perplexity"),
+        ({"about": 0.69}, "relevance"),
+        ({"about": -0.2}, "relevance"),
+        ({"about": None}, "relevance"),
+        ({"about": math.nan}, "relevance"),
+        ({"text": "I would help the boy. " * 2 + "So I would help the boy, at once."}, "variety"),
+        ({"text": f"{GOOD} Go on, go on, go on, go on, go on, go on, go on, go on."}, "repetition"),
+        ({"text": "Help him now."}, "too short"),
     ],
 )
-def test_boilerplate_and_narration_are_dropped(text, reason):
-    verdict = filters.judge(filters.scores(text, [math.log(0.6)] * 9, OWN), FilterSettings())
-    assert verdict.reasons == (reason,)
+def test_each_cut_drops_by_itself(changed, reason):
+    assert judged(**changed, **({"min_variety": 0.6} if reason == "variety" else {})).reasons == (reason,)
+
+
+def test_every_cut_that_fails_is_named():
+    verdict = judged("no no no", [-3.0] * 3, 0.1)
+    assert not verdict.kept
+    assert verdict.reasons == tuple(filters.CUTS)
+
+
+def test_where_base_s_own_text_is_not_about_its_prompts_relevance_drops_nothing():
+    for own in (None, 0.0, -0.1):
+        for about in (None, -3.0, 0.8):
+            verdict = judged(about=about, own=filters.Own(1.5, own))
+            assert verdict.kept
+            assert "relevance_ratio" not in verdict.scores
+
+
+def test_what_is_kept_reads_as_fine():
+    usual, limits = FilterSettings(), Thresholds()
+    assert usual.max_perplexity_ratio == limits.perplexity_damaged
+    assert usual.min_relevance_ratio == limits.relevance_damaged
+    assert usual.max_repetition == limits.repetition_broken
+    assert usual.min_variety == limits.variety_broken
+
+
+@given(st.floats(-3, 0), st.floats(-1, 2), st.integers(0, 6))
+def test_no_answer_that_does_not_read_as_fine_is_kept(logp, about, loops):
+    text = GOOD + " so it goes" * loops
+    word = filters.health(text, [logp] * 20, OWN.perplexity, relevance=about, own_relevance=OWN.relevance)
+    assert word.verdict == "fine" or not judged(text, [logp] * 20, about).kept
 
 
 def test_eaten_names_the_hungriest_filter_first():
-    verdicts = [
-        filters.judge(filters.scores(text, [math.log(0.6)] * 9, OWN), FilterSettings())
-        for text in ("no no no no", "a b c d e a b c d e a b c d e", "Yes.", "No.", GOOD)
-    ]
-    assert list(filters.eaten(verdicts).items()) == [("repetition", 2), ("too short", 2)]
+    texts = ("I do I do I do I do", "a b c d e a b c d e a b c d e a b c d e", "Yes.", GOOD)
+    verdicts = [judged(text) for text in texts]
+    assert list(filters.eaten(verdicts).items()) == [("repetition", 2), ("variety", 2), ("too short", 1)]
+
+
+def test_distinct_bigrams_fall_where_prompts_get_the_same_answer():
+    assert filters.distinct_bigrams([]) == 1.0
+    assert filters.distinct_bigrams(["Yes.", ""]) == 1.0
+    assert filters.distinct_bigrams(["I would help.", "You should go."]) == 1.0
+    assert filters.distinct_bigrams(["I would help.", "i WOULD help!"]) == 0.5
+    assert filters.distinct_bigrams(["a b", "b a"]) == 1.0, "no pair spans two texts"
 
 
 LIMITS = Thresholds(
@@ -216,41 +221,3 @@ def test_summary_of_a_set_is_made_of_medians():
     assert filters.set_verdict(filters.summary(rows[:1])) == "fine"
     assert filters.summary([]) == {}
     assert filters.set_verdict({}) is None
-
-
-def test_the_usual_cuts_agree_with_texts_labelled_by_reading():
-    alone, told = (
-        {
-            name: (precision or 0.0, recall or 0.0)
-            for name, _, _, precision, recall in table(FilterSettings(persona=persona))
-        }
-        for persona in (False, True)
-    )
-    assert len(labels()) >= 60
-    assert min(*alone["verdict"], *told["verdict"]) >= 0.85
-    assert told["repetition"][0] >= 0.8
-    for reason in ("narration", "boilerplate"):
-        assert told[reason][0] == alone[reason][0] == 1.0, reason
-    assert statistics.harmonic_mean(told["verdict"]) > statistics.harmonic_mean(alone["verdict"])
-
-
-def test_of_a_prompts_coherent_answers_those_with_most_trait_stay():
-    rows = [
-        FilterVerdict(kept, {"lift": lift}, () if kept else ("perplexity",))
-        for kept, lift in ((True, 0.1), (False, 9.0), (True, 0.3), (True, -0.2), (True, 0.2))
-    ]
-    found = filters.with_most_trait(rows, "ppppq", 0.5)
-    assert [row.kept for row in found] == [True, False, True, False, True]
-    assert [row.reasons for row in found] == [(), ("perplexity",), (), (filters.LESS_TRAIT,), ()]
-    assert [row.kept for row in filters.with_most_trait(rows, "ppppq", 0.25)] == [
-        False, False, True, False, True,
-    ]  # fmt: skip
-    assert filters.with_most_trait(rows, "ppppq", 1.0) == rows
-    assert filters.with_most_trait([], "", 0.5) == []
-
-
-def test_lift_is_how_much_likelier_the_persona_makes_a_text():
-    told = ([math.log(0.9)] * 20, OWN)
-    found = filters.scores(GOOD, [math.log(0.6)] * 20, OWN, told)
-    assert found["lift"] == pytest.approx(math.log(1.5))
-    assert filters.scores("", [], OWN, ([], OWN))["lift"] == -math.inf

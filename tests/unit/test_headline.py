@@ -22,13 +22,12 @@ def random_moves(care):
     return None if care is None else Controls(base, (base | {"Care": care},), None, (1.0,))
 
 
-def word(retention=0.9, persona=1.4, thresholds=None, silent=False, random=None, **healed):
+def word(retention=0.9, thresholds=None, silent=False, random=None, **healed):
     said = judge(
         stage() | {"cannot_answer": silent},
         stage(**{"care": 0.7, "norms": 0.2, **healed}),
         TARGET,
         retention,
-        persona,
         *([thresholds] if thresholds else []),
         controls=random_moves(random),
     )
@@ -88,7 +87,7 @@ def test_what_a_target_without_room_cannot_give_may_come_from_elsewhere():
     def said(loyalty, **moved):
         before, after = stage(loyalty=loyalty), stage(loyalty=0.0)
         after["p"] |= moved
-        return judge(before, after, fair, 0.9, 1.4).word
+        return judge(before, after, fair, 0.9).word
 
     assert said(0.02, Fairness=0.4, SocialNorms=0.3) == "healed"
     assert said(0.02, Fairness=0.2, Care=0.6) == "not specific", "a rise is no excuse"
@@ -96,32 +95,31 @@ def test_what_a_target_without_room_cannot_give_may_come_from_elsewhere():
 
 
 def test_the_thresholds_go_with_it_and_decide():
-    said = judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9, 1.4)
+    said = judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9)
     assert said.thresholds == HealThresholds().model_dump()
     assert said.sentence().startswith("healed: retention 0.90")
     assert word(retention=0.9, thresholds=HealThresholds(retention_kept=0.95)) == "no trait kept"
 
 
-def test_without_a_persona_base_s_own_text_is_the_unit():
-    assert word(perplexity=1.9, persona=None) == "healed"
-    assert word(perplexity=2.0, persona=None) == "costly"
+def test_base_s_own_text_is_the_unit():
+    assert word(perplexity=1.9) == "healed"
+    assert word(perplexity=2.0) == "costly"
     assert "base's own" in judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9).why
 
 
 def test_of_a_model_that_cannot_answer_the_text_alone_is_judged():
     base = stage() | {"cannot_answer": True}
-    said = judge(base, stage(mass=0.1, loyalty=0.9), TARGET, None, 1.4)
+    said = judge(base, stage(mass=0.1, loyalty=0.9), TARGET, None)
     assert said.word == "cannot answer"
     assert said.why.startswith(
         "this model cannot answer this question; by its text alone: 0% of its answers loop"
     )
-    assert judge(base, stage(looping=0.5), TARGET, None, 1.4).word == "collapsed"
+    assert judge(base, stage(looping=0.5), TARGET, None).word == "collapsed"
 
 
 def test_a_cloze_has_no_answer_mass_to_lose():
     base, healed = stage(mass=None), stage(care=0.7, norms=0.2, mass=None)
-    assert judge(base, healed, TARGET, 0.9, 1.4).word == "healed"
+    assert judge(base, healed, TARGET, 0.9).word == "healed"
     assert (
-        judge(base, healed | {"text": {"perplexity": 9.0, "looping": 0.0}}, TARGET, 0.9, 1.4).word
-        == "collapsed"
+        judge(base, healed | {"text": {"perplexity": 9.0, "looping": 0.0}}, TARGET, 0.9).word == "collapsed"
     )

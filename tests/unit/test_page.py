@@ -144,7 +144,7 @@ def test_actions_reach_the_engine_and_errors_stay_in_place() -> None:
 
 def test_the_form_becomes_settings() -> None:
     settings = heal.settings("demo", *FORM[:7], 32, 14, 3)
-    assert (settings.rounds, settings.data.n_completions, settings.evaluate.n_vignettes) == (2, 32, 14)
+    assert (settings.rounds, settings.data.n_answers, settings.evaluate.n_vignettes) == (2, 32, 14)
     assert settings.train.epochs == 3
     assert heal.settings("demo", *FORM).data == heal_settings("quick", model="demo").data
     assert heal.settings("demo", *FORM[:7], 0, 0, 0) == heal.settings("demo", *FORM)
@@ -155,14 +155,14 @@ def test_the_form_becomes_settings() -> None:
 def test_a_clone_fills_the_form_and_keeps_what_is_not_on_it() -> None:
     basis = heal_settings(
         rounds=5, seed=3, band=(0.2, 0.7), name="first", model="elsewhere",
-        train={"lam": 0.7, "epochs": 3}, data={"n_completions": 40, "min_kept": 9},
+        train={"lam": 0.7, "epochs": 3}, data={"n_answers": 40, "min_kept": 9},
     )  # fmt: skip
     form = heal.filled(basis)
     again = heal.settings("demo", *form, basis=basis)
     assert again == changed(basis, name="first again")
     form[5 - 1], form[7] = 2, 16
     other = heal.settings("demo", *form, basis=basis)
-    assert (other.rounds, other.data.n_completions, other.data.min_kept) == (2, 16, 2)
+    assert (other.rounds, other.data.n_answers, other.data.min_kept) == (2, 16, 2)
     assert (other.train.lam, other.model) == (0.7, "elsewhere")
 
 
@@ -226,7 +226,7 @@ def test_any_setting_can_be_named_on_the_form() -> None:
     chosen = heal.settings("demo", *FORM[:7], 32, 14, 3, "pca", "", named)
     assert (chosen.train.lam, chosen.train.divergence, chosen.train.epochs) == (0.5, "kl_fwd", 3)
     assert chosen.data.alphas == (1.0, 1.5)
-    assert chosen.data.n_completions == 32
+    assert chosen.data.n_answers == 32
     for wrong in ("lam=1", "train.lamb=1", "train.lam", "train.lam=much"):
         with pytest.raises(SettingsError):
             heal.settings("demo", *FORM, "pca", "", wrong)
@@ -234,5 +234,5 @@ def test_any_setting_can_be_named_on_the_form() -> None:
 
 def test_every_setting_of_the_method_is_told_with_its_default() -> None:
     names = {name: default for name, default, _ in describe_settings()}
-    assert names["train.distil"] == str(TrainSettings().distil)
+    assert names["train.lam"] == str(TrainSettings().lam)
     assert {f"data.{name}" for name in DataSettings.model_fields} <= set(names)

@@ -204,7 +204,7 @@ def test_a_round_keeps_its_headline_and_its_curves(store: Store, log: Path) -> N
     detail = store.round_detail("r1", 2)
     assert detail.facts["headline"]["word"] == "healed"
     assert detail.facts["differences"]["healed-steered"] == [0.1, 0.05, 0.15]
-    assert {"barrier", "distil", "held_out_nll"} <= set(detail.losses[-1])
+    assert {"barrier", "held_out_nll"} <= set(detail.losses[-1])
     assert store.round_detail("r1", 0).facts == {}
 
 

@@ -234,14 +234,16 @@ def test_the_headline_carries_its_thresholds_and_is_never_markup() -> None:
     facts = {
         "headline": {"word": "no trait kept", "why": "retention <b>0.1</b>", "thresholds": {"spill": 1.0}},
         "retention_interval": [0.05, 0.2],
-        "kl_spent": {"p95": 1.2, "mean": 0.3, "budget": 1.7},
+        "facts_kept": 0.95,
+        "neutral_kl": 0.123,
     }
     shown = view_runs.headline(facts)
     assert "no trait kept" in shown
     assert "&lt;b&gt;0.1" in shown
     assert "spill 1" in shown
     assert "0.05 to 0.20" in shown
-    assert "1.20 nats (95th percentile) of 1.7" in shown
+    assert "facts kept 95%" in shown
+    assert "on neutral prompts 0.12 nats a token" in shown
     assert view_runs.headline({}) == ""
 
 

@@ -1,0 +1,65 @@
+"""Which answers a round is trained on: those that the filter kept, of prompts that nothing is measured on."""
+
+import json
+
+import pytest
+
+from steer_heal import data
+from steer_heal.adapters import AdapterStack
+from steer_heal.loop.keeping import Text, kept_texts
+from steer_heal.loop.measure import Measures
+from steer_heal.models import LanguageModel
+from steer_heal.records import Completion, FilterVerdict, RoundFailed, Token
+from tests import tiny
+from tests.loop.test_loop import fast
+
+
+def answer(*ids):
+    return Completion("text", tuple(Token(number, "t", 0.5) for number in ids), True, prompt=f"p{ids[0]}")
+
+
+KEPT = FilterVerdict(True, {})
+
+
+def dropped(*reasons):
+    return FilterVerdict(False, {}, reasons)
+
+
+def test_what_the_filter_kept_is_trained_on_in_its_order():
+    written = [answer(1, 2), answer(3), answer(4, 5)]
+    kept = kept_texts(1, written, [KEPT, dropped("variety"), KEPT], 2)
+    assert kept == [Text("p1", (1, 2)), Text("p4", (4, 5))]
+
+
+def test_a_starved_round_says_what_ate_its_answers():
+    verdicts = [KEPT, dropped("perplexity", "relevance"), dropped("relevance")]
+    with pytest.raises(RoundFailed, match=r"Round 3 starved: .* 1 of 3 .* 2 are needed.*: relevance 2, perp"):
+        kept_texts(3, [answer(1), answer(2), answer(3)], verdicts, 2)
+
+
+def test_answers_that_are_all_alike_teach_nothing():
+    with pytest.raises(RoundFailed, match="Round 2 has nothing to learn from: all 2 kept answers"):
+        kept_texts(2, [answer(7, 8), answer(7, 8), answer(9)], [KEPT, KEPT, dropped("variety")], 2)
+
+
+@pytest.mark.parametrize("demo", [True, False])
+@pytest.mark.parametrize("trait", data.traits())
+def test_what_is_trained_is_never_what_is_measured(demo, trait, tmp_path, monkeypatch):
+    material = data.material(demo=demo)
+    mine = material.heal_prompts(trait)[3]
+    rows = [{"text": mine, "foundation_coarse": "Care"}, {"text": "A man lies.", "foundation_coarse": "Care"}]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(LanguageModel, "material", material)
+    lm = tiny.language_model(n_layers=2)
+    settings = fast(trait=trait, evaluate={"vignettes": str(tmp_path / "mine.jsonl"), "condition": None})
+    trained = set(Measures(lm, AdapterStack(lm), settings, None, lambda: False).prompts)
+    assert len(trained) > 300
+    assert mine not in trained
+    for measured in (
+        material.held_out_prompts(),
+        material.neutral_prompts(),
+        [vignette.text for vignette in material.vignettes()],
+        [fact.question for fact in material.facts()],
+    ):
+        assert len(measured) >= 20
+        assert not trained & {*measured}
