@@ -1,165 +1,179 @@
-"""Healing against its controls: `python -m benchmarks.heal run [--cells ...] [--minutes 5]`, then `table`.
+"""Healing smollm2 against its controls: `python -m benchmarks.heal run [--budget HOURS]`, then `table`.
 
-Every run is the loop itself on the bundled model, its log and adapters under build/heal/CELL-SEED. `run` ends
-after about `--minutes`, between two rounds, and goes on where it was when called again; one that ended leaves
-a row in build/heal/rows.jsonl. `table` writes docs/healing-table.md and docs/healing-path.png from them.
+Every run is a run as the page starts it, under build/heal/runs. `run` plays the cells in order of worth, each
+trait and seed of one before the next, ends between two rounds when another would pass the budget, and goes on
+where it was when called again. What was measured goes to build/heal/rows.jsonl, a line a run; `table` prints
+the newest line of each: base, steering at alpha 1 in the first round, and the healed model of every round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
-import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.heal_table import write_table
-from steer_heal import data, events, loop
-from steer_heal.config import DEFAULT_TRAIT, HealSettings, heal_settings
-from steer_heal.events import EventLog
-from steer_heal.models import load
+from steer_heal import data, events, worker
+from steer_heal.cli.tables import Column, number, table
+from steer_heal.config import DEFAULT_TRAIT, SMOLLM2, HealSettings, heal_settings
+from steer_heal.jobs import RunFolder
+from steer_heal.records import Event, trait_shift
 
-ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT / "build" / "heal"
-ROWS = HOME / "rows.jsonl"
-N_ANSWERS = 300
-"""Free answers whose health is measured, to each held-out prompt three: of 100, 3 loop by chance at 1.5%."""
+HOME = Path(__file__).resolve().parents[1] / "build" / "heal"
+EVALUATE = {"n_answers": 100, "controls": 8}
+"""To each held-out prompt one free answer, and eight random directions: what the bars are read from."""
 
-ROUNDS = 8
-NEAR = {"tau": 0.1, "lam": 1.0}
-ALL_COHERENT: dict[str, Any] = {"filter": {"trait_share": 1.0}, "data": {"n_completions": 576}}
-TEXT_ONLY: dict[str, Any] = {"train": {"distil": 0.0}}
+NEAR = {"tau": 0.05, "lam": 1.0}
+PERPLEXITY_ALONE = {"min_relevance_ratio": -1e9, "max_repetition": 1.0, "min_variety": 0.0}
 CELLS: dict[str, dict[str, Any]] = {
     "default": {},
-    "nll": {"train": {"divergence": "nll"}},
-    "known method: coherent text, nll": {**ALL_COHERENT, "train": {"distil": 0.0, "divergence": "nll"}},
-    "unsteered text": {"data": {"alphas": (0.0,), "scales": (1.0,)}, **TEXT_ONLY},
-    "near, base, kl_rev rmse": {"train": {"reference": "base", **NEAR}},
-    **{
-        f"near, {kind} {how}": {"train": {"divergence": kind, "aggregate": how, **NEAR}}
-        for how in ("rmse", "mean", "p95", "max")
-        for kind in ("kl_rev", "kl_fwd")
+    "plain NLL": {"train": {"divergence": "nll"}},
+    "unsteered text": {"data": {"alphas": (0.0,)}},
+    "kl_rev, base": {"train": {"divergence": "kl_rev", "reference": "base", **NEAR}},
+    "kl_rev, prev": {"train": {"divergence": "kl_rev", "reference": "prev", **NEAR}},
+    "known": {
+        "filter": PERPLEXITY_ALONE,
+        "train": {"divergence": "kl_rev", "aggregate": "rmse", "reference": "prev", "lam": 0.3},
     },
-    "text only": TEXT_ONLY,
-    "all coherent text": ALL_COHERENT,
-    "unsteered text, all coherent": {
-        "data": {"alphas": (0.0,), "scales": (1.0,), "n_completions": 576},
-        "filter": {"trait_share": 1.0},
-        **TEXT_ONLY,
-    },
+    "kl_fwd, base": {"train": {"divergence": "kl_fwd", "reference": "base", **NEAR}},
+    "kl_fwd, prev": {"train": {"divergence": "kl_fwd", "reference": "prev", **NEAR}},
+    "weight decay": {"train": {"weight_decay": 0.1}},
+    "perplexity alone": {"filter": PERPLEXITY_ALONE},
 }
-"""Name -> what differs from the quick preset. "near": a barrier close enough to be felt."""
+"""Name -> what differs from the quick preset, in order of worth. "known": the published settings of
+steer-heal-love, as near as they can be had. One that is the same as the default is not played again."""
 
 Key = tuple[str, str, int]
-"""A run: trait, cell, seed."""
+"""A run: cell, trait, seed."""
 
 
-def settings_of(key: Key) -> HealSettings:
-    trait, cell, seed = key
-    return heal_settings(
-        "quick", model="demo", trait=trait, rounds=ROUNDS, seed=seed, evaluate={"n_answers": N_ANSWERS},
-        **CELLS[cell],
-    )  # fmt: skip
+def settings_of(key: Key, rounds: int) -> HealSettings:
+    cell, trait, seed = key
+    changes = {"model": SMOLLM2, "trait": trait, "rounds": rounds, "seed": seed, "evaluate": EVALUATE}
+    return heal_settings("quick", **changes, **CELLS[cell])
 
 
-def folder_of(key: Key) -> Path:
-    trait, cell, seed = key
-    return HOME / trait / f"{cell.replace(', ', '-').replace(' ', '_')}-{seed}"
+def play(key: Key, settings: HealSettings, end: float) -> dict[str, Any]:
+    """Goes on with the run until it ends, or until a round more would pass `end`; gives its row."""
+    name = re.sub(r"[^a-z0-9]+", "-", "-".join(map(str, key)).lower())
+    folder, stopped = RunFolder(HOME / "runs" / name), threading.Event()
+    if (folder.path / "config.json").is_file() and folder.settings() != settings:
+        shutil.rmtree(folder.path)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write("config.json", settings.model_dump_json(indent=2))
+
+    def hear(event: Event) -> None:
+        if event.kind != "round":
+            return
+        said, seconds = event.data["headline"], event.data["seconds"]
+        print(f"{name}, round {event.round}: {said['word']}, {said['why']} ({seconds:.0f} s)", flush=True)
+        if event.round != settings.rounds and time.monotonic() + seconds > end:
+            stopped.set()
+
+    folder.release()
+    status = worker.work(folder, stopped, hear)
+    trait, log = data.trait(settings.trait), events.read(folder.log).events
+    shown = {"cell": key[0], "trait": key[1], "seed": key[2], "status": status}
+    return {**shown, "settings": settings.model_dump(mode="json"), "stages": list(stages(log, trait.target))}
 
 
-def play(key: Key, lm: Any, end: float) -> bool:
-    """Goes on with the run until it ends, or until a round more would pass `end`; whether it ended."""
-    settings, folder = settings_of(key), folder_of(key)
-    known = folder / "config.json"
-    wanted = settings.model_dump_json()
-    if known.is_file() and known.read_text() != wanted:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    known.write_text(wanted)
-    log = folder / "events.jsonl"
-    earlier = events.read(log).events if log.is_file() else ()
-    done = max((event.round or 0 for event in earlier if event.kind == "round"), default=0)
-    last = ""
-    with EventLog(log) as kept:
-        if earlier:
-            kept.append("resumed", None, {"round": done})
-        running = loop.run(lm, settings, folder, start_round=done, earlier=earlier)
-        for kind, round_, data in running:
-            if kind not in ("progress", "step"):
-                kept.append(kind, round_, data)
-            if kind == "round":
-                print(f"{', '.join(map(str, key))}, round {round_}: {data['headline']['word']}, "
-                      f"{data['headline']['why']} ({data['seconds']:.0f} s)", flush=True)  # fmt: skip
-                if round_ != settings.rounds and time.monotonic() + data["seconds"] > end:
-                    running.close()
-                    break
-            last = kind
-    return last in ("finished", "failed")
-
-
-def row_of(key: Key) -> dict[str, Any]:
-    """One run's row: what every stage measured, and how it ended."""
+def stages(log: Sequence[Event], target: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """What was measured of base, of steering in the first round and of each round's healed model."""
     base: dict[str, Any] = {}
-    rounds: dict[int, dict[str, Any]] = {}
-    end = {}
-    for event in events.read(folder_of(key) / "events.jsonl").events:
-        data, at = event.data, event.round or 0
-        if event.kind in ("profile", "persona"):
-            stage = data.get("stage", "persona")
-            brief = {key: data[key] for key in ("p", "coherence", "text")}
-            (base if at == 0 else rounds.setdefault(at, {}))[stage] = brief
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for event in log:
+        round_, measured = event.round or 0, event.data
+        if event.kind == "profile" and (measured["stage"] != "steered" or round_ == 1):
+            base = base or measured["p"]
+            text = measured["text"]
+            found[round_, measured["stage"]] = {
+                "round": round_,
+                "stage": measured["stage"],
+                "movement": trait_shift(measured["p"], base, target),
+                "agreement": measured["agreement"]["value"],
+                **{key: text.get(key) for key in ("relevance", "diversity", "perplexity_ratio", "looping")},
+            }
         elif event.kind == "round":
-            rounds[at] = {**rounds.get(at, {}), **data}
-        elif event.kind in ("finished", "failed"):
-            end = {"status": event.kind, "message": data.get("reason") or data.get("message")}
-    trait, cell, seed = key
-    return {"trait": trait, "cell": cell, "seed": seed, "settings": settings_of(key).model_dump(mode="json"),
-            **end, "base": base, "rounds": rounds}  # fmt: skip
+            as_far = measured.get("as_far")
+            found[round_, "healed"] |= {
+                **{key: measured.get(key) for key in ("retention", "facts_kept", "neutral_kl")},
+                "beyond_random": None if as_far is None else as_far == 0,
+                "headline": measured["headline"]["word"],
+            }
+    yield from found.values()
 
 
 def rows() -> dict[Key, dict[str, Any]]:
-    """The newest row of each run that ended."""
-    found = {}
-    for line in ROWS.read_text().splitlines() if ROWS.is_file() else ():
-        row = json.loads(line)
-        found[row.setdefault("trait", DEFAULT_TRAIT), row["cell"], row["seed"]] = row
-    return found
+    """The newest row of each run."""
+    path = HOME / "rows.jsonl"
+    read = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
+    return {(row["cell"], row["trait"], row["seed"]): row for row in read}
 
 
-def run(keys: Sequence[Key], minutes: float) -> None:
-    """Plays the runs that have no row with their settings yet, in their order, until the time is up."""
-    end, lm = time.monotonic() + 60 * minutes, load("demo")
+def run(keys: Sequence[Key], rounds: int, hours: float) -> None:
+    """Plays the runs that have not ended with their settings yet, in their order, until the time is up."""
+    end = time.monotonic() + 3600 * hours
     for key in keys:
-        known = rows().get(key)
-        if known and known["settings"] == settings_of(key).model_dump(mode="json"):
+        settings, known = settings_of(key, rounds), rows().get(key)
+        same = known and known["settings"] == settings.model_dump(mode="json")
+        if known and same and known["status"] in ("finished", "failed"):
             continue
-        if not play(key, lm, end):
+        if key[0] != "default" and settings == settings_of(("default", *key[1:]), rounds):
+            continue
+        row = play(key, settings, end)
+        with (HOME / "rows.jsonl").open("a") as file:
+            file.write(json.dumps(events.plain(row)) + "\n")
+        if row["status"] == "cancelled" or time.monotonic() > end:
             print("out of time: call it again to go on")
             return
-        with ROWS.open("a") as file:
-            file.write(json.dumps(events.plain(row_of(key))) + "\n")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def print_table() -> None:
+    columns = [
+        Column("cell", "cell", width=16),
+        Column("trait", "trait", width=22),
+        number("seed", "seed", "d", 4),
+        number("round", "round", "d", 5),
+        Column("stage", "stage", width=7),
+        number("retention", "retention", ".2f"),
+        number("movement", "movement", "+.3f"),
+        number("agreement", "agreement", ".2f"),
+        number("relevance", "relevance", ".2f"),
+        number("diversity", "diversity", ".2f"),
+        number("perplexity_ratio", "perplexity", ".2f"),
+        number("looping", "looping", ".0%"),
+        number("facts_kept", "facts", ".0%"),
+        number("neutral_kl", "neutral KL", ".3f"),
+        Column("headline", "headline", width=20),
+    ]
+    newest = rows()
+    order = sorted(newest, key=lambda key: (list(CELLS).index(key[0]), *key[1:]))
+    shown = [{**newest[key], **stage} for key in order for stage in newest[key]["stages"]]
+    print(table(columns, shown))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("--traits", nargs="+", choices=sorted(data.traits()), default=[DEFAULT_TRAIT])
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--traits", nargs="+", choices=sorted(data.traits()), default=[DEFAULT_TRAIT])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--budget", type=float, default=1.0, metavar="HOURS")
     args = parser.parse_args()
     if args.what == "table":
-        for path in write_table(list(rows().values()), list(CELLS), ROOT / "docs"):
-            print(path)
-        return 0
-    ordered = product(args.seeds, args.traits, args.cells)
-    run([(trait, cell, seed) for seed, trait, cell in ordered], args.minutes)
-    return 0
+        print_table()
+    else:
+        run([*product(args.cells, args.traits, args.seeds)], args.rounds, args.budget)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
