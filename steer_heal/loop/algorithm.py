@@ -56,8 +56,8 @@ def run(
     finished already, whose adapters lie there; `earlier`: the run's events so far, which spare measuring the
     base again. `cache_dir`: where it is kept in which frame a model is asked. Ends with `finished`, `failed`
     (a sentence) or `cancelled`; the model is then as before. Same seed, same machine, same numbers, resumed
-    or not. Errors: `SettingsError` before the first event,
-    for what can be told at once: that its memory does not suffice, among others.
+    or not. Errors: `SettingsError` before the first event, for what can be told at once: that its memory does
+    not suffice, among others.
     """
     cache = None if cache_dir is None else Path(cache_dir)
     loop = _Loop(lm, settings, Path(folder), cache, stop or (lambda: False))
