@@ -34,7 +34,7 @@ RUNS = 4
 EVERY_S = 3.0
 WARM = 1 / 3
 SMALL = {
-    "data": {"n_answers": 32, "min_kept": 2, "max_new_tokens": 12},
+    "data": {"n_answers": 32, "n_plain": 0, "min_kept": 2, "max_new_tokens": 12},
     "filter": {
         "max_perplexity_ratio": 1e6,
         "min_relevance_ratio": -1e6,

@@ -14,7 +14,8 @@ A material's folder:
   where they apply `id` and `condition` (`other_violate`, `self_violate`); other fields are left alone. A set
   without any label will do, and then has no agreement.
 - `contexts.json`: lists of user messages, as in `scenes.json`.
-- `prompts.json`: what healing completions answer, in lists as above; `fixed` and `smalltalk` beside them.
+- `prompts.json`: what a round's answers are written to, in lists as above; beside them `plain` and
+  `smalltalk` ones, which base answers, and `fixed` ones, answered for people to read.
 - `held_out_prompts.json`: `prompts`, which nothing is ever trained on, and `neutral` ones.
 - `facts.json`: under `facts`, objects with a `question` and its `answers`.
 """
@@ -142,8 +143,14 @@ class Material:
         return _pool(self.folder / "contexts.json", trait)
 
     def heal_prompts(self, trait: str) -> list[str]:
-        """Prompts that healing completions answer: the trait's own, then the shared ones."""
+        """The prompts that a round's steered answers are written to: the trait's own, then shared ones."""
         return _pool(self.folder / "prompts.json", trait)
+
+    def plain_prompts(self) -> list[str]:
+        """Tasks, facts and everyday talk in which no trait is at stake: base's own answers to them are trained
+        on beside the steered ones."""
+        groups = _object(self.folder / "prompts.json")
+        return [text for key in ("plain", "smalltalk") for text in groups.get(key, ())]
 
     def fixed_prompts(self) -> list[str]:
         """The prompts answered greedily after every round, so that one can read down the rounds."""

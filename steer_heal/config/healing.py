@@ -32,9 +32,12 @@ class DataSettings(Settings):
     freely, base's text and the healed model's too."""
 
     alphas: tuple[Alpha, ...] = Field(
-        default=(0.4, 0.6), min_length=1, description="doses each prompt is answered at, in units of c*"
+        default=(1.0,), min_length=1, description="doses each prompt is answered at, in units of c*"
     )
-    n_answers: int = Field(default=384, ge=4, le=20_000, description="answers written in a round")
+    n_answers: int = Field(default=270, ge=4, le=20_000, description="steered answers written in a round")
+    n_plain: int = Field(
+        default=120, ge=0, le=20_000, description="base's own answers beside them, to prompts off the trait"
+    )
     min_kept: int = Field(default=16, ge=2, description="fewer kept answers end the run")
     max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS, description="tokens of an answer")
     temperature: Temperature | None = Field(default=None, description="of all free text; the model's if none")
@@ -114,7 +117,7 @@ class HealSettings(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "data": {"n_answers": 256, "max_new_tokens": 48},
+        "data": {"n_answers": 135, "n_plain": 60, "max_new_tokens": 48},
     },
     "standard": {},
 }

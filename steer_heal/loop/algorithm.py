@@ -24,7 +24,7 @@ from ..models import LanguageModel, band_layers, user
 from ..records import Completion, Controls, Event, RoundFailed, Stopped, trait_shift
 from ..vector import SteeringVector
 from .carrying import standing, within_reach
-from .keeping import Text, kept_texts
+from .keeping import Text, kept_texts, texts
 from .live import Emission, Stage, Tick, emitting
 from .measure import Dose, Measures
 from .report import report
@@ -227,7 +227,8 @@ class _Loop:
         yield "controls", 1, asdict(held)
 
     def generate(self, round_: int, dose: Dose) -> Stage[list[Completion]]:
-        """The steered student's answers: the prompts go round, each at every alpha in turn."""
+        """The steered student's answers: the prompts go round, each at every alpha in turn; then base's own
+        to plain prompts."""
         yield from self._begin("generate", round_)
         made, seed = self.settings.data, seed_of(self.settings.seed, round_, "generate")
         asked = self.measures.asked(made.n_answers, seed, each=len(made.alphas))
@@ -235,7 +236,11 @@ class _Loop:
         def work(tick: Tick) -> list[Completion]:
             return self.measures.write(asked, tick, seed=seed, dose=dose, alphas=made.alphas)
 
-        return (yield from self._live("generate", round_, work))
+        steered = yield from self._live("generate", round_, work)
+        plain = yield from self._live(
+            "generate", round_, lambda tick: self.measures.plain(made.n_plain, seed, tick)
+        )
+        return [*steered, *plain]
 
     def filter(self, round_: int, written: list[Completion]) -> Stage[list[Text]]:
         """What reads well enough to learn; every answer leaves an event with its readings and reasons."""
@@ -245,7 +250,8 @@ class _Loop:
             shown = {"index": index, "alpha": row.alpha, "prompt": row.prompt, "text": row.text}
             shown |= {"kept": verdict.kept, "scores": verdict.scores, "reasons": list(verdict.reasons)}
             yield "completion", round_, shown
-        return kept_texts(round_, written, verdicts, self.settings.data.min_kept)
+        n, least = self.settings.data.n_answers, self.settings.data.min_kept
+        return [*kept_texts(round_, written[:n], verdicts[:n], least), *texts(written[n:], verdicts[n:])]
 
     def train(self, round_: int, kept: list[Text]) -> Stage[None]:
         """A fresh adapter learns to say without steering what steering made the student say."""

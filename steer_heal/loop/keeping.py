@@ -17,16 +17,21 @@ class Text:
     ids: tuple[int, ...]
 
 
-def kept_texts(
-    round_: int, written: Sequence[Completion], verdicts: Sequence[FilterVerdict], least: int
-) -> list[Text]:
-    """The kept ones. `RoundFailed`, saying what ate the rest, when fewer than `least` are left or all are
-    alike."""
-    kept = [
+def texts(written: Sequence[Completion], verdicts: Sequence[FilterVerdict]) -> list[Text]:
+    """The answers that passed."""
+    return [
         Text(row.prompt, tuple(token.id for token in row.tokens))
         for row, verdict in zip(written, verdicts, strict=True)
         if verdict.kept
     ]
+
+
+def kept_texts(
+    round_: int, written: Sequence[Completion], verdicts: Sequence[FilterVerdict], least: int
+) -> list[Text]:
+    """The steered answers that passed. `RoundFailed`, saying what ate the rest, when fewer than `least` are
+    left or all are alike."""
+    kept = texts(written, verdicts)
     if len(kept) < least:
         ate = ", ".join(f"{reason} {count}" for reason, count in filter.eaten(verdicts).items())
         raise RoundFailed(

@@ -68,8 +68,8 @@ class Measures:
         facts, neutral = material.facts(), material.neutral_prompts()
         never = {*self.held_prompts, *neutral, *(fact.question for fact in facts)}
         never |= {vignette.text for vignette in (*self.vignettes, *material.vignettes())}
-        pool = [*material.heal_prompts(settings.trait), *material.contexts(settings.trait)]
-        self.prompts = [text for text in dict.fromkeys(pool) if text not in never]
+        self.prompts = [text for text in material.heal_prompts(settings.trait) if text not in never]
+        self.plain_prompts = [text for text in material.plain_prompts() if text not in never]
         self._persona = data.trait(settings.trait).positive
         greedy = partial(self.write, tick=None, seed=0, greedy=True)
         self._cost = Cost(lm, stack, facts, neutral, greedy)
@@ -171,6 +171,12 @@ class Measures:
         """The prompts of `count` answers, `each` times one after the other, in the seed's order."""
         order = random.Random(seed).sample(self.prompts, len(self.prompts))
         return [order[number // each % len(order)] for number in range(count)]
+
+    def plain(self, count: int, seed: int, tick: Tick | None = None) -> list[Completion]:
+        """Base's own answers to `count` of the plain prompts, or to all."""
+        some = random.Random(seed).sample(self.plain_prompts, min(count, len(self.plain_prompts)))
+        with self._stack.off():
+            return self.write(some, tick, seed=seed)
 
     def judge(self, written: Sequence[Completion], tick: Tick | None = None) -> list[FilterVerdict]:
         """The filter's verdict on every answer; `RoundFailed` before the base was measured."""

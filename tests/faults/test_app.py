@@ -21,7 +21,7 @@ from tests.browser.conftest import ROOT, answers, free_port
 from tests.faults.conftest import Tally
 
 SMALL = {
-    "data": {"n_answers": 32, "min_kept": 2, "max_new_tokens": 12},
+    "data": {"n_answers": 32, "n_plain": 0, "min_kept": 2, "max_new_tokens": 12},
     "filter": {
         "max_perplexity_ratio": 1e6,
         "min_relevance_ratio": -1e6,

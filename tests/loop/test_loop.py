@@ -33,6 +33,7 @@ def fast(**more):
         "band": (0.3, 0.7),
         "data": {
             "n_answers": 8,
+            "n_plain": 0,
             "max_new_tokens": 8,
             "min_kept": 2,
             "alphas": (1.0, 1.5, 2.0, 2.5),
@@ -138,6 +139,17 @@ def test_completions_come_at_every_alpha_with_scores(whole):
     assert [row["index"] for row in made] == list(range(8))
     assert len({row["prompt"] for row in made}) == 2
     assert all({"perplexity_ratio", "repetition", "variety", "words"} <= set(row["scores"]) for row in made)
+
+
+def test_base_answers_plain_prompts_beside_the_steered_ones(tmp_path):
+    lm = model()
+    data = {**fast().data.model_dump(), "n_plain": 3}
+    written = [e.data for e in of_kind(play(tmp_path, fast(rounds=2, data=data), lm=lm), "completion")]
+    for of_base in (written[8:11], written[19:]):
+        assert {row["alpha"] for row in of_base} == {0.0}
+        assert {row["prompt"] for row in of_base} <= set(lm.material.plain_prompts())
+    steered = [row["prompt"] for row in (*written[:8], *written[11:19])]
+    assert not {*steered} & set(lm.material.plain_prompts())
 
 
 def test_a_run_resumed_after_a_round_gives_the_same_numbers(whole, tmp_path):
@@ -274,7 +286,7 @@ def test_a_starved_round_says_which_filter_ate_the_data(tmp_path):
     play(tmp_path, fast(rounds=1))
     hungry = fast(
         filter={**OPEN, "min_words": 50},
-        data={"n_answers": 8, "max_new_tokens": 8, "min_kept": 5},
+        data={"n_answers": 8, "n_plain": 0, "max_new_tokens": 8, "min_kept": 5},
     )
     events = play(tmp_path, hungry, start_round=1, earlier=read(tmp_path / "events.jsonl").events)
     assert events[-1].kind == "failed"

@@ -19,7 +19,7 @@ from steer_heal.jobs import LocalProcesses
 from steer_heal.store import Store
 
 SMALL = {
-    "data": {"n_answers": 16, "min_kept": 2, "max_new_tokens": 12},
+    "data": {"n_answers": 16, "n_plain": 0, "min_kept": 2, "max_new_tokens": 12},
     "filter": {
         "max_perplexity_ratio": 1e6,
         "min_relevance_ratio": -1e6,

@@ -134,7 +134,7 @@ def test_it_answers_the_foundations_above_chance_and_a_sweep_moves_it(engine: En
 SMALL = {
     "extract": {"method": "mean_diff", "n_contexts": 8},
     "calibrate": {"n_prompts": 1, "n_tokens": 4, "tolerance": 0.3},
-    "data": {"n_answers": 16, "min_kept": 2, "max_new_tokens": 12},
+    "data": {"n_answers": 16, "n_plain": 0, "min_kept": 2, "max_new_tokens": 12},
     "filter": {
         "max_perplexity_ratio": 1e6, "min_relevance_ratio": -1e6, "max_repetition": 1.0, "min_variety": 0.0,
         "min_words": 1,
