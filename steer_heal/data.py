@@ -147,8 +147,8 @@ class Material:
         return _pool(self.folder / "prompts.json", trait)
 
     def plain_prompts(self) -> list[str]:
-        """Tasks, facts and everyday talk in which no trait is at stake: base's own answers to them are trained
-        on beside the steered ones."""
+        """Tasks, facts and everyday talk in which no trait is at stake: base's own answers to them are
+        trained on beside the steered ones."""
         groups = _object(self.folder / "prompts.json")
         return [text for key in ("plain", "smalltalk") for text in groups.get(key, ())]
 
