@@ -14,7 +14,7 @@ from .attention import Visible, attend, merge, segments, tail_window
 Pair = tuple[Tensor, Tensor]
 """Keys and values of prompts at one layer, (N, K, T, d) each, padded on the right."""
 
-_CACHE_BYTES = 2**21
+_CACHE_BYTES = 2**22
 """A core's second-level cache: beyond it one pass over a shared prompt costs less than copies."""
 
 
