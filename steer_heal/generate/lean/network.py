@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from .known import FAMILIES, Family, altered, rope_kinds
 from .packed import FEW, packed
 from .pointwise import gated_gelu, norm_early, norm_late, norm_late_, plus, plus_norm_late
 
+T = TypeVar("T")
 Map = Callable[[Tensor], Tensor]
 Maps = Callable[[Tensor], Sequence[Tensor]]
 """Several maps of the same tokens."""
@@ -112,9 +113,7 @@ class Network:
         self.n_kv_heads: int = config.num_key_value_heads
         self.head_dim: int = text.layers[0].self_attn.head_dim
         few = _few(model)
-        self.blocks = [
-            _block(block, family, config, layer, few) for layer, block in enumerate(text.layers)
-        ]
+        self.blocks = [_block(block, family, config, layer, few) for layer, block in enumerate(text.layers)]
         self.windows = {block.window for block in self.blocks}
         self.embed: Map = text.embed_tokens
         self._norm, self._head = _norm(text.norm, family), _head(model.lm_head, few)
@@ -139,19 +138,19 @@ class Network:
 def _block(block: Any, family: Family, config: Any, layer: int, few: range) -> Block:
     attention, mlp = block.self_attn, block.mlp
     kind = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    norm, linears = partial(_norm, family=family), partial(_linears, few=few)
+    norm = partial(_norm, family=family)
     inner = hasattr(attention, "q_norm")
     four = family.zero_centred
     return Block(
         before_attention=norm(block.input_layernorm),
-        qkv=linears(attention.q_proj, attention.k_proj, attention.v_proj),
+        qkv=_together(attention.q_proj, attention.k_proj, attention.v_proj, few=few),
         q_norm=norm(attention.q_norm, how=norm_late_) if inner else _as_is,
         k_norm=norm(attention.k_norm, how=norm_late_) if inner else _as_is,
-        o=_alone(linears(attention.o_proj)),
+        o=_linear(attention.o_proj, few),
         after_attention=norm(block.post_attention_layernorm, how=plus_norm_late) if four else plus,
         before_mlp=norm(block.pre_feedforward_layernorm if four else block.post_attention_layernorm),
-        gate_up=linears(mlp.gate_proj, mlp.up_proj),
-        down=_alone(linears(mlp.down_proj)),
+        gate_up=_together(mlp.gate_proj, mlp.up_proj, few=few),
+        down=_linear(mlp.down_proj, few),
         gated=gated_gelu if isinstance(mlp.act_fn, GELUTanh) else partial(_gated, act=mlp.act_fn),
         after_mlp=norm(block.post_feedforward_layernorm, how=plus_norm_late) if four else plus,
         window=config.sliding_window if kind[layer] == "sliding_attention" else None,
@@ -189,42 +188,53 @@ def _gated(gate_NF: Tensor, up_NF: Tensor, act: Map) -> Tensor:
 
 def _few(model: Any) -> range:
     """For how many tokens the model's weights are packed: none where their copies would take too much."""
-    linears = [module.weight for module in model.modules() if type(module) is nn.Linear]
-    fits = sum(weight.numel() * weight.element_size() for weight in linears) <= _PACKED_BYTES
+    weights = [module.weight for module in model.modules() if type(module) is nn.Linear]
+    fits = sum(weight.numel() * weight.element_size() for weight in weights) <= _PACKED_BYTES
     return FEW if fits else range(0)
 
 
-def _linears(*modules: nn.Module, few: range) -> Maps:
-    """Linear layers of the same tokens, in one product where those are `few`."""
-    maps = [_linear(module) for module in modules]
-    if not all(type(module) is nn.Linear and _packs(module) for module in modules):
-        return lambda x_ND: [one(x_ND) for one in maps]
-    weights = [cast(nn.Linear, module).weight for module in modules]
-    sizes = [len(weight) for weight in weights]
-
-    def made(x_ND: Tensor) -> Sequence[Tensor]:
-        if x_ND.dim() == 2 and len(x_ND) in few:
-            return packed(weights)(x_ND).split(sizes, dim=-1)
-        return [one(x_ND) for one in maps]
-
-    return made
-
-
-def _alone(maps: Maps) -> Map:
-    return lambda x_ND: maps(x_ND)[0]
-
-
-def _linear(module: nn.Module) -> Map:
+def _linear(module: nn.Module, few: range = range(0)) -> Map:
     """The module itself where it is more than a plain linear layer: LoRA, a quantised one, a hooked one."""
     if type(module) is not nn.Linear or altered(module):
         return module
-    return partial(linear, weight=module.weight, bias=module.bias)
+    plain = partial(linear, weight=module.weight, bias=module.bias)
+    return _by_number(plain, few, partial(packed, [module.weight])) if _packs(module) else plain
+
+
+def _together(*modules: Any, few: range) -> Maps:
+    """Linear layers of the same tokens, as one product where the tokens are few."""
+    maps = [_linear(module) for module in modules]
+
+    def apart(x_ND: Tensor) -> Sequence[Tensor]:
+        return [one(x_ND) for one in maps]
+
+    if not all(map(_packs, modules)):
+        return apart
+    weights = [module.weight for module in modules]
+    sizes = [len(weight) for weight in weights]
+
+    def joined() -> Maps:
+        product = packed(weights)
+        return lambda x_ND: product(x_ND).split_with_sizes(sizes, -1)
+
+    return _by_number(apart, few, joined)
+
+
+def _by_number(plain: Callable[[Tensor], T], few: range, make: Callable[[], Callable[[Tensor], T]]) -> Any:
+    """`plain`, or for `few` tokens what is made when they first come."""
+    made = cache(make)
+
+    def chosen(x_ND: Tensor) -> T:
+        return made()(x_ND) if x_ND.dim() == 2 and len(x_ND) in few else plain(x_ND)
+
+    return chosen
 
 
 def _packs(module: Any, but: Any = None) -> bool:
-    weight = module.weight
-    plain = type(module) is nn.Linear and module.bias is None and not altered(module, but)
-    return plain and weight.device.type == "cpu" and weight.dtype == torch.float32
+    """Whether it is a plain linear layer in float32 on a CPU, with no hook other than `but`."""
+    if type(module) is not nn.Linear or module.bias is not None or altered(module, but):
+        return False
+    return module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
 
 
 def _head(module: Any, few: range) -> Map:
@@ -233,13 +243,12 @@ def _head(module: Any, few: range) -> Map:
     if not _packs(module, but=without_gaps):
         return plain
 
-    def logits(hidden_ND: Tensor) -> Tensor:
-        if hidden_ND.dim() == 2 and len(hidden_ND) in few:
-            return packed([weight])(hidden_ND)
-        turned = weight.is_contiguous() and hidden_ND.dim() == 2 and len(hidden_ND) in _TURNED
-        return (weight @ hidden_ND.T).T.contiguous() if turned else plain(hidden_ND)
+    def turned(hidden_ND: Tensor) -> Tensor:
+        return (weight @ hidden_ND.T).T.contiguous()
 
-    return logits
+    if weight.is_contiguous():
+        plain = _by_number(plain, _TURNED, lambda: turned)
+    return _by_number(plain, few, partial(packed, [weight]))
 
 
 def _norm(module: Any, family: Family, how: Callable[..., Tensor] | None = None) -> Any:
