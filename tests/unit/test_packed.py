@@ -5,6 +5,8 @@ import gc
 import pytest
 import torch
 
+from steer_heal.adapters import AdapterStack
+from steer_heal.config import TrainSettings
 from steer_heal.generate.lean import Network, network, packed
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
@@ -80,3 +82,16 @@ def test_what_is_packed_goes_with_its_weights():
     del lm
     gc.collect()
     assert len(packed._known) == n
+
+
+def test_adapters_that_are_merged_for_good_are_in_what_is_packed(monkeypatch):
+    lm = tiny.language_model("llama")
+    before, stack = logits(lm), AdapterStack(lm)
+    stack.fresh(1, TrainSettings(rank=4, layers="all"), seed=0)
+    with torch.no_grad():
+        for parameter in stack.trainable():
+            parameter.normal_(std=0.1)
+    stack.fold()
+    stack.merge()
+    assert not torch.allclose(logits(lm), before, atol=1e-2)
+    assert_near(logits(lm), plainly(lm, monkeypatch), model_rounding(lm))
