@@ -208,7 +208,8 @@ class AdapterStack:
         if self._peft is None:
             raise ValueError("there is no adapter to merge")
         tuner: Any = self._peft.base_model
-        return tuner.merge_and_unload(adapter_names=list(self._active))
+        # Sums beside the weights, not over them, so that what is kept of those is seen to be old.
+        return tuner.merge_and_unload(safe_merge=True, adapter_names=list(self._active))
 
     def unload(self) -> None:
         """Take every adapter off for good; the base's own modules are back. Harmless when there is none."""

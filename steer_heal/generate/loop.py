@@ -172,7 +172,8 @@ class _Batch:
         favourites too where it has a shadow."""
         alone = [i for i, lane in enumerate(self._writers) if lane not in self._shadow_at]
         index = [i for i, lane in enumerate(self._writers) if lane in self._shadow_at]
-        p_alone = probability(logits_WV[alone], ids_W[alone]).tolist() if alone else []
+        some = slice(None) if not index else alone
+        p_alone = probability(logits_WV[some], ids_W[some]).tolist() if alone else []
         measured: dict[int, dict[str, Any]] = {i: {"p": p} for i, p in zip(alone, p_alone, strict=True)}
         if not index:
             return measured

@@ -81,8 +81,8 @@ def test_no_score_is_above_its_bound_however_steered(arch):
         for size in (0.01, 1.0, 1000.0):
             x_ND = size * torch.randn(N, lm.width)
             q, k = (
-                turns[block.rotary].rotate(norm(at(x_ND).unflatten(-1, (-1, net.head_dim))))
-                for at, norm in ((block.q, block.q_norm), (block.k, block.k_norm))
+                turns[block.rotary].rotate(norm(made.unflatten(-1, (-1, net.head_dim))))
+                for made, norm in zip(block.qkv(x_ND)[:2], (block.q_norm, block.k_norm), strict=True)
             )
             largest = max(largest, float(torch.einsum("nhd,mkd->nmhk", q, k).abs().max()) * block.scale)
         assert 0.0 < largest <= block.largest_score() < math.inf

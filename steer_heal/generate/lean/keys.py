@@ -14,8 +14,8 @@ from .attention import Visible, attend, merge, segments, tail_window
 Pair = tuple[Tensor, Tensor]
 """Keys and values of prompts at one layer, (N, K, T, d) each, padded on the right."""
 
-_CACHE_BYTES = 2**21
-"""A core's second-level cache: beyond it one pass over a shared prompt costs less than copies."""
+_CACHE_BYTES = 2**22
+"""Copies that take more a layer cost more than one pass over a shared prompt and the joins after it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Keys(Protocol):
 
 
 def keys(base: Prefixes, steered: Prefixes | None, room: int, n_more: int = 0) -> Keys:
-    """Each prompt kept once for all its rows where copies would not stay in the cache, else copies.
+    """Each prompt kept once for all its rows where copies would take too long to read, else copies.
 
     `base`: prompts without steering, for all rows. `steered`: those of the steered rows, at the layers where
     they differ. `room`: how many tokens may be written. `n_more`: how many rows may come to be beside them.

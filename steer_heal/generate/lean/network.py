@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,13 @@ from transformers.activations import GELUTanh
 
 from ...models import LanguageModel, without_gaps
 from .known import FAMILIES, Family, altered, rope_kinds
+from .packed import FEW, packed
 from .pointwise import gated_gelu, norm_early, norm_late, norm_late_, plus, plus_norm_late
 
+T = TypeVar("T")
 Map = Callable[[Tensor], Tensor]
+Maps = Callable[[Tensor], Sequence[Tensor]]
+"""Several maps of the same tokens."""
 Join = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """From the residual and what a part of the block made of it to their sum, in the third where there is one."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -31,6 +35,8 @@ _FEW = 256
 _TURNED = range(8, 49)
 """So many tokens times a weight that lies row by row are faster as the weight times the tokens, in float32 on
 a CPU (docs/reports/smollm2.md)."""
+_PACKED_BYTES = 1 << 30
+"""Copies of a model's weights that are packed for few tokens take no more than this, or are not made."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +44,13 @@ class Block:
     """One decoder block: its maps, its attention's window (None: all), its rotary table's name."""
 
     before_attention: Map
-    q: Map
-    k: Map
-    v: Map
+    qkv: Maps
     q_norm: Map
     k_norm: Map
     o: Map
     after_attention: Join
     before_mlp: Map
-    gate: Map
-    up: Map
+    gate_up: Maps
     down: Map
     gated: Callable[[Tensor, Tensor], Tensor]
     after_mlp: Join
@@ -63,12 +66,12 @@ class Block:
         self, hidden_ND: Tensor, turn: Turn, head_dim: int, attend: Attend, last: Tensor | None = None
     ) -> Tensor:
         """The residual behind the block; only at the rows `last` when given (all rows still give keys)."""
-        x_ND = self.before_attention(hidden_ND)
-        k_NKd = turn.rotate(self.k_norm(self.k(x_ND).unflatten(-1, (-1, head_dim))))
-        v_NKd = self.v(x_ND).unflatten(-1, (-1, head_dim))
+        made = self.qkv(self.before_attention(hidden_ND))
+        q_MHd, k_NKd, v_NKd = (x.unflatten(-1, (-1, head_dim)) for x in made)
+        k_NKd = turn.rotate(self.k_norm(k_NKd))
         if last is not None:
-            x_ND, hidden_ND, turn = x_ND[last], hidden_ND[last], turn.at(last)
-        q_MHd = turn.rotate(self.q_norm(self.q(x_ND).unflatten(-1, (-1, head_dim))))
+            q_MHd, hidden_ND, turn = q_MHd[last], hidden_ND[last], turn.at(last)
+        q_MHd = turn.rotate(self.q_norm(q_MHd))
         mixed_MX = attend(q_MHd, k_NKd, v_NKd)
         if len(mixed_MX) <= self.at_once:
             return self._behind(hidden_ND, mixed_MX)
@@ -81,7 +84,7 @@ class Block:
         """From what attention made of the tokens to the residual behind the block, written to `out`."""
         hidden_ND = self.after_attention(hidden_ND, self.o(mixed_NX), None)
         x_ND = self.before_mlp(hidden_ND)
-        return self.after_mlp(hidden_ND, self.down(self.gated(self.gate(x_ND), self.up(x_ND))), out)
+        return self.after_mlp(hidden_ND, self.down(self.gated(*self.gate_up(x_ND))), out)
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,11 @@ class Network:
         text, config = model.model, lm.config
         self.n_kv_heads: int = config.num_key_value_heads
         self.head_dim: int = text.layers[0].self_attn.head_dim
-        self.blocks = [_block(block, family, config, layer) for layer, block in enumerate(text.layers)]
+        few = _few(model)
+        self.blocks = [_block(block, family, config, layer, few) for layer, block in enumerate(text.layers)]
         self.windows = {block.window for block in self.blocks}
         self.embed: Map = text.embed_tokens
-        self._norm, self._head = _norm(text.norm, family), _head(model.lm_head)
+        self._norm, self._head = _norm(text.norm, family), _head(model.lm_head, few)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._rotary, self._by_kind = text.rotary_emb, family.zero_centred
 
@@ -131,7 +135,7 @@ class Network:
         return logits_NV if self._cap is None else torch.tanh(logits_NV / self._cap) * self._cap
 
 
-def _block(block: Any, family: Family, config: Any, layer: int) -> Block:
+def _block(block: Any, family: Family, config: Any, layer: int, few: range) -> Block:
     attention, mlp = block.self_attn, block.mlp
     kind = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     norm = partial(_norm, family=family)
@@ -139,17 +143,14 @@ def _block(block: Any, family: Family, config: Any, layer: int) -> Block:
     four = family.zero_centred
     return Block(
         before_attention=norm(block.input_layernorm),
-        q=_linear(attention.q_proj),
-        k=_linear(attention.k_proj),
-        v=_linear(attention.v_proj),
+        qkv=_together(attention.q_proj, attention.k_proj, attention.v_proj, few=few),
         q_norm=norm(attention.q_norm, how=norm_late_) if inner else _as_is,
         k_norm=norm(attention.k_norm, how=norm_late_) if inner else _as_is,
-        o=_linear(attention.o_proj),
+        o=_linear(attention.o_proj, few),
         after_attention=norm(block.post_attention_layernorm, how=plus_norm_late) if four else plus,
         before_mlp=norm(block.pre_feedforward_layernorm if four else block.post_attention_layernorm),
-        gate=_linear(mlp.gate_proj),
-        up=_linear(mlp.up_proj),
-        down=_linear(mlp.down_proj),
+        gate_up=_together(mlp.gate_proj, mlp.up_proj, few=few),
+        down=_linear(mlp.down_proj, few),
         gated=gated_gelu if isinstance(mlp.act_fn, GELUTanh) else partial(_gated, act=mlp.act_fn),
         after_mlp=norm(block.post_feedforward_layernorm, how=plus_norm_late) if four else plus,
         window=config.sliding_window if kind[layer] == "sliding_attention" else None,
@@ -185,25 +186,69 @@ def _gated(gate_NF: Tensor, up_NF: Tensor, act: Map) -> Tensor:
     return act(gate_NF).mul_(up_NF)
 
 
-def _linear(module: nn.Module) -> Map:
+def _few(model: Any) -> range:
+    """For how many tokens the model's weights are packed: none where their copies would take too much."""
+    weights = [module.weight for module in model.modules() if type(module) is nn.Linear]
+    fits = sum(weight.numel() * weight.element_size() for weight in weights) <= _PACKED_BYTES
+    return FEW if fits else range(0)
+
+
+def _linear(module: nn.Module, few: range = range(0)) -> Map:
     """The module itself where it is more than a plain linear layer: LoRA, a quantised one, a hooked one."""
     if type(module) is not nn.Linear or altered(module):
         return module
-    return partial(linear, weight=module.weight, bias=module.bias)
+    plain = partial(linear, weight=module.weight, bias=module.bias)
+    return _by_number(plain, few, partial(packed, [module.weight])) if _packs(module) else plain
 
 
-def _head(module: Any) -> Map:
+def _together(*modules: Any, few: range) -> Maps:
+    """Linear layers of the same tokens, as one product where the tokens are few."""
+    maps = [_linear(module) for module in modules]
+
+    def apart(x_ND: Tensor) -> Sequence[Tensor]:
+        return [one(x_ND) for one in maps]
+
+    if not all(map(_packs, modules)):
+        return apart
+    weights = [module.weight for module in modules]
+    sizes = [len(weight) for weight in weights]
+
+    def joined() -> Maps:
+        product = packed(weights)
+        return lambda x_ND: product(x_ND).split_with_sizes(sizes, -1)
+
+    return _by_number(apart, few, joined)
+
+
+def _by_number(plain: Callable[[Tensor], T], few: range, make: Callable[[], Callable[[Tensor], T]]) -> Any:
+    """`plain`, or for `few` tokens what is made when they first come."""
+    made = cache(make)
+
+    def chosen(x_ND: Tensor) -> T:
+        return made()(x_ND) if x_ND.dim() == 2 and len(x_ND) in few else plain(x_ND)
+
+    return chosen
+
+
+def _packs(module: Any, but: Any = None) -> bool:
+    """Whether it is a plain linear layer in float32 on a CPU, with no hook other than `but`."""
+    if type(module) is not nn.Linear or module.bias is not None or altered(module, but):
+        return False
+    return module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
+
+
+def _head(module: Any, few: range) -> Map:
     """The same for the output layer, whose weight lies as the embedding reads it where the two share it."""
     plain, weight = _linear(module), module.weight
-    bare = type(module) is nn.Linear and module.bias is None and not altered(module, but=without_gaps)
-    if not bare or weight.device.type != "cpu" or weight.dtype != torch.float32 or not weight.is_contiguous():
+    if not _packs(module, but=without_gaps):
         return plain
 
-    def logits(hidden_ND: Tensor) -> Tensor:
-        few = hidden_ND.dim() == 2 and len(hidden_ND) in _TURNED
-        return (weight @ hidden_ND.T).T.contiguous() if few else plain(hidden_ND)
+    def turned(hidden_ND: Tensor) -> Tensor:
+        return (weight @ hidden_ND.T).T.contiguous()
 
-    return logits
+    if weight.is_contiguous():
+        plain = _by_number(plain, _TURNED, lambda: turned)
+    return _by_number(plain, few, partial(packed, [weight]))
 
 
 def _norm(module: Any, family: Family, how: Callable[..., Tensor] | None = None) -> Any:

@@ -19,14 +19,14 @@ _GELU = math.sqrt(2.0 / math.pi)
 
 def norm_late(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm (Zhang and Sennrich, 2019), its product with the weight in float32, then rounded: Gemma's."""
-    if _many(x):
+    if x.is_cpu:
         return _in_float32(x, lambda part: _rms_norm(part, eps).mul_(weight_D))
     return rms_norm(x.float(), weight_D.shape, weight_D, eps).to(x.dtype)
 
 
 def norm_late_(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """`norm_late` that may overwrite what it is given."""
-    if _many(x) and x.dtype == torch.float32:
+    if x.is_cpu and x.dtype == torch.float32:
         return _rms_norm(x, eps, out=x).mul_(weight_D)
     return norm_late(x, weight_D, eps)
 
@@ -40,7 +40,7 @@ def plus_norm_late(
     hidden: Tensor, x: Tensor, out: Tensor | None = None, *, weight_D: Tensor, eps: float
 ) -> Tensor:
     """hidden + `norm_late(x)`, written to `out`, or over x, which is overwritten in any case."""
-    if _many(x) and x.dtype == torch.float32:
+    if x.is_cpu and x.dtype == torch.float32:
         out = x if out is None else out
         return torch.addcmul(hidden, _rms_norm(x, eps, out=x), weight_D, out=out)
     return plus(hidden, norm_late(x, weight_D, eps), out)
@@ -48,7 +48,7 @@ def plus_norm_late(
 
 def norm_early(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm rounded before its product with the weight: Llama's."""
-    if _many(x):
+    if x.is_cpu:
         return _in_float32(x, lambda part: _rms_norm(part, eps)).mul_(weight_D)
     return weight_D * rms_norm(x.float(), weight_D.shape, None, eps).to(x.dtype)
 

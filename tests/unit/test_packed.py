@@ -1,0 +1,97 @@
+"""Weights packed for products of few rows: the same numbers, and never those of a weight that has changed."""
+
+import gc
+
+import pytest
+import torch
+
+from steer_heal.adapters import AdapterStack
+from steer_heal.config import TrainSettings
+from steer_heal.generate.lean import Network, network, packed
+from tests import tiny
+from tests.close import assert_near, model_rounding, rounding
+
+pytestmark = pytest.mark.skipif(not packed.FEW, reason="this torch has no MKL")
+
+
+def rows(n, width):
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(n))
+
+
+def logits(lm, n=9):
+    """Of rows that attend to nothing but themselves, through every block and the head."""
+    net = Network(lm)
+    turn, hidden_ND = net.turns(n, torch.zeros(1)), rows(n, lm.width)
+
+    def itself(q_NHd, _k_NKd, v_NKd):
+        return v_NKd.repeat_interleave(q_NHd.shape[1] // v_NKd.shape[1], dim=1).flatten(1)
+
+    with torch.inference_mode():
+        for block in net.blocks:
+            hidden_ND = block.forward(hidden_ND, turn[block.rotary], net.head_dim, itself)
+        return net.logits(hidden_ND)
+
+
+def plainly(lm, monkeypatch, n=9):
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "_PACKED_BYTES", 0)
+        patch.setattr(network, "packed", lambda _weights: pytest.fail("nothing is to be packed"))
+        return logits(lm, n)
+
+
+@pytest.mark.parametrize("n", [packed.FEW.start, 9, 10, packed.FEW.stop - 1])
+@pytest.mark.parametrize("sizes", [(7,), (64, 24, 24), (3072,)])
+def test_products_are_those_of_the_weights_end_to_end(n, sizes):
+    weights = [torch.nn.Parameter(rows(size, 48)) for size in sizes]
+    weights[0].data = weights[0].data.t().contiguous().t()
+    x_ND = rows(n, 48)
+    assert_near(packed.packed(weights)(x_ND), x_ND @ torch.cat(weights).T, rounding(48))
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 32, 33])
+def test_a_network_gives_the_same_with_and_without(arch, n, monkeypatch):
+    lm = tiny.language_model(arch)
+    assert_near(logits(lm, n), plainly(lm, monkeypatch, n), model_rounding(lm))
+
+
+def in_place(weight):
+    weight.mul_(1.5)
+
+
+def another(weight):
+    weight.data = 1.5 * weight
+
+
+@pytest.mark.parametrize("change", [in_place, another])
+@pytest.mark.parametrize("part", ["self_attn.v_proj", "mlp.down_proj"])
+def test_a_weight_that_changes_is_packed_anew(part, change, monkeypatch):
+    lm = tiny.language_model("llama")
+    before = logits(lm)
+    with torch.no_grad():
+        change(lm.blocks[1].get_submodule(part).weight)
+    assert not torch.allclose(logits(lm), before, atol=1e-2)
+    assert_near(logits(lm), plainly(lm, monkeypatch), model_rounding(lm))
+
+
+def test_what_is_packed_goes_with_its_weights():
+    gc.collect()
+    n = len(packed._known)
+    lm = tiny.language_model("llama")
+    logits(lm)
+    assert len(packed._known) > n
+    del lm
+    gc.collect()
+    assert len(packed._known) == n
+
+
+def test_adapters_that_are_merged_for_good_are_in_what_is_packed(monkeypatch):
+    lm = tiny.language_model("llama")
+    before, stack = logits(lm), AdapterStack(lm)
+    stack.fresh(1, TrainSettings(rank=4, layers="all"), seed=0)
+    with torch.no_grad():
+        for parameter in stack.trainable():
+            parameter.normal_(std=0.1)
+    stack.fold()
+    stack.merge()
+    assert not torch.allclose(logits(lm), before, atol=1e-2)
+    assert_near(logits(lm), plainly(lm, monkeypatch), model_rounding(lm))
