@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(problem, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
-    return 0
+        pass  # uvicorn may end by it or, when it comes as the server starts, by returning
+    return 130
 
 
 if __name__ == "__main__":

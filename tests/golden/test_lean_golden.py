@@ -173,7 +173,7 @@ def test_a_lora_adapter_is_part_of_the_model(arch, form):
     with torch.inference_mode():
         before = LeanReader(lm, lanes, v, 2, None).logits_BV
     stack = AdapterStack(lm)
-    stack.fresh(1, TrainSettings(rank=4, layers="all"), seed=0)
+    stack.fresh(1, TrainSettings(rank=4), seed=0)
     with torch.no_grad():
         for parameter in stack.trainable():
             parameter.normal_(std=0.1)

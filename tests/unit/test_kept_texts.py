@@ -52,8 +52,10 @@ def test_what_is_trained_is_never_what_is_measured(demo, trait, tmp_path, monkey
     monkeypatch.setattr(LanguageModel, "material", material)
     lm = tiny.language_model(n_layers=2)
     settings = fast(trait=trait, evaluate={"vignettes": str(tmp_path / "mine.jsonl"), "condition": None})
-    trained = set(Measures(lm, AdapterStack(lm), settings, None, lambda: False).prompts)
-    assert len(trained) > 300
+    measures = Measures(lm, AdapterStack(lm), settings, None, lambda: False)
+    assert len(measures.prompts) > 100
+    assert measures.plain_prompts
+    trained = {*measures.prompts, *measures.plain_prompts}
     assert mine not in trained
     for measured in (
         material.held_out_prompts(),
