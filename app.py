@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(problem, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        pass  # uvicorn may end by it or, when it comes as the server starts, by returning
+        pass  # uvicorn ends by raising it or, seen on a busy machine, by returning
     return 130
 
 

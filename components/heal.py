@@ -79,7 +79,7 @@ class Healing:
 
 def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Healing:
     """Make the form and wire it."""
-    about = "over-steer, keep what is coherent, train it in, in the background; trait, band, method as above"
+    about = "steer, keep what reads well, train it in, in the background; trait, band, method as above"
     gr.HTML(view.heading("Heal", about))
     with gr.Row(equal_height=True):
         name = gr.Textbox(

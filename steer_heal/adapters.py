@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -246,9 +245,6 @@ class AdapterStack:
                 "with it off the model is not the base any more, as it changes the base's own weights or "
                 "layers: give one that leaves them alone (a plain LoRA), or a whole model"
             )
-
-    def _layers(self) -> list[LoraLayer]:
-        return [module for module in self.lm.model.modules() if isinstance(module, LoraLayer)]
 
     def _activate(self, names: Sequence[str]) -> None:
         """Exactly these adapters act, in this order; of them only the one in training asks for a gradient."""

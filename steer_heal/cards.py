@@ -29,7 +29,7 @@ def card(
     """Markdown with the hub's front matter.
 
     `measured`: stage -> what its `profile` event holds (p, coherence, n_vignettes, text). `facts`: what the
-    `round` event holds (kept, made, c_star, retention). `merged`: a whole model instead of an adapter.
+    `round` event holds (kept, made, plain, c_star, retention). `merged`: a whole model instead of an adapter.
     """
     what = "merged model" if merged else "LoRA adapter"
     asked = next((row["frame"] for row in measured.values() if row.get("frame")), "choice")
@@ -161,7 +161,8 @@ def _data(settings: HealSettings, trait: Trait, measured: Measured, facts: Mappi
         f"- vector: {_recipe(settings, trait)}",
         f"- training: the student's own steered answers, {facts.get('kept', '?')} kept of "
         f"{facts.get('made', '?')} (those that read as well as base's own), at alpha "
-        f"{', '.join(f'{alpha:g}' for alpha in settings.data.alphas)}",
+        f"{', '.join(f'{alpha:g}' for alpha in settings.data.alphas)}"
+        + (f"; beside them {n} of base's own to plain prompts" if (n := facts.get("plain")) else ""),
         f"- c* {_number(facts.get('c_star'))}, band {settings.band[0]:g}-{settings.band[1]:g} of depth",
         f"- evaluation: {vignettes or '?'} vignettes, {which} ({evaluation.condition or 'both conditions'})",
         f"- retention: {_number(facts.get('retention'))} of what steering at alpha 1 moved the trait by",

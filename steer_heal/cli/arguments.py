@@ -71,7 +71,7 @@ def command(commands: Commands, name: str, about: str, module: str = "") -> argp
 
 
 def heal(commands: Commands) -> None:
-    about = "Heal a model: extract, calibrate, over-steer, filter, train, fold, evaluate, for some rounds."
+    about = "Heal a model: extract, calibrate, steer, filter, train, fold, evaluate, for some rounds."
     made = command(commands, "heal", about)
     made.add_argument("--model", default=default_model()[0], help=MODEL)
     add_trait(made)

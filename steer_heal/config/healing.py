@@ -25,6 +25,7 @@ from .base import (
     build,
     check_band,
 )
+from .requests import THRESHOLDS
 
 
 class DataSettings(Settings):
@@ -51,10 +52,18 @@ class FilterSettings(Settings):
     The cuts are where a text's word changes from fine (`Thresholds`), so what is kept reads as fine.
     """
 
-    max_perplexity_ratio: float = Field(default=1.5, gt=0.0, description="perplexity over base's own")
-    min_relevance_ratio: float = Field(default=0.7, description="relevance over base's own")
-    max_repetition: float = Field(default=0.3, gt=0.0, le=1.0, description="share of the text that is a loop")
-    min_variety: float = Field(default=0.5, ge=0.0, le=1.0, description="share of distinct words")
+    max_perplexity_ratio: float = Field(
+        default=THRESHOLDS.perplexity_damaged, gt=0.0, description="perplexity over base's own"
+    )
+    min_relevance_ratio: float = Field(
+        default=THRESHOLDS.relevance_damaged, description="relevance over base's own"
+    )
+    max_repetition: float = Field(
+        default=THRESHOLDS.repetition_broken, gt=0.0, le=1.0, description="share of the text that is a loop"
+    )
+    min_variety: float = Field(
+        default=THRESHOLDS.variety_broken, ge=0.0, le=1.0, description="share of distinct words"
+    )
     min_words: int = Field(default=4, ge=1, description="words of an answer")
 
 

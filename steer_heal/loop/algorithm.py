@@ -110,7 +110,8 @@ class _Loop:
 
     def _check_room(self) -> None:
         """`SettingsError` when the longest row fits neither the model nor the memory."""
-        longest = max(len(self.lm.encode_chat([user(text)])) for text in self.measures.prompts)
+        asked = [*self.measures.prompts, *self.measures.plain_prompts]
+        longest = max(len(self.lm.encode_chat([user(text)])) for text in asked)
         made, room = self.settings.data, getattr(self.lm.config, "max_position_embeddings", None)
         if room and longest + made.max_new_tokens > room:
             raise SettingsError(
@@ -118,7 +119,8 @@ class _Loop:
                 f"data.max_new_tokens to {max(0, room - longest)} or fewer, not {made.max_new_tokens}."
             )
         above = self.lm.n_layers - self.trained_layers[0]
-        check_memory(self.lm, self.settings.train, above, longest, made.max_new_tokens, made.n_answers)
+        n_examples = made.n_answers + made.n_plain
+        check_memory(self.lm, self.settings.train, above, longest, made.max_new_tokens, n_examples)
 
     def take_up(self, start_round: int, earlier: Sequence[Event]) -> None:
         """Resume: the finished rounds' adapters from the folder, what was measured and made from the log."""
@@ -154,11 +156,12 @@ class _Loop:
         steering = yield from self.extract(round_)
         dose = yield from self.calibrate(round_, steering)
         written = yield from self.generate(round_, dose)
-        kept = yield from self.filter(round_, written)
-        yield from self.train(round_, kept)
+        kept, plain = yield from self.filter(round_, written)
+        yield from self.train(round_, [*kept, *plain])
         adapter = self.fold(round_)
         facts = yield from self.evaluate(round_)
-        facts |= {"kept": len(kept), "made": len(written), "c_star": dose.c_star}
+        made = self.settings.data.n_answers
+        facts |= {"kept": len(kept), "made": made, "plain": len(plain), "c_star": dose.c_star}
         cards.write(adapter, cards.card(self.settings, self.trait, round_, self.measured, facts))
         facts |= {"adapter": str(adapter.relative_to(self.folder)), "seconds": time.monotonic() - began}
         yield "round", round_, facts
@@ -242,8 +245,9 @@ class _Loop:
         )
         return [*steered, *plain]
 
-    def filter(self, round_: int, written: list[Completion]) -> Stage[list[Text]]:
-        """What reads well enough to learn; every answer leaves an event with its readings and reasons."""
+    def filter(self, round_: int, written: list[Completion]) -> Stage[tuple[list[Text], list[Text]]]:
+        """What reads well enough to learn, of the steered answers and of base's own to plain prompts; every
+        answer leaves an event with its readings and reasons."""
         yield from self._begin("filter", round_)
         verdicts = yield from self._live("filter", round_, lambda tick: self.measures.judge(written, tick))
         for index, (row, verdict) in enumerate(zip(written, verdicts, strict=True)):
@@ -251,7 +255,7 @@ class _Loop:
             shown |= {"kept": verdict.kept, "scores": verdict.scores, "reasons": list(verdict.reasons)}
             yield "completion", round_, shown
         n, least = self.settings.data.n_answers, self.settings.data.min_kept
-        return [*kept_texts(round_, written[:n], verdicts[:n], least), *texts(written[n:], verdicts[n:])]
+        return kept_texts(round_, written[:n], verdicts[:n], least), texts(written[n:], verdicts[n:])
 
     def train(self, round_: int, kept: list[Text]) -> Stage[None]:
         """A fresh adapter learns to say without steering what steering made the student say."""
@@ -281,7 +285,7 @@ class _Loop:
         said = headline.judge(base, healed, self.trait.target, retention, controls=self.controls)
         self.said = f"round {round_} {said.sentence()}"
         facts: dict[str, Any] = {"retention": retention, "headline": asdict(said)}
-        facts |= yield from self._live("evaluate", round_, lambda _tick: self.measures.cost())
+        facts |= yield from self._live("evaluate", round_, lambda _tick: self.measures.cost.measure())
         if self.controls is not None:
             facts["as_far"] = self.controls.as_far(self.trait.target, self._shift(found.p))
         return facts | report(base, self.first_steered, healed, self.trait.target)

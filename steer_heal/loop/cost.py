@@ -9,7 +9,8 @@ from statistics import fmean
 import torch
 
 from ..adapters import AdapterStack
-from ..heal import Example, OutputLayer, hidden_states, row_losses
+from ..config import TrainSettings
+from ..heal import Example, OutputLayer, Reference, hidden_states, labels, row_losses
 from ..models import LanguageModel, user
 from ..records import Completion, Fact
 
@@ -33,6 +34,7 @@ class Cost:
     ) -> None:
         self._lm, self._stack, self._write = lm, stack, write
         self._facts, self._neutral_prompts = tuple(facts), tuple(neutral)
+        self._reference = Reference(lm, stack, TrainSettings(divergence="kl_rev", reference="base"))
         self._base: tuple[tuple[Fact, ...], tuple[Example, ...]] | None = None
 
     def _of_base(self) -> tuple[tuple[Fact, ...], tuple[Example, ...]]:
@@ -68,9 +70,7 @@ class Cost:
         output, found = OutputLayer(self._lm), []
         for start in range(0, len(rows), AT_ONCE):
             batch = rows[start : start + AT_ONCE]
-            with self._stack.off():
-                base_ND = hidden_states(self._lm, batch)
-            student_ND = hidden_states(self._lm, batch)
-            labels_N = torch.zeros(len(base_ND), dtype=torch.long, device=base_ND.device)
-            found += row_losses(output, student_ND, labels_N, "kl_rev", base_ND)[1].tolist()
+            base_ND, student_ND = self._reference.hidden(batch), hidden_states(self._lm, batch)
+            _, kl_N = row_losses(output, student_ND, labels(batch, self._lm.device), "kl_rev", base_ND)
+            found += kl_N.tolist()
         return fmean(found) if found else None

@@ -72,7 +72,7 @@ class Measures:
         self.plain_prompts = [text for text in material.plain_prompts() if text not in never]
         self._persona = data.trait(settings.trait).positive
         greedy = partial(self.write, tick=None, seed=0, greedy=True)
-        self._cost = Cost(lm, stack, facts, neutral, greedy)
+        self.cost = Cost(lm, stack, facts, neutral, greedy)
         self._base: Profile | None = None
         self.own: filter.Own | None = None
 
@@ -102,21 +102,16 @@ class Measures:
             base["p"], base["coherence"], base["n_vignettes"], agreement=worth, calibration=self.calibrated
         )
 
-    def profile(self, tick: Tick | None, dose: Dose | None = None, alpha: float = 1.0) -> Profile:
-        """The seven foundations on the run's vignettes, steered where a dose is given."""
-        return self._asked(self.vignettes, tick, dose, alpha)
-
-    def _asked(
-        self, vignettes: Sequence[Vignette], tick: Tick | None, dose: Dose | None = None, alpha: float = 1.0
-    ) -> Profile:
+    def profile(self, tick: Tick | None, dose: Dose | None = None) -> Profile:
+        """The seven foundations on the run's vignettes, at alpha 1 where a dose is given."""
         if self.frame is None:
             raise RoundFailed("The base was not measured: start the run again.")
         return instrument.evaluate(
             self._lm,
-            vignettes,
+            self.vignettes,
             self.frame,
             vector=dose.vector if dose else None,
-            coefficients_KL=dose.coefficients_L(alpha)[None] if dose else None,
+            coefficients_KL=dose.coefficients_L(1.0)[None] if dose else None,
             calibrated=self.calibrated,
             batch_size=self._settings.evaluate.batch_size,
             progress=tick,
@@ -187,13 +182,13 @@ class Measures:
             for row, (logp, about) in zip(written, self.scored(written, tick), strict=True)
         ]
 
-    def text(self, tick: Tick | None, dose: Dose | None = None, alpha: float = 1.0) -> dict[str, float]:
-        """Health of free answers to the held-out prompts: the medians, the share that loops, and how varied
-        they are from prompt to prompt."""
+    def text(self, tick: Tick | None, dose: Dose | None = None) -> dict[str, float]:
+        """Health of free answers to the held-out prompts, at alpha 1 where a dose is given: the medians, the
+        share that loops, and how varied they are from prompt to prompt."""
         n = self._settings.evaluate.n_answers
         prompts = [self.held_prompts[number % len(self.held_prompts)] for number in range(n)]
         seed = seed_of(self._settings.seed, 0, "answers")
-        written = self.write(prompts, tick, seed=seed, dose=dose, alphas=(alpha if dose else 0.0,))
+        written = self.write(prompts, tick, seed=seed, dose=dose, alphas=(1.0 if dose else 0.0,))
         scored = self.scored(written)
         self.own = own = self.own or _own(scored)
         found = filter.summary(
@@ -216,10 +211,6 @@ class Measures:
         """The fixed prompts and their greedy answers."""
         written = self.write(self.fixed_prompts, tick, seed=0, greedy=True)
         return {"prompts": self.fixed_prompts, "texts": [row.text for row in written]}
-
-    def cost(self) -> dict[str, float | None]:
-        """What the student lost of what it is not meant to change."""
-        return self._cost.measure()
 
     def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
         """The data of a `profile` event."""
