@@ -18,7 +18,7 @@ from ..bridges import sets
 from ..config import AUTO_FRAME, HealSettings, SampleSettings, build
 from ..generate import Row, complete
 from ..models import LanguageModel, user
-from ..records import Agreement, Completion, Controls, FilterVerdict, Profile, RoundFailed, Vignette
+from ..records import Agreement, Completion, Controls, FilterVerdict, Profile, RoundFailed
 from ..steering import coefficients
 from ..vector import SteeringVector
 from .cost import Cost
