@@ -14,6 +14,9 @@ from ..models import SamplingDefaults
 
 _FIRST_CANDIDATES = 128
 """So many likeliest tokens nearly always hold top-p; sorting more takes longer."""
+_GAMMA = -0x61C8864680B583EB
+_MIX = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))
+"""SplitMix64's constants, as signed 64-bit numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,14 @@ class Sampler:
         if self.greedy:
             return logits_BV.max(dim=-1).indices
         scores_BK, ids_BK = self._candidates(logits_BV.float() / self.temperature)
-        sources = list(zip(seeds or [self.seed] * len(noise_ids), noise_ids, strict=True))
-        distinct = sorted(set(sources))
-        noise_NV = torch.stack([exponential(*source, step, logits_BV.shape[-1]) for source in distinct])
-        row_of = torch.tensor([distinct.index(source) for source in sources])
-        exponential_BK = noise_NV[row_of[:, None], ids_BK.cpu()].to(logits_BV.device)
-        best_B1 = (scores_BK - exponential_BK.log()).argmax(dim=-1, keepdim=True)
+        sources = zip(seeds or [self.seed] * len(noise_ids), noise_ids, strict=True)
+        streams = [stream(*source, step) for source in sources]
+        streams_B1 = torch.tensor(streams, device=logits_BV.device)[:, None]
+        same = (
+            len(set(streams)) == 1 and ids_BK.stride(0) == 0
+        )  # rows of one request, over the whole vocabulary
+        noise_BK = exponential(streams_B1[:1], ids_BK[:1]) if same else exponential(streams_B1, ids_BK)
+        best_B1 = (scores_BK - noise_BK.log()).argmax(dim=-1, keepdim=True)
         return ids_BK.gather(1, best_B1)[:, 0]
 
     def _candidates(self, scores_BV: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,9 +95,25 @@ def draw(samplers: Sequence[Sampler], logits_BV: Tensor, noise_ids: Sequence[int
     return ids_B
 
 
-def exponential(seed: int, noise: int, step: int, size: int) -> Tensor:
-    """(size,) draws of Exp(1), a pure function of its arguments; -log of one is Gumbel noise."""
-    digest = hashlib.blake2b(f"{seed}/{noise}/{step}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest))
-    smallest = torch.finfo(torch.float32).tiny
-    return torch.empty(size).exponential_(generator=generator).clamp_(min=smallest)
+def stream(seed: int, noise: int, step: int) -> int:
+    """Where a row's random numbers of one step start: a 64-bit hash, signed."""
+    digest = hashlib.blake2b(f"{seed}/{noise}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
+
+
+def exponential(streams: Tensor, ids: Tensor) -> Tensor:
+    """Draws of Exp(1), float64, for token ids of streams (int64, broadcast); -log of one is Gumbel noise.
+
+    What a token gets does not hang on which others are asked for, so the few that a filter leaves are enough.
+    Source: SplitMix64 (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195).
+    """
+    bits = (ids + 1) * _GAMMA + streams
+    for shift, factor in _MIX:
+        bits = (bits ^ _right(bits, shift)) * factor
+    bits = bits ^ _right(bits, 31)
+    return -((_right(bits, 12).double() + 0.5) * 2.0**-52).log()
+
+
+def _right(bits: Tensor, by: int) -> Tensor:
+    """Shifted right with zeros coming in; torch's own shift brings in copies of the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)

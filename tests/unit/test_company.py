@@ -74,11 +74,13 @@ def test_a_row_that_is_over_leaves_within_a_token_and_the_others_do_not_notice(d
 def test_equal_rows_of_two_requests_go_on_while_one_of_them_needs_them(directions_LD):
     lm = tiny.shared("gemma3")
     row, over = rows(lm, own=True)[0][0], set()
+    n_tokens = len(complete(lm, [row], directions_LD, HOWS[0])[0].tokens)
     steps = []
     for step in decode(lm, [row, row], directions_LD, HOWS[0], over=over.__contains__):
         steps.append([number for number, _ in step])
         over.add(0)
-    assert steps == [[0, 1], *[[1]] * 8]
+    assert n_tokens > 1
+    assert steps == [[0, 1], *[[1]] * (n_tokens - 1)]
 
 
 def test_nothing_is_computed_once_every_row_is_over(directions_LD):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from steer_heal.config import SampleSettings
-from steer_heal.generate.sampling import Sampler, exponential, sampler
+from steer_heal.generate.sampling import Sampler, exponential, sampler, stream
 from steer_heal.models import SamplingDefaults
 
 LOGITS = torch.tensor([3.0, 2.0, 1.0, 0.0, -1.0, -40.0])
@@ -61,12 +61,21 @@ def test_greedy_ignores_noise():
     assert Sampler(True, 1.0, 0, 1.0, 0).draw(LOGITS[None], [0], 0).tolist() == [0]
 
 
-def test_noise_is_a_pure_function_and_exponential():
-    assert torch.equal(exponential(1, 2, 3, 50), exponential(1, 2, 3, 50))
-    many = exponential(0, 0, 0, 100_000)
+def test_noise_is_exponential_and_other_for_every_stream():
+    streams = torch.tensor([stream(*source) for source in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))])
+    many = exponential(streams[:, None], torch.arange(100_000))
     assert (many > 0).all()
-    assert many.mean() == pytest.approx(1.0, abs=0.02)
-    assert many.var() == pytest.approx(1.0, abs=0.05)
+    assert many.isfinite().all()
+    for row in many:
+        assert row.mean() == pytest.approx(1.0, abs=0.02)
+        assert row.var() == pytest.approx(1.0, abs=0.05)
+    assert (torch.corrcoef(many) - torch.eye(4)).abs().max() < 0.02
+    assert (torch.corrcoef(torch.stack([many[0, :-1], many[0, 1:]]))[0, 1]).abs() < 0.02
+
+
+def test_a_tokens_noise_is_a_pure_function():
+    start, some = torch.tensor(stream(1, 2, 3)), torch.tensor([7, 49_151, 0])
+    assert torch.equal(exponential(start, some), exponential(start, torch.arange(49_152))[some])
 
 
 def test_the_models_own_settings_hold_where_nothing_is_said():
