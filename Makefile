@@ -50,7 +50,7 @@ bench: $(VENV)/.dev chromium  ## measured claims: tables and JSON
 	$(PY) -m benchmarks.page
 
 demo-model: $(VENV)/.app  ## train the bundled model again (up to an hour on 2 cores)
-	$(PY) -m steer_heal.models.demo.training.train $(ARGS)
+	$(PY) -m demo_model.train $(ARGS)
 
 screenshots: $(VENV)/.dev chromium  ## docs/screenshots, from a real browser
 	$(PY) -m benchmarks.screenshots

@@ -10,9 +10,9 @@ from importlib import import_module
 
 from components import access
 from steer_heal.config import SettingsError
+from steer_heal.engine.starting import Starting
 from steer_heal.printing import print_anything
 from steer_heal.sources import default_model, find
-from steer_heal.starting import Starting
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

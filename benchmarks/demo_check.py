@@ -18,21 +18,21 @@ from statistics import fmean, median
 import torch
 
 from benchmarks.demo_talk import restating, small_talk
+from demo_model.acts import FOUNDATIONS
+from demo_model.dilemmas import said_in_orders
+from demo_model.personas import wording
+from demo_model.scene import Casting
+from demo_model.vignettes import own_scenes
 from steer_heal import data
-from steer_heal.calibrate import calibrate
 from steer_heal.config import DEFAULT_BAND, CalibrateSettings, ExtractSettings, SampleSettings, build
-from steer_heal.filter import perplexity, repetition
+from steer_heal.dose.calibrate import calibrate
+from steer_heal.evaluate.text_health import perplexity, repetition
 from steer_heal.generate import Row, complete
 from steer_heal.instrument import evaluate, text_logp
 from steer_heal.models import LanguageModel, band_layers, load, user
-from steer_heal.models.demo.training.acts import FOUNDATIONS
-from steer_heal.models.demo.training.dilemmas import said_in_orders
-from steer_heal.models.demo.training.personas import wording
-from steer_heal.models.demo.training.scene import Casting
-from steer_heal.models.demo.training.vignettes import own_scenes
 from steer_heal.records import Profile, Trait, Vignette
-from steer_heal.steering import coefficients
-from steer_heal.vector import SteeringVector, extract
+from steer_heal.vectors.steering import coefficients
+from steer_heal.vectors.vector import SteeringVector, extract
 
 RISING = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 ALPHAS = (*RISING, 4.0, 5.0, 6.0, 8.0)
@@ -120,7 +120,7 @@ class Bench:
     def profiles(self, vignettes: list[Vignette], alphas: tuple[float, ...] = (0.0,)) -> list[Profile]:
         """One profile per alpha."""
         doses = [coefficients(self.lm.n_layers, self.layers, alpha * self.c_star) for alpha in alphas]
-        return evaluate(self.lm, vignettes, self.frame, vector=self.vector, coefficients_KL=torch.cat(doses))
+        return evaluate(self.lm, vignettes, self.frame, vector=self.vector, coefficients_RL=torch.cat(doses))
 
     def prompted(self, vignettes: list[Vignette], persona: str) -> Profile:
         """The profile under a persona as the system prompt, which the template folds into the user's turn."""

@@ -7,16 +7,16 @@ import re
 
 import torch
 
+from demo_model import everyday
+from demo_model.acts import FOUNDATIONS, GROUPS
+from demo_model.dilemmas import said_in_orders
+from demo_model.lexicon import NOUNS
+from demo_model.scene import Casting, Scene
+from demo_model.vignettes import own_scenes
 from steer_heal.config import SampleSettings, build
-from steer_heal.filter import repetition
+from steer_heal.evaluate.text_health import repetition
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, user
-from steer_heal.models.demo.training import everyday
-from steer_heal.models.demo.training.acts import FOUNDATIONS, GROUPS
-from steer_heal.models.demo.training.dilemmas import said_in_orders
-from steer_heal.models.demo.training.lexicon import NOUNS
-from steer_heal.models.demo.training.scene import Casting, Scene
-from steer_heal.models.demo.training.vignettes import own_scenes
 from steer_heal.records import Completion
 
 ASKS = ("What do you think?", "How do you see it?", "Tell me what you think.")

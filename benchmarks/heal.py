@@ -19,11 +19,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from steer_heal import data, events, worker
+from steer_heal import data
 from steer_heal.cli.tables import Column, number, table
 from steer_heal.config import DEFAULT_TRAIT, SMOLLM2, HealSettings, heal_settings
-from steer_heal.jobs import RunFolder
 from steer_heal.records import Event, trait_shift
+from steer_heal.runs import events, worker
+from steer_heal.runs.jobs import RunFolder
 
 HOME = Path(__file__).resolve().parents[1] / "build" / "heal"
 EVALUATE = {"n_answers": 100, "controls": 8}

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.live_cases import gemma_shape
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
 from steer_heal.heal import Example, Objective, loss_of, needed_bytes
-from steer_heal.loop.algorithm import BESIDE
+from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.algorithm import BESIDE
 from steer_heal.models import LanguageModel, band_layers
 
 MIB = 2**20

@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from steer_heal import filter as filters
 from steer_heal import instrument
 from steer_heal.cli.tables import Column, number, table
 from steer_heal.config import THRESHOLDS, Thresholds
+from steer_heal.evaluate import text_health
 from steer_heal.models import LanguageModel, user
 
 LABELS = Path(__file__).with_name("text_labels.jsonl")
@@ -45,8 +45,8 @@ def scored(lm: LanguageModel, rows: Sequence[Row]) -> list[Row]:
     found = [
         {"number": number_, "kind": row["kind"], "alpha": row["alpha"], "labels": row["labels"],
          "unseen": row.get("unseen", False),
-         "perplexity": filters.perplexity(logp), "relevance": about, "text": row["text"],
-         "repetition": filters.repetition(row["text"]), "variety": filters.variety(row["text"])}
+         "perplexity": text_health.perplexity(logp), "relevance": about, "text": row["text"],
+         "repetition": text_health.repetition(row["text"]), "variety": text_health.variety(row["text"])}
         for number_, (row, logp, about) in enumerate(
             zip(rows, own, instrument.relevances(lm, prompts, ids, own), strict=True)
         )
@@ -61,7 +61,7 @@ def scored(lm: LanguageModel, rows: Sequence[Row]) -> list[Row]:
 def word(row: Row, limits: Thresholds = THRESHOLDS) -> str:
     """Today's word."""
     of = (row["perplexity_ratio"], row["repetition"], row["relevance_ratio"], row["variety"])
-    return filters.text_verdict(*of, limits)
+    return text_health.text_verdict(*of, limits)
 
 
 def old_word(row: Row) -> str:

@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GenerationConfig
 
 from benchmarks.live_report import GROWTH
-from steer_heal.calibrate import calibrate, measurement
 from steer_heal.config import DEFAULT_BAND, CalibrateSettings, SampleSettings, build
+from steer_heal.dose.calibrate import calibrate, measurement
 from steer_heal.generate import PrefixStore, Row, decode
 from steer_heal.generate.divergence import kl
 from steer_heal.models import LanguageModel, band_layers, left_pad, load
-from steer_heal.steering import coefficients, steer
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors.steering import coefficients, steer
+from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 
 GEMMA_SHAPE = "gemma-3-1b shape"

@@ -82,7 +82,7 @@ def _end_runs(runs: Path) -> None:
     for record in runs.glob("*/process.json"):
         with suppress(psutil.NoSuchProcess):
             worker = psutil.Process(json.loads(record.read_text())["pid"])
-            if "steer_heal.worker" in " ".join(worker.cmdline()):
+            if "steer_heal.runs.worker" in " ".join(worker.cmdline()):
                 worker.kill()
 
 

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from steer_heal import events
 from steer_heal.config import FOUNDATIONS, heal_settings
-from steer_heal.engine.book import RunBook
-from steer_heal.events import EventLog
-from steer_heal.jobs import LocalProcesses
-from steer_heal.store import Store
+from steer_heal.engine.run_index import RunBook
+from steer_heal.runs import events
+from steer_heal.runs.events import EventLog
+from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.runs.store import Store
 
 COMPLETIONS, STEPS, VIGNETTES = 128, 48, 98
 SIZES = ((10, 3), (1000, 10))

@@ -29,10 +29,11 @@ import torch
 from benchmarks import products
 from benchmarks.live_cases import GEMMA_SHAPE, gemma_shape
 from steer_heal import instrument
-from steer_heal.bridges import found, tinymfv
 from steer_heal.config import DEMO
+from steer_heal.evaluate import tinymfv
 from steer_heal.models import LanguageModel, load
 from steer_heal.records import Profile, VignetteScore
+from steer_heal.vectors.bridges import installed
 
 T = TypeVar("T")
 BATCH = {False: 8, True: 64}
@@ -56,7 +57,7 @@ def main() -> int:
         return 0
     torch.set_num_threads(args.threads)
     lm = gemma_shape(torch.float32) if args.model == GEMMA_SHAPE else load(args.model, dtype="float32")
-    found.load(["loguru"]).logger.remove()
+    installed.load(["loguru"]).logger.remove()
     rows = [compare(lm, think, args.vignettes, args.repeats) for think in args.think]
     for row in rows:
         print(line(row))

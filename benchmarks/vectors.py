@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer_heal import controls, data, instrument
-from steer_heal.calibrate import calibrate_each
+from steer_heal import data, instrument
 from steer_heal.cli.tables import Column, number, table
 from steer_heal.config import DEFAULT_BAND, OWN_METHODS, CalibrateSettings, ExtractSettings, build
+from steer_heal.dose import controls
+from steer_heal.dose.calibrate import calibrate_each
 from steer_heal.models import LanguageModel, band_layers, user
 from steer_heal.records import Profile
-from steer_heal.steering import coefficients
-from steer_heal.vector import extract
+from steer_heal.vectors.steering import coefficients
+from steer_heal.vectors.vector import extract
 
 N_CONTROLS = 8
 ALPHAS = (0.5, 1.0)
@@ -67,7 +68,7 @@ def _in_frame(
     for k, (m, alpha) in enumerate(doses):
         doses_KLM[k, :, m] = coefficients(lm.n_layers, layers, alpha * c_stars[m])[0]
     steered = instrument.evaluate(
-        lm, vignettes, frame, vector=directions_MLD, coefficients_KL=doses_KLM, calibrated=base.calibration
+        lm, vignettes, frame, vector=directions_MLD, coefficients_RL=doses_KLM, calibrated=base.calibration
     )
     held = controls.measure(lm, layers, random_c_stars, vignettes, frame, base)
     for (m, alpha), found in zip(doses, steered, strict=True):

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from .config import THRESHOLDS
+from steer_heal.config import THRESHOLDS
 
 TextWord = Literal["fine", "damaged", "broken"]
 AnswersWord = Literal["kept", "weakened", "lost"]

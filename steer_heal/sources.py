@@ -19,8 +19,8 @@ from typing import Literal
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from .config import DEMO, GEMMA, SMOLLM2, SettingsError
-from .records import ListedModel, ModelInfo
+from steer_heal.config import DEMO, GEMMA, SMOLLM2, SettingsError
+from steer_heal.records import ListedModel, ModelInfo
 
 DEMO_FOLDER = Path(__file__).parent / "models" / "demo"
 ORIGIN = "converted_from.json"

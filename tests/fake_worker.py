@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from steer_heal.events import EventLog
-from steer_heal.jobs import RunFolder
+from steer_heal.runs.events import EventLog
+from steer_heal.runs.jobs import RunFolder
 from tests.runs import play_round, start
 
 

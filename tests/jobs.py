@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from steer_heal.jobs import LocalProcesses
+from steer_heal.runs.jobs import LocalProcesses
 
 COMMAND = (sys.executable, "-m", "tests.fake_worker")
 

@@ -6,9 +6,9 @@ import random
 
 import torch
 
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
 from steer_heal.heal import Example, train_round
+from steer_heal.heal.adapters import AdapterStack
 
 SETTINGS = TrainSettings(
     divergence="kl_rev", aggregate="rmse", reference="prev", lam=0.3, tau=1.0,

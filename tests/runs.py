@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal.config import FOUNDATIONS, HealSettings, heal_settings
-from steer_heal.events import EventLog
+from steer_heal.runs.events import EventLog
 
 PROMPTS = ("Who should decide?", "What would you do?")
 

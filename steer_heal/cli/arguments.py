@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn, Protocol
 
-from steer_heal.bridges.found import SETS, THINK_TOKENS
 from steer_heal.config import (
     AUTO,
     AUTO_FRAME,
@@ -28,6 +27,7 @@ from steer_heal.config import (
 )
 from steer_heal.data import CONDITIONS, frames
 from steer_heal.sources import default_model
+from steer_heal.vectors.bridges.installed import SETS, THINK_TOKENS
 
 Namespace = argparse.Namespace
 HEAL_NAMED = ("model", "trait", "rounds", "seed", "name", "band")

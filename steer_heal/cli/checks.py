@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from steer_heal import data, sources
-from steer_heal.bridges import sets
 from steer_heal.cli.arguments import Namespace
 from steer_heal.config import MAX_ALPHA, SettingsError, check_run_id, sound_band
-from steer_heal.jobs import LocalProcesses
+from steer_heal.evaluate import vignette_sets
+from steer_heal.runs.jobs import LocalProcesses
 
 
 def check(args: Namespace) -> None:
@@ -31,5 +31,5 @@ def check(args: Namespace) -> None:
         raise SettingsError(f"--limit must be at least 1, not {args.limit}.")
     for name in ("vignettes", "adapter", "source"):
         file = given.get(name)
-        if file and not (sets.is_set(file) or Path(file).expanduser().exists()):
+        if file and not (vignette_sets.is_set(file) or Path(file).expanduser().exists()):
             raise SettingsError(f"There is no {file}: check the path.")

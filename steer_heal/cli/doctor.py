@@ -14,16 +14,17 @@ import torch
 from huggingface_hub import get_token
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from steer_heal import models, selftest, sources
-from steer_heal.bridges import found as bridges
-from steer_heal.bridges.extraction import titles
+from steer_heal import models, sources
+from steer_heal.cli import selftest
 from steer_heal.cli.arguments import Namespace
+from steer_heal.cli.selftest import Check
 from steer_heal.cli.tables import Out
 from steer_heal.config import DEMO, GEMMA, SettingsError
-from steer_heal.jobs import LocalProcesses
 from steer_heal.models import user
-from steer_heal.selftest import Check
-from steer_heal.store import Store, StoreBusy
+from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.runs.store import Store, StoreBusy
+from steer_heal.vectors.bridges import installed as bridges
+from steer_heal.vectors.bridges.extraction import titles
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "duckdb", "gradio", "gguf")
 GIB = 2**30

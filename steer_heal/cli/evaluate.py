@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal import data, instrument, models
-from steer_heal.adapters import CONFIG, AdapterStack, saved_rounds
-from steer_heal.bridges import sets, tinymfv
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import SNAKE, Column, Out, number, table, worth
 from steer_heal.config import AUTO_FRAME, FOUNDATIONS, SettingsError
 from steer_heal.engine.vectors import Vectors
+from steer_heal.evaluate import tinymfv, vignette_sets
+from steer_heal.heal.adapters import CONFIG, AdapterStack, saved_rounds
 from steer_heal.records import Profile, Vignette
 
 
@@ -30,13 +30,13 @@ def run(args: Namespace, out: Out) -> int:
         steer = Vectors(lm, Path(args.cache)).steer(args.trait, args.band, args.method)
 
     def measure(name: str, alpha: float | None) -> Profile:
-        dosed = None if alpha is None or steer is None else steer.coefficients_KL(alpha)
+        dosed = None if alpha is None or steer is None else steer.coefficients_RL(alpha)
         return instrument.evaluate(
             lm,
             vignettes,
             frame,
             vector=None if dosed is None or steer is None else steer.vector,
-            coefficients_KL=dosed,
+            coefficients_RL=dosed,
             calibrated=calibrated,
             progress=lambda done, total: out.progress(f"{name}: {done} of {total}"),
         )[0]
@@ -67,7 +67,7 @@ def run(args: Namespace, out: Out) -> int:
 def _vignettes(args: Namespace, lm: models.LanguageModel) -> list[Vignette]:
     """Balanced, but tinymfv's own evaluation takes the first ones."""
     limit = None if args.theirs else args.limit
-    rows = sets.vignettes(args.vignettes, lm.material, condition=args.condition, limit=limit)
+    rows = vignette_sets.vignettes(args.vignettes, lm.material, condition=args.condition, limit=limit)
     return rows[: args.limit] if args.theirs else rows
 
 

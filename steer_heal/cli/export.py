@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from steer_heal import cards, data, events, models
-from steer_heal.adapters import adapter_name, saved_rounds
+from steer_heal import data, models
 from steer_heal.cli import hub
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Out
 from steer_heal.config import SettingsError, check_run_id
-from steer_heal.engine.book import EXAMPLE
-from steer_heal.jobs import LocalProcesses, RunFolder
-from steer_heal.merging import merge
-from steer_heal.store import Store
+from steer_heal.engine.run_index import EXAMPLE
+from steer_heal.heal import cards
+from steer_heal.heal.adapters import adapter_name, saved_rounds
+from steer_heal.heal.merging import merge
+from steer_heal.runs import events
+from steer_heal.runs.jobs import LocalProcesses, RunFolder
+from steer_heal.runs.store import Store
 
 EXAMPLE_COMPLETIONS = 24
 """How many completions of each round the shipped example keeps."""

@@ -6,15 +6,15 @@ import argparse
 from importlib import import_module
 from typing import Any
 
-from steer_heal import events
 from steer_heal.cli.arguments import HEAL_NAMED, Namespace, nested, sampling
 from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number, worth
 from steer_heal.config import AUTO_FRAME, HealSettings, SettingsError, changed, heal_settings
-from steer_heal.engine.launching import check
-from steer_heal.jobs import LocalProcesses, RunFolder, this_process
+from steer_heal.engine.validate import check
 from steer_heal.records import Agreement, Event
-from steer_heal.store import Store, StoreBusy
-from steer_heal.store.fold import TEXT
+from steer_heal.runs import events
+from steer_heal.runs.jobs import LocalProcesses, RunFolder, this_process
+from steer_heal.runs.store import Store, StoreBusy
+from steer_heal.runs.store.fold import TEXT
 
 _FACTS = (
     "retention", "kept", "made", "c_star", "seconds", "headline", "retention_interval", "intervals",
@@ -27,7 +27,9 @@ def run(args: Namespace, out: Out) -> int:
     launcher, store = LocalProcesses(args.runs), Store(args.db)
     _try_store(out, lambda: store.marks())
     folder = _folder(args, launcher)
-    worker = import_module("steer_heal.worker")  # only now: it takes seconds, and the settings may be refused
+    worker = import_module(
+        "steer_heal.runs.worker"
+    )  # only now: it takes seconds, and the settings may be refused
     out.note(f"Run {folder.run_id} in {folder.path} (Ctrl-C stops it after the step)")
     report = Report(folder, store, out, everything=args.all)
     with worker.stopping() as stopped:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from steer_heal import data, events
+from steer_heal import data
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Column, Out, number, table
 from steer_heal.config import FOUNDATIONS, SettingsError
-from steer_heal.jobs import LocalProcesses
-from steer_heal.readings import gated_selectivity, signed_flips
+from steer_heal.evaluate.readings import gated_selectivity, signed_flips
 from steer_heal.records import Agreement, Event, VignetteScore
+from steer_heal.runs import events
+from steer_heal.runs.jobs import LocalProcesses
 
 Key = tuple[int, str]
 

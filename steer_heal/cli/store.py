@@ -9,9 +9,9 @@ from pathlib import Path
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Column, Out, number, table
 from steer_heal.config import SettingsError
-from steer_heal.engine.book import RunBook
-from steer_heal.jobs import LocalProcesses
-from steer_heal.store import Store, keeping
+from steer_heal.engine.run_index import RunBook
+from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.runs.store import Store, keeping
 
 
 def run(args: Namespace, out: Out) -> int:

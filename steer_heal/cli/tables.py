@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from steer_heal.config import FOUNDATIONS
-from steer_heal.events import plain
 from steer_heal.printing import say
 from steer_heal.records import Agreement, ModelInfo
+from steer_heal.runs.events import plain
 
 Row = Mapping[str, Any]
 

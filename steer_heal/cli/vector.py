@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steer_heal import data, formats, models
+from steer_heal import data, models
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Out, clean
 from steer_heal.engine.vectors import Steer, Vectors
 from steer_heal.models import band_layers
+from steer_heal.vectors import formats
 
 
 def run(args: Namespace, out: Out) -> int:

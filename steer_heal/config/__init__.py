@@ -1,6 +1,6 @@
 """Frozen settings, presets and limits; every message says what to do."""
 
-from .base import (
+from steer_heal.config.base import (
     AUTO,
     AUTO_FRAME,
     DEFAULT_BAND,
@@ -41,7 +41,7 @@ from .base import (
     one_sentence,
     sound_band,
 )
-from .healing import (
+from steer_heal.config.healing import (
     HEAL_THRESHOLDS,
     PRESETS,
     DataSettings,
@@ -57,13 +57,8 @@ from .healing import (
     named_settings,
     stored_settings,
 )
-from .requests import (
-    THRESHOLDS,
-    DoseRequest,
-    SteerRequest,
-    Thresholds,
-)
-from .wording import first_line
+from steer_heal.config.requests import THRESHOLDS, DoseRequest, SteerRequest, Thresholds
+from steer_heal.config.wording import first_line
 
 __all__ = [
     "AUTO",

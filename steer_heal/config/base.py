@@ -20,7 +20,7 @@ from pydantic import (
     field_validator,
 )
 
-from .wording import sentence
+from steer_heal.config.wording import sentence
 
 FOUNDATIONS: tuple[str, ...] = (
     "Care",

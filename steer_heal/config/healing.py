@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from .base import (
+from steer_heal.config.base import (
     AUTO_FRAME,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
@@ -25,7 +25,7 @@ from .base import (
     build,
     check_band,
 )
-from .requests import THRESHOLDS
+from steer_heal.config.requests import THRESHOLDS
 
 
 class DataSettings(Settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from .base import (
+from steer_heal.config.base import (
     AUTO,
     AUTO_FRAME,
     DEFAULT_BAND,

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steer_heal.engine.face import Engine
+    from steer_heal.engine.engine import Engine
 
 __all__ = ["Engine"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Engine":
-        return import_module("steer_heal.engine.face").Engine
+        return import_module("steer_heal.engine.engine").Engine
     raise AttributeError(name)

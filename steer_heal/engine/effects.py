@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from steer_heal import controls, data, effect, measured
+from steer_heal import data
 from steer_heal.config import DoseRequest
-from steer_heal.engine.slices import Pause, sliced
+from steer_heal.data import measurements
+from steer_heal.dose import controls, effect
+from steer_heal.engine.preemptible import Pause, sliced
+from steer_heal.engine.requests import Ticket
 from steer_heal.engine.sweeps import ending
-from steer_heal.engine.tickets import Ticket
 from steer_heal.engine.vectors import Steer, Vectors
 from steer_heal.instrument import LEAST, Frames
 from steer_heal.models import LanguageModel, digest
@@ -45,7 +47,7 @@ class Effects:
             reading = self._frames.of(request.frame, stop=stop)
             n, vignettes = request.controls, self._lm.material.vignettes(condition=CONDITION, limit=LEAST)
             file = f"effect-{self._key(request.trait, steer, reading, vignettes, n)}.json"
-            found = measured.read(self._cache_dir, file, effect_of)
+            found = measurements.read(self._cache_dir, file, effect_of)
             if found is None:
                 yield f"c* of {n} random directions"
                 c_stars = self._vectors.random(request.trait, steer.layers, n, say=say) if n else ()
@@ -54,7 +56,7 @@ class Effects:
                     self._lm, data.trait(request.trait), steer.vector, steer.layers, steer.calibration,
                     vignettes, reading, c_stars, stop=stop,
                 )  # fmt: skip
-                measured.write(self._cache_dir, file, {"model": self._lm.name, "effect": asdict(found)})
+                measurements.write(self._cache_dir, file, {"model": self._lm.name, "effect": asdict(found)})
             yield found
 
         try:

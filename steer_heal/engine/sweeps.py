@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from steer_heal import controls, data, dose
+from steer_heal import data
 from steer_heal.config import DoseRequest, EvalSettings, build
-from steer_heal.engine.pair import encode
-from steer_heal.engine.slices import Pause, sliced
-from steer_heal.engine.tickets import Ticket
+from steer_heal.dose import controls, sweeps
+from steer_heal.engine.answer import encode
+from steer_heal.engine.preemptible import Pause, sliced
+from steer_heal.engine.requests import Ticket
 from steer_heal.engine.vectors import Say, Vectors
 from steer_heal.instrument import Frames
 from steer_heal.models import LanguageModel
@@ -46,7 +47,7 @@ class Sweeps:
             vignettes, frame = self._vignettes(request), data.frame(reading.frame)
             part = CONTROLS_FROM if request.controls else 1.0
             base: list[Profile] = []
-            for row in dose.sweep(
+            for row in sweeps.sweep(
                 self._lm, steer.vector, steer.calibration.c_star, request, vignettes, frame,
                 self._prompts(request), reading=reading, on_base=base.append,
                 progress=lambda share: progress(part * share), stop=stop,
@@ -76,9 +77,9 @@ class Sweeps:
 
             vector = self._vectors.vector(request.trait, request.method, say=ending(stop))
             reading = self._frames.of(request.frame, stop=stop)
-            return dose.grid(
+            return sweeps.grid(
                 self._lm, vector, c_star, request,
-                dose.grid_bands(self._lm.n_layers), self._vignettes(request), data.frame(reading.frame),
+                sweeps.grid_bands(self._lm.n_layers), self._vignettes(request), data.frame(reading.frame),
                 self._prompts(request), reading=reading, progress=progress, stop=stop,
             )  # fmt: skip
 
@@ -91,7 +92,7 @@ class Sweeps:
     def _by_alpha(self, item: Sweep, frame: str) -> Sweep:
         item = self._with_reading(item, frame)
         rows = sorted(item.rows, key=lambda row: row.alpha)
-        return replace(item, rows=rows, breaks=dose.breaks(rows))
+        return replace(item, rows=rows, breaks=sweeps.breaks(rows))
 
     def _prompts(self, request: DoseRequest) -> list[tuple[int, ...]]:
         texts = request.prompts or self._lm.material.held_out_prompts()[-DOSE_PROMPTS:]

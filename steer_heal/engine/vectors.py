@@ -10,15 +10,18 @@ from pathlib import Path
 
 import torch
 
-from steer_heal import controls, data, measured, vector
-from steer_heal.bridges.extraction import extract, version
-from steer_heal.bridges.steering_lite import LiteOperator
-from steer_heal.calibrate import cached
+from steer_heal import data
 from steer_heal.config import AUTO, CalibrateSettings, ExtractSettings, SettingsError, build, decided_method
+from steer_heal.data import measurements
+from steer_heal.dose import controls
+from steer_heal.dose.calibrate import cached
 from steer_heal.models import LanguageModel, band_layers, digest, user
 from steer_heal.records import Calibration, Trait
-from steer_heal.steering import coefficients
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors import vector
+from steer_heal.vectors.bridges.extraction import extract, version
+from steer_heal.vectors.bridges.steering_lite import LiteOperator
+from steer_heal.vectors.steering import coefficients
+from steer_heal.vectors.vector import SteeringVector
 
 Say = Callable[[str], None]
 
@@ -39,7 +42,7 @@ class Steer:
     calibration: Calibration
     swept: dict[float, float] = field(default_factory=dict)
 
-    def coefficients_KL(self, *alphas: float) -> torch.Tensor:
+    def coefficients_RL(self, *alphas: float) -> torch.Tensor:
         """The coefficients of each alpha: alpha * c* on the band's layers."""
         c_star, n_layers = self.calibration.c_star, self.vector.n_layers
         return torch.cat([coefficients(n_layers, self.layers, alpha * c_star) for alpha in alphas])
@@ -181,7 +184,7 @@ class Vectors:
         """One that lies there damaged is extracted again."""
         file = f"vector-{key}.safetensors"
         with suppress(SettingsError):
-            found = vector.load(measured.find(self._cache_dir, file))
+            found = vector.load(measurements.find(self._cache_dir, file))
             return replace(found, meta=found.meta | {"model": self._lm.name})
         trait, contexts, settings = (
             data.trait(name),

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..config import SettingsError
+from steer_heal.config import SettingsError
 
 
 class RoomyLayer(DynamicLayer):

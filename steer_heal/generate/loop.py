@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
-from ..models import LanguageModel
-from ..records import Alternative, Completion, Token
-from ..steering import Operator
-from .cache import check_cache
-from .divergence import diverge, probability
-from .reading import reader
-from .rows import Plan, Row, plan
-from .sampling import draw, sampler
-from .store import PrefixStore
-from .text import TextStream
+from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
+from steer_heal.generate.cache import check_cache
+from steer_heal.generate.divergence import diverge, probability
+from steer_heal.generate.reading import reader
+from steer_heal.generate.rows import Plan, Row, plan
+from steer_heal.generate.sampling import draw, sampler
+from steer_heal.generate.store import PrefixStore
+from steer_heal.generate.text import TextStream
+from steer_heal.models import LanguageModel
+from steer_heal.records import Alternative, Completion, Token
+from steer_heal.vectors.steering import Operator
 
 Stop = Callable[[], bool]
 Step = list[tuple[int, Token]]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..models import LanguageModel
-from ..steering import Operator, steering_of
-from .prefill import Prefilled, prefill
-from .rows import Lane
-from .store import PrefixStore
+from steer_heal.generate.prefill import Prefilled, prefill
+from steer_heal.generate.rows import Lane
+from steer_heal.generate.store import PrefixStore
+from steer_heal.models import LanguageModel
+from steer_heal.vectors.steering import Operator, steering_of
 
 
 class PlainReader:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import LanguageModel, Padded, computing, left_pad
-from ..steering import Operator, Steering, steering_of
-from .cache import RoomyCache, gather
-from .rows import Lane
-from .store import PrefixStore
+from steer_heal.generate.cache import RoomyCache, gather
+from steer_heal.generate.rows import Lane
+from steer_heal.generate.store import PrefixStore
+from steer_heal.models import LanguageModel, Padded, computing, left_pad
+from steer_heal.vectors.steering import Operator, Steering, steering_of
 
 BlockOutput = Any
 """What a block returns: the residual (B, T, D), alone or leading a tuple."""

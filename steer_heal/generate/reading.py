@@ -8,12 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..models import LanguageModel
-from ..steering import Operator
-from .lean import LeanReader, why_not
-from .plain import PlainReader
-from .rows import Lane
-from .store import PrefixStore
+from steer_heal.generate.lean.known import why_not
+from steer_heal.generate.lean.reader import LeanReader
+from steer_heal.generate.plain import PlainReader
+from steer_heal.generate.rows import Lane
+from steer_heal.generate.store import PrefixStore
+from steer_heal.models import LanguageModel
+from steer_heal.vectors.steering import Operator
 
 
 class Reader(Protocol):

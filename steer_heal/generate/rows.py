@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..config import SampleSettings, SettingsError
+from steer_heal.config import SampleSettings, SettingsError
 
 Key = tuple[tuple[int, ...], bytes, int, SampleSettings | None]
 """Prompt, coefficients, noise, and how tokens are drawn."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..config import SampleSettings
-from ..models import SamplingDefaults
+from steer_heal.config import SampleSettings
+from steer_heal.models import SamplingDefaults
 
 _FIRST_CANDIDATES = 128
 """So many likeliest tokens nearly always hold top-p; sorting more takes longer."""

@@ -1,14 +1,17 @@
-"""Train one round: the student learns to say, without steering, what steering made it say."""
+"""Heal a model: the whole algorithm, which yields events and knows no store, and what trains one round."""
 
-from .below import Below
-from .examples import Example, batches, learning_rate, split
-from .memory import check_memory, needed_bytes
-from .output import OutputLayer, hidden_states, labels
-from .reference import Reference
-from .rows import row_losses
-from .train import Objective, held_out_nll, loss_of, train_round
+from steer_heal.heal.algorithm import STAGES, run
+from steer_heal.heal.below import Below
+from steer_heal.heal.examples import Example, batches, learning_rate, split
+from steer_heal.heal.memory import check_memory, needed_bytes
+from steer_heal.heal.output import OutputLayer, hidden_states, labels
+from steer_heal.heal.reference import Reference
+from steer_heal.heal.rows import row_losses
+from steer_heal.heal.seeds import seed_of
+from steer_heal.heal.train import Objective, held_out_nll, loss_of, train_round
 
 __all__ = [
+    "STAGES",
     "Below",
     "Example",
     "Objective",
@@ -23,6 +26,8 @@ __all__ = [
     "loss_of",
     "needed_bytes",
     "row_losses",
+    "run",
+    "seed_of",
     "split",
     "train_round",
 ]

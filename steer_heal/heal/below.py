@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer_heal.adapters import AdapterStack
+from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.examples import Example
 from steer_heal.models import LanguageModel, computing, left_pad
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
+from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.below import Below
 from steer_heal.heal.examples import Example
 from steer_heal.heal.output import hidden_states

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer_heal import losses
+from steer_heal.heal import losses
 from steer_heal.heal.output import OutputLayer, blocks, chunks
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steer_heal import losses
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
+from steer_heal.heal import losses
+from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.below import Below, first_trained
 from steer_heal.heal.examples import Example, batches, learning_rate, split
 from steer_heal.heal.output import OutputLayer, hidden_states, labels

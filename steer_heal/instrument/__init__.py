@@ -1,11 +1,11 @@
 """What is measured of a model: which foundations it names and what that is worth, and log-probs of texts."""
 
-from .choice import evaluate, profile, score
-from .choosing import Frames, profile_of
-from .cloze import LEAST, Calibration, calibrates
-from .logp import text_logp
-from .questions import answer_ids
-from .relevance import relevances
+from steer_heal.instrument.choice import evaluate, profile, score
+from steer_heal.instrument.choosing import Frames, profile_of
+from steer_heal.instrument.cloze import LEAST, Calibration, calibrates
+from steer_heal.instrument.logp import text_logp
+from steer_heal.instrument.questions import answer_ids
+from steer_heal.instrument.relevance import relevances
 
 __all__ = [
     "LEAST",

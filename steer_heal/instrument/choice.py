@@ -16,17 +16,17 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ..agreement import agreement
-from ..config import FOUNDATIONS, SettingsError
-from ..data import AnyFrame, Cloze, Frame
-from ..generate.lean import why_not
-from ..models import LanguageModel
-from ..records import Profile, Vignette, VignetteScore
-from ..steering import Operator
-from ..vector import SteeringVector
-from . import lean, plain
-from .cloze import Calibration, calibration, fits, less
-from .questions import Answer, answer_ids, ask
+from steer_heal.config import FOUNDATIONS, SettingsError
+from steer_heal.data import AnyFrame, Cloze, Frame
+from steer_heal.evaluate.agreement import agreement
+from steer_heal.generate.lean import why_not
+from steer_heal.instrument import lean, plain
+from steer_heal.instrument.cloze import Calibration, calibration, fits, less
+from steer_heal.instrument.questions import Answer, answer_ids, ask
+from steer_heal.models import LanguageModel
+from steer_heal.records import Profile, Vignette, VignetteScore
+from steer_heal.vectors.steering import Operator
+from steer_heal.vectors.vector import SteeringVector
 
 Progress = Callable[[int, int], None]
 Stop = Callable[[], bool]
@@ -38,13 +38,13 @@ def evaluate(
     frame: AnyFrame,
     *,
     vector: SteeringVector | Tensor | None = None,
-    coefficients_KL: Tensor | None = None,
+    coefficients_RL: Tensor | None = None,
     calibrated: Calibration = (),
     batch_size: int = 32,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> list[Profile]:
-    """One profile for each row of `coefficients_KL` (K doses in the same passes); the model's own when None.
+    """One profile for each row of `coefficients_RL` (K doses in the same passes); the model's own when None.
 
     `vector`: one, or the directions (M, L, D) of several, whose doses are (K, L, M).
 
@@ -56,16 +56,16 @@ def evaluate(
     """
     if not vignettes:
         raise SettingsError("There are no vignettes to evaluate on: give at least one.")
-    if coefficients_KL is not None and vector is None:
+    if coefficients_RL is not None and vector is None:
         raise SettingsError("Doses need a steering vector: extract one first.")
-    doses_KL = torch.zeros(1, lm.n_layers) if coefficients_KL is None else coefficients_KL
+    doses_KL = torch.zeros(1, lm.n_layers) if coefficients_RL is None else coefficients_RL
     if vector is None:
         vector = torch.zeros(lm.n_layers, lm.width)
     directions_LD = vector if isinstance(vector, Tensor) else vector.steers
     how = (doses_KL, directions_LD, batch_size, progress, stop)
     if isinstance(frame, Frame):
         asked, calibrated = _asked(lm, vignettes, frame, *how), ()
-    elif coefficients_KL is not None and not calibrated:
+    elif coefficients_RL is not None and not calibrated:
         raise SettingsError(f"Doses of the frame {frame.name!r} need a calibration: measure the base first.")
     else:
         asked, calibrated = _cloze(lm, vignettes, frame, calibrated, *how)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .. import data, measured
-from ..config import AUTO_FRAME
-from ..models import LanguageModel, digest
-from ..records import Agreement, Profile, Vignette
-from .choice import evaluate
-from .cloze import LEAST, Calibration, calibrates
+from steer_heal import data
+from steer_heal.config import AUTO_FRAME
+from steer_heal.data import measurements
+from steer_heal.instrument.choice import evaluate
+from steer_heal.instrument.cloze import LEAST, Calibration, calibrates
+from steer_heal.models import LanguageModel, digest
+from steer_heal.records import Agreement, Profile, Vignette
 
 CANDIDATES = ("choice", "cloze")
 """The first of them where they agree alike."""
@@ -63,12 +64,12 @@ class Frames:
             frame = data.frame(name)
             vignettes = self._lm.material.vignettes(condition="other_violate", limit=LEAST)
             file = self._file(frame, vignettes)
-            found = measured.read(self._cache_dir, file, lambda kept: profile_of(kept["profile"]))
+            found = measurements.read(self._cache_dir, file, lambda kept: profile_of(kept["profile"]))
             if found is None:
                 whole = evaluate(self._lm, vignettes, frame, progress=progress, stop=stop)[0]
                 found = replace(whole, per_vignette=())
                 document = {"model": self._lm.name, "profile": asdict(found)}
-                measured.write(self._cache_dir, file, document)
+                measurements.write(self._cache_dir, file, document)
             self._known[name] = found
         return self._known[name]
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from ..agreement import why_not
-from ..config import SettingsError
-from ..data import Cloze
-from ..records import Vignette
-from .questions import Answer
+from steer_heal.config import SettingsError
+from steer_heal.data import Cloze
+from steer_heal.evaluate.agreement import why_not
+from steer_heal.instrument.questions import Answer
+from steer_heal.records import Vignette
 
 LEAST = 70
 """Vignettes over which a mean is good enough to calibrate by: ten a foundation."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..generate.lean.attention import HIDDEN, attend
-from ..generate.lean.network import Network
-from ..steering import Steering
-from .trees import Pair
+from steer_heal.generate.lean.attention import HIDDEN, attend
+from steer_heal.generate.lean.network import Network
+from steer_heal.instrument.trees import Pair
+from steer_heal.vectors.steering import Steering
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..data import Frame
-from ..generate.lean.network import Network
-from ..models import LanguageModel
-from ..records import Stopped
-from ..steering import Steering
-from .held import Held
-from .logp import picked
-from .questions import Answer, Question, never_in_thought
-from .trees import Grove, Ids, Pass, Tree, chunks, hold, tree
+from steer_heal.data import Frame
+from steer_heal.generate.lean.network import Network
+from steer_heal.instrument.held import Held
+from steer_heal.instrument.logp import picked
+from steer_heal.instrument.questions import Answer, Question, never_in_thought
+from steer_heal.instrument.trees import Grove, Ids, Pass, Tree, chunks, hold, tree
+from steer_heal.models import LanguageModel
+from steer_heal.records import Stopped
+from steer_heal.vectors.steering import Steering
 
 _TOKENS = 2048
 """Tokens through the blocks at once for each thread of a CPU: as many as its cache holds."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..models import LanguageModel, left_pad
-from ..records import Stopped
+from steer_heal.models import LanguageModel, left_pad
+from steer_heal.records import Stopped
 
 FLOAT32_LIMIT = 1 << 24
 """Logits turned into float32 at once."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..data import Frame
-from ..models import LanguageModel
-from ..records import Stopped
-from ..steering import Operator, steer
-from .logp import last_logits, row_logp
-from .questions import Answer, Question, never_in_thought
-from .thinking import think_then_read
+from steer_heal.data import Frame
+from steer_heal.instrument.logp import last_logits, row_logp
+from steer_heal.instrument.questions import Answer, Question, never_in_thought
+from steer_heal.instrument.thinking import think_then_read
+from steer_heal.models import LanguageModel
+from steer_heal.records import Stopped
+from steer_heal.vectors.steering import Operator, steer
 
 
 def answers(

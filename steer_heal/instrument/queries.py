@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..generate.lean.attention import HIDDEN, attend
+from steer_heal.generate.lean.attention import HIDDEN, attend
 
 MILD = 40.0
 """Up to this size a score's exponential needs no largest one taken off: in float32 no sum of them, times any

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..config import SampleSettings, SettingsError, build
-from ..data import Frame
-from ..generate import Row, complete
-from ..models import LanguageModel, user
-from ..records import Stopped, Vignette
-from ..steering import Operator
+from steer_heal.config import SampleSettings, SettingsError, build
+from steer_heal.data import Frame
+from steer_heal.generate import Row, complete
+from steer_heal.models import LanguageModel, user
+from steer_heal.records import Stopped, Vignette
+from steer_heal.vectors.steering import Operator
 
 _TAIL = 16
 

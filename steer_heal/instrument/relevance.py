@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..filter import relevance
-from ..generate.cache import RoomyCache, gather
-from ..models import LanguageModel, user
-from ..records import Stopped
-from .logp import picked
+from steer_heal.evaluate.text_health import relevance
+from steer_heal.generate.cache import RoomyCache, gather
+from steer_heal.instrument.logp import picked
+from steer_heal.models import LanguageModel, user
+from steer_heal.records import Stopped
 
 OTHERS = ("What should I do?", "I had a dream in which I could breathe under water.")
 """Other prompts that an answer is read after: one that nearly any talk would answer, and one with a subject

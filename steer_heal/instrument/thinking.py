@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ..generate.prefill import prefill
-from ..generate.rows import Lane
-from ..models import LanguageModel
-from ..steering import Operator, steering_of
+from steer_heal.generate.prefill import prefill
+from steer_heal.generate.rows import Lane
+from steer_heal.models import LanguageModel
+from steer_heal.vectors.steering import Operator, steering_of
 
 
 @torch.inference_mode()

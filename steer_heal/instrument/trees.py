@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..generate.lean.network import Network
-from ..steering import Steering
-from .queries import Queries
+from steer_heal.generate.lean.network import Network
+from steer_heal.instrument.queries import Queries
+from steer_heal.vectors.steering import Steering
 
 MIN_TRUNK = 16
 """A shorter beginning in common is not worth a pass of its own."""

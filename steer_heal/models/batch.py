@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .files import free
-from .load import LanguageModel
+from steer_heal.models.files import free
+from steer_heal.models.load import LanguageModel
 
 SHARE = 0.25
 """Of the free memory, what a batch may take."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..config import SettingsError
+from steer_heal.config import SettingsError
 
 _OTHER_TOWERS = ("vision", "visual", "audio", "image", "encoder")
 

@@ -13,8 +13,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
-from ..config import MAX_PROMPT_CHARS, SettingsError, check_text, first_line, one_sentence
-from .templates import Bounded
+from steer_heal.config import MAX_PROMPT_CHARS, SettingsError, check_text, first_line, one_sentence
+from steer_heal.models.templates import Bounded
 
 chat_template_utils.ImmutableSandboxedEnvironment = Bounded  # whose name is all that it lets one change
 

@@ -19,9 +19,9 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 from transformers.integrations.gguf import read_gguf_metadata
 
-from .. import sources
-from ..config import SettingsError, first_line, one_sentence
-from .files import GIB, SPARE, check_whole
+from steer_heal import sources
+from steer_heal.config import SettingsError, first_line, one_sentence
+from steer_heal.models.files import GIB, SPARE, check_whole
 
 Say = Callable[[str], None]
 SMALL_FILES = 2**25

@@ -10,11 +10,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import sources
-from ..config import SettingsError
-from ..sources import Known, Source, Wheel
-from .convert import Say, check_room, convert, converted, only_one
-from .files import download
+from steer_heal import sources
+from steer_heal.config import SettingsError
+from steer_heal.models.convert import Say, check_room, convert, converted, only_one
+from steer_heal.models.files import download
+from steer_heal.sources import Known, Source, Wheel
 
 
 def _silent(_text: str) -> None:

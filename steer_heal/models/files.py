@@ -14,8 +14,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.utils import tqdm
 from safetensors import SafetensorError, safe_open
 
-from ..config import SettingsError, first_line
-from ..sources import ORIGIN
+from steer_heal.config import SettingsError, first_line
+from steer_heal.sources import ORIGIN
 
 SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 """What is downloaded besides the weights; never pickled weights."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .placement import tensors
+from steer_heal.models.placement import tensors
 
 _CHUNK = 1 << 18
 """Numbers that are hashed at once."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .identity import tensor_hash
+from steer_heal.models.identity import tensor_hash
 
 
 class Kept:

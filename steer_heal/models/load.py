@@ -29,15 +29,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .. import data
-from ..config import SettingsError, check_text, first_line, one_sentence
-from ..records import ModelInfo, SamplingDefaults
-from ..sources import DEMO_FOLDER, KNOWN, Source, find
-from . import identity
-from .blocks import find_blocks
-from .chat import ChatEncoder, Message, user
-from .fetching import obtain
-from .files import (
+from steer_heal import data
+from steer_heal.config import SettingsError, check_text, first_line, one_sentence
+from steer_heal.models import identity
+from steer_heal.models.blocks import find_blocks
+from steer_heal.models.chat import ChatEncoder, Message, user
+from steer_heal.models.fetching import obtain
+from steer_heal.models.files import (
     GIB,
     check_files,
     check_memory,
@@ -46,8 +44,10 @@ from .files import (
     needed,
     no_tokenizer,
 )
-from .placement import best_device, chosen_dtype, lay_out, runs_on, spread
-from .sampling import Answers, of_files, of_transformers
+from steer_heal.models.placement import best_device, chosen_dtype, lay_out, runs_on, spread
+from steer_heal.models.sampling import Answers, of_files, of_transformers
+from steer_heal.records import ModelInfo, SamplingDefaults
+from steer_heal.sources import DEMO_FOLDER, KNOWN, Source, find
 
 _PADS = 4
 """Tokens of padding with which a model is tried."""

@@ -12,10 +12,10 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..config import SettingsError
-from ..sources import DEMO_FOLDER
-from .files import free as room_on
-from .files import needed
+from steer_heal.config import SettingsError
+from steer_heal.models.files import free as room_on
+from steer_heal.models.files import needed
+from steer_heal.sources import DEMO_FOLDER
 
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """Instructions of x86 and ARM processors that multiply bfloat16."""

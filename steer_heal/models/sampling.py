@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from ..config import SampleSettings, SettingsError, build
-from ..records import SamplingDefaults
+from steer_heal.config import SampleSettings, SettingsError, build
+from steer_heal.records import SamplingDefaults
 
 FILE = "generation_config.json"
 KNOWN: dict[str, SamplingDefaults] = {

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steer_heal import formats
-from steer_heal import vector as vectors
-from steer_heal.bridges import steering_lite as bridge
-from steer_heal.calibrate import calibrate
 from steer_heal.config import CalibrateSettings, ExtractSettings, SettingsError
+from steer_heal.dose.calibrate import calibrate
 from steer_heal.engine.vectors import Vectors
 from steer_heal.models import load, system, user
-from steer_heal.rowwise import RowwiseSteering
+from steer_heal.vectors import formats
+from steer_heal.vectors import vector as vectors
+from steer_heal.vectors.bridges import steering_lite as bridge
+from steer_heal.vectors.rowwise import RowwiseSteering
 from tests import tiny
 from tests.close import assert_near, model_rounding
 from tests.unit.test_vector import CONTEXTS, TRAIT, random_vector

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 from steer_heal import instrument
-from steer_heal.bridges import found, sets, tinymfv
 from steer_heal.config import FOUNDATIONS, SettingsError, heal_settings
-from steer_heal.engine.launching import check
+from steer_heal.engine.validate import check
+from steer_heal.evaluate import tinymfv, vignette_sets
+from steer_heal.evaluate.readings import gated_selectivity, signed_flips
 from steer_heal.models import load
-from steer_heal.readings import gated_selectivity, signed_flips
 from steer_heal.records import VignetteScore
+from steer_heal.vectors.bridges import installed
 from tests.close import assert_near, model_rounding
 
 if not tinymfv.available():
     pytest.skip("tinymfv is not installed", allow_module_level=True)
 
-package = found.load(found.TINYMFV)
+package = installed.load(installed.TINYMFV)
 NAMES = {name: "social" if name == "SocialNorms" else name.lower() for name in FOUNDATIONS}
 
 
@@ -118,7 +119,7 @@ def test_the_readings_are_its_own():
 
 def test_its_sets_are_vignettes_by_name_and_a_run_may_ask_for_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = sets.vignettes("scifi", condition="self_violate", limit=14)
+    rows = vignette_sets.vignettes("scifi", condition="self_violate", limit=14)
     assert (len(rows), {row.condition for row in rows}) == (14, {"self_violate"})
     assert {row.foundation for row in rows} == set(FOUNDATIONS)
     settings = heal_settings("quick", model="demo", evaluate={"vignettes": "classic", "n_vignettes": 7})

@@ -21,10 +21,10 @@ from typing import Any
 
 import psutil
 
-from steer_heal import events
 from steer_heal.config import HealSettings, heal_settings
-from steer_heal.jobs import LocalProcesses, RunFolder
-from steer_heal.jobs.processes import process_record
+from steer_heal.runs import events
+from steer_heal.runs.jobs import LocalProcesses, RunFolder
+from steer_heal.runs.jobs.processes import process_record
 
 OPEN = {
     "max_perplexity_ratio": 1e9,

@@ -5,8 +5,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from steer_heal import events
-from steer_heal.store import Store, StoreBusy
+from steer_heal.runs import events
+from steer_heal.runs.store import Store, StoreBusy
 
 if __name__ == "__main__":
     runs, store = Path(sys.argv[1]), Store(sys.argv[2])

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from steer_heal import worker
-from steer_heal.jobs import RunFolder
+from steer_heal.runs import worker
+from steer_heal.runs.jobs import RunFolder
 from tests import tiny
 
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from steer_heal.config import heal_settings
-from steer_heal.jobs import LocalProcesses
+from steer_heal.runs.jobs import LocalProcesses
 from tests.browser.conftest import ROOT, answers, free_port
 from tests.faults.conftest import Tally
 
@@ -123,7 +123,7 @@ def test_worker_killed_for_want_of_memory(tmp_path: Path, tally: Tally) -> None:
         pytest.skip("a memory limit needs the right to make a control group")
     code = (
         "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()));"
-        "from steer_heal.jobs import RunFolder; from pathlib import Path;"
+        "from steer_heal.runs.jobs import RunFolder; from pathlib import Path;"
         "RunFolder(Path(sys.argv[2])).beat(); held = []\n"
         "while True: held.append(bytearray(1_000_000))"
     )

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from steer_heal import events
 from steer_heal.config import SettingsError, heal_settings
-from steer_heal.engine.book import RunBook
-from steer_heal.events import EventLog
-from steer_heal.jobs import LocalProcesses, this_process
-from steer_heal.store import Store, StoreBusy
+from steer_heal.engine.run_index import RunBook
+from steer_heal.runs import events
+from steer_heal.runs.events import EventLog
+from steer_heal.runs.jobs import LocalProcesses, this_process
+from steer_heal.runs.store import Store, StoreBusy
 from tests.faults.conftest import Tally, fill
 from tests.faults.forked import ForkedProcesses, outcome, settings, until
 from tests.runs import play_round, start, write_run

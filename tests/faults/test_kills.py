@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from steer_heal import events
-from steer_heal.engine.book import RunBook
-from steer_heal.store import Store
+from steer_heal.engine.run_index import RunBook
+from steer_heal.runs import events
+from steer_heal.runs.store import Store
 from tests.faults.conftest import COUNTS, FAULTS_ONLY, Tally
 from tests.faults.forked import ForkedProcesses, kill, outcome, settings, until
 from tests.unit.test_store import tables

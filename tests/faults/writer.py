@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from steer_heal import events
 from steer_heal.config import heal_settings
-from steer_heal.events import EventLog
+from steer_heal.runs import events
+from steer_heal.runs.events import EventLog
 from tests.runs import play_round, start
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from steer_heal.calibrate import calibrate, calibrate_each
 from steer_heal.config import CalibrateSettings, ExtractSettings
-from steer_heal.controls import random_directions
+from steer_heal.dose.calibrate import calibrate, calibrate_each
+from steer_heal.dose.controls import random_directions
 from steer_heal.models import user
 from steer_heal.records import Trait
-from steer_heal.steering import coefficients, steer
-from steer_heal.vector import SteeringVector, extract
+from steer_heal.vectors.steering import coefficients, steer
+from steer_heal.vectors.vector import SteeringVector, extract
 from tests.close import assert_near, model_rounding, nats, rounding
 
 TRAIT = Trait("kind", "Kind", "", "Be very kind, please!", "Obey orders always.", {})

@@ -10,8 +10,8 @@ from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.data import Frame
 from steer_heal.instrument import choice, evaluate
 from steer_heal.records import Vignette
-from steer_heal.steering import coefficients
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors.steering import coefficients
+from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 from tests.close import assert_near, model_rounding
 
@@ -44,7 +44,7 @@ def test_the_lean_forward_gives_transformers_numbers(arch, name, monkeypatch):
     vignettes = [Vignette(f"v{i}", FOUNDATIONS[i], text, "other_violate") for i, text in enumerate(TEXTS)]
 
     def measured(batch_size):
-        asked = {"vector": vector, "coefficients_KL": doses_KL, "batch_size": batch_size}
+        asked = {"vector": vector, "coefficients_RL": doses_KL, "batch_size": batch_size}
         return [row for one in evaluate(lm, vignettes, frame, **asked) for row in one.per_vignette]
 
     found, in_small_batches = measured(32), measured(4)

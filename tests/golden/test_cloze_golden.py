@@ -10,7 +10,7 @@ from steer_heal.config import FOUNDATIONS
 from steer_heal.instrument import answer_ids, choice, evaluate, lean
 from steer_heal.models import user
 from steer_heal.records import Vignette
-from steer_heal.steering import steer
+from steer_heal.vectors.steering import steer
 from tests import tiny
 from tests.unit.test_cloze import CLOZE, doses
 
@@ -44,7 +44,7 @@ def by_hand(lm, vector, dose_L):
 def test_every_score_is_that_of_a_plain_pass(arch, plain, monkeypatch):
     lm = tiny.shared(arch)
     asked = doses(lm, 0.0, 0.3, -0.6)
-    vector, rows_KL = asked["vector"], asked["coefficients_KL"]
+    vector, rows_KL = asked["vector"], asked["coefficients_RL"]
     wanted = [by_hand(lm, vector, dose_L) for dose_L in rows_KL]
     common = wanted[0].mean(dim=1, keepdim=True)
     monkeypatch.setattr(lean, "_TOGETHER", 2)

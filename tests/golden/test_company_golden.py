@@ -6,7 +6,7 @@ import pytest
 
 from steer_heal import data
 from steer_heal.config import SampleSettings, SteerRequest, build
-from steer_heal.engine import Engine, pairs
+from steer_heal.engine import Engine, answer_batch
 
 SESSIONS = 10
 
@@ -40,8 +40,8 @@ def test_batched_is_single(engine, monkeypatch, how):
         counted.append(len(rows))
         return decode_of_old(lm, rows, *rest, **options)
 
-    decode_of_old = pairs.decode
-    monkeypatch.setattr(pairs, "decode", decode)
+    decode_of_old = answer_batch.decode
+    monkeypatch.setattr(answer_batch, "decode", decode)
     held, go = threading.Event(), threading.Event()
     hold = threading.Thread(target=engine._once, args=(lambda: (held.set(), go.wait(20)),))
 

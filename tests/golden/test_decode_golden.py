@@ -11,7 +11,7 @@ from steer_heal.generate.prefill import prefill, prefill_apart
 from steer_heal.generate.rows import Lane
 from steer_heal.models import user
 from steer_heal.records import Completion
-from steer_heal.steering import coefficients, steer
+from steer_heal.vectors.steering import coefficients, steer
 from tests.close import assert_near, model_rounding
 
 N = 8

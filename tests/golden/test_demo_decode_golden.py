@@ -6,7 +6,7 @@ import torch
 from steer_heal.config import SampleSettings
 from steer_heal.generate import PrefixStore, Row, complete, decode
 from steer_heal.models import LanguageModel, load, system, user
-from steer_heal.steering import coefficients, steer
+from steer_heal.vectors.steering import coefficients, steer
 from tests.close import assert_near, model_rounding, nats
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
 from steer_heal.heal import Example, Objective, loss_of
+from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 from tests.close import assert_near, model_rounding
 

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
 from steer_heal.generate import Row, forward_used
 from steer_heal.generate.lean import LeanReader, Network, why_not
@@ -16,8 +15,9 @@ from steer_heal.generate.lean.prompts import read
 from steer_heal.generate.plain import PlainReader
 from steer_heal.generate.rows import Lane, plan
 from steer_heal.generate.store import PrefixStore
+from steer_heal.heal.adapters import AdapterStack
 from steer_heal.models import load
-from steer_heal.steering import coefficients
+from steer_heal.vectors.steering import coefficients
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
 

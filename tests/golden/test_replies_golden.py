@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steer_heal import vector as vectors
 from steer_heal.config import ExtractSettings, SettingsError
 from steer_heal.models import user
 from steer_heal.records import Trait
+from steer_heal.vectors import vector as vectors
 from tests import tiny
 
 SCENES = ("A man fell on the ice and lay there.", "It rains.", "The queue is long; nobody moves at all.")

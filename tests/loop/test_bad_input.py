@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from steer_heal import loop
-from steer_heal.adapters import AdapterStack
+from steer_heal import heal
 from steer_heal.config import SettingsError, TrainSettings
-from steer_heal.events import read
-from steer_heal.loop.measure import Measures
+from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.measure import Measures
 from steer_heal.records import Completion, Token
+from steer_heal.runs.events import read
 from tests import tiny
 from tests.loop.test_loop import fast, model, play
 
@@ -51,7 +51,7 @@ def test_completions_that_teach_nothing(first, monkeypatch, changed, min_words, 
 
     monkeypatch.setattr(Measures, "write", rewrite)
     settings = fast(filter={**fast().filter.model_dump(), "min_words": min_words})
-    events = list(loop.run(model(), settings, first, start_round=1, earlier=earlier))
+    events = list(heal.run(model(), settings, first, start_round=1, earlier=earlier))
     assert events[-1][0] == "failed"
     assert re.search(message, events[-1][2]["message"])
     assert adapters(first) == before
@@ -61,7 +61,7 @@ def test_a_completion_longer_than_the_model_reads_is_refused_with_the_numbers(tm
     with pytest.raises(
         SettingsError, match=r"reads 512 tokens at most.*max_new_tokens to \d+ or fewer, not 511"
     ):
-        next(loop.run(model(), fast(data={**fast().data.model_dump(), "max_new_tokens": 511}), tmp_path))
+        next(heal.run(model(), fast(data={**fast().data.model_dump(), "max_new_tokens": 511}), tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -71,7 +71,7 @@ def test_an_adapter_of_another_model_ends_the_run_and_stays(tmp_path):
     stack.fold()
     stack.save(1, tmp_path / "adapters")
     before, lm = adapters(tmp_path), model()
-    events = list(loop.run(lm, fast(), tmp_path, start_round=1))
+    events = list(heal.run(lm, fast(), tmp_path, start_round=1))
     assert [kind for kind, _, _ in events] == ["failed"]
     assert "cannot be put on" in events[0][2]["message"]
     assert adapters(tmp_path) == before

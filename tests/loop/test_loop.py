@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steer_heal import loop
+from steer_heal import heal
 from steer_heal.config import SettingsError, heal_settings
-from steer_heal.events import EventLog, plain, read
+from steer_heal.heal.progress import live
 from steer_heal.instrument import evaluate
-from steer_heal.loop.live import live
 from steer_heal.records import Agreement, Stopped
+from steer_heal.runs.events import EventLog, plain, read
 from tests import tiny
 
 OPEN = {
@@ -55,7 +55,7 @@ def play(folder, settings=None, **more):
     """Every event of a run, logged to its folder as a worker does."""
     lm = more.pop("lm", None) or model()
     with EventLog(folder / "events.jsonl") as log:
-        return [log.append(*event) for event in loop.run(lm, settings or fast(), folder, **more)]
+        return [log.append(*event) for event in heal.run(lm, settings or fast(), folder, **more)]
 
 
 def numbers(events):
@@ -81,7 +81,7 @@ def whole(tmp_path_factory):
 def test_the_events_of_a_run_in_their_order(whole):
     folder, events = whole
     begun = [(event.round, event.data["stage"]) for event in of_kind(events, "stage")]
-    assert begun == [(0, "base"), *((round_, stage) for round_ in (1, 2) for stage in loop.STAGES[1:])]
+    assert begun == [(0, "base"), *((round_, stage) for round_ in (1, 2) for stage in heal.STAGES[1:])]
     profiles = [
         (event.round, event.data["stage"], event.data["alpha"]) for event in of_kind(events, "profile")
     ]
@@ -178,7 +178,7 @@ def test_a_run_stopped_in_any_stage_and_resumed_gives_the_same_numbers(whole, tm
         begun = []
         lm = model()
         with EventLog(folder / "events.jsonl") as log:
-            for event in loop.run(lm, fast(), folder, stop=lambda: stage in begun):  # noqa: B023
+            for event in heal.run(lm, fast(), folder, stop=lambda: stage in begun):  # noqa: B023
                 log.append(*event)
                 if event[0] == "stage" and (number == 0 or event[1] == 2):
                     begun.append(event[2]["stage"])
@@ -306,9 +306,9 @@ def test_bad_settings_are_told_before_anything_is_written(tmp_path):
         {"evaluate": {"vignettes": "none"}},
     ):
         with pytest.raises(SettingsError):
-            next(loop.run(model(), fast(**wrong), tmp_path))
+            next(heal.run(model(), fast(**wrong), tmp_path))
     assert not list(tmp_path.iterdir())
-    events = list(loop.run(model(), fast(), tmp_path, start_round=1))
+    events = list(heal.run(model(), fast(), tmp_path, start_round=1))
     assert events[-1][0] == "failed"
     assert "is no adapter" in events[-1][2]["message"]
 
@@ -320,8 +320,8 @@ def test_every_event_is_json(whole):
 
 
 def test_seeds_differ_by_run_round_and_stage():
-    seeds = {loop.seed_of(s, r, stage) for s in range(5) for r in range(5) for stage in loop.STAGES}
-    assert len(seeds) == 5 * 5 * len(loop.STAGES)
+    seeds = {heal.seed_of(s, r, stage) for s in range(5) for r in range(5) for stage in heal.STAGES}
+    assert len(seeds) == 5 * 5 * len(heal.STAGES)
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 

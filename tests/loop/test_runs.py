@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from steer_heal import events
 from steer_heal.cli import main
 from steer_heal.config import HealSettings, heal_settings
-from steer_heal.engine.book import RunBook
-from steer_heal.jobs import LocalProcesses
-from steer_heal.store import Store
+from steer_heal.engine.run_index import RunBook
+from steer_heal.runs import events
+from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.runs.store import Store
 
 SMALL = {
     "data": {"n_answers": 16, "n_plain": 0, "min_kept": 2, "max_new_tokens": 12},

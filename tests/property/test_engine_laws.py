@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steer_heal import vector as vectors
 from steer_heal.generate.divergence import kl
 from steer_heal.generate.text import TextStream
 from steer_heal.models import user
-from steer_heal.steering import coefficients, steer
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors import vector as vectors
+from steer_heal.vectors.steering import coefficients, steer
+from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 from tests.close import assert_near, rounding
 

@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steer_heal import events
-from steer_heal.events import EventLog, plain
+from steer_heal.runs import events
+from steer_heal.runs.events import EventLog, plain
 
 text = st.text()
 leaf = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | text

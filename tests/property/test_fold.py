@@ -7,9 +7,9 @@ from typing import Any, get_args
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steer_heal.events import plain
 from steer_heal.records import Event, RunStatus
-from steer_heal.store.fold import _HANDLERS, fold, new_run
+from steer_heal.runs.events import plain
+from steer_heal.runs.store.fold import _HANDLERS, fold, new_run
 
 KINDS = [*_HANDLERS, "other"]
 KEYS = [

@@ -22,14 +22,14 @@ from steer_heal.config import (
     heal_settings,
 )
 from steer_heal.engine import Engine
-from steer_heal.engine.book import RunBook
+from steer_heal.engine.run_index import RunBook
 from steer_heal.engine.vectors import Vectors
 from steer_heal.generate import Row, complete, forward_used
 from steer_heal.instrument import Frames
-from steer_heal.jobs import LocalProcesses
 from steer_heal.models import LanguageModel, user
-from steer_heal.steering import coefficients
-from steer_heal.store import Store
+from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.runs.store import Store
+from steer_heal.vectors.steering import coefficients
 from tests.browser.conftest import app_page, finished
 from tests.loop.test_runs import until
 

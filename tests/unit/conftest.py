@@ -13,10 +13,10 @@ import pytest
 
 from steer_heal import generate, models, sources
 from steer_heal.cli import main
-from steer_heal.engine import pairs
+from steer_heal.engine import answer_batch
 from steer_heal.heal import Example
-from steer_heal.jobs import LocalProcesses
-from steer_heal.store import Store
+from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.runs.store import Store
 from tests import tiny
 from tests.jobs import COMMAND
 from tests.rounds import short_examples
@@ -80,5 +80,5 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counted.append(len(asked))
         return generate.decode(lm, asked, *rest, **options)
 
-    monkeypatch.setattr(pairs, "decode", decode)
+    monkeypatch.setattr(answer_batch, "decode", decode)
     return counted

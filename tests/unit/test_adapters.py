@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from steer_heal.adapters import WEIGHTS, AdapterStack, saved_rounds, target_modules
 from steer_heal.config import SettingsError, TrainSettings
+from steer_heal.heal.adapters import WEIGHTS, AdapterStack, saved_rounds, target_modules
 from tests import tiny
 
 SETTINGS = TrainSettings(rank=2)

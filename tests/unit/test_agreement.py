@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from steer_heal.agreement import agreement, wilson
 from steer_heal.config import FOUNDATIONS
+from steer_heal.evaluate.agreement import agreement, wilson
 from steer_heal.instrument.choosing import choose
 from steer_heal.records import CANNOT_ANSWER, Agreement, Profile, VignetteScore
 

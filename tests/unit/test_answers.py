@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig
 
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import SampleSettings, SettingsError, heal_settings
 from steer_heal.generate import Row, complete
-from steer_heal.loop import measure
+from steer_heal.heal import measure
+from steer_heal.heal.adapters import AdapterStack
 from steer_heal.models import SamplingDefaults, find, load
 from steer_heal.models.sampling import known, read
 from tests import tiny

@@ -13,37 +13,15 @@ ORDER = [
     "records",
     "printing",
     "sources",
-    "agreement",
-    "filter",
     "data",
-    "measured",
-    "starting",
     "models",
-    "steering",
-    "rowwise",
-    "methods",
-    "vector",
-    "formats",
-    "bridges",
+    "vectors",
     "generate",
-    "calibrate",
+    "evaluate",
     "instrument",
-    "controls",
-    "effect",
-    "readings",
-    "headline",
     "dose",
-    "adapters",
-    "losses",
-    "merging",
-    "cards",
-    "selftest",
     "heal",
-    "loop",
-    "events",
-    "store",
-    "jobs",
-    "worker",
+    "runs",
     "engine",
     "cli",
     "__main__",
@@ -175,7 +153,7 @@ def test_wrong_arguments_are_refused_before_the_networks_libraries_are_imported(
 
 
 @pytest.mark.parametrize(
-    ("imported", "blocked"), [("steer_heal.loop", "gradio"), ("components.page", "torch")]
+    ("imported", "blocked"), [("steer_heal.heal", "gradio"), ("components.page", "torch")]
 )
 def test_each_side_runs_without_the_other(imported, blocked):
     code = f"import sys; sys.modules[{blocked!r}] = None; import {imported}"

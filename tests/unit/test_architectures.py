@@ -13,12 +13,12 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from steer_heal import vector as vectors
-from steer_heal.adapters import target_modules
 from steer_heal.config import ExtractSettings, SampleSettings, SettingsError
 from steer_heal.generate import Row, complete
+from steer_heal.heal.adapters import target_modules
 from steer_heal.models import load, system, user
-from steer_heal.steering import coefficients, steer
+from steer_heal.vectors import vector as vectors
+from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding
 from tests.unit.test_vector import CONTEXTS, TRAIT

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
 from steer_heal.heal import Below, Objective, below, loss_of, needed_bytes, train, train_round
+from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 from tests.close import assert_near, model_rounding
 from tests.rounds import short_examples

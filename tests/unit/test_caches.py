@@ -9,13 +9,15 @@ import pytest
 import torch
 from transformers.utils import chat_template_utils
 
-from steer_heal import calibrate, data, vector
-from steer_heal.bridges import found
+from steer_heal import data
 from steer_heal.config import CalibrateSettings, SampleSettings, SteerRequest, build
+from steer_heal.dose import calibrate
 from steer_heal.engine import Engine
 from steer_heal.engine.vectors import Vectors
 from steer_heal.models import load
 from steer_heal.models.identity import tensor_hash
+from steer_heal.vectors import vector
+from steer_heal.vectors.bridges import installed
 from tests import tiny
 
 TRAIT, BAND = "care_over_authority", (0.25, 0.75)
@@ -155,7 +157,7 @@ def test_other_material_and_another_version_of_ours_are_measured_anew(change, ma
 def test_another_release_of_steering_lite_is_another_extraction(tmp_path, monkeypatch):
     vectors = Vectors(tiny.shared("llama"), tmp_path)
     own, theirs = vectors._key(TRAIT, "mean_diff"), vectors._key(TRAIT, "steering-lite:pca")
-    monkeypatch.setattr(found, "release", lambda _: "99")
+    monkeypatch.setattr(installed, "release", lambda _: "99")
     assert vectors._key(TRAIT, "mean_diff") == own
     assert vectors._key(TRAIT, "steering-lite:pca") != theirs
 

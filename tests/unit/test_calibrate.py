@@ -4,11 +4,11 @@ import math
 import pytest
 import torch
 
-from steer_heal import calibrate as calibration
-from steer_heal.calibrate import cached, quantile, search
 from steer_heal.config import CalibrateSettings, SettingsError
+from steer_heal.dose import calibrate as calibration
+from steer_heal.dose.calibrate import cached, quantile, search
 from steer_heal.records import Trait
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 
 TRAIT = Trait("kind", "Kind", "", "Be kind.", "Obey.", {})

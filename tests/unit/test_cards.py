@@ -3,9 +3,10 @@ import json
 import pytest
 import torch
 
-from steer_heal import cards, data
-from steer_heal.adapters import AdapterStack
+from steer_heal import data
 from steer_heal.config import FOUNDATIONS, HealSettings, SettingsError, TrainSettings, heal_settings
+from steer_heal.heal import cards
+from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 
 MEASURED = {

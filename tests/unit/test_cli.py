@@ -17,7 +17,7 @@ from steer_heal.cli import BAD_INPUT, INTERRUPTED, main, store
 from steer_heal.cli.arguments import COMMANDS, STORE_ACTIONS, nested, setting
 from steer_heal.cli.tables import Column, Out, clean, number, table
 from steer_heal.config import SettingsError
-from steer_heal.jobs import LocalProcesses
+from steer_heal.runs.jobs import LocalProcesses
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("here")

@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steer_heal import formats, models
-from steer_heal.adapters import AdapterStack
-from steer_heal.cards import NAME
+from steer_heal import models
 from steer_heal.config import TrainSettings, heal_settings
-from steer_heal.events import EventLog
+from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.cards import NAME
 from steer_heal.models import load
+from steer_heal.runs.events import EventLog
+from steer_heal.vectors import formats
 from tests import tiny
 from tests.runs import play_round, start
 

@@ -12,8 +12,8 @@ import pytest
 
 from steer_heal.cli import BAD_INPUT
 from steer_heal.config import FOUNDATIONS, heal_settings
-from steer_heal.engine.book import EXAMPLE_ID
-from steer_heal.jobs import LocalProcesses
+from steer_heal.engine.run_index import EXAMPLE_ID
+from steer_heal.runs.jobs import LocalProcesses
 from tests import tiny
 from tests.runs import profile, write_run
 from tests.unit.test_cli import SEVEN
@@ -46,8 +46,8 @@ def healing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 yield "round", round_, {**done, **facts}
             yield "finished", None, {"reason": "all done"}
 
-        monkeypatch.setattr("steer_heal.worker.loop.run", loop)
-        monkeypatch.setattr("steer_heal.worker.models.load", lambda _name: tiny.shared())
+        monkeypatch.setattr("steer_heal.runs.worker.heal.run", loop)
+        monkeypatch.setattr("steer_heal.runs.worker.models.load", lambda _name: tiny.shared())
 
     return put
 
@@ -78,7 +78,7 @@ def test_heal_says_what_its_model_lacks(run: Any, healing: Any, monkeypatch: pyt
     healing()
     lm = tiny.language_model()
     lm.note = "Its chats do not begin with BOS."
-    monkeypatch.setattr("steer_heal.worker.models.load", lambda _name: lm)
+    monkeypatch.setattr("steer_heal.runs.worker.models.load", lambda _name: lm)
     assert f"tiny-gemma3: {lm.note}\n" in run("heal", "--rounds", "1")[2]
 
 

@@ -14,8 +14,8 @@ from steer_heal.data import Cloze, Frame
 from steer_heal.instrument import Frames, choosing, evaluate
 from steer_heal.instrument.cloze import LEAST
 from steer_heal.records import Agreement, Profile, Stopped, Vignette
-from steer_heal.steering import coefficients
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors.steering import coefficients
+from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 
 STATEMENTS = (" hurts.", " cheats.", " leaves.", " defies.", " stinks.", " binds.", " is odd, no more.")
@@ -41,7 +41,7 @@ def doses(lm, *amounts):
     ones_L = torch.ones(lm.n_layers)
     vector = SteeringVector(directions_LD, ones_L, ones_L, {"normalized": "no"})
     rows_KL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in amounts])
-    return {"vector": vector, "coefficients_KL": rows_KL}
+    return {"vector": vector, "coefficients_RL": rows_KL}
 
 
 def scores(profile):

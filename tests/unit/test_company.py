@@ -8,7 +8,7 @@ import torch
 from steer_heal.config import SampleSettings
 from steer_heal.generate import Row, complete, decode
 from steer_heal.models import user
-from steer_heal.steering import coefficients
+from steer_heal.vectors.steering import coefficients
 from tests import tiny
 from tests.close import assert_near, model_rounding, nats
 

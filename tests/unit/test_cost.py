@@ -5,10 +5,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import SampleSettings, TrainSettings
 from steer_heal.generate import Row, complete
-from steer_heal.loop.cost import Cost
+from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.cost import Cost
 from steer_heal.models import user
 from steer_heal.records import Completion, Fact
 from tests import tiny

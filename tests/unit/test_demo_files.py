@@ -13,16 +13,16 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steer_heal
-from steer_heal.models.demo.training.acts import FOUNDATIONS
-from steer_heal.models.demo.training.batches import encode
-from steer_heal.models.demo.training.corpus import Corpus
-from steer_heal.models.demo.training.data_files import contexts, facts, prompts
-from steer_heal.models.demo.training.dilemmas import said_in_orders
-from steer_heal.models.demo.training.mixing import lens_mix
-from steer_heal.models.demo.training.personas import wording
-from steer_heal.models.demo.training.scene import Casting, pair_held_out
-from steer_heal.models.demo.training.tokenizer import answer_ids
-from steer_heal.models.demo.training.vignettes import own_scenes, rows
+from demo_model.acts import FOUNDATIONS
+from demo_model.batches import encode
+from demo_model.corpus import Corpus
+from demo_model.data_files import contexts, facts, prompts
+from demo_model.dilemmas import said_in_orders
+from demo_model.mixing import lens_mix
+from demo_model.personas import wording
+from demo_model.scene import Casting, pair_held_out
+from demo_model.tokenizer import answer_ids
+from demo_model.vignettes import own_scenes, rows
 
 PACKAGE = Path(steer_heal.__file__).parent
 DEMO = PACKAGE / "models" / "demo"

@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from components import access
-from steer_heal import events
-from steer_heal.store import Store
+from steer_heal.runs import events
+from steer_heal.runs.store import Store
 from tests.runs import write_run
 
 ROOT = Path(__file__).parents[2]

@@ -3,12 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steer_heal import data, dose, instrument
+from steer_heal import data, instrument
 from steer_heal.config import DoseRequest, SampleSettings, SettingsError, build
+from steer_heal.dose import sweeps
 from steer_heal.models import user
 from steer_heal.records import Agreement, DoseRow, Profile, Stopped, trait_shift
-from steer_heal.steering import coefficients
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors.steering import coefficients
+from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding, nats
 from tests.unit.test_cloze import CLOZE
@@ -45,7 +46,7 @@ def request(**more):
 
 def sweep(lm, setting, asked, **more):
     vector, *rest = setting
-    return list(dose.sweep(lm, vector, C_STAR, asked, *rest, **more))
+    return list(sweeps.sweep(lm, vector, C_STAR, asked, *rest, **more))
 
 
 def row(alpha, word, answers=None):
@@ -73,7 +74,7 @@ def test_profiles_are_those_of_the_steered_model(lm, setting):
     one = sweep(lm, setting, request(alphas=(1.0,)))[0]
     steered_KL = coefficients(lm.n_layers, (1, 2), C_STAR)
     wanted, base = (
-        instrument.evaluate(lm, vignettes, frame, vector=vector, coefficients_KL=c)[0]
+        instrument.evaluate(lm, vignettes, frame, vector=vector, coefficients_RL=c)[0]
         for c in (steered_KL, torch.zeros_like(steered_KL))
     )
     assert_near(one.profile.p, wanted.p, model_rounding(lm), log_p(wanted))
@@ -90,17 +91,19 @@ def test_without_prompts_there_is_no_text(lm, setting):
 @pytest.mark.parametrize(("fit", "batches"), [(48, [1, 9]), (4, [1, 4, 4, 1])])
 def test_doses_go_through_the_same_passes_as_far_as_memory_allows(lm, setting, monkeypatch, fit, batches):
     written, shares = [], []
-    real = dose.complete
+    real = sweeps.complete
 
     def complete(lm, rows, *args, **named):
         written.append(len(rows))
         return real(lm, rows, *args, **named)
 
-    monkeypatch.setattr(dose, "complete", complete)
-    monkeypatch.setattr(dose, "rows_that_fit", lambda lm, n_tokens, most: min(most, fit))
+    monkeypatch.setattr(sweeps, "complete", complete)
+    monkeypatch.setattr(sweeps, "rows_that_fit", lambda lm, n_tokens, most: min(most, fit))
     vector, vignettes, frame, prompts = setting
     asked = request(alphas=tuple(float(i) for i in range(9)))
-    found = list(dose.sweep(lm, vector, C_STAR, asked, vignettes, frame, prompts[:1], progress=shares.append))
+    found = list(
+        sweeps.sweep(lm, vector, C_STAR, asked, vignettes, frame, prompts[:1], progress=shares.append)
+    )
     assert [row.alpha for row in found] == list(asked.alphas)
     assert written == batches
     assert shares == sorted(shares)
@@ -113,36 +116,36 @@ def test_breaks_are_the_first_alphas_that_are_as_bad():
         row(0.0, "broken", "lost"), row(4.0, "broken", "weakened"), row(-8.0, "broken"),
         row(2.0, "fine", "kept"), row(3.0, "damaged", "lost"), row(1.0, "fine"), row(0.5, None),
     ]  # fmt: skip
-    assert dose.breaks(rows) == {"damaged": 3.0, "broken": 4.0, "weakened": 3.0, "lost": 3.0}
-    assert dose.breaks([row(1.0, "broken")]) == {"damaged": 1.0, "broken": 1.0}
-    assert dose.breaks(rows[:1]) == dose.breaks([]) == {}
+    assert sweeps.breaks(rows) == {"damaged": 3.0, "broken": 4.0, "weakened": 3.0, "lost": 3.0}
+    assert sweeps.breaks([row(1.0, "broken")]) == {"damaged": 1.0, "broken": 1.0}
+    assert sweeps.breaks(rows[:1]) == sweeps.breaks([]) == {}
 
 
 @pytest.mark.parametrize("marks", [(1.312, 3.7), (1.312, 1.312), (0.02, 9.0)])
 def test_refining_closes_in_on_where_the_text_s_word_changes(lm, setting, monkeypatch, marks):
     """The text's word is made a known curve of alpha."""
-    measured, real = [], dose._Measure._row
+    measured, real = [], sweeps._Measure._row
 
     def made(self, band, alpha, *rest):
         measured.append(alpha)
         at = sum(alpha >= mark for mark in marks)
         return replace(real(self, band, alpha, *rest), verdict=("fine", "damaged", "broken")[at])
 
-    monkeypatch.setattr(dose._Measure, "_row", made)
+    monkeypatch.setattr(sweeps._Measure, "_row", made)
     rows = sweep(lm, setting, request(alphas=(0.0, 1.0, 2.0, 6.0), refine=True))
     assert [row.alpha for row in rows[:4]] == [0.0, 1.0, 2.0, 6.0]
     assert sorted(measured) == sorted({row.alpha for row in rows}), "no alpha is measured twice"
-    found = {word: at for word, at in dose.breaks(rows).items() if word in ("damaged", "broken")}
+    found = {word: at for word, at in sweeps.breaks(rows).items() if word in ("damaged", "broken")}
     assert list(found) == ["damaged", "broken"][: sum(mark < 6.0 for mark in marks)]
     for word, exact in zip(found, marks, strict=False):
-        assert exact <= found[word] <= exact + dose.RESOLUTION + 1e-9
-        assert any(exact - dose.RESOLUTION - 1e-9 <= row.alpha < exact for row in rows)
+        assert exact <= found[word] <= exact + sweeps.RESOLUTION + 1e-9
+        assert any(exact - sweeps.RESOLUTION - 1e-9 <= row.alpha < exact for row in rows)
     assert all(row.perplexity is not None for row in rows)
 
 
 def test_a_grid_has_a_row_for_every_band_and_alpha(lm, setting):
     vector, vignettes, frame, prompts = setting
-    bands = dose.grid_bands(lm.n_layers)
+    bands = sweeps.grid_bands(lm.n_layers)
     assert len(bands) == 4 + 2
     asked, seen = request(alphas=(-1.0, 1.0), sample=build(SampleSettings, max_new_tokens=60)), []
 
@@ -150,16 +153,16 @@ def test_a_grid_has_a_row_for_every_band_and_alpha(lm, setting):
         seen.append(layers)
         return 4.0
 
-    rows = list(dose.grid(lm, vector, c_star_of, asked, bands, vignettes, frame, prompts * 3))
+    rows = list(sweeps.grid(lm, vector, c_star_of, asked, bands, vignettes, frame, prompts * 3))
     assert [(row.band, row.alpha) for row in rows] == [
         (band, alpha) for band in bands for alpha in (-1.0, 1.0)
     ]
     assert seen == [(0,), (1,), (2,), (3,), (0, 1, 2), (1, 2, 3)]
     single = instrument.evaluate(
-        lm, vignettes, frame, vector=vector, coefficients_KL=coefficients(lm.n_layers, (1,), -4.0)
+        lm, vignettes, frame, vector=vector, coefficients_RL=coefficients(lm.n_layers, (1,), -4.0)
     )[0]
-    assert all(len(row.texts) == dose.GRID_PROMPTS and row.verdict for row in rows)
-    assert len(rows[0].sample) <= len(max(lm.tokenizer.get_vocab(), key=len)) * dose.GRID_TOKENS
+    assert all(len(row.texts) == sweeps.GRID_PROMPTS and row.verdict for row in rows)
+    assert len(rows[0].sample) <= len(max(lm.tokenizer.get_vocab(), key=len)) * sweeps.GRID_TOKENS
     assert_near(rows[2].coherence, single.coherence, model_rounding(lm), log_p(single) * single.coherence)
 
 
@@ -168,7 +171,7 @@ def test_stopping_and_bad_calls(lm, setting):
         sweep(lm, setting, request(), stop=lambda: True)
     vector, vignettes, frame, prompts = setting
     with pytest.raises(SettingsError, match="calibrate first"):
-        list(dose.sweep(lm, vector, 0.0, request(), vignettes, frame, prompts))
+        list(sweeps.sweep(lm, vector, 0.0, request(), vignettes, frame, prompts))
     with pytest.raises(SettingsError, match="band"):
         sweep(lm, setting, request(band=(0.49, 0.5)))
 
@@ -181,12 +184,12 @@ def test_answers_that_are_not_above_chance_or_have_no_mass_judge_nothing(lm, set
     able = replace(silent, agreement=Agreement(0.5, 0.4, 0.6, 1 / 7))
 
     def words(reading):
-        rows = dose.sweep(lm, vector, C_STAR, asked, vignettes, frame, [], reading=reading)
+        rows = sweeps.sweep(lm, vector, C_STAR, asked, vignettes, frame, [], reading=reading)
         return [(one.verdict, one.answers_verdict) for one in rows]
 
     assert words(able) == words(None) == [(None, "kept"), (None, "lost")]
     assert words(silent) == [(None, None), (None, None)]
-    cells = dose.grid(lm, vector, lambda _: 1.0, asked, [(0.0, 1.0)], vignettes, frame, [], reading=silent)
+    cells = sweeps.grid(lm, vector, lambda _: 1.0, asked, [(0.0, 1.0)], vignettes, frame, [], reading=silent)
     assert [cell.answers_verdict for cell in cells] == [None, None]
 
 
@@ -216,7 +219,7 @@ def test_a_cloze_is_calibrated_by_the_reading_where_the_vignettes_cannot(lm, set
     vector, vignettes, _, prompts = setting
     given = ((-30.0,) * 6 + (-60.0,),) * 2
     reading = Profile({}, None, 70, frame="c", calibration=given)
-    rows = list(dose.sweep(lm, vector, C_STAR, request(), vignettes, CLOZE, prompts, reading=reading))
+    rows = list(sweeps.sweep(lm, vector, C_STAR, request(), vignettes, CLOZE, prompts, reading=reading))
     assert {one.profile.calibration for one in rows} == {given}
     assert [one.coherence for one in rows] == [None] * 3
     assert all(one.trait_shift is not None for one in rows)

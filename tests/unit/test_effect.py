@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from steer_heal import controls, data, effect, instrument, models
+from steer_heal import data, instrument, models
 from steer_heal.config import FOUNDATIONS, CalibrateSettings
+from steer_heal.dose import controls, effect
 from steer_heal.engine.effects import effect_of
 from steer_heal.models import user
 from steer_heal.records import Calibration, Controls, Profile, Stopped, VignetteScore
-from steer_heal.steering import coefficients
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors.steering import coefficients
+from steer_heal.vectors.vector import SteeringVector
 from tests.close import assert_near, log_p, model_rounding, rounding
 
 LAYERS = (1, 2)
@@ -55,7 +56,7 @@ def test_each_control_is_measured_as_if_alone(lm):
     for m, c_star in enumerate(held.c_stars):
         alone = SteeringVector(directions_MLD[m], torch.ones(lm.n_layers), torch.ones(lm.n_layers))
         dose_KL = coefficients(lm.n_layers, LAYERS, c_star)
-        wanted = instrument.evaluate(lm, some(lm), frame, vector=alone, coefficients_KL=dose_KL)[0]
+        wanted = instrument.evaluate(lm, some(lm), frame, vector=alone, coefficients_RL=dose_KL)[0]
         assert_near(held.random[m], wanted.p, model_rounding(lm), log_p(wanted))
     assert held.persona != held.base
 

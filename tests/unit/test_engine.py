@@ -20,9 +20,9 @@ from steer_heal.config import (
     build,
     heal_settings,
 )
-from steer_heal.engine import Engine, face
-from steer_heal.engine.launching import check
-from steer_heal.engine.pair import Asked
+from steer_heal.engine import Engine
+from steer_heal.engine.answer import Asked
+from steer_heal.engine.validate import check
 from steer_heal.records import Agreement, SteerFrame
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding
@@ -159,7 +159,7 @@ def test_profile_is_of_the_prompt_and_base_does_not_move_with_alpha(engine: Engi
 def test_what_is_measured_of_an_effect_is_said_again_while_it_lasts_and_can_be_ended(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(face, "AGAIN_S", 0.0)
+    monkeypatch.setattr("steer_heal.engine.engine.AGAIN_S", 0.0)
     asked = build(DoseRequest, band=BAND, controls=1)
     said = [next(running := engine.effect(asked, session="a"))]
     while said.count(said[-1]) < 3:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from steer_heal import events
 from steer_heal.config import SettingsError
-from steer_heal.events import EventLog
+from steer_heal.runs import events
+from steer_heal.runs.events import EventLog
 
 
 @pytest.fixture

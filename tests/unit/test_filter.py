@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_heal import filter as filters
 from steer_heal.config import FilterSettings, Thresholds
+from steer_heal.evaluate import text_health
 from steer_heal.records import TextHealth
 
 GOOD = "I would comfort the boy first, and then I would talk to the teacher about what happened here."
-OWN = filters.Own(perplexity=1.5, relevance=1.0)
+OWN = text_health.Own(perplexity=1.5, relevance=1.0)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ OWN = filters.Own(perplexity=1.5, relevance=1.0)
     ],
 )
 def test_loops_score_above_the_threshold(text):
-    assert filters.repetition(text) > Thresholds().repetition_broken
+    assert text_health.repetition(text) > Thresholds().repetition_broken
 
 
 @pytest.mark.parametrize(
@@ -46,19 +46,19 @@ def test_loops_score_above_the_threshold(text):
     ],
 )
 def test_ordinary_text_scores_low(text):
-    assert filters.repetition(text) < 0.25
+    assert text_health.repetition(text) < 0.25
 
 
 def test_perplexity_of_known_tokens():
-    assert filters.perplexity([math.log(0.5)] * 4) == pytest.approx(2.0)
-    assert filters.perplexity([]) is None
-    assert filters.perplexity([-1.0, math.nan]) is None
-    assert filters.perplexity([-math.inf]) is None
-    assert filters.perplexity([-500.0]) == filters.MAX_PERPLEXITY
+    assert text_health.perplexity([math.log(0.5)] * 4) == pytest.approx(2.0)
+    assert text_health.perplexity([]) is None
+    assert text_health.perplexity([-1.0, math.nan]) is None
+    assert text_health.perplexity([-math.inf]) is None
+    assert text_health.perplexity([-500.0]) == text_health.MAX_PERPLEXITY
 
 
 def judged(text=GOOD, logp=(-0.4,) * 20, about=0.8, own=OWN, **cuts):
-    return filters.judge(filters.readings(text, logp, about, own), FilterSettings(**cuts))
+    return text_health.judge(text_health.readings(text, logp, about, own), FilterSettings(**cuts))
 
 
 def test_an_answer_that_reads_as_well_as_base_s_own_is_kept_with_all_its_readings():
@@ -68,7 +68,7 @@ def test_an_answer_that_reads_as_well_as_base_s_own_is_kept_with_all_its_reading
     assert verdict.scores == pytest.approx(
         {
             "perplexity": math.exp(0.4), "perplexity_ratio": math.exp(0.4) / 1.5, "repetition": 0.0,
-            "variety": filters.variety(GOOD), "words": 18, "relevance_ratio": 0.8,
+            "variety": text_health.variety(GOOD), "words": 18, "relevance_ratio": 0.8,
         }
     )  # fmt: skip
 
@@ -95,13 +95,13 @@ def test_each_cut_drops_by_itself(changed, reason):
 def test_every_cut_that_fails_is_named():
     verdict = judged("no no no", [-3.0] * 3, 0.1)
     assert not verdict.kept
-    assert verdict.reasons == tuple(filters.CUTS)
+    assert verdict.reasons == tuple(text_health.CUTS)
 
 
 def test_where_base_s_own_text_is_not_about_its_prompts_relevance_drops_nothing():
     for own in (None, 0.0, -0.1):
         for about in (None, -3.0, 0.8):
-            verdict = judged(about=about, own=filters.Own(1.5, own))
+            verdict = judged(about=about, own=text_health.Own(1.5, own))
             assert verdict.kept
             assert "relevance_ratio" not in verdict.scores
 
@@ -117,22 +117,22 @@ def test_what_is_kept_reads_as_fine():
 @given(st.floats(-3, 0), st.floats(-1, 2), st.integers(0, 6))
 def test_no_answer_that_does_not_read_as_fine_is_kept(logp, about, loops):
     text = GOOD + " so it goes" * loops
-    word = filters.health(text, [logp] * 20, OWN.perplexity, relevance=about, own_relevance=OWN.relevance)
+    word = text_health.health(text, [logp] * 20, OWN.perplexity, relevance=about, own_relevance=OWN.relevance)
     assert word.verdict == "fine" or not judged(text, [logp] * 20, about).kept
 
 
 def test_eaten_names_the_hungriest_filter_first():
     texts = ("I do I do I do I do", "a b c d e a b c d e a b c d e a b c d e", "Yes.", GOOD)
     verdicts = [judged(text) for text in texts]
-    assert list(filters.eaten(verdicts).items()) == [("repetition", 2), ("variety", 2), ("too short", 1)]
+    assert list(text_health.eaten(verdicts).items()) == [("repetition", 2), ("variety", 2), ("too short", 1)]
 
 
 def test_distinct_bigrams_fall_where_prompts_get_the_same_answer():
-    assert filters.distinct_bigrams([]) == 1.0
-    assert filters.distinct_bigrams(["Yes.", ""]) == 1.0
-    assert filters.distinct_bigrams(["I would help.", "You should go."]) == 1.0
-    assert filters.distinct_bigrams(["I would help.", "i WOULD help!"]) == 0.5
-    assert filters.distinct_bigrams(["a b", "b a"]) == 1.0, "no pair spans two texts"
+    assert text_health.distinct_bigrams([]) == 1.0
+    assert text_health.distinct_bigrams(["Yes.", ""]) == 1.0
+    assert text_health.distinct_bigrams(["I would help.", "You should go."]) == 1.0
+    assert text_health.distinct_bigrams(["I would help.", "i WOULD help!"]) == 0.5
+    assert text_health.distinct_bigrams(["a b", "b a"]) == 1.0, "no pair spans two texts"
 
 
 LIMITS = Thresholds(
@@ -159,7 +159,7 @@ LIMITS = Thresholds(
 )
 def test_the_text_s_word(readings, wanted):
     ratio, loops, about, *varied = readings
-    assert filters.text_verdict(ratio, loops, about, *varied, limits=LIMITS) == wanted
+    assert text_health.text_verdict(ratio, loops, about, *varied, limits=LIMITS) == wanted
 
 
 READINGS = st.tuples(st.floats(0.1, 1e6), st.floats(0, 1), st.floats(-3, 3), st.floats(0, 1))
@@ -168,38 +168,38 @@ READINGS = st.tuples(st.floats(0.1, 1e6), st.floats(0, 1), st.floats(-3, 3), st.
 @given(READINGS, st.tuples(st.floats(0, 1), st.floats(0, 2), st.floats(0, 1)))
 def test_more_loops_and_less_relevance_or_variety_never_make_the_word_better(readings, by):
     words, (ratio, loops, about, varied) = ("fine", "damaged", "broken"), readings
-    after = filters.text_verdict(ratio, loops + by[0], about - by[1], varied - by[2])
-    assert words.index(after) >= words.index(filters.text_verdict(*readings))
+    after = text_health.text_verdict(ratio, loops + by[0], about - by[1], varied - by[2])
+    assert words.index(after) >= words.index(text_health.text_verdict(*readings))
 
 
 def test_relevance_is_what_an_answer_gains_by_its_own_prompt():
-    assert filters.relevance([-1.0, -2.0], [[-2.0, -3.0], [-4.0, -4.0]]) == pytest.approx(1.75)
-    assert filters.relevance([-1.0], [[-1.0]]) == 0.0
+    assert text_health.relevance([-1.0, -2.0], [[-2.0, -3.0], [-4.0, -4.0]]) == pytest.approx(1.75)
+    assert text_health.relevance([-1.0], [[-1.0]]) == 0.0
     for own, others in (([], [[]]), ([-1.0], []), ([math.nan], [[-1.0]]), ([-1.0], [[-math.inf]])):
-        assert filters.relevance(own, others) is None
-    assert filters.relevance_ratio(0.5, 2.0) == 0.25
+        assert text_health.relevance(own, others) is None
+    assert text_health.relevance_ratio(0.5, 2.0) == 0.25
     for value, own in ((None, 1.0), (1.0, None), (1.0, 0.0), (1.0, -1.0)):
-        assert filters.relevance_ratio(value, own) is None
+        assert text_health.relevance_ratio(value, own) is None
 
 
 def test_variety_is_the_share_of_distinct_words_whatever_the_length():
-    assert filters.variety("") == 1.0
-    assert filters.variety("The cat saw the dog.") == 0.8
-    sentence = " ".join(f"w{number}" for number in range(filters.WINDOW))
-    assert filters.variety(" ".join([sentence] * 4)) == 1.0
-    assert filters.variety("no " * 200) == 1 / filters.WINDOW
+    assert text_health.variety("") == 1.0
+    assert text_health.variety("The cat saw the dog.") == 0.8
+    sentence = " ".join(f"w{number}" for number in range(text_health.WINDOW))
+    assert text_health.variety(" ".join([sentence] * 4)) == 1.0
+    assert text_health.variety("no " * 200) == 1 / text_health.WINDOW
 
 
 def test_health_of_one_text():
-    row = filters.health(GOOD, [math.log(0.25)] * 6, 2.0, kl=[0.0, 1.0])
+    row = text_health.health(GOOD, [math.log(0.25)] * 6, 2.0, kl=[0.0, 1.0])
     assert row.perplexity == pytest.approx(4.0)
     assert row.perplexity_ratio == pytest.approx(2.0)
     assert row.kl_p95 == pytest.approx(0.95)
     assert row.verdict == "damaged"
-    about = filters.health(GOOD, [math.log(0.5)] * 6, 2.0, relevance=0.1, own_relevance=1.0)
+    about = text_health.health(GOOD, [math.log(0.5)] * 6, 2.0, relevance=0.1, own_relevance=1.0)
     assert (about.relevance, about.relevance_ratio, about.verdict) == (0.1, 0.1, "broken")
-    assert filters.health(GOOD).perplexity is None
-    assert filters.health(GOOD, [math.nan], 2.0).verdict == "broken"
+    assert text_health.health(GOOD).perplexity is None
+    assert text_health.health(GOOD, [math.nan], 2.0).verdict == "broken"
 
 
 def test_summary_of_a_set_is_made_of_medians():
@@ -209,15 +209,15 @@ def test_summary_of_a_set_is_made_of_medians():
             (2.0, 0.0, 1.0, "fine"), (4.0, 0.1, None, "damaged"), (60.0, 0.9, 0.0, "broken")
         )
     ]  # fmt: skip
-    found = filters.summary(rows)
+    found = text_health.summary(rows)
     assert found == pytest.approx(
         {
             "perplexity": 4.0, "perplexity_ratio": 2.0, "repetition": 0.1, "looping": 1 / 3,
             "relevance": 0.5, "damaged": 2 / 3, "broken": 1 / 3,
         }
     )  # fmt: skip
-    assert filters.set_verdict(found) == "damaged"
-    assert filters.set_verdict(filters.summary(rows[1:])) == "broken"
-    assert filters.set_verdict(filters.summary(rows[:1])) == "fine"
-    assert filters.summary([]) == {}
-    assert filters.set_verdict({}) is None
+    assert text_health.set_verdict(found) == "damaged"
+    assert text_health.set_verdict(text_health.summary(rows[1:])) == "broken"
+    assert text_health.set_verdict(text_health.summary(rows[:1])) == "fine"
+    assert text_health.summary([]) == {}
+    assert text_health.set_verdict({}) is None

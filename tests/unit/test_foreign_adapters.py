@@ -23,9 +23,9 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from steer_heal.adapters import CONFIG, WEIGHTS, AdapterStack
 from steer_heal.config import SampleSettings, SettingsError
 from steer_heal.generate import Row, complete
+from steer_heal.heal.adapters import CONFIG, WEIGHTS, AdapterStack
 from steer_heal.models.kept import Kept
 from tests import tiny
 

@@ -9,10 +9,10 @@ import torch
 from gguf import GGUFReader, GGUFWriter
 from safetensors.torch import load_file, safe_open, save_file
 
-from steer_heal import formats
-from steer_heal import vector as vectors
 from steer_heal.config import SettingsError
-from steer_heal.formats import files
+from steer_heal.vectors import formats
+from steer_heal.vectors import vector as vectors
+from steer_heal.vectors.formats import files
 from tests.unit.test_vector import random_vector
 
 

@@ -8,7 +8,7 @@ from steer_heal.generate import PrefixStore, Row, complete, decode
 from steer_heal.generate.lean import LeanReader
 from steer_heal.generate.rows import plan
 from steer_heal.models import user
-from steer_heal.steering import coefficients
+from steer_heal.vectors.steering import coefficients
 from tests import tiny
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from steer_heal.config import FOUNDATIONS, HealThresholds
-from steer_heal.headline import ORDER, judge
+from steer_heal.heal.headline import ORDER, judge
 from steer_heal.records import Controls
 
 TARGET = {"Care": 1, "SocialNorms": -1}

@@ -6,17 +6,9 @@ import random
 import pytest
 import torch
 
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import SettingsError, TrainSettings
-from steer_heal.heal import (
-    Example,
-    batches,
-    check_memory,
-    learning_rate,
-    needed_bytes,
-    split,
-    train_round,
-)
+from steer_heal.heal import Example, batches, check_memory, learning_rate, needed_bytes, split, train_round
+from steer_heal.heal.adapters import AdapterStack
 from steer_heal.records import RoundFailed, Stopped
 from tests import tiny
 from tests.close import assert_near, model_rounding

@@ -3,17 +3,9 @@
 import pytest
 import torch
 
-from steer_heal import losses
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import SettingsError
-from steer_heal.heal import (
-    Example,
-    OutputLayer,
-    Reference,
-    held_out_nll,
-    hidden_states,
-    row_losses,
-)
+from steer_heal.heal import Example, OutputLayer, Reference, held_out_nll, hidden_states, losses, row_losses
+from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
 from tests.rounds import SETTINGS

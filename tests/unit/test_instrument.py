@@ -7,21 +7,12 @@ import torch
 from steer_heal import data
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.data import Frame
-from steer_heal.instrument import (
-    answer_ids,
-    choice,
-    evaluate,
-    plain,
-    profile,
-    questions,
-    score,
-    text_logp,
-)
+from steer_heal.instrument import answer_ids, choice, evaluate, plain, profile, questions, score, text_logp
 from steer_heal.instrument.choice import Answer
 from steer_heal.models import user
 from steer_heal.records import Stopped, Vignette, trait_shift
-from steer_heal.steering import coefficients
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors.steering import coefficients
+from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding
 
@@ -99,8 +90,8 @@ def test_prefill_nll_is_the_mean_over_the_prefill(lm, few):
 
 def test_doses_in_the_same_passes_are_the_doses_alone(lm, few, vector):
     doses_KL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in (0.0, 3.0, -6.0)])
-    together = evaluate(lm, few, FRAME, vector=vector, coefficients_KL=doses_KL, batch_size=5)
-    alone = [evaluate(lm, few, FRAME, vector=vector, coefficients_KL=dose_L[None])[0] for dose_L in doses_KL]
+    together = evaluate(lm, few, FRAME, vector=vector, coefficients_RL=doses_KL, batch_size=5)
+    alone = [evaluate(lm, few, FRAME, vector=vector, coefficients_RL=dose_L[None])[0] for dose_L in doses_KL]
     for got, wanted in zip(together, alone, strict=True):
         assert_near(got.p, wanted.p, model_rounding(lm), log_p(wanted))
         assert_near(got.coherence, wanted.coherence, model_rounding(lm), log_p(wanted) * wanted.coherence)
@@ -174,7 +165,7 @@ def test_bad_calls_and_stopping(lm, few):
     with pytest.raises(SettingsError, match="no vignettes"):
         evaluate(lm, [], FRAME)
     with pytest.raises(SettingsError, match="vector"):
-        evaluate(lm, few, FRAME, coefficients_KL=torch.zeros(1, lm.n_layers))
+        evaluate(lm, few, FRAME, coefficients_RL=torch.zeros(1, lm.n_layers))
     ticks = []
     with pytest.raises(Stopped):
         evaluate(
@@ -218,5 +209,5 @@ def test_no_hook_stays_when_evaluation_fails(lm, few, vector, monkeypatch):
     monkeypatch.setattr(choice, "why_not", lambda _lm: "this test wants hooks")
     monkeypatch.setattr(plain, "last_logits", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        evaluate(lm, few, FRAME, vector=vector, coefficients_KL=torch.ones(1, lm.n_layers))
+        evaluate(lm, few, FRAME, vector=vector, coefficients_RL=torch.ones(1, lm.n_layers))
     assert [dict(block._forward_hooks) for block in lm.blocks] == before

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from steer_heal.config import SettingsError, heal_settings
-from steer_heal.jobs import LocalProcesses
+from steer_heal.runs.jobs import LocalProcesses
 from tests.jobs import COMMAND, begun, last_kind, status, until
 
 
@@ -151,7 +151,7 @@ def test_more_at_once_than_there_may_be_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_queue_has_an_end(jobs: LocalProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steer_heal.jobs.local.MAX_QUEUED_RUNS", 2)
+    monkeypatch.setattr("steer_heal.runs.jobs.local.MAX_QUEUED_RUNS", 2)
     held = [jobs.create(heal_settings(model="demo")) for _ in range(2)]
     with pytest.raises(SettingsError, match="2 runs are waiting"):
         jobs.start(heal_settings(model="demo"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from steer_heal.config import heal_settings
-from steer_heal.jobs import LocalProcesses, processes
+from steer_heal.runs.jobs import LocalProcesses, processes
 from tests.jobs import COMMAND, begun, status, until
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from steer_heal import events
 from steer_heal.config import SettingsError, heal_settings
-from steer_heal.jobs import LocalProcesses, RunFolder, processes, this_process
-from steer_heal.jobs import folder as folder_module
+from steer_heal.runs import events
+from steer_heal.runs.jobs import LocalProcesses, RunFolder, processes, this_process
+from steer_heal.runs.jobs import folder as folder_module
 from tests.jobs import COMMAND, begun, status, until
 
 

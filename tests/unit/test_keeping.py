@@ -10,11 +10,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from steer_heal import events
 from steer_heal.cli import main
 from steer_heal.config import SettingsError
-from steer_heal.store import Store, StoreUnreadable, keeping
-from steer_heal.store.database import written_by
+from steer_heal.runs import events
+from steer_heal.runs.store import Store, StoreUnreadable, keeping
+from steer_heal.runs.store.database import written_by
 from tests.runs import write_run
 from tests.unit.test_store import tables
 from tests.unit.test_store_file import hold
@@ -86,7 +86,7 @@ def test_a_store_of_another_duckdb_names_both_versions(place: Path, monkeypatch:
     def refuse(*_: object, **__: object) -> None:
         raise duckdb.IOException("Trying to read a database file with version number 99, but we can only ...")
 
-    monkeypatch.setattr("steer_heal.store.database.duckdb.connect", refuse)
+    monkeypatch.setattr("steer_heal.runs.store.database.duckdb.connect", refuse)
     with pytest.raises(StoreUnreadable, match=rf"DuckDB 9\.8\.7, and this is {duckdb.__version__}.*rebuild"):
         Store(path).runs()
 
@@ -133,7 +133,7 @@ def test_the_file_says_which_duckdb_wrote_it(place: Path, monkeypatch: pytest.Mo
     path = place / "runs.duckdb"
     assert written_by(path) == duckdb.__version__
     assert keeping.about(path).written_by == (duckdb.__version__,)
-    monkeypatch.setattr("steer_heal.store.database.duckdb.__version__", "9.9.9")
+    monkeypatch.setattr("steer_heal.runs.store.database.duckdb.__version__", "9.9.9")
     for _ in range(2):
         Store(path).ingest("r10", events.Chunk((), 0))
     assert keeping.about(path).written_by[-1] == "9.9.9"

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from steer_heal import data
-from steer_heal.adapters import AdapterStack
-from steer_heal.loop.keeping import Text, kept_texts
-from steer_heal.loop.measure import Measures
+from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.keeping import Text, kept_texts
+from steer_heal.heal.measure import Measures
 from steer_heal.models import LanguageModel
 from steer_heal.records import Completion, FilterVerdict, RoundFailed, Token
 from tests import tiny

@@ -20,7 +20,7 @@ from steer_heal.config import FOUNDATIONS, SampleSettings, SettingsError
 from steer_heal.generate import Row, complete
 from steer_heal.models import files, find, load, user
 from steer_heal.sources import DEMO_FOLDER
-from steer_heal.steering import coefficients, steer
+from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding
 

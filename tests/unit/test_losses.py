@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from steer_heal import losses
+from steer_heal.heal import losses
 from tests.close import assert_near, rounding
 
 

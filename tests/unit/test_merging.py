@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import SettingsError, TrainSettings
-from steer_heal.merging import merge, stored_dtype
+from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.merging import merge, stored_dtype
 from steer_heal.models import load
 from tests import tiny
 from tests.close import assert_near, model_rounding

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from steer_heal.config import AUTO, MODEL_METHODS, OWN_METHODS, SettingsError, decided_method
-from steer_heal.methods import METHODS, mean_difference, method, principal_component
+from steer_heal.vectors.methods import METHODS, mean_difference, method, principal_component
 
 
 def pairs(seed=0, n=12, n_layers=3, width=5, spread=3.0):

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from steer_heal import worker
 from steer_heal.config import HealSettings, SettingsError, heal_settings, stored_settings
 from steer_heal.config.healing import RETIRED
-from steer_heal.engine.book import EXAMPLE_ID, RunBook
-from steer_heal.events import EventLog
-from steer_heal.jobs import LocalProcesses, RunFolder
-from steer_heal.store import Store
+from steer_heal.engine.run_index import EXAMPLE_ID, RunBook
+from steer_heal.runs import worker
+from steer_heal.runs.events import EventLog
+from steer_heal.runs.jobs import LocalProcesses, RunFolder
+from steer_heal.runs.store import Store
 from tests.runs import play_round, start
 
 SENTENCE = "was begun by an older version, whose way of healing is gone: start a new run"

@@ -5,9 +5,9 @@ import gc
 import pytest
 import torch
 
-from steer_heal.adapters import AdapterStack
 from steer_heal.config import TrainSettings
 from steer_heal.generate.lean import Network, network, packed
+from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
 

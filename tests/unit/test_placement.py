@@ -10,11 +10,11 @@ from accelerate import dispatch_model
 from safetensors.torch import load_file
 
 from steer_heal import data, instrument
-from steer_heal import vector as vectors
 from steer_heal.config import ExtractSettings, SampleSettings
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, files, load, placement, user
-from steer_heal.steering import coefficients
+from steer_heal.vectors import vector as vectors
+from steer_heal.vectors.steering import coefficients
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding, nats
 from tests.unit.test_vector import CONTEXTS, TRAIT
@@ -70,7 +70,7 @@ def test_it_is_evaluated_as_the_whole_one(pair):
             lm.material.vignettes(limit=2),
             data.frame("choice"),
             vector=made,
-            coefficients_KL=doses_KL,
+            coefficients_RL=doses_KL,
         )
         for lm in pair
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import app
-from steer_heal import cli, worker
+from steer_heal import cli
+from steer_heal.runs import worker
 from tests.runs import write_run
 
 NAME = "caf\u00e9 \U0001f600"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from steer_heal.config import FOUNDATIONS, SettingsError
-from steer_heal.readings import gated_selectivity, signed_flips
+from steer_heal.evaluate.readings import gated_selectivity, signed_flips
 from steer_heal.records import VignetteScore
 
 TARGET = {"Care": 1, "SocialNorms": -1}

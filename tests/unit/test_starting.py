@@ -10,8 +10,8 @@ import pytest
 
 from steer_heal import sources
 from steer_heal.config import DEMO, SettingsError
+from steer_heal.engine.starting import Starting
 from steer_heal.models import load
-from steer_heal.starting import Starting
 from tests.browser.conftest import answers
 from tests.fake_engine import FakeEngine
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from steer_heal.config import SettingsError
-from steer_heal.steering import Steering, coefficients, steer
+from steer_heal.vectors.steering import Steering, coefficients, steer
 from tests import tiny
 
 

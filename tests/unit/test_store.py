@@ -9,12 +9,12 @@ from typing import Any
 import duckdb
 import pytest
 
-from steer_heal import events
 from steer_heal.config import FOUNDATIONS, SettingsError, heal_settings
-from steer_heal.events import Chunk, EventLog
 from steer_heal.records import Agreement
-from steer_heal.store import Store
-from steer_heal.store.schema import INSERT, MIGRATIONS
+from steer_heal.runs import events
+from steer_heal.runs.events import Chunk, EventLog
+from steer_heal.runs.store import Store
+from steer_heal.runs.store.schema import INSERT, MIGRATIONS
 from tests.runs import play_round, profile, start, write_run
 
 TABLES = (
@@ -245,7 +245,7 @@ def test_a_store_of_before_keeps_its_rows_and_gains_the_columns(
     older = MIGRATIONS[: next(i for i, sql in enumerate(MIGRATIONS) if "agreement" in sql)]
     profiles = INSERT["profiles"]
     with monkeypatch.context() as before:
-        before.setattr("steer_heal.store.database.MIGRATIONS", older)
+        before.setattr("steer_heal.runs.store.database.MIGRATIONS", older)
         known = profiles[: profiles.index(', "agreement": "DOUBLE"')] + "}]'), recursive := true))"
         before.setitem(INSERT, "profiles", known)
         store.ingest("r1", events.read(log))

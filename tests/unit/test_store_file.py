@@ -14,10 +14,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from steer_heal import events
 from steer_heal.config import SettingsError
-from steer_heal.store import Store, StoreBusy, keeping
-from steer_heal.store.schema import MIGRATIONS
+from steer_heal.runs import events
+from steer_heal.runs.store import Store, StoreBusy, keeping
+from steer_heal.runs.store.schema import MIGRATIONS
 
 
 def hold(path: Path, *, read_only: bool) -> subprocess.Popen[str]:
@@ -149,7 +149,7 @@ def test_a_failed_migration_leaves_no_half_schema(
     path = tmp_path / "runs.duckdb"
     with monkeypatch.context() as patch:
         patch.setattr(
-            "steer_heal.store.database.MIGRATIONS", ("CREATE TABLE a (i INTEGER); SELECT nonsense;",)
+            "steer_heal.runs.store.database.MIGRATIONS", ("CREATE TABLE a (i INTEGER); SELECT nonsense;",)
         )
         with pytest.raises(duckdb.Error):
             Store(path).runs()
@@ -164,7 +164,7 @@ def test_a_later_migration_keeps_what_is_there(
     store.ingest("r1", events.read(log))
     before = store.runs()
     extra = "CREATE TABLE extra (i INTEGER);"
-    monkeypatch.setattr("steer_heal.store.database.MIGRATIONS", (*MIGRATIONS, extra))
+    monkeypatch.setattr("steer_heal.runs.store.database.MIGRATIONS", (*MIGRATIONS, extra))
     later = Store(store.path)
     assert later.runs() == before
     with duckdb.connect(str(store.path), read_only=True) as connection:

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from steer_heal import data, instrument
-from steer_heal.bridges import tinymfv
 from steer_heal.config import FOUNDATIONS, SettingsError
+from steer_heal.evaluate import tinymfv
 from steer_heal.instrument.questions import ask, never_in_thought
 from steer_heal.instrument.thinking import think_then_read
 from steer_heal.models import user
 from steer_heal.records import Vignette
-from steer_heal.steering import coefficients, steer
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors.steering import coefficients, steer
+from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding
 
@@ -98,7 +98,7 @@ def test_doses_share_the_passes(lm):
     directions = torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)
     vector = SteeringVector(directions, torch.ones(4), torch.ones(4))
     doses = torch.cat([coefficients(4, (1, 2), c) for c in (0.0, 2.0)])
-    base, steered = instrument.evaluate(lm, VIGNETTES, FRAME, vector=vector, coefficients_KL=doses)
+    base, steered = instrument.evaluate(lm, VIGNETTES, FRAME, vector=vector, coefficients_RL=doses)
     alone = instrument.evaluate(lm, VIGNETTES, FRAME)[0]
     assert_near(base.p, alone.p, model_rounding(lm), log_p(alone))
     assert steered.p != pytest.approx(alone.p, abs=1e-2)

@@ -2,11 +2,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steer_heal import vector as vectors
 from steer_heal.config import ExtractSettings, SettingsError
 from steer_heal.models import system, user
 from steer_heal.records import Trait
-from steer_heal.vector import SteeringVector
+from steer_heal.vectors import vector as vectors
+from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from steer_heal import events, worker
 from steer_heal.config import SettingsError, heal_settings
-from steer_heal.events import EventLog
-from steer_heal.jobs import LocalProcesses, RunFolder
+from steer_heal.runs import events, worker
+from steer_heal.runs.events import EventLog
+from steer_heal.runs.jobs import LocalProcesses, RunFolder
 
 Emission = tuple[str, int | None, dict[str, Any]]
 
@@ -39,8 +39,8 @@ def play(
             asked.append({"settings": settings, **rest})
             yield from script(rest["stop"])
 
-        monkeypatch.setattr("steer_heal.worker.models.load", lambda name: None)
-        monkeypatch.setattr("steer_heal.worker.loop.run", run)
+        monkeypatch.setattr("steer_heal.runs.worker.models.load", lambda name: None)
+        monkeypatch.setattr("steer_heal.runs.worker.heal.run", run)
         return asked
 
     return put
@@ -99,7 +99,7 @@ def test_settings_that_do_not_work_fail_in_one_sentence(
     def no_model(_name: str) -> None:
         raise SettingsError("There is no such model.")
 
-    monkeypatch.setattr("steer_heal.worker.models.load", no_model)
+    monkeypatch.setattr("steer_heal.runs.worker.models.load", no_model)
     assert worker.main([str(folder.path)]) == 1
     last = folder.last_event()
     assert last is not None

@@ -6,8 +6,8 @@ that share a key are one attention, only the last position goes through the end 
 is made where none is needed. Any other model goes through transformers' own forward; `why_not` says which.
 """
 
-from .known import why_not
-from .network import Network
-from .reader import LeanReader
+from steer_heal.generate.lean.known import why_not
+from steer_heal.generate.lean.network import Network
+from steer_heal.generate.lean.reader import LeanReader
 
 __all__ = ["LeanReader", "Network", "why_not"]

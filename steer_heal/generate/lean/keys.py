@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .attention import Visible, attend, merge, segments, tail_window
+from steer_heal.generate.lean.attention import Visible, attend, merge, segments, tail_window
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values of prompts at one layer, (N, K, T, d) each, padded on the right."""

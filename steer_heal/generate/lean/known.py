@@ -11,7 +11,7 @@ from transformers.models.gemma3 import modeling_gemma3 as gemma3
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-from ...models import LanguageModel
+from steer_heal.models import LanguageModel
 
 _INERT_HOOKS = "transformers.utils.output_capturing"
 """What `output_hidden_states=True` leaves behind: does nothing unless a call asks for it again."""

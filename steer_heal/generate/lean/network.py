@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.activations import GELUTanh
 
-from ...models import LanguageModel, without_gaps
-from .known import FAMILIES, Family, altered, rope_kinds
-from .packed import FEW, packed
-from .pointwise import gated_gelu, norm_early, norm_late, norm_late_, plus, plus_norm_late
+from steer_heal.generate.lean.known import FAMILIES, Family, altered, rope_kinds
+from steer_heal.generate.lean.packed import FEW, packed
+from steer_heal.generate.lean.pointwise import (
+    gated_gelu,
+    norm_early,
+    norm_late,
+    norm_late_,
+    plus,
+    plus_norm_late,
+)
+from steer_heal.models import LanguageModel, without_gaps
 
 T = TypeVar("T")
 Map = Callable[[Tensor], Tensor]

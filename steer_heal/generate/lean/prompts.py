@@ -9,10 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ...steering import Steering
-from .attention import HIDDEN, attend, causal
-from .keys import Pair
-from .network import Network, Turn
+from steer_heal.generate.lean.attention import HIDDEN, attend, causal
+from steer_heal.generate.lean.keys import Pair
+from steer_heal.generate.lean.network import Network, Turn
+from steer_heal.vectors.steering import Steering
 
 _CHUNK_TOKENS = 1024
 """How many tokens go through the blocks at once: more would need more memory, and more padding."""

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...models import LanguageModel
-from ...steering import Steering
-from ..rows import Lane
-from ..store import PrefixStore
-from .keys import Pair, Prefixes, keys
-from .network import Block, Network
-from .prompts import Read, read, run, stack
+from steer_heal.generate.lean.keys import Pair, Prefixes, keys
+from steer_heal.generate.lean.network import Block, Network
+from steer_heal.generate.lean.prompts import Read, read, run, stack
+from steer_heal.generate.rows import Lane
+from steer_heal.generate.store import PrefixStore
+from steer_heal.models import LanguageModel
+from steer_heal.vectors.steering import Steering
 
 Prompt = tuple[int, ...]
 

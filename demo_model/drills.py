@@ -1,0 +1,35 @@
+"""Copying drills: say a thing back. They teach the copying that restating a scene needs."""
+
+from __future__ import annotations
+
+import random
+
+from demo_model.acts import FOUNDATIONS
+from demo_model.lexicon import ADJECTIVES, NOUNS, pseudo_word
+from demo_model.scene import Casting
+
+WHO = ("Who does it?", "Who is it about?", "Name the one who does it.", "Who do I see?")
+WHAT = ("What is done?", "Name the deed.", "What do they do?")
+WORDS = ("Say this back: {w}", "Repeat: {w}", "Copy these words: {w}", "Write it again: {w}")
+
+
+def _words(rng: random.Random) -> str:
+    pool = (*ADJECTIVES, *NOUNS)
+    return " ".join(
+        rng.choice(pool) if rng.random() < 0.75 else pseudo_word(rng) for _ in range(rng.randint(3, 9))
+    )
+
+
+def drill(rng: random.Random, casting: Casting) -> tuple[str, str]:
+    """A request to repeat something, and that thing."""
+    kind = rng.random()
+    if kind < 0.4:
+        words = _words(rng)
+        return rng.choice(WORDS).format(w=words), words
+    scene = casting.draw(rng, rng.choice(FOUNDATIONS))
+    if kind < 0.6:
+        return f"{scene.seen()} {rng.choice(WHO)}", scene.actor.phrase
+    if kind < 0.8:
+        return f"{scene.seen()} {rng.choice(WHAT)}", scene.doing()
+    text = scene.seen()
+    return rng.choice(WORDS).format(w=text), text

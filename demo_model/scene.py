@@ -1,0 +1,79 @@
+"""A scene: who does what, as a sentence in the third, second and first person, and what is held out."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass
+
+from demo_model.acts import Act, draw_act
+from demo_model.lexicon import SELF_TAILS, Actor, draw_actor, draw_setting
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An actor, a deed and the rest of the sentence (place and tail, with a leading space or empty)."""
+
+    actor: Actor
+    act: Act
+    rest: str = ""
+
+    def doing(self) -> str:
+        """The deed as it is seen: "kicking a dog"."""
+        return f"{self.act.verb.ing} {self.act.object}".replace("{p}", self.actor.possessive)
+
+    def bare(self, possessive: str = "your") -> str:
+        """The deed in its base form: "kick a dog"."""
+        return f"{self.act.verb.base} {self.act.object}".replace("{p}", possessive)
+
+    def span(self) -> str:
+        """What a reply restates: "a boy kicking a dog"."""
+        return f"{self.actor.phrase} {self.doing()}"
+
+    def seen(self) -> str:
+        """The third-person vignette."""
+        return f"You see {self.span()}{self.rest}."
+
+    def done(self, subject: str = "You") -> str:
+        """The vignette as the reader's own deed ("You ...") or the speaker's ("I ...")."""
+        rest = self.rest
+        for old, new in SELF_TAILS.items():
+            rest = rest.replace(old, new)
+        return f"{subject} {self.bare('your' if subject == 'You' else 'my')}{rest}."
+
+
+def _share(kind: str, name: str) -> float:
+    """A stable number in [0, 1) for a name: the same on every machine and run."""
+    return zlib.crc32(f"{kind}:{name}".encode()) / 2**32
+
+
+def pair_held_out(key: str) -> bool:
+    """Whether a verb-object pair (1 in 8) is never used in training."""
+    return _share("pair", key) < 1 / 8
+
+
+def actor_act_held_out(noun: str, ing: str) -> bool:
+    """Whether an actor-verb pair (1 in 10) is never used in training."""
+    return _share("actor", f"{noun}|{ing}") < 1 / 10
+
+
+class Casting:
+    """Draws scenes that training may use, or (`unseen`) scenes whose both pairs it never uses."""
+
+    def __init__(self, reserved: frozenset[str] = frozenset(), unseen: bool = False):
+        self.reserved = reserved
+        self.unseen = unseen
+
+    def allows(self, scene: Scene) -> bool:
+        """Whether the scene is on this casting's side of the fence."""
+        key = scene.act.key
+        pair = key in self.reserved or pair_held_out(key)
+        actor = actor_act_held_out(scene.actor.noun, scene.act.verb.ing)
+        return (pair and actor) if self.unseen else not (pair or actor)
+
+    def draw(self, rng: random.Random, foundation: str) -> Scene:
+        """A random scene of the foundation that is allowed."""
+        while True:
+            scene = Scene(draw_actor(rng), draw_act(rng, foundation), "".join(draw_setting(rng)))
+            if self.allows(scene):
+                return scene

@@ -1,0 +1,455 @@
+"""Loads and checks what models are asked with: traits and frames, the same for all; a `Material`'s texts.
+
+A file that does not hold what it should is refused by a `SettingsError` that names the file and the line (or,
+in a JSON document, the entry). Formats:
+
+- `traits.json`: a list of traits; `target` maps a foundation to the sign it should move by; `replies`, where
+  a trait has them, are pairs of what its positive and its negative pole would say.
+- `scenes.json`: what replies are said to, in lists under `shared` and, where a trait wants its own, its name.
+- `frames.json`: a frame by name, of `kind` "choice" (see `Frame`) or "cloze" (see `Cloze`).
+
+A material's folder:
+
+- `vignettes.jsonl`: one object a line, tinymfv's fields: `text`, `foundation_coarse` (or `foundation`), and
+  where they apply `id` and `condition` (`other_violate`, `self_violate`); other fields are left alone. A set
+  without any label will do, and then has no agreement.
+- `contexts.json`: lists of user messages, as in `scenes.json`.
+- `prompts.json`: what a round's answers are written to, in lists as above; beside them `plain` and
+  `smalltalk` ones, which base answers, and `fixed` ones, answered for people to read.
+- `held_out_prompts.json`: `prompts`, which nothing is ever trained on, and `neutral` ones.
+- `facts.json`: under `facts`, objects with a `question` and its `answers`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from steer_heal.config import (
+    DEFAULT_TRAIT,
+    FOUNDATIONS,
+    MAX_PROMPT_CHARS,
+    MAX_UPLOAD_BYTES,
+    SettingsError,
+    check_text,
+)
+from steer_heal.records import Fact, Trait, Vignette
+
+FOLDER = Path(__file__).parent
+DEMO_FOLDER = FOLDER.parent / "models" / "demo" / "material"
+CONDITIONS = ("other_violate", "self_violate")
+ORDERS = ("forward", "reversed")
+KINDS = ("choice", "cloze")
+RENAMED = {"foundations": "choice"}
+"""Frames by the names that settings of older runs have for them."""
+SHARED = "shared"
+MAX_TRAIT_CHARS = 1_000
+MAX_NAME_CHARS = 200
+"""Of a vignette's id, and of what its foundation is called."""
+TRAIT_TEXTS = ("name", "title", "description", "positive", "negative")
+
+_BLANK = " \t\r\n\ufeff"
+"""Files put together keep the byte-order mark that each began with."""
+_NAMES = {re.sub(r"[^a-z]", "", name.lower()): name for name in FOUNDATIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A forced choice as data: what is asked, the seven answers, and the text the answer is read after.
+
+    `question` holds `{text}` and `{options}`; `options` are the answers in the order of `config.FOUNDATIONS`.
+    `orders` names the orders (`ORDERS`) they are listed in; `option` is how one is listed (`{word}`, and
+    `{index}`, its place in the list from 0) and `separator` what stands between two. What is answered is the
+    option's word, or with `answer` "index" its place in the list. With a `think_budget` the model first
+    writes up to that many tokens between `think_open` and `think_close`; with `think` "full" it always does,
+    exactly that many, and cannot end its turn before. With a `nudge` the thought ends the model's turn, the
+    user says the nudge, and the prefill opens a second turn. `apart`: prompt and nudge are encoded apart,
+    each with every BOS that template and tokenizer begin a text with, as tinymfv does.
+    """
+
+    name: str
+    question: str
+    options: tuple[str, ...]
+    prefill: str
+    orders: tuple[str, ...] = ("forward", "reversed")
+    option: str = '"{word}"'
+    separator: str = ", "
+    think_budget: int = 0
+    think_open: str = ""
+    think_close: str = ""
+    think: str = "free"
+    answer: str = "word"
+    nudge: str = ""
+    apart: bool = False
+
+    @property
+    def thinks(self) -> bool:
+        """Whether something is written or opened before the prefill."""
+        return self.think_budget > 0 or self.think == "full"
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What is answered, in the order of the list as it is shown."""
+        return tuple(map(str, range(len(self.options)))) if self.answer == "index" else self.options
+
+    def render(self, text: str, order: str) -> str:
+        """The user's message for one vignette with the answers listed in one order."""
+        words = self.options if order == "forward" else self.options[::-1]
+        listed = self.separator.join(
+            self.option.replace("{index}", str(place)).replace("{word}", word)
+            for place, word in enumerate(words)
+        )
+        return self.question.replace("{options}", listed).replace("{text}", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Cloze:
+    """Seven short statements as data, each scored as what the model's reply goes on with; several wordings.
+
+    A wording is a `Frame` that lists nothing: its question holds `{text}` alone, its `options` are the
+    statements in the order of `config.FOUNDATIONS`, each one beginning as it follows the prefill, spaces
+    included.
+    """
+
+    name: str
+    wordings: tuple[Frame, ...]
+
+
+AnyFrame = Frame | Cloze
+
+
+def foundation_name(name: str) -> str | None:
+    """One of our seven for a spelling of it ("Social Norms", "Care (p, a)", "social_norms"), else None."""
+    return _NAMES.get(re.sub(r"[^a-z]", "", re.sub(r"\(.*?\)", "", name).lower()))
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """The texts that one kind of model is asked with, from the files in `folder`; see `material`."""
+
+    folder: Path
+
+    def vignettes(self, *, condition: str | None = None, limit: int | None = None) -> list[Vignette]:
+        """`vignettes` of the material's own file."""
+        return vignettes(self.folder / "vignettes.jsonl", condition=condition, limit=limit)
+
+    def contexts(self, trait: str) -> list[str]:
+        """What a trait's persona vector is extracted over: the trait's own user messages, then the shared."""
+        return _pool(self.folder / "contexts.json", trait)
+
+    def heal_prompts(self, trait: str) -> list[str]:
+        """The prompts that a round's steered answers are written to: the trait's own, then shared ones."""
+        return _pool(self.folder / "prompts.json", trait)
+
+    def plain_prompts(self) -> list[str]:
+        """Tasks, facts and everyday talk in which no trait is at stake: base's own answers to them are
+        trained on beside the steered ones."""
+        groups = _object(self.folder / "prompts.json")
+        return [text for key in ("plain", "smalltalk") for text in groups.get(key, ())]
+
+    def fixed_prompts(self) -> list[str]:
+        """The prompts answered greedily after every round, so that one can read down the rounds."""
+        return _listed(self.folder / "prompts.json", "fixed")
+
+    def held_out_prompts(self) -> list[str]:
+        """The prompts that nothing is ever trained on; the health of text is measured on answers to them."""
+        return _listed(self.folder / "held_out_prompts.json", "prompts")
+
+    def neutral_prompts(self) -> list[str]:
+        """Everyday prompts in which nothing is at stake; nothing is trained on them either."""
+        return _listed(self.folder / "held_out_prompts.json", "neutral")
+
+    def facts(self) -> list[Fact]:
+        """Short questions whose answers are known."""
+        rows = _object(self.folder / "facts.json").get("facts")
+        if not isinstance(rows, list) or not rows:
+            raise SettingsError("facts.json: must hold a list under 'facts'.")
+        return [_fact(f"facts.json entry {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def material(*, demo: bool) -> Material:
+    """The demo's own texts, made from its templates and in its few words, or those for all other models."""
+    return Material(DEMO_FOLDER if demo else FOLDER)
+
+
+def vignettes(path: str | Path, *, condition: str | None = None, limit: int | None = None) -> list[Vignette]:
+    """The vignettes of a JSONL file.
+
+    `condition` keeps one condition; rows that state none belong to the one asked for. `limit` keeps that
+    many, balanced over foundations, the same ones every time. `SettingsError` for a bad file or an empty set.
+    """
+    source = Path(path)
+    if condition is not None and condition not in CONDITIONS:
+        raise SettingsError(f"Unknown condition {condition!r}: choose one of {', '.join(CONDITIONS)}.")
+    if limit is not None and limit < 1:
+        raise SettingsError("The number of vignettes must be at least 1.")
+    found: list[Vignette] = []
+    seen: dict[tuple[str, ...], int] = {}
+    for number, row in _json_lines(source):
+        where = f"{source.name} line {number}"
+        vignette = _vignette(where, row, condition or CONDITIONS[0], f"line-{number}")
+        for key, what in (((vignette.id, vignette.condition), "id"), (("text", vignette.text), "text")):
+            if key in seen:
+                raise SettingsError(f"{where}: the same {what} as line {seen[key]}.")
+            seen[key] = number
+        found.append(vignette)
+    bare = [vignette.id for vignette in found if not vignette.foundation]
+    if 0 < len(bare) < len(found):
+        raise SettingsError(
+            f"{source.name}: {len(bare)} of {len(found)} vignettes have no 'foundation_coarse', {bare[0]} "
+            "for one: give each of them a label, or none."
+        )
+    kept = [vignette for vignette in found if condition in (None, vignette.condition)]
+    if not kept:
+        which = f" of condition {condition}" if condition else ""
+        raise SettingsError(f"{source.name} holds no vignette{which}.")
+    return kept if limit is None else balanced(kept, limit)
+
+
+def balanced(rows: list[Vignette], limit: int) -> list[Vignette]:
+    """At most `limit` rows, taken in turn from the foundations, in the order they stand in."""
+    queues = [[row for row in rows if row.foundation == name] for name in (*FOUNDATIONS, "")]
+    turns = [(place, which) for which, queue in enumerate(queues) for place in range(len(queue))]
+    chosen = {queues[which][place].id for place, which in sorted(turns)[:limit]}
+    return [row for row in rows if row.id in chosen][:limit]
+
+
+def traits() -> dict[str, Trait]:
+    """All traits by name, the default one first."""
+    rows = _json(FOLDER / "traits.json")
+    if not isinstance(rows, list) or not rows:
+        raise SettingsError("traits.json: must hold a list of traits.")
+    found: dict[str, Trait] = {}
+    for number, row in enumerate(rows, 1):
+        trait = _trait(f"traits.json entry {number}", row)
+        if trait.name in found:
+            raise SettingsError(f"traits.json entry {number}: the trait {trait.name!r} stands there twice.")
+        found[trait.name] = trait
+    return dict(sorted(found.items(), key=lambda item: item[0] != DEFAULT_TRAIT))
+
+
+def trait(name: str) -> Trait:
+    """The trait of that name; `SettingsError` with the known ones otherwise."""
+    known = traits()
+    if name not in known:
+        raise SettingsError(f"Unknown trait {name!r}: choose one of {', '.join(known)}.")
+    return known[name]
+
+
+def frames() -> tuple[str, ...]:
+    """The names of all frames."""
+    return tuple(_json(FOLDER / "frames.json"))
+
+
+def frame(name: str) -> AnyFrame:
+    """The frame of that name; `SettingsError` with the known ones otherwise."""
+    known, name = _json(FOLDER / "frames.json"), RENAMED.get(name, name)
+    if name not in known:
+        raise SettingsError(f"Unknown frame {name!r}: choose one of {', '.join(known)}.")
+    where, row = f"frames.json {name!r}", known[name]
+    kind = row.get("kind", "choice") if isinstance(row, dict) else None
+    if kind not in KINDS:
+        raise SettingsError(f"{where}: must be an object whose 'kind' is one of {', '.join(KINDS)}.")
+    return _cloze(where, name, row) if kind == "cloze" else _frame(where, name, row)
+
+
+def _cloze(where: str, name: str, row: dict[str, Any]) -> Cloze:
+    _known_fields(where, row, {"kind", "wordings"})
+    wordings = row.get("wordings")
+    if not isinstance(wordings, list) or not wordings:
+        raise SettingsError(f"{where}: 'wordings' must be a list of them.")
+    return Cloze(
+        name,
+        tuple(_wording(f"{where} wording {number}", name, one) for number, one in enumerate(wordings, 1)),
+    )
+
+
+def _wording(where: str, name: str, row: Any) -> Frame:
+    if not isinstance(row, dict):
+        raise SettingsError(f"{where}: must be an object.")
+    _known_fields(where, row, {"question", "prefill", "statements"})
+    question, prefill = (_text(where, row, key, MAX_PROMPT_CHARS) for key in ("question", "prefill"))
+    if question.count("{text}") != 1:
+        raise SettingsError(f"{where}: the question must hold {{text}} once.")
+    found = row.get("statements")
+    if not isinstance(found, dict) or set(found) != set(FOUNDATIONS):
+        raise SettingsError(f"{where}: 'statements' must hold one for each of {', '.join(FOUNDATIONS)}.")
+    statements = [_text(f"{where} statements", found, key, MAX_PROMPT_CHARS) for key in FOUNDATIONS]
+    for place, text in enumerate(statements):
+        if (first := statements.index(text)) < place:
+            raise SettingsError(
+                f"{where}: {FOUNDATIONS[first]} and {FOUNDATIONS[place]} have equal statements."
+            )
+    return Frame(name, question, tuple(statements), prefill, ("forward",))
+
+
+def _known_fields(where: str, row: dict[str, Any], known: set[str]) -> None:
+    if unknown := set(row) - known:
+        raise SettingsError(f"{where}: unknown field {min(unknown)!r}.")
+
+
+def _frame(where: str, name: str, row: dict[str, Any]) -> Frame:
+    _known_fields(where, row, {"kind", *Frame.__dataclass_fields__} - {"name"})
+    question = _text(where, row, "question", MAX_PROMPT_CHARS)
+    if question.count("{text}") != 1 or question.count("{options}") != 1:
+        raise SettingsError(f"{where}: the question must hold {{text}} and {{options}} once each.")
+    options = _texts(f"{where} 'options'", row.get("options"))
+    if len(options) != len(FOUNDATIONS):
+        raise SettingsError(
+            f"{where}: give {len(FOUNDATIONS)} options in the order {', '.join(FOUNDATIONS)}."
+        )
+    orders = _texts(f"{where} 'orders'", row.get("orders", list(ORDERS)))
+    if not set(orders) <= set(ORDERS):
+        raise SettingsError(f"{where}: 'orders' may hold {' and '.join(ORDERS)}.")
+    budget = row.get("think_budget", 0)
+    if not isinstance(budget, int) or budget < 0:
+        raise SettingsError(f"{where}: 'think_budget' must be a whole number of tokens, 0 or more.")
+    for key, allowed in (("think", ("free", "full")), ("answer", ("word", "index"))):
+        if row.get(key, allowed[0]) not in allowed:
+            raise SettingsError(f"{where}: {key!r} must be one of {', '.join(allowed)}.")
+    texts = ("option", "separator", "think_open", "think_close", "nudge")
+    rest = {key: row[key] for key in (*texts, "think", "answer", "apart") if key in row}
+    prefill = _text(where, row, "prefill", MAX_PROMPT_CHARS)
+    return Frame(name, question, tuple(options), prefill, tuple(orders), think_budget=budget, **rest)
+
+
+def _trait(where: str, row: Any) -> Trait:
+    if not isinstance(row, dict):
+        raise SettingsError(f"{where}: must be an object with {', '.join(TRAIT_TEXTS)} and target.")
+    values = {key: _text(where, row, key, MAX_TRAIT_CHARS) for key in TRAIT_TEXTS}
+    target = row.get("target")
+    if not isinstance(target, dict) or not target:
+        raise SettingsError(f"{where}: 'target' must map a foundation to 1 or -1.")
+    for name, sign in target.items():
+        if name not in FOUNDATIONS or sign not in (1, -1):
+            raise SettingsError(f"{where}: 'target' holds {name!r}: {sign!r}; give a foundation and 1 or -1.")
+    if values["positive"] == values["negative"]:
+        raise SettingsError(f"{where}: the two personas are the same.")
+    replies = _replies(where, row.get("replies", []))
+    scenes = tuple(_pool(FOLDER / "scenes.json", values["name"])) if replies else ()
+    return Trait(**values, target=dict(target), scenes=scenes, replies=replies)
+
+
+def _replies(where: str, pairs: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+        raise SettingsError(f"{where}: 'replies' must be a list of pairs, each [positive, negative].")
+    if pairs:
+        _texts(f"{where} 'replies'", [reply for pair in pairs for reply in pair])
+    return tuple((positive, negative) for positive, negative in pairs)
+
+
+def _vignette(where: str, row: dict[str, Any], condition: str, fallback_id: str) -> Vignette:
+    text = _text(where, row, "text", MAX_PROMPT_CHARS)
+    label = row.get("foundation_coarse") or row.get("foundation") or ""
+    foundation = foundation_name(str(label)[:MAX_NAME_CHARS]) if label else ""
+    if foundation is None:
+        raise SettingsError(
+            f"{where}: {label[:40]!r} is no foundation; give one of {', '.join(FOUNDATIONS)}."
+        )
+    stated = row.get("condition") or condition
+    if stated not in CONDITIONS:
+        raise SettingsError(f"{where}: 'condition' must be one of {', '.join(CONDITIONS)}.")
+    name = row.get("id") or fallback_id
+    if not isinstance(name, str | int | float) or len(str(name)) > MAX_NAME_CHARS:
+        raise SettingsError(f"{where}: 'id' must be text of at most {MAX_NAME_CHARS} characters.")
+    return Vignette(id=_whole(where, str(name)), foundation=foundation, text=text, condition=stated)
+
+
+def _fact(where: str, row: Any) -> Fact:
+    if not isinstance(row, dict):
+        raise SettingsError(f"{where}: must be an object with question and answers.")
+    question = _text(where, row, "question", MAX_PROMPT_CHARS)
+    return Fact(question, tuple(_texts(f"{where} 'answers'", row.get("answers"))))
+
+
+def _pool(source: Path, trait: str) -> list[str]:
+    """The texts under the trait's name, then those under 'shared', each once."""
+    groups = _object(source)
+    if SHARED not in groups:
+        raise SettingsError(f"{source.name}: must hold lists of texts under 'shared' and traits' names.")
+    own = [name for name in (trait, SHARED) if name in groups]
+    return list(
+        dict.fromkeys(text for name in own for text in _texts(f"{source.name} {name!r}", groups[name]))
+    )
+
+
+def _listed(source: Path, key: str) -> list[str]:
+    return _texts(f"{source.name} {key!r}", _object(source).get(key))
+
+
+def _texts(where: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise SettingsError(f"{where}: must be a list of texts.")
+    for number, text in enumerate(value, 1):
+        if not isinstance(text, str) or not text.strip() or len(text) > MAX_PROMPT_CHARS:
+            raise SettingsError(f"{where} entry {number}: must be text of 1-{MAX_PROMPT_CHARS} characters.")
+        _whole(f"{where} entry {number}", text)
+        if text in value[: number - 1]:
+            raise SettingsError(f"{where} entry {number}: the same text as entry {value.index(text) + 1}.")
+    return value
+
+
+def _text(where: str, row: dict[str, Any], key: str, longest: int) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise SettingsError(f"{where}: {key!r} is missing or empty.")
+    if len(value) > longest:
+        raise SettingsError(f"{where}: {key!r} has {len(value)} characters, at most {longest} are allowed.")
+    return _whole(where, value)
+
+
+def _whole(where: str, text: str) -> str:
+    try:
+        return check_text(text)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}.") from error
+
+
+def _json_lines(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(_read(source).split("\n"), 1):
+        if not line.strip(_BLANK):
+            continue
+        row = _parsed(source, line.strip(_BLANK), number)
+        if not isinstance(row, dict):
+            raise SettingsError(f"{source.name} line {number}: must be a JSON object.")
+        yield number, row
+
+
+def _object(source: Path) -> dict[str, Any]:
+    found = _json(source)
+    if not isinstance(found, dict):
+        raise SettingsError(f"{source.name}: must be a JSON object.")
+    return found
+
+
+def _json(source: Path) -> Any:
+    return _parsed(source, _read(source).lstrip(_BLANK), 1)
+
+
+def _parsed(source: Path, text: str, line: int) -> Any:
+    """What the JSON says that begins in that line of the file."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # what is too deep or too long is said in `str(error)`
+        line += getattr(error, "lineno", 1) - 1
+        why = getattr(error, "msg", str(error).partition(";")[0])
+        raise SettingsError(f"{source.name} line {line}: not JSON ({why}).") from error
+
+
+def _read(source: Path) -> str:
+    """The file's text; UTF-8, or with a byte-order mark what that says."""
+    try:
+        if source.stat().st_size > MAX_UPLOAD_BYTES:
+            most = MAX_UPLOAD_BYTES // 10**6
+            raise SettingsError(f"{source.name} is too large: a file of texts has at most {most} MB.")
+        raw = source.read_bytes()
+        return TextIOWrapper(BytesIO(raw), encoding=json.detect_encoding(raw)).read()
+    except OSError as error:
+        raise SettingsError(f"Cannot read {source}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{source} is not UTF-8 text.") from error

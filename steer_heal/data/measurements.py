@@ -1,0 +1,46 @@
+"""What was measured before and need not be again: files in the cache folder, else those that ship."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from steer_heal.config import SettingsError
+from steer_heal.data import FOLDER
+
+T = TypeVar("T")
+
+
+def find(folder: str | Path, name: str) -> Path:
+    """The file of that name, a hash of all that decides it: in the cache folder, or, where that has none,
+    among those that ship (`make measured`)."""
+    kept, shipped = Path(folder) / name, FOLDER / "measured" / name
+    return shipped if shipped.is_file() and not kept.exists() else kept
+
+
+def read(folder: str | Path | None, name: str, of: Callable[[Any], T]) -> T | None:
+    """`of` what the JSON file holds. None where there is none, or it is damaged: measure again."""
+    try:
+        return None if folder is None else of(json.loads(find(folder, name).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(folder: str | Path | None, name: str, document: Mapping[str, Any]) -> None:
+    """The document as JSON, whole or not at all; nothing where there is no folder.
+
+    Errors: `SettingsError` for a folder that cannot be written.
+    """
+    if folder is None:
+        return
+    path = Path(folder) / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(json.dumps(document), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise SettingsError(f"What was measured cannot be kept in {folder}: {error.strerror}.") from error

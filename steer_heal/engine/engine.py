@@ -1,0 +1,291 @@
+"""One model and the runs: everything the page and the command line can ask for."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from steer_heal import data, instrument, models, sources
+from steer_heal.config import AUTO, DoseRequest, HealSettings, SteerRequest, changed
+from steer_heal.engine.answer import Asked, encode
+from steer_heal.engine.answer_batch import Pairs
+from steer_heal.engine.effects import Effects
+from steer_heal.engine.preemptible import Pause, sliced
+from steer_heal.engine.requests import Ticket, Waiting
+from steer_heal.engine.run_index import RunBook
+from steer_heal.engine.scheduler import Turns
+from steer_heal.engine.sweeps import Sweeps
+from steer_heal.engine.validate import check
+from steer_heal.engine.vectors import Vectors
+from steer_heal.instrument import Frames
+from steer_heal.models import LanguageModel, band_layers
+from steer_heal.records import (
+    Calibration,
+    CompletionRow,
+    ControlNode,
+    Effect,
+    ListedModel,
+    MapNode,
+    ModelInfo,
+    Profile,
+    RoundDetail,
+    RunRow,
+    SteerFrame,
+    Sweep,
+    Trait,
+    Vignette,
+)
+from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.runs.store import Store
+from steer_heal.vectors.bridges.extraction import titles
+
+T = TypeVar("T")
+AGAIN_S = 1.0
+"""How often who waits for an effect hears what is being measured."""
+
+
+class Engine:
+    """Steers one model for several sessions, and launches and shows runs.
+
+    Bad input raises `SettingsError`, one sentence, and changes nothing. All methods may be called from any
+    thread; the model itself is used by one. `cache_dir` keeps vectors and calibrations; beside `runs_dir`
+    when none. `model` is the default one when none (see `sources`); `lm` takes the place of loading it.
+    `at_once`: heal runs that may go at a time.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        runs_dir: str | Path = "runs",
+        db: str | Path = "runs.duckdb",
+        cache_dir: str | Path | None = None,
+        lm: LanguageModel | None = None,
+        at_once: int = 1,
+    ) -> None:
+        runs = Path(runs_dir).absolute()
+        self._cache_dir = Path(cache_dir) if cache_dir else runs.parent / "cache"
+        self._take(models.load(model or models.default_model()[0]) if lm is None else lm)
+        self._turns = Turns()
+        self._book = RunBook(LocalProcesses(runs, at_once=at_once), Store(db, patience=1.0))
+        self._numbers = itertools.count()
+        self._choosing = threading.Lock()
+
+    def use(self, model: str, *, progress: Callable[[str], None] | None = None) -> ModelInfo:
+        """Steer this model from now on, for everyone; the one before is freed. `progress` hears, in words,
+        what loading does; the old model answers until its files are here. A folder or a file is read anew,
+        as it may have been repaired. Raises: `SettingsError`, and then nothing has changed."""
+        again = model == self.info.name and not Path(model).expanduser().exists()
+        if not again:
+            models.prepare(models.find(model), progress)
+
+        def change() -> ModelInfo:
+            if not again:
+                self._take(models.load(model, progress=progress))
+                models.free()
+            return self.info
+
+        return self._once(change)
+
+    def models(self) -> list[ListedModel]:
+        """The models known by name, and what else is on this machine by a name that is no folder of it."""
+        return [row for row in sources.listed() if not Path(row.name).is_absolute()]
+
+    def _take(self, lm: LanguageModel) -> None:
+        """From now on this model, which has written something. Errors: `SettingsError` where it cannot."""
+        vectors, frames = Vectors(lm, self._cache_dir), Frames(lm, self._cache_dir)
+        pairs = Pairs(lm, vectors)
+        pairs.try_out()
+        self._lm, self._vectors, self._pairs, self._frames = lm, vectors, pairs, frames
+        self._sweeps = Sweeps(lm, vectors, frames)
+        self._effects = Effects(lm, vectors, frames, self._cache_dir)
+        self.info: ModelInfo = lm.info
+
+    def traits(self) -> list[Trait]:
+        """All traits, the default one first."""
+        return list(data.traits().values())
+
+    def vignettes(self, condition: str = "other_violate") -> list[Vignette]:
+        """The loaded model's vignettes of one condition."""
+        return self._lm.material.vignettes(condition=condition)
+
+    def fixed_prompts(self) -> list[str]:
+        """The prompts that every round of the loaded model answers."""
+        return self._lm.material.fixed_prompts()
+
+    def layers(self, band: tuple[float, float]) -> tuple[int, ...]:
+        """The layers of the loaded model that the band holds."""
+        return band_layers(self._lm.n_layers, band)
+
+    def steer(self, request: SteerRequest, *, session: str) -> Iterator[SteerFrame]:
+        """Base and steered answer as they are written, a frame a token; base comes from memory when known.
+
+        A session's newer request ends its older one, whose last frame then has `superseded`. Answers of
+        several sessions are written in one batch, each as if alone; `waiting` counts who is ahead while there
+        are many. Who reads slowly gets the newest frame.
+        """
+        for item in self._turns.join(f"steer {session}", Asked(request), self._pairs):
+            waiting = isinstance(item, Waiting)
+            yield SteerFrame((), (), False, False, waiting=item.ahead) if waiting else item.frame()
+
+    def stop(self, session: str) -> None:
+        """Ends what the session has running, within a token."""
+        for work in ("steer", "dose"):
+            self._turns.stop(f"{work} {session}")
+
+    def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
+        """The seven foundations for this prompt as a vignette: base and steered, in the frame that suits the
+        model; base's agreement is that frame's over our own vignettes, and the steered one has none."""
+        reading = self._reading()
+
+        def measure() -> tuple[Profile, Profile]:
+            encode(self._lm, request.prompt)
+            steer = self._vectors.steer(request.trait, request.band, request.method)
+            vignette = Vignette("prompt", "", request.prompt, "other_violate")
+            base, steered = instrument.evaluate(
+                self._lm,
+                [vignette],
+                data.frame(reading.frame),
+                vector=steer.vector,
+                coefficients_RL=steer.coefficients_RL(0.0, request.alpha),
+                calibrated=reading.calibration,
+            )
+            return replace(base, agreement=reading.agreement), steered
+
+        return self._once(measure)
+
+    def methods(self) -> dict[str, str]:
+        """The extraction methods that are here: name -> what it is, the loaded model's own first."""
+        return titles(self.info.name)
+
+    def calibration(self, trait: str, band: tuple[float, float], method: str = AUTO) -> Calibration:
+        """c* of the trait at the band."""
+        return self._once(lambda: self._vectors.steer(trait, band, method).calibration)
+
+    def dose(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
+        """Rows so far by alpha; all of them at share 1, fewer when it was ended before.
+
+        `prompts` are answered freely, and are also the profile's vignettes unless `n_vignettes` is given;
+        then, and without prompts, the profile is of that many of the bundled ones, of all when none.
+        """
+        return self._measured(session, lambda ticket: self._sweeps.dose(request, ticket))
+
+    def effect(self, request: DoseRequest, *, session: str) -> Iterator[Effect | str]:
+        """In words what is being measured, again every second, so that who hears them may end it; then what
+        the vector does at its c*, unless it was ended before.
+
+        Over our own vignettes; of the request its trait, band, method, frame and controls count.
+        """
+        said: Effect | str = ""
+        told = 0.0
+        for item in self._turns.run(
+            f"dose {session}", lambda t: self._effects.effect(request, t), patient=True
+        ):
+            if item is not None or time.monotonic() > told + AGAIN_S:
+                said = f"waiting for {item.ahead} ahead" if isinstance(item, Waiting) else item or said
+                told = time.monotonic()
+                yield said
+
+    def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
+        """Cells so far: every layer and every three neighbours x the alphas, without free text.
+
+        The profile's vignettes are as in `dose`, whose place it takes; the request's band is not used.
+        """
+        return self._measured(session, lambda ticket: self._sweeps.grid(request, ticket))
+
+    def _measured(
+        self, session: str, steps: Callable[[Ticket[Sweep | None]], Iterator[Sweep | None]]
+    ) -> Iterator[Sweep]:
+        for item in self._turns.run(f"dose {session}", steps, patient=True):
+            if item is not None:
+                yield Sweep(0.0, [], waiting=item.ahead) if isinstance(item, Waiting) else item
+
+    def launch(self, settings: HealSettings) -> str:
+        """Queues a heal run; gives its id. What can be told at once about the settings is told here."""
+        loaded = settings.model == self.info.name
+        if loaded:
+            self.layers(settings.band)
+        return self._book.start(check(settings, loaded=loaded, files_in=Path.cwd()))
+
+    def cancel(self, run_id: str) -> None:
+        """Asks a run to end after its step."""
+        self._book.cancel(run_id)
+
+    def pause(self, run_id: str) -> None:
+        """Lets a run rest after its step, until it is resumed; a queued one is held back."""
+        self._book.pause(run_id)
+
+    def settings(self, run_id: str) -> HealSettings:
+        """What a run was launched with."""
+        return self._book.settings(run_id)
+
+    def clone(self, run_id: str, changes: dict[str, Any] | None = None) -> str:
+        """A new run with that one's settings, some of them changed (nested dicts merge); gives its id."""
+        return self.launch(changed(self.settings(run_id), **(changes or {})))
+
+    def resume(self, run_id: str) -> None:
+        """Lets a paused run go on, and one that ended early go on after its last finished round."""
+        self._book.resume(run_id)
+
+    def watermark(self) -> str:
+        """A cheap value: the same as before means that nothing to be shown has changed."""
+        return self._book.watermark()
+
+    def runs(self) -> list[RunRow]:
+        """All runs, the newest first, examples last."""
+        return self._book.runs()
+
+    def map(self, run_ids: list[str]) -> list[MapNode]:
+        """The nodes of these runs."""
+        return self._book.map(run_ids)
+
+    def controls(self, run_ids: list[str]) -> list[ControlNode]:
+        """What the runs that asked for controls are held against."""
+        return self._book.controls(run_ids)
+
+    def round(self, run_id: str, round: int) -> RoundDetail:
+        """All of one round; round 0 is the base."""
+        return self._book.round(run_id, round)
+
+    def completions(self, run_id: str, round: int) -> list[CompletionRow]:
+        """What a round generated, kept and dropped."""
+        return self._book.completions(run_id, round)
+
+    def store_message(self) -> str:
+        """Who holds the store, or why it cannot be used; empty when all is well."""
+        return self._book.message()
+
+    def close(self) -> None:
+        """Ends what is running on the model. Runs go on: they are processes of their own."""
+        self._turns.close()
+        self._pairs.close()
+
+    def _reading(self) -> Profile:
+        """In which frame the model is asked and what that is worth; found out once, in slices."""
+        frames = self._frames
+
+        def steps(ticket: Ticket[Profile | None]) -> Iterator[Profile | None]:
+            def work(pause: Pause) -> Iterator[Profile]:
+                def stop() -> bool:
+                    pause()
+                    return ticket.over()
+
+                yield frames.of(stop=stop)
+
+            return sliced(work)
+
+        with self._choosing:
+            name = f"once {next(self._numbers)}"
+            items = self._turns.run(name, steps, patient=True, brief=frames.ready())
+            return next(item for item in items if isinstance(item, Profile))
+
+    def _once(self, work: Callable[[], T]) -> T:
+        """The result of one step of work on the model's thread."""
+        name = f"once {next(self._numbers)}"
+        steps = self._turns.run(name, lambda _: iter([work()]), patient=True, brief=True)
+        return next(item for item in steps if not isinstance(item, Waiting))

@@ -1,0 +1,37 @@
+"""What can be told about a run's settings before it is launched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from steer_heal import data, sources
+from steer_heal.config import AUTO_FRAME, HealSettings, SettingsError, changed, decided_method
+from steer_heal.evaluate import vignette_sets
+
+
+def check(settings: HealSettings, *, loaded: bool = False, files_in: Path | None = None) -> HealSettings:
+    """The settings, with the extraction method that the run's model gets where they say `AUTO`.
+
+    `loaded`: whether the run's model is in use, so that it need not be found; `files_in`: the folder in which
+    files that they name must lie (somebody at a page may name only those, a command line any).
+
+    Raises: `SettingsError` for an unknown trait, frame or model, or bad vignettes.
+    """
+    data.trait(settings.trait)
+    if settings.evaluate.frame != AUTO_FRAME:
+        data.frame(settings.evaluate.frame)
+    file = settings.evaluate.vignettes
+    if file is not None:
+        if files_in is not None and not vignette_sets.is_set(file) and not _inside(file, files_in):
+            raise SettingsError(
+                f"The vignettes' file {file} must lie where the page was started: copy it there."
+            )
+        vignette_sets.named(file, condition=settings.evaluate.condition)
+    if not loaded:
+        sources.find(settings.model)
+    method = decided_method(settings.extract.method, settings.model)
+    return changed(settings, extract={"method": method})
+
+
+def _inside(file: str, folder: Path) -> bool:
+    return (folder / Path(file).expanduser()).resolve().is_relative_to(folder.resolve())

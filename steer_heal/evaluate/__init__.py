@@ -1,0 +1,1 @@
+"""What is measured of texts and of profiles, and what a reading is worth."""

@@ -1,0 +1,310 @@
+"""Vector, dose, answers, filter, train, fold, measure; and again.
+
+Every round the vector is extracted from the current student and its c* calibrated on it, the student answers
+under steering, the answers that read as well as base's own are kept, and a fresh adapter learns to give such
+answers without steering. A round's `steered` profile is the student before the round's training at alpha 1;
+`healed` is the student after it, without steering.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from steer_heal import data
+from steer_heal.config import HealSettings, SettingsError
+from steer_heal.dose import controls
+from steer_heal.dose.calibrate import calibrate
+from steer_heal.heal import cards, headline
+from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.examples import Example
+from steer_heal.heal.keeping import Text, kept_texts, texts
+from steer_heal.heal.measure import Dose, Measures
+from steer_heal.heal.memory import check_memory
+from steer_heal.heal.progress import Emission, Stage, Tick, emitting
+from steer_heal.heal.report import report
+from steer_heal.heal.schedule import standing, within_reach
+from steer_heal.heal.seeds import seed_of
+from steer_heal.heal.train import train_round
+from steer_heal.models import LanguageModel, band_layers, user
+from steer_heal.records import Completion, Controls, Event, RoundFailed, Stopped, trait_shift
+from steer_heal.vectors import vector
+from steer_heal.vectors.bridges.extraction import extract
+from steer_heal.vectors.vector import SteeringVector
+
+STAGES = ("base", "extract", "calibrate", "generate", "filter", "train", "evaluate")
+LEAST_SHIFT = 1e-3
+"""Steering that moves the trait less than this gives no retention to speak of."""
+
+BESIDE = 2
+"""Blocks beside the steered ones that carry the LoRA too."""
+
+T = TypeVar("T")
+
+
+def run(
+    lm: LanguageModel,
+    settings: HealSettings,
+    folder: str | Path,
+    *,
+    start_round: int = 0,
+    earlier: Sequence[Event] = (),
+    cache_dir: str | Path | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Generator[Emission, None, None]:
+    """Heal for `settings.rounds` rounds; yields (kind, round, data), kinds as in docs/architecture.md.
+
+    `folder` gets `vectors/round-N.safetensors` and `adapters/round-N/`. `start_round`: how many rounds are
+    finished already, whose adapters lie there; `earlier`: the run's events so far, which spare measuring the
+    base again. `cache_dir`: where it is kept in which frame a model is asked. Ends with `finished`, `failed`
+    (a sentence) or `cancelled`; the model is then as before. Same seed, same machine, same numbers, resumed
+    or not. Errors: `SettingsError` before the first event, for what can be told at once: that its memory does
+    not suffice, among others.
+    """
+    cache = None if cache_dir is None else Path(cache_dir)
+    loop = _Loop(lm, settings, Path(folder), cache, stop or (lambda: False))
+    try:
+        loop.take_up(start_round, earlier)
+        yield from loop.base()
+        for round_ in range(start_round + 1, settings.rounds + 1):
+            yield from loop.round(round_)
+        yield "finished", None, {"reason": f"{settings.rounds} rounds done; {loop.said}"}
+    except Stopped:
+        yield "cancelled", None, {"message": f"stopped with {len(loop.stack.history)} rounds finished"}
+    except (SettingsError, RoundFailed) as error:
+        yield "failed", None, {"message": str(error)}
+    finally:
+        loop.stack.unload()
+
+
+class _Loop:
+    """The stages of a run, each a generator of emissions that returns what the next one needs."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        settings: HealSettings,
+        folder: Path,
+        cache: Path | None,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.lm, self.settings, self.folder, self.stop = lm, settings, folder, stop
+        self.layers = band_layers(lm.n_layers, settings.band)
+        self.trait = data.trait(settings.trait)
+        self.stack = AdapterStack(lm)
+        self.measures = Measures(lm, self.stack, settings, cache, stop)
+        self.measured: dict[str, dict[str, Any]] = {}
+        self.first_steered: dict[str, Any] = {}
+        self.first_c_star = 0.0
+        self.controls: Controls | None = None
+        self.said = ""
+        self._check_room()
+
+    @property
+    def base_p(self) -> dict[str, float]:
+        return self.measured["base"]["p"]
+
+    @property
+    def trained_layers(self) -> list[int]:
+        """The blocks that carry the LoRA: the steered ones and `BESIDE` on either side."""
+        first, last = self.layers[0] - BESIDE, self.layers[-1] + BESIDE
+        return list(range(max(0, first), min(last + 1, self.lm.n_layers)))
+
+    def _check_room(self) -> None:
+        """`SettingsError` when the longest row fits neither the model nor the memory."""
+        asked = [*self.measures.prompts, *self.measures.plain_prompts]
+        longest = max(len(self.lm.encode_chat([user(text)])) for text in asked)
+        made, room = self.settings.data, getattr(self.lm.config, "max_position_embeddings", None)
+        if room and longest + made.max_new_tokens > room:
+            raise SettingsError(
+                f"{self.lm.name} reads {room} tokens at most, and the longest prompt has {longest}: set "
+                f"data.max_new_tokens to {max(0, room - longest)} or fewer, not {made.max_new_tokens}."
+            )
+        above = self.lm.n_layers - self.trained_layers[0]
+        n_examples = made.n_answers + made.n_plain
+        check_memory(self.lm, self.settings.train, above, longest, made.max_new_tokens, n_examples)
+
+    def take_up(self, start_round: int, earlier: Sequence[Event]) -> None:
+        """Resume: the finished rounds' adapters from the folder, what was measured and made from the log."""
+        for round_ in range(1, start_round + 1):
+            self.stack.load(round_, self.folder / "adapters")
+        for event in standing(earlier, start_round):
+            if event.kind == "profile":
+                self.measured[event.data["stage"]] = event.data
+            if event.kind == "profile" and event.data["stage"] == "base":
+                self.measures.recall(event.data)
+            elif event.kind == "profile" and event.data["stage"] == "steered" and event.round == 1:
+                self.first_steered = event.data
+            elif event.kind == "calibrated" and event.round == 1:
+                self.first_c_star = event.data["c_star"]
+            elif event.kind == "controls":
+                self.controls = Controls(**event.data)
+
+    def base(self) -> Stage[None]:
+        """Once a run: the base's profile, its own text, its answers."""
+        if self.measured.get("base"):
+            return
+        yield from self._begin("base", 0)
+        with self.stack.off():
+            text = yield from self._live("base", 0, self.measures.text)
+            found = yield from self._live("base", 0, self.measures.base_profile)
+            self.measured["base"] = self.measures.event("base", 0.0, found, text)
+            yield "profile", 0, self.measured["base"]
+            yield "answers", 0, self.measures.fixed()
+
+    def round(self, round_: int) -> Stage[None]:
+        """One round; its adapter is on the disk before the round counts as done."""
+        began = time.monotonic()
+        steering = yield from self.extract(round_)
+        dose = yield from self.calibrate(round_, steering)
+        written = yield from self.generate(round_, dose)
+        kept, plain = yield from self.filter(round_, written)
+        yield from self.train(round_, [*kept, *plain])
+        adapter = self.fold(round_)
+        facts = yield from self.evaluate(round_)
+        made = self.settings.data.n_answers
+        facts |= {"kept": len(kept), "made": made, "plain": len(plain), "c_star": dose.c_star}
+        cards.write(adapter, cards.card(self.settings, self.trait, round_, self.measured, facts))
+        facts |= {"adapter": str(adapter.relative_to(self.folder)), "seconds": time.monotonic() - began}
+        yield "round", round_, facts
+
+    def extract(self, round_: int) -> Stage[SteeringVector]:
+        """The vector of the current student."""
+        yield from self._begin("extract", round_)
+        contexts = self.lm.material.contexts(self.trait.name)
+
+        def work(tick: Tick) -> SteeringVector:
+            return extract(self.lm, self.trait, contexts, self.settings.extract, progress=tick)
+
+        found = yield from self._live("extract", round_, work)
+        if found.operator is not None:
+            raise SettingsError(
+                f"A run needs a method that adds a direction, which {self.settings.extract.method} does not: "
+                "choose another."
+            )
+        vector.save(found, self._vector_path(round_))
+        cosine = vector.cosine(found, vector.load(self._vector_path(1)), self.layers)
+        norm = float(found.norms_L[list(self.layers)].mean())
+        yield "vector", round_, {"norm": norm, "cosine_to_first": cosine}
+        return found
+
+    def calibrate(self, round_: int, steering: SteeringVector) -> Stage[Dose]:
+        """c* on the current student, and the student at alpha 1: the round's `steered` node."""
+        yield from self._begin("calibrate", round_)
+        prompts = [self.lm.encode_chat([user(text)]) for text in self.lm.material.contexts(self.trait.name)]
+        settings = within_reach(self.settings.calibrate, self.first_c_star)
+
+        def work(tick: Tick) -> Any:
+            return calibrate(self.lm, steering, self.layers, prompts, settings, progress=tick)
+
+        found = yield from self._live("calibrate", round_, work)
+        self.first_c_star = self.first_c_star or found.c_star
+        keys = ("c_star", "kl_p95", "target_kl", "reached", "message")
+        yield "calibrated", round_, {key: getattr(found, key) for key in keys}
+        dose = Dose(steering, self.layers, found.c_star)
+        text = yield from self._live("calibrate", round_, lambda tick: self.measures.text(tick, dose))
+        steered = yield from self._live("calibrate", round_, lambda tick: self.measures.profile(tick, dose))
+        self.measured["steered"] = self.measures.event("steered", 1.0, steered, text)
+        yield "profile", round_, self.measured["steered"]
+        if round_ == 1:
+            self.first_steered = self.measured["steered"]
+            yield from self.control(prompts)
+        return dose
+
+    def control(self, prompts: list[list[int]]) -> Stage[None]:
+        """What random directions at the same KL do to the base, where the run asks for some."""
+        n, settings = self.settings.evaluate.controls, self.settings.calibrate
+        if not n:
+            return
+
+        def work(tick: Tick) -> Any:
+            def pause() -> None:
+                if self.stop():
+                    raise Stopped
+
+            c_stars = controls.c_stars(
+                self.measures.cache_dir, self.lm, self.layers, prompts, settings, n, pause=pause
+            )
+            return self.measures.controls(self.layers, c_stars)
+
+        held = yield from self._live("calibrate", 1, work)
+        self.controls = held
+        yield "controls", 1, asdict(held)
+
+    def generate(self, round_: int, dose: Dose) -> Stage[list[Completion]]:
+        """The steered student's answers: the prompts go round, each at every alpha in turn; then base's own
+        to plain prompts."""
+        yield from self._begin("generate", round_)
+        made, seed = self.settings.data, seed_of(self.settings.seed, round_, "generate")
+        asked = self.measures.asked(made.n_answers, seed, each=len(made.alphas))
+
+        def work(tick: Tick) -> list[Completion]:
+            return self.measures.write(asked, tick, seed=seed, dose=dose, alphas=made.alphas)
+
+        steered = yield from self._live("generate", round_, work)
+        plain = yield from self._live(
+            "generate", round_, lambda tick: self.measures.plain(made.n_plain, seed, tick)
+        )
+        return [*steered, *plain]
+
+    def filter(self, round_: int, written: list[Completion]) -> Stage[tuple[list[Text], list[Text]]]:
+        """What reads well enough to learn, of the steered answers and of base's own to plain prompts; every
+        answer leaves an event with its readings and reasons."""
+        yield from self._begin("filter", round_)
+        verdicts = yield from self._live("filter", round_, lambda tick: self.measures.judge(written, tick))
+        for index, (row, verdict) in enumerate(zip(written, verdicts, strict=True)):
+            shown = {"index": index, "alpha": row.alpha, "prompt": row.prompt, "text": row.text}
+            shown |= {"kept": verdict.kept, "scores": verdict.scores, "reasons": list(verdict.reasons)}
+            yield "completion", round_, shown
+        n, least = self.settings.data.n_answers, self.settings.data.min_kept
+        return kept_texts(round_, written[:n], verdicts[:n], least), texts(written[n:], verdicts[n:])
+
+    def train(self, round_: int, kept: list[Text]) -> Stage[None]:
+        """A fresh adapter learns to say without steering what steering made the student say."""
+        yield from self._begin("train", round_)
+        settings, seed = self.settings.train, seed_of(self.settings.seed, round_, "train")
+        examples = [Example(tuple(self.lm.encode_chat([user(text.prompt)])), text.ids) for text in kept]
+        self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)
+        for step in train_round(self.lm, self.stack, examples, settings, seed=seed, stop=self.stop):
+            yield "step", round_, step
+
+    def fold(self, round_: int) -> Path:
+        """Freeze the adapter beneath the rounds to come, and write it down."""
+        self.stack.fold()
+        return self.stack.save(round_, self.folder / "adapters")
+
+    def evaluate(self, round_: int) -> Stage[dict[str, Any]]:
+        """The student without steering: profile, free text, fixed prompts, what it keeps; the headline."""
+        yield from self._begin("evaluate", round_)
+        text = yield from self._live("evaluate", round_, self.measures.text)
+        found = yield from self._live("evaluate", round_, self.measures.profile)
+        healed = self.measured["healed"] = self.measures.event("healed", 0.0, found, text)
+        yield "profile", round_, healed
+        yield "answers", round_, self.measures.fixed()
+        base, steered = self.measured["base"], self._shift(self.first_steered["p"])
+        moved = abs(steered) >= LEAST_SHIFT and not self.measures.cannot_answer
+        retention = self._shift(found.p) / steered if moved else None
+        said = headline.judge(base, healed, self.trait.target, retention, controls=self.controls)
+        self.said = f"round {round_} {said.sentence()}"
+        facts: dict[str, Any] = {"retention": retention, "headline": asdict(said)}
+        facts |= yield from self._live("evaluate", round_, lambda _tick: self.measures.cost.measure())
+        if self.controls is not None:
+            facts["as_far"] = self.controls.as_far(self.trait.target, self._shift(found.p))
+        return facts | report(base, self.first_steered, healed, self.trait.target)
+
+    def _shift(self, p: dict[str, float]) -> float:
+        return trait_shift(p, self.base_p, self.trait.target)
+
+    def _vector_path(self, round_: int) -> Path:
+        return self.folder / "vectors" / f"round-{round_}.safetensors"
+
+    def _begin(self, stage: str, round_: int) -> Iterator[Emission]:
+        if self.stop():
+            raise Stopped
+        yield "stage", round_, {"stage": stage, "n_stages": len(STAGES), "index": STAGES.index(stage)}
+
+    def _live(self, stage: str, round_: int, work: Callable[[Tick], T]) -> Stage[T]:
+        return emitting(stage, round_, work, self.stop)

@@ -1,0 +1,79 @@
+"""What healing costs besides: facts that are not told any more, and how far the model is from base on prompts
+that have nothing to do with the trait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+import torch
+
+from steer_heal.config import TrainSettings
+from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.examples import Example
+from steer_heal.heal.output import OutputLayer, hidden_states, labels
+from steer_heal.heal.reference import Reference
+from steer_heal.heal.rows import row_losses
+from steer_heal.models import LanguageModel, user
+from steer_heal.records import Completion, Fact
+
+AT_ONCE = 16
+"""Neutral answers that are read together."""
+
+Write = Callable[[Sequence[str]], list[Completion]]
+"""Greedy answers to prompts, by whichever student is active."""
+
+
+class Cost:
+    """The facts and the neutral prompts of one run, and what base makes of them, found when first asked."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        stack: AdapterStack,
+        facts: Sequence[Fact],
+        neutral: Sequence[str],
+        write: Write,
+    ) -> None:
+        self._lm, self._stack, self._write = lm, stack, write
+        self._facts, self._neutral_prompts = tuple(facts), tuple(neutral)
+        self._reference = Reference(lm, stack, TrainSettings(divergence="kl_rev", reference="base"))
+        self._base: tuple[tuple[Fact, ...], tuple[Example, ...]] | None = None
+
+    def _of_base(self) -> tuple[tuple[Fact, ...], tuple[Example, ...]]:
+        """The facts that base tells rightly, and its own answers to the neutral prompts."""
+        if self._base is None:
+            with self._stack.off():
+                known = self._right(self._facts)
+                written = self._write(self._neutral_prompts)
+            rows = (
+                Example(
+                    tuple(self._lm.encode_chat([user(row.prompt)])), tuple(token.id for token in row.tokens)
+                )
+                for row in written
+                if row.tokens
+            )
+            self._base = known, tuple(rows)
+        return self._base
+
+    def _right(self, facts: Sequence[Fact]) -> tuple[Fact, ...]:
+        written = self._write([fact.question for fact in facts])
+        return tuple(fact for fact, row in zip(facts, written, strict=True) if fact.told_by(row.text))
+
+    def measure(self) -> dict[str, float | None]:
+        """`facts_kept`: the share of the facts which base tells rightly that the student does too (None where
+        base tells none); `neutral_kl`: KL(student || base) on base's answers to the neutral prompts, nats a
+        token in the mean."""
+        known, neutral = self._of_base()
+        kept = len(self._right(known)) / len(known) if known else None
+        return {"facts_kept": kept, "neutral_kl": self._kl(neutral)}
+
+    @torch.no_grad()
+    def _kl(self, rows: Sequence[Example]) -> float | None:
+        output, found = OutputLayer(self._lm), []
+        for start in range(0, len(rows), AT_ONCE):
+            batch = rows[start : start + AT_ONCE]
+            base_ND, student_ND = self._reference.hidden(batch), hidden_states(self._lm, batch)
+            _, kl_N = row_losses(output, student_ND, labels(batch, self._lm.device), "kl_rev", base_ND)
+            found += kl_N.tolist()
+        return fmean(found) if found else None

@@ -1,0 +1,234 @@
+"""What a run measures of its model, the same way for base, steered and healed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torch import Tensor
+
+from steer_heal import data, instrument
+from steer_heal.config import AUTO_FRAME, HealSettings, SampleSettings, build
+from steer_heal.dose import controls
+from steer_heal.evaluate import text_health, vignette_sets
+from steer_heal.generate import Row, complete
+from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.cost import Cost
+from steer_heal.heal.progress import Tick
+from steer_heal.heal.seeds import seed_of
+from steer_heal.models import LanguageModel, user
+from steer_heal.records import Agreement, Completion, Controls, FilterVerdict, Profile, RoundFailed
+from steer_heal.vectors.steering import coefficients
+from steer_heal.vectors.vector import SteeringVector
+
+
+@dataclass(frozen=True)
+class Dose:
+    """A vector, the layers it is added to, and the c* that alpha is in units of."""
+
+    vector: SteeringVector
+    layers: tuple[int, ...]
+    c_star: float
+
+    def coefficients_L(self, alpha: float) -> Tensor:
+        return coefficients(self.vector.n_layers, self.layers, alpha * self.c_star)[0]
+
+
+class Measures:
+    """The vignettes, frame and prompts of one run, and its measurements with them.
+
+    `frame`: how it is asked; `calibrated`: the calibration of a cloze; `cannot_answer`: whether what base
+    answers is not above chance, so that answers judge nothing. `own`: the base's own text under base, the
+    unit of perplexity and of relevance. All are set by measuring the base, or from a log.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        stack: AdapterStack,
+        settings: HealSettings,
+        cache_dir: Path | None,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._lm, self._stack, self._settings, self._stop = lm, stack, settings, stop
+        asked = settings.evaluate
+        material = lm.material
+        self.vignettes = vignette_sets.vignettes(
+            asked.vignettes, material, condition=asked.condition, limit=asked.n_vignettes
+        )
+        self.cache_dir, self._frames = cache_dir, instrument.Frames(lm, cache_dir)
+        self.frame = None if asked.frame == AUTO_FRAME else data.frame(asked.frame)
+        self.calibrated: tuple[tuple[float, ...], ...] = ()
+        self.cannot_answer = False
+        self.held_prompts, self.fixed_prompts = material.held_out_prompts(), material.fixed_prompts()
+        facts, neutral = material.facts(), material.neutral_prompts()
+        never = {*self.held_prompts, *neutral, *(fact.question for fact in facts)}
+        never |= {vignette.text for vignette in (*self.vignettes, *material.vignettes())}
+        self.prompts = [text for text in material.heal_prompts(settings.trait) if text not in never]
+        self.plain_prompts = [text for text in material.plain_prompts() if text not in never]
+        self._persona = data.trait(settings.trait).positive
+        greedy = partial(self.write, tick=None, seed=0, greedy=True)
+        self.cost = Cost(lm, stack, facts, neutral, greedy)
+        self._base: Profile | None = None
+        self.own: text_health.Own | None = None
+
+    def base_profile(self, tick: Tick) -> Profile:
+        """The base's, in the frame that is asked for or that suits it, which all later ones are asked in."""
+        asked = self._settings.evaluate.frame
+        reading = None
+        if self.frame is None:
+            reading = self._frames.of(progress=tick, stop=self._stop)
+            asked = reading.frame
+        self.frame = data.frame(asked)
+        self.calibrated = self._frames.calibration(asked, self.vignettes, progress=tick, stop=self._stop)
+        found = self.profile(tick)
+        self.calibrated = found.calibration
+        worth = found.agreement if found.agreement.value is not None or reading is None else reading.agreement
+        self.cannot_answer, self._base = worth.cannot_answer, found
+        return found
+
+    def recall(self, base: Mapping[str, Any]) -> None:
+        """What the base's `profile` event holds, as `base_profile` left it."""
+        self.frame = data.frame(base.get("frame") or self._settings.evaluate.frame)
+        self.calibrated = tuple(map(tuple, base.get("calibration", ())))
+        self.cannot_answer = base.get("cannot_answer", False)
+        self.own = text_health.Own(base["text"]["own_perplexity"], base["text"].get("relevance"))
+        worth = Agreement(**base.get("agreement") or {})
+        self._base = Profile(
+            base["p"], base["coherence"], base["n_vignettes"], agreement=worth, calibration=self.calibrated
+        )
+
+    def profile(self, tick: Tick | None, dose: Dose | None = None) -> Profile:
+        """The seven foundations on the run's vignettes, at alpha 1 where a dose is given."""
+        if self.frame is None:
+            raise RoundFailed("The base was not measured: start the run again.")
+        return instrument.evaluate(
+            self._lm,
+            self.vignettes,
+            self.frame,
+            vector=dose.vector if dose else None,
+            coefficients_RL=dose.coefficients_L(1.0)[None] if dose else None,
+            calibrated=self.calibrated,
+            batch_size=self._settings.evaluate.batch_size,
+            progress=tick,
+            stop=self._stop,
+        )[0]
+
+    def write(
+        self,
+        prompts: Sequence[str],
+        tick: Tick | None,
+        *,
+        seed: int,
+        dose: Dose | None = None,
+        alphas: Sequence[float] = (0.0,),
+        greedy: bool = False,
+    ) -> list[Completion]:
+        """Answers to the prompts, each at its alpha (they go round), with random numbers of its own."""
+        rows = []
+        for number, prompt in enumerate(prompts):
+            alpha = alphas[number % len(alphas)]
+            rows.append(
+                Row(
+                    prompt_ids=tuple(self._lm.encode_chat([user(prompt)])),
+                    coefficients_L=dose.coefficients_L(alpha) if dose else None,
+                    alpha=alpha,
+                    noise=number,
+                    prompt=prompt,
+                )
+            )
+        made = self._settings.data
+        sample = build(
+            SampleSettings, max_new_tokens=made.max_new_tokens, greedy=greedy, seed=seed,
+            temperature=made.temperature, top_k=made.top_k, top_p=made.top_p,
+        )  # fmt: skip
+        directions_LD = (
+            dose.vector.steers if dose else Tensor([[0.0]]).expand(self._lm.n_layers, self._lm.width)
+        )
+        return complete(self._lm, rows, directions_LD, sample, stop=self._stop, progress=tick)
+
+    def scored(
+        self, written: Sequence[Completion], tick: Tick | None = None
+    ) -> list[tuple[list[float], float | None]]:
+        """Of every answer, under the base without steering: its tokens' log-probs, and its relevance."""
+        prompts = [self._lm.encode_chat([user(row.prompt)]) for row in written]
+        ids = [[token.id for token in row.tokens] for row in written]
+        with self._stack.off():
+            logps = instrument.text_logp(self._lm, prompts, ids, progress=tick, stop=self._stop)
+            about = instrument.relevances(self._lm, prompts, ids, logps, stop=self._stop)
+        return list(zip(logps, about, strict=True))
+
+    def asked(self, count: int, seed: int, each: int = 1) -> list[str]:
+        """The prompts of `count` answers, `each` times one after the other, in the seed's order."""
+        order = random.Random(seed).sample(self.prompts, len(self.prompts))
+        return [order[number // each % len(order)] for number in range(count)]
+
+    def plain(self, count: int, seed: int, tick: Tick | None = None) -> list[Completion]:
+        """Base's own answers to `count` of the plain prompts, or to all."""
+        some = random.Random(seed).sample(self.plain_prompts, min(count, len(self.plain_prompts)))
+        with self._stack.off():
+            return self.write(some, tick, seed=seed)
+
+    def judge(self, written: Sequence[Completion], tick: Tick | None = None) -> list[FilterVerdict]:
+        """The filter's verdict on every answer; `RoundFailed` before the base was measured."""
+        if self.own is None:
+            raise RoundFailed("The base was not measured: start the run again.")
+        return [
+            text_health.judge(text_health.readings(row.text, logp, about, self.own), self._settings.filter)
+            for row, (logp, about) in zip(written, self.scored(written, tick), strict=True)
+        ]
+
+    def text(self, tick: Tick | None, dose: Dose | None = None) -> dict[str, float]:
+        """Health of free answers to the held-out prompts, at alpha 1 where a dose is given: the medians, the
+        share that loops, and how varied they are from prompt to prompt."""
+        n = self._settings.evaluate.n_answers
+        prompts = [self.held_prompts[number % len(self.held_prompts)] for number in range(n)]
+        seed = seed_of(self._settings.seed, 0, "answers")
+        written = self.write(prompts, tick, seed=seed, dose=dose, alphas=(1.0 if dose else 0.0,))
+        scored = self.scored(written)
+        self.own = own = self.own or _own(scored)
+        found = text_health.summary(
+            [
+                text_health.health(
+                    row.text, logp, own.perplexity, relevance=about, own_relevance=own.relevance
+                )
+                for row, (logp, about) in zip(written, scored, strict=True)
+            ],
+        )
+        diversity = text_health.distinct_bigrams([row.text for row in written])
+        return found | {"own_perplexity": own.perplexity, "diversity": diversity}
+
+    def controls(self, layers: Sequence[int], c_stars: Sequence[float]) -> Controls:
+        """What random directions do to the base on the run's vignettes, each at its own c*."""
+        if self.frame is None or self._base is None:
+            raise RoundFailed("The base was not measured: start the run again.")
+        how = self.vignettes, self.frame, self._base
+        return controls.measure(self._lm, layers, c_stars, *how, persona=self._persona, stop=self._stop)
+
+    def fixed(self, tick: Tick | None = None) -> dict[str, list[str]]:
+        """The fixed prompts and their greedy answers."""
+        written = self.write(self.fixed_prompts, tick, seed=0, greedy=True)
+        return {"prompts": self.fixed_prompts, "texts": [row.text for row in written]}
+
+    def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
+        """The data of a `profile` event."""
+        about: dict[str, Any] = {"cannot_answer": self.cannot_answer} if stage == "base" else {}
+        about |= {
+            "text_verdict": text_health.set_verdict(text),
+            "answers_verdict": found.answers_against(self._base)
+            if self._base and not self.cannot_answer
+            else None,
+        }
+        return {"stage": stage, "alpha": alpha, **asdict(found), **about, "text": text}
+
+
+def _own(scored: Sequence[tuple[Sequence[float], float | None]]) -> text_health.Own:
+    perplexities = [value for logp, _ in scored if (value := text_health.perplexity(logp)) is not None]
+    if not perplexities:
+        raise RoundFailed("The base model writes empty answers: choose another model.")
+    return text_health.Own(median(perplexities), text_health.middle(about for _, about in scored))

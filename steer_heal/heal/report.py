@@ -1,0 +1,73 @@
+"""What a finished round's numbers say: intervals over vignettes, paired differences, shifts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steer_heal.config import FOUNDATIONS
+
+DRAWS = 1000
+
+Floats = NDArray[np.float64]
+Data = Mapping[str, Any]
+
+
+def answers(profile: Data) -> dict[str, Floats]:
+    """p (7,) of each vignette that was answered, from a `profile` event's data or a `Profile` as a dict."""
+    return {
+        row["id"]: np.array([row["p"][name] for name in FOUNDATIONS])
+        for row in profile["per_vignette"]
+        if row["mass"] > 0.0
+    }
+
+
+def report(
+    base: Data, steered: Data, healed: Data, target: Mapping[str, int], seed: int = 0
+) -> dict[str, Any]:
+    """Of a round: 95% bootstrap intervals over vignettes, one set of draws for all: differences are paired.
+
+    `intervals`: stage -> foundation -> [low, high] of the mean p. `differences`: healed minus base and minus
+    steered, [mean, low, high] of the target's signed sum. `retention_interval`: of the ratio of shifts (None
+    where steering's shift is not above 0 in every draw). `shift_cosine`: of healed minus base with steered
+    minus base, over the seven foundations. `steered` is the first round's, the base under steering.
+    """
+    found = {"base": answers(base), "steered": answers(steered), "healed": answers(healed)}
+    ids = sorted(set.intersection(*(set(rows) for rows in found.values())))
+    if not ids:
+        return {}
+    p_SNF = np.stack([np.stack([rows[key] for key in ids]) for rows in found.values()])
+    rng = np.random.default_rng(seed)
+    drawn_KN = rng.integers(0, len(ids), size=(DRAWS, len(ids)))
+    weights_KN = np.apply_along_axis(np.bincount, 1, drawn_KN, minlength=len(ids)) / len(ids)
+    means_SKF = np.einsum("kn,snf->skf", weights_KN, p_SNF)
+    sign_F = np.array([target.get(name, 0) for name in FOUNDATIONS], dtype=np.float64)
+    traits_SK, trait_S = means_SKF @ sign_F, p_SNF.mean(axis=1) @ sign_F
+    moved_K, steered_K = traits_SK[2] - traits_SK[0], traits_SK[1] - traits_SK[0]
+    shifts_SF = p_SNF.mean(axis=1) - p_SNF[0].mean(axis=0)
+    return {
+        "intervals": {
+            stage: {name: _interval(means_SKF[place, :, index]) for index, name in enumerate(FOUNDATIONS)}
+            for place, stage in enumerate(found)
+        },
+        "differences": {
+            "healed-base": [float(trait_S[2] - trait_S[0]), *_interval(moved_K)],
+            "healed-steered": [float(trait_S[2] - trait_S[1]), *_interval(traits_SK[2] - traits_SK[1])],
+        },
+        "retention_interval": _interval(moved_K / steered_K) if (steered_K > 0).all() else None,
+        "shift_cosine": cosine(shifts_SF[2], shifts_SF[1]),
+    }
+
+
+def cosine(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> float | None:
+    """Cosine of two shifts; None where one of them is 0."""
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.dot(a, b)) / lengths if lengths else None
+
+
+def _interval(values_K: Floats) -> list[float]:
+    low, high = np.percentile(values_K, [2.5, 97.5])
+    return [float(low), float(high)]

@@ -1,0 +1,32 @@
+"""What a round takes over from those before: the reach of the dose, and the events that stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from steer_heal.config import CalibrateSettings
+from steer_heal.records import Event
+
+FARTHEST = 4.0
+"""c* is sought up to this many times the first round's: far beyond, a student that repeats one token agrees
+with its unsteered self again, and that is no dose to speak of."""
+
+
+def within_reach(settings: CalibrateSettings, first_c_star: float) -> CalibrateSettings:
+    """The bracket up to `FARTHEST` times the first round's c*; as it is where there is none yet."""
+    if not first_c_star:
+        return settings
+    low, high = settings.bracket
+    return settings.model_copy(update={"bracket": (low, min(high, FARTHEST * first_c_star))})
+
+
+def standing(events: Sequence[Event], start_round: int) -> list[Event]:
+    """The events of finished rounds, without what a round wrote before it was begun again."""
+    standing: list[Event] = []
+    for event in events:
+        if event.kind == "resumed":
+            done = event.data.get("round") or 0
+            standing = [one for one in standing if (one.round or 0) <= done]
+        elif event.round is not None and event.round <= start_round:
+            standing.append(event)
+    return standing

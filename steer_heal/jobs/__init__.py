@@ -1,8 +1,0 @@
-"""Start, watch, pause, cancel and resume runs. Where a run executes is behind `Launcher`."""
-
-from steer_heal.jobs.folder import RunFolder
-from steer_heal.jobs.launcher import JobState, Launcher
-from steer_heal.jobs.local import LocalProcesses
-from steer_heal.jobs.processes import Running, this_process
-
-__all__ = ["JobState", "Launcher", "LocalProcesses", "RunFolder", "Running", "this_process"]

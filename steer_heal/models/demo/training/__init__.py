@@ -1,1 +1,0 @@
-"""How the bundled demo model is made: a template corpus, a tokenizer and a trainer, from nothing."""

@@ -1,0 +1,197 @@
+"""steering-lite's methods on our residuals, prompts and sliders.
+
+A method that adds a multiple of one direction becomes a `SteeringVector`, run through the coefficient matrix.
+Any other becomes a `LiteOperator`, asked one row at a time. Prompts are encoded by us: the template writes
+BOS itself, where steering-lite's own loop adds a second one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BatchEncoding
+
+from steer_heal.config import LITE_PREFIX as PREFIX
+from steer_heal.config import ExtractSettings, SettingsError
+from steer_heal.models import LanguageModel, left_pad, system, user
+from steer_heal.records import Trait
+from steer_heal.vectors.bridges import installed
+from steer_heal.vectors.rowwise import RowwiseSteering
+from steer_heal.vectors.vector import last_residuals
+
+ADDITIVE = ("mean_diff", "pca")
+BRACKET = (0.01, 64.0)
+"""Where c* is looked for: coefficients of methods that add no direction are shares or gates."""
+TURNS = {"spherical": (0.001, 1.0), "angular_steering": (0.001, math.pi)}
+"""The same for those that turn the residual: from nothing to all of the way, and no further round."""
+Progress = Callable[[int, int], None]
+State = dict[Any, dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class LiteMethod:
+    """A method of the installed steering-lite. `additive`: runs through the coefficient matrix."""
+
+    name: str
+    title: str
+    additive: bool
+
+
+@dataclass(frozen=True)
+class LiteOperator:
+    """What a method of steering-lite extracted, by layer or by the name of a linear map in a layer."""
+
+    method: str
+    state: State
+    config: Any
+    n_layers: int
+
+    def steering(self, coefficients_BL: Tensor) -> RowwiseSteering:
+        return RowwiseSteering(self, coefficients_BL)
+
+    @property
+    def bracket(self) -> tuple[float, float]:
+        """Between which coefficients c* is looked for."""
+        return TURNS.get(self.method, BRACKET)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the method, the installed version of it and all it extracted."""
+        release = installed.release(installed.STEERING_LITE[0])
+        digest = hashlib.sha256(f"{release} {self.method}{replace(self.config, coeff=0.0)}".encode())
+        for key in sorted(self.state, key=str):
+            for part, tensor in sorted(self.state[key].items()):
+                digest.update(f"{key}{part}".encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def modules(self, block: nn.Module, layer: int) -> list[tuple[str, nn.Module]]:
+        if layer in self.state:
+            return [(str(layer), block)]
+        start = f"layers.{layer}."
+        names = [key for key in self.state if isinstance(key, str) and key.startswith(start)]
+        return [(key, block.get_submodule(key.removeprefix(start))) for key in names]
+
+    def change(self, key: str, module: nn.Module, inputs: Tensor, output: Tensor, strength: float) -> Tensor:
+        state = self.state[int(key) if key.isdigit() else key]
+        config = replace(self.config, coeff=strength)
+        return registry()[self.method].apply(module, inputs, output, state, config)
+
+
+def available() -> bool:
+    return installed.name(installed.STEERING_LITE) is not None
+
+
+def registry() -> dict[str, Any]:
+    """The installed package's methods. Errors: `SettingsError` when it is not installed."""
+    return installed.load(installed.STEERING_LITE).REGISTRY
+
+
+def methods() -> dict[str, LiteMethod]:
+    """Its methods by their name in our chooser, `steering-lite:<name>`; none when it is not installed."""
+    if not available():
+        return {}
+    return {
+        f"{PREFIX}{name}": LiteMethod(
+            name,
+            f"steering-lite {name.replace('_', ' ')}" + ("" if name in ADDITIVE else " (one row at a time)"),
+            name in ADDITIVE,
+        )
+        for name in registry()
+    }
+
+
+def extract(
+    lm: LanguageModel,
+    trait: Trait,
+    contexts: Sequence[str],
+    name: str,
+    settings: ExtractSettings,
+    *,
+    progress: Progress | None = None,
+) -> LiteOperator:
+    """What the method `name` of steering-lite makes of the two personas' residuals at the last prompt token.
+
+    Errors: `SettingsError` for a method it lacks, without contexts, or where it refuses the model.
+    """
+    known = methods()
+    if name not in known:
+        raise SettingsError(f"Unknown method {name!r}: choose one of {', '.join(known) or 'our own'}.")
+    chosen = list(contexts)[: settings.n_contexts]
+    if not chosen:
+        raise SettingsError("There are no contexts to extract a vector from: give at least one.")
+    prompts = [
+        lm.encode_chat([system(persona), user(context)])
+        for persona in (trait.positive, trait.negative)
+        for context in chosen
+    ]
+    method, config = _method(known[name].name)
+    try:
+        if config.target_submodule:
+            state = _from_linears(lm, prompts, method, config, settings.batch_size)
+        else:
+            residuals_NLD = last_residuals(lm, prompts, settings.batch_size, progress).float()
+            sides = [
+                {layer: half[:, layer] for layer in range(lm.n_layers)}
+                for half in residuals_NLD.split(len(chosen))
+            ]
+            extra = {"model": lm.model} if getattr(method, "needs_model", False) else {}
+            state = method.extract(*sides, config, **extra)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise SettingsError(f"steering-lite's {known[name].name} refuses {lm.name}: {error}.") from error
+    return LiteOperator(known[name].name, state, config, lm.n_layers)
+
+
+def _method(name: str) -> tuple[Any, Any]:
+    """The method and its default config, with the linear maps it works on by default."""
+    package = installed.load(installed.STEERING_LITE)
+    made = package.SteeringConfig.from_dict({"method": name, "dtype": "float32"})
+    method = package.REGISTRY[name]
+    return method, replace(made, target_submodule=getattr(method, "default_target_submodule", None))
+
+
+def _from_linears(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], method: Any, config: Any, batch_size: int
+) -> State:
+    """A method on the outputs of linear maps: recorded by steering-lite, on our token ids."""
+    target = installed.load(["steering_lite.target"])
+    record = installed.load(["steering_lite.extract_linear"]).record_linear_outputs
+    named = {name: module for name, module, _ in target.find_targets(lm.model, config)}
+    half = len(prompts) // 2
+    sides = [
+        record(lm.model, _Ready(lm), rows, named, batch_size=batch_size)
+        for rows in (prompts[:half], prompts[half:])
+    ]
+    sides = [{name: tensor.float() for name, tensor in side.items()} for side in sides]
+    return method.extract(*sides, config, name_to_module=named)
+
+
+class _Ready:
+    """Stands where a tokenizer is expected, for prompts that are token ids already."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+
+    def __call__(self, prompts: Sequence[Sequence[int]], **_: Any) -> BatchEncoding:
+        batch = left_pad(prompts, self._lm.pad_id, self._lm.device)
+        return BatchEncoding(
+            {
+                "input_ids": batch.ids_BT,
+                "attention_mask": batch.mask_BT,
+                "position_ids": batch.positions_BT,
+            }
+        )
+
+
+def directions(operator: LiteOperator) -> Tensor:
+    """(L, D) float32 of an additive method. Errors: `SettingsError` for any other."""
+    rows = [operator.state.get(layer, {}).get("v") for layer in range(operator.n_layers)]
+    if operator.method not in ADDITIVE or any(row is None for row in rows):
+        raise SettingsError(f"steering-lite's {operator.method} is no one direction a layer.")
+    return torch.stack([row.float().cpu() for row in rows if row is not None])

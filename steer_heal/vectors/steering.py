@@ -1,0 +1,126 @@
+"""The coefficient matrix: row b's residual after block l gets C[b, l] * v[l] at every position.
+
+Where several vectors v[0] to v[M - 1] are mixed, C has one more axis: the row gets the sum over m of
+C[b, l, m] * v[m, l].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from steer_heal.config import SettingsError
+
+
+def coefficients(n_layers: int, layers: Sequence[int], c: float, rows: int = 1) -> Tensor:
+    """A (rows, L) float32 matrix holding `c` at `layers` and 0 elsewhere. Errors: `SettingsError`."""
+    outside = [layer for layer in layers if not 0 <= layer < n_layers]
+    if outside:
+        raise SettingsError(f"The model has layers 0-{n_layers - 1}, not {outside[0]}.")
+    matrix = torch.zeros(rows, n_layers)
+    matrix[:, list(layers)] = c
+    return matrix
+
+
+class Operator(Protocol):
+    """What steers in another way than by adding one direction a layer."""
+
+    def steering(self, coefficients_BL: Tensor) -> Steering:
+        """The coefficient matrix for it."""
+        ...
+
+
+def steering_of(directions: Tensor | Operator, coefficients_BL: Tensor) -> Steering:
+    """The matrix for directions (L, D) or (M, L, D), or for whatever else steers."""
+    if isinstance(directions, Tensor):
+        return Steering(directions, coefficients_BL)
+    return directions.steering(coefficients_BL)
+
+
+class Steering:
+    """What a running steering context adds, by layer; rows can leave while it runs."""
+
+    def __init__(self, directions_LD: Tensor, coefficients_BL: Tensor) -> None:
+        """`directions_LD` with `coefficients_BL`, or of M vectors (M, L, D) with (B, L, M)."""
+        directions_MLD = directions_LD if directions_LD.ndim == 3 else directions_LD[None]
+        coefficients_BLM = coefficients_BL if directions_LD.ndim == 3 else coefficients_BL[..., None]
+        if coefficients_BLM.ndim != 3 or coefficients_BLM.shape[1:] != directions_MLD.shape[:2][::-1]:
+            raise ValueError(
+                f"directions {tuple(directions_LD.shape)} and coefficients {tuple(coefficients_BL.shape)} "
+                "must be (L, D) and (B, L), or (M, L, D) and (B, L, M)"
+            )
+        if not torch.isfinite(coefficients_BL).all():
+            raise SettingsError("A coefficient is not a finite number: choose another alpha.")
+        directions_MLD = directions_MLD.float()
+        coefficients_BLM = coefficients_BLM.to(directions_MLD.device).float()
+        steered = coefficients_BLM.ne(0).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+        # Products and a sum over M, no matrix product: a row's result must not depend on the other rows.
+        self._added_B1D: dict[int, Tensor] = {
+            layer: (coefficients_BLM[:, layer, :, None] * directions_MLD[:, layer]).sum(dim=1, keepdim=True)
+            for layer in steered
+        }
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers where any row is steered."""
+        return tuple(self._added_B1D)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows (indices or a mask), in this order."""
+        for layer, added in self._added_B1D.items():
+            self._added_B1D[layer] = added[rows.to(added.device)]
+
+    def hook(self, layer: int) -> Any:
+        """A forward hook for block `layer`; its output may be a tensor or a tuple led by one."""
+
+        def add(_block: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (self.plus(layer, output[0]), *output[1:])
+            return self.plus(layer, output)
+
+        return add
+
+    def of(self, rows: slice) -> Steering:
+        """The same for these rows only."""
+        part = copy(self)
+        part._added_B1D = {layer: added[rows] for layer, added in self._added_B1D.items()}
+        return part
+
+    def plus(self, layer: int, hidden_BTD: Tensor) -> Tensor:
+        """The residual behind block `layer` with what is added there; itself where nothing is."""
+        if layer not in self._added_B1D:
+            return hidden_BTD
+        added = self._added_B1D[layer]
+        if added.dtype != hidden_BTD.dtype or added.device != hidden_BTD.device:
+            added = self._added_B1D[layer] = added.to(hidden_BTD)
+        return hidden_BTD + added
+
+    @contextmanager
+    def attached(self, blocks: Sequence[nn.Module]) -> Iterator[Steering]:
+        """Hooks on the steered blocks while the context lasts, and none after it, however it is left."""
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hooks.callback(blocks[layer].register_forward_hook(self.hook(layer)).remove)
+            yield self
+
+
+@contextmanager
+def steer(
+    blocks: Sequence[nn.Module], directions_LD: Tensor | Operator, coefficients_BL: Tensor
+) -> Iterator[Steering]:
+    """Add C[b, l] * v[l] to the output of block l, at every position, while the context lasts.
+
+    `directions_LD`: one direction a layer, or (M, L, D) of M vectors. `coefficients_BL`: a row for each row
+    of the batch (one row serves any batch); layers whose column is zero get no hook. The model is exactly as
+    before on leaving, however it is left. Source: activation addition (Turner et al., 2023,
+    arXiv:2308.10248).
+    """
+    if isinstance(directions_LD, Tensor) and len(blocks) != directions_LD.shape[-2]:
+        raise ValueError(f"{directions_LD.shape[-2]} directions for {len(blocks)} blocks")
+    with steering_of(directions_LD, coefficients_BL).attached(blocks) as steering:
+        yield steering

@@ -1,0 +1,163 @@
+"""Answers of several sessions in one batch: what begins together, who leaves, whose error is whose."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer_heal import generate
+from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build
+from steer_heal.engine import Engine, answer_batch
+from steer_heal.engine.scheduler import AT_ONCE
+from steer_heal.records import SteerFrame
+from tests import tiny
+
+BAND = (0.25, 0.75)
+
+
+def request(prompt: str, alpha: float = 1.0, n: int = 12, **more: Any) -> SteerRequest:
+    sample = build(SampleSettings, max_new_tokens=n, **more)
+    return build(SteerRequest, prompt=prompt, alpha=alpha, band=BAND, sample=sample)
+
+
+def ids(frame: SteerFrame) -> tuple[list[int], list[int]]:
+    return [token.id for token in frame.base], [token.id for token in frame.steered]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    made = Engine(lm=tiny.endless(), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
+    list(made.steer(request("warm"), session="warm"))
+    yield made
+    made.close()
+
+
+class Crowd:
+    """Sessions that all ask while the model is held, so that they begin together once it is let go."""
+
+    def __init__(self, engine: Engine, asked: dict[str, SteerRequest]) -> None:
+        self.engine, self.asked = engine, asked
+        self.frames: dict[str, list[SteerFrame]] = {name: [] for name in asked}
+        self.errors: dict[str, str] = {}
+        self.held, self.go = threading.Event(), threading.Event()
+
+    def _hold(self) -> None:
+        self.held.set()
+        self.go.wait(20)
+
+    def _ask(self, name: str) -> None:
+        try:
+            for frame in self.engine.steer(self.asked[name], session=name):
+                self.frames[name].append(frame)
+        except (SettingsError, RuntimeError) as error:
+            self.errors[name] = str(error)
+
+    def run(self) -> dict[str, tuple[list[int], list[int]]]:
+        """Base and steered ids by session."""
+        holder = threading.Thread(target=self.engine._once, args=(self._hold,))
+        threads = [threading.Thread(target=self._ask, args=(name,)) for name in self.asked]
+        holder.start()
+        self.held.wait(20)
+        for thread in threads:
+            thread.start()
+        while len(self.engine._turns._waiting) < len(threads):
+            pass
+        self.go.set()
+        for thread in (holder, *threads):
+            thread.join(60)
+        return {name: ids(frames[-1]) for name, frames in self.frames.items() if frames}
+
+
+def test_who_waits_begins_together_and_each_gets_what_it_would_get_alone(
+    engine: Engine, tmp_path: Path, batches: list[int]
+) -> None:
+    hows: list[dict[str, Any]] = [{}, {"seed": 5}, {"greedy": True, "n": 5}, {"temperature": 0.6, "n": 20}]
+    asked = {
+        f"s{number}": request(f"prompt {number % 5}", alpha=number - 4.0, **hows[number % 4])
+        for number in range(9)
+    }
+    together = Crowd(engine, asked).run()
+    assert batches == [18]
+    other = Engine(lm=tiny.endless(), runs_dir=tmp_path / "r2", db=tmp_path / "2.duckdb")
+    alone = {name: ids(list(other.steer(one, session="x"))[-1]) for name, one in asked.items()}
+    other.close()
+    assert together == alone
+
+
+def test_a_bad_request_in_company_fails_alone(engine: Engine) -> None:
+    asked = {"good": request("fine"), "long": request("long " * 1599), "also": request("fine too")}
+    crowd = Crowd(engine, asked)
+    got = crowd.run()
+    assert got.keys() == {"good", "also"}
+    assert all(crowd.frames[name][-1].done for name in got)
+    assert "tokens" in crowd.errors["long"]
+
+
+def test_a_batch_that_breaks_is_written_again_one_by_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whose rows the model cannot take gets the error; the others get their whole answers."""
+    asked = {f"s{number}": request(f"prompt {number}", alpha=float(number)) for number in range(3)}
+    expected = {name: ids(list(engine.steer(one, session="x"))[-1]) for name, one in asked.items()}
+
+    def decode(lm: Any, rows: Any, *rest: Any, **options: Any) -> Iterator[Any]:
+        for number, step in enumerate(generate.decode(lm, rows, *rest, **options)):
+            if number == 3 and any(row.alpha == 2.0 for row in rows):
+                raise RuntimeError("no memory for this one")
+            yield step
+
+    monkeypatch.setattr(answer_batch, "decode", decode)
+    crowd = Crowd(engine, asked)
+    got = crowd.run()
+    assert crowd.errors == {"s2": "no memory for this one"}
+    assert {name: got[name] for name in ("s0", "s1")} == {name: expected[name] for name in ("s0", "s1")}
+    assert "written alone" in caplog.text
+
+
+def test_one_that_is_replaced_in_company_leaves_and_the_others_go_on(engine: Engine) -> None:
+    names = [f"s{number}" for number in range(4)]
+    streams = {name: engine.steer(request(f"long {name}", n=300), session=name) for name in names}
+    for stream in streams.values():
+        while not next(stream).steered:
+            pass
+    newer = list(engine.steer(request("newer", n=3), session="s1"))
+    assert newer[-1].done
+    last = list(streams["s1"])[-1]
+    assert (last.done, last.superseded, len(last.steered) < 300) == (True, True, True)
+    assert not next(streams["s2"]).done
+    for name in ("s0", "s2", "s3"):
+        engine.stop(name)
+        assert list(streams[name])[-1].message == "Stopped."
+
+
+def test_only_so_many_begin_together_as_fit_and_the_others_wait(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, batches: list[int]
+) -> None:
+    monkeypatch.setattr(answer_batch, "rows_that_fit", lambda *_: 2)
+    asked = {f"s{number}": request(f"fits {number}", n=4) for number in range(5)}
+    got = Crowd(engine, asked).run()
+    assert batches == [4, 4, 2]
+    assert len(got) == 5
+    assert AT_ONCE >= 3
+
+
+def test_a_vector_is_measured_once_for_all_who_need_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    calibrated = engine._vectors.calibrated
+
+    def count(*args: Any, **options: Any) -> Any:
+        measured.append(args[2])
+        return calibrated(*args, **options)
+
+    monkeypatch.setattr(engine._vectors, "calibrated", count)
+    asked = {f"s{n}": request(f"new {n}").model_copy(update={"band": (0.0, 0.5)}) for n in range(3)}
+    crowd = Crowd(engine, asked)
+    assert len(crowd.run()) == 3
+    assert measured == [(0, 1)]
+    assert all("Measuring" in frames[0].message for frames in crowd.frames.values())

@@ -1,0 +1,65 @@
+"""Slices: the work pauses from deep inside, its caller goes on, and closing ends it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from steer_heal.engine.preemptible import sliced
+from steer_heal.records import Stopped
+
+
+def counting(pause: Callable[[], None]) -> Iterator[int]:
+    for number in range(3):
+        pause()
+        yield number
+
+
+def test_items_come_in_order_with_none_for_each_pause() -> None:
+    assert list(sliced(counting)) == [None, 0, None, 1, None, 2]
+
+
+def test_the_work_runs_only_while_its_caller_waits() -> None:
+    told: list[str] = []
+
+    def work(pause: Callable[[], None]) -> Iterator[int]:
+        for name in "ab":
+            told.append(f"work {name}")
+            pause()
+        yield 1
+
+    for _ in sliced(work):
+        told.append("caller")
+    assert told == ["work a", "caller", "work b", "caller", "caller"]
+
+
+def test_what_the_work_raises_reaches_the_caller() -> None:
+    def fails(pause: Callable[[], None]) -> Iterator[int]:
+        pause()
+        raise ValueError("what happened")
+        yield 0
+
+    with pytest.raises(ValueError, match="what happened"):
+        list(sliced(fails))
+
+
+def test_closing_ends_the_work_at_its_pause_and_leaves_no_thread() -> None:
+    ended: list[str] = []
+
+    def endless(pause: Callable[[], None]) -> Iterator[int]:
+        try:
+            while True:
+                pause()
+        except Stopped:
+            ended.append("stopped")
+            raise
+        yield 0
+
+    before = threading.active_count()
+    slices = sliced(endless)
+    assert [next(slices), next(slices)] == [None, None]
+    slices.close()
+    assert ended == ["stopped"]
+    assert threading.active_count() == before
