@@ -35,7 +35,7 @@ CLASSIC = Path(__file__).parents[2] / "shared" / "data" / "vignettes_classic_oth
 SECTIONS = ("frames", "vectors", "health")
 CONDITION = "other_violate"
 PUBLISHED = "tinymfv"
-"""Another package's frame, which thinks first: its numbers are in benchmarks.tinymfv."""
+"""Another package's frame, which thinks first: its numbers are in docs/ecosystem.md."""
 
 
 def main() -> None:

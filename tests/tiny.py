@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GenerationConfig,
@@ -115,3 +116,23 @@ def endless() -> LanguageModel:
 def shared(arch: Arch = "gemma3") -> LanguageModel:
     """One tiny model a process, for tests that only read it."""
     return language_model(arch)
+
+
+def gemma_shape(dtype: torch.dtype = torch.bfloat16, n_layers: int = 26) -> LanguageModel:
+    """Random weights in gemma-3-1b-it's shape."""
+    config = Gemma3TextConfig(
+        vocab_size=262_144,
+        hidden_size=1152,
+        intermediate_size=6912,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=512,
+        max_position_embeddings=32_768,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0, bos_token_id=2)
+    return LanguageModel("gemma-3-1b shape", model, tokenizer())

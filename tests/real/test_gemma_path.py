@@ -17,7 +17,6 @@ import pytest
 import torch
 from playwright.sync_api import BrowserContext, expect
 
-from benchmarks.live_cases import gemma_shape
 from steer_heal import data, instrument
 from steer_heal.config import CalibrateSettings, DoseRequest, SampleSettings, TrainSettings, build
 from steer_heal.dose import sweeps
@@ -29,6 +28,7 @@ from steer_heal.models import LanguageModel, band_layers, load, system, user
 from steer_heal.vectors.steering import coefficients
 from steer_heal.vectors.vector import SteeringVector
 from tests.browser.conftest import ROOT, app_page
+from tests.tiny import gemma_shape
 
 pytestmark = [pytest.mark.gemma_path, pytest.mark.timeout(1800)]
 
