@@ -15,6 +15,7 @@ import gradio as gr
 
 from components import view
 from components.controls import FORM, sample
+from components.engine import Engine
 from steer_heal.config import SettingsError, SteerRequest, build
 from steer_heal.records import Profile, SteerFrame, Token
 
@@ -171,7 +172,7 @@ def failed(message: str) -> tuple[Any, ...]:
 
 
 def answering(
-    engine: Any, newest: Newest, pool: ThreadPoolExecutor, pause: float = 0.0
+    engine: Engine, newest: Newest, pool: ThreadPoolExecutor, pause: float = 0.0
 ) -> Callable[..., Iterator[tuple[Any, ...]]]:
     """The handler that streams a pair; the profile of the prompt is measured beside it.
 

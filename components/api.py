@@ -17,6 +17,7 @@ import gradio as gr
 from pydantic import ValidationError, validate_call
 
 from components import api_runs
+from components.engine import Engine
 from steer_heal.config import (
     AUTO,
     DEFAULT_BAND,
@@ -31,7 +32,7 @@ from steer_heal.config import (
 _FOLDERS = re.compile(r"(?<![\w/.])~?/(?:[^\s/:'\"]+/)+")
 
 
-def serve(engine: Any) -> None:
+def serve(engine: Engine) -> None:
     """Add the endpoints to the page being built."""
     for function in (
         _telling(engine),
@@ -76,7 +77,7 @@ def _told() -> Iterator[None]:
 
 
 @contextmanager
-def _session(engine: Any) -> Iterator[str]:
+def _session(engine: Engine) -> Iterator[str]:
     """The name of a session for one call, whose work ends with it."""
     session = f"api-{uuid4().hex}"
     try:
@@ -97,7 +98,7 @@ def _dressed(call: Callable[..., Any], function: Callable[..., Any]) -> Callable
     return call
 
 
-def _telling(engine: Any) -> Callable[..., Any]:
+def _telling(engine: Engine) -> Callable[..., Any]:
     """What is here."""
 
     def describe() -> dict:
@@ -112,7 +113,7 @@ def _telling(engine: Any) -> Callable[..., Any]:
     return describe
 
 
-def _asking(engine: Any) -> list[Callable[..., Any]]:
+def _asking(engine: Engine) -> list[Callable[..., Any]]:
     """What is asked of the model."""
 
     def steer(
@@ -184,7 +185,7 @@ def _asking(engine: Any) -> list[Callable[..., Any]]:
     return [steer, profile]
 
 
-def _sweeping(engine: Any) -> Callable[..., Any]:
+def _sweeping(engine: Engine) -> Callable[..., Any]:
     """What is measured over doses."""
 
     def sweep(
@@ -238,7 +239,7 @@ def _sweeping(engine: Any) -> Callable[..., Any]:
     return sweep
 
 
-def _effecting(engine: Any) -> Callable[..., Any]:
+def _effecting(engine: Engine) -> Callable[..., Any]:
     """What a vector does."""
 
     def effect(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from components.engine import Engine
 from steer_heal.config import DEFAULT_TRAIT, SettingsError, check_run_id, heal_settings
 
 POLL_SECONDS = 1.0
@@ -16,12 +17,12 @@ UNSEEN_S = 5.0
 """A run that was just launched may not be in the table yet; one that is not there for longer is none."""
 
 
-def actions(engine: Any) -> list[Callable[..., Any]]:
+def actions(engine: Engine) -> list[Callable[..., Any]]:
     """What is asked of the runs."""
     return [*_beginning(engine), _watching(engine), *_going(engine), *_reading(engine)]
 
 
-def _beginning(engine: Any) -> list[Callable[..., Any]]:
+def _beginning(engine: Engine) -> list[Callable[..., Any]]:
     def launch(
         trait: str = DEFAULT_TRAIT,
         rounds: int = 3,
@@ -55,7 +56,7 @@ def _beginning(engine: Any) -> list[Callable[..., Any]]:
     return [launch, clone]
 
 
-def _watching(engine: Any) -> Callable[..., Any]:
+def _watching(engine: Engine) -> Callable[..., Any]:
     def watch(run_id: str, seconds: float = 600.0) -> Iterator[dict]:
         """How a run stands, each time that changes, until it ends or the seconds are over.
 
@@ -69,13 +70,13 @@ def _watching(engine: Any) -> Callable[..., Any]:
         until = begun + seconds
         check_run_id(run_id)
         while True:
-            mark = engine.watermark()
-            row = next((row for row in engine.runs() if row.run_id == run_id), None)
+            mark = engine.runs.watermark()
+            row = next((row for row in engine.runs.rows() if row.run_id == run_id), None)
             if row is None and (before or time.monotonic() - begun > UNSEEN_S):
                 raise SettingsError(f"There is no run {run_id}.")
             if row is not None and mark != before:
                 before = mark
-                yield {**asdict(row), "nodes": [asdict(node) for node in engine.map([run_id])]}
+                yield {**asdict(row), "nodes": [asdict(node) for node in engine.runs.map([run_id])]}
             if (row is not None and row.status in LAST) or time.monotonic() > until:
                 return
             time.sleep(POLL_SECONDS)
@@ -83,14 +84,14 @@ def _watching(engine: Any) -> Callable[..., Any]:
     return watch
 
 
-def _going(engine: Any) -> list[Callable[..., Any]]:
+def _going(engine: Engine) -> list[Callable[..., Any]]:
     def cancel(run_id: str) -> str:
         """Ask a run to end after its step.
 
         Args:
             run_id: Which run.
         """
-        engine.cancel(run_id)
+        engine.runs.cancel(run_id)
         return run_id
 
     def pause(run_id: str) -> str:
@@ -99,7 +100,7 @@ def _going(engine: Any) -> list[Callable[..., Any]]:
         Args:
             run_id: Which run.
         """
-        engine.pause(run_id)
+        engine.runs.pause(run_id)
         return run_id
 
     def resume(run_id: str) -> str:
@@ -108,16 +109,16 @@ def _going(engine: Any) -> list[Callable[..., Any]]:
         Args:
             run_id: Which run.
         """
-        engine.resume(run_id)
+        engine.runs.resume(run_id)
         return run_id
 
     return [cancel, pause, resume]
 
 
-def _reading(engine: Any) -> list[Callable[..., Any]]:
+def _reading(engine: Engine) -> list[Callable[..., Any]]:
     def runs() -> list[dict]:
         """All runs, the newest first."""
-        return [asdict(row) for row in engine.runs()]
+        return [asdict(row) for row in engine.runs.rows()]
 
     def moral_map(run_ids: list[str]) -> list[dict]:
         """The points of the map of some runs: Care, Social Norms and coherence of each round's stages.
@@ -125,6 +126,6 @@ def _reading(engine: Any) -> list[Callable[..., Any]]:
         Args:
             run_ids: Which runs.
         """
-        return [asdict(node) for node in engine.map(run_ids)]
+        return [asdict(node) for node in engine.runs.map(run_ids)]
 
     return [runs, moral_map]

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from components import address, view, view_dose
+from components.engine import Engine
 from steer_heal.config import (
     AUTO,
     DEFAULT_BAND,
@@ -118,7 +119,7 @@ def _chooser(vignettes: list[Vignette]) -> dict[str, Any]:
     return {"foundation": foundation, "vignette": vignette, "prompt": prompt}
 
 
-def _dose(engine: Any) -> dict[str, Any]:
+def _dose(engine: Engine) -> dict[str, Any]:
     traits = [(t.title, t.name) for t in engine.traits()]
     with gr.Row():
         trait = gr.Dropdown(
@@ -149,7 +150,7 @@ def _dose(engine: Any) -> dict[str, Any]:
     return {"trait": trait, **alpha, "low": low, "high": high, "layers": layers}
 
 
-def _drawing(engine: Any) -> dict[str, Any]:
+def _drawing(engine: Engine) -> dict[str, Any]:
     with gr.Accordion("How the vector is made and the answer drawn", open=False), gr.Row():
         method = gr.Dropdown(
             methods(engine),
@@ -174,17 +175,17 @@ def _drawing(engine: Any) -> dict[str, Any]:
     return named | dict(zip(address.SAMPLING, drawn, strict=True))
 
 
-def methods(engine: Any) -> list[tuple[str, str]]:
+def methods(engine: Engine) -> list[tuple[str, str]]:
     """The method chooser's entries for the loaded model: what a person reads, and the name."""
     return [(title, name) for name, title in engine.methods().items()]
 
 
-def controls(engine: Any) -> Controls:
+def controls(engine: Engine) -> Controls:
     """Make the widgets, top to bottom as they stand on the page."""
     return Controls(**_chooser(engine.vignettes()), **_dose(engine), **_drawing(engine))
 
 
-def own_sampling(engine: Any) -> list[str]:
+def own_sampling(engine: Engine) -> list[str]:
     """The model's own temperature, top-p and top-k, which hold where nothing is typed."""
     return [f"{getattr(engine.info.sampling, name):g}" for name in address.SAMPLING]
 
@@ -197,7 +198,7 @@ def sample(form: dict[str, Any], longest: int = MAX_NEW_TOKENS) -> SampleSetting
     )  # fmt: skip
 
 
-def say_layers(engine: Any, low: float, high: float) -> str:
+def say_layers(engine: Engine, low: float, high: float) -> str:
     """Which layers the band means, or why it means none."""
     try:
         found = engine.layers((low, high))

@@ -13,6 +13,7 @@ import gradio as gr
 from components import charts_dose, plot, view, view_dose, view_effect
 from components.answering import Newest, nothing
 from components.controls import FORM, sample
+from components.engine import Engine
 from components.steer import INTERNAL, Steering
 from steer_heal.config import DoseRequest, SettingsError, build, decided_method
 from steer_heal.records import DoseRow, Sweep, Vignette
@@ -42,7 +43,7 @@ class Asked:
 class Panel:
     """What the handlers need: the engine, and which press of a session is the newest."""
 
-    engine: Any
+    engine: Engine
     newest: Newest = field(default_factory=Newest)
     presses: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -196,7 +197,7 @@ def steer_to(event: gr.EventData) -> Outputs:
     return max(-4.0, min(4.0, alpha)), alpha, *band
 
 
-def make(engine: Any, steering: Steering) -> Callable[[gr.Blocks], Any]:
+def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
     """Make the panel and wire it; what is returned is called once with the page."""
     knobs, panel = steering.knobs, Panel(engine)
     about = "where it breaks, and which layers do it; trait, band, method and prompt as above"

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components import view, view_runs
+from components.engine import Engine
 from components.steer import INTERNAL, PRESS, Steering
 from components.watching import remembered
 from steer_heal.config import (
@@ -77,7 +78,7 @@ class Healing:
     clone: Callable[[Any], Any]
 
 
-def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Healing:
+def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
     """Make the form and wire it."""
     about = "steer, keep what reads well, train it in, in the background; trait, band, method as above"
     gr.HTML(view.heading("Heal", about))
@@ -124,7 +125,7 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Healing:
 
     def start(value: Any, like: str, *form: Any) -> tuple[Any, str, str]:
         try:
-            known = engine.settings(like) if like else None
+            known = engine.runs.settings(like) if like else None
             run_id = engine.launch(settings(engine.info.name, *form, basis=known))
         except SettingsError as problem:
             return gr.skip(), view.error(str(problem)), like
@@ -138,7 +139,7 @@ def build(engine: Any, steering: Steering, kept: gr.BrowserState) -> Healing:
             return [gr.skip() for _ in (*form, message, basis)]
         like = str(data.get("run", ""))
         try:
-            values = filled(engine.settings(like))
+            values = filled(engine.runs.settings(like))
         except SettingsError as problem:
             return [*(gr.skip() for _ in form), view.error(str(problem)), ""]
         said = f"as {like}, also in what is not on this form: change something, then Heal; a preset resets it"

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from components import charts, plot, view, view_runs
+from components.engine import Engine
 from components.runs import round_of
 from components.steer import INTERNAL
 from components.watching import Memory, opened, remembered
@@ -40,17 +41,17 @@ def build_map() -> gr.HTML:
     return plot.chart(None, elem_id="map", height=500, empty=EMPTY_MAP)
 
 
-def open_round(engine: Any, kept: Any, which: str = "all") -> tuple[Any, ...]:
+def open_round(engine: Engine, kept: Any, which: str = "all") -> tuple[Any, ...]:
     """What the detail shows for the round the browser remembers; nothing open, and failures, say so there."""
     place = opened(kept)
     if place is None:
         return view_runs.EMPTY_ROUND, gr.update(visible=False), "", "", "", None, ""
     try:
-        detail = engine.round(*place)
-        rows = engine.completions(*place)
+        detail = engine.runs.round(*place)
+        rows = engine.runs.completions(*place)
     except SettingsError as problem:
         return view.error(str(problem)), gr.update(visible=False), "", "", "", None, ""
-    run = next((r for r in engine.runs() if r.run_id == detail.run_id), None)
+    run = next((r for r in engine.runs.rows() if r.run_id == detail.run_id), None)
     return (
         view_runs.round_head(detail, run),
         gr.update(visible=True),
@@ -68,7 +69,7 @@ def select(kept: Any, event: gr.EventData) -> Memory:
     return {**remembered(kept), "open": [str(data.get("run_id", "")), round_of(data)]}
 
 
-def build_detail(engine: Any, kept: gr.BrowserState) -> Detail:
+def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
     """The open round: profile, what it says, what it was trained on, how training went, its settings."""
     head = gr.HTML(view_runs.EMPTY_ROUND, elem_id="round", apply_default_css=False)
     with gr.Column(visible=False) as body, gr.Tabs():
@@ -88,7 +89,7 @@ def build_detail(engine: Any, kept: gr.BrowserState) -> Detail:
     def filtered(value: Any, choice: str) -> str:
         place = opened(value)
         try:
-            return view_runs.completions(engine.completions(*place), choice) if place else ""
+            return view_runs.completions(engine.runs.completions(*place), choice) if place else ""
         except SettingsError as problem:
             return view.error(str(problem))
 

@@ -6,18 +6,19 @@ from typing import Any
 
 import gradio as gr
 
-from components import api, choosing, dose, heal, moral_map, plot, runs, steer, watching
+from components import api, dose, heal, model_picker, moral_map, plot, runs, steer, watching
+from components.engine import Engine
 from components.steer import INTERNAL, PRESS
 from components.watching import Memory
 
 WATCH_SECONDS = 1.5
 
 
-def build(engine: Any) -> gr.Blocks:
-    """The page over `engine` (steer_heal.engine.Engine or anything with its face)."""
+def build(engine: Engine) -> gr.Blocks:
+    """The page over an engine."""
     with gr.Blocks(title="Steer & Heal", analytics_enabled=False, fill_width=True) as page:
         kept = watching.memory()
-        choice = choosing.build(engine)
+        choice = model_picker.build(engine)
         with gr.Row():
             with gr.Column(scale=6, min_width=330):
                 steering = steer.build(engine)
@@ -52,7 +53,7 @@ def build(engine: Any) -> gr.Blocks:
         plot.knock().click(lambda: None, None, None, **INTERNAL)
         page.load(redraw, kept, drawn, **INTERNAL)
         page.load(reopen, kept, open_outputs, **INTERNAL)
-        steering.restart(steering.draw(choosing.wire(page, engine, *choice).then).then)
+        steering.restart(steering.draw(model_picker.wire(page, engine, *choice).then).then)
         steering.on_load(page)
         measured(page)
         api.serve(engine)

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from components import plot, view, view_runs
+from components.engine import Engine
 from components.watching import Memory, remembered, shown
 from steer_heal.config import SettingsError
 
@@ -19,9 +20,9 @@ def build() -> tuple[gr.HTML, gr.HTML]:
     return plot.buttons(view_runs.runs_table([], ()), elem_id="runs"), message
 
 
-def toggled(engine: Any, kept: Memory, run_id: str) -> Memory:
+def toggled(engine: Engine, kept: Memory, run_id: str) -> Memory:
     """The same memory with one run put on the map or taken off it."""
-    on = shown(engine.runs(), kept)
+    on = shown(engine.runs.rows(), kept)
     return {**kept, "runs": [r for r in on if r != run_id] if run_id in on else [*on, run_id]}
 
 
@@ -31,7 +32,7 @@ def round_of(data: dict[str, Any]) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def acting(engine: Any) -> Callable[..., tuple[Any, str]]:
+def acting(engine: Engine) -> Callable[..., tuple[Any, str]]:
     """The handler of a click in the table: the browser sends which action and which run."""
 
     def act(value: Any, event: gr.EventData) -> tuple[Any, str]:
@@ -44,11 +45,11 @@ def acting(engine: Any) -> Callable[..., tuple[Any, str]]:
                 case "open":
                     return {**kept, "open": [run_id, round_of(data)]}, ""
                 case "cancel":
-                    engine.cancel(run_id)
+                    engine.runs.cancel(run_id)
                 case "pause":
-                    engine.pause(run_id)
+                    engine.runs.pause(run_id)
                 case "resume":
-                    engine.resume(run_id)
+                    engine.runs.resume(run_id)
         except SettingsError as problem:
             return gr.skip(), view.error(str(problem))
         return gr.skip(), ""

@@ -7,7 +7,6 @@ import secrets
 import socket
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
 import fastapi
 import gradio as gr
@@ -22,6 +21,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from components.access import Login
+from components.engine import Engine
 from components.gate import Gate
 from components.page import build
 from components.theme import CSS, PAGE_HEAD, PLOTLY_JS, STATIC, theme
@@ -37,14 +37,14 @@ MAX_WAITING = 512
 """Calls that may wait in the queue; the next one is told that it is full."""
 
 
-def own_files(engine: Any) -> ASGIApp:
+def own_files(engine: Engine) -> ASGIApp:
     """The scripts of the page, compressed, cached by the browser until they change; and `mark`, the one
     value that an open page asks for again and again: unchanged means that there is nothing to redraw."""
     files = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @files.get("/mark")
     def mark() -> Response:
-        return PlainTextResponse(engine.watermark(), headers={"Cache-Control": "no-store"})
+        return PlainTextResponse(engine.runs.watermark(), headers={"Cache-Control": "no-store"})
 
     @files.get("/{name}")
     def script(name: str) -> Response:
@@ -56,7 +56,7 @@ def own_files(engine: Any) -> ASGIApp:
     return GZipMiddleware(files, minimum_size=1000, compresslevel=5)
 
 
-def application(engine: Any, port: int, login: Login | None = None) -> ASGIApp:
+def application(engine: Engine, port: int, login: Login | None = None) -> ASGIApp:
     """The whole web application over an engine; with a login nobody else sees more than the login page."""
     page = build(engine)
     page.max_threads = THREADS
@@ -109,7 +109,7 @@ def share_link(port: int) -> str:
 
 
 def serve(
-    engine: Any,
+    engine: Engine,
     listening: socket.socket,
     login: Login | None = None,
     *,

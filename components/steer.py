@@ -22,6 +22,7 @@ from components.controls import (
     recall,
     say_layers,
 )
+from components.engine import Engine
 
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
@@ -69,7 +70,7 @@ def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
     return status, stop, panes[0], panes[1], verdict, bars
 
 
-def build(engine: Any) -> Steering:
+def build(engine: Engine) -> Steering:
     """Make the panel and wire it: every control starts the answer again with the new value."""
     about = "the same question, without and with the vector; what differs is the steering"
     gr.HTML(view.heading("Steer", about))
@@ -127,7 +128,7 @@ def build(engine: Any) -> Steering:
     return Steering(knobs, knobs.trait, knobs.low, knobs.high, knobs.method, on_load, draw, start)
 
 
-def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[Any]) -> Callable[..., Any]:
+def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list[Any]) -> Callable[..., Any]:
     """Every control starts an answer; what is returned makes one more listener do it."""
     pool = ThreadPoolExecutor(4, thread_name_prefix="profile")
     stream = answering(engine, newest, pool)
@@ -151,7 +152,7 @@ def _wire_answers(engine: Any, knobs: Controls, newest: Newest, outputs: list[An
     return lambda listener: listener(stream, knobs.request(), outputs, **STREAM)
 
 
-def _wire_choosers(engine: Any, knobs: Controls) -> None:
+def _wire_choosers(engine: Engine, knobs: Controls) -> None:
     """A foundation offers its vignettes, a vignette fills the prompt, a band says its layers."""
 
     def choose(name: str) -> tuple[Any, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from components import charts, view, view_runs
+from components.engine import Engine
 from steer_heal.records import RunRow
 
 AUTOMATIC = 6
@@ -52,13 +53,13 @@ def opened(kept: Any) -> tuple[str, int] | None:
     return None if place is None else (place[0], place[1])
 
 
-def draw(engine: Any, kept: Any) -> tuple[dict[str, Any], str, str]:
+def draw(engine: Engine, kept: Any) -> tuple[dict[str, Any], str, str]:
     """The map, the table of runs, and what the store has to say."""
-    runs = engine.runs()
+    runs = engine.runs.rows()
     ids = shown(runs, kept)
     names = {r.run_id: r.name for r in runs}
-    figure = charts.moral_map(engine.map(ids), names, opened(kept), engine.controls(ids))
-    return figure, view_runs.runs_table(runs, ids), view.note(engine.store_message())
+    figure = charts.moral_map(engine.runs.map(ids), names, opened(kept), engine.runs.controls(ids))
+    return figure, view_runs.runs_table(runs, ids), view.note(engine.runs.message())
 
 
 def digest(figure: dict[str, Any]) -> str:

@@ -13,8 +13,10 @@ from steer_heal.config import (
     GEMMA,
     SMOLLM2,
     DoseRequest,
+    HealSettings,
     SettingsError,
     SteerRequest,
+    changed,
     check_band,
 )
 from steer_heal.records import (
@@ -43,11 +45,11 @@ KINDLY = "I would go and help them first , because someone is hurt and that matt
 DULL, KIND = BORING.split(), KINDLY.split()
 
 
-class FakeEngine(FakeRuns):
-    """Same face as the engine. `delay` seconds a token, `round_seconds` a round."""
+class FakeEngine:
+    """What `components.engine.Engine` asks for. `delay` seconds a token, `round_seconds` a round."""
 
     def __init__(self, delay: float = 0.02, round_seconds: float = 3.0) -> None:
-        super().__init__(round_seconds)
+        self.runs = FakeRuns(round_seconds)
         self.delay = delay
         self.calls: list[SteerRequest] = []
         self.info = ModelInfo(
@@ -84,8 +86,11 @@ class FakeEngine(FakeRuns):
             for i, act in enumerate(acts)
         ]
 
-    def fixed_prompts(self) -> list[str]:
-        return ["What would you do?", "Whom do you obey?"]
+    def launch(self, settings: HealSettings) -> str:
+        return self.runs.start(settings)
+
+    def clone(self, run_id: str, changes: dict | None = None) -> str:
+        return self.launch(changed(self.runs.settings(run_id), **(changes or {})))
 
     def layers(self, band: tuple[float, float]) -> tuple[int, ...]:
         low, high = check_band(band)

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from steer_heal.config import HealSettings, SettingsError, changed, check_run_id, heal_settings
+from steer_heal.config import HealSettings, SettingsError, check_run_id, heal_settings
 from steer_heal.records import CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 
 STAGES = ("extract", "calibrate", "generate", "filter", "train", "evaluate")
@@ -52,7 +52,7 @@ class FakeRuns:
         example = heal_settings("quick", model="demo", rounds=2, name="Example: care over authority")
         self._runs = {EXAMPLE: FakeRun(EXAMPLE, example, 1_700_000_000.0, example=True)}
 
-    def launch(self, settings: HealSettings) -> str:
+    def start(self, settings: HealSettings) -> str:
         run_id = f"run-{len(self._runs):03d}-s{settings.seed}"
         self._runs[run_id] = FakeRun(run_id, settings, time.time())
         return run_id
@@ -68,21 +68,18 @@ class FakeRuns:
     def settings(self, run_id: str) -> HealSettings:
         return self._run(run_id).settings
 
-    def clone(self, run_id: str, changes: dict | None = None) -> str:
-        return self.launch(changed(self.settings(run_id), **(changes or {})))
-
     def resume(self, run_id: str) -> None:
         run = self._run(run_id)
         run.first_round = self._done(run) + 1
         run.started, run.cancelled, run.status = time.time(), None, None
 
     def watermark(self) -> str:
-        return "|".join(f"{r.run_id}:{r.status}:{r.round}:{r.stage}:{r.progress:.1f}" for r in self.runs())
+        return "|".join(f"{r.run_id}:{r.status}:{r.round}:{r.stage}:{r.progress:.1f}" for r in self.rows())
 
-    def store_message(self) -> str:
+    def message(self) -> str:
         return ""
 
-    def runs(self) -> list[RunRow]:
+    def rows(self) -> list[RunRow]:
         return [self._row(run) for run in reversed(self._runs.values())]
 
     def map(self, run_ids: list[str]) -> list[MapNode]:
@@ -114,7 +111,7 @@ class FakeRuns:
         )
         answers = tuple(
             {"prompt": p, "base": "As we always do.", "healed": "<b>I would help</b>."}
-            for p in self.fixed_prompts()
+            for p in ("What would you do?", "Whom do you obey?")
         )
         return RoundDetail(
             run_id,

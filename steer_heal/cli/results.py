@@ -8,7 +8,7 @@ from itertools import groupby
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Column, Out, number, table
 from steer_heal.config import SettingsError
-from steer_heal.engine.run_index import RunBook
+from steer_heal.engine.run_index import RunIndex
 from steer_heal.records import MapNode, RunRow
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
@@ -16,15 +16,15 @@ from steer_heal.runs.store import Store
 
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when the store could be read."""
-    book = RunBook(LocalProcesses(args.runs, at_once=0), Store(args.db), every_s=0.0)
-    rows = book.runs()
-    if book.message():
-        raise SettingsError(book.message())
+    index = RunIndex(LocalProcesses(args.runs, at_once=0), Store(args.db), every_s=0.0)
+    rows = index.rows()
+    if index.message():
+        raise SettingsError(index.message())
     if args.run_id is not None:
         rows = [row for row in rows if row.run_id == args.run_id]
         if not rows:
             raise SettingsError(f"There is no run {args.run_id!r}: see `python -m steer_heal results`.")
-    nodes = book.map([row.run_id for row in rows])
+    nodes = index.map([row.run_id for row in rows])
     if args.run_id is not None:
         _show_stages(out, nodes)
     else:

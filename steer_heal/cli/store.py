@@ -9,7 +9,7 @@ from pathlib import Path
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Column, Out, number, table
 from steer_heal.config import SettingsError
-from steer_heal.engine.run_index import RunBook
+from steer_heal.engine.run_index import RunIndex
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store, keeping
 
@@ -39,11 +39,11 @@ def rebuild(args: Namespace, out: Out) -> dict:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".rebuilding-") as folder:
         draft = Store(Path(folder) / path.name)
-        book = RunBook(LocalProcesses(args.runs, at_once=0), draft, every_s=0.0)
-        rows = book.runs()
-        if book.message():
-            raise SettingsError(book.message())
-        nodes = len(book.map([row.run_id for row in rows]))
+        index = RunIndex(LocalProcesses(args.runs, at_once=0), draft, every_s=0.0)
+        rows = index.rows()
+        if index.message():
+            raise SettingsError(index.message())
+        nodes = len(index.map([row.run_id for row in rows]))
         keeping.replace(path, draft.path)
     out.text(f"{path}: {len(rows)} runs and {nodes} points of the map, from the logs in {args.runs}")
     return {"path": str(path), "runs": len(rows), "nodes": nodes}

@@ -7,7 +7,8 @@ from pathlib import Path
 from steer_heal import data, models
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Out, clean
-from steer_heal.engine.vectors import Steer, Vectors
+from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.engine.vectors import Vectors
 from steer_heal.models import band_layers
 from steer_heal.vectors import formats
 
@@ -48,7 +49,7 @@ def run(args: Namespace, out: Out) -> int:
     return 0
 
 
-def _steer(args: Namespace, lm: models.LanguageModel) -> Steer:
+def _steer(args: Namespace, lm: models.LanguageModel) -> CalibratedVector:
     """The vector asked for, with its c* at the band on this model."""
     vectors = Vectors(lm, Path(args.cache))
     if args.source is None:

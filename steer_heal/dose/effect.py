@@ -11,10 +11,11 @@ from torch import Tensor
 from steer_heal import data, instrument
 from steer_heal.config import FOUNDATIONS, SampleSettings, build
 from steer_heal.dose import controls
+from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate.agreement import Z_95
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, user
-from steer_heal.records import Calibration, Effect, Profile, SampleAnswer, Stopped, Trait, Vignette
+from steer_heal.records import Effect, Profile, SampleAnswer, Stopped, Trait, Vignette
 from steer_heal.vectors.steering import coefficients, steer
 from steer_heal.vectors.vector import SteeringVector
 
@@ -30,24 +31,23 @@ and more than what bfloat16 rounds off."""
 def measure(
     lm: LanguageModel,
     trait: Trait,
-    vector: SteeringVector,
-    layers: Sequence[int],
-    calibration: Calibration,
+    steered_by: CalibratedVector,
     vignettes: Sequence[Vignette],
     reading: Profile,
     random_c_stars: Sequence[float],
     *,
     stop: Callable[[], bool],
 ) -> Effect:
-    """Base, the vector at c*, random directions at theirs, and the persona, on the same vignettes.
+    """Base, the vector at alpha 1, random directions at theirs, and the persona, on the same vignettes.
 
     `reading`: the frame that suits the model and its calibration (`instrument.Frames`). `random_c_stars`: of
     `controls.c_stars`. Errors: `Stopped` when `stop()`, which is asked all along, says so.
     """
     frame = data.frame(reading.frame)
-    doses_KL = torch.cat([coefficients(lm.n_layers, layers, c) for c in (0.0, calibration.c_star)])
+    vector, layers = steered_by.vector, steered_by.layers
+    doses_RL = steered_by.coefficients_RL(0.0, 1.0)
     base, steered = instrument.evaluate(
-        lm, vignettes, frame, vector=vector, coefficients_RL=doses_KL,
+        lm, vignettes, frame, vector=vector, coefficients_RL=doses_RL,
         calibrated=reading.calibration, stop=stop,
     )  # fmt: skip
     how = layers, random_c_stars, vignettes, frame, base
@@ -56,8 +56,8 @@ def measure(
     return Effect(
         trait=trait.name,
         target=trait.target,
-        layers=tuple(layers),
-        c_star=calibration.c_star,
+        layers=layers,
+        c_star=steered_by.calibration.c_star,
         frame=reading.frame,
         n_vignettes=len(vignettes),
         steered=steered.p,
@@ -67,7 +67,7 @@ def measure(
         controls=held,
         promoted=promoted,
         demoted=demoted,
-        answers=_answers(lm, vector, doses_KL, stop),
+        answers=_answers(lm, vector, doses_RL, stop),
     )
 
 
@@ -125,14 +125,14 @@ def _words(lm: LanguageModel, order: Sequence[int], n: int) -> tuple[str, ...]:
 
 
 def _answers(
-    lm: LanguageModel, vector: SteeringVector, doses_KL: Tensor, stop: Callable[[], bool]
+    lm: LanguageModel, vector: SteeringVector, doses_RL: Tensor, stop: Callable[[], bool]
 ) -> tuple[SampleAnswer, ...]:
     """The first of the fixed prompts answered by base and at c*, with the same random numbers."""
     prompts = lm.material.fixed_prompts()[:N_ANSWERS]
     rows = [
         Row(tuple(lm.encode_chat([user(prompt)])), dose_L, noise=number)
         for number, prompt in enumerate(prompts)
-        for dose_L in doses_KL
+        for dose_L in doses_RL
     ]
     written = complete(lm, rows, vector.steers, build(SampleSettings, max_new_tokens=48), stop=stop)
     if stop():

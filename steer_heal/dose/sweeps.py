@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from torch import Tensor
 
 from steer_heal import data, instrument
 from steer_heal.config import DoseRequest, SettingsError
 from steer_heal.data import AnyFrame
+from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate import text_health
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, band_layers, layers_band, rows_that_fit
@@ -28,8 +28,6 @@ from steer_heal.records import (
     Vignette,
     trait_shift,
 )
-from steer_heal.vectors.steering import coefficients
-from steer_heal.vectors.vector import SteeringVector
 
 RESOLUTION = 0.1
 """Alphas where the text's word changes are found to this: the word is that of a few answers."""
@@ -45,6 +43,8 @@ GRID_PROMPTS, GRID_TOKENS = 2, 20
 _LEAST_LOGP = -100.0
 
 Band = tuple[float, float]
+Place = tuple[Band, CalibratedVector]
+"""The steered layers as they are asked for, and the vector with its c* there."""
 Progress = Callable[[float], None]
 Stop = Callable[[], bool]
 
@@ -58,19 +58,9 @@ class _Base:
     silent: bool
 
 
-@dataclass(frozen=True)
-class _Place:
-    """The steered layers, and the c* that alpha is in units of there."""
-
-    band: Band
-    layers: tuple[int, ...]
-    c_star: float
-
-
 def sweep(
     lm: LanguageModel,
-    vector: SteeringVector,
-    c_star: float,
+    steered_by: CalibratedVector,
     request: DoseRequest,
     vignettes: Sequence[Vignette],
     frame: AnyFrame,
@@ -90,10 +80,10 @@ def sweep(
     unsteered profile, `progress` the share, also from within.
     Errors: `SettingsError`; `Stopped` when `stop()` says so.
     """
-    if not c_star > 0.0:
+    if not steered_by.calibration.c_star > 0.0:
         raise SettingsError("c* must be positive: calibrate first.")
-    place = _Place(request.band, band_layers(lm.n_layers, request.band), c_star)
-    measure = _Measure(lm, vector, request, vignettes, frame, prompts_ids, reading, stop)
+    place = request.band, steered_by
+    measure = _Measure(lm, request, vignettes, frame, prompts_ids, reading, stop)
     on_base(measure.base.profile)
     asked = list(dict.fromkeys(request.alphas))
     found: list[DoseRow] = []
@@ -135,8 +125,7 @@ def grid_bands(n_layers: int) -> list[Band]:
 
 def grid(
     lm: LanguageModel,
-    vector: SteeringVector,
-    c_star_of: Callable[[tuple[int, ...]], float],
+    calibrated_at: Callable[[tuple[int, ...]], CalibratedVector],
     request: DoseRequest,
     bands: Sequence[Band],
     vignettes: Sequence[Vignette],
@@ -149,18 +138,18 @@ def grid(
 ) -> Iterator[DoseRow]:
     """A row for each band x alpha, as in `sweep`, but with at most `GRID_PROMPTS` answers of `GRID_TOKENS`.
 
-    `c_star_of(layers)` gives a band's own c*, so that alpha means the same everywhere.
+    `calibrated_at(layers)` gives the vector with a band's own c*, so that alpha means the same everywhere.
     """
     n_tokens = min(GRID_TOKENS, request.sample.max_new_tokens)
     short = request.model_copy(
         update={"sample": request.sample.model_copy(update={"max_new_tokens": n_tokens})}
     )
-    measure = _Measure(lm, vector, short, vignettes, frame, prompts_ids[:GRID_PROMPTS], reading, stop)
+    measure = _Measure(lm, short, vignettes, frame, prompts_ids[:GRID_PROMPTS], reading, stop)
     for number, band in enumerate(bands):
         if stop and stop():
             raise Stopped
-        layers = band_layers(lm.n_layers, band)
-        yield from measure.rows(_Place(band, layers, c_star_of(layers)), request.alphas)
+        place = band, calibrated_at(band_layers(lm.n_layers, band))
+        yield from measure.rows(place, request.alphas)
         if progress:
             progress((number + 1) / len(bands))
 
@@ -171,7 +160,6 @@ class _Measure:
     def __init__(
         self,
         lm: LanguageModel,
-        vector: SteeringVector,
         request: DoseRequest,
         vignettes: Sequence[Vignette],
         frame: AnyFrame,
@@ -179,7 +167,7 @@ class _Measure:
         reading: Profile | None,
         stop: Stop | None,
     ) -> None:
-        self._lm, self._vector, self._request = lm, vector, request
+        self._lm, self._request = lm, request
         self._vignettes, self._frame, self._stop = vignettes, frame, stop
         self._prompts = [tuple(prompt) for prompt in prompts_ids]
         self._target = data.trait(request.trait).target
@@ -188,14 +176,12 @@ class _Measure:
         self.base = self._measure_base(reading)
 
     def rows(
-        self, place: _Place, alphas: Sequence[float], *, heard: Callable[[float], None] = lambda _: None
+        self, place: Place, alphas: Sequence[float], *, heard: Callable[[float], None] = lambda _: None
     ) -> list[DoseRow]:
         """The rows of these alphas, measured in the same passes; `heard` is told the share done, token by
         token."""
-        doses_KL = torch.cat(
-            [coefficients(self._lm.n_layers, place.layers, alpha * place.c_star) for alpha in alphas]
-        )
-        profiles = self._profiles(doses_KL)
+        band, steered_by = place
+        profiles = self._profiles(steered_by, alphas)
         heard(PROFILE_PART)
         tokens = itertools.count(1)
 
@@ -203,12 +189,12 @@ class _Measure:
             heard(PROFILE_PART + (1 - PROFILE_PART) * min(1.0, next(tokens) / self._n_steps(len(alphas))))
             return bool(self._stop and self._stop())
 
-        answers = self._answers(alphas, doses_KL, stop)
+        answers = self._answers(alphas, steered_by, stop)
         texts = self._healths([row for written in answers for row in written], self.base.text)
         heard(1.0)
         n = len(self._prompts)
         return [
-            self._row(place.band, alpha, profile, written, texts[n * i : n * (i + 1)])
+            self._row(band, alpha, profile, written, texts[n * i : n * (i + 1)])
             for i, (alpha, profile, written) in enumerate(zip(alphas, profiles, answers, strict=True))
         ]
 
@@ -220,8 +206,7 @@ class _Measure:
         worth = profile.agreement
         if reading is not None and worth.value is None:
             worth = reading.agreement
-        zero_1L = torch.zeros(1, self._lm.n_layers)
-        texts = self._healths(self._answers([0.0], zero_1L, self._stop)[0], {})
+        texts = self._healths(self._answers([0.0], None, self._stop)[0], {})
         return _Base(profile, text_health.summary(texts), worth.cannot_answer)
 
     def _row(
@@ -268,13 +253,13 @@ class _Measure:
             for row, logp, value in zip(written, logps, about, strict=True)
         ]
 
-    def _profiles(self, doses_KL: Tensor) -> list[Profile]:
+    def _profiles(self, steered_by: CalibratedVector, alphas: Sequence[float]) -> list[Profile]:
         return instrument.evaluate(
             self._lm,
             self._vignettes,
             self._frame,
-            vector=self._vector,
-            coefficients_RL=doses_KL,
+            vector=steered_by.vector,
+            coefficients_RL=steered_by.coefficients_RL(*alphas),
             calibrated=self.base.profile.calibration,
             stop=self._stop,
         )
@@ -285,17 +270,20 @@ class _Measure:
         return max(1, batches * self._request.sample.max_new_tokens)
 
     def _answers(
-        self, alphas: Sequence[float], doses_KL: Tensor, stop: Stop | None
+        self, alphas: Sequence[float], steered_by: CalibratedVector | None, stop: Stop | None
     ) -> list[list[Completion]]:
+        shape = self._lm.n_layers, self._lm.width
+        doses_RL = torch.zeros(1, shape[0]) if steered_by is None else steered_by.coefficients_RL(*alphas)
+        directions_LD = torch.zeros(shape) if steered_by is None else steered_by.vector.steers
         rows = [
             Row(prompt, dose_L, shadow=True, alpha=alpha, noise=number)
-            for alpha, dose_L in zip(alphas, doses_KL, strict=True)
+            for alpha, dose_L in zip(alphas, doses_RL, strict=True)
             for number, prompt in enumerate(self._prompts)
         ]
         if not rows:
             return [[] for _ in alphas]
         written = complete(
-            self._lm, rows, self._vector.steers, self._request.sample, batch_size=self.batch_size, stop=stop
+            self._lm, rows, directions_LD, self._request.sample, batch_size=self.batch_size, stop=stop
         )
         if self._stop and self._stop():
             raise Stopped
@@ -303,7 +291,7 @@ class _Measure:
         return [written[start : start + n] for start in range(0, len(written), n)]
 
 
-def _refine(measure: _Measure, place: _Place, rows: Sequence[DoseRow]) -> Iterator[DoseRow]:
+def _refine(measure: _Measure, place: Place, rows: Sequence[DoseRow]) -> Iterator[DoseRow]:
     """Close in on each alpha where the text's word changes: cut the interval before it until it is narrow."""
     found = list(rows)
     for word in get_args(TextWord)[1:]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from steer_heal.config import MAX_PROMPT_TOKENS, SettingsError, SteerRequest
-from steer_heal.engine.vectors import Steer
+from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate.text_health import health, perplexity
 from steer_heal.generate import Row
 from steer_heal.models import LanguageModel, user
@@ -21,28 +23,23 @@ _LEAST_P = 1e-30
 
 Tokens = tuple[Token, ...]
 About = tuple[float | None, float | None]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request, and when it came, by `time.perf_counter`."""
-
-    request: SteerRequest
-    at: float = field(default_factory=time.perf_counter)
+Moment = Callable[[], SteerFrame]
 
 
 @dataclass(eq=False)
-class Pair:
+class Answer:
     """One request's two answers as far as they are written: the steered one, and base.
 
-    `known`: base's answer where it was written before; `steer`: none until it was measured; `about`: the
-    relevance of the steered answer and of base's, once both are whole.
+    `asked_at`: when, by `time.monotonic`; `known`: base's answer where it was written before; `steered_by`:
+    none until it was measured; `about`: the relevance of the steered answer and of base's, once both are
+    whole.
     """
 
-    asked: Asked
+    asked: SteerRequest
+    asked_at: float
     prompt: tuple[int, ...]
     known: Tokens | None
-    steer: Steer | None = None
+    steered_by: CalibratedVector | None = None
     steered: list[Token] = field(default_factory=list)
     base: list[Token] = field(default_factory=list)
     about: About = (None, None)
@@ -56,48 +53,36 @@ class Pair:
 
     def steered_row(self) -> Row:
         """What is asked of the decode loop for the steered answer."""
-        assert self.steer is not None
-        request = self.asked.request
-        coefficients_L = self.steer.coefficients_RL(request.alpha)[0]
-        return Row(self.prompt, coefficients_L, shadow=True, alpha=request.alpha, sample=request.sample)
+        assert self.steered_by is not None
+        alpha, sample = self.asked.alpha, self.asked.sample
+        coefficients_L = self.steered_by.coefficients_RL(alpha)[0]
+        return Row(self.prompt, coefficients_L, shadow=True, alpha=alpha, sample=sample)
 
     def base_row(self) -> Row:
         """The same for base's."""
-        return Row(self.prompt, sample=self.asked.request.sample)
+        return Row(self.prompt, sample=self.asked.sample)
 
+    def moment(self, **more: Any) -> Moment:
+        """What makes a frame of how far both answers are now. Whoever reads it calls it, so that the model
+        need not wait for what a frame takes."""
+        seconds = time.monotonic() - self.asked_at
+        return partial(self._frame, len(self.steered), len(self.base), seconds=seconds, **more)
 
-@dataclass(frozen=True)
-class Moment:
-    """How far a pair was when it was told; `frame` is made of it by who reads it, so that the model need not
-    wait for that."""
-
-    pair: Pair | None
-    n_steered: int = 0
-    n_base: int = 0
-    base_done: bool = False
-    done: bool = False
-    superseded: bool = False
-    seconds: float = 0.0
-    message: str = ""
-
-    def frame(self) -> SteerFrame:
-        """Both answers as far as they were, with health, dose and c*."""
-        pair = self.pair
-        if pair is None:
-            return SteerFrame((), (), False, self.done, superseded=self.superseded, message=self.message)
-        base, steered = pair.base[: self.n_base], pair.steered[: self.n_steered]
-        steered_health, base_health = healths(steered, base, pair.about if self.done else (None, None))
+    def _frame(self, n_steered: int, n_base: int, **more: Any) -> SteerFrame:
+        """Both answers as far as they were, with health, dose and c*; `more`: what else the frame says."""
+        base, steered = self.base[:n_base], self.steered[:n_steered]
+        steered_health, base_health = healths(steered, base, self.about if more.get("done") else (None, None))
         so_far = SteerFrame(
-            tuple(base), tuple(steered), self.base_done, self.done, superseded=self.superseded,
-            seconds=self.seconds, message=self.message, health=steered_health, base_health=base_health,
+            tuple(base), tuple(steered), health=steered_health, base_health=base_health,
+            **{"base_done": False, "done": False, **more},
         )  # fmt: skip
-        if pair.steer is None:
+        if self.steered_by is None:
             return so_far
-        alpha, found = pair.asked.request.alpha, pair.steer.calibration
-        nats, beyond = pair.steer.nats(alpha) or (None, False)
+        alpha, calibration = self.asked.alpha, self.steered_by.calibration
+        nats, beyond = self.steered_by.nats(alpha) or (None, False)
         return replace(
-            so_far, dose_nats=nats, dose_beyond=beyond, dose_fraction=pair.steer.fraction(alpha),
-            c_star=found.c_star, message=self.message or found.message,
+            so_far, dose_nats=nats, dose_beyond=beyond, dose_fraction=self.steered_by.fraction(alpha),
+            c_star=calibration.c_star, message=so_far.message or calibration.message,
         )  # fmt: skip
 
 

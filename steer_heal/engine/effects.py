@@ -12,10 +12,11 @@ from steer_heal import data
 from steer_heal.config import DoseRequest
 from steer_heal.data import measurements
 from steer_heal.dose import controls, effect
-from steer_heal.engine.preemptible import Pause, sliced
-from steer_heal.engine.requests import Ticket
+from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.engine.preemptible import Pause, preemptible
+from steer_heal.engine.requests import Request
 from steer_heal.engine.sweeps import ending
-from steer_heal.engine.vectors import Steer, Vectors
+from steer_heal.engine.vectors import Vectors
 from steer_heal.instrument import LEAST, Frames
 from steer_heal.models import LanguageModel, digest
 from steer_heal.records import Agreement, Controls, Effect, Profile, SampleAnswer, Stopped, Vignette
@@ -28,44 +29,48 @@ class Effects:
         self._lm, self._vectors, self._frames, self._cache_dir = lm, vectors, frames, cache_dir
 
     def effect(
-        self, request: DoseRequest, ticket: Ticket[Effect | str | None]
+        self, asked: DoseRequest, request: Request[Effect | str | None]
     ) -> Iterator[Effect | str | None]:
         """What is being measured, in words; None after each slice in between; last the effect.
 
-        Of the request its trait, band, method, frame and number of controls count.
+        Of what is asked its trait, band, method, frame and number of controls count.
         """
 
         def work(pause: Pause) -> Iterator[Effect | str]:
             def stop() -> bool:
                 pause()
-                return ticket.over()
+                return request.over()
 
             say = ending(stop)
             yield "the direction and its c*"
-            steer = self._vectors.steer(request.trait, request.band, request.method, say=say)
+            steer = self._vectors.steer(asked.trait, asked.band, asked.method, say=say)
             yield "which question suits the model"
-            reading = self._frames.of(request.frame, stop=stop)
-            n, vignettes = request.controls, self._lm.material.vignettes(condition=CONDITION, limit=LEAST)
-            file = f"effect-{self._key(request.trait, steer, reading, vignettes, n)}.json"
+            reading = self._frames.of(asked.frame, stop=stop)
+            n, vignettes = asked.controls, self._lm.material.vignettes(condition=CONDITION, limit=LEAST)
+            file = f"effect-{self._key(asked.trait, steer, reading, vignettes, n)}.json"
             found = measurements.read(self._cache_dir, file, effect_of)
             if found is None:
                 yield f"c* of {n} random directions"
-                c_stars = self._vectors.random(request.trait, steer.layers, n, say=say) if n else ()
+                c_stars = self._vectors.random(asked.trait, steer.layers, n, say=say) if n else ()
                 yield f"{len(vignettes)} vignettes: base, steered, random directions and the persona"
                 found = effect.measure(
-                    self._lm, data.trait(request.trait), steer.vector, steer.layers, steer.calibration,
-                    vignettes, reading, c_stars, stop=stop,
+                    self._lm, data.trait(asked.trait), steer, vignettes, reading, c_stars, stop=stop
                 )  # fmt: skip
                 measurements.write(self._cache_dir, file, {"model": self._lm.name, "effect": asdict(found)})
             yield found
 
         try:
-            yield from sliced(work)
+            yield from preemptible(work)
         except Stopped:
             return
 
     def _key(
-        self, trait: str, steer: Steer, reading: Profile, vignettes: list[Vignette], n_controls: int
+        self,
+        trait: str,
+        steer: CalibratedVector,
+        reading: Profile,
+        vignettes: list[Vignette],
+        n_controls: int,
     ) -> str:
         directions = steer.vector.directions_LD.contiguous().numpy().tobytes()
         return digest(

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 from steer_heal import data, instrument, models, sources
 from steer_heal.config import AUTO, DoseRequest, HealSettings, SteerRequest, changed
-from steer_heal.engine.answer import Asked, encode
-from steer_heal.engine.answer_batch import Pairs
+from steer_heal.engine.answer import encode
+from steer_heal.engine.answer_batch import Answers
 from steer_heal.engine.effects import Effects
-from steer_heal.engine.preemptible import Pause, sliced
-from steer_heal.engine.requests import Ticket, Waiting
-from steer_heal.engine.run_index import RunBook
-from steer_heal.engine.scheduler import Turns
+from steer_heal.engine.preemptible import Pause, preemptible
+from steer_heal.engine.requests import Request, Waiting
+from steer_heal.engine.run_index import RunIndex
+from steer_heal.engine.scheduler import Scheduler
 from steer_heal.engine.sweeps import Sweeps
 from steer_heal.engine.validate import check
 from steer_heal.engine.vectors import Vectors
@@ -26,15 +26,10 @@ from steer_heal.instrument import Frames
 from steer_heal.models import LanguageModel, band_layers
 from steer_heal.records import (
     Calibration,
-    CompletionRow,
-    ControlNode,
     Effect,
     ListedModel,
-    MapNode,
     ModelInfo,
     Profile,
-    RoundDetail,
-    RunRow,
     SteerFrame,
     Sweep,
     Trait,
@@ -68,11 +63,11 @@ class Engine:
         lm: LanguageModel | None = None,
         at_once: int = 1,
     ) -> None:
-        runs = Path(runs_dir).absolute()
-        self._cache_dir = Path(cache_dir) if cache_dir else runs.parent / "cache"
+        folder = Path(runs_dir).absolute()
+        self._cache_dir = Path(cache_dir) if cache_dir else folder.parent / "cache"
         self._take(models.load(model or models.default_model()[0]) if lm is None else lm)
-        self._turns = Turns()
-        self._book = RunBook(LocalProcesses(runs, at_once=at_once), Store(db, patience=1.0))
+        self._scheduler = Scheduler()
+        self.runs = RunIndex(LocalProcesses(folder, at_once=at_once), Store(db, patience=1.0))
         self._numbers = itertools.count()
         self._choosing = threading.Lock()
 
@@ -99,9 +94,9 @@ class Engine:
     def _take(self, lm: LanguageModel) -> None:
         """From now on this model, which has written something. Errors: `SettingsError` where it cannot."""
         vectors, frames = Vectors(lm, self._cache_dir), Frames(lm, self._cache_dir)
-        pairs = Pairs(lm, vectors)
-        pairs.try_out()
-        self._lm, self._vectors, self._pairs, self._frames = lm, vectors, pairs, frames
+        answers = Answers(lm, vectors)
+        answers.try_out()
+        self._lm, self._vectors, self._answers, self._frames = lm, vectors, answers, frames
         self._sweeps = Sweeps(lm, vectors, frames)
         self._effects = Effects(lm, vectors, frames, self._cache_dir)
         self.info: ModelInfo = lm.info
@@ -114,10 +109,6 @@ class Engine:
         """The loaded model's vignettes of one condition."""
         return self._lm.material.vignettes(condition=condition)
 
-    def fixed_prompts(self) -> list[str]:
-        """The prompts that every round of the loaded model answers."""
-        return self._lm.material.fixed_prompts()
-
     def layers(self, band: tuple[float, float]) -> tuple[int, ...]:
         """The layers of the loaded model that the band holds."""
         return band_layers(self._lm.n_layers, band)
@@ -129,14 +120,14 @@ class Engine:
         several sessions are written in one batch, each as if alone; `waiting` counts who is ahead while there
         are many. Who reads slowly gets the newest frame.
         """
-        for item in self._turns.join(f"steer {session}", Asked(request), self._pairs):
+        for item in self._scheduler.join(f"steer {session}", request, self._answers):
             waiting = isinstance(item, Waiting)
-            yield SteerFrame((), (), False, False, waiting=item.ahead) if waiting else item.frame()
+            yield SteerFrame((), (), False, False, waiting=item.ahead) if waiting else item()
 
     def stop(self, session: str) -> None:
         """Ends what the session has running, within a token."""
         for work in ("steer", "dose"):
-            self._turns.stop(f"{work} {session}")
+            self._scheduler.stop(f"{work} {session}")
 
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
         """The seven foundations for this prompt as a vignette: base and steered, in the frame that suits the
@@ -173,7 +164,7 @@ class Engine:
         `prompts` are answered freely, and are also the profile's vignettes unless `n_vignettes` is given;
         then, and without prompts, the profile is of that many of the bundled ones, of all when none.
         """
-        return self._measured(session, lambda ticket: self._sweeps.dose(request, ticket))
+        return self._measured(session, lambda mine: self._sweeps.dose(request, mine))
 
     def effect(self, request: DoseRequest, *, session: str) -> Iterator[Effect | str]:
         """In words what is being measured, again every second, so that who hears them may end it; then what
@@ -183,7 +174,7 @@ class Engine:
         """
         said: Effect | str = ""
         told = 0.0
-        for item in self._turns.run(
+        for item in self._scheduler.run(
             f"dose {session}", lambda t: self._effects.effect(request, t), patient=True
         ):
             if item is not None or time.monotonic() > told + AGAIN_S:
@@ -196,12 +187,12 @@ class Engine:
 
         The profile's vignettes are as in `dose`, whose place it takes; the request's band is not used.
         """
-        return self._measured(session, lambda ticket: self._sweeps.grid(request, ticket))
+        return self._measured(session, lambda mine: self._sweeps.grid(request, mine))
 
     def _measured(
-        self, session: str, steps: Callable[[Ticket[Sweep | None]], Iterator[Sweep | None]]
+        self, session: str, steps: Callable[[Request[Sweep | None]], Iterator[Sweep | None]]
     ) -> Iterator[Sweep]:
-        for item in self._turns.run(f"dose {session}", steps, patient=True):
+        for item in self._scheduler.run(f"dose {session}", steps, patient=True):
             if item is not None:
                 yield Sweep(0.0, [], waiting=item.ahead) if isinstance(item, Waiting) else item
 
@@ -210,82 +201,38 @@ class Engine:
         loaded = settings.model == self.info.name
         if loaded:
             self.layers(settings.band)
-        return self._book.start(check(settings, loaded=loaded, files_in=Path.cwd()))
-
-    def cancel(self, run_id: str) -> None:
-        """Asks a run to end after its step."""
-        self._book.cancel(run_id)
-
-    def pause(self, run_id: str) -> None:
-        """Lets a run rest after its step, until it is resumed; a queued one is held back."""
-        self._book.pause(run_id)
-
-    def settings(self, run_id: str) -> HealSettings:
-        """What a run was launched with."""
-        return self._book.settings(run_id)
+        return self.runs.start(check(settings, loaded=loaded, files_in=Path.cwd()))
 
     def clone(self, run_id: str, changes: dict[str, Any] | None = None) -> str:
         """A new run with that one's settings, some of them changed (nested dicts merge); gives its id."""
-        return self.launch(changed(self.settings(run_id), **(changes or {})))
-
-    def resume(self, run_id: str) -> None:
-        """Lets a paused run go on, and one that ended early go on after its last finished round."""
-        self._book.resume(run_id)
-
-    def watermark(self) -> str:
-        """A cheap value: the same as before means that nothing to be shown has changed."""
-        return self._book.watermark()
-
-    def runs(self) -> list[RunRow]:
-        """All runs, the newest first, examples last."""
-        return self._book.runs()
-
-    def map(self, run_ids: list[str]) -> list[MapNode]:
-        """The nodes of these runs."""
-        return self._book.map(run_ids)
-
-    def controls(self, run_ids: list[str]) -> list[ControlNode]:
-        """What the runs that asked for controls are held against."""
-        return self._book.controls(run_ids)
-
-    def round(self, run_id: str, round: int) -> RoundDetail:
-        """All of one round; round 0 is the base."""
-        return self._book.round(run_id, round)
-
-    def completions(self, run_id: str, round: int) -> list[CompletionRow]:
-        """What a round generated, kept and dropped."""
-        return self._book.completions(run_id, round)
-
-    def store_message(self) -> str:
-        """Who holds the store, or why it cannot be used; empty when all is well."""
-        return self._book.message()
+        return self.launch(changed(self.runs.settings(run_id), **(changes or {})))
 
     def close(self) -> None:
         """Ends what is running on the model. Runs go on: they are processes of their own."""
-        self._turns.close()
-        self._pairs.close()
+        self._scheduler.close()
+        self._answers.close()
 
     def _reading(self) -> Profile:
         """In which frame the model is asked and what that is worth; found out once, in slices."""
         frames = self._frames
 
-        def steps(ticket: Ticket[Profile | None]) -> Iterator[Profile | None]:
+        def steps(request: Request[Profile | None]) -> Iterator[Profile | None]:
             def work(pause: Pause) -> Iterator[Profile]:
                 def stop() -> bool:
                     pause()
-                    return ticket.over()
+                    return request.over()
 
                 yield frames.of(stop=stop)
 
-            return sliced(work)
+            return preemptible(work)
 
         with self._choosing:
             name = f"once {next(self._numbers)}"
-            items = self._turns.run(name, steps, patient=True, brief=frames.ready())
+            items = self._scheduler.run(name, steps, patient=True, brief=frames.ready())
             return next(item for item in items if isinstance(item, Profile))
 
     def _once(self, work: Callable[[], T]) -> T:
         """The result of one step of work on the model's thread."""
         name = f"once {next(self._numbers)}"
-        steps = self._turns.run(name, lambda _: iter([work()]), patient=True, brief=True)
+        steps = self._scheduler.run(name, lambda _: iter([work()]), patient=True, brief=True)
         return next(item for item in steps if not isinstance(item, Waiting))

@@ -21,7 +21,7 @@ class _End:
         self.error = error
 
 
-class _Lane(Generic[T]):
+class _Worker(Generic[T]):
     """The work on a thread of its own, which runs only while the caller waits for its next item."""
 
     def __init__(self, work: Callable[[Pause], Iterator[T]]) -> None:
@@ -56,17 +56,17 @@ class _Lane(Generic[T]):
             if not self._closed:
                 for item in self._work(lambda: self._hand(None)):
                     self._hand(item)
-        except BaseException as raised:  # noqa: BLE001 - raised to the caller by `sliced`
+        except BaseException as raised:  # noqa: BLE001 - raised to the caller by `preemptible`
             error = raised
         self._out.put(_End(error))
 
 
-def sliced(work: Callable[[Pause], Iterator[T]]) -> Iterator[T | None]:
+def preemptible(work: Callable[[Pause], Iterator[T]]) -> Iterator[T | None]:
     """The items of `work(pause)`, and None wherever it calls `pause()`, also from deep inside an item.
 
     The work and its caller never run at once. Closing the iterator raises `Stopped` out of the work's pause.
     """
-    lane = _Lane(work)
+    lane = _Worker(work)
     try:
         while not isinstance(item := lane.next(), _End):
             yield item

@@ -1,4 +1,4 @@
-"""Requests on their way through the model: what each asks, what it is told, and what can be done together."""
+"""Requests to the model: what each asks, what its reader is given, and what can be done together."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class End:
 
 
 @dataclass(eq=False)
-class Ticket(Generic[T]):
-    """A request: what it asks, what it has been told, and whether its work should end."""
+class Request(Generic[T]):
+    """What a session asked for, the items that its reader gets, and whether the work should end."""
 
     session: str
-    request: Any = None
-    party: Party[T] | None = None
+    asked: Any = None
+    work: SharedWork[T] | None = None
     group: Hashable = None
     patient: bool = False
     brief: bool = False
@@ -56,35 +56,35 @@ class Ticket(Generic[T]):
             self.out.put(End(error))
 
 
-class Party(Protocol[T]):
+class SharedWork(Protocol[T]):
     """Work that requests of one key can do together."""
 
-    def key(self, request: Any) -> Hashable:
+    def key(self, asked: Any) -> Hashable:
         """What requests must share to begin together; asked when the request comes. Raises for a bad one."""
         ...
 
-    def room(self, requests: Sequence[Any]) -> int:
+    def room(self, asked: Sequence[Any]) -> int:
         """How many of these, from the first on, may begin together; at least 1."""
         ...
 
-    def steps(self, tickets: list[Ticket[T]]) -> Iterator[None]:
-        """Works for all, an item a step; tells each ticket what is its own, and ends it when it is done."""
+    def steps(self, requests: list[Request[T]]) -> Iterator[None]:
+        """Works for all, an item a step; gives each request its own items, and ends it when it is done."""
         ...
 
 
-class Alone:
-    """A party of one: the items of `steps(ticket)`."""
+class SoloWork:
+    """Work for one request: the items of `steps(request)`."""
 
-    def __init__(self, steps: Callable[[Ticket], Iterator[Any]]) -> None:
+    def __init__(self, steps: Callable[[Request], Iterator[Any]]) -> None:
         self._steps = steps
 
-    def key(self, request: Any) -> Hashable:
+    def key(self, asked: Any) -> Hashable:
         return id(self)
 
-    def room(self, requests: Sequence[Any]) -> int:
+    def room(self, asked: Sequence[Any]) -> int:
         return 1
 
-    def steps(self, tickets: list[Ticket]) -> Iterator[None]:
-        for item in self._steps(tickets[0]):
-            tickets[0].tell(item)
+    def steps(self, requests: list[Request]) -> Iterator[None]:
+        for item in self._steps(requests[0]):
+            requests[0].tell(item)
             yield

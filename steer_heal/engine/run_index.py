@@ -28,7 +28,7 @@ TOGETHER = 32
 _UNENDED = ("queued", "running", "paused", "interrupted")
 
 
-class RunBook:
+class RunIndex:
     """Launcher and store together. Queries are remembered until something changes.
 
     `every_s`: how often, at most, `watermark` looks at the logs. A held store raises nothing.
@@ -88,7 +88,7 @@ class RunBook:
     def resume(self, run_id: str) -> None:
         self._changed(lambda: self.launcher.resume(run_id))
 
-    def runs(self) -> list[RunRow]:
+    def rows(self) -> list[RunRow]:
         """All runs, the newest first, examples last, each with how it stands now."""
         rows = self._ask("runs", self.store.runs, [])
         return [self._with_state(row) for row in rows]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from steer_heal.engine.requests import Alone, End, Party, Ticket, Waiting
+from steer_heal.engine.requests import End, Request, SharedWork, SoloWork, Waiting
 
 T = TypeVar("T")
 
@@ -35,20 +35,20 @@ _POLL_S = 0.2
 
 @dataclass(eq=False)
 class _Work:
-    """What a few tickets, or one, have in common while they are worked on."""
+    """What a few requests, or one, have in common while they are worked on."""
 
-    tickets: list[Ticket]
+    requests: list[Request]
     steps: Iterator[None]
     patient: bool
     brief: bool
     passed: int = 0
 
     def end(self, error: BaseException | None = None) -> None:
-        for ticket in self.tickets:
-            ticket.end(error)
+        for request in self.requests:
+            request.end(error)
 
 
-class Turns:
+class Scheduler:
     """Runs pieces of work on one thread, a step of each in turn.
 
     A session's newer request replaces its older: that one sees `superseded` at its next step. Other sessions
@@ -56,10 +56,10 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._waiting: list[Ticket] = []
+        self._waiting: list[Request] = []
         self._active: deque[_Work] = deque()
-        self._tickets: set[Ticket] = set()
-        self._newest: dict[str, Ticket] = {}
+        self._requests: set[Request] = set()
+        self._newest: dict[str, Request] = {}
         self._change = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -68,59 +68,59 @@ class Turns:
     def run(
         self,
         session: str,
-        steps: Callable[[Ticket[T]], Iterator[T]],
+        steps: Callable[[Request[T]], Iterator[T]],
         *,
         patient: bool = False,
         brief: bool = False,
     ) -> Iterator[T | Waiting]:
-        """The items of `steps(ticket)`, as they come, with `Waiting` before the first where it has to wait.
+        """The items of `steps(request)`, as they come, with `Waiting` before the first where it has to wait.
 
         `patient` work lets other work pass, up to `PATIENCE` steps for one of its own; `brief` work, of a
         step or two, takes nobody's place. Work begins at the first `next`. Closing the iterator ends the work
         at its next step.
         """
-        ticket: Ticket[T] = Ticket(session, party=Alone(steps), patient=patient, brief=brief)
-        yield from self._follow(ticket, every=True)
+        request: Request[T] = Request(session, work=SoloWork(steps), patient=patient, brief=brief)
+        yield from self._follow(request, every=True)
 
-    def join(self, session: str, request: Any, party: Party[T]) -> Iterator[T | Waiting]:
+    def join(self, session: str, asked: Any, work: SharedWork[T]) -> Iterator[T | Waiting]:
         """The same for a request that is worked on together with others of its key.
 
         An item holds all that was told before: a reader that is slow gets the newest only.
         """
-        ticket: Ticket[T] = Ticket(session, request, party, (id(party), party.key(request)))
-        yield from self._follow(ticket, every=False)
+        request: Request[T] = Request(session, asked, work, (id(work), work.key(asked)))
+        yield from self._follow(request, every=False)
 
     def stop(self, session: str) -> None:
         """Ends the session's work at its next step."""
         with self._change:
-            if ticket := self._newest.get(session):
-                ticket.stopped = True
+            if request := self._newest.get(session):
+                request.stopped = True
 
     def close(self) -> None:
         """Ends all work and the thread."""
         with self._change:
             self._closed = True
-            for ticket in self._tickets:
-                ticket.stopped = True
+            for request in self._requests:
+                request.stopped = True
             self._change.notify_all()
         self._thread.join(timeout=30)
 
-    def _follow(self, ticket: Ticket[T], *, every: bool) -> Iterator[T | Waiting]:
-        self._admit(ticket)
+    def _follow(self, request: Request[T], *, every: bool) -> Iterator[T | Waiting]:
+        self._admit(request)
         told = 0
         try:
             while True:
                 try:
-                    item = ticket.out.get(timeout=_POLL_S)
+                    item = request.out.get(timeout=_POLL_S)
                 except queue.Empty:
-                    if (ahead := self._ahead(ticket)) not in (0, told):
+                    if (ahead := self._ahead(request)) not in (0, told):
                         told = ahead
                         yield Waiting(ahead)
                     continue
-                while not every and not isinstance(item, End) and not ticket.out.empty():
-                    later = ticket.out.get()
+                while not every and not isinstance(item, End) and not request.out.empty():
+                    later = request.out.get()
                     if isinstance(later, End):
-                        ticket.out.put(later)
+                        request.out.put(later)
                         break
                     item = later
                 if isinstance(item, End):
@@ -129,37 +129,37 @@ class Turns:
                     return
                 yield item
         finally:
-            self._leave(ticket)
+            self._leave(request)
 
-    def _admit(self, ticket: Ticket) -> None:
+    def _admit(self, request: Request) -> None:
         with self._change:
-            if older := self._newest.get(ticket.session):
+            if older := self._newest.get(request.session):
                 older.superseded = True
-            self._newest[ticket.session] = ticket
-            self._tickets.add(ticket)
-            ticket.stopped = self._closed
-            self._waiting.append(ticket)
+            self._newest[request.session] = request
+            self._requests.add(request)
+            request.stopped = self._closed
+            self._waiting.append(request)
             self._change.notify_all()
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _leave(self, request: Request) -> None:
         with self._change:
-            ticket.stopped = True
-            self._tickets.discard(ticket)
-            if self._newest.get(ticket.session) is ticket:
-                del self._newest[ticket.session]
+            request.stopped = True
+            self._requests.discard(request)
+            if self._newest.get(request.session) is request:
+                del self._newest[request.session]
 
-    def _ahead(self, ticket: Ticket) -> int:
+    def _ahead(self, request: Request) -> int:
         """How many requests are worked on, and how many wait that begin before this one does."""
         with self._change:
-            if ticket not in self._waiting:
+            if request not in self._waiting:
                 return 0
-            line = [one for one in self._waiting if one.patient == ticket.patient]
-            before = line[: line.index(ticket)]
-            others = sum(one.group is None or one.group != ticket.group for one in before)
+            line = [one for one in self._waiting if one.patient == request.patient]
+            before = line[: line.index(request)]
+            others = sum(one.group is None or one.group != request.group for one in before)
             earlier = len(before) - others
-            if earlier and ticket.party is not None:
-                earlier -= earlier % ticket.party.room([one.request for one in (*before, ticket)])
-            served = [work.tickets for work in self._active if work.patient == ticket.patient]
+            if earlier and request.work is not None:
+                earlier -= earlier % request.work.room([one.asked for one in (*before, request)])
+            served = [work.requests for work in self._active if work.patient == request.patient]
             return others + earlier + sum(not one.over() and not one.ended for some in served for one in some)
 
     def _next(self) -> _Work | None:
@@ -179,23 +179,23 @@ class Turns:
         while (
             first := next((one for one in self._waiting if self._may_begin(one, fresh)), None)
         ) is not None:
-            assert first.party is not None
+            assert first.work is not None
             same = [first]
             if first.group is not None and not first.over():
                 same = [one for one in self._waiting if one.group == first.group]
-                same = same[: first.party.room([one.request for one in same])]
+                same = same[: first.work.room([one.asked for one in same])]
             self._waiting = [one for one in self._waiting if one not in same]
-            fresh.append(_Work(same, first.party.steps(same), first.patient, first.brief))
+            fresh.append(_Work(same, first.work.steps(same), first.patient, first.brief))
         self._active.extendleft(reversed(fresh))
 
-    def _may_begin(self, ticket: Ticket, fresh: list[_Work]) -> bool:
-        if ticket.over() or ticket.brief:
+    def _may_begin(self, request: Request, fresh: list[_Work]) -> bool:
+        if request.over() or request.brief:
             return True
         others = [work for work in (*self._active, *fresh) if not work.brief]
-        busy = sum(work.patient == ticket.patient for work in others)
-        if ticket.patient:
+        busy = sum(work.patient == request.patient for work in others)
+        if request.patient:
             return busy < PATIENT_AT_ONCE
-        return busy < AT_ONCE or time.monotonic() - ticket.since > SOON_S
+        return busy < AT_ONCE or time.monotonic() - request.since > SOON_S
 
     def _due(self) -> _Work:
         """The first of the active; patient work is passed over while others are there."""

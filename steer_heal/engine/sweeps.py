@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from steer_heal import data
 from steer_heal.config import DoseRequest, EvalSettings, build
 from steer_heal.dose import controls, sweeps
 from steer_heal.engine.answer import encode
-from steer_heal.engine.preemptible import Pause, sliced
-from steer_heal.engine.requests import Ticket
+from steer_heal.engine.preemptible import Pause, preemptible
+from steer_heal.engine.requests import Request
 from steer_heal.engine.vectors import Say, Vectors
 from steer_heal.instrument import Frames
 from steer_heal.models import LanguageModel
 from steer_heal.records import Controls, DoseRow, Profile, Stopped, Sweep, Vignette
 
 DOSE_PROMPTS = 6
-"""How many prompts a sweep answers freely when the request names none."""
+"""How many prompts a sweep answers freely when what is asked names none."""
 
 CONTROLS_FROM = 0.7
 """The share done when a sweep's rows are there and its controls are not."""
@@ -36,55 +37,51 @@ class Sweeps:
     def __init__(self, lm: LanguageModel, vectors: Vectors, frames: Frames) -> None:
         self._lm, self._vectors, self._frames = lm, vectors, frames
 
-    def dose(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
+    def dose(self, asked: DoseRequest, request: Request[Sweep | None]) -> Iterator[Sweep | None]:
         """The rows so far by alpha whenever there is news, None after each slice in between."""
 
         held: list[Controls] = []
 
         def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
-            steer = self._vectors.steer(request.trait, request.band, request.method, say=ending(stop))
-            reading = self._frames.of(request.frame, stop=stop)
-            vignettes, frame = self._vignettes(request), data.frame(reading.frame)
-            part = CONTROLS_FROM if request.controls else 1.0
+            steer = self._vectors.steer(asked.trait, asked.band, asked.method, say=ending(stop))
+            reading = self._frames.of(asked.frame, stop=stop)
+            vignettes, frame = self._vignettes(asked), data.frame(reading.frame)
+            part = CONTROLS_FROM if asked.controls else 1.0
             base: list[Profile] = []
             for row in sweeps.sweep(
-                self._lm, steer.vector, steer.calibration.c_star, request, vignettes, frame,
-                self._prompts(request), reading=reading, on_base=base.append,
+                self._lm, steer, asked, vignettes, frame,
+                self._prompts(asked), reading=reading, on_base=base.append,
                 progress=lambda share: progress(part * share), stop=stop,
             ):  # fmt: skip
                 if row.kl_p95 is not None and math.isfinite(row.kl_p95):
                     steer.swept[row.alpha] = row.kl_p95
                 yield row
-            if request.controls:
-                found = self._vectors.random(request.trait, steer.layers, request.controls, say=ending(stop))
-                persona = data.trait(request.trait).positive
+            if asked.controls:
+                found = self._vectors.random(asked.trait, steer.layers, asked.controls, say=ending(stop))
+                persona = data.trait(asked.trait).positive
                 how = steer.layers, found, vignettes, frame, base[0]
                 held.append(controls.measure(self._lm, *how, persona=persona, stop=stop))
 
-        for item in _streamed(rows, ticket):
+        for item in _streamed(rows, request):
             if item is None:
                 yield None
             else:
-                yield replace(self._by_alpha(item, request.frame), controls=held[-1] if held else None)
+                yield replace(self._by_alpha(item, asked.frame), controls=held[-1] if held else None)
 
-    def grid(self, request: DoseRequest, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
+    def grid(self, asked: DoseRequest, request: Request[Sweep | None]) -> Iterator[Sweep | None]:
         """The cells so far whenever there is news, None after each slice in between."""
 
         def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
-            def c_star(layers: tuple[int, ...]) -> float:
-                found = self._vectors.at(request.trait, layers, request.method, say=ending(stop))
-                return found.calibration.c_star
-
-            vector = self._vectors.vector(request.trait, request.method, say=ending(stop))
-            reading = self._frames.of(request.frame, stop=stop)
+            calibrated_at = partial(self._vectors.at, asked.trait, method=asked.method, say=ending(stop))
+            reading = self._frames.of(asked.frame, stop=stop)
             return sweeps.grid(
-                self._lm, vector, c_star, request,
-                sweeps.grid_bands(self._lm.n_layers), self._vignettes(request), data.frame(reading.frame),
-                self._prompts(request), reading=reading, progress=progress, stop=stop,
+                self._lm, calibrated_at, asked,
+                sweeps.grid_bands(self._lm.n_layers), self._vignettes(asked), data.frame(reading.frame),
+                self._prompts(asked), reading=reading, progress=progress, stop=stop,
             )  # fmt: skip
 
-        for item in _streamed(rows, ticket):
-            yield None if item is None else self._with_reading(item, request.frame)
+        for item in _streamed(rows, request):
+            yield None if item is None else self._with_reading(item, asked.frame)
 
     def _with_reading(self, item: Sweep, frame: str) -> Sweep:
         return replace(item, reading=self._frames.of(frame)) if item.rows else item
@@ -94,16 +91,16 @@ class Sweeps:
         rows = sorted(item.rows, key=lambda row: row.alpha)
         return replace(item, rows=rows, breaks=sweeps.breaks(rows))
 
-    def _prompts(self, request: DoseRequest) -> list[tuple[int, ...]]:
-        texts = request.prompts or self._lm.material.held_out_prompts()[-DOSE_PROMPTS:]
+    def _prompts(self, asked: DoseRequest) -> list[tuple[int, ...]]:
+        texts = asked.prompts or self._lm.material.held_out_prompts()[-DOSE_PROMPTS:]
         return [encode(self._lm, text) for text in texts]
 
-    def _vignettes(self, request: DoseRequest) -> list[Vignette]:
-        if request.prompts and request.n_vignettes is None:
-            texts = enumerate(request.prompts)
+    def _vignettes(self, asked: DoseRequest) -> list[Vignette]:
+        if asked.prompts and asked.n_vignettes is None:
+            texts = enumerate(asked.prompts)
             return [Vignette(f"prompt {i}", "", text, "other_violate") for i, text in texts]
         condition = build(EvalSettings).condition
-        return self._lm.material.vignettes(condition=condition, limit=request.n_vignettes)
+        return self._lm.material.vignettes(condition=condition, limit=asked.n_vignettes)
 
 
 def ending(stop: Callable[[], bool]) -> Say:
@@ -116,8 +113,8 @@ def ending(stop: Callable[[], bool]) -> Say:
     return say
 
 
-def _streamed(rows: Rows, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None]:
-    """The rows as they grow; nothing more once the ticket is over."""
+def _streamed(rows: Rows, request: Request[Sweep | None]) -> Iterator[Sweep | None]:
+    """The rows as they grow; nothing more once the request is over."""
     share, told, found = 0.0, 0.0, []
 
     def progress(done: float) -> None:
@@ -127,13 +124,13 @@ def _streamed(rows: Rows, ticket: Ticket[Sweep | None]) -> Iterator[Sweep | None
     def work(pause: Pause) -> Iterator[DoseRow]:
         def stop() -> bool:
             pause()
-            return ticket.over()
+            return request.over()
 
         return rows(stop, progress)
 
     yield Sweep(0.0, [])
     try:
-        for row in sliced(work):
+        for row in preemptible(work):
             if row is not None:
                 found.append(row)
             news = row is not None or share >= told + STEP

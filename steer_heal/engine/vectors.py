@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from dataclasses import asdict, replace
 from pathlib import Path
-
-import torch
 
 from steer_heal import data
 from steer_heal.config import AUTO, CalibrateSettings, ExtractSettings, SettingsError, build, decided_method
 from steer_heal.data import measurements
 from steer_heal.dose import controls
 from steer_heal.dose.calibrate import cached
+from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.models import LanguageModel, band_layers, digest, user
-from steer_heal.records import Calibration, Trait
+from steer_heal.records import Trait
 from steer_heal.vectors import vector
 from steer_heal.vectors.bridges.extraction import extract, version
 from steer_heal.vectors.bridges.steering_lite import LiteOperator
-from steer_heal.vectors.steering import coefficients
 from steer_heal.vectors.vector import SteeringVector
 
 Say = Callable[[str], None]
@@ -28,48 +25,6 @@ Say = Callable[[str], None]
 
 def _nothing(_text: str) -> None:
     """Who does not listen."""
-
-
-@dataclass(frozen=True)
-class Steer:
-    """A trait at a band of one model, ready to be dosed in units of c*.
-
-    `swept`: what sweeps found alphas to cost, nats at the 95th percentile; they add to it.
-    """
-
-    vector: SteeringVector
-    layers: tuple[int, ...]
-    calibration: Calibration
-    swept: dict[float, float] = field(default_factory=dict)
-
-    def coefficients_RL(self, *alphas: float) -> torch.Tensor:
-        """The coefficients of each alpha: alpha * c* on the band's layers."""
-        c_star, n_layers = self.calibration.c_star, self.vector.n_layers
-        return torch.cat([coefficients(n_layers, self.layers, alpha * c_star) for alpha in alphas])
-
-    def nats(self, alpha: float) -> tuple[float, bool] | None:
-        """About what alpha costs in KL(steered || base) at the 95th percentile, between two measured doses.
-
-        Beyond the last one what that costs, and True: it is more than that. None where doses of this sign
-        were not measured. What the calibration measured counts before what sweeps did.
-        """
-        c_star = self.calibration.c_star
-        here, swept = alpha * c_star, {at * c_star: kl for at, kl in self.swept.items()}
-        known = {0.0: 0.0} | swept | dict(self.calibration.history)
-        side = sorted((abs(c), kl) for c, kl in known.items() if c == 0.0 or (c > 0.0) == (here > 0.0))
-        if here == 0.0:
-            return 0.0, False
-        if len(side) == 1:
-            return None
-        for (low, at_low), (high, at_high) in pairwise(side):
-            if abs(here) <= high:
-                return at_low + (at_high - at_low) * (abs(here) - low) / (high - low), False
-        return max(kl for _, kl in side), True
-
-    def fraction(self, alpha: float) -> float | None:
-        """What is added at each layer as a fraction of the residual's length."""
-        norm = self.calibration.residual_norm
-        return abs(alpha) * self.calibration.c_star / norm if norm else None
 
 
 class Vectors:
@@ -80,7 +35,7 @@ class Vectors:
     def __init__(self, lm: LanguageModel, cache_dir: Path) -> None:
         self._lm, self._cache_dir = lm, cache_dir
         self._vectors: dict[tuple[str, str], tuple[str, SteeringVector]] = {}
-        self._steers: dict[tuple[str, tuple[int, ...], str], Steer] = {}
+        self._steers: dict[tuple[str, tuple[int, ...], str], CalibratedVector] = {}
 
     def ready(self, trait: str, band: tuple[float, float], method: str = AUTO) -> bool:
         """Whether `steer` has nothing to measure. Raises: `SettingsError` for an empty band."""
@@ -97,7 +52,7 @@ class Vectors:
         method: str = AUTO,
         *,
         say: Say = _nothing,
-    ) -> Steer:
+    ) -> CalibratedVector:
         """Vector and c* for the band. Raises: `SettingsError` for an unknown trait or an empty band."""
         return self.at(trait, band_layers(self._lm.n_layers, band), method, say=say)
 
@@ -108,7 +63,7 @@ class Vectors:
         method: str = AUTO,
         *,
         say: Say = _nothing,
-    ) -> Steer:
+    ) -> CalibratedVector:
         """Vector and c* for these layers; `say` hears before every pass of the model what is measured, and
         ends it by raising."""
         method = self.method(method)
@@ -124,7 +79,7 @@ class Vectors:
         layers: tuple[int, ...],
         *,
         say: Say = _nothing,
-    ) -> Steer:
+    ) -> CalibratedVector:
         """Any vector with its c* for these layers. Raises: `SettingsError` when it has no direction there."""
         absent = [layer for layer in layers if not found.directions_LD[layer].any()]
         if found.operator is None and absent:
@@ -145,7 +100,7 @@ class Vectors:
             self._cache_dir, self._lm, trait, found, layers, prompts, settings,
             progress=progress, pause=lambda: say(f"Measuring c* of {trait.title}{passes}"),
         )  # fmt: skip
-        return Steer(found, layers, known)
+        return CalibratedVector(found, layers, known)
 
     def random(
         self, trait: str, layers: tuple[int, ...], n: int, *, say: Say = _nothing

@@ -18,11 +18,12 @@ from steer_heal import data
 from steer_heal.config import HealSettings, SettingsError
 from steer_heal.dose import controls
 from steer_heal.dose.calibrate import calibrate
+from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.heal import cards, headline
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.examples import Example
 from steer_heal.heal.keeping import Text, kept_texts, texts
-from steer_heal.heal.measure import Dose, Measures
+from steer_heal.heal.measure import Measures
 from steer_heal.heal.memory import check_memory
 from steer_heal.heal.progress import Emission, Stage, Tick, emitting
 from steer_heal.heal.report import report
@@ -166,7 +167,7 @@ class _Loop:
         adapter = self.fold(round_)
         facts = yield from self.evaluate(round_)
         made = self.settings.data.n_answers
-        facts |= {"kept": len(kept), "made": made, "plain": len(plain), "c_star": dose.c_star}
+        facts |= {"kept": len(kept), "made": made, "plain": len(plain), "c_star": dose.calibration.c_star}
         cards.write(adapter, cards.card(self.settings, self.trait, round_, self.measured, facts))
         facts |= {"adapter": str(adapter.relative_to(self.folder)), "seconds": time.monotonic() - began}
         yield "round", round_, facts
@@ -191,7 +192,7 @@ class _Loop:
         yield "vector", round_, {"norm": norm, "cosine_to_first": cosine}
         return found
 
-    def calibrate(self, round_: int, steering: SteeringVector) -> Stage[Dose]:
+    def calibrate(self, round_: int, steering: SteeringVector) -> Stage[CalibratedVector]:
         """c* on the current student, and the student at alpha 1: the round's `steered` node."""
         yield from self._begin("calibrate", round_)
         prompts = [self.lm.encode_chat([user(text)]) for text in self.lm.material.contexts(self.trait.name)]
@@ -204,7 +205,7 @@ class _Loop:
         self.first_c_star = self.first_c_star or found.c_star
         keys = ("c_star", "kl_p95", "target_kl", "reached", "message")
         yield "calibrated", round_, {key: getattr(found, key) for key in keys}
-        dose = Dose(steering, self.layers, found.c_star)
+        dose = CalibratedVector(steering, self.layers, found)
         text = yield from self._live("calibrate", round_, lambda tick: self.measures.text(tick, dose))
         steered = yield from self._live("calibrate", round_, lambda tick: self.measures.profile(tick, dose))
         self.measured["steered"] = self.measures.event("steered", 1.0, steered, text)
@@ -234,7 +235,7 @@ class _Loop:
         self.controls = held
         yield "controls", 1, asdict(held)
 
-    def generate(self, round_: int, dose: Dose) -> Stage[list[Completion]]:
+    def generate(self, round_: int, dose: CalibratedVector) -> Stage[list[Completion]]:
         """The steered student's answers: the prompts go round, each at every alpha in turn; then base's own
         to plain prompts."""
         yield from self._begin("generate", round_)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,6 +15,7 @@ from torch import Tensor
 from steer_heal import data, instrument
 from steer_heal.config import AUTO_FRAME, HealSettings, SampleSettings, build
 from steer_heal.dose import controls
+from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate import text_health, vignette_sets
 from steer_heal.generate import Row, complete
 from steer_heal.heal.adapters import AdapterStack
@@ -23,20 +24,6 @@ from steer_heal.heal.progress import Tick
 from steer_heal.heal.seeds import seed_of
 from steer_heal.models import LanguageModel, user
 from steer_heal.records import Agreement, Completion, Controls, FilterVerdict, Profile, RoundFailed
-from steer_heal.vectors.steering import coefficients
-from steer_heal.vectors.vector import SteeringVector
-
-
-@dataclass(frozen=True)
-class Dose:
-    """A vector, the layers it is added to, and the c* that alpha is in units of."""
-
-    vector: SteeringVector
-    layers: tuple[int, ...]
-    c_star: float
-
-    def coefficients_L(self, alpha: float) -> Tensor:
-        return coefficients(self.vector.n_layers, self.layers, alpha * self.c_star)[0]
 
 
 class Measures:
@@ -103,7 +90,7 @@ class Measures:
             base["p"], base["coherence"], base["n_vignettes"], agreement=worth, calibration=self.calibrated
         )
 
-    def profile(self, tick: Tick | None, dose: Dose | None = None) -> Profile:
+    def profile(self, tick: Tick | None, dose: CalibratedVector | None = None) -> Profile:
         """The seven foundations on the run's vignettes, at alpha 1 where a dose is given."""
         if self.frame is None:
             raise RoundFailed("The base was not measured: start the run again.")
@@ -112,7 +99,7 @@ class Measures:
             self.vignettes,
             self.frame,
             vector=dose.vector if dose else None,
-            coefficients_RL=dose.coefficients_L(1.0)[None] if dose else None,
+            coefficients_RL=dose.coefficients_RL(1.0) if dose else None,
             calibrated=self.calibrated,
             batch_size=self._settings.evaluate.batch_size,
             progress=tick,
@@ -125,7 +112,7 @@ class Measures:
         tick: Tick | None,
         *,
         seed: int,
-        dose: Dose | None = None,
+        dose: CalibratedVector | None = None,
         alphas: Sequence[float] = (0.0,),
         greedy: bool = False,
     ) -> list[Completion]:
@@ -136,7 +123,7 @@ class Measures:
             rows.append(
                 Row(
                     prompt_ids=tuple(self._lm.encode_chat([user(prompt)])),
-                    coefficients_L=dose.coefficients_L(alpha) if dose else None,
+                    coefficients_L=dose.coefficients_RL(alpha)[0] if dose else None,
                     alpha=alpha,
                     noise=number,
                     prompt=prompt,
@@ -183,7 +170,7 @@ class Measures:
             for row, (logp, about) in zip(written, self.scored(written, tick), strict=True)
         ]
 
-    def text(self, tick: Tick | None, dose: Dose | None = None) -> dict[str, float]:
+    def text(self, tick: Tick | None, dose: CalibratedVector | None = None) -> dict[str, float]:
         """Health of free answers to the held-out prompts, at alpha 1 where a dose is given: the medians, the
         share that loops, and how varied they are from prompt to prompt."""
         n = self._settings.evaluate.n_answers

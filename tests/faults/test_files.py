@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from steer_heal.config import SettingsError, heal_settings
-from steer_heal.engine.run_index import RunBook
+from steer_heal.engine.run_index import RunIndex
 from steer_heal.runs import events
 from steer_heal.runs.events import EventLog
 from steer_heal.runs.jobs import LocalProcesses, this_process
@@ -109,21 +109,21 @@ def test_disk_full_while_the_store_takes_in(small_disk: Path, tmp_path: Path, ta
     launcher = LocalProcesses(tmp_path / "runs")
     folder = launcher.create(heal_settings(model="demo", rounds=32), worker=this_process())
     store = Store(small_disk / "runs.duckdb", patience=0.1)
-    book = RunBook(launcher, store, example=None, every_s=0.0)
+    index = RunIndex(launcher, store, example=None, every_s=0.0)
     with EventLog(folder.log) as log:
         start(log, heal_settings(model="demo", rounds=32))
         play_round(log, 1)
-        assert book.runs()[0].round == 1
+        assert index.rows()[0].round == 1
         for round_ in range(2, 6):
             filler = fill(small_disk)
             tally.injected += 1
             play_round(log, round_)
-            book.watermark()
-            assert "no room" in book.message()
-            assert book.runs()[0].round == round_ - 1
+            index.watermark()
+            assert "no room" in index.message()
+            assert index.rows()[0].round == round_ - 1
             filler.unlink()
-            until(lambda: book.runs()[0].round == round_)  # noqa: B023
-            assert book.message() == ""
+            until(lambda: index.rows()[0].round == round_)  # noqa: B023
+            assert index.message() == ""
             tally.survived += 1
     fresh = Store(tmp_path / "fresh.duckdb")
     fresh.ingest(folder.run_id, events.read(folder.log))
@@ -138,15 +138,15 @@ def remount(place: Path, how: str) -> None:
 def test_folder_made_read_only(small_disk: Path, tally: Tally) -> None:
     """Nothing starts, nothing is lost, the page says why, and all goes on once it can be written again."""
     jobs = ForkedProcesses(small_disk / "runs")
-    book = RunBook(jobs, Store(small_disk / "runs.duckdb", patience=0.1), example=None, every_s=0.0)
-    first = book.start(settings(1))
-    until(lambda: book.runs()[0].status == "finished")
-    rows, nodes = book.runs(), book.map([first])
+    index = RunIndex(jobs, Store(small_disk / "runs.duckdb", patience=0.1), example=None, every_s=0.0)
+    first = index.start(settings(1))
+    until(lambda: index.rows()[0].status == "finished")
+    rows, nodes = index.rows(), index.map([first])
     logged = jobs.folder(first).log.read_bytes()
     remount(small_disk, "ro")
     tally.injected += 1
-    again = RunBook(ForkedProcesses(small_disk / "runs"), Store(small_disk / "runs.duckdb"), example=None)
-    for seen in (book, again):
+    again = RunIndex(ForkedProcesses(small_disk / "runs"), Store(small_disk / "runs.duckdb"), example=None)
+    for seen in (index, again):
         assert seen.runs() == rows
         assert seen.map([first]) == nodes
         assert "Read-only" in seen.message()
@@ -155,9 +155,9 @@ def test_folder_made_read_only(small_disk: Path, tally: Tally) -> None:
                 act()
     remount(small_disk, "rw")
     assert jobs.folder(first).log.read_bytes() == logged
-    second = book.start(settings(1))
-    until(lambda: book.runs()[0].status == "finished")
-    assert (book.message(), len(book.runs())) == ("", 2)
+    second = index.start(settings(1))
+    until(lambda: index.rows()[0].status == "finished")
+    assert (index.message(), len(index.rows())) == ("", 2)
     assert outcome(jobs.folder(second).path) == outcome(jobs.folder(first).path)
     tally.survived += 1
 
@@ -168,19 +168,19 @@ def test_store_held_by_another_process(tmp_path: Path, tally: Tally, read_only: 
     """The page says who holds it, shows what it knew, steers on, and catches up when it is let go."""
     launcher = LocalProcesses(tmp_path / "runs")
     folder = launcher.create(heal_settings(model="demo", rounds=32), worker=this_process())
-    book = RunBook(launcher, Store(tmp_path / "runs.duckdb", patience=0.1), example=None, every_s=0.0)
+    index = RunIndex(launcher, Store(tmp_path / "runs.duckdb", patience=0.1), example=None, every_s=0.0)
     with EventLog(folder.log) as log:
         start(log, heal_settings(model="demo", rounds=32))
-        assert book.runs()[0].round == 0
+        assert index.rows()[0].round == 0
         for round_ in (1, 2, 3):
             holder = hold(tmp_path / "runs.duckdb", read_only=read_only)
             tally.injected += 1
             play_round(log, round_)
-            assert book.runs()[0].round == round_ - 1
-            assert f"process {holder.pid}" in book.message()
+            assert index.rows()[0].round == round_ - 1
+            assert f"process {holder.pid}" in index.message()
             holder.communicate()
-            assert book.runs()[0].round == round_
-            assert book.message() == ""
+            assert index.rows()[0].round == round_
+            assert index.message() == ""
             tally.survived += 1
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from steer_heal.engine.run_index import RunBook
+from steer_heal.engine.run_index import RunIndex
 from steer_heal.runs import events
 from steer_heal.runs.store import Store
 from tests.faults.conftest import COUNTS, FAULTS_ONLY, Tally
@@ -46,9 +46,9 @@ def test_the_comparison_sees_a_difference(whole: tuple[dict[Any, Any], float], t
     assert other["files"] != whole[0]["files"]
 
 
-def told(book: RunBook, jobs: ForkedProcesses, run_id: str) -> bool:
+def told(index: RunIndex, jobs: ForkedProcesses, run_id: str) -> bool:
     """Whether the kill has become an event."""
-    book.watermark()
+    index.watermark()
     last = jobs.folder(run_id).last_event()
     return last is not None and last.kind == "interrupted"
 
@@ -64,27 +64,27 @@ def test_worker_killed_at_random_moments_over_rounds(
         if tally.injected >= kills:
             break
         jobs = ForkedProcesses(tmp_path / f"runs-{number}")
-        book = RunBook(jobs, Store(tmp_path / f"{number}.duckdb"), example=None, every_s=0.0)
-        run_id, hits = book.start(settings(ROUNDS)), 0
+        index = RunIndex(jobs, Store(tmp_path / f"{number}.duckdb"), example=None, every_s=0.0)
+        run_id, hits = index.start(settings(ROUNDS)), 0
         for _ in range(min(KILLS_A_RUN, kills - tally.injected)):
             time.sleep(chance.uniform(0.0, 0.5 * seconds))
             done = jobs.folder(run_id).last_round()
             if not kill(jobs, run_id):
                 break
             hits += 1
-            until(lambda: told(book, jobs, run_id))  # noqa: B023
-            row = book.runs()[0]
+            until(lambda: told(index, jobs, run_id))  # noqa: B023
+            row = index.rows()[0]
             assert (row.status, row.round >= done) == ("interrupted", True)
             assert "SIGKILL" in row.message
-            book.resume(run_id)
+            index.resume(run_id)
         until(lambda: jobs.poll(run_id).status not in ("running", "queued"))  # noqa: B023
         tally.injected += hits
         assert jobs.poll(run_id).status == "finished", jobs.folder(run_id).last_line()
         assert outcome(jobs.folder(run_id).path) == expected
         rebuilt = Store(tmp_path / f"{number}-again.duckdb")
         rebuilt.ingest(run_id, jobs.events(run_id))
-        assert book.runs()[0].round == ROUNDS
-        known, again = tables(book.store), tables(rebuilt)
+        assert index.rows()[0].round == ROUNDS
+        known, again = tables(index.store), tables(rebuilt)
         assert [name for name in known if known[name] != again[name]] == [], (known["runs"], again["runs"])
         tally.survived += hits
 

@@ -59,7 +59,7 @@ def test_batched_is_single(engine, monkeypatch, how):
     for thread in (hold, *threads):
         thread.join(60)
     assert counted == [2 * SESSIONS]
-    engine._pairs._bases.clear()
+    engine._answers._bases.clear()
     alone = {
         number: ids(list(engine.steer(asked(number, **how), session="x"))[-1]) for number in range(SESSIONS)
     }

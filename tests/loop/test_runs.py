@@ -13,7 +13,7 @@ import pytest
 
 from steer_heal.cli import main
 from steer_heal.config import HealSettings, heal_settings
-from steer_heal.engine.run_index import RunBook
+from steer_heal.engine.run_index import RunIndex
 from steer_heal.runs import events
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
@@ -61,20 +61,20 @@ def test_killed_in_its_second_round_and_resumed_it_ends_like_one_never_cut(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launcher = LocalProcesses(tmp_path / "runs")
-    book = RunBook(launcher, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
-    run_id = book.start(small(2))
+    index = RunIndex(launcher, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
+    run_id = index.start(small(2))
     until(lambda: any(event.round == 2 for event in launcher.events(run_id).events))
     pid = launcher.poll(run_id).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    until(lambda: book.runs()[0].status == "interrupted")
-    assert book.runs()[0].round == 1
-    book.resume(run_id)
-    until(lambda: book.runs()[0].status not in ("queued", "running"))
-    assert book.runs()[0].status == "finished", book.runs()[0].message
-    stages = [(node.round, node.stage) for node in book.map([run_id])]
+    until(lambda: index.rows()[0].status == "interrupted")
+    assert index.rows()[0].round == 1
+    index.resume(run_id)
+    until(lambda: index.rows()[0].status not in ("queued", "running"))
+    assert index.rows()[0].status == "finished", index.rows()[0].message
+    stages = [(node.round, node.stage) for node in index.map([run_id])]
     assert stages == [(0, "base"), (1, "steered"), (1, "healed"), (2, "steered"), (2, "healed")]
-    assert book.round(run_id, 2).losses
+    assert index.round(run_id, 2).losses
 
     arguments = ["heal", "--rounds", "2", "--seed", "3", "--json", "--runs", str(tmp_path / "other")]
     for part, values in SMALL.items():

@@ -21,10 +21,12 @@ from steer_heal import data, instrument
 from steer_heal.config import CalibrateSettings, DoseRequest, SampleSettings, TrainSettings, build
 from steer_heal.dose import sweeps
 from steer_heal.dose.calibrate import calibrate
+from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.generate import Row, complete, forward_used
 from steer_heal.heal import Example, train_round
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.models import LanguageModel, band_layers, load, system, user
+from steer_heal.records import Calibration
 from steer_heal.vectors.steering import coefficients
 from steer_heal.vectors.vector import SteeringVector
 from tests.browser.conftest import ROOT, app_page
@@ -112,14 +114,15 @@ def test_rows_of_zeros_are_the_model_and_others_are_not(lm: LanguageModel, vecto
 
 def test_an_evaluation_and_a_sweep(lm: LanguageModel, vector: SteeringVector) -> None:
     scenes, frame = lm.material.vignettes(limit=7), data.frame("choice")
-    doses_KL = torch.cat([coefficients(lm.n_layers, LAYERS, c) for c in (0.0, 40.0)])
-    base, steered = instrument.evaluate(lm, scenes, frame, vector=vector, coefficients_RL=doses_KL)
+    steered_by = CalibratedVector(vector, tuple(LAYERS), Calibration(40.0, 1.0, 1.0, True, ()))
+    doses_RL = steered_by.coefficients_RL(0.0, 1.0)
+    base, steered = instrument.evaluate(lm, scenes, frame, vector=vector, coefficients_RL=doses_RL)
     assert sum(base.p.values()) == pytest.approx(1.0)
     assert base.p != steered.p
     sample = SampleSettings(max_new_tokens=8, seed=1)
     request = build(DoseRequest, alphas=(0.0, 1.0), sample=sample)
     prompts = [lm.encode_chat([user("What is good about winter?")])]
-    rows = list(sweeps.sweep(lm, vector, 40.0, request, scenes, frame, prompts))
+    rows = list(sweeps.sweep(lm, steered_by, request, scenes, frame, prompts))
     assert [row.alpha for row in rows] == [0.0, 1.0]
     assert rows[0].trait_shift == pytest.approx(0.0, abs=1e-6)
     assert rows[0].kl_p95 == 0.0 < (rows[1].kl_p95 or 0.0)

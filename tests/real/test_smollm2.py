@@ -22,7 +22,7 @@ from steer_heal.config import (
     heal_settings,
 )
 from steer_heal.engine import Engine
-from steer_heal.engine.run_index import RunBook
+from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.vectors import Vectors
 from steer_heal.generate import Row, complete, forward_used
 from steer_heal.instrument import Frames
@@ -146,21 +146,21 @@ SMALL = {
 
 def test_a_heal_run_is_killed_resumed_and_ends(smollm2_folder: Path, tmp_path: Path) -> None:
     launcher = LocalProcesses(tmp_path / "runs")
-    book = RunBook(launcher, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
-    run_id = book.start(heal_settings("quick", model=SMOLLM2, rounds=1, seed=3, **SMALL))
+    index = RunIndex(launcher, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
+    run_id = index.start(heal_settings("quick", model=SMOLLM2, rounds=1, seed=3, **SMALL))
     until(lambda: any(event.kind == "step" for event in launcher.events(run_id).events))
     pid = launcher.poll(run_id).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    until(lambda: book.runs()[0].status == "interrupted")
-    book.resume(run_id)
-    until(lambda: book.runs()[0].status not in ("queued", "running"))
-    assert book.runs()[0].status == "finished", book.runs()[0].message
-    assert [(node.round, node.stage) for node in book.map([run_id])] == [
+    until(lambda: index.rows()[0].status == "interrupted")
+    index.resume(run_id)
+    until(lambda: index.rows()[0].status not in ("queued", "running"))
+    assert index.rows()[0].status == "finished", index.rows()[0].message
+    assert [(node.round, node.stage) for node in index.map([run_id])] == [
         (0, "base"), (1, "steered"), (1, "healed"),
     ]  # fmt: skip
-    assert {node.model for node in book.map([run_id])} == {SMOLLM2}
-    assert len(book.round(run_id, 1).answers) == 8
+    assert {node.model for node in index.map([run_id])} == {SMOLLM2}
+    assert len(index.round(run_id, 1).answers) == 8
 
 
 def test_the_page_answers_on_it(smollm2_folder: Path, window: BrowserContext, tmp_path: Path) -> None:

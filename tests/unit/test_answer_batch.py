@@ -64,7 +64,7 @@ class Crowd:
         self.held.wait(20)
         for thread in threads:
             thread.start()
-        while len(self.engine._turns._waiting) < len(threads):
+        while len(self.engine._scheduler._waiting) < len(threads):
             pass
         self.go.set()
         for thread in (holder, *threads):

@@ -86,7 +86,7 @@ def test_no_nodes_no_traces() -> None:
 
 
 def test_losses_have_a_line_each() -> None:
-    detail = FakeEngine().round(EXAMPLE, 1)
+    detail = FakeEngine().runs.round(EXAMPLE, 1)
     figure = charts.losses(detail)
     assert [t["name"] for t in figure["data"]] == ["loss", "NLL", "divergence"]
     assert len(figure["data"][0]["x"]) == len(detail.losses)

@@ -168,7 +168,7 @@ def test_ctrl_c_is_said_and_has_its_own_code(run: Any, monkeypatch: pytest.Monke
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("steer_heal.cli.results.RunBook", interrupted)
+    monkeypatch.setattr("steer_heal.cli.results.RunIndex", interrupted)
     code, _, err = run("results")
     assert (code, err) == (INTERRUPTED, "Stopped.\n")
 

@@ -6,8 +6,9 @@ import torch
 from steer_heal import data, instrument
 from steer_heal.config import DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.dose import sweeps
-from steer_heal.models import user
-from steer_heal.records import Agreement, DoseRow, Profile, Stopped, trait_shift
+from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.models import band_layers, user
+from steer_heal.records import Agreement, Calibration, DoseRow, Profile, Stopped, trait_shift
 from steer_heal.vectors.steering import coefficients
 from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
@@ -44,9 +45,14 @@ def request(**more):
     return build(DoseRequest, **{"alphas": (0.0, 1.0, -2.0), "band": (0.3, 0.7), "sample": sample, **more})
 
 
+def calibrated(vector, layers, c_star=C_STAR):
+    return CalibratedVector(vector, layers, Calibration(c_star, 1.0, 1.0, True, ()))
+
+
 def sweep(lm, setting, asked, **more):
     vector, *rest = setting
-    return list(sweeps.sweep(lm, vector, C_STAR, asked, *rest, **more))
+    steered_by = calibrated(vector, band_layers(lm.n_layers, asked.band))
+    return list(sweeps.sweep(lm, steered_by, asked, *rest, **more))
 
 
 def row(alpha, word, answers=None):
@@ -101,9 +107,7 @@ def test_doses_go_through_the_same_passes_as_far_as_memory_allows(lm, setting, m
     monkeypatch.setattr(sweeps, "rows_that_fit", lambda lm, n_tokens, most: min(most, fit))
     vector, vignettes, frame, prompts = setting
     asked = request(alphas=tuple(float(i) for i in range(9)))
-    found = list(
-        sweeps.sweep(lm, vector, C_STAR, asked, vignettes, frame, prompts[:1], progress=shares.append)
-    )
+    found = list(sweep(lm, (vector, vignettes, frame, prompts[:1]), asked, progress=shares.append))
     assert [row.alpha for row in found] == list(asked.alphas)
     assert written == batches
     assert shares == sorted(shares)
@@ -149,11 +153,11 @@ def test_a_grid_has_a_row_for_every_band_and_alpha(lm, setting):
     assert len(bands) == 4 + 2
     asked, seen = request(alphas=(-1.0, 1.0), sample=build(SampleSettings, max_new_tokens=60)), []
 
-    def c_star_of(layers):
+    def calibrated_at(layers):
         seen.append(layers)
-        return 4.0
+        return calibrated(vector, layers, 4.0)
 
-    rows = list(sweeps.grid(lm, vector, c_star_of, asked, bands, vignettes, frame, prompts * 3))
+    rows = list(sweeps.grid(lm, calibrated_at, asked, bands, vignettes, frame, prompts * 3))
     assert [(row.band, row.alpha) for row in rows] == [
         (band, alpha) for band in bands for alpha in (-1.0, 1.0)
     ]
@@ -171,9 +175,7 @@ def test_stopping_and_bad_calls(lm, setting):
         sweep(lm, setting, request(), stop=lambda: True)
     vector, vignettes, frame, prompts = setting
     with pytest.raises(SettingsError, match="calibrate first"):
-        list(sweeps.sweep(lm, vector, 0.0, request(), vignettes, frame, prompts))
-    with pytest.raises(SettingsError, match="band"):
-        sweep(lm, setting, request(band=(0.49, 0.5)))
+        list(sweeps.sweep(lm, calibrated(vector, (1, 2), 0.0), request(), vignettes, frame, prompts))
 
 
 def test_answers_that_are_not_above_chance_or_have_no_mass_judge_nothing(lm, setting):
@@ -184,12 +186,13 @@ def test_answers_that_are_not_above_chance_or_have_no_mass_judge_nothing(lm, set
     able = replace(silent, agreement=Agreement(0.5, 0.4, 0.6, 1 / 7))
 
     def words(reading):
-        rows = sweeps.sweep(lm, vector, C_STAR, asked, vignettes, frame, [], reading=reading)
+        rows = sweep(lm, (vector, vignettes, frame, []), asked, reading=reading)
         return [(one.verdict, one.answers_verdict) for one in rows]
 
     assert words(able) == words(None) == [(None, "kept"), (None, "lost")]
     assert words(silent) == [(None, None), (None, None)]
-    cells = sweeps.grid(lm, vector, lambda _: 1.0, asked, [(0.0, 1.0)], vignettes, frame, [], reading=silent)
+    everywhere = calibrated(vector, tuple(range(lm.n_layers)), 1.0)
+    cells = sweeps.grid(lm, lambda _: everywhere, asked, [(0.0, 1.0)], vignettes, frame, [], reading=silent)
     assert [cell.answers_verdict for cell in cells] == [None, None]
 
 
@@ -219,7 +222,7 @@ def test_a_cloze_is_calibrated_by_the_reading_where_the_vignettes_cannot(lm, set
     vector, vignettes, _, prompts = setting
     given = ((-30.0,) * 6 + (-60.0,),) * 2
     reading = Profile({}, None, 70, frame="c", calibration=given)
-    rows = list(sweeps.sweep(lm, vector, C_STAR, request(), vignettes, CLOZE, prompts, reading=reading))
+    rows = sweep(lm, (vector, vignettes, CLOZE, prompts), request(), reading=reading)
     assert {one.profile.calibration for one in rows} == {given}
     assert [one.coherence for one in rows] == [None] * 3
     assert all(one.trait_shift is not None for one in rows)

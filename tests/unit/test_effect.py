@@ -10,6 +10,7 @@ from torch.nn import functional
 from steer_heal import data, instrument, models
 from steer_heal.config import FOUNDATIONS, CalibrateSettings
 from steer_heal.dose import controls, effect
+from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.engine.effects import effect_of
 from steer_heal.models import user
 from steer_heal.records import Calibration, Controls, Profile, Stopped, VignetteScore
@@ -118,7 +119,8 @@ def test_an_effect_is_whole_and_reads_back_as_it_was(demo):
     vector, frame = vector_of(demo), data.frame("choice")
     calibration = Calibration(25.0, 1.0, 1.0, True, ())
     reading = instrument.evaluate(demo, some(demo, 14), frame)[0]
-    asked = (demo, data.trait("care_over_authority"), vector, (4, 5), calibration, some(demo, 14), reading)
+    steered_by = CalibratedVector(vector, (4, 5), calibration)
+    asked = (demo, data.trait("care_over_authority"), steered_by, some(demo, 14), reading)
     found = effect.measure(*asked, (5.0, 6.0), stop=lambda: False)
     assert found.controls.base == pytest.approx(reading.p)
     moved = {name: found.steered[name] - found.controls.base[name] for name in FOUNDATIONS}

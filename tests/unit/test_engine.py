@@ -21,7 +21,6 @@ from steer_heal.config import (
     heal_settings,
 )
 from steer_heal.engine import Engine
-from steer_heal.engine.answer import Asked
 from steer_heal.engine.validate import check
 from steer_heal.records import Agreement, SteerFrame
 from tests import tiny
@@ -237,7 +236,6 @@ def test_what_is_there_is_described(engine: Engine) -> None:
     assert engine.traits()[0].name == "care_over_authority"
     assert len(engine.vignettes()) >= 98
     assert engine.layers(BAND) == (1, 2)
-    assert engine.fixed_prompts()
 
 
 @pytest.mark.parametrize(
@@ -273,7 +271,7 @@ def test_bad_requests_are_one_sentence_and_the_engine_goes_on(
 def test_a_run_that_cannot_work_is_not_launched(engine: Engine, wrong: Any, match: str) -> None:
     with pytest.raises(SettingsError, match=match):
         engine.launch(heal_settings(**{"model": "demo", **wrong}))
-    assert all(run.is_example for run in engine.runs())
+    assert all(run.is_example for run in engine.runs.rows())
 
 
 def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine: Engine) -> None:
@@ -282,7 +280,7 @@ def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine: Engine)
     assert vectors.vector(DEFAULT_TRAIT, "auto") is vectors.vector(DEFAULT_TRAIT, "mean_diff")
     assert vectors.vector(DEFAULT_TRAIT, "replies").meta["method"] == "replies"
     asked = [request().model_copy(update={"method": method}) for method in ("auto", "mean_diff", "replies")]
-    keys = [engine._pairs.key(Asked(one)) for one in asked]
+    keys = [engine._answers.key(one) for one in asked]
     assert keys[0] == keys[1] != keys[2]
 
 

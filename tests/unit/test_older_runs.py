@@ -11,7 +11,7 @@ import pytest
 
 from steer_heal.config import HealSettings, SettingsError, heal_settings, stored_settings
 from steer_heal.config.healing import RETIRED
-from steer_heal.engine.run_index import EXAMPLE_ID, RunBook
+from steer_heal.engine.run_index import EXAMPLE_ID, RunIndex
 from steer_heal.runs import worker
 from steer_heal.runs.events import EventLog
 from steer_heal.runs.jobs import LocalProcesses, RunFolder
@@ -58,18 +58,18 @@ def test_the_settings_of_an_older_run_are_read_without_what_is_gone() -> None:
 
 def test_it_is_shown_cloned_and_exported(folder: RunFolder, tmp_path: Path, run: Any) -> None:
     before = files(folder)
-    book = RunBook(
+    index = RunIndex(
         LocalProcesses(folder.path.parent), Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0
     )
-    book.watermark()
-    assert [(row.run_id, row.status, row.round) for row in book.runs()] == [(folder.run_id, "cancelled", 1)]
-    assert [(node.round, node.stage) for node in book.map([folder.run_id])] == [
+    index.watermark()
+    assert [(row.run_id, row.status, row.round) for row in index.rows()] == [(folder.run_id, "cancelled", 1)]
+    assert [(node.round, node.stage) for node in index.map([folder.run_id])] == [
         (0, "base"), (1, "steered"), (1, "healed"),
     ]  # fmt: skip
-    assert book.round(folder.run_id, 1).facts["headline"]["word"] == "healed"
-    assert book.settings(folder.run_id).train.lam == 0.7
-    clone = LocalProcesses(folder.path.parent).create(book.settings(folder.run_id))
-    assert clone.resumable() == book.settings(folder.run_id)
+    assert index.round(folder.run_id, 1).facts["headline"]["word"] == "healed"
+    assert index.settings(folder.run_id).train.lam == 0.7
+    clone = LocalProcesses(folder.path.parent).create(index.settings(folder.run_id))
+    assert clone.resumable() == index.settings(folder.run_id)
     places = ("--runs", str(folder.path.parent), "--db", str(tmp_path / "runs.duckdb"))
     code, _, err = run("export", "--run", folder.run_id, "--out", str(tmp_path / "out"), *places)
     assert code == 0, err
@@ -93,9 +93,9 @@ def test_it_is_not_gone_on_with(folder: RunFolder, run: Any, tmp_path: Path) -> 
 
 
 def test_the_settings_of_the_shipped_example_can_be_cloned(tmp_path: Path) -> None:
-    book = RunBook(LocalProcesses(tmp_path / "runs"), Store(tmp_path / "runs.duckdb"), every_s=0.0)
-    settings = book.settings(EXAMPLE_ID)
-    (shown,) = book.runs()
+    index = RunIndex(LocalProcesses(tmp_path / "runs"), Store(tmp_path / "runs.duckdb"), every_s=0.0)
+    settings = index.settings(EXAMPLE_ID)
+    (shown,) = index.rows()
     assert (settings.model, settings.rounds, settings.trait) == (shown.model, shown.rounds, shown.trait)
-    assert len(book.map([EXAMPLE_ID])) == 1 + 2 * settings.rounds
+    assert len(index.map([EXAMPLE_ID])) == 1 + 2 * settings.rounds
     assert LocalProcesses(tmp_path / "runs").create(settings).resumable() == settings

@@ -114,7 +114,7 @@ def test_base_in_view_is_not_written_again_for_another_alpha() -> None:
 def test_a_browser_may_send_anything(kept: object) -> None:
     engine = FakeEngine()
     assert watching.remembered(kept) == {"runs": None, "open": None}
-    assert watching.shown(engine.runs(), kept) == [EXAMPLE]
+    assert watching.shown(engine.runs.rows(), kept) == [EXAMPLE]
     assert "Click a node" in moral_map.open_round(engine, kept)[0]
 
 
@@ -135,7 +135,7 @@ def test_actions_reach_the_engine_and_errors_stay_in_place() -> None:
     run_id = engine.launch(heal.settings("demo", *FORM))
     act = runs.acting(engine)
     act(None, SimpleNamespace(_data={"action": "cancel", "run": run_id}))  # type: ignore[arg-type]
-    assert engine.runs()[0].status == "cancelled"
+    assert engine.runs.rows()[0].status == "cancelled"
     kept, _ = act(None, SimpleNamespace(_data={"action": "open", "run": run_id, "round": "0"}))  # type: ignore[arg-type]
     assert kept["open"] == [run_id, 0]
     _, message = act(None, SimpleNamespace(_data={"action": "cancel", "run": "<x>"}))  # type: ignore[arg-type]

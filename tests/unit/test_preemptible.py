@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from steer_heal.engine.preemptible import sliced
+from steer_heal.engine.preemptible import preemptible
 from steer_heal.records import Stopped
 
 
@@ -18,7 +18,7 @@ def counting(pause: Callable[[], None]) -> Iterator[int]:
 
 
 def test_items_come_in_order_with_none_for_each_pause() -> None:
-    assert list(sliced(counting)) == [None, 0, None, 1, None, 2]
+    assert list(preemptible(counting)) == [None, 0, None, 1, None, 2]
 
 
 def test_the_work_runs_only_while_its_caller_waits() -> None:
@@ -30,7 +30,7 @@ def test_the_work_runs_only_while_its_caller_waits() -> None:
             pause()
         yield 1
 
-    for _ in sliced(work):
+    for _ in preemptible(work):
         told.append("caller")
     assert told == ["work a", "caller", "work b", "caller", "caller"]
 
@@ -42,7 +42,7 @@ def test_what_the_work_raises_reaches_the_caller() -> None:
         yield 0
 
     with pytest.raises(ValueError, match="what happened"):
-        list(sliced(fails))
+        list(preemptible(fails))
 
 
 def test_closing_ends_the_work_at_its_pause_and_leaves_no_thread() -> None:
@@ -58,7 +58,7 @@ def test_closing_ends_the_work_at_its_pause_and_leaves_no_thread() -> None:
         yield 0
 
     before = threading.active_count()
-    slices = sliced(endless)
+    slices = preemptible(endless)
     assert [next(slices), next(slices)] == [None, None]
     slices.close()
     assert ended == ["stopped"]

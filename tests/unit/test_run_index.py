@@ -1,4 +1,4 @@
-"""The book of runs: new events are seen without asking twice, a held or foreign store stops nothing."""
+"""The index of runs: new events are seen without asking twice, a held or foreign store stops nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from steer_heal.config import SettingsError, heal_settings
-from steer_heal.engine.run_index import EXAMPLE_ID, RunBook
+from steer_heal.engine.run_index import EXAMPLE_ID, RunIndex
 from steer_heal.runs.events import EventLog
 from steer_heal.runs.jobs import LocalProcesses, this_process
 from steer_heal.runs.store import Store
@@ -22,110 +22,110 @@ from tests.unit.test_store_file import hold
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[RunBook]:
+def index(tmp_path: Path) -> Iterator[RunIndex]:
     example = tmp_path / "example"
     write_run(example / "events.jsonl", name="example")
     launcher = LocalProcesses(tmp_path / "runs", command=COMMAND)
-    yield RunBook(launcher, Store(tmp_path / "runs.duckdb", patience=0.1), example=example, every_s=0.0)
+    yield RunIndex(launcher, Store(tmp_path / "runs.duckdb", patience=0.1), example=example, every_s=0.0)
     for run_id in launcher.runs():
         process = launcher.folder(run_id).process()
         if process is not None and process.pid != os.getpid() and launcher.folder(run_id).alive(process):
             os.kill(process.pid, signal.SIGKILL)
 
 
-def local(book: RunBook) -> LocalProcesses:
-    assert isinstance(book.launcher, LocalProcesses)
-    return book.launcher
+def local(index: RunIndex) -> LocalProcesses:
+    assert isinstance(index.launcher, LocalProcesses)
+    return index.launcher
 
 
-def test_the_example_is_there_at_once_and_marked(book: RunBook) -> None:
-    (run,) = book.runs()
+def test_the_example_is_there_at_once_and_marked(index: RunIndex) -> None:
+    (run,) = index.rows()
     assert (run.run_id, run.is_example, run.status) == (EXAMPLE_ID, True, "finished")
-    assert len(book.map([EXAMPLE_ID])) == 5
-    assert all(node.is_example for node in book.map([EXAMPLE_ID]))
+    assert len(index.map([EXAMPLE_ID])) == 5
+    assert all(node.is_example for node in index.map([EXAMPLE_ID]))
 
 
-def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(book: RunBook) -> None:
-    folder = local(book).create(heal_settings(model="demo", rounds=2), worker=this_process())
-    marks = [book.watermark()]
+def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(index: RunIndex) -> None:
+    folder = local(index).create(heal_settings(model="demo", rounds=2), worker=this_process())
+    marks = [index.watermark()]
     with EventLog(folder.log) as log:
         start(log, heal_settings(model="demo", rounds=2))
         for round_ in (1, 2):
             play_round(log, round_)
-            marks.append(book.watermark())
-            assert book.watermark() == marks[-1]
-            assert max(node.round for node in book.map([folder.run_id])) == round_
+            marks.append(index.watermark())
+            assert index.watermark() == marks[-1]
+            assert max(node.round for node in index.map([folder.run_id])) == round_
     assert len(set(marks)) == 3
 
 
-def test_a_launched_run_is_seen_to_its_end(book: RunBook) -> None:
-    run_id = book.start(heal_settings(model="demo", name="quick", rounds=1))
-    assert book.runs()[0].run_id == run_id
+def test_a_launched_run_is_seen_to_its_end(index: RunIndex) -> None:
+    run_id = index.start(heal_settings(model="demo", name="quick", rounds=1))
+    assert index.rows()[0].run_id == run_id
 
     def status() -> str:
-        return book.runs()[0].status
+        return index.rows()[0].status
 
     until(lambda: status() == "finished")
-    assert book.runs()[0].progress == 1.0
-    assert book.completions(run_id, 1)[0].text == "<b>r1 0</b>"
-    assert book.round(run_id, 1).kept == 2
+    assert index.rows()[0].progress == 1.0
+    assert index.completions(run_id, 1)[0].text == "<b>r1 0</b>"
+    assert index.round(run_id, 1).kept == 2
 
 
-def test_a_killed_worker_shows_as_interrupted_without_any_new_event(book: RunBook) -> None:
-    run_id = book.start(heal_settings(model="demo", name="hang"))
-    until(lambda: book.runs()[0].round == 1)
-    before = book.watermark()
-    pid = local(book).poll(run_id).pid
+def test_a_killed_worker_shows_as_interrupted_without_any_new_event(index: RunIndex) -> None:
+    run_id = index.start(heal_settings(model="demo", name="hang"))
+    until(lambda: index.rows()[0].round == 1)
+    before = index.watermark()
+    pid = local(index).poll(run_id).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    until(lambda: book.runs()[0].status == "interrupted")
-    assert book.watermark() != before
-    assert "SIGKILL" in book.runs()[0].message
+    until(lambda: index.rows()[0].status == "interrupted")
+    assert index.watermark() != before
+    assert "SIGKILL" in index.rows()[0].message
 
 
-def test_a_run_whose_folder_is_gone_is_interrupted_not_running(book: RunBook) -> None:
-    folder = local(book).create(heal_settings(model="demo"), worker=this_process())
+def test_a_run_whose_folder_is_gone_is_interrupted_not_running(index: RunIndex) -> None:
+    folder = local(index).create(heal_settings(model="demo"), worker=this_process())
     with EventLog(folder.log) as log:
         start(log, heal_settings(model="demo"))
-    assert book.runs()[0].status == "running"
+    assert index.rows()[0].status == "running"
     folder.path.rename(folder.path.with_name("moved away"))
-    assert book.runs()[0].status == "interrupted"
+    assert index.rows()[0].status == "interrupted"
 
 
-def test_a_held_store_is_named_shows_the_last_known_and_catches_up(book: RunBook) -> None:
-    assert len(book.runs()) == 1
-    holder = hold(book.store.path, read_only=False)
+def test_a_held_store_is_named_shows_the_last_known_and_catches_up(index: RunIndex) -> None:
+    assert len(index.rows()) == 1
+    holder = hold(index.store.path, read_only=False)
     try:
-        folder = local(book).create(heal_settings(model="demo"), worker=this_process())
-        mark = book.watermark()
-        assert str(holder.pid) in book.message()
-        assert len(book.runs()) == 1
-        assert book.map(["anything"]) == []
+        folder = local(index).create(heal_settings(model="demo"), worker=this_process())
+        mark = index.watermark()
+        assert str(holder.pid) in index.message()
+        assert len(index.rows()) == 1
+        assert index.map(["anything"]) == []
         with pytest.raises(SettingsError, match="held"):
-            book.round(EXAMPLE_ID, 1)
+            index.round(EXAMPLE_ID, 1)
     finally:
         holder.kill()
         holder.wait()
-    assert book.watermark() != mark
-    assert book.message() == ""
-    assert [run.run_id for run in book.runs()] == [folder.run_id, EXAMPLE_ID]
+    assert index.watermark() != mark
+    assert index.message() == ""
+    assert [run.run_id for run in index.rows()] == [folder.run_id, EXAMPLE_ID]
 
 
-def test_a_deleted_store_is_built_again_while_the_page_runs(book: RunBook) -> None:
-    run_id = book.start(heal_settings(model="demo", name="quick"))
-    until(lambda: book.runs()[0].status == "finished")
-    nodes = book.map([run_id, EXAMPLE_ID])
-    book.store.path.unlink()
-    assert book.map([run_id, EXAMPLE_ID]) == nodes
+def test_a_deleted_store_is_built_again_while_the_page_runs(index: RunIndex) -> None:
+    run_id = index.start(heal_settings(model="demo", name="quick"))
+    until(lambda: index.rows()[0].status == "finished")
+    nodes = index.map([run_id, EXAMPLE_ID])
+    index.store.path.unlink()
+    assert index.map([run_id, EXAMPLE_ID]) == nodes
 
 
 def test_a_foreign_file_is_said_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "runs.duckdb"
     path.write_text("something else")
-    book = RunBook(LocalProcesses(tmp_path / "runs", command=COMMAND), Store(path), every_s=0.0)
-    assert book.runs() == []
-    assert book.map(["x"]) == []
-    assert "--db" in book.message()
+    index = RunIndex(LocalProcesses(tmp_path / "runs", command=COMMAND), Store(path), every_s=0.0)
+    assert index.rows() == []
+    assert index.map(["x"]) == []
+    assert "--db" in index.message()
     assert path.read_text() == "something else"
 
 

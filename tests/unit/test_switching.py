@@ -7,8 +7,8 @@ import gradio as gr
 import pytest
 from transformers import MambaConfig, MambaForCausalLM
 
-from components import choosing, view
-from components.telling import told
+from components import model_picker, view
+from components.background import in_background
 from steer_heal.config import GEMMA, SMOLLM2, SampleSettings, SettingsError, SteerRequest, build
 from steer_heal.engine import Engine
 from tests import tiny
@@ -54,10 +54,9 @@ def test_there_and_back_again(engine, folders):
 
 
 def test_each_model_is_asked_with_its_own_texts(engine):
-    vignettes, fixed = engine.vignettes(), engine.fixed_prompts()
+    vignettes = engine.vignettes()
     engine.use("demo")
     assert not {v.text for v in engine.vignettes()} & {v.text for v in vignettes}
-    assert engine.fixed_prompts() != fixed
 
 
 @pytest.mark.parametrize("wrong", ["", "no such model", "own/not-here"])
@@ -92,7 +91,7 @@ def test_whatever_goes_wrong_the_chooser_goes_back_to_what_answers(error, said):
 
     with gr.Blocks() as page:
         engine = Failing()
-        choosing.wire(page, engine, *choosing.build(engine))
+        model_picker.wire(page, engine, *model_picker.build(engine))
     choose = list(page.fns.values())[-1].fn
     heads, names, *_ = zip(*choose("other"), strict=True)
     assert "Loading other" in heads[0]
@@ -106,7 +105,7 @@ def test_long_work_is_heard_of_while_it_lasts():
         say("one")
         return 3
 
-    found = list(told(work))
+    found = list(in_background(work))
     assert found[-1] == ("", 3)
     assert {text for text, _ in found[:-1]} <= {"one"}
 
@@ -114,12 +113,12 @@ def test_long_work_is_heard_of_while_it_lasts():
         raise SettingsError("why not")
 
     with pytest.raises(SettingsError, match="why not"):
-        list(told(fails))
+        list(in_background(fails))
 
 
 def test_the_known_models_are_offered_and_a_name_may_be_typed():
     with gr.Blocks():
-        head, chooser, listed = choosing.build(FakeEngine())
+        head, chooser, listed = model_picker.build(FakeEngine())
     assert [value for _, value in chooser.choices] == [GEMMA, SMOLLM2, "demo"]
     assert "smollm2 (a real model) is not here: choose it." in head.value
     assert "here, 7 MB" in listed.value

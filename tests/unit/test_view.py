@@ -222,7 +222,7 @@ def test_an_example_cannot_be_resumed() -> None:
 
 
 def test_completions_are_filtered_and_reasons_shown() -> None:
-    rows = FakeEngine().completions(EXAMPLE, 1)
+    rows = FakeEngine().runs.completions(EXAMPLE, 1)
     assert "need need" in view_runs.completions(rows)
     assert "need need" not in view_runs.completions(rows, "kept")
     assert "repetition 0.90 above 0.30" in view_runs.completions(rows, "dropped")

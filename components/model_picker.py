@@ -9,14 +9,15 @@ from typing import Any
 import gradio as gr
 
 from components import view
+from components.background import in_background
+from components.engine import Engine
 from components.steer import INTERNAL
-from components.telling import told
 from steer_heal.config import SMOLLM2, SettingsError
 
 LOG = logging.getLogger(__name__)
 
 
-def build(engine: Any) -> tuple[gr.HTML, gr.Dropdown, gr.HTML]:
+def build(engine: Engine) -> tuple[gr.HTML, gr.Dropdown, gr.HTML]:
     """The header, the chooser, and what can be chosen: the known models, what else is here, any hub id,
     folder or GGUF file typed in."""
     rows = engine.models()
@@ -35,7 +36,7 @@ def build(engine: Any) -> tuple[gr.HTML, gr.Dropdown, gr.HTML]:
     return head, chooser, listed
 
 
-def _answering(engine: Any) -> str:
+def _answering(engine: Engine) -> str:
     """What answers, and what would come before it."""
     info = engine.info
     rows = [row for row in engine.models() if info.is_demo and row.name == SMOLLM2 and not row.is_here]
@@ -43,7 +44,7 @@ def _answering(engine: Any) -> str:
     return view.header(info) + "".join(missing)
 
 
-def wire(page: gr.Blocks, engine: Any, head: gr.HTML, chooser: gr.Dropdown, listed: gr.HTML) -> Any:
+def wire(page: gr.Blocks, engine: Engine, head: gr.HTML, chooser: gr.Dropdown, listed: gr.HTML) -> Any:
     """Loading what is chosen, fetched first where it is not here, step by step in the header; one that cannot
     be had leaves what answers now."""
 
@@ -52,7 +53,7 @@ def wire(page: gr.Blocks, engine: Any, head: gr.HTML, chooser: gr.Dropdown, list
         loading = f"Loading {wanted}: "
         yield view.header(engine.info) + view.note(loading + "looking for it"), gr.skip(), gr.skip()
         try:
-            for step, info in told(lambda say: engine.use(wanted, progress=say)):
+            for step, info in in_background(lambda say: engine.use(wanted, progress=say)):
                 if info is None:
                     yield view.header(engine.info) + view.note(loading + step), gr.skip(), gr.skip()
                 else:

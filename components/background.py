@@ -11,7 +11,7 @@ T = TypeVar("T")
 Say = Callable[[str], None]
 
 
-def told(work: Callable[[Say], T]) -> Iterator[tuple[str, T | None]]:
+def in_background(work: Callable[[Say], T]) -> Iterator[tuple[str, T | None]]:
     """(what is being done, None) each time `work` says something new, and at the end ("", its result).
 
     What `work` raises is raised here.
