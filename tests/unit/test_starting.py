@@ -21,7 +21,7 @@ import sys
 sys.modules["torch"] = None
 from components.server import application
 from steer_heal.sources import find
-from steer_heal.starting import Starting
+from steer_heal.engine.starting import Starting
 application(Starting(find("demo"), lambda: sys.exit(1)), 1)
 """
 
@@ -78,11 +78,9 @@ def test_what_keeps_it_from_being_made_ends_the_page_and_is_told_to_all() -> Non
 
 
 ENDED = """
-import sys, threading, types
-engine = types.ModuleType("steer_heal.engine")
-engine.Engine = lambda *_, **__: threading.Event().wait()
-sys.modules["steer_heal.engine"] = engine
-import app
+import sys, threading
+import app, steer_heal.engine
+steer_heal.engine.Engine = lambda *_, **__: threading.Event().wait()
 sys.exit(app.main(["--model", "demo", "--port", "0"]))
 """
 
