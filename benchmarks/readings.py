@@ -6,7 +6,6 @@ Sections (`--only NAME` for one), each a table a model:
   wordings differ (mean total variation); answer mass, where there is one; seconds. Of every frame and, of a
   cloze, of every wording alone, on our own vignettes and, where the shared folder lies beside the checkout,
   on the 132 classic ones. Those were never looked at while the wordings were chosen.
-- vectors: what each trait's vectors move, beside random directions: see `benchmarks.vectors`.
 - health: the text's words against the labels of benchmarks/text_labels.jsonl, see `benchmarks.health`.
 
 Without a name of ours, a model may be a folder. Weights are read as float32.
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import health, vectors
+from benchmarks import health
 from steer_heal import data, instrument, models
 from steer_heal.cli.tables import Column, number, table, worth
 from steer_heal.data import AnyFrame, Cloze
@@ -32,7 +31,7 @@ from steer_heal.models import LanguageModel
 from steer_heal.records import Vignette
 
 CLASSIC = Path(__file__).parents[2] / "shared" / "data" / "vignettes_classic_other_violate.jsonl"
-SECTIONS = ("frames", "vectors", "health")
+SECTIONS = ("frames", "health")
 CONDITION = "other_violate"
 PUBLISHED = "tinymfv"
 """Another package's frame, which thinks first: its numbers are in docs/ecosystem.md."""
@@ -55,9 +54,6 @@ def main() -> None:
         if "frames" in args.only:
             document[name]["frames"] = rows = list(frames(lm, args.limit))
             print(f"\n{frames_table(rows)}", flush=True)
-        if "vectors" in args.only:
-            document[name]["vectors"] = rows = vectors.measured(lm)
-            print(f"\n{vectors.report(rows)}", flush=True)
         if "health" in args.only and (known := health.labelled(name)):
             document[name]["health"] = texts = health.scored(lm, known)
             print(f"\n{health.report(texts)}", flush=True)

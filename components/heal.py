@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import gradio as gr
@@ -25,49 +25,61 @@ from steer_heal.config import (
 )
 
 
-def settings(
-    model: str,
-    trait: str,
-    low: float,
-    high: float,
-    name: str | None,
-    rounds: float | None,
-    preset: str,
-    seed: float | None,
-    completions: float | None,
-    vignettes: float | None,
-    epochs: float | None,
-    method: str = AUTO,
-    vignette_file: str | None = None,
-    others: str | None = None,
-    basis: HealSettings | None = None,
-) -> HealSettings:
-    """The form as `HealSettings`; what is left blank or 0, or is not on it, is as in the preset, or as in
-    `basis` when that is given. `others`: any setting by its name, a line each. Errors: `SettingsError`."""
-    if rounds is None:
-        raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
-    values: dict[str, Any] = {}
-    if completions and (basis is None or completions != basis.data.n_answers):
-        values["data"] = {"n_answers": completions, "min_kept": max(2, min(16, int(completions) // 16))}
-    evaluated = {"n_vignettes": vignettes or None, "vignettes": (vignette_file or "").strip() or None}
-    values["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
-    if epochs:
-        values["train"] = {"epochs": epochs}
-    values |= {"trait": trait, "rounds": rounds, "seed": seed or 0, "name": (name or "").strip()}
-    values |= {"band": (low, high), "extract": {"method": method}}
-    for key, value in named_settings(others or "").items():
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-    return heal_settings(preset, model=model, **values) if basis is None else changed(basis, **values)
+@dataclass(frozen=True)
+class Form:
+    """What the form holds, by name. What is left blank or 0 is as in the preset.
 
+    `others`: any setting by its name, a line each.
+    """
 
-def filled(basis: HealSettings) -> list[Any]:
-    """The form's values, in the order of `settings`, that give `basis` again."""
-    evaluate = basis.evaluate
-    return [
-        basis.trait, *basis.band, f"{basis.name} again".strip()[:80], basis.rounds, basis.preset, basis.seed,
-        basis.data.n_answers, evaluate.n_vignettes or 0, basis.train.epochs, basis.extract.method,
-        evaluate.vignettes or "", "",
-    ]  # fmt: skip
+    trait: str
+    low: float
+    high: float
+    name: str | None = None
+    rounds: float | None = 3
+    preset: str = "quick"
+    seed: float | None = None
+    completions: float | None = None
+    vignettes: float | None = None
+    epochs: float | None = None
+    method: str = AUTO
+    vignette_file: str | None = None
+    others: str | None = None
+
+    @classmethod
+    def of(cls, basis: HealSettings) -> Form:
+        """The form that gives `basis` again, under a name of its own."""
+        evaluate, name = basis.evaluate, f"{basis.name} again".strip()[:80]
+        return cls(
+            basis.trait, *basis.band, name=name, rounds=basis.rounds, preset=basis.preset, seed=basis.seed,
+            completions=basis.data.n_answers, vignettes=evaluate.n_vignettes or 0, epochs=basis.train.epochs,
+            method=basis.extract.method, vignette_file=evaluate.vignettes or "", others="",
+        )  # fmt: skip
+
+    def settings(self, model: str, basis: HealSettings | None = None) -> HealSettings:
+        """A run's settings; what is not on the form is as in the preset, or as in `basis` when that is given.
+
+        Errors: `SettingsError`."""
+        if self.rounds is None:
+            raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
+        values: dict[str, Any] = {}
+        if self.completions and (basis is None or self.completions != basis.data.n_answers):
+            least = max(2, min(16, int(self.completions) // 16))
+            values["data"] = {"n_answers": self.completions, "min_kept": least}
+        evaluated = {
+            "n_vignettes": self.vignettes or None, "vignettes": (self.vignette_file or "").strip() or None
+        }  # fmt: skip
+        values["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
+        if self.epochs:
+            values["train"] = {"epochs": self.epochs}
+        values |= {"trait": self.trait, "rounds": self.rounds, "seed": self.seed or 0}
+        values |= {"name": (self.name or "").strip(), "band": (self.low, self.high)}
+        values |= {"extract": {"method": self.method}}
+        for key, value in named_settings(self.others or "").items():
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        if basis is None:
+            return heal_settings(self.preset, model=model, **values)
+        return changed(basis, **values)
 
 
 @dataclass(frozen=True)
@@ -118,15 +130,18 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
     message = gr.HTML(elem_id="heal-message", elem_classes="sh-slot")
 
     basis = gr.State("")
-    form = [
-        steering.trait, steering.low, steering.high, name, rounds, preset, seed, completions, vignettes,
-        epochs, steering.method, file, others,
-    ]  # fmt: skip
+    widgets: dict[str, Any] = {
+        "trait": steering.trait, "low": steering.low, "high": steering.high, "name": name, "rounds": rounds,
+        "preset": preset, "seed": seed, "completions": completions, "vignettes": vignettes, "epochs": epochs,
+        "method": steering.method, "vignette_file": file, "others": others,
+    }  # fmt: skip
+    form = list(widgets.values())
 
-    def start(value: Any, like: str, *form: Any) -> tuple[Any, str, str]:
+    def start(value: Any, like: str, *values: Any) -> tuple[Any, str, str]:
         try:
             known = engine.runs.settings(like) if like else None
-            run_id = engine.launch(settings(engine.info.name, *form, basis=known))
+            form = Form(**dict(zip(widgets, values, strict=True)))
+            run_id = engine.launch(form.settings(engine.info.name, known))
         except SettingsError as problem:
             return gr.skip(), view.error(str(problem)), like
         memory = remembered(value)
@@ -139,11 +154,11 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
             return [gr.skip() for _ in (*form, message, basis)]
         like = str(data.get("run", ""))
         try:
-            values = filled(engine.runs.settings(like))
+            filled = asdict(Form.of(engine.runs.settings(like)))
         except SettingsError as problem:
             return [*(gr.skip() for _ in form), view.error(str(problem)), ""]
         said = f"as {like}, also in what is not on this form: change something, then Heal; a preset resets it"
-        return [*values, view.note(said), like]
+        return [*(filled[key] for key in widgets), view.note(said), like]
 
     preset.input(lambda: ("", ""), None, [message, basis], **INTERNAL)
     launched = launch.click(start, [kept, basis, *form], [kept, message, basis], **INTERNAL)

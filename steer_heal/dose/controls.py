@@ -78,16 +78,16 @@ def measure(
     its own of `found_c_stars` on `layers`, and of base told the persona. Errors: `Stopped` when `stop()` says
     so."""
     n = len(found_c_stars)
-    doses_KLM = torch.zeros(n, lm.n_layers, n)
+    doses_RLM = torch.zeros(n, lm.n_layers, n)
     for m, c_star in enumerate(found_c_stars):
-        doses_KLM[m, :, m] = coefficients(lm.n_layers, layers, c_star)[0]
+        doses_RLM[m, :, m] = coefficients(lm.n_layers, layers, c_star)[0]
     directions_MLD = random_directions(n, lm.n_layers, lm.width)
     ask = partial(instrument.evaluate, lm, frame=frame, calibrated=base.calibration, stop=stop)
-    random = ask(vignettes, vector=directions_MLD, coefficients_RL=doses_KLM) if n else []
-    told = [replace(vignette, text=f"{persona}\n\n{vignette.text}") for vignette in vignettes]
+    random = ask(vignettes, vector=directions_MLD, coefficients_RL=doses_RLM) if n else []
+    under_persona = [replace(vignette, text=f"{persona}\n\n{vignette.text}") for vignette in vignettes]
     return Controls(
         base=base.p,
         random=tuple(profile.p for profile in random),
-        persona=ask(told)[0].p if persona else None,
+        persona=ask(under_persona)[0].p if persona else None,
         c_stars=tuple(found_c_stars),
     )

@@ -1,23 +1,19 @@
-"""Which completions are trained on, and how healthy a text is: pure scores, then verdicts.
+"""How healthy a text is: readings of it, or of its log-probs under the base, then one word. Pure.
 
-Every reading is kept beside the verdict, and every cut that a text fails is named, so that a starved round
-can say which cut ate its data. A reading is a function of the text, or of log-probs under the base.
-Thresholds of health stand in `config.THRESHOLDS`, cuts of the training filter in `FilterSettings`.
+The thresholds stand in `config.THRESHOLDS`; docs/reports/text-health.md shows what they were fitted on.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, median
 
-from steer_heal.config import THRESHOLDS, FilterSettings, Thresholds
-from steer_heal.records import FilterVerdict, TextHealth, TextWord
+from steer_heal.config import THRESHOLDS, Thresholds
+from steer_heal.records import TextHealth, TextWord
 
 NGRAMS = (2, 3, 4)
 MIN_REPEATS = 3
@@ -111,58 +107,6 @@ def relevance(own: Sequence[float], others: Sequence[Sequence[float]]) -> float 
     if not own or not others or not all(math.isfinite(value) for row in (own, *others) for value in row):
         return None
     return fmean(own) - fmean(map(fmean, others))
-
-
-@dataclass(frozen=True, slots=True)
-class Own:
-    """Base's own text under base, the unit of an answer's readings: its median perplexity and relevance."""
-
-    perplexity: float
-    relevance: float | None = None
-
-
-def readings(text: str, logp: Sequence[float], about: float | None, own: Own) -> dict[str, float]:
-    """What an answer is judged by: `logp` its log-probs under base, `about` its relevance, `own` the unit.
-
-    What cannot be had fails its cut: an infinite perplexity, a relevance of minus infinity. Where base's own
-    text has nothing to do with its prompts, relevance is no reading and is left out.
-    """
-    value = perplexity(logp)
-    found = {
-        "perplexity": math.inf if value is None else value,
-        "perplexity_ratio": math.inf if value is None else value / own.perplexity,
-        "repetition": repetition(text),
-        "variety": variety(text),
-        "words": n_words(text),
-    }
-    if own.relevance is not None and own.relevance > 0.0:
-        found["relevance_ratio"] = -math.inf if about is None else about / own.relevance
-    return found
-
-
-CUTS: dict[str, tuple[str, str, Callable[[float, float], bool]]] = {
-    "perplexity": ("perplexity_ratio", "max_perplexity_ratio", operator.gt),
-    "relevance": ("relevance_ratio", "min_relevance_ratio", operator.lt),
-    "repetition": ("repetition", "max_repetition", operator.gt),
-    "variety": ("variety", "min_variety", operator.lt),
-    "too short": ("words", "min_words", operator.lt),
-}
-"""Reason -> the reading, the setting it goes with, when it fails."""
-
-
-def judge(found: dict[str, float], settings: FilterSettings) -> FilterVerdict:
-    """Kept when every reading is within its cut; `reasons` names each cut that fails, in `CUTS`' order."""
-    reasons = tuple(
-        reason
-        for reason, (name, cut, fails) in CUTS.items()
-        if name in found and (math.isnan(found[name]) or fails(found[name], getattr(settings, cut)))
-    )
-    return FilterVerdict(kept=not reasons, scores=dict(found), reasons=reasons)
-
-
-def eaten(verdicts: Iterable[FilterVerdict]) -> dict[str, int]:
-    """How many texts each cut dropped (a text counts for every cut it fails), the hungriest first."""
-    return dict(Counter(reason for verdict in verdicts for reason in verdict.reasons).most_common())
 
 
 def text_verdict(

@@ -44,15 +44,6 @@ def vignettes(name: str = "classic", condition: str = CONDITIONS[0]) -> list[Vig
     return [_vignette(row, condition) for row in _rows(name)]
 
 
-def human_profile(name: str = "classic") -> dict[str, float]:
-    """Mean answer of the people who judged the set, by foundation; empty where it states none."""
-    labels = [_label(row) for row in _rows(name)]
-    stated = [label for label in labels if label]
-    if not stated:
-        return {}
-    return {key: sum(label[key] for label in stated) / len(stated) for key in FOUNDATIONS}
-
-
 def evaluate(
     lm: LanguageModel,
     name: str = "classic",
@@ -136,14 +127,6 @@ def _vignette(row: Mapping[str, Any], condition: str) -> Vignette:
     if label is None:
         raise SettingsError(f"tinymfv's vignette {row['id']} is of no foundation we know.")
     return Vignette(str(row["id"]), label, str(row[condition]), condition)
-
-
-def _label(row: Mapping[str, Any]) -> dict[str, float]:
-    values = {key: row.get(f"human_{key}") for key in FOUNDATIONS}
-    total = sum(value for value in values.values() if value is not None)
-    if any(value is None for value in values.values()) or not total:
-        return {}
-    return {key: float(value) / total for key, value in values.items() if value is not None}
 
 
 def _known(name: str, condition: str) -> None:

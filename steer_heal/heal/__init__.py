@@ -7,7 +7,7 @@ from steer_heal.heal.memory import check_memory, needed_bytes
 from steer_heal.heal.output import OutputLayer, hidden_states, labels
 from steer_heal.heal.reference import Reference
 from steer_heal.heal.rows import row_losses
-from steer_heal.heal.seeds import seed_of
+from steer_heal.heal.schedule import seed_of
 from steer_heal.heal.train import Objective, held_out_nll, loss_of, train_round
 
 __all__ = [

@@ -22,13 +22,12 @@ from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.heal import cards, headline
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.examples import Example
-from steer_heal.heal.keeping import Text, kept_texts, texts
+from steer_heal.heal.filter import Text, kept_texts, texts
 from steer_heal.heal.measure import Measures
 from steer_heal.heal.memory import check_memory
 from steer_heal.heal.progress import Emission, Stage, Tick, emitting
 from steer_heal.heal.report import report
-from steer_heal.heal.schedule import standing, within_reach
-from steer_heal.heal.seeds import seed_of
+from steer_heal.heal.schedule import seed_of, standing, within_reach
 from steer_heal.heal.train import train_round
 from steer_heal.models import LanguageModel, band_layers, user
 from steer_heal.records import Completion, Controls, Event, RoundFailed, Stopped, trait_shift

@@ -15,26 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def nll_rows(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """-log p(label) at each position, in nats."""
-    return F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
-
-
-def kl_fwd(student_NV: Tensor, reference_NV: Tensor) -> Tensor:
-    """KL(reference || student) at each position, nats, over the whole vocabulary; mass-covering."""
-    return _kl(reference_NV, student_NV)
-
-
-def kl_rev(student_NV: Tensor, reference_NV: Tensor) -> Tensor:
-    """KL(student || reference) at each position, nats, over the whole vocabulary; mode-seeking."""
-    return _kl(student_NV, reference_NV)
-
-
-def _kl(p_NV: Tensor, q_NV: Tensor) -> Tensor:
-    logp_NV, logq_NV = F.log_softmax(p_NV.float(), dim=-1), F.log_softmax(q_NV.float(), dim=-1)
-    return F.kl_div(logq_NV, logp_NV, reduction="none", log_target=True).sum(-1)
-
-
 def softmax_nll(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """-log p(label), log sum exp and p at each position; p is written over the logits, which are float32."""
     label_N = logits_NV.gather(1, labels_N[:, None])[:, 0]
@@ -82,9 +62,6 @@ def nll_slopes(p_NV: Tensor, labels_N: Tensor) -> Tensor:
     """d nll / d logits at each position: p - onehot(label), written over p."""
     p_NV[torch.arange(len(labels_N), device=labels_N.device), labels_N] -= 1.0
     return p_NV
-
-
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl_fwd": kl_fwd, "kl_rev": kl_rev}
 
 
 def mean(d_N: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from steer_heal.evaluate import text_health, vignette_sets
 from steer_heal.generate import Row, complete
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.cost import Cost
+from steer_heal.heal.filter import Own, judge, readings
 from steer_heal.heal.progress import Tick
-from steer_heal.heal.seeds import seed_of
+from steer_heal.heal.schedule import seed_of
 from steer_heal.models import LanguageModel, user
 from steer_heal.records import Agreement, Completion, Controls, FilterVerdict, Profile, RoundFailed
 
@@ -62,7 +63,7 @@ class Measures:
         greedy = partial(self.write, tick=None, seed=0, greedy=True)
         self.cost = Cost(lm, stack, facts, neutral, greedy)
         self._base: Profile | None = None
-        self.own: text_health.Own | None = None
+        self.own: Own | None = None
 
     def base_profile(self, tick: Tick) -> Profile:
         """The base's, in the frame that is asked for or that suits it, which all later ones are asked in."""
@@ -84,7 +85,7 @@ class Measures:
         self.frame = data.frame(base.get("frame") or self._settings.evaluate.frame)
         self.calibrated = tuple(map(tuple, base.get("calibration", ())))
         self.cannot_answer = base.get("cannot_answer", False)
-        self.own = text_health.Own(base["text"]["own_perplexity"], base["text"].get("relevance"))
+        self.own = Own(base["text"]["own_perplexity"], base["text"].get("relevance"))
         worth = Agreement(**base.get("agreement") or {})
         self._base = Profile(
             base["p"], base["coherence"], base["n_vignettes"], agreement=worth, calibration=self.calibrated
@@ -166,7 +167,7 @@ class Measures:
         if self.own is None:
             raise RoundFailed("The base was not measured: start the run again.")
         return [
-            text_health.judge(text_health.readings(row.text, logp, about, self.own), self._settings.filter)
+            judge(readings(row.text, logp, about, self.own), self._settings.filter)
             for row, (logp, about) in zip(written, self.scored(written, tick), strict=True)
         ]
 
@@ -214,8 +215,8 @@ class Measures:
         return {"stage": stage, "alpha": alpha, **asdict(found), **about, "text": text}
 
 
-def _own(scored: Sequence[tuple[Sequence[float], float | None]]) -> text_health.Own:
+def _own(scored: Sequence[tuple[Sequence[float], float | None]]) -> Own:
     perplexities = [value for logp, _ in scored if (value := text_health.perplexity(logp)) is not None]
     if not perplexities:
         raise RoundFailed("The base model writes empty answers: choose another model.")
-    return text_health.Own(median(perplexities), text_health.middle(about for _, about in scored))
+    return Own(median(perplexities), text_health.middle(about for _, about in scored))

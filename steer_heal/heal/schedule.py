@@ -1,7 +1,8 @@
-"""What a round takes over from those before: the reach of the dose, and the events that stand."""
+"""What a round begins with: its random numbers, the reach of its dose, and the events that stand."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from steer_heal.config import CalibrateSettings
@@ -30,3 +31,9 @@ def standing(events: Sequence[Event], start_round: int) -> list[Event]:
         elif event.round is not None and event.round <= start_round:
             standing.append(event)
     return standing
+
+
+def seed_of(seed: int, round_: int, stage: str) -> int:
+    """The seed of one stage of one round, from 0 to 2**31 - 1: never from what was drawn before."""
+    digest = hashlib.blake2b(f"{seed}/{round_}/{stage}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest) >> 1

@@ -194,19 +194,6 @@ def made(vector_LD: Tensor, residual_norms_L: Tensor, meta: dict[str, str]) -> S
     return SteeringVector(directions_LD, norms_L.float(), residual_norms_L.float(), meta)
 
 
-def add(a: SteeringVector, b: SteeringVector) -> SteeringVector:
-    """a + b, each at its own length; residual norms and origin are `a`'s. Errors: `SettingsError`."""
-    _same_shape(a, b)
-    total_LD = a.differences_LD + b.differences_LD
-    names = " + ".join(vector.meta.get("trait", "?") for vector in (a, b))
-    return made(total_LD, a.residual_norms_L, {**a.meta, "trait": names})
-
-
-def scale(vector: SteeringVector, k: float) -> SteeringVector:
-    """k * v: lengths scale, a negative k turns the directions round. Errors: `SettingsError` when k is 0."""
-    return made(k * vector.differences_LD, vector.residual_norms_L, dict(vector.meta))
-
-
 def cosine(a: SteeringVector, b: SteeringVector, layers: Sequence[int]) -> float:
     """Mean over `layers` of the cosine between the two directions."""
     _same_shape(a, b)

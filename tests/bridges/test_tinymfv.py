@@ -68,12 +68,6 @@ def test_its_sets_are_offered_from_both_sides(lm):
         tinymfv.evaluate(lm, think_tokens=0)
 
 
-def test_the_human_profile_is_the_published_one():
-    human = tinymfv.human_profile()
-    assert sum(human.values()) == pytest.approx(1.0)
-    assert (human["Care"], human["SocialNorms"]) == pytest.approx((0.198, 0.193), abs=5e-4)
-
-
 def test_what_it_cannot_score_counts_as_no_mass():
     nan, row = float("nan"), {"id": "x", "foundation_coarse": "Care", "nll_prefill": float("nan")}
     bad = row | {"score": np.full(7, nan), "p": np.full(7, nan), "pmass_allowed": nan}

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from steer_heal.config import FilterSettings
 from steer_heal.evaluate import text_health
+from steer_heal.heal.filter import Own, judge, readings
 
 WORDS = [
     "sun", "moon", "star", "sea", "wind", "rock", "tree", "bird", "leaf", "snow",
@@ -42,9 +43,9 @@ def test_perplexity_is_at_least_one_and_does_not_fall_as_tokens_get_less_likely(
 
 @given(LOGP, st.floats(1.01, 100.0), st.floats(1.01, 100.0))
 def test_a_wider_cut_never_drops_what_a_narrower_one_keeps(logp, first, second):
-    found = text_health.readings("I would go and help the boy at once.", logp, 1.0, text_health.Own(1.5, 1.0))
+    found = readings("I would go and help the boy at once.", logp, 1.0, Own(1.5, 1.0))
     narrow, wide = sorted((first, second))
-    kept = [text_health.judge(found, FilterSettings(max_perplexity_ratio=cut)).kept for cut in (narrow, wide)]
+    kept = [judge(found, FilterSettings(max_perplexity_ratio=cut)).kept for cut in (narrow, wide)]
     assert kept[0] <= kept[1]
 
 

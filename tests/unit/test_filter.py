@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 
 from steer_heal.config import FilterSettings, Thresholds
 from steer_heal.evaluate import text_health
+from steer_heal.heal.filter import CUTS, Own, eaten, judge, readings
 from steer_heal.records import TextHealth
 
 GOOD = "I would comfort the boy first, and then I would talk to the teacher about what happened here."
-OWN = text_health.Own(perplexity=1.5, relevance=1.0)
+OWN = Own(perplexity=1.5, relevance=1.0)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_perplexity_of_known_tokens():
 
 
 def judged(text=GOOD, logp=(-0.4,) * 20, about=0.8, own=OWN, **cuts):
-    return text_health.judge(text_health.readings(text, logp, about, own), FilterSettings(**cuts))
+    return judge(readings(text, logp, about, own), FilterSettings(**cuts))
 
 
 def test_an_answer_that_reads_as_well_as_base_s_own_is_kept_with_all_its_readings():
@@ -95,13 +96,13 @@ def test_each_cut_drops_by_itself(changed, reason):
 def test_every_cut_that_fails_is_named():
     verdict = judged("no no no", [-3.0] * 3, 0.1)
     assert not verdict.kept
-    assert verdict.reasons == tuple(text_health.CUTS)
+    assert verdict.reasons == tuple(CUTS)
 
 
 def test_where_base_s_own_text_is_not_about_its_prompts_relevance_drops_nothing():
     for own in (None, 0.0, -0.1):
         for about in (None, -3.0, 0.8):
-            verdict = judged(about=about, own=text_health.Own(1.5, own))
+            verdict = judged(about=about, own=Own(1.5, own))
             assert verdict.kept
             assert "relevance_ratio" not in verdict.scores
 
@@ -124,7 +125,7 @@ def test_no_answer_that_does_not_read_as_fine_is_kept(logp, about, loops):
 def test_eaten_names_the_hungriest_filter_first():
     texts = ("I do I do I do I do", "a b c d e a b c d e a b c d e a b c d e", "Yes.", GOOD)
     verdicts = [judged(text) for text in texts]
-    assert list(text_health.eaten(verdicts).items()) == [("repetition", 2), ("variety", 2), ("too short", 1)]
+    assert list(eaten(verdicts).items()) == [("repetition", 2), ("variety", 2), ("too short", 1)]
 
 
 def test_distinct_bigrams_fall_where_prompts_get_the_same_answer():

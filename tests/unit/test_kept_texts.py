@@ -6,7 +6,7 @@ import pytest
 
 from steer_heal import data
 from steer_heal.heal.adapters import AdapterStack
-from steer_heal.heal.keeping import Text, kept_texts
+from steer_heal.heal.filter import Text, kept_texts
 from steer_heal.heal.measure import Measures
 from steer_heal.models import LanguageModel
 from steer_heal.records import Completion, FilterVerdict, RoundFailed, Token

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -44,7 +45,8 @@ API = {
     ],
     *["clone", "runs", "moral_map"],
 }
-FORM = ("care_over_authority", 0.4, 0.6, "", 2, "quick", 0, None, None, None)
+FORM = heal.Form("care_over_authority", 0.4, 0.6, rounds=2)
+FULL = replace(FORM, completions=32, vignettes=14, epochs=3)
 
 
 def test_the_page_needs_no_torch() -> None:
@@ -132,7 +134,7 @@ def test_toggling_takes_a_run_off_the_map_and_puts_it_back() -> None:
 
 def test_actions_reach_the_engine_and_errors_stay_in_place() -> None:
     engine = FakeEngine(round_seconds=1e6)
-    run_id = engine.launch(heal.settings("demo", *FORM))
+    run_id = engine.launch(FORM.settings("demo"))
     act = runs.acting(engine)
     act(None, SimpleNamespace(_data={"action": "cancel", "run": run_id}))  # type: ignore[arg-type]
     assert engine.runs.rows()[0].status == "cancelled"
@@ -143,12 +145,12 @@ def test_actions_reach_the_engine_and_errors_stay_in_place() -> None:
 
 
 def test_the_form_becomes_settings() -> None:
-    settings = heal.settings("demo", *FORM[:7], 32, 14, 3)
+    settings = FULL.settings("demo")
     assert (settings.rounds, settings.data.n_answers, settings.evaluate.n_vignettes) == (2, 32, 14)
     assert settings.train.epochs == 3
-    assert heal.settings("demo", *FORM).data == heal_settings("quick", model="demo").data
-    assert heal.settings("demo", *FORM[:7], 0, 0, 0) == heal.settings("demo", *FORM)
-    chosen = heal.settings("demo", *FORM, "pca", " v.jsonl ")
+    assert FORM.settings("demo").data == heal_settings("quick", model="demo").data
+    assert replace(FORM, completions=0, vignettes=0, epochs=0).settings("demo") == FORM.settings("demo")
+    chosen = replace(FORM, method="pca", vignette_file=" v.jsonl ").settings("demo")
     assert (chosen.extract.method, chosen.evaluate.vignettes) == ("pca", "v.jsonl")
 
 
@@ -157,11 +159,9 @@ def test_a_clone_fills_the_form_and_keeps_what_is_not_on_it() -> None:
         rounds=5, seed=3, band=(0.2, 0.7), name="first", model="elsewhere",
         train={"lam": 0.7, "epochs": 3}, data={"n_answers": 40, "min_kept": 9},
     )  # fmt: skip
-    form = heal.filled(basis)
-    again = heal.settings("demo", *form, basis=basis)
-    assert again == changed(basis, name="first again")
-    form[5 - 1], form[7] = 2, 16
-    other = heal.settings("demo", *form, basis=basis)
+    form = heal.Form.of(basis)
+    assert form.settings("demo", basis) == changed(basis, name="first again")
+    other = replace(form, rounds=2, completions=16).settings("demo", basis)
     assert (other.rounds, other.data.n_answers, other.data.min_kept) == (2, 16, 2)
     assert (other.train.lam, other.model) == (0.7, "elsewhere")
 
@@ -169,7 +169,7 @@ def test_a_clone_fills_the_form_and_keeps_what_is_not_on_it() -> None:
 @pytest.mark.parametrize("rounds", [None, 0, 1000])
 def test_bad_rounds_are_refused_in_one_sentence(rounds: float | None) -> None:
     with pytest.raises(SettingsError, match="rounds"):
-        heal.settings("demo", *FORM[:4], rounds, *FORM[5:])
+        replace(FORM, rounds=rounds).settings("demo")
 
 
 def test_a_port_in_use_is_one_sentence() -> None:
@@ -223,13 +223,13 @@ def test_only_sound_values_are_put_back_into_the_form(name: str, good: object, b
 
 def test_any_setting_can_be_named_on_the_form() -> None:
     named = "train.lam=0.5\n\ntrain.divergence = kl_fwd\ndata.alphas=[1, 1.5]"
-    chosen = heal.settings("demo", *FORM[:7], 32, 14, 3, "pca", "", named)
+    chosen = replace(FULL, others=named).settings("demo")
     assert (chosen.train.lam, chosen.train.divergence, chosen.train.epochs) == (0.5, "kl_fwd", 3)
     assert chosen.data.alphas == (1.0, 1.5)
     assert chosen.data.n_answers == 32
     for wrong in ("lam=1", "train.lamb=1", "train.lam", "train.lam=much"):
         with pytest.raises(SettingsError):
-            heal.settings("demo", *FORM, "pca", "", wrong)
+            replace(FORM, others=wrong).settings("demo")
 
 
 def test_every_setting_of_the_method_is_told_with_its_default() -> None:
