@@ -40,7 +40,7 @@ LEAST_SHIFT = 1e-3
 """Steering that moves the trait less than this gives no retention to speak of."""
 
 BESIDE = 2
-"""Blocks beside the steered ones that carry the LoRA too."""
+"""Blocks beside the steered ones that carry the LoRA too, as in docs/reports/healing.md."""
 
 T = TypeVar("T")
 
