@@ -135,6 +135,7 @@ def test_what_nobody_waits_for_is_forgotten_when_another_is_measured(
 ) -> None:
     frames = engine.steer(request(), session="a")
     until_base(frames)
+    assert extraction.waits.wait(30)
     engine.stop("a")
     extraction.go.set()
     list(frames)
