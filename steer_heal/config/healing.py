@@ -69,8 +69,8 @@ class FilterSettings(Settings):
 
 class TrainSettings(Settings):
     """The LoRA on the steered blocks, and its loss: NLL + lam * relu(D - tau), D a divergence of the student
-    from the reference in nats per token; with "nll" there is no D. What the defaults do on smollm2, which they
-    were tried on: docs/reports/healing.md."""
+    from the reference in nats per token; with "nll" there is no D. What the defaults do on smollm2, which
+    they were tried on: docs/reports/healing.md."""
 
     divergence: Literal["nll", "kl_fwd", "kl_rev"] = Field(
         default="nll", description="D: none, KL(reference || student) or KL(student || reference)"
@@ -237,8 +237,8 @@ _PARTS: dict[str, type[Settings]] = {
 class HealThresholds(Settings):
     """Where a round's headline changes; printed with it. Perplexity, answer mass and relevance count relative
     to base's own, `spill` is the largest movement of a foundation off the target over the mean movement of
-    the target's; a target foundation with less than `room` to move in is not counted. Chosen by hand: no report
-    fits them to a model."""
+    the target's; a target foundation with less than `room` to move in is not counted. Chosen by hand: no
+    report fits them to a model."""
 
     mass_collapsed: float = 0.85
     looping_collapsed: float = 0.1

@@ -130,7 +130,7 @@ def _answers(
     """The first of the fixed prompts answered by base and at c*, with the same random numbers."""
     prompts = lm.material.fixed_prompts()[:N_ANSWERS]
     rows = [
-        Row(tuple(lm.encode_chat([user(prompt)])), dose_L, noise=number)
+        Row(tuple(lm.encode_chat([user(prompt)])), dose_L, rng_stream=number)
         for number, prompt in enumerate(prompts)
         for dose_L in doses_RL
     ]

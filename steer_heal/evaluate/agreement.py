@@ -14,7 +14,7 @@ Z_95 = 1.959964
 """A normal variable lies within so many standard deviations of its mean in 95%."""
 
 
-def why_not(rows: Sequence[Vignette | VignetteScore]) -> str:
+def why_no_agreement(rows: Sequence[Vignette | VignetteScore]) -> str:
     """Why a set of vignettes gives no agreement, a clause; empty when it does."""
     labels = {row.foundation for row in rows}
     if "" in labels:
@@ -26,7 +26,7 @@ def why_not(rows: Sequence[Vignette | VignetteScore]) -> str:
 
 def agreement(scores: Sequence[VignetteScore]) -> Agreement:
     """Over all vignettes; one that could not be answered agrees with nothing."""
-    if why := why_not(scores):
+    if why := why_no_agreement(scores):
         return Agreement(why=why)
     n = len(scores)
     agree = sum(row.mass > 0.0 and max(row.p, key=row.p.__getitem__) == row.foundation for row in scores)

@@ -153,8 +153,8 @@ class _Batch:
         """One token for every writing lane; those that do not end are left in `_next`."""
         writers = self._writers
         logits_WV = self._reader.logits_BV[: len(writers)]
-        noise = [self._plan.lanes[lane].noise for lane in writers]
-        ids_W = draw([self._samplers[lane] for lane in writers], logits_WV, noise, step)
+        streams = [self._plan.lanes[lane].rng_stream for lane in writers]
+        ids_W = draw([self._samplers[lane] for lane in writers], logits_WV, streams, step)
         ids, measured = ids_W.tolist(), self._measure(logits_WV, ids_W)
         lasts = [self._last_step[lane] for lane in writers]
         ended = [token in self._lm.eos_ids or step == last for token, last in zip(ids, lasts, strict=True)]

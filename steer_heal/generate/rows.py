@@ -11,7 +11,7 @@ from torch import Tensor
 from steer_heal.config import SampleSettings, SettingsError
 
 Key = tuple[tuple[int, ...], bytes, int, SampleSettings | None]
-"""Prompt, coefficients, noise, and how tokens are drawn."""
+"""Prompt, coefficients, stream of random numbers, and how tokens are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Row:
     """One answer to write.
 
     `coefficients_L`: what is added along each layer's direction, (L, M) where M vectors are mixed; none means
-    base. `shadow`: also measure every token against base. `noise`: rows of one number share their random
+    base. `shadow`: also measure every token against base. `rng_stream`: rows of one number share their random
     numbers. `sample`: how this row is drawn, where not as the call says. `alpha` and `prompt` are handed
     through to the completion.
     """
@@ -28,7 +28,7 @@ class Row:
     coefficients_L: Tensor | None = None
     shadow: bool = False
     alpha: float = 0.0
-    noise: int = 0
+    rng_stream: int = 0
     prompt: str = ""
     sample: SampleSettings | None = None
 
@@ -42,7 +42,7 @@ class Lane:
 
     prompt_ids: tuple[int, ...]
     coefficients_L: Tensor
-    noise: int = 0
+    rng_stream: int = 0
     writes: bool = True
     n_more: int = 0
     sample: SampleSettings | None = None
@@ -53,7 +53,7 @@ class Lane:
 
     @property
     def key(self) -> Key:
-        return self.prompt_ids, self.coefficients_L.numpy().tobytes(), self.noise, self.sample
+        return self.prompt_ids, self.coefficients_L.numpy().tobytes(), self.rng_stream, self.sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def plan(rows: Sequence[Row], shape: tuple[int, ...]) -> Plan:
     made = Plan()
     known: dict[Key, int] = {}
     for index, row in enumerate(rows):
-        lane = Lane(tuple(row.prompt_ids), _coefficients(row, shape), row.noise, sample=row.sample)
+        lane = Lane(tuple(row.prompt_ids), _coefficients(row, shape), row.rng_stream, sample=row.sample)
         number = known.setdefault(lane.key, len(made.lanes))
         if number == len(made.lanes):
             made.lanes.append(lane)

@@ -126,7 +126,7 @@ class Measures:
                     prompt_ids=tuple(self._lm.encode_chat([user(prompt)])),
                     coefficients_L=dose.coefficients_RL(alpha)[0] if dose else None,
                     alpha=alpha,
-                    noise=number,
+                    rng_stream=number,
                     prompt=prompt,
                 )
             )

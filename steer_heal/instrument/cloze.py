@@ -14,7 +14,7 @@ from statistics import fmean
 
 from steer_heal.config import SettingsError
 from steer_heal.data import Cloze
-from steer_heal.evaluate.agreement import why_not
+from steer_heal.evaluate.agreement import why_no_agreement
 from steer_heal.instrument.questions import Answer
 from steer_heal.records import Vignette
 
@@ -27,7 +27,7 @@ Calibration = tuple[tuple[float, ...], ...]
 
 def calibrates(vignettes: Sequence[Vignette]) -> bool:
     """Whether a set is large and mixed enough that what is common to it is not what is asked about."""
-    return len(vignettes) >= LEAST and not why_not(vignettes)
+    return len(vignettes) >= LEAST and not why_no_agreement(vignettes)
 
 
 def calibration(wordings: Sequence[Sequence[Answer]]) -> Calibration:

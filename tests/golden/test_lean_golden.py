@@ -52,8 +52,8 @@ def many_prompts(lm):
     """Of other lengths, some with many rows and some with one; other layers; two noises of one dose."""
     a, b, c = prompts(lm, 5, 17, 11)
     rows = [Row(c, at(lm, dose, 1, 2), shadow=True) for dose in (2.0, 3.0)]
-    rows += [Row(a), Row(a, at(lm, 4.0, 3), shadow=True), Row(b, at(lm, -3.0, 1), noise=1)]
-    rows += [Row(b, at(lm, -3.0, 1), noise=n) for n in (2, 3)] + [Row(c, noise=7)]
+    rows += [Row(a), Row(a, at(lm, 4.0, 3), shadow=True), Row(b, at(lm, -3.0, 1), rng_stream=1)]
+    rows += [Row(b, at(lm, -3.0, 1), rng_stream=n) for n in (2, 3)] + [Row(c, rng_stream=7)]
     return lanes_of(lm, rows)
 
 
@@ -62,7 +62,7 @@ def one_row_a_prompt(lm):
 
 
 def only_base(lm):
-    return lanes_of(lm, [Row(p, noise=n) for p in prompts(lm, 9, 4) for n in range(3)])
+    return lanes_of(lm, [Row(p, rng_stream=n) for p in prompts(lm, 9, 4) for n in range(3)])
 
 
 def first_and_last_block(lm):

@@ -125,7 +125,7 @@ def test_a_model_without_any_setting_is_07_09_none(folder):
 
 def test_a_model_that_does_not_sample_answers_greedily_until_it_is_asked_otherwise(folder):
     lm = said_by(folder, '{"temperature": 0, "do_sample": false}')
-    rows, nothing = [Row((2, 9, 30), noise=noise) for noise in range(3)], torch.zeros(4, 32)
+    rows, nothing = [Row((2, 9, 30), rng_stream=noise) for noise in range(3)], torch.zeros(4, 32)
 
     def texts(**asked):
         return {one.text for one in complete(lm, rows, nothing, SampleSettings(max_new_tokens=9, **asked))}

@@ -125,7 +125,7 @@ def test_the_seed_decides(lm, directions_LD):
 
 def test_rows_with_other_noise_differ(lm, directions_LD):
     sample = SampleSettings(max_new_tokens=12, temperature=2.0)
-    rows = [Row(ids(lm), noise=number) for number in (0, 1, 0)]
+    rows = [Row(ids(lm), rng_stream=number) for number in (0, 1, 0)]
     a, b, c = (tuple(t.id for t in row.tokens) for row in complete(lm, rows, directions_LD, sample))
     assert a == c != b
 
@@ -155,7 +155,7 @@ def test_equal_rows_are_computed_once_and_one_base_serves_a_prompt():
         Row((1, 2)),
         Row((1, 2), at(-0.0), shadow=True),
         Row((1, 2), at(1.0), shadow=True),
-        Row((1, 2), noise=1),
+        Row((1, 2), rng_stream=1),
         Row((3, 4), at(1.0), shadow=True),
         Row((3, 4), at(2.0), shadow=True),
     ]
