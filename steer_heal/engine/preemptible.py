@@ -8,17 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from steer_heal.engine.requests import End
 from steer_heal.records import Stopped
 
 T = TypeVar("T")
 Pause = Callable[[], None]
-
-
-class _End:
-    """What comes after the last item, with what the work raised."""
-
-    def __init__(self, error: BaseException | None = None) -> None:
-        self.error = error
 
 
 class _Worker(Generic[T]):
@@ -26,12 +20,12 @@ class _Worker(Generic[T]):
 
     def __init__(self, work: Callable[[Pause], Iterator[T]]) -> None:
         self._work = work
-        self._go, self._out = threading.Semaphore(0), queue.SimpleQueue[T | _End | None]()
+        self._go, self._out = threading.Semaphore(0), queue.SimpleQueue[T | End | None]()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="slices", daemon=True)
         self._thread.start()
 
-    def next(self) -> T | _End | None:
+    def next(self) -> T | End | None:
         self._go.release()
         return self._out.get()
 
@@ -58,7 +52,7 @@ class _Worker(Generic[T]):
                     self._hand(item)
         except BaseException as raised:  # noqa: BLE001 - raised to the caller by `preemptible`
             error = raised
-        self._out.put(_End(error))
+        self._out.put(End(error))
 
 
 def preemptible(work: Callable[[Pause], Iterator[T]]) -> Iterator[T | None]:
@@ -68,7 +62,7 @@ def preemptible(work: Callable[[Pause], Iterator[T]]) -> Iterator[T | None]:
     """
     lane = _Worker(work)
     try:
-        while not isinstance(item := lane.next(), _End):
+        while not isinstance(item := lane.next(), End):
             yield item
         if item.error is not None:
             raise item.error
