@@ -53,7 +53,7 @@ def test_batched_is_single(engine, monkeypatch, how):
     held.wait(20)
     for thread in threads:
         thread.start()
-    while len(engine._turns._waiting) < SESSIONS:
+    while len(engine._scheduler._waiting) < SESSIONS:
         pass
     go.set()
     for thread in (hold, *threads):
