@@ -13,8 +13,10 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from benchmarks.page import FLAGS, ROOT, page_server
 from steer_heal.config import SMOLLM2
+from tests.browser.conftest import ROOT, app
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 PATIENCE = 600_000
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -74,7 +76,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        with page_server(Path(folder), args.model) as (url, _, _):
+        with app(Path(folder), "--model", args.model) as url:
             take(browser, url, args.out)
         browser.close()
     for picture in sorted(args.out.glob("*.png")):
