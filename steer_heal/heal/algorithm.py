@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ from steer_heal.models import LanguageModel, band_layers, user
 from steer_heal.records import Completion, Controls, Event, RoundFailed, Stopped, trait_shift
 from steer_heal.vectors import vector
 from steer_heal.vectors.bridges.extraction import extract
+from steer_heal.vectors.steering import steer
 from steer_heal.vectors.vector import SteeringVector
 
 STAGES = ("base", "extract", "calibrate", "generate", "filter", "train", "evaluate")
@@ -162,7 +164,7 @@ class _Loop:
         dose = yield from self.calibrate(round_, steering)
         written = yield from self.generate(round_, dose)
         kept, plain = yield from self.filter(round_, written)
-        yield from self.train(round_, [*kept, *plain])
+        yield from self.train(round_, dose, kept, plain)
         adapter = self.fold(round_)
         facts = yield from self.evaluate(round_)
         made = self.settings.data.n_answers
@@ -262,13 +264,21 @@ class _Loop:
         n, least = self.settings.data.n_answers, self.settings.data.min_kept
         return kept_texts(round_, written[:n], verdicts[:n], least), texts(written[n:], verdicts[n:])
 
-    def train(self, round_: int, kept: list[Text]) -> Stage[None]:
-        """A fresh adapter learns to say without steering what steering made the student say."""
+    def train(self, round_: int, dose: Dose, kept: list[Text], plain: list[Text]) -> Stage[None]:
+        """A fresh adapter learns to say without steering what steering made the student say, and to plain
+        prompts what base says."""
         yield from self._begin("train", round_)
         settings, seed = self.settings.train, seed_of(self.settings.seed, round_, "train")
-        examples = [Example(tuple(self.lm.encode_chat([user(text.prompt)])), text.ids) for text in kept]
+        examples = [
+            Example(tuple(self.lm.encode_chat([user(text.prompt)])), text.ids, steered=some is kept)
+            for some in (kept, plain)
+            for text in some
+        ]
         self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)
-        for step in train_round(self.lm, self.stack, examples, settings, seed=seed, stop=self.stop):
+        taught = dose.coefficients_L(settings.teacher_alpha)[None]
+        writer = partial(steer, self.lm.blocks, dose.vector.steers, taught)
+        steps = train_round(self.lm, self.stack, examples, settings, seed=seed, steer=writer, stop=self.stop)
+        for step in steps:
             yield "step", round_, step
 
     def fold(self, round_: int) -> Path:

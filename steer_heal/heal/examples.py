@@ -15,10 +15,11 @@ WARMUP = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt without steering or persona, and the completion that passed the filter."""
+    """A prompt without steering, an answer that passed the filter, and whether it was written under steering."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    steered: bool = True
 
     @property
     def ids(self) -> tuple[int, ...]:

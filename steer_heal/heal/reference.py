@@ -1,8 +1,10 @@
-"""The reference that the divergence is measured from."""
+"""The model that the student is compared with, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +16,30 @@ from steer_heal.heal.examples import Example
 from steer_heal.heal.output import hidden_states
 from steer_heal.models import LanguageModel
 
+Steer = Callable[[], AbstractContextManager[Any]]
+"""Steers the model as long as the context lasts."""
+
 
 class Reference:
-    """The reference's final hidden states: the folded history's ("prev") or the base's ("base").
+    """The reference's final hidden states: those of the folded history ("prev"), of the base ("base"), or of
+    who wrote the answer ("writer"): the folded history under steering, the base where nothing was steered.
 
     They are computed once an example, without gradient, and kept: as wide as the model, they take a
-    hundredth of what its logits would. `below`: states that the previous round's student shares.
+    hundredth of what its logits would. `below`: states that the previous round's student shares. `steer`: as
+    the writer was steered; nothing is when there is none.
     """
 
     def __init__(
-        self, lm: LanguageModel, stack: AdapterStack, settings: TrainSettings, below: Below | None = None
+        self,
+        lm: LanguageModel,
+        stack: AdapterStack,
+        settings: TrainSettings,
+        below: Below | None = None,
+        steer: Steer = nullcontext,
     ) -> None:
         self._lm, self._stack, self._which = lm, stack, settings.reference
         self._needed = settings.divergence != "nll"
-        self._below = below if settings.reference == "prev" else None
+        self._below, self._steer = below, steer
         self._kept: dict[Example, Tensor] = {}
 
     @torch.no_grad()
@@ -35,11 +47,23 @@ class Reference:
         """(N, D) aligned with `hidden_states`; None where the loss has no divergence."""
         if not self._needed:
             return None
-        if new := [row for row in dict.fromkeys(batch) if row not in self._kept]:
-            with self._stack.off() if self._which == "base" else self._stack.previous():
-                found_ND = hidden_states(self._lm, new, self._below)
-            self._kept |= _by_example(new, found_ND)
+        new = [row for row in dict.fromkeys(batch) if row not in self._kept]
+        for steered in (True, False):
+            if some := [row for row in new if row.steered == steered]:
+                with self._model(steered) as below:
+                    found_ND = hidden_states(self._lm, some, below)
+                self._kept |= _by_example(some, found_ND)
         return torch.cat([self._kept[row] for row in batch])
+
+    @contextmanager
+    def _model(self, steered: bool) -> Iterator[Below | None]:
+        """The reference of such examples as long as it lasts, and the states that it has in common."""
+        if self._which == "base" or (self._which == "writer" and not steered):
+            with self._stack.off():
+                yield None
+        else:
+            with self._stack.previous(), self._steer() if self._which == "writer" else nullcontext():
+                yield self._below
 
 
 def _by_example(rows: Sequence[Example], found_N: Tensor) -> dict[Example, Tensor]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.below import Below, first_trained
 from steer_heal.heal.examples import Example, batches, learning_rate, split
 from steer_heal.heal.output import OutputLayer, hidden_states, labels
-from steer_heal.heal.reference import Reference
+from steer_heal.heal.reference import Reference, Steer
 from steer_heal.heal.rows import row_losses
 from steer_heal.models import LanguageModel
 from steer_heal.records import RoundFailed, Stopped
@@ -44,10 +45,12 @@ class Objective:
     below: Below
 
     @classmethod
-    def of(cls, lm: LanguageModel, stack: AdapterStack, settings: TrainSettings) -> Objective:
-        """For one round, the adapter that it trains being on."""
+    def of(
+        cls, lm: LanguageModel, stack: AdapterStack, settings: TrainSettings, steer: Steer = nullcontext
+    ) -> Objective:
+        """For one round, the adapter that it trains being on; `steer` as in `train_round`."""
         below = Below(lm, first_trained(lm, stack))
-        return cls(lm, settings, OutputLayer(lm), Reference(lm, stack, settings, below), below)
+        return cls(lm, settings, OutputLayer(lm), Reference(lm, stack, settings, below, steer), below)
 
 
 def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dict[str, float]]:
@@ -83,19 +86,21 @@ def train_round(
     settings: TrainSettings,
     *,
     seed: int,
+    steer: Steer = nullcontext,
     stop: Stop | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train the adapter that `stack` has in training; yields after every optimizer step.
 
     Each item holds step, total, loss and its parts, lr, and at each epoch's end held_out_nll. The order of
-    the examples and what is held out come from `seed` alone. Errors: `RoundFailed` without examples or when
-    the loss is not finite; `Stopped` between two steps when `stop()` says so.
+    the examples and what is held out come from `seed` alone. `steer` makes the writer of the steered answers
+    from the round before; it may not act beneath the first block that is trained. Errors: `RoundFailed`
+    without examples or when the loss is not finite; `Stopped` between two steps when `stop()` says so.
     """
     examples = [example for example in examples if example.completion_ids]
     if not examples:
         raise RoundFailed("There are no completions to train on.")
     trained, held = split(examples, settings.held_out, seed)
-    objective = Objective.of(lm, stack, settings)
+    objective = Objective.of(lm, stack, settings, steer)
     objective.output.check(trained[0])
     parameters = stack.trainable()
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
