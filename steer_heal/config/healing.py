@@ -33,7 +33,10 @@ class DataSettings(Settings):
     freely, base's text and the healed model's too."""
 
     alphas: tuple[Alpha, ...] = Field(
-        default=(1.0,), min_length=1, description="doses each prompt is answered at, in units of c*"
+        default=(0.8,), min_length=1, description="doses each prompt is answered at, in units of c*"
+    )
+    later: float = Field(
+        default=0.3, gt=0.0, le=1.0, description="share of all doses that later rounds are steered at"
     )
     n_answers: int = Field(default=270, ge=4, le=20_000, description="steered answers written in a round")
     n_plain: int = Field(
@@ -68,23 +71,24 @@ class FilterSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The LoRA on the steered blocks, and its loss: NLL + lam * relu(D - tau), D a divergence of the student
-    from the reference in nats per token; with "nll" there is no D. What the defaults do on smollm2, which
-    they were tried on: docs/reports/healing.md."""
+    """The LoRA on the steered blocks, its update scaled by 2, and its loss: NLL + lam * relu(D - tau), D a
+    divergence of the student from the reference in nats per token; with "nll" there is no D."""
 
     divergence: Literal["nll", "kl_fwd", "kl_rev"] = Field(
-        default="nll", description="D: none, KL(reference || student) or KL(student || reference)"
+        default="kl_fwd", description="D: none, KL(reference || student) or KL(student || reference)"
     )
     aggregate: Literal["mean", "rmse"] = Field(default="mean", description="D of a batch from its tokens'")
-    reference: Literal["prev", "base"] = Field(
-        default="base", description="the model D is measured from: the round before, or base"
+    reference: Literal["writer", "prev", "base"] = Field(
+        default="writer",
+        description="the model D is measured from: the answer's writer (the steered student; base where the "
+        "prompt is plain), the round before, or base",
     )
-    lam: float = Field(default=1.0, ge=0.0, description="slope of the barrier")
+    teacher_alpha: Alpha = Field(default=1.0, description="dose of the steered writer as reference, in c*")
+    lam: float = Field(default=3.0, ge=0.0, description="weight of D")
     tau: float = Field(default=0.0, ge=0.0, description="nats per token that are free of it")
     rank: int = Field(default=8, ge=1, le=256, description="rank of the LoRA")
-    lora_alpha: float = Field(default=16.0, gt=0.0, description="the update's scale is this over the rank")
     lr: float = Field(default=1e-3, gt=0.0, le=1.0, description="AdamW's highest learning rate")
-    epochs: int = Field(default=3, ge=1, le=100, description="times each kept answer is trained on")
+    epochs: int = Field(default=2, ge=1, le=100, description="times each kept answer is trained on")
     batch_size: int = Field(default=8, ge=1, description="answers of a step")
     grad_accumulation: int = Field(default=1, ge=1, description="batches of a step")
     weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's")
@@ -156,7 +160,7 @@ RETIRED: dict[str, set[str]] = {
     "filter": {"persona", "trait_share", "max_tail_ratio", "max_boilerplate", "max_narration"},
     "train": {
         "layers", "lam_growth", "distil", "distil_alpha", "distil_least", "distil_later", "distil_fade",
-        "spectral", "lr_decay", "warmup", "patience", "replay",
+        "spectral", "lora_alpha", "lr_decay", "warmup", "patience", "replay",
     },
 }  # fmt: skip
 """Settings that runs of older versions have in their config.json, and that say nothing any more."""

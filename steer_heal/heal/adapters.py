@@ -96,7 +96,7 @@ class AdapterStack:
             raise ValueError(f"round {round_} cannot begin beside {self.history} and {self.current}")
         config = LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]
+            lora_alpha=2 * settings.rank,
             target_modules=self._targets,
             layers_to_transform=None if layers is None else list(layers),
             task_type="CAUSAL_LM",

@@ -242,9 +242,10 @@ class _Loop:
         yield from self._begin("generate", round_)
         made, seed = self.settings.data, seed_of(self.settings.seed, round_, "generate")
         asked = self.measures.asked(made.n_answers, seed, each=len(made.alphas))
+        alphas = [alpha * self.share(round_) for alpha in made.alphas]
 
         def work(tick: Tick) -> list[Completion]:
-            return self.measures.write(asked, tick, seed=seed, dose=dose, alphas=made.alphas)
+            return self.measures.write(asked, tick, seed=seed, dose=dose, alphas=alphas)
 
         steered = yield from self._live("generate", round_, work)
         plain = yield from self._live(
@@ -264,7 +265,7 @@ class _Loop:
         n, least = self.settings.data.n_answers, self.settings.data.min_kept
         return kept_texts(round_, written[:n], verdicts[:n], least), texts(written[n:], verdicts[n:])
 
-    def train(self, round_: int, dose: Dose, kept: list[Text], plain: list[Text]) -> Stage[None]:
+    def train(self, round_: int, dose: CalibratedVector, kept: list[Text], plain: list[Text]) -> Stage[None]:
         """A fresh adapter learns to say without steering what steering made the student say, and to plain
         prompts what base says."""
         yield from self._begin("train", round_)
@@ -275,11 +276,15 @@ class _Loop:
             for text in some
         ]
         self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)
-        taught = dose.coefficients_L(settings.teacher_alpha)[None]
+        taught = dose.coefficients_L(settings.teacher_alpha * self.share(round_))[None]
         writer = partial(steer, self.lm.blocks, dose.vector.steers, taught)
         steps = train_round(self.lm, self.stack, examples, settings, seed=seed, steer=writer, stop=self.stop)
         for step in steps:
             yield "step", round_, step
+
+    def share(self, round_: int) -> float:
+        """Of the first round's doses: a student that has the trait already needs less of the vector."""
+        return 1.0 if round_ == 1 else self.settings.data.later
 
     def fold(self, round_: int) -> Path:
         """Freeze the adapter beneath the rounds to come, and write it down."""

@@ -15,7 +15,7 @@ WARMUP = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt without steering, an answer that passed the filter, and whether it was written under steering."""
+    """A prompt without steering, an answer that passed the filter, and whether steering wrote it."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
