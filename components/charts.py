@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from components.palette import HEALED, NEUTRAL, STAGE_COLOURS, STEERED
 from steer_heal.records import CANNOT_ANSWER, ControlNode, MapNode, RoundDetail
@@ -88,26 +89,25 @@ def _stage_trace(
 
 
 def _paths(nodes: Sequence[MapNode]) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Dotted: what steering did from where the round began. Arrow: from steered to healed."""
+    """Dotted: what steering did from where the round began. Arrow: to healed, from steered or, where a round
+    has none, from the round before."""
     by = {(n.run_id, n.round, n.stage): n for n in nodes}
     xs: list[float | None] = []
     ys: list[float | None] = []
     arrows = []
     for (run_id, number, stage), node in by.items():
-        if stage != "steered":
-            continue
-        start = by.get((run_id, number - 1, "healed")) or by.get((run_id, 0, "base"))
-        if start is not None:
-            xs += [start.social_norms, node.social_norms, None]
-            ys += [start.care, node.care, None]
-        healed = by.get((run_id, number, "healed"))
-        if healed is not None:
+        before = by.get((run_id, number - 1, "healed")) or by.get((run_id, 0, "base"))
+        if stage == "steered" and before is not None:
+            xs += [before.social_norms, node.social_norms, None]
+            ys += [before.care, node.care, None]
+        start = by.get((run_id, number, "steered")) or before
+        if stage == "healed" and start is not None:
             arrows.append(
                 {
-                    "x": healed.social_norms,
-                    "y": healed.care,
-                    "ax": node.social_norms,
-                    "ay": node.care,
+                    "x": node.social_norms,
+                    "y": node.care,
+                    "ax": start.social_norms,
+                    "ay": start.care,
                     "xref": "x",
                     "yref": "y",
                     "axref": "x",
@@ -213,6 +213,55 @@ def _controls(controls: Sequence[ControlNode]) -> list[Any]:
         for kind, (title, symbol) in look.items()
         if (found := [one for one in controls if one.kind == kind])
     ]
+
+
+HEALTH = {
+    "agreement": "answers' agreement",
+    "relevance": "relevance, nats a token",
+    "diversity": "distinct bigrams",
+    "facts_kept": "facts kept",
+}
+"""What a run's movement may cost, by its key in the round's path."""
+
+
+def health(detail: RoundDetail) -> dict[str, Any]:
+    """Movement of the trait against health: steering alone as a line, the rounds as numbered squares.
+
+    A round above the line is healthier than steering that moves as far.
+    """
+    path = detail.facts.get("path") or []
+    figure = make_subplots(rows=1, cols=len(HEALTH), subplot_titles=list(HEALTH.values()))
+    steered = sorted((p for p in path if p["stage"] != "healed"), key=lambda p: p["movement"])
+    healed = [p for p in path if p["stage"] == "healed"]
+    for column, key in enumerate(HEALTH, start=1):
+        for points, name, trace in (
+            (steered, "steering", {"mode": "lines+markers", "line": {"color": STEERED}}),
+            (healed, "rounds", {"mode": "lines+markers+text", "line": {"color": HEALED, "dash": "dot"}}),
+        ):
+            known = [p for p in points if p.get(key) is not None]
+            figure.add_trace(
+                go.Scatter(
+                    x=[p["movement"] for p in known],
+                    y=[p[key] for p in known],
+                    name=name,
+                    text=[str(p["round"]) if name == "rounds" else f"alpha {p['alpha']:g}" for p in known],
+                    textposition="middle center",
+                    textfont={"size": 10, "color": "white"},
+                    hovertemplate="%{text}: movement %{x:.2f}, %{y:.2f}",
+                    marker={"size": 15, "symbol": "square"} if name == "rounds" else {"size": 8},
+                    showlegend=column == 1,
+                    **trace,
+                ),
+                row=1,
+                col=column,
+            )
+    figure.update_xaxes(title={"text": "movement"})
+    figure.update_layout(
+        margin={"l": 40, "r": 12, "t": 40, "b": 44},
+        legend={"orientation": "h", "x": 0, "y": -0.25},
+        hovermode="closest",
+    )
+    return as_json(figure)
 
 
 def losses(detail: RoundDetail) -> dict[str, Any]:

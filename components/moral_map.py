@@ -26,17 +26,27 @@ class Detail:
     bars: gr.HTML
     answers: gr.HTML
     completions: gr.HTML
+    health: gr.HTML
     losses: gr.HTML
     settings: gr.HTML
     which: gr.Radio
 
     def outputs(self) -> list[Any]:
-        return [self.head, self.body, self.bars, self.answers, self.completions, self.losses, self.settings]
+        return [
+            self.head,
+            self.body,
+            self.bars,
+            self.answers,
+            self.completions,
+            self.health,
+            self.losses,
+            self.settings,
+        ]
 
 
 def build_map() -> gr.HTML:
     """The map itself; its click event carries a node's run, round and stage."""
-    about = "more trait is up and left; an arrow is one round, steered to healed; fainter is less coherent"
+    about = "more trait is up and left; an arrow is one round; fainter is less coherent"
     gr.HTML(view.heading("Map", about))
     return plot.chart(None, elem_id="map", height=500, empty=EMPTY_MAP)
 
@@ -45,12 +55,12 @@ def open_round(engine: Engine, kept: Any, which: str = "all") -> tuple[Any, ...]
     """What the detail shows for the round the browser remembers; nothing open, and failures, say so there."""
     place = opened(kept)
     if place is None:
-        return view_runs.EMPTY_ROUND, gr.update(visible=False), "", "", "", None, ""
+        return view_runs.EMPTY_ROUND, gr.update(visible=False), "", "", "", None, None, ""
     try:
         detail = engine.runs.round(*place)
         rows = engine.runs.completions(*place)
     except SettingsError as problem:
-        return view.error(str(problem)), gr.update(visible=False), "", "", "", None, ""
+        return view.error(str(problem)), gr.update(visible=False), "", "", "", None, None, ""
     run = next((r for r in engine.runs.rows() if r.run_id == detail.run_id), None)
     return (
         view_runs.round_head(detail, run),
@@ -58,6 +68,7 @@ def open_round(engine: Engine, kept: Any, which: str = "all") -> tuple[Any, ...]
         view_runs.profile_bars(detail),
         view_runs.answers(detail),
         view_runs.completions(rows, which),
+        charts.health(detail) if detail.facts.get("path") else None,
         charts.losses(detail),
         view_runs.settings(detail),
     )
@@ -75,6 +86,9 @@ def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
     with gr.Column(visible=False) as body, gr.Tabs():
         with gr.Tab("Profile"):
             bars = gr.HTML(elem_id="round-bars", apply_default_css=False, padding=True)
+        with gr.Tab("Movement against health"):
+            empty = "This round's health was not measured at several doses of steering."
+            health = plot.chart(None, elem_id="round-health", height=300, empty=empty)
         with gr.Tab("What it says"):
             answers = gr.HTML(elem_id="round-answers", apply_default_css=False, padding=True)
         with gr.Tab("Completions"):
@@ -94,4 +108,4 @@ def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
             return view.error(str(problem))
 
     which.input(filtered, [kept, which], completions, **INTERNAL)
-    return Detail(head, body, bars, answers, completions, losses, settings, which)
+    return Detail(head, body, bars, answers, completions, health, losses, settings, which)

@@ -530,7 +530,8 @@ class CompletionRow:
 class RoundDetail:
     """All of one round, for the panel a click on the map opens; profiles keyed by stage.
 
-    `facts`: headline, intervals, differences, shift_cosine, facts_kept and neutral_kl of its `round` event.
+    `facts`: headline, intervals, differences, shift_cosine, facts_kept, neutral_kl and path of its `round`
+    event; the path is movement and health of base, of steering at some alphas, and of the rounds so far.
     `worth`: the agreement of each stage, asked in `frame`.
     """
 

@@ -2,14 +2,14 @@
 
 Every round the vector is extracted from the current student and its c* calibrated on it, the student answers
 under steering, the answers that read as well as base's own are kept, and a fresh adapter learns to give such
-answers without steering. A round's `steered` profile is the student before the round's training at alpha 1;
-`healed` is the student after it, without steering.
+answers without steering. A run's `steered` profile is base at alpha 1; a round's `healed` one is the student
+after it, without steering.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,9 @@ LEAST_SHIFT = 1e-3
 
 BESIDE = 2
 """Blocks beside the steered ones that carry the LoRA too, as in docs/reports/healing.md."""
+
+CURVE = (0.5, 1.0, 1.5)
+"""Alphas at which steering alone is measured."""
 
 T = TypeVar("T")
 
@@ -101,6 +104,8 @@ class _Loop:
         self.measured: dict[str, dict[str, Any]] = {}
         self.first_steered: dict[str, Any] = {}
         self.first_c_star = 0.0
+        self.path: list[dict[str, Any]] = []
+        self.steered_answers: list[str] = []
         self.controls: Controls | None = None
         self.said = ""
         self._check_room()
@@ -144,6 +149,10 @@ class _Loop:
                 self.first_c_star = event.data["c_star"]
             elif event.kind == "controls":
                 self.controls = Controls(**event.data)
+            elif event.kind == "curve":
+                self.steered_answers = event.data["answers"]
+            elif event.kind == "round":
+                self.path = list(event.data["path"])
 
     def base(self) -> Stage[None]:
         """Once a run: the base's profile, its own text, its answers."""
@@ -155,7 +164,7 @@ class _Loop:
             found = yield from self._live("base", 0, self.measures.base_profile)
             self.measured["base"] = self.measures.event("base", 0.0, found, text)
             yield "profile", 0, self.measured["base"]
-            yield "answers", 0, self.measures.fixed()
+            yield "answers", 0, self._answers(self.measures.fixed())
 
     def round(self, round_: int) -> Stage[None]:
         """One round; its adapter is on the disk before the round counts as done."""
@@ -207,14 +216,35 @@ class _Loop:
         keys = ("c_star", "kl_p95", "target_kl", "reached", "message")
         yield "calibrated", round_, {key: getattr(found, key) for key in keys}
         dose = CalibratedVector(steering, self.layers, found)
-        text = yield from self._live("calibrate", round_, lambda tick: self.measures.text(tick, dose))
-        steered = yield from self._live("calibrate", round_, lambda tick: self.measures.profile(tick, dose))
-        self.measured["steered"] = self.measures.event("steered", 1.0, steered, text)
-        yield "profile", round_, self.measured["steered"]
         if round_ == 1:
-            self.first_steered = self.measured["steered"]
+            yield from self.curve(dose)
             yield from self.control(prompts)
         return dose
+
+    def curve(self, dose: CalibratedVector) -> Stage[None]:
+        """What steering alone does to base at some doses, which the rounds are held against; alpha 1 is the
+        run's `steered` node."""
+        profiles = yield from self._live(
+            "calibrate", 1, lambda tick: self.measures.profiles(tick, dose, CURVE)
+        )
+        self.path = [self._point(self.measured["base"], 0, {"facts_kept": 1.0, "neutral_kl": 0.0})]
+        for alpha, profile in zip(CURVE, profiles, strict=True):
+            text = yield from self._live("calibrate", 1, partial(self.measures.text, dose=dose, alpha=alpha))
+            cost = self.measures.cost.measure(dose, alpha)
+            found = self.measures.event("steered", alpha, profile, text)
+            self.path.append(self._point(found, 1, cost))
+            if alpha == 1.0:
+                self.measured["steered"] = self.first_steered = found
+        yield "profile", 1, self.first_steered
+        self.steered_answers = self.measures.fixed(dose)
+        yield "curve", 1, {"points": self.path, "answers": self.steered_answers}
+
+    def _point(self, found: dict[str, Any], round_: int, cost: Mapping[str, Any]) -> dict[str, Any]:
+        """Movement and health of one measurement, as the chart of a run shows them."""
+        text, agreement = found["text"], found["agreement"]["value"]
+        point = {"stage": found["stage"], "round": round_, "alpha": found["alpha"], "agreement": agreement}
+        point |= {"movement": self._shift(found["p"]), **cost}
+        return point | {key: text.get(key) for key in ("relevance", "diversity")}
 
     def control(self, prompts: list[list[int]]) -> Stage[None]:
         """What random directions at the same KL do to the base, where the run asks for some."""
@@ -276,7 +306,7 @@ class _Loop:
             for text in some
         ]
         self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)
-        taught = dose.coefficients_L(settings.teacher_alpha * self.share(round_))[None]
+        taught = dose.coefficients_RL(settings.teacher_alpha * self.share(round_))
         writer = partial(steer, self.lm.blocks, dose.vector.steers, taught)
         steps = train_round(self.lm, self.stack, examples, settings, seed=seed, steer=writer, stop=self.stop)
         for step in steps:
@@ -298,17 +328,22 @@ class _Loop:
         found = yield from self._live("evaluate", round_, self.measures.profile)
         healed = self.measured["healed"] = self.measures.event("healed", 0.0, found, text)
         yield "profile", round_, healed
-        yield "answers", round_, self.measures.fixed()
+        yield "answers", round_, self._answers(self.measures.fixed(), steered=self.steered_answers)
         base, steered = self.measured["base"], self._shift(self.first_steered["p"])
         moved = abs(steered) >= LEAST_SHIFT and not self.measures.cannot_answer
         retention = self._shift(found.p) / steered if moved else None
         said = headline.judge(base, healed, self.trait.target, retention, controls=self.controls)
         self.said = f"round {round_} {said.sentence()}"
         facts: dict[str, Any] = {"retention": retention, "headline": asdict(said)}
-        facts |= yield from self._live("evaluate", round_, lambda _tick: self.measures.cost.measure())
+        cost = yield from self._live("evaluate", round_, lambda _tick: self.measures.cost.measure())
+        self.path.append(self._point(healed, round_, cost))
+        facts |= cost | {"path": list(self.path)}
         if self.controls is not None:
             facts["as_far"] = self.controls.as_far(self.trait.target, self._shift(found.p))
         return facts | report(base, self.first_steered, healed, self.trait.target)
+
+    def _answers(self, texts: list[str], **beside: list[str]) -> dict[str, list[str]]:
+        return {"prompts": self.measures.fixed_prompts, "texts": texts, **beside}
 
     def _shift(self, p: dict[str, float]) -> float:
         return trait_shift(p, self.base_p, self.trait.target)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
 import torch
 
 from steer_heal.config import TrainSettings
+from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.examples import Example
 from steer_heal.heal.output import OutputLayer, hidden_states, labels
@@ -16,12 +18,13 @@ from steer_heal.heal.reference import Reference
 from steer_heal.heal.rows import row_losses
 from steer_heal.models import LanguageModel, user
 from steer_heal.records import Completion, Fact
+from steer_heal.vectors.steering import steer
 
 AT_ONCE = 16
 """Neutral answers that are read together."""
 
-Write = Callable[[Sequence[str]], list[Completion]]
-"""Greedy answers to prompts, by whichever student is active."""
+Write = Callable[..., list[Completion]]
+"""Greedy answers to prompts, by whichever student is active, under a dose where one is named."""
 
 
 class Cost:
@@ -56,17 +59,22 @@ class Cost:
             self._base = known, tuple(rows)
         return self._base
 
-    def _right(self, facts: Sequence[Fact]) -> tuple[Fact, ...]:
-        written = self._write([fact.question for fact in facts])
+    def _right(self, facts: Sequence[Fact], **dose: Any) -> tuple[Fact, ...]:
+        written = self._write([fact.question for fact in facts], **dose)
         return tuple(fact for fact, row in zip(facts, written, strict=True) if fact.told_by(row.text))
 
-    def measure(self) -> dict[str, float | None]:
+    def measure(self, dose: CalibratedVector | None = None, alpha: float = 0.0) -> dict[str, float | None]:
         """`facts_kept`: the share of the facts which base tells rightly that the student does too (None where
         base tells none); `neutral_kl`: KL(student || base) on base's answers to the neutral prompts, nats a
-        token in the mean."""
+        token in the mean. Of the student under `dose` at `alpha` where there is one."""
         known, neutral = self._of_base()
-        kept = len(self._right(known)) / len(known) if known else None
-        return {"facts_kept": kept, "neutral_kl": self._kl(neutral)}
+        right = self._right(known, dose=dose, alphas=(alpha,))
+        kept = len(right) / len(known) if known else None
+        if dose is None:
+            return {"facts_kept": kept, "neutral_kl": self._kl(neutral)}
+        self._reference.read(neutral)
+        with steer(self._lm.blocks, dose.vector.steers, dose.coefficients_RL(alpha)):
+            return {"facts_kept": kept, "neutral_kl": self._kl(neutral)}
 
     @torch.no_grad()
     def _kl(self, rows: Sequence[Example]) -> float | None:

@@ -91,8 +91,14 @@ class Measures:
             base["p"], base["coherence"], base["n_vignettes"], agreement=worth, calibration=self.calibrated
         )
 
-    def profile(self, tick: Tick | None, dose: CalibratedVector | None = None) -> Profile:
-        """The seven foundations on the run's vignettes, at alpha 1 where a dose is given."""
+    def profile(self, tick: Tick | None) -> Profile:
+        """The seven foundations on the run's vignettes."""
+        return self.profiles(tick)[0]
+
+    def profiles(
+        self, tick: Tick | None, dose: CalibratedVector | None = None, alphas: Sequence[float] = ()
+    ) -> list[Profile]:
+        """The same under steering, one for each alpha."""
         if self.frame is None:
             raise RoundFailed("The base was not measured: start the run again.")
         return instrument.evaluate(
@@ -100,12 +106,12 @@ class Measures:
             self.vignettes,
             self.frame,
             vector=dose.vector if dose else None,
-            coefficients_RL=dose.coefficients_RL(1.0) if dose else None,
+            coefficients_RL=dose.coefficients_RL(*alphas) if dose else None,
             calibrated=self.calibrated,
             batch_size=self._settings.evaluate.batch_size,
             progress=tick,
             stop=self._stop,
-        )[0]
+        )
 
     def write(
         self,
@@ -171,13 +177,15 @@ class Measures:
             for row, (logp, about) in zip(written, self.scored(written, tick), strict=True)
         ]
 
-    def text(self, tick: Tick | None, dose: CalibratedVector | None = None) -> dict[str, float]:
-        """Health of free answers to the held-out prompts, at alpha 1 where a dose is given: the medians, the
-        share that loops, and how varied they are from prompt to prompt."""
+    def text(
+        self, tick: Tick | None, dose: CalibratedVector | None = None, alpha: float = 0.0
+    ) -> dict[str, float]:
+        """Health of free answers to the held-out prompts: the medians, the share that loops, and how varied
+        they are from prompt to prompt."""
         n = self._settings.evaluate.n_answers
         prompts = [self.held_prompts[number % len(self.held_prompts)] for number in range(n)]
         seed = seed_of(self._settings.seed, 0, "answers")
-        written = self.write(prompts, tick, seed=seed, dose=dose, alphas=(1.0 if dose else 0.0,))
+        written = self.write(prompts, tick, seed=seed, dose=dose, alphas=(alpha,))
         scored = self.scored(written)
         self.own = own = self.own or _own(scored)
         found = text_health.summary(
@@ -198,10 +206,10 @@ class Measures:
         how = self.vignettes, self.frame, self._base
         return controls.measure(self._lm, layers, c_stars, *how, persona=self._persona, stop=self._stop)
 
-    def fixed(self, tick: Tick | None = None) -> dict[str, list[str]]:
-        """The fixed prompts and their greedy answers."""
-        written = self.write(self.fixed_prompts, tick, seed=0, greedy=True)
-        return {"prompts": self.fixed_prompts, "texts": [row.text for row in written]}
+    def fixed(self, dose: CalibratedVector | None = None) -> list[str]:
+        """The greedy answers to the fixed prompts, at alpha 1 where there is a dose."""
+        written = self.write(self.fixed_prompts, None, seed=0, dose=dose, alphas=(1.0,), greedy=True)
+        return [row.text for row in written]
 
     def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
         """The data of a `profile` event."""

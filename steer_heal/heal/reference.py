@@ -47,13 +47,18 @@ class Reference:
         """(N, D) aligned with `hidden_states`; None where the loss has no divergence."""
         if not self._needed:
             return None
+        self.read(batch)
+        return torch.cat([self._kept[row] for row in batch])
+
+    @torch.no_grad()
+    def read(self, batch: Sequence[Example]) -> None:
+        """Have the states of these at hand."""
         new = [row for row in dict.fromkeys(batch) if row not in self._kept]
         for steered in (True, False):
             if some := [row for row in new if row.steered == steered]:
                 with self._model(steered) as below:
                     found_ND = hidden_states(self._lm, some, below)
                 self._kept |= _by_example(some, found_ND)
-        return torch.cat([self._kept[row] for row in batch])
 
     @contextmanager
     def _model(self, steered: bool) -> Iterator[Below | None]:

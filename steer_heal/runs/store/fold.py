@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,17 @@ STAGES = {
 _STEP = ("loss", "nll", "divergence", "lr", "barrier", "distil", "held_out_nll")
 _FACTS = (
     "headline", "retention_interval", "intervals", "differences", "shift_cosine", "as_far", "facts_kept",
-    "neutral_kl",
+    "neutral_kl", "path",
 )  # fmt: skip
-TEXT = ("perplexity", "perplexity_ratio", "repetition", "looping", "relevance", "relevance_ratio")
+TEXT = (
+    "perplexity",
+    "perplexity_ratio",
+    "repetition",
+    "looping",
+    "relevance",
+    "relevance_ratio",
+    "diversity",
+)
 """What is stored of the health of a stage's text."""
 _TEXTS = ("name", "model", "trait", "preset")
 
@@ -204,9 +213,10 @@ def _profile(state: Fold, event: Event) -> None:
 
 
 def _answers(state: Fold, event: Event) -> None:
-    pairs = zip(_list(event.data.get("prompts")), _list(event.data.get("texts")), strict=False)
-    for index, (prompt, text) in enumerate(pairs):
-        state.put("answers", event, (index,), idx=index, prompt=_text(prompt), text=_text(text))
+    prompts, texts, steered = (_list(event.data.get(key)) for key in ("prompts", "texts", "steered"))
+    for index, (prompt, text, beside) in enumerate(zip_longest(prompts, texts, steered)):
+        answer = {"prompt": _text(prompt), "text": _text(text), "steered": _text(beside) or None}
+        state.put("answers", event, (index,), idx=index, **answer)
 
 
 def _round(state: Fold, event: Event) -> None:

@@ -102,7 +102,12 @@ CREATE OR REPLACE VIEW moral_map AS
     FROM profiles p JOIN runs r USING (run_id);
 """
 
-MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, HEALTH, CONTROLS)
+DAMAGE = """
+ALTER TABLE profiles ADD COLUMN diversity DOUBLE;
+ALTER TABLE answers ADD COLUMN steered VARCHAR;
+"""
+
+MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, HEALTH, CONTROLS, DAMAGE)
 """Migration i takes a file from version i to i + 1."""
 
 RECORD = """
@@ -139,7 +144,8 @@ INSERT = {
             "repetition": "DOUBLE", "looping": "DOUBLE", "finished_at": "DOUBLE", "agreement": "DOUBLE",
             "frame": "VARCHAR", "agreement_low": "DOUBLE", "agreement_high": "DOUBLE", "chance": "DOUBLE",
             "order_tv": "DOUBLE", "relevance": "DOUBLE", "relevance_ratio": "DOUBLE",
-            "text_verdict": "VARCHAR", "answers_verdict": "VARCHAR"}]'), recursive := true))""",
+            "text_verdict": "VARCHAR", "answers_verdict": "VARCHAR",
+            "diversity": "DOUBLE"}]'), recursive := true))""",
     "vignette_scores": """
         INSERT OR REPLACE INTO vignette_scores BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
             "run_id": "VARCHAR", "round": "INTEGER", "stage": "VARCHAR", "vignette": "VARCHAR",
@@ -155,7 +161,7 @@ INSERT = {
     "answers": """
         INSERT OR REPLACE INTO answers BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
             "run_id": "VARCHAR", "round": "INTEGER", "idx": "INTEGER", "prompt": "VARCHAR",
-            "text": "VARCHAR"}]'), recursive := true))""",
+            "text": "VARCHAR", "steered": "VARCHAR"}]'), recursive := true))""",
     "steps": """
         INSERT OR REPLACE INTO steps BY NAME SELECT * FROM (SELECT unnest(from_json(?, '[{
             "run_id": "VARCHAR", "round": "INTEGER", "step": "INTEGER", "total": "INTEGER",

@@ -35,13 +35,17 @@ ORDER BY r.started_at, m.run_id, m.round, m.finished_at
 _CONTROLS = (
     "SELECT run_id, kind, care, social_norms FROM controls WHERE list_contains(?, run_id) ORDER BY ALL"
 )
-_PROFILES = "SELECT * FROM profiles WHERE run_id = ? AND (round = ? OR stage = 'base') ORDER BY finished_at"
+_PROFILES = """
+SELECT * FROM profiles
+WHERE run_id = ? AND (round = ? OR stage = 'base' OR (stage = 'steered' AND round = least(?, 1)))
+ORDER BY finished_at
+"""
 _COMPLETIONS = """
 SELECT run_id, round, idx, alpha, prompt, text, kept, scores, reasons FROM completions
 WHERE run_id = ? AND round = ? ORDER BY idx
 """
 _ANSWERS = """
-SELECT a.prompt, b.text AS base, a.text AS healed
+SELECT a.prompt, b.text AS base, a.steered, a.text AS healed
 FROM answers a LEFT JOIN answers b ON b.run_id = a.run_id AND b.round = 0 AND b.idx = a.idx
 WHERE a.run_id = ? AND a.round = ? ORDER BY a.idx
 """
@@ -119,7 +123,7 @@ class Store:
         """All of one round (0: base). Raises: `SettingsError` when there is no such run or round."""
         with self._database.open(patience=self.patience) as connection:
             runs = _dicts(connection.execute("SELECT settings FROM runs WHERE run_id = ?", [run_id]))
-            profiles = _dicts(connection.execute(_PROFILES, [run_id, round_]))
+            profiles = _dicts(connection.execute(_PROFILES, [run_id, round_, round_]))
             rounds = _dicts(
                 connection.execute("SELECT * FROM rounds WHERE run_id = ? AND round = ?", [run_id, round_])
             )
@@ -136,7 +140,9 @@ class Store:
             coherence={row["stage"]: row["coherence"] for row in profiles if row["coherence"] is not None},
             retention=done.get("retention"), kept=done.get("kept") or 0, made=done.get("made") or 0,
             c_star=done.get("c_star"), text=_health(profiles), settings=_json(runs[0]["settings"]),
-            answers=tuple({key: row[key] or "" for key in ("prompt", "base", "healed")} for row in answers),
+            answers=tuple(
+                {key: row[key] or "" for key in ("prompt", "base", "steered", "healed")} for row in answers
+            ),
             losses=tuple({key: value for key, value in row.items() if value is not None} for row in steps),
             facts=_json(done.get("facts")), worth={row["stage"]: _worth(row) for row in profiles},
             frame=next((row["frame"] for row in profiles if row["frame"]), ""),
