@@ -22,7 +22,7 @@ from typing import Any
 from steer_heal import data
 from steer_heal.cli.tables import Column, number, table
 from steer_heal.config import DEFAULT_TRAIT, SMOLLM2, HealSettings, heal_settings
-from steer_heal.records import Event, trait_shift
+from steer_heal.records import Event
 from steer_heal.runs import events, worker
 from steer_heal.runs.jobs import RunFolder
 
@@ -31,11 +31,21 @@ EVALUATE = {"n_answers": 100, "controls": 8}
 """To each held-out prompt one free answer, and eight random directions: what the bars are read from."""
 
 NEAR = {"tau": 0.05, "lam": 1.0}
+PLAIN = {"divergence": "nll", "epochs": 3}
+EVERYTHING = {
+    "max_perplexity_ratio": 1e9,
+    "min_relevance_ratio": -1e9,
+    "max_repetition": 1.0,
+    "min_variety": 0.0,
+}
 PERPLEXITY_ALONE = {"min_relevance_ratio": -1e9, "max_repetition": 1.0, "min_variety": 0.0}
 CELLS: dict[str, dict[str, Any]] = {
     "default": {},
-    "plain NLL": {"train": {"divergence": "nll"}},
-    "unsteered text": {"data": {"alphas": (0.0,)}},
+    "plain NLL": {"train": PLAIN},
+    "unsteered text": {"data": {"alphas": (0.0,)}, "train": PLAIN},
+    "writer alone": {"filter": EVERYTHING},
+    "full dose again": {"data": {"later": 1.0}},
+    "no plain answers": {"data": {"n_plain": 0}},
     "kl_rev, base": {"train": {"divergence": "kl_rev", "reference": "base", **NEAR}},
     "kl_rev, prev": {"train": {"divergence": "kl_rev", "reference": "prev", **NEAR}},
     "known": {
@@ -79,35 +89,23 @@ def play(key: Key, settings: HealSettings, end: float) -> dict[str, Any]:
 
     folder.release()
     status = worker.work(folder, stopped, hear)
-    trait, log = data.trait(settings.trait), events.read(folder.log).events
+    log = events.read(folder.log).events
     shown = {"cell": key[0], "trait": key[1], "seed": key[2], "status": status}
-    return {**shown, "settings": settings.model_dump(mode="json"), "stages": list(stages(log, trait.target))}
+    return {**shown, "settings": settings.model_dump(mode="json"), "stages": list(stages(log))}
 
 
-def stages(log: Sequence[Event], target: dict[str, int]) -> Iterator[dict[str, Any]]:
-    """What was measured of base, of steering in the first round and of each round's healed model."""
-    base: dict[str, Any] = {}
-    found: dict[tuple[int, str], dict[str, Any]] = {}
+def stages(log: Sequence[Event]) -> Iterator[dict[str, Any]]:
+    """What was measured of base, of steering at some doses, and of each round's healed model."""
     for event in log:
-        round_, measured = event.round or 0, event.data
-        if event.kind == "profile" and (measured["stage"] != "steered" or round_ == 1):
-            base = base or measured["p"]
-            text = measured["text"]
-            found[round_, measured["stage"]] = {
-                "round": round_,
-                "stage": measured["stage"],
-                "movement": trait_shift(measured["p"], base, target),
-                "agreement": measured["agreement"]["value"],
-                **{key: text.get(key) for key in ("relevance", "diversity", "perplexity_ratio", "looping")},
-            }
+        if event.kind == "curve":
+            yield from event.data["points"]
         elif event.kind == "round":
-            as_far = measured.get("as_far")
-            found[round_, "healed"] |= {
-                **{key: measured.get(key) for key in ("retention", "facts_kept", "neutral_kl")},
+            as_far = event.data.get("as_far")
+            yield event.data["path"][-1] | {
+                "retention": event.data["retention"],
                 "beyond_random": None if as_far is None else as_far == 0,
-                "headline": measured["headline"]["word"],
+                "headline": event.data["headline"]["word"],
             }
-    yield from found.values()
 
 
 def rows() -> dict[Key, dict[str, Any]]:
@@ -142,6 +140,7 @@ def print_table() -> None:
         number("seed", "seed", "d", 4),
         number("round", "round", "d", 5),
         Column("stage", "stage", width=7),
+        number("alpha", "alpha", ".1f", 5),
         number("retention", "retention", ".2f"),
         number("movement", "movement", "+.3f"),
         number("agreement", "agreement", ".2f"),

@@ -244,7 +244,9 @@ class _Loop:
         text, agreement = found["text"], found["agreement"]["value"]
         point = {"stage": found["stage"], "round": round_, "alpha": found["alpha"], "agreement": agreement}
         point |= {"movement": self._shift(found["p"]), **cost}
-        return point | {key: text.get(key) for key in ("relevance", "diversity")}
+        return point | {
+            key: text.get(key) for key in ("relevance", "diversity", "perplexity_ratio", "looping")
+        }
 
     def control(self, prompts: list[list[int]]) -> Stage[None]:
         """What random directions at the same KL do to the base, where the run asks for some."""
