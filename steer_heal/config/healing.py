@@ -71,8 +71,11 @@ class FilterSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The LoRA on the steered blocks, its update scaled by 2, and its loss: NLL + lam * relu(D - tau), D a
-    divergence of the student from the reference in nats per token; with "nll" there is no D."""
+    """The LoRA on the steered blocks, its update scaled by 2, and its loss.
+
+    With the reference "writer" the loss is D, a divergence of the student from the model that wrote the
+    answer, in nats a token; else it is NLL + lam * relu(D - tau). With "nll" there is no D.
+    """
 
     divergence: Literal["nll", "kl_fwd", "kl_rev"] = Field(
         default="kl_fwd", description="D: none, KL(reference || student) or KL(student || reference)"
@@ -83,8 +86,8 @@ class TrainSettings(Settings):
         description="the model D is measured from: the answer's writer (the steered student; base where the "
         "prompt is plain), the round before, or base",
     )
-    teacher_alpha: Alpha = Field(default=1.0, description="dose of the steered writer as reference, in c*")
-    lam: float = Field(default=3.0, ge=0.0, description="weight of D")
+    teacher_alpha: Alpha = Field(default=1.15, description="dose of the steered writer as reference, in c*")
+    lam: float = Field(default=1.0, ge=0.0, description="slope of the barrier")
     tau: float = Field(default=0.0, ge=0.0, description="nats per token that are free of it")
     rank: int = Field(default=8, ge=1, le=256, description="rank of the LoRA")
     lr: float = Field(default=1e-3, gt=0.0, le=1.0, description="AdamW's highest learning rate")
@@ -95,6 +98,11 @@ class TrainSettings(Settings):
     held_out: float = Field(
         default=0.1, ge=0.0, lt=1.0, description="share of the kept answers only measured"
     )
+
+    @property
+    def imitates(self) -> bool:
+        """Whether the loss is the divergence from the writer alone."""
+        return self.divergence != "nll" and self.reference == "writer"
 
 
 class EvalSettings(Settings):

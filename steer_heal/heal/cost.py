@@ -4,6 +4,7 @@ that have nothing to do with the trait."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from statistics import fmean
 from typing import Any
 
@@ -70,17 +71,19 @@ class Cost:
         known, neutral = self._of_base()
         right = self._right(known, dose=dose, alphas=(alpha,))
         kept = len(right) / len(known) if known else None
-        if dose is None:
-            return {"facts_kept": kept, "neutral_kl": self._kl(neutral)}
-        self._reference.read(neutral)
-        with steer(self._lm.blocks, dose.vector.steers, dose.coefficients_RL(alpha)):
-            return {"facts_kept": kept, "neutral_kl": self._kl(neutral)}
+        batches = [neutral[start : start + AT_ONCE] for start in range(0, len(neutral), AT_ONCE)]
+        for batch in batches:
+            self._reference.read(batch)
+        steered = nullcontext()
+        if dose is not None:
+            steered = steer(self._lm.blocks, dose.vector.steers, dose.coefficients_RL(alpha))
+        with steered:
+            return {"facts_kept": kept, "neutral_kl": self._kl(batches)}
 
     @torch.no_grad()
-    def _kl(self, rows: Sequence[Example]) -> float | None:
+    def _kl(self, batches: Sequence[Sequence[Example]]) -> float | None:
         output, found = OutputLayer(self._lm), []
-        for start in range(0, len(rows), AT_ONCE):
-            batch = rows[start : start + AT_ONCE]
+        for batch in batches:
             base_ND, student_ND = self._reference.hidden(batch), hidden_states(self._lm, batch)
             _, kl_N = row_losses(output, student_ND, labels(batch, self._lm.device), "kl_rev", base_ND)
             found += kl_N.tolist()

@@ -1,10 +1,17 @@
 """One round of training.
 
-loss = NLL(completion | prompt without steering or persona)
-     + lam * relu(D(student, reference) - tau)      the barrier; D over the completion's positions
+Either the student imitates the model that wrote each answer, token by token,
 
-The reference's states are computed without gradient before the student's forward pass; forward, loss and
-backward all happen under the same active adapters.
+    loss = D(student, writer)
+
+or it learns the answers as they are, held back by a barrier:
+
+    loss = NLL(answer | prompt) + lam * relu(D(student, reference) - tau)
+
+D is a divergence over the answer's positions, the prompt without steering. The reference's states are
+computed without gradient before the student's forward pass; forward, loss and backward all happen under the
+same active adapters. Source of the first: Hinton et al., 2015, arXiv:1503.02531; of learning without a prompt
+what a model does with it: Askell et al., 2021, arXiv:2112.00861 (context distillation).
 """
 
 from __future__ import annotations
@@ -63,8 +70,9 @@ def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dic
     )
     nll, divergence = nll_N.mean(), losses.AGGREGATES[settings.aggregate](d_N)
     barrier = losses.barrier(divergence, settings.lam, settings.tau)
-    parts = {"loss": nll + barrier, "nll": nll, "divergence": divergence, "barrier": barrier}
-    return nll + barrier, {name: float(value.detach()) for name, value in parts.items()}
+    loss = divergence if settings.imitates else nll + barrier
+    parts = {"loss": loss, "nll": nll, "divergence": divergence, "barrier": barrier}
+    return loss, {name: float(value.detach()) for name, value in parts.items()}
 
 
 @torch.no_grad()

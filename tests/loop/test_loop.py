@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from steer_heal import heal
 from steer_heal.config import SettingsError, heal_settings
+from steer_heal.heal import algorithm
 from steer_heal.heal.progress import live
 from steer_heal.instrument import evaluate
 from steer_heal.records import Agreement, Stopped
@@ -89,7 +90,6 @@ def test_the_events_of_a_run_in_their_order(whole):
         (0, "base", 0.0),
         (1, "steered", 1.0),
         (1, "healed", 0.0),
-        (2, "steered", 1.0),
         (2, "healed", 0.0),
     ]
     assert len(of_kind(events, "completion")) == 16
@@ -114,6 +114,20 @@ def test_retention_is_trait_moved_by_healing_over_trait_moved_by_steering(whole)
     for event in of_kind(events, "round"):
         wanted = moved((event.round, "healed")) / moved((1, "steered"))
         assert event.data["retention"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_round_is_held_against_what_steering_alone_does(whole):
+    (curve,) = of_kind(whole[1], "curve")
+    assert [point["alpha"] for point in curve.data["points"]] == [0.0, *algorithm.CURVE]
+    for event in of_kind(whole[1], "round"):
+        path = event.data["path"]
+        assert path[:4] == curve.data["points"]
+        assert [point["round"] for point in path[4:]] == list(range(1, event.round + 1))
+        steered = next(point for point in path if point["alpha"] == 1.0)
+        assert event.data["retention"] == pytest.approx(path[-1]["movement"] / steered["movement"])
+        assert path[-1]["neutral_kl"] == event.data["neutral_kl"]
+    for event in of_kind(whole[1], "answers")[1:]:
+        assert event.data["steered"] == curve.data["answers"]
 
 
 def test_a_round_says_what_it_cost(whole):
