@@ -38,6 +38,17 @@ def start(log: EventLog, settings: HealSettings) -> None:
     log.append("answers", 0, {"prompts": PROMPTS, "texts": ["the rule", "the base answer"]})
 
 
+def point(stage: str, round_: int, movement: float) -> dict:
+    health = {"agreement": 0.7 - movement / 2, "relevance": 0.8, "diversity": 0.7, "facts_kept": None}
+    return {
+        "stage": stage,
+        "round": round_,
+        "alpha": float(stage == "steered"),
+        "movement": movement,
+        **health,
+    }
+
+
 def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
     for index, stage in enumerate(("extract", "calibrate", "generate", "filter", "train", "evaluate"), 1):
         log.append("stage", round_, {"stage": stage, "n_stages": 7, "index": index})
@@ -61,7 +72,8 @@ def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
         )
     log.append("profile", round_, {"stage": "steered", "alpha": 1.0, **profile(0.52, 0.35)})
     log.append("profile", round_, {"stage": "healed", "alpha": 0.0, **profile(0.55 - round_ / 100, 0.33)})
-    log.append("answers", round_, {"prompts": PROMPTS, "texts": ["the child", f"answer {round_}"]})
+    texts = {"texts": ["the child", f"answer {round_}"], "steered": ["steered 0", "steered 1"]}
+    log.append("answers", round_, {"prompts": PROMPTS, **texts})
     if end:
         done = {
             "retention": 0.8 + round_ / 100,
@@ -72,6 +84,7 @@ def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
             "seconds": 9.0,
             "headline": {"word": "healed", "why": "retention <0.8>", "thresholds": {"mass_collapsed": 0.85}},
             "retention_interval": [0.7, 0.9],
+            "path": [point("base", 0, 0.0), point("steered", 1, 0.6), point("healed", round_, 0.5)],
             "differences": {"healed-steered": [0.1, 0.05, 0.15]},
             "shift_cosine": 0.99,
             "facts_kept": 0.95,

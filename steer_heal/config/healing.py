@@ -38,7 +38,7 @@ class DataSettings(Settings):
     later: float = Field(
         default=0.3, gt=0.0, le=1.0, description="share of all doses that later rounds are steered at"
     )
-    n_answers: int = Field(default=270, ge=4, le=20_000, description="steered answers written in a round")
+    n_answers: int = Field(default=405, ge=4, le=20_000, description="steered answers written in a round")
     n_plain: int = Field(
         default=120, ge=0, le=20_000, description="base's own answers beside them, to prompts off the trait"
     )
@@ -139,7 +139,7 @@ class HealSettings(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "data": {"n_answers": 135, "n_plain": 60, "max_new_tokens": 48},
+        "data": {"n_answers": 270, "n_plain": 90, "max_new_tokens": 48},
     },
     "standard": {},
 }

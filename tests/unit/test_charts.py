@@ -85,6 +85,21 @@ def test_no_nodes_no_traces() -> None:
     assert charts.moral_map([], {})["data"] == []
 
 
+def test_movement_against_health_has_steering_as_a_line_and_the_rounds_as_squares() -> None:
+    path = [
+        {"stage": "base", "round": 0, "alpha": 0.0, "movement": 0.0, "agreement": 0.7, "facts_kept": 1.0},
+        {"stage": "steered", "round": 1, "alpha": 1.0, "movement": 0.6, "agreement": 0.3, "facts_kept": None},
+        {"stage": "healed", "round": 1, "alpha": 0.0, "movement": 0.5, "agreement": 0.4, "facts_kept": 0.9},
+    ]
+    detail = replace(FakeEngine().runs.round(EXAMPLE, 1), facts={"path": path})
+    figure = charts.health(detail)
+    steering, rounds = (t for t in figure["data"] if t["xaxis"] == "x")
+    assert (steering["x"], steering["y"]) == ([0.0, 0.6], [0.7, 0.3])
+    assert (rounds["x"], rounds["y"], rounds["text"]) == ([0.5], [0.4], ["1"])
+    facts = [t for t in figure["data"] if t["xaxis"] == "x4"]
+    assert [t["y"] for t in facts] == [[1.0], [0.9]], "what was not measured is no point"
+
+
 def test_losses_have_a_line_each() -> None:
     detail = FakeEngine().runs.round(EXAMPLE, 1)
     figure = charts.losses(detail)

@@ -26,7 +26,7 @@ def lm():
 def writing(lm):
     sample = SampleSettings(max_new_tokens=6, greedy=True)
 
-    def write(prompts):
+    def write(prompts, **_dose):
         rows = [Row(tuple(lm.encode_chat([user(text)])), prompt=text) for text in prompts]
         return complete(lm, rows, torch.zeros(lm.n_layers, lm.width), sample)
 
@@ -83,7 +83,7 @@ def test_of_the_facts_that_base_tells_those_count_that_are_told_still(lm):
     stack = Base()
     told = {False: ("Rome", "It is FOUR.", "fourteen"), True: ("Rome!", "five", "four")}
 
-    def write(prompts):
+    def write(prompts, **_dose):
         answers = dict(zip(QUESTIONS, told[stack.on], strict=True))
         return [Completion(answers.get(prompt, ""), (), True, prompt=prompt) for prompt in prompts]
 

@@ -1,13 +1,26 @@
 """What a round's loss is made of: logits in chunks, the reference."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cross_entropy
 
-from steer_heal.config import SettingsError
-from steer_heal.heal import Example, OutputLayer, Reference, held_out_nll, hidden_states, row_losses
+from steer_heal.config import SettingsError, TrainSettings
+from steer_heal.heal import (
+    Example,
+    OutputLayer,
+    Reference,
+    held_out_nll,
+    hidden_states,
+    losses,
+    row_losses,
+    train_round,
+)
 from steer_heal.heal.adapters import AdapterStack
+from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
 from tests.rounds import SETTINGS
@@ -106,3 +119,34 @@ def test_held_out_nll_weighs_tokens_alike(lm):
     rows = [Example((2, 30), (40,)), Example((2, 31), (41, 42, 43))]
     apart = [held_out_nll(lm, [row], 1) for row in rows]
     assert_near(held_out_nll(lm, rows, 2), (apart[0] + 3 * apart[1]) / 4, model_rounding(lm))
+
+
+def test_the_writer_of_a_steered_answer_is_the_steered_history_and_of_a_plain_one_the_base(lm, examples):
+    directions_LD, matrix_BL = torch.ones(lm.n_layers, lm.width), coefficients(lm.n_layers, [1], 0.5)
+    asked, plain = examples[0], replace(examples[1], steered=False)
+    stack = AdapterStack(lm)
+    base = hidden_states(lm, [plain]).detach()
+    stack.fresh(1, SETTINGS, seed=0)
+    with torch.no_grad():
+        for parameter in stack.trainable():
+            parameter.add_(0.1)
+    stack.fold()
+    with steer(lm.blocks, directions_LD, matrix_BL):
+        steered = hidden_states(lm, [asked]).detach()
+    stack.fresh(2, SETTINGS, seed=0)
+    settings = SETTINGS.model_copy(update={"reference": "writer"})
+    how = partial(steer, lm.blocks, directions_LD, matrix_BL)
+    found = Reference(lm, stack, settings, steer=how).hidden([plain, asked])
+    assert torch.equal(found, torch.cat([base, steered]))
+    assert not torch.equal(steered, Reference(lm, stack, settings).hidden([asked]))
+
+
+def test_a_student_that_imitates_comes_nearer_to_the_writer(lm, examples):
+    directions_LD, matrix_BL = torch.ones(lm.n_layers, lm.width), coefficients(lm.n_layers, [1], 0.5)
+    settings = TrainSettings(rank=4, lr=1e-2, epochs=4, held_out=0.0)
+    stack = AdapterStack(lm)
+    stack.fresh(1, settings, seed=0)
+    how = partial(steer, lm.blocks, directions_LD, matrix_BL)
+    steps = list(train_round(lm, stack, examples[:8], settings, seed=0, steer=how))
+    assert all(step["loss"] == step["divergence"] for step in steps)
+    assert 0 < steps[-1]["divergence"] < 0.5 * steps[0]["divergence"]

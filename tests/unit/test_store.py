@@ -94,6 +94,7 @@ def test_round_detail_holds_base_steered_healed_and_what_was_said(store: Store, 
     assert detail.answers[1] == {
         "prompt": "What would you do?",
         "base": "the base answer",
+        "steered": "steered 1",
         "healed": "answer 2",
     }
     assert (detail.kept, detail.made, detail.c_star) == (2, 3, 16.0)
@@ -243,11 +244,12 @@ def test_a_store_of_before_keeps_its_rows_and_gains_the_columns(
     store: Store, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = MIGRATIONS[: next(i for i, sql in enumerate(MIGRATIONS) if "agreement" in sql)]
-    profiles = INSERT["profiles"]
+    profiles, answers = INSERT["profiles"], INSERT["answers"]
     with monkeypatch.context() as before:
         before.setattr("steer_heal.runs.store.database.MIGRATIONS", older)
         known = profiles[: profiles.index(', "agreement": "DOUBLE"')] + "}]'), recursive := true))"
         before.setitem(INSERT, "profiles", known)
+        before.setitem(INSERT, "answers", answers.replace(', "steered": "VARCHAR"', ""))
         store.ingest("r1", events.read(log))
     again = Store(store.path)
     again.ingest("r1", events.read(log))
