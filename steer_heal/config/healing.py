@@ -36,7 +36,7 @@ class DataSettings(Settings):
         default=(0.8,), min_length=1, description="doses each prompt is answered at, in units of c*"
     )
     later: float = Field(
-        default=0.3, gt=0.0, le=1.0, description="share of all doses that later rounds are steered at"
+        default=0.3, gt=0.0, le=1.0, description="all doses of a round over those of the round before"
     )
     n_answers: int = Field(default=405, ge=4, le=20_000, description="steered answers written in a round")
     n_plain: int = Field(
@@ -74,7 +74,8 @@ class TrainSettings(Settings):
     """The LoRA on the steered blocks, its update scaled by 2, and its loss.
 
     With the reference "writer" the loss is D, a divergence of the student from the model that wrote the
-    answer, in nats a token; else it is NLL + lam * relu(D - tau). With "nll" there is no D.
+    answer, in nats a token; else it is NLL + lam * relu(D - tau). With "nll" there is no D. What the defaults
+    do on smollm2, which they were tried on: docs/reports/healing.md.
     """
 
     divergence: Literal["nll", "kl_fwd", "kl_rev"] = Field(

@@ -316,7 +316,7 @@ class _Loop:
 
     def share(self, round_: int) -> float:
         """Of the first round's doses: a student that has the trait already needs less of the vector."""
-        return 1.0 if round_ == 1 else self.settings.data.later
+        return self.settings.data.later ** (round_ - 1)
 
     def fold(self, round_: int) -> Path:
         """Freeze the adapter beneath the rounds to come, and write it down."""

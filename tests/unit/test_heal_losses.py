@@ -15,7 +15,6 @@ from steer_heal.heal import (
     Reference,
     held_out_nll,
     hidden_states,
-    losses,
     row_losses,
     train_round,
 )
