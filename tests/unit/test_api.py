@@ -1,4 +1,4 @@
-"""The named endpoints through a real server and gradio_client, on the fake engine; and README's examples."""
+"""The named endpoints through a real server and gradio_client, on the fake engine; the guide's examples."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from components import api
 from steer_heal.config import SettingsError
 from tests.fake_engine import FakeEngine
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "notebook.md"
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +161,8 @@ def test_a_client_is_told_no_folder_of_this_machine(said, shown):
     assert api._placeless(said) == shown
 
 
-def test_the_examples_in_the_readme_run(url, capsys):
-    text = README.read_text().split("## From a program")[1].split("\n## ")[0]
+def test_the_examples_in_the_guide_run(url, capsys):
+    text = GUIDE.read_text().split("## Drive the page")[1].split("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
     for block in blocks:
