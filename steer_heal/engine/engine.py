@@ -85,7 +85,7 @@ class Engine:
                 models.free()
             return self.info
 
-        return self._once(change)
+        return self.once(change)
 
     def models(self) -> list[ListedModel]:
         """The models known by name, and what else is on this machine by a name that is no folder of it."""
@@ -148,7 +148,7 @@ class Engine:
             )
             return replace(base, agreement=reading.agreement), steered
 
-        return self._once(measure)
+        return self.once(measure)
 
     def methods(self) -> dict[str, str]:
         """The extraction methods that are here: name -> what it is, the loaded model's own first."""
@@ -156,7 +156,7 @@ class Engine:
 
     def calibration(self, trait: str, band: tuple[float, float], method: str = AUTO) -> Calibration:
         """c* of the trait at the band."""
-        return self._once(lambda: self._vectors.steer(trait, band, method).calibration)
+        return self.once(lambda: self._vectors.steer(trait, band, method).calibration)
 
     def dose(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
         """Rows so far by alpha; all of them at share 1, fewer when it was ended before.
@@ -231,7 +231,7 @@ class Engine:
             items = self._scheduler.run(name, steps, patient=True, brief=frames.ready())
             return next(item for item in items if isinstance(item, Profile))
 
-    def _once(self, work: Callable[[], T]) -> T:
+    def once(self, work: Callable[[], T]) -> T:
         """The result of one step of work on the model's thread."""
         name = f"once {next(self._numbers)}"
         steps = self._scheduler.run(name, lambda _: iter([work()]), patient=True, brief=True)

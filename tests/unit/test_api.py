@@ -102,7 +102,7 @@ def test_what_controls_move_is_told_where_they_were_asked_for(client):
 def test_an_effect_ends_with_its_reader_and_says_when_it_was_ended_before():
     stopped = []
     engine = SimpleNamespace(effect=lambda _request, session: iter([session]), stop=stopped.append)
-    effect = api._effecting(engine)
+    effect = api.effecting(engine)
     reading = effect()
     session = next(reading)["measuring"]
     reading.close()
@@ -158,7 +158,7 @@ def test_bad_input_is_one_sentence(client, values, words):
     ],
 )
 def test_a_client_is_told_no_folder_of_this_machine(said, shown):
-    assert api._placeless(said) == shown
+    assert api.placeless(said) == shown
 
 
 def test_the_examples_in_the_guide_run(url, capsys):
