@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 from steer_heal.config import SettingsError, SteerRequest
 from steer_heal.engine import Engine
@@ -23,32 +24,30 @@ class Crowd:
         self.engine, self.asked = engine, asked
         self.frames: dict[str, list[SteerFrame]] = {name: [] for name in asked}
         self.errors: dict[str, str] = {}
-        self._held, self._go, self._told = threading.Event(), threading.Event(), threading.Semaphore(0)
+        self._held, self._go = threading.Event(), threading.Event()
 
-    def _hold(self) -> None:
+    def _hold(self, _request: object) -> Iterator[None]:
         self._held.set()
         self._go.wait(PATIENCE_S)
+        yield
 
     def _ask(self, name: str) -> None:
         try:
             for frame in self.engine.steer(self.asked[name], session=name):
-                if frame.waiting:
-                    self._told.release()
-                else:
-                    self.frames[name].append(frame)
+                self.frames[name].append(frame)
         except (SettingsError, RuntimeError) as error:
             self.errors[name] = str(error)
 
     def run(self) -> dict[str, tuple[list[int], list[int]]]:
-        """Base and steered ids by session; the model is let go when each has been told that it waits."""
-        holder = threading.Thread(target=self.engine.once, args=(self._hold,))
+        """Base and steered ids by session; the model is let go when all wait for it."""
+        scheduler = self.engine.scheduler
+        holder = threading.Thread(target=lambda: list(scheduler.run("hold", self._hold, brief=True)))
         threads = [threading.Thread(target=self._ask, args=(name,)) for name in self.asked]
         holder.start()
         assert self._held.wait(PATIENCE_S)
         for thread in threads:
             thread.start()
-        for _ in threads:
-            assert self._told.acquire(timeout=PATIENCE_S)
+        assert scheduler.has(len(threads) + 1, PATIENCE_S)
         self._go.set()
         for thread in (holder, *threads):
             thread.join(PATIENCE_S)

@@ -24,9 +24,10 @@ def request(prompt: str, alpha: float = 1.0, n: int = 12, **more: Any) -> SteerR
     return build(SteerRequest, prompt=prompt, alpha=alpha, band=BAND, sample=sample)
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = Engine(lm=tiny.endless(), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder = tmp_path_factory.mktemp("engine")
+    made = Engine(lm=tiny.endless(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
     list(made.steer(request("warm"), session="warm"))
     yield made
     made.close()
