@@ -34,7 +34,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def launch_small(page: Page, name: str) -> None:
     """A round, as small as the form allows to be useful."""
-    page.locator("#run-more button, #run-more .label-wrap").first.click()
+    for more in ("#run-more", "#run-every"):
+        page.locator(f"{more} button, {more} .label-wrap").first.click()
+    type_into(page, "#run-others", "data.n_plain=8")
     for box, value in (("rounds", 1), ("run-completions", 16), ("run-vignettes", 14), ("run-epochs", 1)):
         type_into(page, f"#{box}", str(value))
     type_into(page, "#run-name", name)
