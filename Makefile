@@ -1,5 +1,5 @@
-# make app, make test: each makes the environment it needs. The rest: check, test-cpus, faults, bench, demo-model,
-# screenshots.
+# make app, make test: each makes the environment it needs. The rest: check, docs, test-cpus, faults, bench,
+# demo-model, screenshots.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export GRADIO_ANALYTICS_ENABLED = False
 
-.PHONY: app test test-cpus check faults gemma-path measured bench demo-model screenshots clean chromium
+.PHONY: app test test-cpus check docs faults gemma-path measured bench demo-model screenshots clean chromium
 .DEFAULT_GOAL := app
 
 app: $(VENV)/.app  ## get a real model once, serve the page (ARGS="--model demo --port 7860")
@@ -21,6 +21,9 @@ check: $(VENV)/.dev  ## style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/pyright
+
+docs: $(VENV)/.docs  ## the documentation as a site in build/site; warnings and dead links fail
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 # What the tests with numbers in them (the files that import torch or the tiny models; not the browser, the faults, smollm2)
 # find on other CPUs: an old one, one with AVX2, this one; ATen, oneDNN and MKL choose their kernels by these. In one
@@ -68,6 +71,11 @@ $(VENV)/.app: requirements.txt | $(VENV)/bin/python
 $(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	@echo "Installing what the tests need (a few minutes, once) ..."
 	$(PIP) -r requirements-dev.txt
+	@touch $@ $(VENV)/.app
+
+$(VENV)/.docs: pyproject.toml requirements.txt | $(VENV)/bin/python
+	@echo "Installing what the documentation needs (a minute, once) ..."
+	$(PIP) --editable '.[docs]'
 	@touch $@ $(VENV)/.app
 
 chromium:

@@ -38,7 +38,7 @@ def serve(engine: Engine) -> None:
         _telling(engine),
         *_asking(engine),
         _sweeping(engine),
-        _effecting(engine),
+        effecting(engine),
         *api_runs.actions(engine),
     ):
         about = inspect.getdoc(function)
@@ -69,11 +69,11 @@ def _told() -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        raise gr.Error(_placeless(str(error)), print_exception=False) from error
+        raise gr.Error(placeless(str(error)), print_exception=False) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise gr.Error(_placeless(f"{where}: {first['msg']}."), print_exception=False) from error
+        raise gr.Error(placeless(f"{where}: {first['msg']}."), print_exception=False) from error
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def _session(engine: Engine) -> Iterator[str]:
         engine.stop(session)
 
 
-def _placeless(message: str) -> str:
+def placeless(message: str) -> str:
     """The message without the folders of this machine: of each path only its last part."""
     return _FOLDERS.sub("", message)
 
@@ -239,7 +239,7 @@ def _sweeping(engine: Engine) -> Callable[..., Any]:
     return sweep
 
 
-def _effecting(engine: Engine) -> Callable[..., Any]:
+def effecting(engine: Engine) -> Callable[..., Any]:
     """What a vector does."""
 
     def effect(

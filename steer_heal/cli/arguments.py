@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn, Protocol
 
+from steer_heal import __version__
 from steer_heal.config import (
     AUTO,
     AUTO_FRAME,
@@ -54,6 +55,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The parser of all commands; it gives the `module` of `steer_heal.cli` whose `run` is called."""
     made = Parser(prog="python -m steer_heal", description="Steer, break and heal a language model.")
+    made.add_argument("--version", action="version", version=__version__)
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for add in COMMANDS:
         add(commands)

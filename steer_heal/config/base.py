@@ -50,7 +50,7 @@ MODEL_METHODS = {
     "smollm2-135m-instruct": "replies",
 }
 """How a vector is extracted unless somebody asks for another method, by what it does on the model: the
-figures are in docs/extraction.md. A model that was not measured gets the first of `OWN_METHODS`."""
+figures are in docs/reports/extraction.md. A model that was not measured gets the first of `OWN_METHODS`."""
 LITE_PREFIX = "steering-lite:"
 """Before the name of a method that the installed steering-lite has."""
 VECTOR_FORMATS = {

@@ -66,7 +66,7 @@ class Engine:
         folder = Path(runs_dir).absolute()
         self._cache_dir = Path(cache_dir) if cache_dir else folder.parent / "cache"
         self._take(models.load(model or models.default_model()[0]) if lm is None else lm)
-        self._scheduler = Scheduler()
+        self.scheduler = Scheduler()
         self.runs = RunIndex(LocalProcesses(folder, at_once=at_once), Store(db, patience=1.0))
         self._numbers = itertools.count()
         self._choosing = threading.Lock()
@@ -120,14 +120,14 @@ class Engine:
         several sessions are written in one batch, each as if alone; `waiting` counts who is ahead while there
         are many. Who reads slowly gets the newest frame.
         """
-        for item in self._scheduler.join(f"steer {session}", request, self._answers):
+        for item in self.scheduler.join(f"steer {session}", request, self._answers):
             waiting = isinstance(item, Waiting)
             yield SteerFrame((), (), False, False, waiting=item.ahead) if waiting else item()
 
     def stop(self, session: str) -> None:
         """Ends what the session has running, within a token."""
         for work in ("steer", "dose"):
-            self._scheduler.stop(f"{work} {session}")
+            self.scheduler.stop(f"{work} {session}")
 
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
         """The seven foundations for this prompt as a vignette: base and steered, in the frame that suits the
@@ -174,7 +174,7 @@ class Engine:
         """
         said: Effect | str = ""
         told = 0.0
-        for item in self._scheduler.run(
+        for item in self.scheduler.run(
             f"dose {session}", lambda t: self._effects.effect(request, t), patient=True
         ):
             if item is not None or time.monotonic() > told + AGAIN_S:
@@ -192,7 +192,7 @@ class Engine:
     def _measured(
         self, session: str, steps: Callable[[Request[Sweep | None]], Iterator[Sweep | None]]
     ) -> Iterator[Sweep]:
-        for item in self._scheduler.run(f"dose {session}", steps, patient=True):
+        for item in self.scheduler.run(f"dose {session}", steps, patient=True):
             if item is not None:
                 yield Sweep(0.0, [], waiting=item.ahead) if isinstance(item, Waiting) else item
 
@@ -209,7 +209,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends what is running on the model. Runs go on: they are processes of their own."""
-        self._scheduler.close()
+        self.scheduler.close()
         self._answers.close()
 
     def _reading(self) -> Profile:
@@ -228,11 +228,11 @@ class Engine:
 
         with self._choosing:
             name = f"once {next(self._numbers)}"
-            items = self._scheduler.run(name, steps, patient=True, brief=frames.ready())
+            items = self.scheduler.run(name, steps, patient=True, brief=frames.ready())
             return next(item for item in items if isinstance(item, Profile))
 
     def _once(self, work: Callable[[], T]) -> T:
         """The result of one step of work on the model's thread."""
         name = f"once {next(self._numbers)}"
-        steps = self._scheduler.run(name, lambda _: iter([work()]), patient=True, brief=True)
+        steps = self.scheduler.run(name, lambda _: iter([work()]), patient=True, brief=True)
         return next(item for item in steps if not isinstance(item, Waiting))

@@ -96,6 +96,11 @@ class Scheduler:
             if request := self._newest.get(session):
                 request.stopped = True
 
+    def has(self, requests: int, timeout_s: float = 0.0) -> bool:
+        """Whether so many requests are here, in the line or worked on; waits for them for some time."""
+        with self._change:
+            return self._change.wait_for(lambda: len(self._requests) >= requests, timeout_s)
+
     def close(self) -> None:
         """Ends all work and the thread."""
         with self._change:

@@ -123,13 +123,13 @@ class Vectors:
     def vector(self, trait: str, method: str = AUTO, *, say: Say = _nothing) -> SteeringVector:
         """The trait's vector at every layer."""
         method = self.method(method)
-        of, key = (trait, method), self._key(trait, method)
+        of, key = (trait, method), self.key(trait, method)
         if self._vectors.get(of, ("",))[0] != key:
             self._steers = {at: known for at, known in self._steers.items() if (at[0], at[2]) != of}
             self._vectors[of] = key, self._load_or_extract(trait, method, key, say)
         return self._vectors[of][1]
 
-    def _key(self, trait: str, method: str) -> str:
+    def key(self, trait: str, method: str) -> str:
         """Of all that decides the trait's vector. Raises: `SettingsError` for an unknown trait or method."""
         settings = build(ExtractSettings, method=method).model_dump()
         texts = asdict(data.trait(trait)), self._lm.material.contexts(trait)

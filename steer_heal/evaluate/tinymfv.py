@@ -83,7 +83,7 @@ def evaluate(
     finally:
         lm.tokenizer.padding_side = side
         lm.tokenizer.pad_token = pad
-    return profile([_score(row) for row in report["per_row"]])
+    return profile([scored(row) for row in report["per_row"]])
 
 
 def profile(scores: Sequence[VignetteScore]) -> Profile:
@@ -95,7 +95,7 @@ def profile(scores: Sequence[VignetteScore]) -> Profile:
     return Profile(p, mass, n, tuple(scores), n - n_valid, "tinymfv", agreement(scores))
 
 
-def _score(row: Mapping[str, Any]) -> VignetteScore:
+def scored(row: Mapping[str, Any]) -> VignetteScore:
     scores = dict(zip(FOUNDATIONS, map(float, row["score"]), strict=True))
     mass = float(row["pmass_allowed"])
     valid = mass > 0.0 and all(value == value for value in scores.values())

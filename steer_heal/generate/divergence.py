@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CHUNK = 2**20
+CHUNK = 2**20
 """Logits taken at once: few enough that what is made of them stays in the cache and is not mapped anew."""
 
 _LEAST = -1e30
@@ -31,7 +31,7 @@ class Divergence:
 
 def kl(logits_BV: Tensor, base_BV: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(base)) per row in nats, float32, at temperature 1."""
-    rows = max(1, _CHUNK // logits_BV.shape[-1])
+    rows = max(1, CHUNK // logits_BV.shape[-1])
     parts = zip(logits_BV.split(rows), base_BV.split(rows), strict=True)
     return torch.cat([_kl(log_probabilities(steered), log_probabilities(base)) for steered, base in parts])
 
@@ -48,14 +48,14 @@ def log_probabilities(logits_BV: Tensor) -> Tensor:
 
 def probability(logits_BV: Tensor, ids_B: Tensor) -> Tensor:
     """softmax(logits)[ids], (B,), float32."""
-    rows = max(1, _CHUNK // logits_BV.shape[-1])
+    rows = max(1, CHUNK // logits_BV.shape[-1])
     parts = zip(logits_BV.split(rows), ids_B.split(rows), strict=True)
     return torch.cat([log_probabilities(some).gather(1, ids[:, None])[:, 0].exp() for some, ids in parts])
 
 
 def diverge(logits_BV: Tensor, base_UV: Tensor, base_of_row: Sequence[int], ids_B: Tensor) -> Divergence:
     """Rows with `logits_BV` wrote `ids_B` where base had the logits `base_UV[base_of_row]`."""
-    per = max(1, _CHUNK // logits_BV.shape[-1])
+    per = max(1, CHUNK // logits_BV.shape[-1])
     of_B = torch.tensor(base_of_row, device=logits_BV.device)
     order, made = [], []
     for start in range(0, len(base_UV), per):

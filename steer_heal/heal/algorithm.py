@@ -60,7 +60,7 @@ def run(
     cache_dir: str | Path | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Generator[Emission, None, None]:
-    """Heal for `settings.rounds` rounds; yields (kind, round, data), kinds as in docs/architecture.md.
+    """Heal for `settings.rounds` rounds; yields (kind, round, data), kinds as in docs/reference/events.md.
 
     `folder` gets `vectors/round-N.safetensors` and `adapters/round-N/`. `start_round`: how many rounds are
     finished already, whose adapters lie there; `earlier`: the run's events so far, which spare measuring the

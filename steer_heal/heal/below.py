@@ -84,7 +84,7 @@ class Below:
 
     def __init__(self, lm: LanguageModel, first: int) -> None:
         self.lm, self.first, self._tuples = lm, first, False
-        self._kept: dict[Example, Tensor] = {}
+        self.kept: dict[Example, Tensor] = {}
         self._bytes = 0
         if first and not self._carries():
             self.first = 0
@@ -111,13 +111,13 @@ class Below:
 
     def _states(self, batch: Sequence[Example]) -> list[Tensor]:
         """(T, D) of each row."""
-        found = {row: self._kept[row] for row in batch if row in self._kept}
+        found = {row: self.kept[row] for row in batch if row in self.kept}
         if new := [row for row in dict.fromkeys(batch) if row not in found]:
             read = dict(zip(new, self._read(new), strict=True))
             found |= read
             for row, states_TD in read.items():
                 if self._bytes + states_TD.nbytes <= KEPT_BYTES:
-                    self._kept[row] = states_TD.clone()
+                    self.kept[row] = states_TD.clone()
                     self._bytes += states_TD.nbytes
         return [found[row] for row in batch]
 

@@ -26,7 +26,7 @@ from steer_heal.vectors.steering import Steering
 _TOKENS = 2048
 """Tokens through the blocks at once for each thread of a CPU: as many as its cache holds."""
 _TOKENS_ELSEWHERE = 32_768
-_TOGETHER = 16
+TOGETHER = 16
 """Vignettes of one row each that are read as one tree, for the template's tokens that they begin with."""
 _READ_OUT = 64
 """Positions read out at once: each is a number for every token there is."""
@@ -139,7 +139,7 @@ def _units(work: Work) -> dict[tuple[tuple[int, ...], int], list[Unit]]:
         alike.setdefault(tuple(asked), []).append((ids, asked))
     made: dict[tuple[tuple[int, ...], int], list[Unit]] = {}
     for doses, read in alike.items():
-        size = _TOGETHER if all(len(ids) == 1 for ids, _ in read) else 1
+        size = TOGETHER if all(len(ids) == 1 for ids, _ in read) else 1
         read.sort(key=lambda one: sum(map(len, one[0])))
         for start in range(0, len(read), size):
             some = read[start : start + size]

@@ -12,7 +12,7 @@ MILD = 40.0
 value, over- or underflows."""
 _STEP = {"cpu": 64}
 """Positions at once in causal attention, where leaving out what they cannot see pays for more calls."""
-_SCORES = 1 << 18
+SCORES = 1 << 18
 """As many scores at once stay in the cache from their product to the next."""
 
 
@@ -56,7 +56,7 @@ class Queries:
         q_RKQGd, out_RKQGd = (x.unflatten(2, (heads, group)).transpose(1, 2) for x in (q_RQHd, out_RQHd))
         q_XYd = torch.mul(q_RKQGd, scale, out=q_RQHd.new_empty(q_RKQGd.shape)).view(n_rows * heads, -1, size)
         k_XdP, v1_XPe = k_RKPd.flatten(0, 1).mT, v1_RKPe.flatten(0, 1)
-        step = min(n, max(16, _SCORES * torch.get_num_threads() // (n_rows * n_heads * (self._n_trunk + n))))
+        step = min(n, max(16, SCORES * torch.get_num_threads() // (n_rows * n_heads * (self._n_trunk + n))))
         if self._scores is None:
             self._scores = q_RQHd.new_empty(n_rows * n_heads * step * (self._n_trunk + n))
         for start in range(0, n, step):

@@ -72,7 +72,7 @@ def test_what_it_cannot_score_counts_as_no_mass():
     nan, row = float("nan"), {"id": "x", "foundation_coarse": "Care", "nll_prefill": float("nan")}
     bad = row | {"score": np.full(7, nan), "p": np.full(7, nan), "pmass_allowed": nan}
     good = row | {"score": np.zeros(7), "p": np.full(7, 1 / 7), "pmass_allowed": 0.8}
-    made = tinymfv.profile([tinymfv._score(bad), tinymfv._score(good)])
+    made = tinymfv.profile([tinymfv.scored(bad), tinymfv.scored(good)])
     assert (made.n_invalid, made.n_vignettes, made.coherence) == (1, 2, 0.4)
     assert made.p == pytest.approx(dict.fromkeys(FOUNDATIONS, 1 / 7))
 

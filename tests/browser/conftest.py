@@ -64,15 +64,21 @@ def app(folder: Path, *options: str) -> Iterator[str]:
 
 
 @contextmanager
+def visit(window: BrowserContext, url: str) -> Iterator[Page]:
+    """The page at this address, open in the browser, with nothing remembered afterwards."""
+    page = window.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(url)
+    yield page
+    page.evaluate("localStorage.clear()")
+    page.close()
+
+
+@contextmanager
 def app_page(window: BrowserContext, folder: Path, *options: str) -> Iterator[Page]:
-    """The same, open in the browser."""
-    with app(folder, *options) as url:
-        page = window.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(url)
+    """The real page, open in the browser."""
+    with app(folder, *options) as url, visit(window, url) as page:
         yield page
-        page.evaluate("localStorage.clear()")
-        page.close()
 
 
 @pytest.fixture(scope="session")

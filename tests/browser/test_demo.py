@@ -1,30 +1,77 @@
-"""The whole thing once: the real page, the real engine, the bundled model, a real heal run."""
+"""The real page and engine on the bundled model: a drag of the dose, then a whole heal run."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.conftest import app_page, finished
-from tests.browser.test_page import WATCH_BASE, drag_alpha, nodes, text, type_into
+from components.answering import WORDS
+from tests.browser.conftest import app, finished, visit
+from tests.browser.test_page import WATCH_BASE, drag_alpha, nodes, slider_x, text, type_into
 
 PATIENCE = 240_000
+WATCH = """() => {
+  const seen = window.seen = { steered: [], base: [], texts: [], begun: performance.now(), asked: [] };
+  const look = () => {
+    const steered = document.querySelector('#steered-text');
+    seen.steered.push(steered.innerText);
+    seen.base.push(document.querySelector('#base-text').innerText);
+    const said = steered.innerText;
+    if (!steered.querySelector('.sh-stale') && seen.texts.at(-1) !== said) seen.texts.push(said);
+    if (!seen.over) requestAnimationFrame(look);
+  };
+  look();
+}"""
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with app(tmp_path_factory.mktemp("demo"), "--model", "demo") as address:
+        yield address
 
 
 def launch_small(page: Page, name: str) -> None:
-    """Two rounds, as small as the form allows to be useful."""
-    page.locator("#run-more button, #run-more .label-wrap").first.click()
-    for box, value in (("rounds", 2), ("run-completions", 16), ("run-vignettes", 14), ("run-epochs", 1)):
+    """A round, as small as the form allows to be useful."""
+    for more in ("#run-more", "#run-every"):
+        page.locator(f"{more} button, {more} .label-wrap").first.click()
+    type_into(page, "#run-others", "data.n_plain=8")
+    for box, value in (("rounds", 1), ("run-completions", 16), ("run-vignettes", 14), ("run-epochs", 1)):
         type_into(page, f"#{box}", str(value))
     type_into(page, "#run-name", name)
     page.locator("#launch").click()
 
 
+def test_a_drag_is_read_while_it_moves(window: BrowserContext, url: str) -> None:
+    """What is in view at every frame that the browser draws."""
+    moves = 80
+    with visit(window, url) as page:
+        page.wait_for_selector("#steered-text .sh-t")
+        finished(page)
+        base, x, y = text(page, "#base-text"), *slider_x(page)
+        asked: list[str] = []
+        page.on("request", lambda r: asked.append(r.url) if "/queue/join" in r.url else None)
+        page.evaluate(WATCH)
+        page.mouse.move(x(1.0), y)
+        page.mouse.down()
+        for number in range(1, moves + 1):
+            page.mouse.move(x(1.0 + 2.5 * number / moves), y)
+            page.wait_for_timeout(50)
+        page.mouse.up()
+        seconds = page.evaluate("(performance.now() - seen.begun) / 1000")
+        seen = page.evaluate("seen.over = true, seen")
+        finished(page)
+        assert set(seen["base"]) == {base}
+        assert min(map(len, seen["steered"])) >= WORDS
+        assert len(set(seen["texts"])) > 4
+        assert len(asked) <= 4 * seconds + 8
+        assert f"alpha {float(page.locator('#alpha-exact input').input_value()):g} " in text(page, "#dose")
+
+
 @pytest.mark.timeout(900)
-def test_steer_heal_watch_and_find_it_again(window: BrowserContext, tmp_path: Path) -> None:
-    with app_page(window, tmp_path) as page:
+def test_steer_heal_watch_and_find_it_again(window: BrowserContext, url: str) -> None:
+    with visit(window, url) as page:
         page.set_default_timeout(PATIENCE)
         page.wait_for_selector("#steered-text .sh-t")
         finished(page)
@@ -48,7 +95,7 @@ def test_steer_heal_watch_and_find_it_again(window: BrowserContext, tmp_path: Pa
         page.wait_for_function(
             "n => (document.querySelector('#map .sh-plot').data || [])"
             ".find(t => t.name === 'healed')?.x.length === n",
-            arg=before + 2,
+            arg=before + 1,
         )
         finished(page)
         row = page.locator("#runs tr", has_text="browser test")
@@ -56,7 +103,7 @@ def test_steer_heal_watch_and_find_it_again(window: BrowserContext, tmp_path: Pa
 
         page.reload()
         page.wait_for_selector("#map .point")
-        assert nodes(page, "healed") == before + 2
+        assert nodes(page, "healed") == before + 1
         row.locator("[data-action=open]").click()
         expect(page.locator("#round")).to_contain_text("browser test")
         expect(page.locator("#round")).to_contain_text("retention")

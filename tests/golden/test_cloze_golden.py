@@ -47,7 +47,7 @@ def test_every_score_is_that_of_a_plain_pass(arch, plain, monkeypatch):
     vector, rows_KL = asked["vector"], asked["coefficients_RL"]
     wanted = [by_hand(lm, vector, dose_L) for dose_L in rows_KL]
     common = wanted[0].mean(dim=1, keepdim=True)
-    monkeypatch.setattr(lean, "_TOGETHER", 2)
+    monkeypatch.setattr(lean, "TOGETHER", 2)
     if plain:
         monkeypatch.setattr(choice, "why_not", lambda _lm: "this test wants transformers' own")
     base = evaluate(lm, VIGNETTES, CLOZE, batch_size=2)[0]

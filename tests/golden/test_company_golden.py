@@ -1,12 +1,11 @@
 """On the bundled model: an answer written in company is, token for token, the one written alone."""
 
-import threading
-
 import pytest
 
-from steer_heal import data
+from steer_heal import data, generate, models
 from steer_heal.config import SampleSettings, SteerRequest, build
 from steer_heal.engine import Engine, answer_batch
+from tests.crowd import Crowd, ids
 
 SESSIONS = 10
 
@@ -19,49 +18,30 @@ def asked(number, **how):
     return build(SteerRequest, prompt=text, alpha=-2.0 + 0.75 * number, sample=sample)
 
 
-def ids(frame):
-    return [token.id for token in frame.base], [token.id for token in frame.steered]
-
-
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("company")
-    made = Engine("demo", runs_dir=folder / "runs", db=folder / "runs.duckdb")
-    made.calibration("care_over_authority", (0.4, 0.6))
+def engines(tmp_path_factory):
+    """Two on one model: what the one has written the other does not know."""
+    folder, lm = tmp_path_factory.mktemp("company"), models.load("demo")
+    made = [Engine(lm=lm, runs_dir=folder / "runs", db=folder / f"{n}.duckdb") for n in range(2)]
+    for engine in made:
+        engine.calibration("care_over_authority", (0.4, 0.6))
     yield made
-    made.close()
+    for engine in made:
+        engine.close()
 
 
 @pytest.mark.parametrize("how", [{"greedy": True}, {}, {"temperature": 1.5}])
-def test_batched_is_single(engine, monkeypatch, how):
-    counted, written = [], {}
+def test_batched_is_single(engines, monkeypatch, how):
+    counted, requests = [], {str(number): asked(number, **how) for number in range(SESSIONS)}
 
     def decode(lm, rows, *rest, **options):
         counted.append(len(rows))
-        return decode_of_old(lm, rows, *rest, **options)
+        return generate.decode(lm, rows, *rest, **options)
 
-    decode_of_old = answer_batch.decode
     monkeypatch.setattr(answer_batch, "decode", decode)
-    held, go = threading.Event(), threading.Event()
-    hold = threading.Thread(target=engine._once, args=(lambda: (held.set(), go.wait(20)),))
-
-    def ask(number):
-        written[number] = ids(list(engine.steer(asked(number, **how), session=str(number)))[-1])
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(SESSIONS)]
-    hold.start()
-    held.wait(20)
-    for thread in threads:
-        thread.start()
-    while len(engine._scheduler._waiting) < SESSIONS:
-        pass
-    go.set()
-    for thread in (hold, *threads):
-        thread.join(60)
+    together, other = engines
+    written = Crowd(together, requests).run()
     assert counted == [2 * SESSIONS]
-    engine._answers._bases.clear()
-    alone = {
-        number: ids(list(engine.steer(asked(number, **how), session="x"))[-1]) for number in range(SESSIONS)
-    }
+    alone = {name: ids(list(other.steer(one, session="x"))[-1]) for name, one in requests.items()}
     assert written == alone
     assert len({tuple(steered) for _, steered in alone.values()}) > SESSIONS // 2

@@ -103,7 +103,7 @@ def assert_same(lm, lanes, store=None):
 @pytest.fixture(params=[OwnKeys, SharedKeys])
 def form(request, monkeypatch):
     """Every batch of two rows a prompt or more has these keys, whatever they take."""
-    monkeypatch.setattr(lean_keys, "_CACHE_BYTES", 0 if request.param is SharedKeys else 2**40)
+    monkeypatch.setattr(lean_keys, "CACHE_BYTES", 0 if request.param is SharedKeys else 2**40)
     return request.param
 
 
@@ -192,8 +192,8 @@ def test_a_prompt_of_many_rows_is_kept_once_where_copies_would_not_stay_in_the_c
     with torch.inference_mode():
         many = LeanReader(lm, lanes_of(lm, [Row(prompt), *doses]), directions(lm), 2, None)
         alone = LeanReader(lm, one_row_a_prompt(lm), directions(lm), 2, None)
-    assert isinstance(many._keys, form)
-    assert isinstance(alone._keys, OwnKeys)
+    assert isinstance(many.keys, form)
+    assert isinstance(alone.keys, OwnKeys)
 
 
 @pytest.mark.parametrize("with_base", [True, False])

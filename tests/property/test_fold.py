@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from steer_heal.records import Event, RunStatus
 from steer_heal.runs.events import plain
-from steer_heal.runs.store.fold import _HANDLERS, fold, new_run
+from steer_heal.runs.store.fold import HANDLERS, fold, new_run
 
-KINDS = [*_HANDLERS, "other"]
+KINDS = [*HANDLERS, "other"]
 KEYS = [
     "stage",
     "round",

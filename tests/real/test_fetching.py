@@ -1,4 +1,4 @@
-"""A page that began on the demo fetches smollm2 when it is chosen there, by pip as it is set up here."""
+"""A page that began on the demo fetches smollm2 when it is chosen, by pip as set up here, and answers."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from steer_heal.config import DEMO, SMOLLM2
 from tests.browser.conftest import app_page, finished
 
 
-def test_the_pages_chooser_fetches_it(
+def test_the_pages_chooser_fetches_it_and_it_answers(
     smollm2_folder: Path, window: BrowserContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEER_HEAL_HOME", str(tmp_path / "home"))
@@ -28,3 +28,7 @@ def test_the_pages_chooser_fetches_it(
         page.wait_for_function(
             "old => ![old, ''].includes(document.querySelector('#base-text').innerText)", arg=of_demo
         )
+        finished(page)
+        base, steered = (page.locator(f"#{stage}-text").inner_text() for stage in ("base", "steered"))
+        assert min(len(base), len(steered)) > 20
+        assert base != steered

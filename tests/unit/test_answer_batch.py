@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import pytest
 
 from steer_heal import generate
-from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build
+from steer_heal.config import SampleSettings, SteerRequest, build
 from steer_heal.engine import Engine, answer_batch
 from steer_heal.engine.scheduler import AT_ONCE
-from steer_heal.records import SteerFrame
+from steer_heal.engine.vectors import Vectors
 from tests import tiny
+from tests.crowd import Crowd, ids
 
 BAND = (0.25, 0.75)
 
@@ -24,52 +24,13 @@ def request(prompt: str, alpha: float = 1.0, n: int = 12, **more: Any) -> SteerR
     return build(SteerRequest, prompt=prompt, alpha=alpha, band=BAND, sample=sample)
 
 
-def ids(frame: SteerFrame) -> tuple[list[int], list[int]]:
-    return [token.id for token in frame.base], [token.id for token in frame.steered]
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = Engine(lm=tiny.endless(), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder = tmp_path_factory.mktemp("engine")
+    made = Engine(lm=tiny.endless(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
     list(made.steer(request("warm"), session="warm"))
     yield made
     made.close()
-
-
-class Crowd:
-    """Sessions that all ask while the model is held, so that they begin together once it is let go."""
-
-    def __init__(self, engine: Engine, asked: dict[str, SteerRequest]) -> None:
-        self.engine, self.asked = engine, asked
-        self.frames: dict[str, list[SteerFrame]] = {name: [] for name in asked}
-        self.errors: dict[str, str] = {}
-        self.held, self.go = threading.Event(), threading.Event()
-
-    def _hold(self) -> None:
-        self.held.set()
-        self.go.wait(20)
-
-    def _ask(self, name: str) -> None:
-        try:
-            for frame in self.engine.steer(self.asked[name], session=name):
-                self.frames[name].append(frame)
-        except (SettingsError, RuntimeError) as error:
-            self.errors[name] = str(error)
-
-    def run(self) -> dict[str, tuple[list[int], list[int]]]:
-        """Base and steered ids by session."""
-        holder = threading.Thread(target=self.engine._once, args=(self._hold,))
-        threads = [threading.Thread(target=self._ask, args=(name,)) for name in self.asked]
-        holder.start()
-        self.held.wait(20)
-        for thread in threads:
-            thread.start()
-        while len(self.engine._scheduler._waiting) < len(threads):
-            pass
-        self.go.set()
-        for thread in (holder, *threads):
-            thread.join(60)
-        return {name: ids(frames[-1]) for name, frames in self.frames.items() if frames}
 
 
 def test_who_waits_begins_together_and_each_gets_what_it_would_get_alone(
@@ -148,14 +109,13 @@ def test_only_so_many_begin_together_as_fit_and_the_others_wait(
 def test_a_vector_is_measured_once_for_all_who_need_it(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = []
-    calibrated = engine._vectors.calibrated
+    measured, calibrated = [], Vectors.calibrated
 
-    def count(*args: Any, **options: Any) -> Any:
+    def count(vectors: Vectors, *args: Any, **options: Any) -> Any:
         measured.append(args[2])
-        return calibrated(*args, **options)
+        return calibrated(vectors, *args, **options)
 
-    monkeypatch.setattr(engine._vectors, "calibrated", count)
+    monkeypatch.setattr(Vectors, "calibrated", count)
     asked = {f"s{n}": request(f"new {n}").model_copy(update={"band": (0.0, 0.5)}) for n in range(3)}
     crowd = Crowd(engine, asked)
     assert len(crowd.run()) == 3

@@ -1,4 +1,4 @@
-"""The named endpoints through a real server and gradio_client, on the fake engine; and README's examples."""
+"""The named endpoints through a real server and gradio_client, on the fake engine; the guide's examples."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from components import api
 from steer_heal.config import SettingsError
 from tests.fake_engine import FakeEngine
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "notebook.md"
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_what_controls_move_is_told_where_they_were_asked_for(client):
 def test_an_effect_ends_with_its_reader_and_says_when_it_was_ended_before():
     stopped = []
     engine = SimpleNamespace(effect=lambda _request, session: iter([session]), stop=stopped.append)
-    effect = api._effecting(engine)
+    effect = api.effecting(engine)
     reading = effect()
     session = next(reading)["measuring"]
     reading.close()
@@ -158,11 +158,11 @@ def test_bad_input_is_one_sentence(client, values, words):
     ],
 )
 def test_a_client_is_told_no_folder_of_this_machine(said, shown):
-    assert api._placeless(said) == shown
+    assert api.placeless(said) == shown
 
 
-def test_the_examples_in_the_readme_run(url, capsys):
-    text = README.read_text().split("## From a program")[1].split("\n## ")[0]
+def test_the_examples_in_the_guide_run(url, capsys):
+    text = GUIDE.read_text().split("## Drive the page")[1].split("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
     for block in blocks:

@@ -1,6 +1,7 @@
 """The import directions of docs/architecture.md, read from the source."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -100,56 +101,81 @@ def test_functions_stay_small():
     assert (ROOT / "app.py").read_text().count("\n") < 80
 
 
-SLOW = ("torch", "transformers", "gradio", "duckdb", "numpy")
+RUN = """
+import io, json, shlex, sys
+from contextlib import redirect_stderr, redirect_stdout
+
+sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))  # importing one of them fails
+import app
+from steer_heal import cli
+
+ends = {}
+for line in sys.argv[2:]:
+    command, *arguments = shlex.split(line)
+    said = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(said):
+        try:
+            code = {"app": app, "cli": cli}[command].main(arguments)
+        except SystemExit as end:
+            code = end.code
+    ends[line] = code, said.getvalue().count("\\n")
+print(json.dumps(ends))
+"""
 
 
-@pytest.mark.parametrize(
-    ("called", "code"),
-    [
-        ("app.main(['--help'])", 0),
-        ("app.main(['--nonsense'])", 2),
-        ("app.main(['--port', '99999'])", 2),
-        ("app.main(['--model', 'no such model'])", 2),
-        ("cli.main(['--help'])", 0),
-        ("cli.main(['heal', '--help'])", 0),
-        ("cli.main(['heal', '--rounds', 'many'])", 2),
-        ("cli.main(['models'])", 0),
-    ],
-)
-def test_help_a_bad_argument_and_the_models_need_nothing_slow(called, code):
-    blocked = "".join(f"sys.modules[{name!r}] = None;" for name in SLOW)
-    program = f"import sys; {blocked} import app; from steer_heal import cli; sys.exit({called})"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+def ends(blocked: str, *lines: str) -> dict[str, tuple[int, int]]:
+    """Exit code and lines on stderr of each command, in a process that cannot import what is blocked."""
+    command = [sys.executable, "-c", RUN, blocked, *lines]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {line: tuple(end) for line, end in json.loads(done.stdout).items()}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "heal --rounds 0",
-        "heal --set train.nonsense=1",
-        "heal --trait nonsense",
-        "heal --vignettes /no/such.jsonl",
-        "heal --resume no-such-run",
-        "dose --top-p 7",
-        "dose --figure /no/such/folder/x.html",
-        "eval --model nonsense",
-        "eval --alpha inf",
-        "eval --limit 0",
-        "eval --adapter /no/such",
-        "vector --band 0.6-0.4 --out x.npz",
-        "vector --out /tmp",
-        "vector --from /no/such --out x.npz",
-        "export --run no-such-run",
-        "results --run ../etc",
-    ],
-)
-def test_wrong_arguments_are_refused_before_the_networks_libraries_are_imported(arguments):
-    blocked = "".join(f"sys.modules[{name!r}] = None;" for name in ("torch", "transformers"))
-    program = f"import sys; {blocked} from steer_heal import cli; sys.exit(cli.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, *arguments.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+def test_help_a_bad_argument_and_the_models_need_nothing_slow():
+    expected = {
+        "app --help": 0, "app --nonsense": 2, "app --port 99999": 2, "app --model 'no such model'": 2,
+        "cli --help": 0, "cli heal --help": 0, "cli heal --rounds many": 2, "cli models": 0,
+    }  # fmt: skip
+    found = ends("torch,transformers,gradio,duckdb,numpy", *expected)
+    assert {line: code for line, (code, _) in found.items()} == expected
+
+
+WRONG = (
+    "heal --rounds 0", "heal --set train.nonsense=1", "heal --trait nonsense",
+    "heal --vignettes /no/such.jsonl", "heal --resume no-such-run", "dose --top-p 7",
+    "dose --figure /no/such/folder/x.html", "eval --model nonsense", "eval --alpha inf", "eval --limit 0",
+    "eval --adapter /no/such", "vector --band 0.6-0.4 --out x.npz", "vector --out /tmp",
+    "vector --from /no/such --out x.npz", "export --run no-such-run", "results --run ../etc",
+)  # fmt: skip
+
+
+def test_wrong_arguments_are_refused_before_the_networks_libraries_are_imported():
+    found = ends("torch,transformers", *(f"cli {line}" for line in WRONG))
+    assert found == {f"cli {line}": (2, 1) for line in WRONG}
+
+
+OF_OTHERS = {"_exit", "_forward_hooks", "_forward_pre_hooks", "_attn_implementation", "_name_or_path"}
+"""Names of Python's, torch's and transformers' own that tests look at."""
+
+
+def hidden_names(path: Path) -> list[str]:
+    """Names with an underscore before them that a test takes from elsewhere: imported, read or replaced."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            found += [] if own else [node.attr]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            named = [one.value for one in node.args if isinstance(one, ast.Constant)]
+            found += [name.rpartition(".")[2] for name in named if isinstance(name, str)]
+    return [name for name in found if name.startswith("_") and not name.startswith("__")]
+
+
+@pytest.mark.parametrize("path", sources("tests"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_go_through_what_is_public(path):
+    assert set(hidden_names(path)) <= OF_OTHERS
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_no_more_is_kept_than_there_is_room_for(examples, monkeypatch):
     kept = Below(lm, 2)
     with kept.entered(examples):
         pass
-    assert list(kept._kept) == examples[:2]
+    assert list(kept.kept) == examples[:2]
 
 
 def test_where_there_is_nothing_below_it_stays_out():

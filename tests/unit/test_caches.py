@@ -156,10 +156,10 @@ def test_other_material_and_another_version_of_ours_are_measured_anew(change, ma
 
 def test_another_release_of_steering_lite_is_another_extraction(tmp_path, monkeypatch):
     vectors = Vectors(tiny.shared("llama"), tmp_path)
-    own, theirs = vectors._key(TRAIT, "mean_diff"), vectors._key(TRAIT, "steering-lite:pca")
+    own, theirs = vectors.key(TRAIT, "mean_diff"), vectors.key(TRAIT, "steering-lite:pca")
     monkeypatch.setattr(installed, "release", lambda _: "99")
-    assert vectors._key(TRAIT, "mean_diff") == own
-    assert vectors._key(TRAIT, "steering-lite:pca") != theirs
+    assert vectors.key(TRAIT, "mean_diff") == own
+    assert vectors.key(TRAIT, "steering-lite:pca") != theirs
 
 
 def test_a_damaged_vector_is_extracted_again(tmp_path):

@@ -268,6 +268,7 @@ def test_a_frame_asks_with_the_answers_in_both_orders():
         ({"options": ["A"]}, "give 7 options"),
         ({"orders": ["sideways"]}, "'orders' may hold"),
         ({"think_budget": -1}, "'think_budget'"),
+        ({"think": "loud"}, "'think' must be one of free, full"),
         ({"prefill": ""}, "'prefill' is missing"),
         ({"colour": 1}, "unknown field 'colour'"),
     ],

@@ -14,7 +14,7 @@ OF_ROW = [2, 0, 2, 1, 0, 4, 3]
 @pytest.fixture(params=[1, 25, 2**20])
 def chunk(request, monkeypatch):
     """One row at once, some, all."""
-    monkeypatch.setattr(divergence, "_CHUNK", request.param)
+    monkeypatch.setattr(divergence, "CHUNK", request.param)
 
 
 @pytest.mark.parametrize("n_base", [1, 5])

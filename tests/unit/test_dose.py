@@ -128,14 +128,14 @@ def test_breaks_are_the_first_alphas_that_are_as_bad():
 @pytest.mark.parametrize("marks", [(1.312, 3.7), (1.312, 1.312), (0.02, 9.0)])
 def test_refining_closes_in_on_where_the_text_s_word_changes(lm, setting, monkeypatch, marks):
     """The text's word is made a known curve of alpha."""
-    measured, real = [], sweeps._Measure._row
+    measured = []
 
-    def made(self, band, alpha, *rest):
+    def made(*, alpha, **values):
         measured.append(alpha)
         at = sum(alpha >= mark for mark in marks)
-        return replace(real(self, band, alpha, *rest), verdict=("fine", "damaged", "broken")[at])
+        return DoseRow(alpha=alpha, **values | {"verdict": ("fine", "damaged", "broken")[at]})
 
-    monkeypatch.setattr(sweeps._Measure, "_row", made)
+    monkeypatch.setattr(sweeps, "DoseRow", made)
     rows = sweep(lm, setting, request(alphas=(0.0, 1.0, 2.0, 6.0), refine=True))
     assert [row.alpha for row in rows[:4]] == [0.0, 1.0, 2.0, 6.0]
     assert sorted(measured) == sorted({row.alpha for row in rows}), "no alpha is measured twice"

@@ -21,10 +21,13 @@ from steer_heal.config import (
     heal_settings,
 )
 from steer_heal.engine import Engine
+from steer_heal.engine.answer_batch import Answers
 from steer_heal.engine.validate import check
-from steer_heal.records import Agreement, SteerFrame
+from steer_heal.engine.vectors import Vectors
+from steer_heal.records import Agreement
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding
+from tests.crowd import ids
 
 BAND = (0.25, 0.75)
 
@@ -40,10 +43,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 def request(prompt: str = "What is right?", alpha: float = 1.0, n: int = 12, **sample: Any) -> SteerRequest:
     sampled = build(SampleSettings, max_new_tokens=n, **sample)
     return build(SteerRequest, prompt=prompt, alpha=alpha, band=BAND, sample=sampled)
-
-
-def ids(frame: SteerFrame) -> tuple[list[int], list[int]]:
-    return [token.id for token in frame.base], [token.id for token in frame.steered]
 
 
 def test_the_last_frame_is_done_and_frames_only_grow(engine: Engine) -> None:
@@ -274,13 +273,14 @@ def test_a_run_that_cannot_work_is_not_launched(engine: Engine, wrong: Any, matc
     assert all(run.is_example for run in engine.runs.rows())
 
 
-def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine: Engine) -> None:
+def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine: Engine, tmp_path: Path) -> None:
     assert next(iter(engine.methods().items())) == ("auto", "auto (persona: difference of means)")
-    vectors = engine._vectors
+    vectors = Vectors(tiny.shared(), tmp_path)
     assert vectors.vector(DEFAULT_TRAIT, "auto") is vectors.vector(DEFAULT_TRAIT, "mean_diff")
     assert vectors.vector(DEFAULT_TRAIT, "replies").meta["method"] == "replies"
     asked = [request().model_copy(update={"method": method}) for method in ("auto", "mean_diff", "replies")]
-    keys = [engine._answers.key(one) for one in asked]
+    answers = Answers(tiny.shared(), vectors)
+    keys = [answers.key(one) for one in asked]
     assert keys[0] == keys[1] != keys[2]
 
 

@@ -40,10 +40,10 @@ def test_tokens_go_through_the_mlp_some_at_a_time_or_all_at_once(arch, dtype, mo
     lm.model.to(dtype)
     hidden_ND = torch.randn(N, lm.width, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = hidden_ND.clone()
-    monkeypatch.setattr(network, "_FEW", 1)
-    monkeypatch.setattr(network, "_IN_CACHE", room_for(lm, 10))
+    monkeypatch.setattr(network, "FEWEST_PARTED", 1)
+    monkeypatch.setattr(network, "IN_CACHE", room_for(lm, 10))
     some, few = through(lm, hidden_ND)
-    monkeypatch.setattr(network, "_IN_CACHE", room_for(lm, N))
+    monkeypatch.setattr(network, "IN_CACHE", room_for(lm, N))
     whole, all_of_them = through(lm, hidden_ND)
     assert few < N <= all_of_them
     assert torch.equal(hidden_ND, before)
@@ -52,7 +52,7 @@ def test_tokens_go_through_the_mlp_some_at_a_time_or_all_at_once(arch, dtype, mo
 
 def test_few_tokens_are_not_parted(monkeypatch):
     lm = tiny.shared()
-    monkeypatch.setattr(network, "_IN_CACHE", room_for(lm, 10))
+    monkeypatch.setattr(network, "IN_CACHE", room_for(lm, 10))
     assert Network(lm).blocks[0].at_once > 1 << 30
 
 

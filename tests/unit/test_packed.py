@@ -34,7 +34,7 @@ def logits(lm, n=9):
 
 def plainly(lm, monkeypatch, n=9):
     with monkeypatch.context() as patch:
-        patch.setattr(network, "_PACKED_BYTES", 0)
+        patch.setattr(network, "PACKED_BYTES", 0)
         patch.setattr(network, "packed", lambda _weights: pytest.fail("nothing is to be packed"))
         return logits(lm, n)
 
@@ -75,13 +75,13 @@ def test_a_weight_that_changes_is_packed_anew(part, change, monkeypatch):
 
 def test_what_is_packed_goes_with_its_weights():
     gc.collect()
-    n = len(packed._known)
+    n = len(packed.KNOWN)
     lm = tiny.language_model("llama")
     logits(lm)
-    assert len(packed._known) > n
+    assert len(packed.KNOWN) > n
     del lm
     gc.collect()
-    assert len(packed._known) == n
+    assert len(packed.KNOWN) == n
 
 
 def test_adapters_that_are_merged_for_good_are_in_what_is_packed(monkeypatch):

@@ -68,7 +68,7 @@ def attended(q, k, v, scale, before_R, largest, window=None):
 @pytest.mark.parametrize("largest", [1.0, MILD, 2.5 * MILD])
 @pytest.mark.parametrize("scores", [1 << 10, 1 << 18], ids=["many steps", "few steps"])
 def test_attention_is_softmax_whatever_the_scores(before_R, largest, scores, monkeypatch):
-    monkeypatch.setattr(queries, "_SCORES", scores)
+    monkeypatch.setattr(queries, "SCORES", scores)
     q, k, v = made(largest)
     out, mild = attended(q, k, v, 1.0, before_R, largest)
     assert (mild is not None) == (largest <= MILD)

@@ -94,8 +94,7 @@ def test_sessions_advance_together_step_by_step(scheduler: Scheduler) -> None:
     threads = [threading.Thread(target=list, args=(reader,)) for reader in readers]
     for thread in threads:
         thread.start()
-    while len(scheduler._newest) < 3:
-        time.sleep(0.001)
+    assert scheduler.has(3, timeout_s=10.0)
     go.set()
     for thread in threads:
         thread.join(10)
@@ -128,16 +127,17 @@ def test_a_reader_that_goes_away_ends_its_work(scheduler: Scheduler) -> None:
     next(reader)
     reader.close()  # type: ignore[attr-defined]
     assert seen[0].over()
-    assert scheduler._newest == {}
+    assert not scheduler.has(1)
 
 
 def test_closing_ends_everything() -> None:
+    before = set(threading.enumerate())
     scheduler = Scheduler()
     reader = scheduler.run("a", endless)
     next(reader)
     scheduler.close()
     assert all(isinstance(item, int) for item in reader)
-    assert not scheduler._thread.is_alive()
+    assert set(threading.enumerate()) <= before
 
 
 class Counting:
@@ -145,6 +145,7 @@ class Counting:
 
     def __init__(self, go: threading.Event) -> None:
         self.go, self.begun = go, list[list[int]]()
+        self.working, self.done = threading.Event(), threading.Event()
 
     def key(self, asked: int) -> str:
         if asked < 0:
@@ -156,6 +157,7 @@ class Counting:
 
     def steps(self, requests: list[Request[int]]) -> Iterator[None]:
         self.begun.append([request.asked for request in requests])
+        self.working.set()
         self.go.wait(10)
         for number in range(1, 1 + max(request.asked for request in requests)):
             for request in requests:
@@ -164,6 +166,7 @@ class Counting:
                 if number == request.asked:
                     request.end()
             yield
+        self.done.set()
 
 
 def test_requests_of_one_key_begin_together_as_many_as_there_is_room_for(scheduler: Scheduler) -> None:
@@ -174,10 +177,10 @@ def test_requests_of_one_key_begin_together_as_many_as_there_is_room_for(schedul
         heard[number] = list(scheduler.join(f"s{number}", number, shared))
 
     threads = [threading.Thread(target=listen, args=(number,)) for number in (5, 1, 2, 3, 4)]
-    for number, thread in enumerate(threads):
+    for number, thread in enumerate(threads, 1):
         thread.start()
-        while len(scheduler._requests) < number + 1 or not shared.begun:
-            time.sleep(0.001)
+        assert scheduler.has(number, timeout_s=10.0)
+        assert shared.working.wait(10)
     go.set()
     for thread in threads:
         thread.join(10)
@@ -188,10 +191,10 @@ def test_requests_of_one_key_begin_together_as_many_as_there_is_room_for(schedul
 def test_a_slow_reader_gets_the_newest_only_and_the_end(scheduler: Scheduler) -> None:
     go = threading.Event()
     go.set()
-    reader = scheduler.join("a", 400, Counting(go))
+    counting = Counting(go)
+    reader = scheduler.join("a", 400, counting)
     first = next(reader)
-    while not next(iter(scheduler._requests)).ended:
-        time.sleep(0.001)
+    assert counting.done.wait(10)
     rest = list(reader)
     assert isinstance(first, int)
     assert rest == ([] if first == 400 else [400])
@@ -200,7 +203,7 @@ def test_a_slow_reader_gets_the_newest_only_and_the_end(scheduler: Scheduler) ->
 def test_a_request_that_has_no_key_is_refused_before_it_waits(scheduler: Scheduler) -> None:
     with pytest.raises(ValueError, match="below 0"):
         next(scheduler.join("a", -1, Counting(threading.Event())))
-    assert not scheduler._requests
+    assert not scheduler.has(1)
 
 
 def test_who_has_waited_long_begins_whatever_is_worked_on(scheduler: Scheduler) -> None:

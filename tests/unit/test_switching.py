@@ -11,6 +11,7 @@ from components import model_picker, view
 from components.background import in_background
 from steer_heal.config import GEMMA, SMOLLM2, SampleSettings, SettingsError, SteerRequest, build
 from steer_heal.engine import Engine
+from steer_heal.models import load
 from tests import tiny
 from tests.fake_engine import FakeEngine
 
@@ -40,9 +41,11 @@ def steered(engine):
     return [token.id for token in list(engine.steer(request, session="a"))[-1].steered]
 
 
-def test_there_and_back_again(engine, folders):
-    first, said = steered(engine), []
-    old = weakref.ref(engine._lm.model)
+def test_there_and_back_again(folders, tmp_path):
+    lm, said = load(folders["gemma3"]), []
+    engine = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
+    first, old = steered(engine), weakref.ref(lm.model)
+    del lm
     info = engine.use(folders["qwen3"], progress=said.append)
     assert (info.architecture, engine.info) == ("Qwen3ForCausalLM", info)
     assert any("weights" in text for text in said)
@@ -51,6 +54,7 @@ def test_there_and_back_again(engine, folders):
     assert steered(engine) != first
     engine.use(folders["gemma3"])
     assert steered(engine) == first
+    engine.close()
 
 
 def test_each_model_is_asked_with_its_own_texts(engine):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steer_heal import data, instrument
+from steer_heal import instrument
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.evaluate import tinymfv
 from steer_heal.instrument.questions import ask, never_in_thought
@@ -110,9 +110,6 @@ def test_what_ends_a_thought_is_never_drawn():
 
 
 def test_bad_frames_are_refused():
-    row = {"question": "{text} {options}", "options": list(FOUNDATIONS), "prefill": "x"}
-    with pytest.raises(SettingsError, match="'think' must be one of free, full"):
-        data._frame("here", "f", row | {"think": "loud"})
     options = tuple(f"{name} act" for name in FOUNDATIONS)
     with pytest.raises(SettingsError, match="one token each"):
         instrument.evaluate(tiny.shared("llama"), VIGNETTES, replace(FRAME, options=options, answer="word"))

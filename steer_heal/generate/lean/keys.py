@@ -14,7 +14,7 @@ from steer_heal.generate.lean.attention import Visible, attend, merge, segments,
 Pair = tuple[Tensor, Tensor]
 """Keys and values of prompts at one layer, (N, K, T, d) each, padded on the right."""
 
-_CACHE_BYTES = 2**22
+CACHE_BYTES = 2**22
 """Copies that take more a layer cost more than one pass over a shared prompt and the joins after it."""
 
 
@@ -66,7 +66,7 @@ def keys(base: Prefixes, steered: Prefixes | None, room: int, n_more: int = 0) -
     """
     n_rows, some = len(base.rows) + n_more, next(iter(base.pairs.values()))[0]
     copied = 2 * n_rows * some[0].numel() * some.element_size()
-    shared = n_rows >= 2 * len(base.lengths_N) and copied > _CACHE_BYTES
+    shared = n_rows >= 2 * len(base.lengths_N) and copied > CACHE_BYTES
     return (SharedKeys if shared else OwnKeys)(base, steered, room)
 
 

@@ -35,14 +35,14 @@ Join = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From queries (M, H, d), keys and values (N, K, d) of the new tokens to (M, H * d)."""
 
-_IN_CACHE = 1 << 18
+IN_CACHE = 1 << 18
 """Numbers that a core's cache holds beside those they are made of."""
-_FEW = 256
+FEWEST_PARTED = 256
 """Fewer tokens do not make up for reading the weights once more."""
 _TURNED = range(8, 49)
 """So many tokens times a weight that lies row by row are faster as the weight times the tokens, in float32 on
 a CPU (docs/reports/smollm2.md)."""
-_PACKED_BYTES = 1 << 30
+PACKED_BYTES = 1 << 30
 """Copies of a model's weights that are packed for few tokens take no more than this, or are not made."""
 
 
@@ -170,8 +170,8 @@ def _block(block: Any, family: Family, config: Any, layer: int, few: range) -> B
 
 def _at_once(mlp: Any) -> int:
     """How many tokens find what the MLP made of them still in the cache; all where those are few."""
-    n = _IN_CACHE * torch.get_num_threads() // mlp.config.intermediate_size
-    return n if n >= _FEW and next(mlp.parameters()).device.type == "cpu" else sys.maxsize
+    n = IN_CACHE * torch.get_num_threads() // mlp.config.intermediate_size
+    return n if n >= FEWEST_PARTED and next(mlp.parameters()).device.type == "cpu" else sys.maxsize
 
 
 def _largest_score(attention: Any, config: Any, family: Family) -> float:
@@ -196,7 +196,7 @@ def _gated(gate_NF: Tensor, up_NF: Tensor, act: Map) -> Tensor:
 def _few(model: Any) -> range:
     """For how many tokens the model's weights are packed: none where their copies would take too much."""
     weights = [module.weight for module in model.modules() if type(module) is nn.Linear]
-    fits = sum(weight.numel() * weight.element_size() for weight in weights) <= _PACKED_BYTES
+    fits = sum(weight.numel() * weight.element_size() for weight in weights) <= PACKED_BYTES
     return FEW if fits else range(0)
 
 

@@ -26,18 +26,18 @@ class _Packed:
     shape_ED: Tensor
 
 
-_known = WeakTensorKeyDictionary()
+KNOWN = WeakTensorKeyDictionary()
 
 
 def packed(weights: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
     """From few rows (N, D) to (N, E), by a packed copy of weights (E1, D), (E2, D) ... end to end, which is
     made when there is none; E is the sum of E1, E2 ..."""
-    found, state = _known.get(weights[0]), [(one._version, one.data_ptr()) for one in weights]
+    found, state = KNOWN.get(weights[0]), [(one._version, one.data_ptr()) for one in weights]
     if found is None or found.state != state:
         held = [one.detach() for one in weights]
         whole_ED = torch.cat(held).contiguous()
         copy = torch.ops.mkl._mkl_reorder_linear_weight(whole_ED, _ROWS)
         # Of the weight itself the product reads the shape alone.
         shape_ED = torch.empty(1).expand(whole_ED.shape)
-        found = _known[weights[0]] = _Packed(held, state, copy, shape_ED)
+        found = KNOWN[weights[0]] = _Packed(held, state, copy, shape_ED)
     return lambda x_ND: torch.ops.mkl._mkl_linear(x_ND, found.copy, found.shape_ED, None, len(x_ND))

@@ -54,7 +54,7 @@ class LeanReader:
         if steered:
             apart, ends_SD = self._read_steered(reads, ordered, steered, base, directions_LD)
             hidden_BD[steered] = ends_SD
-        self._keys = keys(base, apart, room, n_more=sum(lane.n_more for lane in lanes))
+        self.keys = keys(base, apart, room, n_more=sum(lane.n_more for lane in lanes))
         self._positions_B = lengths_P[torch.tensor(of_row, device=self._device)]
         last = int(self._positions_B.max()) + room
         self._turns = self._network.turns(last, hidden_BD)
@@ -101,7 +101,7 @@ class LeanReader:
             news.setdefault(lane, []).append(new)
         stays = [(row, new) for row, lane in enumerate(self._order) for new in news.get(lane, ())]
         rows, self._order = [row for row, _ in stays], [new for _, new in stays]
-        self._keys.keep(rows)
+        self.keys.keep(rows)
         index = torch.tensor(rows, device=self._device)
         self._steering.keep(index)
         self._positions_B = self._positions_B[index]
@@ -116,7 +116,7 @@ class LeanReader:
         for layer, block in enumerate(network.blocks):
 
             def attend(q: Tensor, k: Tensor, v: Tensor, layer: int = layer, block: Block = block) -> Tensor:
-                return self._keys.attend(layer, self._step, q, k, v, block.scale, block.window).flatten(1)
+                return self.keys.attend(layer, self._step, q, k, v, block.scale, block.window).flatten(1)
 
             hidden_BD = block.forward(hidden_BD, turns[block.rotary], network.head_dim, attend)
             if layer in steered:

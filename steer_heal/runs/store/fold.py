@@ -84,7 +84,7 @@ def fold(run: Row, events: tuple[Event, ...]) -> Fold:
         if event.seq <= state.run["last_seq"]:
             continue
         state.run["last_seq"] = event.seq
-        if handle := _HANDLERS.get(event.kind):
+        if handle := HANDLERS.get(event.kind):
             handle(state, event)
         if event.kind not in _UNLOGGED:
             data = {} if event.kind in _TABLED else event.data
@@ -282,7 +282,7 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-_HANDLERS: dict[str, Callable[[Fold, Event], None]] = {
+HANDLERS: dict[str, Callable[[Fold, Event], None]] = {
     "queued": _queued, "started": _started, "resumed": _resumed, "stage": _stage, "progress": _progress,
     "step": _step, "completion": _completion, "profile": _profile, "answers": _answers, "round": _round,
     "finished": _finished, "failed": _failed, "cancelled": _cancelled, "interrupted": _interrupted,

@@ -1,0 +1,54 @@
+"""Sessions that all ask while the model is held, so that they begin together once it is let go."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+from steer_heal.config import SettingsError, SteerRequest
+from steer_heal.engine import Engine
+from steer_heal.records import SteerFrame
+
+PATIENCE_S = 60.0
+
+
+def ids(frame: SteerFrame) -> tuple[list[int], list[int]]:
+    """The tokens of the base and of the steered answer."""
+    return [token.id for token in frame.base], [token.id for token in frame.steered]
+
+
+class Crowd:
+    """What each session saw, and what was raised to it."""
+
+    def __init__(self, engine: Engine, asked: dict[str, SteerRequest]) -> None:
+        self.engine, self.asked = engine, asked
+        self.frames: dict[str, list[SteerFrame]] = {name: [] for name in asked}
+        self.errors: dict[str, str] = {}
+        self._held, self._go = threading.Event(), threading.Event()
+
+    def _hold(self, _request: object) -> Iterator[None]:
+        self._held.set()
+        self._go.wait(PATIENCE_S)
+        yield
+
+    def _ask(self, name: str) -> None:
+        try:
+            for frame in self.engine.steer(self.asked[name], session=name):
+                self.frames[name].append(frame)
+        except (SettingsError, RuntimeError) as error:
+            self.errors[name] = str(error)
+
+    def run(self) -> dict[str, tuple[list[int], list[int]]]:
+        """Base and steered ids by session; the model is let go when all wait for it."""
+        scheduler = self.engine.scheduler
+        holder = threading.Thread(target=lambda: list(scheduler.run("hold", self._hold, brief=True)))
+        threads = [threading.Thread(target=self._ask, args=(name,)) for name in self.asked]
+        holder.start()
+        assert self._held.wait(PATIENCE_S)
+        for thread in threads:
+            thread.start()
+        assert scheduler.has(len(threads) + 1, PATIENCE_S)
+        self._go.set()
+        for thread in (holder, *threads):
+            thread.join(PATIENCE_S)
+        return {name: ids(frames[-1]) for name, frames in self.frames.items() if frames}
