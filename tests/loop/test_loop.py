@@ -224,7 +224,7 @@ def test_a_cloze_is_calibrated_once_on_base_also_when_resumed(tmp_path, monkeypa
     again = [event for event in earlier if event.kind != "finished"] + list(rest)
     assert numbers(again) == numbers(whole)
     profiles = [event.data for event in of_kind(again, "profile")]
-    assert len(profiles) == 5
+    assert len(profiles) == 4
     assert {one["frame"] for one in profiles} == {"cloze"}
     assert {one["coherence"] for one in profiles} == {None}
     (given,) = {json.dumps(plain(one["calibration"])) for one in profiles}
