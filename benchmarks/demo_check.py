@@ -26,9 +26,10 @@ from demo_model.vignettes import own_scenes
 from steer_heal import data
 from steer_heal.config import DEFAULT_BAND, CalibrateSettings, ExtractSettings, SampleSettings, build
 from steer_heal.dose.calibrate import calibrate
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.logp import text_logp
 from steer_heal.evaluate.text_health import perplexity, repetition
 from steer_heal.generate import Row, complete
-from steer_heal.instrument import evaluate, text_logp
 from steer_heal.models import LanguageModel, band_layers, load, user
 from steer_heal.records import Profile, Trait, Vignette
 from steer_heal.vectors.steering import coefficients

@@ -11,9 +11,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from steer_heal import data, instrument
+from steer_heal import data
 from steer_heal.config import DEFAULT_BAND, DEFAULT_TRAIT, SMOLLM2, DoseRequest
 from steer_heal.engine.vectors import Vectors
+from steer_heal.evaluate.frames import Frames
 from steer_heal.models import load
 
 
@@ -26,7 +27,7 @@ def main() -> None:
             vectors = Vectors(lm, Path(made))
             steer = vectors.steer(DEFAULT_TRAIT, DEFAULT_BAND)
             vectors.random(DEFAULT_TRAIT, steer.layers, DoseRequest().controls)
-            best = instrument.Frames(lm, Path(made)).of()
+            best = Frames(lm, Path(made)).of()
             print(
                 f"{dtype}: c* {steer.calibration.c_star:.4g}, frame {best.frame}, {best.agreement}",
                 flush=True,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from steer_heal import data, instrument, models
+from steer_heal import data, models
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import SNAKE, Column, Out, number, table, worth
 from steer_heal.config import AUTO_FRAME, FOUNDATIONS, SettingsError
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate import tinymfv, vignette_sets
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.frames import Frames
 from steer_heal.heal.adapters import CONFIG, AdapterStack, saved_rounds
 from steer_heal.records import Profile, Vignette
 
@@ -22,7 +24,7 @@ def run(args: Namespace, out: Out) -> int:
     lm = models.load(args.model)
     vignettes = _vignettes(args, lm)
     out.model(lm.info)
-    frames, steer = instrument.Frames(lm, Path(args.cache)), None
+    frames, steer = Frames(lm, Path(args.cache)), None
     asked = frames.of().frame if args.frame == AUTO_FRAME else args.frame
     frame = tinymfv.frame(args.think) if asked == "tinymfv" else data.frame(asked)
     calibrated = frames.calibration(asked, vignettes)
@@ -31,7 +33,7 @@ def run(args: Namespace, out: Out) -> int:
 
     def measure(name: str, alpha: float | None) -> Profile:
         dosed = None if alpha is None or steer is None else steer.coefficients_RL(alpha)
-        return instrument.evaluate(
+        return evaluate(
             lm,
             vignettes,
             frame,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from steer_heal import data, instrument
+from steer_heal import data
 from steer_heal.config import ExtractSettings, SampleSettings, SettingsError
+from steer_heal.evaluate.choice import evaluate
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, band_layers, user
 from steer_heal.vectors.steering import coefficients, steer
@@ -67,7 +68,7 @@ def run(lm: LanguageModel) -> Iterator[Check]:
         return f"base and steered written, {written / (time.perf_counter() - began):.0f} tokens a second"
 
     def choosing() -> str:
-        found = instrument.evaluate(lm, lm.material.vignettes(limit=7), data.frame("choice"))[0]
+        found = evaluate(lm, lm.material.vignettes(limit=7), data.frame("choice"))[0]
         return f"the forced choice answers with mass {found.coherence:.2f}"
 
     steps: list[tuple[str, Callable[[], str]]] = [

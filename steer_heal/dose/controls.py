@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from steer_heal import instrument
 from steer_heal.config import CalibrateSettings
 from steer_heal.data import AnyFrame, measurements
 from steer_heal.dose.calibrate import calibrate_each
+from steer_heal.evaluate.choice import evaluate
 from steer_heal.models import LanguageModel, digest
 from steer_heal.records import Controls, Profile, Vignette
 from steer_heal.vectors.steering import coefficients
@@ -82,7 +82,7 @@ def measure(
     for m, c_star in enumerate(found_c_stars):
         doses_RLM[m, :, m] = coefficients(lm.n_layers, layers, c_star)[0]
     directions_MLD = random_directions(n, lm.n_layers, lm.width)
-    ask = partial(instrument.evaluate, lm, frame=frame, calibrated=base.calibration, stop=stop)
+    ask = partial(evaluate, lm, frame=frame, calibrated=base.calibration, stop=stop)
     random = ask(vignettes, vector=directions_MLD, coefficients_RL=doses_RLM) if n else []
     under_persona = [replace(vignette, text=f"{persona}\n\n{vignette.text}") for vignette in vignettes]
     return Controls(

@@ -8,11 +8,12 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor
 
-from steer_heal import data, instrument
+from steer_heal import data
 from steer_heal.config import FOUNDATIONS, SampleSettings, build
 from steer_heal.dose import controls
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate.agreement import Z_95
+from steer_heal.evaluate.choice import evaluate
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, user
 from steer_heal.records import Effect, Profile, SampleAnswer, Stopped, Trait, Vignette
@@ -40,13 +41,13 @@ def measure(
 ) -> Effect:
     """Base, the vector at alpha 1, random directions at theirs, and the persona, on the same vignettes.
 
-    `reading`: the frame that suits the model and its calibration (`instrument.Frames`). `random_c_stars`: of
+    `reading`: the frame that suits the model and its calibration (`Frames`). `random_c_stars`: of
     `controls.c_stars`. Errors: `Stopped` when `stop()`, which is asked all along, says so.
     """
     frame = data.frame(reading.frame)
     vector, layers = steered_by.vector, steered_by.layers
     doses_RL = steered_by.coefficients_RL(0.0, 1.0)
-    base, steered = instrument.evaluate(
+    base, steered = evaluate(
         lm, vignettes, frame, vector=vector, coefficients_RL=doses_RL,
         calibrated=reading.calibration, stop=stop,
     )  # fmt: skip

@@ -10,11 +10,14 @@ from typing import get_args
 
 import torch
 
-from steer_heal import data, instrument
+from steer_heal import data
 from steer_heal.config import DoseRequest, SettingsError
 from steer_heal.data import AnyFrame
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate import text_health
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.cloze import calibrates
+from steer_heal.evaluate.relevance import relevances
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, band_layers, layers_band, rows_that_fit
 from steer_heal.records import (
@@ -75,7 +78,7 @@ def sweep(
 
     A row has the profile on the vignettes, the health of answers to the prompts (with shadows, the same
     random numbers at every alpha) and the words of both against the unsteered model. As many alphas as fit go
-    through the same passes. `reading`: what the frame is worth on base (`instrument.Frames`): it calibrates
+    through the same passes. `reading`: what the frame is worth on base (`Frames`): it calibrates
     where the vignettes cannot, and answers of a model that cannot answer judge nothing. `on_base` hears the
     unsteered profile, `progress` the share, also from within.
     Errors: `SettingsError`; `Stopped` when `stop()` says so.
@@ -199,10 +202,8 @@ class _Measure:
         ]
 
     def _measure_base(self, reading: Profile | None) -> _Base:
-        given = reading.calibration if reading and not instrument.calibrates(self._vignettes) else ()
-        profile = instrument.evaluate(
-            self._lm, self._vignettes, self._frame, calibrated=given, stop=self._stop
-        )[0]
+        given = reading.calibration if reading and not calibrates(self._vignettes) else ()
+        profile = evaluate(self._lm, self._vignettes, self._frame, calibrated=given, stop=self._stop)[0]
         worth = profile.agreement
         if reading is not None and worth.value is None:
             worth = reading.agreement
@@ -246,7 +247,7 @@ class _Measure:
         ]
         prompts = [self._prompts[number % len(self._prompts)] for number in range(len(written))]
         ids = [[token.id for token in row.tokens] for row in written]
-        about = instrument.relevances(self._lm, prompts, ids, logps, stop=self._stop)
+        about = relevances(self._lm, prompts, ids, logps, stop=self._stop)
         own = base.get("perplexity"), base.get("relevance")
         return [
             text_health.health(row.text, logp, own[0], kl=_kls(row), relevance=value, own_relevance=own[1])
@@ -254,7 +255,7 @@ class _Measure:
         ]
 
     def _profiles(self, steered_by: CalibratedVector, alphas: Sequence[float]) -> list[Profile]:
-        return instrument.evaluate(
+        return evaluate(
             self._lm,
             self._vignettes,
             self._frame,

@@ -18,8 +18,8 @@ from steer_heal.engine.answer import About, Answer, Moment, Tokens, base_logp, e
 from steer_heal.engine.preemptible import Pause, preemptible
 from steer_heal.engine.requests import Request
 from steer_heal.engine.vectors import Vectors
+from steer_heal.evaluate.relevance import relevances
 from steer_heal.generate import PrefixStore, Row, complete, decode
-from steer_heal.instrument import relevances
 from steer_heal.models import LanguageModel, rows_that_fit
 from steer_heal.records import SteerFrame, Token
 from steer_heal.vectors.steering import Operator

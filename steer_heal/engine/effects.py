@@ -17,7 +17,8 @@ from steer_heal.engine.preemptible import Pause, preemptible
 from steer_heal.engine.requests import Request
 from steer_heal.engine.sweeps import ending
 from steer_heal.engine.vectors import Vectors
-from steer_heal.instrument import LEAST, Frames
+from steer_heal.evaluate.cloze import LEAST
+from steer_heal.evaluate.frames import Frames
 from steer_heal.models import LanguageModel, digest
 from steer_heal.records import Agreement, Controls, Effect, Profile, SampleAnswer, Stopped, Vignette
 

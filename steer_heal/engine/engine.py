@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steer_heal import data, instrument, models, sources
+from steer_heal import data, models, sources
 from steer_heal.config import AUTO, DoseRequest, HealSettings, SteerRequest, changed
 from steer_heal.engine.answer import encode
 from steer_heal.engine.answer_batch import Answers
@@ -22,7 +22,8 @@ from steer_heal.engine.scheduler import Scheduler
 from steer_heal.engine.sweeps import Sweeps
 from steer_heal.engine.validate import check
 from steer_heal.engine.vectors import Vectors
-from steer_heal.instrument import Frames
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.frames import Frames
 from steer_heal.models import LanguageModel, band_layers
 from steer_heal.records import (
     Calibration,
@@ -138,7 +139,7 @@ class Engine:
             encode(self._lm, request.prompt)
             steer = self._vectors.steer(request.trait, request.band, request.method)
             vignette = Vignette("prompt", "", request.prompt, "other_violate")
-            base, steered = instrument.evaluate(
+            base, steered = evaluate(
                 self._lm,
                 [vignette],
                 data.frame(reading.frame),

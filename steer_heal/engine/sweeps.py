@@ -14,7 +14,7 @@ from steer_heal.engine.answer import encode
 from steer_heal.engine.preemptible import Pause, preemptible
 from steer_heal.engine.requests import Request
 from steer_heal.engine.vectors import Say, Vectors
-from steer_heal.instrument import Frames
+from steer_heal.evaluate.frames import Frames
 from steer_heal.models import LanguageModel
 from steer_heal.records import Controls, DoseRow, Profile, Stopped, Sweep, Vignette
 

@@ -1,8 +1,7 @@
 """The decode loop: many rows in one batch, each with its own steering, streamed token by token."""
 
+from steer_heal.forward import PrefixStore, forward_used
 from steer_heal.generate.loop import complete, decode
-from steer_heal.generate.reading import forward_used
 from steer_heal.generate.rows import Row
-from steer_heal.generate.store import PrefixStore
 
 __all__ = ["PrefixStore", "Row", "complete", "decode", "forward_used"]

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer_heal import forward
 from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
-from steer_heal.generate.cache import check_cache
 from steer_heal.generate.divergence import diverge, probability
-from steer_heal.generate.reading import reader
 from steer_heal.generate.rows import Plan, Row, plan
 from steer_heal.generate.sampling import draw, sampler
-from steer_heal.generate.store import PrefixStore
 from steer_heal.generate.text import TextStream
 from steer_heal.models import LanguageModel
 from steer_heal.records import Alternative, Completion, Token
@@ -34,7 +32,7 @@ def decode(
     *,
     stop: Stop | None = None,
     over: Callable[[int], bool] | None = None,
-    store: PrefixStore | None = None,
+    store: forward.PrefixStore | None = None,
 ) -> Iterator[Step]:
     """Write all rows together; each item is one step, (row, token) for every row still writing.
 
@@ -68,7 +66,7 @@ def complete(
     *,
     batch_size: int = 32,
     stop: Stop | None = None,
-    store: PrefixStore | None = None,
+    store: forward.PrefixStore | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Write all rows, `batch_size` at a time, those of like length together; one completion a row, in order.
@@ -96,7 +94,7 @@ def _completion(lm: LanguageModel, row: Row, tokens: list[Token]) -> Completion:
 
 
 def _check(lm: LanguageModel, rows: Sequence[Row], sample: SampleSettings) -> None:
-    check_cache(lm.config)
+    forward.check_cache(lm.config)
     longest = max(len(row.prompt_ids) for row in rows)
     if longest > MAX_PROMPT_TOKENS:
         raise SettingsError(f"The prompt has {longest} tokens: shorten it to {MAX_PROMPT_TOKENS} or fewer.")
@@ -121,7 +119,7 @@ class _Batch:
         made: Plan,
         directions_LD: Tensor | Operator,
         sample: SampleSettings,
-        store: PrefixStore | None,
+        store: forward.PrefixStore | None,
     ) -> None:
         self._lm, self._plan = lm, made
         self.rows_of_lane = dict(made.rows_of_lane)
@@ -131,7 +129,14 @@ class _Batch:
         self._writers = [number for number, lane in enumerate(made.lanes) if lane.writes]
         self._shadow_at = dict(made.shadow_of_lane)
         room = max(how.max_new_tokens for how in hows)
-        self._reader = reader(lm, made.lanes, directions_LD, room, store)
+        with torch.inference_mode():
+            self._rows = forward.open(lm, directions_LD).begin(
+                [lane.prompt_ids for lane in made.lanes],
+                torch.stack([lane.coefficients_L for lane in made.lanes]),
+                room,
+                n_more=sum(lane.n_more for lane in made.lanes),
+                store=store,
+            )
         self._n_lanes = len(made.lanes)
         self._streams = {lane: TextStream(lm.decode) for lane in self._writers}
         self._token_text = lru_cache(maxsize=None)(lambda token: lm.decode([token]))
@@ -152,7 +157,7 @@ class _Batch:
     def draw(self, step: int) -> list[tuple[int, Token]]:
         """One token for every writing lane; those that do not end are left in `_next`."""
         writers = self._writers
-        logits_WV = self._reader.logits_BV[: len(writers)]
+        logits_WV = self._rows.logits_BV[: len(writers)]
         streams = [self._plan.lanes[lane].rng_stream for lane in writers]
         ids_W = draw([self._samplers[lane] for lane in writers], logits_WV, streams, step)
         ids, measured = ids_W.tolist(), self._measure(logits_WV, ids_W)
@@ -179,7 +184,7 @@ class _Batch:
             return measured
         shadows = [self._shadow_at[self._writers[i]] for i in index]
         distinct = sorted(set(shadows))
-        base_UV = self._reader.logits_BV[distinct]
+        base_UV = self._rows.logits_BV[distinct]
         found = diverge(logits_WV[index], base_UV, [distinct.index(lane) for lane in shadows], ids_W[index])
         columns = (found.p_B, found.kl_B, found.p_base_B, found.top_ids_BN, found.top_p_BN)
         for i, p, kl, p_base, top, top_p in zip(index, *(one.tolist() for one in columns), strict=True):
@@ -202,6 +207,6 @@ class _Batch:
                     source.append(wanted[0])
                     ids.append(wanted[1])
         if source != list(range(self._n_lanes)):
-            self._reader.keep(source)
+            self._rows.keep(source)
             self._n_lanes = len(source)
-        self._reader.advance(ids)
+        self._rows.read(torch.tensor(ids, device=self._lm.device)[:, None])

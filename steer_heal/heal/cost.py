@@ -13,10 +13,10 @@ import torch
 from steer_heal.config import TrainSettings
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.chunked_loss import row_losses
 from steer_heal.heal.examples import Example
-from steer_heal.heal.output import OutputLayer, hidden_states, labels
+from steer_heal.heal.lm_head import OutputLayer, hidden_states, labels
 from steer_heal.heal.reference import Reference
-from steer_heal.heal.rows import row_losses
 from steer_heal.models import LanguageModel, user
 from steer_heal.records import Completion, Fact
 from steer_heal.vectors.steering import steer

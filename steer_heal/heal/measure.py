@@ -12,11 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from steer_heal import data, instrument
+from steer_heal import data
 from steer_heal.config import AUTO_FRAME, HealSettings, SampleSettings, build
 from steer_heal.dose import controls
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate import text_health, vignette_sets
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.frames import Frames
+from steer_heal.evaluate.logp import text_logp
+from steer_heal.evaluate.relevance import relevances
 from steer_heal.generate import Row, complete
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.cost import Cost
@@ -49,7 +53,7 @@ class Measures:
         self.vignettes = vignette_sets.vignettes(
             asked.vignettes, material, condition=asked.condition, limit=asked.n_vignettes
         )
-        self.cache_dir, self._frames = cache_dir, instrument.Frames(lm, cache_dir)
+        self.cache_dir, self._frames = cache_dir, Frames(lm, cache_dir)
         self.frame = None if asked.frame == AUTO_FRAME else data.frame(asked.frame)
         self.calibrated: tuple[tuple[float, ...], ...] = ()
         self.cannot_answer = False
@@ -101,7 +105,7 @@ class Measures:
         """The same under steering, one for each alpha."""
         if self.frame is None:
             raise RoundFailed("The base was not measured: start the run again.")
-        return instrument.evaluate(
+        return evaluate(
             self._lm,
             self.vignettes,
             self.frame,
@@ -153,8 +157,8 @@ class Measures:
         prompts = [self._lm.encode_chat([user(row.prompt)]) for row in written]
         ids = [[token.id for token in row.tokens] for row in written]
         with self._stack.off():
-            logps = instrument.text_logp(self._lm, prompts, ids, progress=tick, stop=self._stop)
-            about = instrument.relevances(self._lm, prompts, ids, logps, stop=self._stop)
+            logps = text_logp(self._lm, prompts, ids, progress=tick, stop=self._stop)
+            about = relevances(self._lm, prompts, ids, logps, stop=self._stop)
         return list(zip(logps, about, strict=True))
 
     def asked(self, count: int, seed: int, each: int = 1) -> list[str]:

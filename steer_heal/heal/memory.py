@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from steer_heal.config import SettingsError, TrainSettings
-from steer_heal.heal.below import KEPT_BYTES
-from steer_heal.heal.output import CHUNK_BYTES
+from steer_heal.heal.frozen_prefix import KEPT_BYTES
+from steer_heal.heal.lm_head import CHUNK_BYTES
 from steer_heal.models import LanguageModel
 from steer_heal.models.files import GIB, free
 

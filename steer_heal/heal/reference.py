@@ -11,9 +11,9 @@ from torch import Tensor
 
 from steer_heal.config import TrainSettings
 from steer_heal.heal.adapters import AdapterStack
-from steer_heal.heal.below import Below
 from steer_heal.heal.examples import Example
-from steer_heal.heal.output import hidden_states
+from steer_heal.heal.frozen_prefix import FrozenPrefix
+from steer_heal.heal.lm_head import hidden_states
 from steer_heal.models import LanguageModel
 
 Steer = Callable[[], AbstractContextManager[Any]]
@@ -25,7 +25,7 @@ class Reference:
     who wrote the answer ("writer"): the folded history under steering, the base where nothing was steered.
 
     They are computed once an example, without gradient, and kept: as wide as the model, they take a
-    hundredth of what its logits would. `below`: states that the previous round's student shares. `steer`: as
+    hundredth of what its logits would. `frozen`: states that the previous round's student shares. `steer`: as
     the writer was steered; nothing is when there is none.
     """
 
@@ -34,12 +34,12 @@ class Reference:
         lm: LanguageModel,
         stack: AdapterStack,
         settings: TrainSettings,
-        below: Below | None = None,
+        frozen: FrozenPrefix | None = None,
         steer: Steer = nullcontext,
     ) -> None:
         self._lm, self._stack, self._which = lm, stack, settings.reference
         self._needed = settings.divergence != "nll"
-        self._below, self._steer = below, steer
+        self._frozen, self._steer = frozen, steer
         self._kept: dict[Example, Tensor] = {}
 
     @torch.no_grad()
@@ -61,14 +61,14 @@ class Reference:
                 self._kept |= _by_example(some, found_ND)
 
     @contextmanager
-    def _model(self, steered: bool) -> Iterator[Below | None]:
+    def _model(self, steered: bool) -> Iterator[FrozenPrefix | None]:
         """The reference of such examples as long as it lasts, and the states that it has in common."""
         if self._which == "base" or (self._which == "writer" and not steered):
             with self._stack.off():
                 yield None
         else:
             with self._stack.previous(), self._steer() if self._which == "writer" else nullcontext():
-                yield self._below
+                yield self._frozen
 
 
 def _by_example(rows: Sequence[Example], found_N: Tensor) -> dict[Example, Tensor]:

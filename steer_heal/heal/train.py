@@ -28,11 +28,11 @@ from torch import Tensor
 from steer_heal.config import TrainSettings
 from steer_heal.heal import losses
 from steer_heal.heal.adapters import AdapterStack
-from steer_heal.heal.below import Below, first_trained
+from steer_heal.heal.chunked_loss import row_losses
 from steer_heal.heal.examples import Example, batches, learning_rate, split
-from steer_heal.heal.output import OutputLayer, hidden_states, labels
+from steer_heal.heal.frozen_prefix import FrozenPrefix, first_trained
+from steer_heal.heal.lm_head import OutputLayer, hidden_states, labels
 from steer_heal.heal.reference import Reference, Steer
-from steer_heal.heal.rows import row_losses
 from steer_heal.models import LanguageModel
 from steer_heal.records import RoundFailed, Stopped
 
@@ -49,22 +49,22 @@ class Objective:
     settings: TrainSettings
     output: OutputLayer
     reference: Reference
-    below: Below
+    frozen: FrozenPrefix
 
     @classmethod
     def of(
         cls, lm: LanguageModel, stack: AdapterStack, settings: TrainSettings, steer: Steer = nullcontext
     ) -> Objective:
         """For one round, the adapter that it trains being on; `steer` as in `train_round`."""
-        below = Below(lm, first_trained(lm, stack))
-        return cls(lm, settings, OutputLayer(lm), Reference(lm, stack, settings, below, steer), below)
+        frozen = FrozenPrefix(lm, first_trained(lm, stack))
+        return cls(lm, settings, OutputLayer(lm), Reference(lm, stack, settings, frozen, steer), frozen)
 
 
 def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch, and its parts: nll, divergence (both nats per token), barrier."""
     lm, settings = objective.lm, objective.settings
     reference_ND = objective.reference.hidden(batch)
-    hidden_ND = hidden_states(lm, batch, objective.below)
+    hidden_ND = hidden_states(lm, batch, objective.frozen)
     nll_N, d_N = row_losses(
         objective.output, hidden_ND, labels(batch, lm.device), settings.divergence, reference_ND
     )
@@ -76,12 +76,14 @@ def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dic
 
 
 @torch.no_grad()
-def held_out_nll(lm: LanguageModel, held: Sequence[Example], size: int, below: Below | None = None) -> float:
+def held_out_nll(
+    lm: LanguageModel, held: Sequence[Example], size: int, frozen: FrozenPrefix | None = None
+) -> float:
     """NLL in nats per token over the held-out completions."""
     output, total, count = OutputLayer(lm), 0.0, 0
     for start in range(0, len(held), size):
         batch = held[start : start + size]
-        nll_N, _ = row_losses(output, hidden_states(lm, batch, below), labels(batch, lm.device))
+        nll_N, _ = row_losses(output, hidden_states(lm, batch, frozen), labels(batch, lm.device))
         total += float(nll_N.sum())
         count += len(nll_N)
     return total / count
@@ -128,7 +130,7 @@ def train_round(
                     f"The loss is not finite at step {step} of {total}: lower the learning rate."
                 )
             if start + settings.grad_accumulation >= len(epoch) and held:
-                parts["held_out_nll"] = held_out_nll(lm, held, settings.batch_size, objective.below)
+                parts["held_out_nll"] = held_out_nll(lm, held, settings.batch_size, objective.frozen)
             yield {"step": step, "total": total, "lr": rate, **parts}
 
 

@@ -85,7 +85,7 @@ class Steering:
 
         return add
 
-    def of(self, rows: slice) -> Steering:
+    def of(self, rows: slice | list[int]) -> Steering:
         """The same for these rows only."""
         part = copy(self)
         part._added_B1D = {layer: added[rows] for layer, added in self._added_B1D.items()}

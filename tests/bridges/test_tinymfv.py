@@ -5,10 +5,10 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from steer_heal import instrument
 from steer_heal.config import FOUNDATIONS, SettingsError, heal_settings
 from steer_heal.engine.validate import check
 from steer_heal.evaluate import tinymfv, vignette_sets
+from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.readings import gated_selectivity, signed_flips
 from steer_heal.models import load
 from steer_heal.records import VignetteScore
@@ -31,7 +31,7 @@ def lm():
 def test_the_same_frame_gives_its_numbers(lm, think):
     """Per vignette and unpadded: score, p, allowed mass and prefill NLL."""
     theirs = tinymfv.evaluate(lm, limit=2, think_tokens=think, batch_size=1)
-    ours = instrument.evaluate(lm, tinymfv.vignettes()[:2], tinymfv.frame(think))[0]
+    ours = evaluate(lm, tinymfv.vignettes()[:2], tinymfv.frame(think))[0]
     for mine, other in zip(ours.per_vignette, theirs.per_vignette, strict=True):
         assert (mine.id, mine.foundation) == (other.id, other.foundation)
         nats = max(map(abs, other.score.values()))
@@ -43,9 +43,9 @@ def test_the_same_frame_gives_its_numbers(lm, think):
 
 def test_ours_does_not_depend_on_the_batch(lm):
     vignettes = tinymfv.vignettes()[:3]
-    whole = instrument.evaluate(lm, vignettes, tinymfv.frame(2))[0]
+    whole = evaluate(lm, vignettes, tinymfv.frame(2))[0]
     for vignette, row in zip(vignettes, whole.per_vignette, strict=True):
-        alone = instrument.evaluate(lm, [vignette], tinymfv.frame(2))[0].per_vignette[0]
+        alone = evaluate(lm, [vignette], tinymfv.frame(2))[0].per_vignette[0]
         assert_near(row.score, alone.score, model_rounding(lm))
 
 

@@ -1,14 +1,14 @@
-"""The forced choice through the lean forward against transformers' own forward: every number of every row."""
+"""The forced choice through our own blocks against transformers' own forward: every number of every row."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from steer_heal import data
+from steer_heal import data, forward
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.data import Frame
-from steer_heal.instrument import choice, evaluate
+from steer_heal.evaluate.choice import evaluate
 from steer_heal.records import Vignette
 from steer_heal.vectors.steering import coefficients
 from steer_heal.vectors.vector import SteeringVector
@@ -33,7 +33,7 @@ CASES = [("gemma3", name) for name in FRAMES] + [
 
 
 @pytest.mark.parametrize(("arch", "name"), CASES)
-def test_the_lean_forward_gives_transformers_numbers(arch, name, monkeypatch):
+def test_our_own_blocks_give_transformers_numbers(arch, name, monkeypatch):
     """Vignettes of unlike length, sliding windows, three doses at once, batches that do not come out even."""
     lm, frame = tiny.shared(arch), FRAMES[name]
     generator = torch.Generator().manual_seed(1)
@@ -48,7 +48,7 @@ def test_the_lean_forward_gives_transformers_numbers(arch, name, monkeypatch):
         return [row for one in evaluate(lm, vignettes, frame, **asked) for row in one.per_vignette]
 
     found, in_small_batches = measured(32), measured(4)
-    monkeypatch.setattr(choice, "why_not", lambda _lm: "this test wants transformers' own")
+    monkeypatch.setattr(forward, "unsupported_reason", lambda _lm: "this test wants transformers' own")
     for row, small, expected in zip(found, in_small_batches, measured(32), strict=True):
         for one in (row, small):
             assert_near(one.score, expected.score, model_rounding(lm))

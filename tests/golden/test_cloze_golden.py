@@ -6,8 +6,11 @@ from statistics import fmean
 import pytest
 import torch
 
+from steer_heal import forward
 from steer_heal.config import FOUNDATIONS
-from steer_heal.instrument import answer_ids, choice, evaluate, lean
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.questions import answer_ids
+from steer_heal.forward import ours
 from steer_heal.models import user
 from steer_heal.records import Vignette
 from steer_heal.vectors.steering import steer
@@ -15,7 +18,7 @@ from tests import tiny
 from tests.unit.test_cloze import CLOZE, doses
 
 BEGUN = "Late on a cold evening, "
-"""Longer than `trees.MIN_TRUNK`: read once for the vignettes that are read together."""
+"""Longer than `prefix_batch.MIN_TRUNK`: read once for the vignettes that are read together."""
 TEXTS = ("you see a man.", "you see a man take what a friend lent to him for a day.", "you see it.")
 VIGNETTES = [Vignette(f"v{i}", FOUNDATIONS[i], BEGUN + text, "other_violate") for i, text in enumerate(TEXTS)]
 
@@ -40,16 +43,16 @@ def by_hand(lm, vector, dose_L):
 
 
 @pytest.mark.parametrize("arch", tiny.ARCHS)
-@pytest.mark.parametrize("plain", [False, True], ids=["lean", "plain"])
+@pytest.mark.parametrize("plain", [False, True], ids=["ours", "plain"])
 def test_every_score_is_that_of_a_plain_pass(arch, plain, monkeypatch):
     lm = tiny.shared(arch)
     asked = doses(lm, 0.0, 0.3, -0.6)
     vector, rows_KL = asked["vector"], asked["coefficients_RL"]
     wanted = [by_hand(lm, vector, dose_L) for dose_L in rows_KL]
     common = wanted[0].mean(dim=1, keepdim=True)
-    monkeypatch.setattr(lean, "TOGETHER", 2)
+    monkeypatch.setattr(ours, "TOGETHER", 2)
     if plain:
-        monkeypatch.setattr(choice, "why_not", lambda _lm: "this test wants transformers' own")
+        monkeypatch.setattr(forward, "unsupported_reason", lambda _lm: "this test wants transformers' own")
     base = evaluate(lm, VIGNETTES, CLOZE, batch_size=2)[0]
     assert [list(row) for row in base.calibration] == [
         pytest.approx(row, abs=1e-4) for row in common[:, 0].tolist()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from steer_heal.config import SampleSettings
+from steer_heal.forward.plain import PlainForward
 from steer_heal.generate import PrefixStore, Row, complete, decode
-from steer_heal.generate.prefill import prefill, prefill_apart
 from steer_heal.generate.rows import Lane
 from steer_heal.models import user
 from steer_heal.records import Completion
@@ -115,12 +115,19 @@ def lanes_of(lm):
 @pytest.mark.parametrize("only_steered", [False, True])
 def test_sharing_the_prompts_work_changes_nothing(lm, only_steered):
     lanes = [lane for lane in lanes_of(lm) if lane.steered or not only_steered]
-    shared, apart = prefill(lm, lanes, DIRECTIONS, 3), prefill_apart(lm, lanes, DIRECTIONS, 3)
+    prompts = [lane.prompt_ids for lane in lanes]
+    coefficients_BL = torch.stack([lane.coefficients_L for lane in lanes])
+    with torch.inference_mode():
+        forward = PlainForward(lm, DIRECTIONS)
+        shared, apart = (
+            forward.begin(prompts, coefficients_BL, 3),
+            forward._apart(prompts, coefficients_BL, 3),
+        )
     assert_near(shared.logits_BV, apart.logits_BV, model_rounding(lm))
-    assert torch.equal(shared.positions_B, apart.positions_B)
-    assert torch.equal(shared.mask_BT, apart.mask_BT)
-    real_B1T1 = apart.mask_BT[:, None, :, None].bool()
-    for one, other in zip(shared.cache.layers, apart.cache.layers, strict=True):
+    assert torch.equal(shared._positions_B, apart._positions_B)
+    assert torch.equal(shared._mask_BT, apart._mask_BT)
+    real_B1T1 = apart._mask_BT[:, None, :, None].bool()
+    for one, other in zip(shared._cache.layers, apart._cache.layers, strict=True):
         assert_near(one.keys * real_B1T1, other.keys * real_B1T1, model_rounding(lm))
         assert_near(one.values * real_B1T1, other.values * real_B1T1, model_rounding(lm))
 
@@ -128,8 +135,7 @@ def test_sharing_the_prompts_work_changes_nothing(lm, only_steered):
 @pytest.mark.parametrize("first_dose", [0, 1])
 def test_the_blocks_below_the_first_steered_one_read_each_prompt_once(lm, first_dose):
     """What sharing is for: rows through the first and the last block, with a base lane and without."""
-    doses = range(first_dose, 6)
-    lanes = [Lane((2, 9, 8, 7), coefficients(4, (2,), float(dose))[0]) for dose in doses]
+    doses_BL = torch.cat([coefficients(4, (2,), float(dose)) for dose in range(first_dose, 6)])
     rows = {0: 0, 3: 0}
     hooks = [
         lm.blocks[layer].self_attn.register_forward_hook(
@@ -137,7 +143,8 @@ def test_the_blocks_below_the_first_steered_one_read_each_prompt_once(lm, first_
         )
         for layer in rows
     ]
-    prefill(lm, lanes, DIRECTIONS, 1)
+    with torch.inference_mode():
+        PlainForward(lm, DIRECTIONS).begin([(2, 9, 8, 7)] * len(doses_BL), doses_BL, 1)
     for hook in hooks:
         hook.remove()
     assert rows == {0: 1, 3: 1 + 5}

@@ -1,4 +1,4 @@
-"""The lean forward against transformers' own: prompts, steps, steering, padding, rows leaving, adapters."""
+"""Our own blocks against transformers' own: prompts, steps, steering, padding, rows leaving, adapters."""
 
 import pytest
 import torch
@@ -6,15 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_heal.config import TrainSettings
-from steer_heal.generate import Row, forward_used
-from steer_heal.generate.lean import LeanReader, Network, why_not
-from steer_heal.generate.lean import keys as lean_keys
-from steer_heal.generate.lean.attention import HIDDEN, attend, explicit, segments
-from steer_heal.generate.lean.keys import OwnKeys, SharedKeys
-from steer_heal.generate.lean.prompts import read
-from steer_heal.generate.plain import PlainReader
+from steer_heal.forward import PrefixStore, forward_used, shared_prompts
+from steer_heal.forward.attention import HIDDEN, attend, explicit
+from steer_heal.forward.known import unsupported_reason
+from steer_heal.forward.ours import OurForward
+from steer_heal.forward.plain import PlainForward
+from steer_heal.forward.shared_prompts import segments
+from steer_heal.generate import Row
 from steer_heal.generate.rows import Lane, plan
-from steer_heal.generate.store import PrefixStore
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.models import load
 from steer_heal.vectors.steering import coefficients
@@ -78,42 +77,53 @@ def only_last_block(lm):
 CASES = (one_prompt, many_prompts, one_row_a_prompt, only_base, first_and_last_block, only_last_block)
 
 
+def begun(kind, lm, lanes, n_new, store=None):
+    """The lanes' prompts read by one of the two forwards."""
+    coefficients_BL = torch.stack([lane.coefficients_L for lane in lanes])
+    n_more = sum(lane.n_more for lane in lanes)
+    prompts = [lane.prompt_ids for lane in lanes]
+    return kind(lm, directions(lm)).begin(prompts, coefficients_BL, n_new, n_more=n_more, store=store)
+
+
+def read(rows, ids):
+    rows.read(torch.tensor(ids)[:, None])
+
+
 def assert_same(lm, lanes, store=None):
     """Both readers over the same tokens; on the way, base lanes part, half of all leave, then all but one."""
-    v = directions(lm)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        lean = LeanReader(lm, lanes, v, N_STEPS, store)
-        plain = PlainReader(lm, lanes, v, N_STEPS, None)
-        assert_near(lean.logits_BV, plain.logits_BV, model_rounding(lm))
+        ours = begun(OurForward, lm, lanes, N_STEPS, store)
+        plain = begun(PlainForward, lm, lanes, N_STEPS)
+        assert_near(ours.logits_BV, plain.logits_BV, model_rounding(lm))
         n = len(lanes)
         twice = [number for number, lane in enumerate(lanes) if not lane.steered]
         for step in range(N_STEPS):
             if step in (2, 4, 8) and n > 1:
                 kept = {2: [*range(n), *twice], 4: list(range(0, n, 2)), 8: [n - 1]}[step]
-                lean.keep(kept)
+                ours.keep(kept)
                 plain.keep(kept)
                 n = len(kept)
             ids = torch.randint(6, 250, (n,), generator=generator).tolist()
-            lean.advance(ids)
-            plain.advance(ids)
-            assert_near(lean.logits_BV, plain.logits_BV, model_rounding(lm))
+            read(ours, ids)
+            read(plain, ids)
+            assert_near(ours.logits_BV, plain.logits_BV, model_rounding(lm))
 
 
-@pytest.fixture(params=[OwnKeys, SharedKeys])
-def form(request, monkeypatch):
-    """Every batch of two rows a prompt or more has these keys, whatever they take."""
-    monkeypatch.setattr(lean_keys, "CACHE_BYTES", 0 if request.param is SharedKeys else 2**40)
+@pytest.fixture(params=[False, True], ids=["copied prompts", "shared prompts"])
+def shared(request, monkeypatch):
+    """Every batch of two rows a prompt or more shares them or not, whatever copies take."""
+    monkeypatch.setattr(shared_prompts, "CACHE_BYTES", 0 if request.param else 2**40)
     return request.param
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_after_prompts_steps_and_rows_leaving(lm, form, case):
-    assert why_not(lm) == ""
+def test_logits_after_prompts_steps_and_rows_leaving(lm, shared, case):
+    assert unsupported_reason(lm) == ""
     assert_same(lm, case(lm))
 
 
-def test_the_store_gives_the_same_again(lm, form):
+def test_the_store_gives_the_same_again(lm, shared):
     store = PrefixStore()
     for case in (one_prompt, one_prompt, first_and_last_block, many_prompts, one_prompt):
         assert_same(lm, case(lm), store)
@@ -128,20 +138,20 @@ def test_a_store_that_keeps_one_layer_reads_again_for_another(lm):
 def test_residuals_behind_every_block(lm):
     first, second = prompts(lm, 13, 6)
     with torch.inference_mode():
-        found = read(Network(lm), [first, second], lm.n_layers, range(lm.n_layers), lm.device)
+        found = OurForward(lm, directions(lm))._reads([first, second], lm.n_layers, range(lm.n_layers))
         for prompt, one in zip((first, second), found, strict=True):
             states = lm.model.model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
             for layer in range(lm.n_layers - 1):
                 assert_near(one.residuals[layer], states[layer + 1][0], model_rounding(lm))
             last = lm.model.model.norm(one.residuals[lm.n_layers - 1])
             assert_near(last, states[-1][0, -1:], model_rounding(lm))
-    assert why_not(lm) == "", "what output_hidden_states leaves behind is harmless"
+    assert unsupported_reason(lm) == "", "what output_hidden_states leaves behind is harmless"
 
 
 @pytest.mark.parametrize("case", [one_prompt, many_prompts])
-def test_the_bundled_model(form, case):
+def test_the_bundled_model(shared, case):
     lm = load("demo", device="cpu")
-    assert forward_used(lm, directions(lm)) == "lean forward"
+    assert forward_used(lm, directions(lm)) == "our own blocks"
     assert_same(lm, case(lm))
 
 
@@ -154,46 +164,44 @@ def test_bfloat16(arch):
     for seed in range(8):
         exact, rough = tiny.language_model(arch, seed=seed), tiny.language_model(arch, seed=seed)
         rough.model.to(torch.bfloat16)
-        lanes, v = many_prompts(exact), directions(exact)
+        lanes = many_prompts(exact)
         with torch.inference_mode():
-            true, lean, plain = (
-                PlainReader(exact, lanes, v, 2, None),
-                *(kind(rough, lanes, v, 2, None) for kind in (LeanReader, PlainReader)),
-            )
+            true = begun(PlainForward, exact, lanes, 2)
+            ours, plain = (begun(kind, rough, lanes, 2) for kind in (OurForward, PlainForward))
             for _ in range(2):
-                off += torch.stack([(one.logits_BV - true.logits_BV).norm() for one in (lean, plain)])
-                for reader in (true, lean, plain):
-                    reader.advance([9] * len(lanes))
+                off += torch.stack([(one.logits_BV - true.logits_BV).norm() for one in (ours, plain)])
+                for rows in (true, ours, plain):
+                    read(rows, [9] * len(lanes))
     assert off[0] < 1.25 * off[1]
 
 
-def test_a_lora_adapter_is_part_of_the_model(arch, form):
+def test_a_lora_adapter_is_part_of_the_model(arch, shared):
     lm = tiny.language_model(arch)
-    lanes, v = many_prompts(lm), directions(lm)
+    lanes = many_prompts(lm)
     with torch.inference_mode():
-        before = LeanReader(lm, lanes, v, 2, None).logits_BV
+        before = begun(OurForward, lm, lanes, 2).logits_BV
     stack = AdapterStack(lm)
     stack.fresh(1, TrainSettings(rank=4), seed=0)
     with torch.no_grad():
         for parameter in stack.trainable():
             parameter.normal_(std=0.1)
     stack.fold()
-    assert why_not(lm) == ""
+    assert unsupported_reason(lm) == ""
     assert_same(lm, lanes)
     with torch.inference_mode():
-        assert not torch.allclose(LeanReader(lm, lanes, v, 2, None).logits_BV, before, atol=1e-2)
+        assert not torch.allclose(begun(OurForward, lm, lanes, 2).logits_BV, before, atol=1e-2)
         with stack.off():
-            assert_near(LeanReader(lm, lanes, v, 2, None).logits_BV, before, model_rounding(lm))
+            assert_near(begun(OurForward, lm, lanes, 2).logits_BV, before, model_rounding(lm))
 
 
-def test_a_prompt_of_many_rows_is_kept_once_where_copies_would_not_stay_in_the_cache(lm, form):
+def test_a_prompt_of_many_rows_is_kept_once_where_copies_would_not_stay_in_the_cache(lm, shared):
     (prompt,) = prompts(lm, 13)
     doses = [Row(prompt, at(lm, c, 1)) for c in (1.0, 2.0, 3.0)]
     with torch.inference_mode():
-        many = LeanReader(lm, lanes_of(lm, [Row(prompt), *doses]), directions(lm), 2, None)
-        alone = LeanReader(lm, one_row_a_prompt(lm), directions(lm), 2, None)
-    assert isinstance(many.keys, form)
-    assert isinstance(alone.keys, OwnKeys)
+        many = begun(OurForward, lm, lanes_of(lm, [Row(prompt), *doses]), 2)
+        alone = begun(OurForward, lm, one_row_a_prompt(lm), 2)
+    assert bool(many._held._shared) == shared
+    assert not alone._held._shared
 
 
 @pytest.mark.parametrize("with_base", [True, False])
@@ -210,7 +218,7 @@ def test_below_the_first_steered_block_each_prompt_is_read_once(arch, with_base)
         block.self_attn.k_proj.register_forward_hook(count)
     rows = [Row(prompt)] * with_base + [Row(prompt, at(lm, c, 1)) for c in (1.0, 2.0, 3.0)]
     with torch.inference_mode():
-        LeanReader(lm, lanes_of(lm, rows), directions(lm), 2, None)
+        begun(OurForward, lm, lanes_of(lm, rows), 2)
     assert tokens == {0: 13, 1: 13, 2: 13 * (3 + with_base), 3: 13 * (3 + with_base)}
 
 
@@ -241,7 +249,7 @@ def test_lanes_without_steering_have_no_first_block(lm):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_zero_row_is_the_unsteered_model_to_the_bit_whatever_is_beside_it(arch, form, dtype):
+def test_a_zero_row_is_the_unsteered_model_to_the_bit_whatever_is_beside_it(arch, shared, dtype):
     """In a batch of one shape: rows of one prompt or of several, tokens of their own, rows leaving."""
     lm = tiny.language_model(arch)
     lm.model.to(dtype)
@@ -255,14 +263,14 @@ def test_a_zero_row_is_the_unsteered_model_to_the_bit_whatever_is_beside_it(arch
             for rows in (doses, [zero] * len(doses))
         ]
         with torch.inference_mode():
-            steered, base = (LeanReader(lm, lanes, directions(lm), N_STEPS, None) for lanes in batches)
+            steered, base = (begun(OurForward, lm, lanes, N_STEPS) for lanes in batches)
             for step in range(N_STEPS):
                 rows = [row for row, dose in enumerate(doses) if not dose.any()]
                 assert torch.equal(steered.logits_BV[rows], base.logits_BV[rows])
                 if step == 5:
                     doses.pop(1)
-                    for reader in (steered, base):
-                        reader.keep([0, *range(2, len(doses) + 1)])
-                for reader in (steered, base):
-                    reader.advance([7 * step + row for row in range(len(doses))])
+                    for some in (steered, base):
+                        some.keep([0, *range(2, len(doses) + 1)])
+                for some in (steered, base):
+                    read(some, [7 * step + row for row in range(len(doses))])
             assert not torch.allclose(steered.logits_BV, base.logits_BV, atol=1e-2)

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from steer_heal import heal
 from steer_heal.config import SettingsError, heal_settings
+from steer_heal.evaluate.choice import evaluate
 from steer_heal.heal import algorithm
 from steer_heal.heal.progress import live
-from steer_heal.instrument import evaluate
 from steer_heal.records import Agreement, Stopped
 from steer_heal.runs.events import EventLog, plain, read
 from tests import tiny
@@ -211,7 +211,7 @@ CLOZE = {"frame": "cloze", "n_vignettes": 3, "n_answers": 3}
 
 def test_a_cloze_is_calibrated_once_on_base_also_when_resumed(tmp_path, monkeypatch):
     """The set is too small to calibrate itself: our own vignettes do, and are read for it once."""
-    monkeypatch.setattr("steer_heal.instrument.choosing.LEAST", 4)
+    monkeypatch.setattr("steer_heal.evaluate.frames.LEAST", 4)
     settings = fast(evaluate=CLOZE)
     folders = [tmp_path / name for name in ("whole", "parts")]
     for folder in folders:
@@ -219,7 +219,7 @@ def test_a_cloze_is_calibrated_once_on_base_also_when_resumed(tmp_path, monkeypa
     whole = play(folders[0], settings)
     play(folders[1], settings.model_copy(update={"rounds": 1}))
     earlier = read(folders[1] / "events.jsonl").events
-    monkeypatch.setattr("steer_heal.instrument.choosing.evaluate", None)
+    monkeypatch.setattr("steer_heal.evaluate.frames.evaluate", None)
     rest = play(folders[1], settings, start_round=1, earlier=earlier)
     again = [event for event in earlier if event.kind != "finished"] + list(rest)
     assert numbers(again) == numbers(whole)
@@ -243,7 +243,7 @@ def test_the_frame_of_a_run_is_chosen_on_base_kept_in_its_log_and_beside_it(tmp_
         (found,) = evaluate(lm, vignettes[:2], frame)
         return [replace(found, agreement=agreement)]
 
-    monkeypatch.setattr("steer_heal.instrument.choosing.evaluate", measure)
+    monkeypatch.setattr("steer_heal.evaluate.frames.evaluate", measure)
     settings = fast(rounds=1, evaluate={**CLOZE, "frame": "auto"})
     first = play(tmp_path, settings, cache_dir=tmp_path / "cache")
     assert {event.data["frame"] for event in of_kind(first, "profile")} == {"cloze"}

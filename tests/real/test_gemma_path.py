@@ -17,11 +17,13 @@ import pytest
 import torch
 from playwright.sync_api import BrowserContext, expect
 
-from steer_heal import data, instrument
+from steer_heal import data
 from steer_heal.config import CalibrateSettings, DoseRequest, SampleSettings, TrainSettings, build
 from steer_heal.dose import sweeps
 from steer_heal.dose.calibrate import calibrate
 from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.questions import answer_ids
 from steer_heal.generate import Row, complete, forward_used
 from steer_heal.heal import Example, train_round
 from steer_heal.heal.adapters import AdapterStack
@@ -95,7 +97,7 @@ def test_chats_are_encoded_as_gemma_reads_them(lm: LanguageModel) -> None:
     assert max(typed) < lm.config.vocab_size
     assert "Say <start_of_turn> and <bos> and <image_soft_token>." in lm.tokenizer.decode(typed)
     frame = data.frame("choice")
-    words = dict(zip(frame.options, instrument.answer_ids(lm, frame), strict=True))
+    words = dict(zip(frame.options, answer_ids(lm, frame), strict=True))
     assert len(words["SocialNorms"]) == 3
 
 
@@ -116,7 +118,7 @@ def test_an_evaluation_and_a_sweep(lm: LanguageModel, vector: SteeringVector) ->
     scenes, frame = lm.material.vignettes(limit=7), data.frame("choice")
     steered_by = CalibratedVector(vector, tuple(LAYERS), Calibration(40.0, 1.0, 1.0, True, ()))
     doses_RL = steered_by.coefficients_RL(0.0, 1.0)
-    base, steered = instrument.evaluate(lm, scenes, frame, vector=vector, coefficients_RL=doses_RL)
+    base, steered = evaluate(lm, scenes, frame, vector=vector, coefficients_RL=doses_RL)
     assert sum(base.p.values()) == pytest.approx(1.0)
     assert base.p != steered.p
     sample = SampleSettings(max_new_tokens=8, seed=1)

@@ -21,8 +21,8 @@ from steer_heal.config import (
 from steer_heal.engine import Engine
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.vectors import Vectors
+from steer_heal.evaluate.frames import Frames
 from steer_heal.generate import Row, complete, forward_used
-from steer_heal.instrument import Frames
 from steer_heal.models import LanguageModel, user
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store

@@ -6,7 +6,7 @@ import pytest
 
 from steer_heal.config import FOUNDATIONS
 from steer_heal.evaluate.agreement import agreement, wilson
-from steer_heal.instrument.choosing import choose
+from steer_heal.evaluate.frames import choose
 from steer_heal.records import CANNOT_ANSWER, Agreement, Profile, VignetteScore
 
 

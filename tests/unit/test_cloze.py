@@ -11,8 +11,10 @@ import torch
 from steer_heal import data
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.data import Cloze, Frame
-from steer_heal.instrument import Frames, choosing, evaluate
-from steer_heal.instrument.cloze import LEAST
+from steer_heal.evaluate import frames
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.cloze import LEAST
+from steer_heal.evaluate.frames import Frames
 from steer_heal.records import Agreement, Profile, Stopped, Vignette
 from steer_heal.vectors.steering import coefficients
 from steer_heal.vectors.vector import SteeringVector
@@ -99,7 +101,7 @@ def test_a_statement_that_encodes_to_nothing_is_refused_by_name(lm, monkeypatch)
     monkeypatch.setattr(
         type(lm), "encode_chat", lambda self, told, text="": real(self, told, text.replace(" binds.", ""))
     )
-    monkeypatch.setattr("steer_heal.instrument.questions.plain_ids", lambda lm, text: [])
+    monkeypatch.setattr("steer_heal.evaluate.questions.plain_ids", lambda lm, text: [])
     with pytest.raises(SettingsError, match=r"The frame 'c': ' binds\.' encodes to nothing for tiny-llama"):
         evaluate(lm, VIGNETTES, CLOZE)
 
@@ -170,7 +172,7 @@ def asked(monkeypatch):
         made = Agreement(value, value - 0.05, value + 0.05, 1 / 7)
         return [Profile({}, None, len(vignettes), (), 0, frame.name, made, 0.1, ((0.5,) * 7,))]
 
-    monkeypatch.setattr(choosing, "evaluate", measure)
+    monkeypatch.setattr(frames, "evaluate", measure)
     return measured
 
 

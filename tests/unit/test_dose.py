@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steer_heal import data, instrument
+from steer_heal import data
 from steer_heal.config import DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.dose import sweeps
 from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.evaluate.choice import evaluate
 from steer_heal.models import band_layers, user
 from steer_heal.records import Agreement, Calibration, DoseRow, Profile, Stopped, trait_shift
 from steer_heal.vectors.steering import coefficients
@@ -80,7 +81,7 @@ def test_profiles_are_those_of_the_steered_model(lm, setting):
     one = sweep(lm, setting, request(alphas=(1.0,)))[0]
     steered_KL = coefficients(lm.n_layers, (1, 2), C_STAR)
     wanted, base = (
-        instrument.evaluate(lm, vignettes, frame, vector=vector, coefficients_RL=c)[0]
+        evaluate(lm, vignettes, frame, vector=vector, coefficients_RL=c)[0]
         for c in (steered_KL, torch.zeros_like(steered_KL))
     )
     assert_near(one.profile.p, wanted.p, model_rounding(lm), log_p(wanted))
@@ -162,7 +163,7 @@ def test_a_grid_has_a_row_for_every_band_and_alpha(lm, setting):
         (band, alpha) for band in bands for alpha in (-1.0, 1.0)
     ]
     assert seen == [(0,), (1,), (2,), (3,), (0, 1, 2), (1, 2, 3)]
-    single = instrument.evaluate(
+    single = evaluate(
         lm, vignettes, frame, vector=vector, coefficients_RL=coefficients(lm.n_layers, (1,), -4.0)
     )[0]
     assert all(len(row.texts) == sweeps.GRID_PROMPTS and row.verdict for row in rows)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from steer_heal import data, instrument, models
+from steer_heal import data, models
 from steer_heal.config import FOUNDATIONS, CalibrateSettings
 from steer_heal.dose import controls, effect
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.engine.effects import effect_of
+from steer_heal.evaluate.choice import evaluate
 from steer_heal.models import user
 from steer_heal.records import Calibration, Controls, Profile, Stopped, VignetteScore
 from steer_heal.vectors.steering import coefficients
@@ -50,14 +51,14 @@ def test_as_many_random_directions_as_move_the_trait_as_far_are_counted():
 
 def test_each_control_is_measured_as_if_alone(lm):
     frame = data.frame("choice")
-    base = instrument.evaluate(lm, some(lm), frame)[0]
+    base = evaluate(lm, some(lm), frame)[0]
     held = controls.measure(lm, LAYERS, (3.0, 5.0), some(lm), frame, base, persona="You are kind.")
     directions_MLD = controls.random_directions(2, lm.n_layers, lm.width)
     assert held.base is base.p
     for m, c_star in enumerate(held.c_stars):
         alone = SteeringVector(directions_MLD[m], torch.ones(lm.n_layers), torch.ones(lm.n_layers))
         dose_KL = coefficients(lm.n_layers, LAYERS, c_star)
-        wanted = instrument.evaluate(lm, some(lm), frame, vector=alone, coefficients_RL=dose_KL)[0]
+        wanted = evaluate(lm, some(lm), frame, vector=alone, coefficients_RL=dose_KL)[0]
         assert_near(held.random[m], wanted.p, model_rounding(lm), log_p(wanted))
     assert held.persona != held.base
 
@@ -118,7 +119,7 @@ def test_the_row_of_a_word_in_the_output_layer_promotes_that_word(demo):
 def test_an_effect_is_whole_and_reads_back_as_it_was(demo):
     vector, frame = vector_of(demo), data.frame("choice")
     calibration = Calibration(25.0, 1.0, 1.0, True, ())
-    reading = instrument.evaluate(demo, some(demo, 14), frame)[0]
+    reading = evaluate(demo, some(demo, 14), frame)[0]
     steered_by = CalibratedVector(vector, (4, 5), calibration)
     asked = (demo, data.trait("care_over_authority"), steered_by, some(demo, 14), reading)
     found = effect.measure(*asked, (5.0, 6.0), stop=lambda: False)

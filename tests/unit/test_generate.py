@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
+from steer_heal.forward.ours import OurRows
 from steer_heal.generate import PrefixStore, Row, complete, decode
-from steer_heal.generate.lean import LeanReader
 from steer_heal.generate.rows import plan
 from steer_heal.models import user
 from steer_heal.vectors.steering import coefficients
@@ -169,8 +169,8 @@ def test_equal_rows_are_computed_once_and_one_base_serves_a_prompt():
 def test_bases_part_only_where_texts_do(lm, directions_LD, monkeypatch):
     """How many lanes are read at each step: a writer each, and a base for each text that differs."""
     read = []
-    advance = LeanReader.advance
-    monkeypatch.setattr(LeanReader, "advance", lambda self, ids: read.append(len(ids)) or advance(self, ids))
+    on = OurRows.read
+    monkeypatch.setattr(OurRows, "read", lambda self, ids_Bn: read.append(len(ids_Bn)) or on(self, ids_Bn))
     rows = [Row(ids(lm)), *(Row(ids(lm), at(c), shadow=True) for c in (0.001, 0.002, 5.0, 5.001))]
     made = complete(lm, rows, directions_LD, greedy(8))
     texts = [ids_of(row) for row in made]

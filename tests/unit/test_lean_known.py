@@ -1,10 +1,10 @@
-"""Which models the lean forward takes, and what it says of the others."""
+"""Which models our own blocks compute, and what it says of the others."""
 
 import pytest
 import torch
 
+from steer_heal.forward.known import unsupported_reason
 from steer_heal.generate import forward_used
-from steer_heal.generate.lean import why_not
 from tests import tiny
 
 
@@ -55,7 +55,7 @@ def training(lm):
 def test_what_it_does_not_know_it_leaves_to_transformers(arch, change, word):
     lm = tiny.language_model(arch)
     change(lm)
-    assert word in why_not(lm)
+    assert word in unsupported_reason(lm)
     assert forward_used(lm, torch.zeros(lm.n_layers, lm.width)).startswith("transformers' forward: ")
 
 

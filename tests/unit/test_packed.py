@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from steer_heal.config import TrainSettings
-from steer_heal.generate.lean import Network, network, packed
+from steer_heal.forward import network, packed
+from steer_heal.forward.network import Network
 from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
 
-pytestmark = pytest.mark.skipif(not packed.FEW, reason="this torch has no MKL")
+pytestmark = pytest.mark.skipif(not packed.PACKED_ROWS, reason="this torch has no MKL")
 
 
 def rows(n, width):
@@ -21,14 +22,14 @@ def rows(n, width):
 def logits(lm, n=9):
     """Of rows that attend to nothing but themselves, through every block and the head."""
     net = Network(lm)
-    turn, hidden_ND = net.turns(n, torch.zeros(1)), rows(n, lm.width)
+    tables, hidden_ND = net.rotary(n, torch.zeros(1)), rows(n, lm.width)
 
     def itself(q_NHd, _k_NKd, v_NKd):
         return v_NKd.repeat_interleave(q_NHd.shape[1] // v_NKd.shape[1], dim=1).flatten(1)
 
     with torch.inference_mode():
         for block in net.blocks:
-            hidden_ND = block.forward(hidden_ND, turn[block.rotary], net.head_dim, itself)
+            hidden_ND = block.forward(hidden_ND, tables[block.rotary], net.head_dim, itself)
         return net.logits(hidden_ND)
 
 
@@ -39,7 +40,7 @@ def plainly(lm, monkeypatch, n=9):
         return logits(lm, n)
 
 
-@pytest.mark.parametrize("n", [packed.FEW.start, 9, 10, packed.FEW.stop - 1])
+@pytest.mark.parametrize("n", [packed.PACKED_ROWS.start, 9, 10, packed.PACKED_ROWS.stop - 1])
 @pytest.mark.parametrize("sizes", [(7,), (64, 24, 24), (3072,)])
 def test_products_are_those_of_the_weights_end_to_end(n, sizes):
     weights = [torch.nn.Parameter(rows(size, 48)) for size in sizes]

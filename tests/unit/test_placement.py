@@ -9,8 +9,9 @@ import torch
 from accelerate import dispatch_model
 from safetensors.torch import load_file
 
-from steer_heal import data, instrument
+from steer_heal import data
 from steer_heal.config import ExtractSettings, SampleSettings
+from steer_heal.evaluate.choice import evaluate
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, files, load, placement, user
 from steer_heal.vectors import vector as vectors
@@ -65,7 +66,7 @@ def test_it_is_evaluated_as_the_whole_one(pair):
     made = vectors.extract(pair[0], TRAIT, CONTEXTS, ExtractSettings(batch_size=2))
     doses_KL = torch.cat([coefficients(4, (1,), c) for c in (0.0, 2.0)])
     expected, found = (
-        instrument.evaluate(
+        evaluate(
             lm,
             lm.material.vignettes(limit=2),
             data.frame("choice"),

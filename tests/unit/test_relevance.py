@@ -4,8 +4,8 @@ from statistics import fmean
 
 import pytest
 
-from steer_heal.instrument import relevances, text_logp
-from steer_heal.instrument.relevance import OTHERS
+from steer_heal.evaluate.logp import text_logp
+from steer_heal.evaluate.relevance import OTHERS, relevances
 from steer_heal.models import user
 from steer_heal.records import Stopped
 from tests import tiny

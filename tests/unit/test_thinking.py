@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steer_heal import instrument
+from steer_heal import forward
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.evaluate import tinymfv
-from steer_heal.instrument.questions import ask, never_in_thought
-from steer_heal.instrument.thinking import think_then_read
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.questions import ask, never_in_thought
+from steer_heal.evaluate.scoring import think
+from steer_heal.forward.ours import OurForward
+from steer_heal.forward.plain import PlainForward
 from steer_heal.models import user
 from steer_heal.records import Vignette
 from steer_heal.vectors.steering import coefficients, steer
@@ -39,10 +42,16 @@ def test_thought_and_rest_in_one_cache_are_the_whole_text_read_at_once(lm):
     prompts, after = [[2, 9, 30, 31, 40], [2, 41, 42]], (33, 34, 35, 36, 37)
     directions = torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)
     rows_BL = torch.cat([coefficients(4, (1, 2), 2.0), coefficients(4, (), 0.0)])
-    found = think_then_read(lm, prompts, after, 5, lm.eos_ids, 4, directions, rows_BL)
-    for row, prompt in enumerate(prompts):
-        expected = by_hand(lm, prompt, after, 5, lm.eos_ids, directions, rows_BL[row])
-        assert_near(found[row], expected, model_rounding(lm))
+    asked = [forward.Asked(tuple(prompt), dose=dose) for dose, prompt in enumerate(prompts)]
+    for kind in (OurForward, PlainForward):
+        with torch.inference_mode():
+            found = {}
+            for numbers, rows in kind(lm, directions).read(asked, rows_BL, room=5 + len(after)):
+                think(rows, 5, lm.eos_ids, after, 4)
+                found |= zip(numbers, rows._logits(slice(None)), strict=True)
+        for row, prompt in enumerate(prompts):
+            expected = by_hand(lm, prompt, after, 5, lm.eos_ids, directions, rows_BL[row])
+            assert_near(found[row], expected, model_rounding(lm))
 
 
 def test_the_question_is_opened_once_and_ends_as_a_turn_of_its_own():
@@ -85,21 +94,22 @@ def test_the_reversed_lists_digits_are_turned_back():
         return output
 
     handle = lm.model.register_forward_hook(always)
-    found = instrument.evaluate(lm, VIGNETTES, FRAME)[0]
+    found = evaluate(lm, VIGNETTES, FRAME)[0]
     handle.remove()
     p = found.per_vignette[0].p
     assert p["Care"] == pytest.approx(p["SocialNorms"])
     assert p["Care"] > 0.4 > p["Fairness"]
-    forward = instrument.evaluate(lm, VIGNETTES, replace(FRAME, orders=("forward",)))[0]
+    forward = evaluate(lm, VIGNETTES, replace(FRAME, orders=("forward",)))[0]
     assert set(forward.p) == set(FOUNDATIONS)
 
 
 def test_doses_share_the_passes(lm):
-    directions = torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)
+    noise = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    directions = torch.nn.functional.normalize(noise, dim=-1)
     vector = SteeringVector(directions, torch.ones(4), torch.ones(4))
     doses = torch.cat([coefficients(4, (1, 2), c) for c in (0.0, 2.0)])
-    base, steered = instrument.evaluate(lm, VIGNETTES, FRAME, vector=vector, coefficients_RL=doses)
-    alone = instrument.evaluate(lm, VIGNETTES, FRAME)[0]
+    base, steered = evaluate(lm, VIGNETTES, FRAME, vector=vector, coefficients_RL=doses)
+    alone = evaluate(lm, VIGNETTES, FRAME)[0]
     assert_near(base.p, alone.p, model_rounding(lm), log_p(alone))
     assert steered.p != pytest.approx(alone.p, abs=1e-2)
 
@@ -112,6 +122,6 @@ def test_what_ends_a_thought_is_never_drawn():
 def test_bad_frames_are_refused():
     options = tuple(f"{name} act" for name in FOUNDATIONS)
     with pytest.raises(SettingsError, match="one token each"):
-        instrument.evaluate(tiny.shared("llama"), VIGNETTES, replace(FRAME, options=options, answer="word"))
+        evaluate(tiny.shared("llama"), VIGNETTES, replace(FRAME, options=options, answer="word"))
     with pytest.raises(SettingsError, match="0 tokens or more"):
         tinymfv.frame(-1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -14,31 +12,18 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.activations import GELUTanh
 
-from steer_heal.generate.lean.known import FAMILIES, Family, altered, rope_kinds
-from steer_heal.generate.lean.packed import FEW, packed
-from steer_heal.generate.lean.pointwise import (
-    gated_gelu,
-    norm_early,
-    norm_late,
-    norm_late_,
-    plus,
-    plus_norm_late,
-)
+from steer_heal.forward.known import FAMILIES, Family, altered
+from steer_heal.forward.packed import PACKED_ROWS, packed
+from steer_heal.forward.pointwise import gated_gelu, norm_early, norm_late
 from steer_heal.models import LanguageModel, without_gaps
 
 T = TypeVar("T")
 Map = Callable[[Tensor], Tensor]
 Maps = Callable[[Tensor], Sequence[Tensor]]
 """Several maps of the same tokens."""
-Join = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""From the residual and what a part of the block made of it to their sum, in the third where there is one."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From queries (M, H, d), keys and values (N, K, d) of the new tokens to (M, H * d)."""
 
-IN_CACHE = 1 << 18
-"""Numbers that a core's cache holds beside those they are made of."""
-FEWEST_PARTED = 256
-"""Fewer tokens do not make up for reading the weights once more."""
 _TURNED = range(8, 49)
 """So many tokens times a weight that lies row by row are faster as the weight times the tokens, in float32 on
 a CPU (docs/reports/smollm2.md)."""
@@ -55,48 +40,34 @@ class Block:
     q_norm: Map
     k_norm: Map
     o: Map
-    after_attention: Join
+    after_attention: Map
     before_mlp: Map
     gate_up: Maps
     down: Map
     gated: Callable[[Tensor, Tensor], Tensor]
-    after_mlp: Join
+    after_mlp: Map
     window: int | None
     rotary: str
     scale: float
-    largest_score: Callable[[], float]
-    """No |q'k| scale is above this; few ask."""
-    at_once: int
-    """As many tokens go through the MLP together."""
 
     def forward(
-        self, hidden_ND: Tensor, turn: Turn, head_dim: int, attend: Attend, last: Tensor | None = None
+        self, hidden_ND: Tensor, table: RotaryTable, head_dim: int, attend: Attend, last: Tensor | None = None
     ) -> Tensor:
         """The residual behind the block; only at the rows `last` when given (all rows still give keys)."""
         made = self.qkv(self.before_attention(hidden_ND))
         q_MHd, k_NKd, v_NKd = (x.unflatten(-1, (-1, head_dim)) for x in made)
-        k_NKd = turn.rotate(self.k_norm(k_NKd))
+        k_NKd = table.rotate(self.k_norm(k_NKd))
         if last is not None:
-            q_MHd, hidden_ND, turn = q_MHd[last], hidden_ND[last], turn.at(last)
-        q_MHd = turn.rotate(self.q_norm(q_MHd))
-        mixed_MX = attend(q_MHd, k_NKd, v_NKd)
-        if len(mixed_MX) <= self.at_once:
-            return self._behind(hidden_ND, mixed_MX)
-        made_MD, n_parts = torch.empty_like(hidden_ND), math.ceil(len(mixed_MX) / self.at_once)
-        for part in zip(*(x.chunk(n_parts) for x in (hidden_ND, mixed_MX, made_MD)), strict=True):
-            self._behind(*part)
-        return made_MD
-
-    def _behind(self, hidden_ND: Tensor, mixed_NX: Tensor, out: Tensor | None = None) -> Tensor:
-        """From what attention made of the tokens to the residual behind the block, written to `out`."""
-        hidden_ND = self.after_attention(hidden_ND, self.o(mixed_NX), None)
-        x_ND = self.before_mlp(hidden_ND)
-        return self.after_mlp(hidden_ND, self.down(self.gated(*self.gate_up(x_ND))), out)
+            q_MHd, hidden_ND, table = q_MHd[last], hidden_ND[last], table.at(last)
+        q_MHd = table.rotate(self.q_norm(q_MHd))
+        hidden_ND = self.after_attention(self.o(attend(q_MHd, k_NKd, v_NKd))).add_(hidden_ND)
+        mlp_ND = self.down(self.gated(*self.gate_up(self.before_mlp(hidden_ND))))
+        return self.after_mlp(mlp_ND).add_(hidden_ND)
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Rotary tables of some tokens, (N, 1, d) each; the sine's first half negated."""
+class RotaryTable:
+    """Cosines and sines of some tokens' places, (N, 1, d) each; the sine's first half negated."""
 
     cos_N1d: Tensor
     sin_N1d: Tensor
@@ -105,36 +76,59 @@ class Turn:
         """x cos + (x's halves swapped, the new first half negated) sin. Source: Su et al., 2021 (RoPE)."""
         return (x_NHd * self.cos_N1d).addcmul_(x_NHd.roll(x_NHd.shape[-1] // 2, -1), self.sin_N1d)
 
-    def at(self, rows: Tensor) -> Turn:
-        return Turn(self.cos_N1d[rows], self.sin_N1d[rows])
+    def at(self, rows: Tensor) -> RotaryTable:
+        return RotaryTable(self.cos_N1d[rows], self.sin_N1d[rows])
 
 
 class Network:
     """A known model's embedding, blocks and head over its own weights; made anew for every answer."""
 
     def __init__(self, lm: LanguageModel) -> None:
-        """`lm` is one for which `why_not` has nothing to say."""
+        """`lm` is one for which `unsupported_reason` has nothing to say."""
         model: Any = lm.model
         family = FAMILIES[type(model)]
         text, config = model.model, lm.config
-        self.n_kv_heads: int = config.num_key_value_heads
         self.head_dim: int = text.layers[0].self_attn.head_dim
-        few = _few(model)
-        self.blocks = [_block(block, family, config, layer, few) for layer, block in enumerate(text.layers)]
-        self.windows = {block.window for block in self.blocks}
+        packed_rows = _packed_rows(model)
+        self.blocks = [
+            _block(block, family, config, layer, packed_rows) for layer, block in enumerate(text.layers)
+        ]
         self.embed: Map = text.embed_tokens
-        self._norm, self._head = _norm(text.norm, family), _head(model.lm_head, few)
+        self._norm, self._head = _norm(text.norm, family), _head(model.lm_head, packed_rows)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._rotary, self._by_kind = text.rotary_emb, family.zero_centred
 
-    def turns(self, n_tokens: int, like: Tensor) -> dict[str, Turn]:
+    def rotary(self, n_tokens: int, like: Tensor) -> dict[str, RotaryTable]:
         """Rotary tables for the first places, by name, in the type of `like`."""
         made, places_1N = {}, torch.arange(n_tokens, device=like.device)[None]
         for name in {block.rotary for block in self.blocks}:
             cos_1Nd, sin_1Nd = self._rotary(like, places_1N, *([name] if self._by_kind else []))
             first, second = sin_1Nd[0].chunk(2, dim=-1)
-            made[name] = Turn(cos_1Nd[0, :, None], torch.cat((-first, second), dim=-1)[:, None])
+            made[name] = RotaryTable(cos_1Nd[0, :, None], torch.cat((-first, second), dim=-1)[:, None])
         return made
+
+    def through(
+        self,
+        hidden_ND: Tensor,
+        tables: dict[str, RotaryTable],
+        layers: Iterable[int],
+        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+        *,
+        ends_M: Tensor | None = None,
+        behind: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The residual of N tokens behind some blocks; behind the last one of the rows `ends_M` alone.
+
+        `tables`: the tokens' own rotary tables. `attend`: told the layer, for only it knows whose the tokens
+        are. `behind`: what becomes of the residual behind a layer, as steering has it.
+        """
+        for layer in layers:
+            block, ends = self.blocks[layer], ends_M if layer == len(self.blocks) - 1 else None
+            table = tables[block.rotary]
+            hidden_ND = block.forward(hidden_ND, table, self.head_dim, partial(attend, layer), ends)
+            if behind is not None:
+                hidden_ND = behind(layer, hidden_ND)
+        return hidden_ND
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """The head, over the final norm."""
@@ -142,7 +136,7 @@ class Network:
         return logits_NV if self._cap is None else torch.tanh(logits_NV / self._cap) * self._cap
 
 
-def _block(block: Any, family: Family, config: Any, layer: int, few: range) -> Block:
+def _block(block: Any, family: Family, config: Any, layer: int, packed_rows: range) -> Block:
     attention, mlp = block.self_attn, block.mlp
     kind = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     norm = partial(_norm, family=family)
@@ -150,39 +144,20 @@ def _block(block: Any, family: Family, config: Any, layer: int, few: range) -> B
     four = family.zero_centred
     return Block(
         before_attention=norm(block.input_layernorm),
-        qkv=_together(attention.q_proj, attention.k_proj, attention.v_proj, few=few),
-        q_norm=norm(attention.q_norm, how=norm_late_) if inner else _as_is,
-        k_norm=norm(attention.k_norm, how=norm_late_) if inner else _as_is,
-        o=_linear(attention.o_proj, few),
-        after_attention=norm(block.post_attention_layernorm, how=plus_norm_late) if four else plus,
+        qkv=_together(attention.q_proj, attention.k_proj, attention.v_proj, packed_rows=packed_rows),
+        q_norm=norm(attention.q_norm) if inner else _as_is,
+        k_norm=norm(attention.k_norm) if inner else _as_is,
+        o=_linear(attention.o_proj, packed_rows),
+        after_attention=norm(block.post_attention_layernorm) if four else _as_is,
         before_mlp=norm(block.pre_feedforward_layernorm if four else block.post_attention_layernorm),
-        gate_up=_together(mlp.gate_proj, mlp.up_proj, few=few),
-        down=_linear(mlp.down_proj, few),
+        gate_up=_together(mlp.gate_proj, mlp.up_proj, packed_rows=packed_rows),
+        down=_linear(mlp.down_proj, packed_rows),
         gated=gated_gelu if isinstance(mlp.act_fn, GELUTanh) else partial(_gated, act=mlp.act_fn),
-        after_mlp=norm(block.post_feedforward_layernorm, how=plus_norm_late) if four else plus,
+        after_mlp=norm(block.post_feedforward_layernorm) if four else _as_is,
         window=config.sliding_window if kind[layer] == "sliding_attention" else None,
         rotary=kind[layer] if four else "",
         scale=attention.scaling,
-        largest_score=cache(partial(_largest_score, attention, config, family)),
-        at_once=_at_once(mlp),
     )
-
-
-def _at_once(mlp: Any) -> int:
-    """How many tokens find what the MLP made of them still in the cache; all where those are few."""
-    n = IN_CACHE * torch.get_num_threads() // mlp.config.intermediate_size
-    return n if n >= FEWEST_PARTED and next(mlp.parameters()).device.type == "cpu" else sys.maxsize
-
-
-def _largest_score(attention: Any, config: Any, family: Family) -> float:
-    """A normed head is at most sqrt(d) times its largest weight long, and turning keeps lengths; `inf` where
-    nothing is normed, turned by more than an angle, or not on a CPU, where nobody asks."""
-    known = hasattr(attention, "q_norm") and "yarn" not in rope_kinds(config)
-    if not known or attention.q_norm.weight.device.type != "cpu":
-        return math.inf
-    weights = [norm.weight.float() + family.zero_centred for norm in (attention.q_norm, attention.k_norm)]
-    q, k = (float(weight.abs().max()) for weight in weights)
-    return attention.scaling * attention.head_dim * q * k
 
 
 def _as_is(x: Tensor) -> Tensor:
@@ -193,22 +168,22 @@ def _gated(gate_NF: Tensor, up_NF: Tensor, act: Map) -> Tensor:
     return act(gate_NF).mul_(up_NF)
 
 
-def _few(model: Any) -> range:
+def _packed_rows(model: Any) -> range:
     """For how many tokens the model's weights are packed: none where their copies would take too much."""
     weights = [module.weight for module in model.modules() if type(module) is nn.Linear]
     fits = sum(weight.numel() * weight.element_size() for weight in weights) <= PACKED_BYTES
-    return FEW if fits else range(0)
+    return PACKED_ROWS if fits else range(0)
 
 
-def _linear(module: nn.Module, few: range = range(0)) -> Map:
+def _linear(module: nn.Module, packed_rows: range = range(0)) -> Map:
     """The module itself where it is more than a plain linear layer: LoRA, a quantised one, a hooked one."""
     if type(module) is not nn.Linear or altered(module):
         return module
     plain = partial(linear, weight=module.weight, bias=module.bias)
-    return _by_number(plain, few, partial(packed, [module.weight])) if _packs(module) else plain
+    return _by_number(plain, packed_rows, partial(packed, [module.weight])) if _packs(module) else plain
 
 
-def _together(*modules: Any, few: range) -> Maps:
+def _together(*modules: Any, packed_rows: range) -> Maps:
     """Linear layers of the same tokens, as one product where the tokens are few."""
     maps = [_linear(module) for module in modules]
 
@@ -224,15 +199,17 @@ def _together(*modules: Any, few: range) -> Maps:
         product = packed(weights)
         return lambda x_ND: product(x_ND).split_with_sizes(sizes, -1)
 
-    return _by_number(apart, few, joined)
+    return _by_number(apart, packed_rows, joined)
 
 
-def _by_number(plain: Callable[[Tensor], T], few: range, make: Callable[[], Callable[[Tensor], T]]) -> Any:
-    """`plain`, or for `few` tokens what is made when they first come."""
+def _by_number(
+    plain: Callable[[Tensor], T], numbers: range, make: Callable[[], Callable[[Tensor], T]]
+) -> Any:
+    """`plain`, or for so many tokens what is made when they first come."""
     made = cache(make)
 
     def chosen(x_ND: Tensor) -> T:
-        return made()(x_ND) if x_ND.dim() == 2 and len(x_ND) in few else plain(x_ND)
+        return made()(x_ND) if x_ND.dim() == 2 and len(x_ND) in numbers else plain(x_ND)
 
     return chosen
 
@@ -244,7 +221,7 @@ def _packs(module: Any, but: Any = None) -> bool:
     return module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
 
 
-def _head(module: Any, few: range) -> Map:
+def _head(module: Any, packed_rows: range) -> Map:
     """The same for the output layer, whose weight lies as the embedding reads it where the two share it."""
     plain, weight = _linear(module), module.weight
     if not _packs(module, but=without_gaps):
@@ -255,13 +232,11 @@ def _head(module: Any, few: range) -> Map:
 
     if weight.is_contiguous():
         plain = _by_number(plain, _TURNED, lambda: turned)
-    return _by_number(plain, few, partial(packed, [weight]))
+    return _by_number(plain, packed_rows, partial(packed, [weight]))
 
 
-def _norm(module: Any, family: Family, how: Callable[..., Tensor] | None = None) -> Any:
-    """RMSNorm in float32 (Zhang and Sennrich, 2019), rounded where the architecture rounds.
-
-    `how`: with what it does besides, where the architecture rounds late."""
+def _norm(module: Any, family: Family) -> Map:
+    """RMSNorm in float32 (Zhang and Sennrich, 2019), rounded where the architecture rounds."""
     if family.zero_centred:
-        return partial(how or norm_late, weight_D=1.0 + module.weight.float(), eps=module.eps)
+        return partial(norm_late, weight_D=1.0 + module.weight.float(), eps=module.eps)
     return partial(norm_early, weight_D=module.weight, eps=module.variance_epsilon)

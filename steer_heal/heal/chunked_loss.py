@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steer_heal.heal import losses
-from steer_heal.heal.output import OutputLayer, blocks, chunks
+from steer_heal.heal.lm_head import OutputLayer, blocks, chunks
 
 
 def row_losses(

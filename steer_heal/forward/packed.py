@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-FEW = range(2, 33) if torch.backends.mkl.is_available() else range(0)
+PACKED_ROWS = range(2, 33) if torch.backends.mkl.is_available() else range(0)
 """So many rows times a packed weight are faster than times the weight itself, in float32 (Intel's MKL)."""
-_ROWS = 9
-"""Packed for so many rows; others in `FEW` are nearly as fast."""
+_PACKED_FOR = 9
+"""Packed for so many rows; others in `PACKED_ROWS` are nearly as fast."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def packed(weights: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
     if found is None or found.state != state:
         held = [one.detach() for one in weights]
         whole_ED = torch.cat(held).contiguous()
-        copy = torch.ops.mkl._mkl_reorder_linear_weight(whole_ED, _ROWS)
+        copy = torch.ops.mkl._mkl_reorder_linear_weight(whole_ED, _PACKED_FOR)
         # Of the weight itself the product reads the shape alone.
         shape_ED = torch.empty(1).expand(whole_ED.shape)
         found = KNOWN[weights[0]] = _Packed(held, state, copy, shape_ED)

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from steer_heal.instrument import queries
-from steer_heal.instrument.queries import MILD, Queries
+from steer_heal.forward.tree_attention import TreeAttention
 from tests.close import assert_near, rounding
 
 R, T, P, K, G, D = 3, 70, 20, 2, 3, 8
@@ -44,44 +43,26 @@ def off(largest):
     return rounding(D + P + T) * max(1.0, largest)
 
 
-def attended(q, k, v, scale, before_R, largest, window=None):
-    """By `Queries`, the mild way too where that may be asked: a 1 behind each value, zeros where a trunk is
-    padded."""
+def attended(q, k, v, scale, before_R, window=None):
     some = sorted(set(before_R))
     lengths_R = torch.tensor(before_R if len(some) > 1 else some)
-    asked = Queries(torch.arange(T)[None], lengths_R, T, P)
-    out = torch.full_like(q, math.nan)
-    asked.attend(q, k, v, scale, window, out)
-    if not asked.mild(q, window, largest):
-        return out, None
-    v1 = torch.cat([v, torch.ones(*v.shape[:-1], 1)], dim=-1)
-    for row, before in enumerate(before_R):
-        v1[row, :, before:P] = 0.0
-    mild, across = torch.full_like(q, math.nan), torch.full_like(q, math.nan)
-    asked.attend_mild(q, k, v1, scale, mild)
-    asked.attend_mild(q, k.mT.contiguous().mT, v1, scale, across)
-    assert_near(across, mild, off(largest))
-    return out, mild
+    return TreeAttention(torch.arange(T)[None], lengths_R, T, P).attend(q, k, v, scale, window)
 
 
 @pytest.mark.parametrize("before_R", [[P] * R, [P, 9, 14]], ids=["trunks alike", "trunks padded"])
-@pytest.mark.parametrize("largest", [1.0, MILD, 2.5 * MILD])
-@pytest.mark.parametrize("scores", [1 << 10, 1 << 18], ids=["many steps", "few steps"])
-def test_attention_is_softmax_whatever_the_scores(before_R, largest, scores, monkeypatch):
-    monkeypatch.setattr(queries, "SCORES", scores)
+@pytest.mark.parametrize("largest", [1.0, 100.0])
+@pytest.mark.parametrize("window", [None, 30, P + T])
+def test_attention_is_softmax_whatever_the_scores(before_R, largest, window):
     q, k, v = made(largest)
-    out, mild = attended(q, k, v, 1.0, before_R, largest)
-    assert (mild is not None) == (largest <= MILD)
-    expected = by_hand(q, k, v, 1.0, before_R)
-    for found in (out, mild) if mild is not None else (out,):
-        assert_near(found, expected, off(largest))
+    expected = by_hand(q, k, v, 1.0, before_R, window)
+    assert_near(attended(q, k, v, 1.0, before_R, window), expected, off(largest))
 
 
-@pytest.mark.parametrize(("window", "mild"), [(30, False), (P + T, True)])
-def test_a_window_counts_where_it_hides_something(window, mild):
+def test_branches_without_a_trunk_see_themselves_alone():
     q, k, v = made(4.0)
-    out, found = attended(q, k, v, 0.5, [P, 9, 14], 2.0, window)
-    assert (found is not None) == mild
-    expected = by_hand(q, k, v, 0.5, [P, 9, 14], window)
-    for some in (out, found) if found is not None else (out,):
-        assert_near(some, expected, off(4.0))
+    k, v = k[:, :, P:], v[:, :, P:]
+    found = TreeAttention(torch.arange(T)[None], torch.zeros(1, dtype=torch.long), T, 0)
+    both = [torch.cat([torch.zeros(R, K, P, D), x], dim=2) for x in (k, v)]
+    for window in (None, 30):
+        expected = by_hand(q, *both, 0.5, [0] * R, window)
+        assert_near(found.attend(q, k, v, 0.5, window), expected, off(2.0))

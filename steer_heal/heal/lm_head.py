@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from steer_heal.config import SettingsError
-from steer_heal.heal.below import Below
 from steer_heal.heal.examples import Example
+from steer_heal.heal.frozen_prefix import FrozenPrefix
 from steer_heal.models import LanguageModel, left_pad
 
 CHUNK_BYTES = 256 << 20
@@ -55,13 +55,13 @@ def _hidden(lm: LanguageModel, **inputs: Any) -> Tensor:
     return lm.model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
-def hidden_states(lm: LanguageModel, batch: Sequence[Example], below: Below | None = None) -> Tensor:
+def hidden_states(lm: LanguageModel, batch: Sequence[Example], frozen: FrozenPrefix | None = None) -> Tensor:
     """The states (N, D) that predict the completions' tokens, row after row, N their number in the batch.
 
-    `below`: states kept from earlier passes, to begin at.
+    `frozen`: states kept from earlier passes, to begin at.
     """
     padded = left_pad([row.ids for row in batch], lm.pad_id, lm.device)
-    with nullcontext() if below is None else below.entered(batch):
+    with nullcontext() if frozen is None else frozen.entered(batch):
         whole_BTD = _hidden(
             lm, input_ids=padded.ids_BT, attention_mask=padded.mask_BT, position_ids=padded.positions_BT
         )

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from steer_heal import forward
 from steer_heal.evaluate.text_health import relevance
-from steer_heal.generate.cache import RoomyCache, gather
-from steer_heal.instrument.logp import picked
 from steer_heal.models import LanguageModel, user
 from steer_heal.records import Stopped
 
@@ -53,18 +52,5 @@ def relevances(
 @torch.inference_mode()
 def _logp_after(lm: LanguageModel, prompt: Ids, completions: Sequence[Sequence[int]]) -> list[list[float]]:
     """`text_logp` of completions, none empty, after the same prompt, which is read once."""
-    cache, device = RoomyCache(lm.n_layers, 0), lm.device
-    width, rows = max(map(len, completions)), torch.zeros(len(completions), dtype=torch.long)
-    ids_1T = torch.tensor([prompt], device=device)
-    first = lm.model(input_ids=ids_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    ids_BT = torch.tensor([[*ids, *[lm.pad_id] * (width - len(ids))] for ids in completions], device=device)
-    positions_BT = (len(prompt) + torch.arange(width, device=device)).expand(len(completions), -1)
-    rest = lm.model(
-        input_ids=ids_BT,
-        position_ids=positions_BT,
-        past_key_values=gather([cache], rows, rows, width),
-        use_cache=True,
-    ).logits
-    logits_BTV = torch.cat([first.expand(len(completions), -1, -1), rest[:, :-1]], dim=1)
-    logp_BT = picked(logits_BTV.flatten(0, 1), ids_BT.flatten()).view(ids_BT.shape)
-    return [row[: len(ids)] for row, ids in zip(logp_BT.tolist(), completions, strict=True)]
+    base_BL, n = torch.zeros(len(completions), lm.n_layers), max(map(len, completions))
+    return forward.open(lm).begin([prompt] * len(completions), base_BL, n).follow(completions)

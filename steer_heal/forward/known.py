@@ -1,4 +1,4 @@
-"""The architectures that the lean forward knows, and whether a model is one of them, as it stands."""
+"""The architectures that our own blocks know, and whether a model is one of them, as it stands."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FAMILIES: dict[type[nn.Module], Family] = {
 }  # fmt: skip
 
 
-def why_not(lm: LanguageModel) -> str:
+def unsupported_reason(lm: LanguageModel) -> str:
     """Why this model, as it stands, goes through transformers' own forward; empty when it is known."""
     model: Any = lm.model
     family = FAMILIES.get(type(model))

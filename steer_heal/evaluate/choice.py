@@ -19,10 +19,9 @@ from torch import Tensor
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.data import AnyFrame, Cloze, Frame
 from steer_heal.evaluate.agreement import agreement
-from steer_heal.generate.lean import why_not
-from steer_heal.instrument import lean, plain
-from steer_heal.instrument.cloze import Calibration, calibration, fits, less
-from steer_heal.instrument.questions import Answer, answer_ids, ask
+from steer_heal.evaluate.cloze import Calibration, calibration, fits, less
+from steer_heal.evaluate.questions import Answer, answer_ids, ask
+from steer_heal.evaluate.scoring import answers
 from steer_heal.models import LanguageModel
 from steer_heal.records import Profile, Vignette, VignetteScore
 from steer_heal.vectors.steering import Operator
@@ -124,16 +123,12 @@ def _asked(
     progress: Progress | None,
     stop: Stop | None,
 ) -> Asked:
-    """Every dose, vignette and order asked, by the fast forward where it knows the model."""
+    """Every dose, vignette and order asked, and answered."""
     questions = ask(lm, vignettes, frame, doses_KL, directions_LD, batch_size, stop)
     words = answer_ids(lm, frame)
     if frame.think == "full" and any(len(ids) > 1 for ids in words):
         raise SettingsError(f"The frame {frame.name!r} needs answers that are one token each for {lm.name}.")
-    rest = (batch_size, progress, stop)
-    if isinstance(directions_LD, Tensor) and not why_not(lm):
-        found = lean.answers(lm, frame, questions, words, doses_KL, directions_LD, *rest)
-    else:
-        found = plain.answers(lm, frame, questions, words, doses_KL, directions_LD, *rest)
+    found = answers(lm, frame, questions, words, doses_KL, directions_LD, batch_size, progress, stop)
     made: Asked = [[[] for _ in vignettes] for _ in doses_KL]
     for number, question in enumerate(questions):
         logp_F, nll = found[number].logp, found[number].prefill_nll

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from steer_heal.config import TrainSettings
-from steer_heal.heal import Below, Objective, below, loss_of, needed_bytes, train, train_round
+from steer_heal.heal import FrozenPrefix, Objective, frozen_prefix, loss_of, needed_bytes, train, train_round
 from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 from tests.close import assert_near, model_rounding
@@ -49,14 +49,14 @@ def test_losses_and_gradients_are_those_of_a_whole_pass(arch, reference, example
     lm, stack = student(arch)
     settings = SETTINGS.model_copy(update={"tau": 0.0, "reference": reference})
     objective = Objective.of(lm, stack, settings)
-    assert objective.below.first == LAYERS[0]
+    assert objective.frozen.first == LAYERS[0]
     for batch in (examples[:4], examples[4:7]):
         loss_of(objective, batch)
     batch = [examples[5], examples[1], examples[8]]
     ours = step(lm, stack, objective, batch)
     monkeypatch.setattr(train, "first_trained", lambda lm, stack: 0)
     whole = Objective.of(lm, stack, settings)
-    assert whole.below.first == 0
+    assert whole.frozen.first == 0
     wanted = step(lm, stack, whole, batch)
     assert_near(ours[0], wanted[0], model_rounding(lm))
     assert ours[0]["barrier"] > 0
@@ -77,8 +77,8 @@ def test_blocks_below_are_read_once_an_example(examples):
 
 def test_a_round_is_the_same_to_rounding_whatever_is_kept(examples, monkeypatch):
     found = []
-    for room in (below.KEPT_BYTES, 3000, 0):
-        monkeypatch.setattr(below, "KEPT_BYTES", room)
+    for room in (frozen_prefix.KEPT_BYTES, 3000, 0):
+        monkeypatch.setattr(frozen_prefix, "KEPT_BYTES", room)
         lm, stack = student()
         steps = list(train_round(lm, stack, examples, SETTINGS, seed=0))
         found.append([*(row["loss"] for row in steps), steps[-1]["held_out_nll"]])
@@ -88,8 +88,8 @@ def test_a_round_is_the_same_to_rounding_whatever_is_kept(examples, monkeypatch)
 
 def test_no_more_is_kept_than_there_is_room_for(examples, monkeypatch):
     lm, _ = student()
-    monkeypatch.setattr(below, "KEPT_BYTES", 4 * lm.width * (examples[0].length + examples[1].length))
-    kept = Below(lm, 2)
+    monkeypatch.setattr(frozen_prefix, "KEPT_BYTES", 4 * lm.width * (examples[0].length + examples[1].length))
+    kept = FrozenPrefix(lm, 2)
     with kept.entered(examples):
         pass
     assert list(kept.kept) == examples[:2]
@@ -97,9 +97,9 @@ def test_no_more_is_kept_than_there_is_room_for(examples, monkeypatch):
 
 def test_where_there_is_nothing_below_it_stays_out():
     lm, stack = student(layers=None)
-    assert Objective.of(lm, stack, SETTINGS).below.first == 0
+    assert Objective.of(lm, stack, SETTINGS).frozen.first == 0
     lm, stack = student(layers=[4])
-    assert Objective.of(lm, stack, SETTINGS).below.first == 4
+    assert Objective.of(lm, stack, SETTINGS).frozen.first == 4
 
 
 def test_a_model_whose_blocks_hand_on_more_than_the_residual_is_read_whole():
@@ -107,14 +107,14 @@ def test_a_model_whose_blocks_hand_on_more_than_the_residual_is_read_whole():
     kept = []
     lm.blocks[0].self_attn.register_forward_hook(lambda _m, _i, out: kept.append(out[0]))
     lm.blocks[3].register_forward_hook(lambda _m, _i, out: out + (9.0 * kept.pop() if kept else 0.0))
-    assert Below(lm, 2).first == 0
+    assert FrozenPrefix(lm, 2).first == 0
 
 
 def test_an_error_on_the_way_leaves_the_model_as_it_was(examples):
     lm, _ = student()
     ids = torch.tensor([[2, 30, 31]])
     before = lm.model(ids).logits
-    kept = Below(lm, 2)
+    kept = FrozenPrefix(lm, 2)
     with pytest.raises(RuntimeError, match="stopped"), kept.entered(examples[:2]):
         raise RuntimeError("stopped")
     assert torch.equal(lm.model(ids).logits, before)

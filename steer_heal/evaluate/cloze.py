@@ -15,7 +15,7 @@ from statistics import fmean
 from steer_heal.config import SettingsError
 from steer_heal.data import Cloze
 from steer_heal.evaluate.agreement import why_no_agreement
-from steer_heal.instrument.questions import Answer
+from steer_heal.evaluate.questions import Answer
 from steer_heal.records import Vignette
 
 LEAST = 70

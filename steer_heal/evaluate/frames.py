@@ -9,8 +9,8 @@ from pathlib import Path
 from steer_heal import data
 from steer_heal.config import AUTO_FRAME
 from steer_heal.data import measurements
-from steer_heal.instrument.choice import evaluate
-from steer_heal.instrument.cloze import LEAST, Calibration, calibrates
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.cloze import LEAST, Calibration, calibrates
 from steer_heal.models import LanguageModel, digest
 from steer_heal.records import Agreement, Profile, Vignette
 

@@ -1,4 +1,4 @@
-"""The lean forward's elementwise work; where there is much of it, in fewer passes than torch's own takes."""
+"""Elementwise work of our own blocks; where there is much of it, in fewer passes than torch's own takes."""
 
 from __future__ import annotations
 
@@ -22,28 +22,6 @@ def norm_late(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     if x.is_cpu:
         return _in_float32(x, lambda part: _rms_norm(part, eps).mul_(weight_D))
     return rms_norm(x.float(), weight_D.shape, weight_D, eps).to(x.dtype)
-
-
-def norm_late_(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """`norm_late` that may overwrite what it is given."""
-    if x.is_cpu and x.dtype == torch.float32:
-        return _rms_norm(x, eps, out=x).mul_(weight_D)
-    return norm_late(x, weight_D, eps)
-
-
-def plus(hidden: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """hidden + x, written to `out`, or over x."""
-    return torch.add(hidden, x, out=x if out is None else out)
-
-
-def plus_norm_late(
-    hidden: Tensor, x: Tensor, out: Tensor | None = None, *, weight_D: Tensor, eps: float
-) -> Tensor:
-    """hidden + `norm_late(x)`, written to `out`, or over x, which is overwritten in any case."""
-    if x.is_cpu and x.dtype == torch.float32:
-        out = x if out is None else out
-        return torch.addcmul(hidden, _rms_norm(x, eps, out=x), weight_D, out=out)
-    return plus(hidden, norm_late(x, weight_D, eps), out)
 
 
 def norm_early(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -75,11 +53,11 @@ def _constant(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float32)
 
 
-def _rms_norm(x: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+def _rms_norm(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean x^2 + eps) in two passes; torch's takes five on a CPU."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     share = torch.addcmul(_constant(eps), norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
-    return torch.mul(x, share, out=out)
+    return x * share
 
 
 def gated_gelu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steer_heal import data
+from steer_heal import data, forward
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.data import Frame
-from steer_heal.instrument import answer_ids, choice, evaluate, plain, profile, questions, score, text_logp
-from steer_heal.instrument.choice import Answer
+from steer_heal.evaluate import questions
+from steer_heal.evaluate.choice import Answer, evaluate, profile, score
+from steer_heal.evaluate.logp import text_logp
+from steer_heal.evaluate.questions import answer_ids
 from steer_heal.models import user
 from steer_heal.records import Stopped, Vignette, trait_shift
 from steer_heal.vectors.steering import coefficients
@@ -197,7 +199,7 @@ def test_text_logp_is_that_of_each_text_alone(arch):
 
 def test_text_logp_in_slices_is_the_same(lm, monkeypatch):
     whole = text_logp(lm, [[2, 40]], [[70, 71, 72]])
-    monkeypatch.setattr("steer_heal.instrument.logp.FLOAT32_LIMIT", 1)
+    monkeypatch.setattr("steer_heal.forward.rows.FLOAT32_LIMIT", 1)
     assert text_logp(lm, [[2, 40]], [[70, 71, 72]]) == whole
     with pytest.raises(Stopped):
         text_logp(lm, [[2, 40]], [[70]], stop=lambda: True)
@@ -206,8 +208,8 @@ def test_text_logp_in_slices_is_the_same(lm, monkeypatch):
 def test_no_hook_stays_when_evaluation_fails(lm, few, vector, monkeypatch):
     # transformers' own hooks, from a test that asked for hidden states, may be there already
     before = [dict(block._forward_hooks) for block in lm.blocks]
-    monkeypatch.setattr(choice, "why_not", lambda _lm: "this test wants hooks")
-    monkeypatch.setattr(plain, "last_logits", lambda *_: 1 / 0)
+    monkeypatch.setattr(forward, "unsupported_reason", lambda _lm: "this test wants hooks")
+    monkeypatch.setattr("steer_heal.forward.plain._logits", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(lm, few, FRAME, vector=vector, coefficients_RL=torch.ones(1, lm.n_layers))
     assert [dict(block._forward_hooks) for block in lm.blocks] == before
