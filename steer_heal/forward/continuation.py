@@ -23,7 +23,7 @@ class Continuation:
     ) -> None:  # fmt: skip
         """`pairs`: by layer the rows' own keys and values, (R, K, T, d), the last `room` columns free for
         what follows. `steering`: a coefficient row for each row. `shared`: what lies before a row's own."""
-        self._network, self._pairs, self._steering, self._shared = network, pairs, steering, shared
+        self._network, self._pairs, self._steering, self.shared = network, pairs, steering, shared
         self._lengths_R = lengths_R
         keys = next(iter(pairs.values()))[0]
         self._n_text = self._end = keys.shape[2] - room
@@ -44,8 +44,8 @@ class Continuation:
         index = torch.tensor(rows, device=self._lengths_R.device)
         self._pairs = {layer: (keys[index], values[index]) for layer, (keys, values) in self._pairs.items()}
         self._steering.keep(index)
-        if self._shared:
-            self._shared.keep(rows)
+        if self.shared:
+            self.shared.keep(rows)
         self._lengths_R = self._lengths_R[index]
         self._place_columns()
 
@@ -79,9 +79,9 @@ class Continuation:
                 masks[window, n_asked] = self._mask(places_Rn, before_nn, n_asked, window, group, q.dtype)
             q_RKXd = q.unflatten(1, (k.shape[1], -1)).unflatten(0, (n_rows, -1)).transpose(1, 2).flatten(2, 3)
             made = self._attend(layer, q_RKXd, k, v, block.scale, masks[window, n_asked])
-            if self._shared:
+            if self.shared:
                 asked = (layer, q_RKXd, places_Rn[:, -n_asked:], block.scale, window, masks)
-                made = merge(*self._shared.attend(*asked), *made), None
+                made = merge(*self.shared.attend(*asked), *made), None
             return made[0].unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1).flatten(1)
 
         def behind(layer: int, hidden: Tensor) -> Tensor:

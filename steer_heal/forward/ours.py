@@ -34,7 +34,7 @@ class OurRows(Rows):
     """The residual behind each row's last tokens, and its keys and values where it may read on."""
 
     def __init__(self, network: Network, ends_BnD: Tensor, held: Continuation | None) -> None:
-        self._network, self._ends_BnD, self._held = network, ends_BnD, held
+        self._network, self._ends_BnD, self.held = network, ends_BnD, held
         self._next_BV: Tensor | None = None
 
     @property
@@ -44,15 +44,15 @@ class OurRows(Rows):
         return self._next_BV
 
     def read(self, ids_Bn: Tensor, n_ends: int = 1) -> None:
-        assert self._held is not None
-        self._ends_BnD, self._next_BV = self._held.read(ids_Bn, n_ends), None
+        assert self.held is not None
+        self._ends_BnD, self._next_BV = self.held.read(ids_Bn, n_ends), None
 
     def keep(self, kept: Sequence[int]) -> None:
-        assert self._held is not None
-        self._held.keep(kept)
+        assert self.held is not None
+        self.held.keep(kept)
         self._ends_BnD, self._next_BV = self._ends_BnD[list(kept)], None
 
-    def _logits(self, rows: slice) -> Tensor:
+    def logits(self, rows: slice) -> Tensor:
         ends_BnD = self._ends_BnD[rows]
         return self._network.logits(ends_BnD.flatten(0, 1)).unflatten(0, ends_BnD.shape[:2])
 
@@ -66,8 +66,8 @@ class OurRows(Rows):
                 wanted.append(word[place + 1])
         if not ids:
             return 0
-        assert self._held is not None
-        hidden_BnD = self._held.look(ids, follows)
+        assert self.held is not None
+        hidden_BnD = self.held.look(ids, follows)
         wanted_Bn = torch.tensor(wanted, device=hidden_BnD.device).expand(len(hidden_BnD), -1)
         pieces = zip(hidden_BnD.flatten(0, 1).split(64), wanted_Bn.flatten().split(64), strict=True)
         logp_Bn = torch.cat([picked(self._network.logits(x_ND), x_N) for x_ND, x_N in pieces]).view_as(
@@ -104,7 +104,7 @@ class OurForward:
         first = steering.layers[0] if variants else self._n_layers - 1
         depth = first + 1 if all(steered for _, steered in of_row) else self._n_layers
         if store is None:
-            found = self._reads(distinct, depth, {first, depth - 1})
+            found = self.reads(distinct, depth, {first, depth - 1})
         else:
             wanted = {first, self._n_layers - 1}
             found = store.get("ours", distinct, wanted, self._n_layers, self._whole_reads)
@@ -135,14 +135,14 @@ class OurForward:
         return OurRows(self._network, ends_BD[:, None], held)
 
     def _whole_reads(self, prompts: Sequence[Ids], wanted: Collection[int]) -> list[Read]:
-        return self._reads(prompts, self._n_layers, wanted)
+        return self.reads(prompts, self._n_layers, wanted)
 
     def residuals(self, prompts: Sequence[Ids], layer: int) -> list[Tensor]:
         """What reaches a block but the first, (T, D) of each prompt, without steering."""
-        reads = self._reads(prompts, layer, {layer - 1}, keep=False)
+        reads = self.reads(prompts, layer, {layer - 1}, keep=False)
         return [read.residuals[layer - 1] for read in reads]
 
-    def _reads(
+    def reads(
         self, prompts: Sequence[Ids], depth: int, wanted: Collection[int], *, keep: bool = True
     ) -> list[Read]:
         """Each prompt by itself and without steering, through the first `depth` blocks."""

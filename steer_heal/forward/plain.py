@@ -49,35 +49,35 @@ class PlainRows(Rows):
         cache: RoomyCache | None,
     ) -> None:  # fmt: skip
         self._lm, self._steering, self._texts = lm, steering, list(texts)
-        self._logits_BnV, self._cache = logits_BnV, cache
-        self._mask_BT = None if batch.full else batch.mask_BT
-        self._positions_B = batch.positions_BT[:, -1] + 1
+        self._logits_BnV, self.cache = logits_BnV, cache
+        self.mask_BT = None if batch.full else batch.mask_BT
+        self.positions_B = batch.positions_BT[:, -1] + 1
 
     @property
     def logits_BV(self) -> Tensor:
         return self._logits_BnV[:, -1]
 
     def read(self, ids_Bn: Tensor, n_ends: int = 1) -> None:
-        assert self._cache is not None
-        if self._mask_BT is not None:
-            self._mask_BT = torch.cat([self._mask_BT, self._mask_BT.new_ones(ids_Bn.shape)], dim=1)
-        steps_n = torch.arange(ids_Bn.shape[1], device=self._positions_B.device)
-        positions_Bn = self._positions_B[:, None] + steps_n
+        assert self.cache is not None
+        if self.mask_BT is not None:
+            self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(ids_Bn.shape)], dim=1)
+        steps_n = torch.arange(ids_Bn.shape[1], device=self.positions_B.device)
+        positions_Bn = self.positions_B[:, None] + steps_n
         with self._steering.attached(self._lm.blocks):
-            self._logits_BnV = _logits(self._lm, ids_Bn, self._mask_BT, positions_Bn, self._cache, n_ends)
-        self._positions_B = self._positions_B + len(steps_n)
+            self._logits_BnV = logits_of(self._lm, ids_Bn, self.mask_BT, positions_Bn, self.cache, n_ends)
+        self.positions_B = self.positions_B + len(steps_n)
         self._texts = [(*text, *ids) for text, ids in zip(self._texts, ids_Bn.tolist(), strict=True)]
 
     def keep(self, kept: Sequence[int]) -> None:
-        assert self._cache is not None
+        assert self.cache is not None
         index = torch.tensor(kept, device=self._lm.device)
-        self._cache.batch_select_indices(index)
+        self.cache.batch_select_indices(index)
         self._steering.keep(index)
-        self._mask_BT = None if self._mask_BT is None else self._mask_BT[index]
-        self._positions_B, self._logits_BnV = self._positions_B[index], self._logits_BnV[index]
+        self.mask_BT = None if self.mask_BT is None else self.mask_BT[index]
+        self.positions_B, self._logits_BnV = self.positions_B[index], self._logits_BnV[index]
         self._texts = [self._texts[row] for row in kept]
 
-    def _logits(self, rows: slice) -> Tensor:
+    def logits(self, rows: slice) -> Tensor:
         return self._logits_BnV[rows]
 
     def _further(self, words: Sequence[Sequence[int]]) -> Tensor | int:
@@ -113,7 +113,7 @@ class PlainForward:
             numbers = by_length[start : start + batch_size]
             some = [asked[number] for number in numbers]
             doses_BL, n_ends = doses_KL[[row.dose for row in some]], max(row.n_ends for row in some)
-            yield numbers, self._apart([row.ids for row in some], doses_BL, room, n_ends)
+            yield numbers, self.apart([row.ids for row in some], doses_BL, room, n_ends)
 
     def begin(
         self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, *, n_more: int = 0,
@@ -121,7 +121,7 @@ class PlainForward:
     ) -> Rows:  # fmt: skip
         """One row a prompt, each under its own coefficients."""
         if not isinstance(self._directions_LD, Tensor):
-            return self._apart(prompts, coefficients_BL, room)
+            return self.apart(prompts, coefficients_BL, room)
         lm, distinct = self._lm, list(dict.fromkeys(prompts))
         of_row = keys(prompts, coefficients_BL)
         variants = {key: row for row, key in enumerate(of_row) if key[1]}
@@ -129,7 +129,7 @@ class PlainForward:
         stored = store is not None and len(distinct) == 1
         saved, spent = len(variants) * (min(steering.layers, default=0) + 1), len(distinct) * lm.n_layers
         if all(steered for _, steered in of_row) and not stored and saved <= spent:
-            made = self._apart(
+            made = self.apart(
                 [prompt for prompt, _ in variants], coefficients_BL[list(variants.values())], room
             )
             order = list(variants)
@@ -149,9 +149,7 @@ class PlainForward:
         cache = gather(parts, prompt_rows, rows, room)
         return PlainRows(lm, steering, prompts, _take(read.batch, prompt_rows), logits_BV[:, None], cache)
 
-    def _apart(
-        self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, n_ends: int = 1
-    ) -> PlainRows:
+    def apart(self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, n_ends: int = 1) -> PlainRows:
         """With nothing shared: every row reads its whole prompt under its own steering."""
         batch = left_pad(prompts, self._lm.pad_id, self._lm.device)
         cache = RoomyCache(self._lm.n_layers, room) if room else None
@@ -192,10 +190,10 @@ class PlainForward:
 def _read_batch(lm: LanguageModel, batch: Padded, cache: RoomyCache | None, n_ends: int) -> Tensor:
     """Logits (B, n, V) at each row's last positions."""
     mask_BT = None if batch.full else batch.mask_BT
-    return _logits(lm, batch.ids_BT, mask_BT, batch.positions_BT, cache, n_ends)
+    return logits_of(lm, batch.ids_BT, mask_BT, batch.positions_BT, cache, n_ends)
 
 
-def _logits(
+def logits_of(
     lm: LanguageModel, ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor, cache: RoomyCache | None,
     n_ends: int,
 ) -> Tensor:  # fmt: skip

@@ -52,7 +52,7 @@ class Rows(ABC):
         """The rows that stay, by their numbers here and in their new order; one named twice becomes two."""
 
     @abstractmethod
-    def _logits(self, rows: slice) -> Tensor:
+    def logits(self, rows: slice) -> Tensor:
         """Of some rows at the positions that can be read out, (b, n, V)."""
 
     @abstractmethod
@@ -65,7 +65,7 @@ class Rows(ABC):
         n, firsts, logp, first_BF = max(map(len, tails)) + 1, [ids[0] for ids in words], [], []
         step = max(1, _READ_OUT // n)
         for start in range(0, len(tails), step):
-            logits_BnV = self._logits(slice(start, start + step))
+            logits_BnV = self.logits(slice(start, start + step))
             for logits_nV, ids in zip(logits_BnV, tails[start : start + step], strict=True):
                 wanted = torch.tensor(ids, device=logits_nV.device, dtype=torch.long)
                 logp.append(picked(logits_nV[len(logits_nV) - 1 - len(ids) : -1], wanted).tolist())

@@ -121,13 +121,13 @@ def test_sharing_the_prompts_work_changes_nothing(lm, only_steered):
         forward = PlainForward(lm, DIRECTIONS)
         shared, apart = (
             forward.begin(prompts, coefficients_BL, 3),
-            forward._apart(prompts, coefficients_BL, 3),
+            forward.apart(prompts, coefficients_BL, 3),
         )
     assert_near(shared.logits_BV, apart.logits_BV, model_rounding(lm))
-    assert torch.equal(shared._positions_B, apart._positions_B)
-    assert torch.equal(shared._mask_BT, apart._mask_BT)
-    real_B1T1 = apart._mask_BT[:, None, :, None].bool()
-    for one, other in zip(shared._cache.layers, apart._cache.layers, strict=True):
+    assert torch.equal(shared.positions_B, apart.positions_B)
+    assert torch.equal(shared.mask_BT, apart.mask_BT)
+    real_B1T1 = apart.mask_BT[:, None, :, None].bool()
+    for one, other in zip(shared.cache.layers, apart.cache.layers, strict=True):
         assert_near(one.keys * real_B1T1, other.keys * real_B1T1, model_rounding(lm))
         assert_near(one.values * real_B1T1, other.values * real_B1T1, model_rounding(lm))
 

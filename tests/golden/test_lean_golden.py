@@ -138,7 +138,7 @@ def test_a_store_that_keeps_one_layer_reads_again_for_another(lm):
 def test_residuals_behind_every_block(lm):
     first, second = prompts(lm, 13, 6)
     with torch.inference_mode():
-        found = OurForward(lm, directions(lm))._reads([first, second], lm.n_layers, range(lm.n_layers))
+        found = OurForward(lm, directions(lm)).reads([first, second], lm.n_layers, range(lm.n_layers))
         for prompt, one in zip((first, second), found, strict=True):
             states = lm.model.model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
             for layer in range(lm.n_layers - 1):
@@ -200,8 +200,8 @@ def test_a_prompt_of_many_rows_is_kept_once_where_copies_would_not_stay_in_the_c
     with torch.inference_mode():
         many = begun(OurForward, lm, lanes_of(lm, [Row(prompt), *doses]), 2)
         alone = begun(OurForward, lm, one_row_a_prompt(lm), 2)
-    assert bool(many._held._shared) == shared
-    assert not alone._held._shared
+    assert bool(many.held.shared) == shared
+    assert not alone.held.shared
 
 
 @pytest.mark.parametrize("with_base", [True, False])

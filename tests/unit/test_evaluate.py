@@ -209,7 +209,7 @@ def test_no_hook_stays_when_evaluation_fails(lm, few, vector, monkeypatch):
     # transformers' own hooks, from a test that asked for hidden states, may be there already
     before = [dict(block._forward_hooks) for block in lm.blocks]
     monkeypatch.setattr(forward, "unsupported_reason", lambda _lm: "this test wants hooks")
-    monkeypatch.setattr("steer_heal.forward.plain._logits", lambda *_: 1 / 0)
+    monkeypatch.setattr("steer_heal.forward.plain.logits_of", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(lm, few, FRAME, vector=vector, coefficients_RL=torch.ones(1, lm.n_layers))
     assert [dict(block._forward_hooks) for block in lm.blocks] == before

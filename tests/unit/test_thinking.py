@@ -48,7 +48,7 @@ def test_thought_and_rest_in_one_cache_are_the_whole_text_read_at_once(lm):
             found = {}
             for numbers, rows in kind(lm, directions).read(asked, rows_BL, room=5 + len(after)):
                 think(rows, 5, lm.eos_ids, after, 4)
-                found |= zip(numbers, rows._logits(slice(None)), strict=True)
+                found |= zip(numbers, rows.logits(slice(None)), strict=True)
         for row, prompt in enumerate(prompts):
             expected = by_hand(lm, prompt, after, 5, lm.eos_ids, directions, rows_BL[row])
             assert_near(found[row], expected, model_rounding(lm))
