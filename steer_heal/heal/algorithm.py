@@ -45,7 +45,8 @@ BESIDE = 2
 """Blocks beside the steered ones that carry the LoRA too, as in docs/reports/healing.md."""
 
 CURVE = (0.5, 1.0, 1.5)
-"""Alphas at which steering alone is measured."""
+"""Alphas at which steering alone is measured; what it costs besides, which takes longest, at 1 alone."""
+NOT_MEASURED = {"facts_kept": None, "neutral_kl": None}
 
 T = TypeVar("T")
 
@@ -230,7 +231,7 @@ class _Loop:
         self.path = [self._point(self.measured["base"], 0, {"facts_kept": 1.0, "neutral_kl": 0.0})]
         for alpha, profile in zip(CURVE, profiles, strict=True):
             text = yield from self._live("calibrate", 1, partial(self.measures.text, dose=dose, alpha=alpha))
-            cost = self.measures.cost.measure(dose, alpha)
+            cost = self.measures.cost.measure(dose, alpha) if alpha == 1.0 else NOT_MEASURED
             found = self.measures.event("steered", alpha, profile, text)
             self.path.append(self._point(found, 1, cost))
             if alpha == 1.0:

@@ -111,7 +111,7 @@ def test_rows_of_zeros_are_the_model_and_others_are_not(lm: LanguageModel, vecto
         logits_V = lm.model(input_ids=torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
     assert zeros.tokens[0].id == int(logits_V.argmax())
     assert [token.id for token in steered.tokens] != [token.id for token in zeros.tokens]
-    assert forward_used(lm, vector.directions_LD) == "lean forward"
+    assert forward_used(lm, vector.directions_LD) == "our own blocks"
 
 
 def test_an_evaluation_and_a_sweep(lm: LanguageModel, vector: SteeringVector) -> None:

@@ -66,7 +66,7 @@ def test_it_loads_and_its_template_is_used_rightly(smollm2: LanguageModel) -> No
     assert smollm2.eos_ids == {2}
     own = smollm2.sampling
     assert (own.temperature, own.top_p) == (0.7, 0.9)
-    assert forward_used(smollm2, torch.zeros(30, 576)) == "lean forward"
+    assert forward_used(smollm2, torch.zeros(30, 576)) == "our own blocks"
 
 
 def test_rows_of_zeros_are_the_unsteered_model(smollm2: LanguageModel) -> None:
