@@ -17,7 +17,6 @@ from itertools import islice
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GenerationConfig
 
 from steer_heal import data
 from steer_heal.config import SMOLLM2, SampleSettings, TrainSettings, build
@@ -37,29 +36,9 @@ GEMMA = "gemma-shape"
 
 
 def model(name: str) -> LanguageModel:
-    lm = gemma_shape() if name == GEMMA else load(name)
+    lm = tiny.gemma_shape(torch.float32, n_layers=6, n_words=65_536) if name == GEMMA else load(name)
     lm.eos_ids = frozenset()
     return lm
-
-
-def gemma_shape() -> LanguageModel:
-    """Random weights in gemma-3-1b-it's width."""
-    config = Gemma3TextConfig(
-        vocab_size=65_536,
-        hidden_size=1152,
-        intermediate_size=6912,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=256,
-        query_pre_attn_scalar=256,
-        sliding_window=512,
-        max_position_embeddings=32_768,
-    )
-    torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    network.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0, bos_token_id=2)
-    return LanguageModel(GEMMA, network, tiny.tokenizer())
 
 
 def works(lm: LanguageModel, n_new: int, n_vignettes: int) -> dict[str, Work]:

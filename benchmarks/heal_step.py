@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.live_cases import gemma_shape
 from steer_heal.config import TrainSettings
 from steer_heal.heal import Example, Objective, loss_of, needed_bytes
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.algorithm import BESIDE
 from steer_heal.models import LanguageModel, band_layers
+from tests.tiny import gemma_shape
 
 MIB = 2**20
 BAND = (0.4, 0.6)

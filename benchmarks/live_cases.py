@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GenerationConfig
 
 from benchmarks.live_report import GROWTH
 from steer_heal.config import DEFAULT_BAND, CalibrateSettings, SampleSettings, build
@@ -57,7 +56,7 @@ class Case:
 
 def case(name: str, n_prompt: int, n_new: int) -> Case:
     """A known model, or gemma-3-1b-it's shape with random bfloat16 weights; answers never end early."""
-    lm = gemma_shape() if name == GEMMA_SHAPE else load(name)
+    lm = tiny.gemma_shape() if name == GEMMA_SHAPE else load(name)
     lm.eos_ids = frozenset()
     if lm.model.generation_config is not None:
         lm.model.generation_config.eos_token_id = None
@@ -70,26 +69,6 @@ def case(name: str, n_prompt: int, n_new: int) -> Case:
     # Random weights give nearly even predictions, which no dose moves by a whole nat.
     calibration = build(CalibrateSettings, target_kl=0.1 if name == GEMMA_SHAPE else 1.0)
     return Case(lm, tuple(prompt.tolist()), vector, layers, 4.0, n_new, calibration)
-
-
-def gemma_shape(dtype: torch.dtype = torch.bfloat16, n_layers: int = 26) -> LanguageModel:
-    """Random weights in gemma-3-1b-it's shape."""
-    config = Gemma3TextConfig(
-        vocab_size=262_144,
-        hidden_size=1152,
-        intermediate_size=6912,
-        num_hidden_layers=n_layers,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=256,
-        query_pre_attn_scalar=256,
-        sliding_window=512,
-        max_position_embeddings=32_768,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0, bos_token_id=2)
-    return LanguageModel(GEMMA_SHAPE, model, tiny.tokenizer())
 
 
 def generate(case: Case, prompts: Sequence[Sequence[int]], coefficients_BL: Tensor, n_new: int) -> Tensor:

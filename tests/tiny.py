@@ -118,10 +118,12 @@ def shared(arch: Arch = "gemma3") -> LanguageModel:
     return language_model(arch)
 
 
-def gemma_shape(dtype: torch.dtype = torch.bfloat16, n_layers: int = 26) -> LanguageModel:
-    """Random weights in gemma-3-1b-it's shape."""
+def gemma_shape(
+    dtype: torch.dtype = torch.bfloat16, n_layers: int = 26, n_words: int = 262_144
+) -> LanguageModel:
+    """Random weights in gemma-3-1b-it's shape, or with fewer layers and a smaller vocabulary."""
     config = Gemma3TextConfig(
-        vocab_size=262_144,
+        vocab_size=n_words,
         hidden_size=1152,
         intermediate_size=6912,
         num_hidden_layers=n_layers,

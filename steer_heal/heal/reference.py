@@ -56,8 +56,8 @@ class Reference:
         new = [row for row in dict.fromkeys(batch) if row not in self._kept]
         for steered in (True, False):
             if some := [row for row in new if row.steered == steered]:
-                with self._model(steered) as below:
-                    found_ND = hidden_states(self._lm, some, below)
+                with self._model(steered) as frozen:
+                    found_ND = hidden_states(self._lm, some, frozen)
                 self._kept |= _by_example(some, found_ND)
 
     @contextmanager
