@@ -14,8 +14,8 @@ app: $(VENV)/.app  ## get a real model once, serve the page (ARGS="--model demo 
 	@$(if $(findstring --model,$(ARGS)),:,$(PY) -m steer_heal models get) || echo "The page starts without it."
 	$(PY) app.py $(ARGS)
 
-test: check chromium  ## everything that must hold
-	$(PY) -m pytest $(ARGS)
+test: check chromium  ## everything that must hold, a file at a time in each of two processes
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev  ## style and types
 	$(VENV)/bin/ruff check .

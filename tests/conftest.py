@@ -27,6 +27,17 @@ FLAGS = [
 
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
+# The folders whose files take longest, first: no process is left alone with one of them at the end.
+LONGEST_FIRST = ("real", "browser", "loop", "golden")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
