@@ -12,7 +12,7 @@ from steer_heal.heal.adapters import AdapterStack
 
 SETTINGS = TrainSettings(
     divergence="kl_rev", aggregate="rmse", reference="prev", lam=0.3, tau=1.0,
-    rank=2, epochs=3, batch_size=4, lr=1e-2, held_out=0.25,
+    rank=2, epochs=3, batch_size=4, lr=1e-2,
 )  # fmt: skip
 
 

@@ -22,11 +22,12 @@ from steer_heal.config import (
     OWN_METHODS,
     PRESETS,
     VECTOR_FORMATS,
+    EvalSettings,
     SettingsError,
     check_method,
     json_or_text,
 )
-from steer_heal.data import CONDITIONS, frames
+from steer_heal.data import CONDITION, CONDITIONS, frames
 from steer_heal.sources import default_model
 from steer_heal.vectors.bridges.installed import SETS, THINK_TOKENS
 
@@ -86,7 +87,7 @@ def heal(commands: Commands) -> None:
         "--vignettes", metavar="FILE", help="a JSONL file of vignettes; the bundled ones if none"
     )
     add_frame(made)
-    add_controls(made, 0)
+    add_controls(made, EvalSettings().controls)
     made.add_argument(
         "--set",
         dest="settings",
@@ -173,7 +174,7 @@ def evaluate(commands: Commands) -> None:
         "--think", type=int, default=THINK_TOKENS, metavar="N", help="think budget of tinymfv's frame"
     )
     made.add_argument("--theirs", action="store_true", help="add tinymfv's own evaluation of the base")
-    made.add_argument("--condition", default="other_violate", choices=CONDITIONS, help="which vignettes")
+    made.add_argument("--condition", default=CONDITION, choices=CONDITIONS, help="which vignettes")
     made.add_argument("--limit", type=int, metavar="N", help="at most so many vignettes, balanced")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from steer_heal.cli.arguments import HEAL_NAMED, Namespace, nested, sampling
 from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number, worth
-from steer_heal.config import AUTO_FRAME, HealSettings, SettingsError, changed, heal_settings
+from steer_heal.config import EvalSettings, HealSettings, SettingsError, changed, heal_settings
 from steer_heal.engine.validate import check
 from steer_heal.records import Agreement, Event
 from steer_heal.runs import events
@@ -61,8 +61,8 @@ def _folder(args: Namespace, launcher: LocalProcesses) -> RunFolder:
 def _settings(args: argparse.Namespace, launcher: LocalProcesses) -> HealSettings:
     drawn = [(["data", name], value) for name, value in sampling(args).items()]
     changes = nested([*args.settings, *drawn])
-    for key, usual in (("vignettes", None), ("frame", AUTO_FRAME), ("controls", 0)):
-        if getattr(args, key) != usual:
+    for key in ("vignettes", "frame", "controls"):
+        if getattr(args, key) != getattr(EvalSettings(), key):
             changes.setdefault("evaluate", {})[key] = getattr(args, key)
     if not args.clone:
         return heal_settings(args.preset, **{**{key: getattr(args, key) for key in HEAL_NAMED}, **changes})

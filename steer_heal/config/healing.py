@@ -94,11 +94,7 @@ class TrainSettings(Settings):
     lr: float = Field(default=1e-3, gt=0.0, le=1.0, description="AdamW's highest learning rate")
     epochs: int = Field(default=2, ge=1, le=100, description="times each kept answer is trained on")
     batch_size: int = Field(default=8, ge=1, description="answers of a step")
-    grad_accumulation: int = Field(default=1, ge=1, description="batches of a step")
     weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's")
-    held_out: float = Field(
-        default=0.1, ge=0.0, lt=1.0, description="share of the kept answers only measured"
-    )
 
     @property
     def imitates(self) -> bool:
@@ -111,11 +107,11 @@ class EvalSettings(Settings):
 
     frame: str = Field(default=AUTO_FRAME, description="how it is asked; auto: what agrees best on base")
     vignettes: str | None = Field(default=None, description="a JSONL file; the bundled set when none")
-    condition: Literal["other_violate", "self_violate"] | None = "other_violate"
     n_vignettes: int | None = Field(default=None, ge=1, description="all when none")
-    batch_size: int = Field(default=32, ge=1)
     n_answers: int = Field(default=12, ge=2, description="free answers for the text's health")
-    controls: int = Field(default=0, ge=0, le=64, description="random directions it is held against")
+    controls: int = Field(
+        default=3, ge=0, le=64, description="random directions that steering at alpha 1 has to outdo"
+    )
 
 
 class HealSettings(Settings):
@@ -169,8 +165,9 @@ RETIRED: dict[str, set[str]] = {
     "filter": {"persona", "trait_share", "max_tail_ratio", "max_boilerplate", "max_narration"},
     "train": {
         "layers", "lam_growth", "distil", "distil_alpha", "distil_least", "distil_later", "distil_fade",
-        "spectral", "lora_alpha", "lr_decay", "warmup", "patience", "replay",
+        "spectral", "lora_alpha", "lr_decay", "warmup", "patience", "replay", "grad_accumulation", "held_out",
     },
+    "evaluate": {"condition", "batch_size"},
 }  # fmt: skip
 """Settings that runs of older versions have in their config.json, and that say nothing any more."""
 

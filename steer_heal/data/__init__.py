@@ -43,6 +43,8 @@ from steer_heal.records import Fact, Trait, Vignette
 FOLDER = Path(__file__).parent
 DEMO_FOLDER = FOLDER.parent / "models" / "demo" / "material"
 CONDITIONS = ("other_violate", "self_violate")
+CONDITION = CONDITIONS[0]
+"""Of the vignettes that are measured on, unless a person names the other."""
 ORDERS = ("forward", "reversed")
 KINDS = ("choice", "cloze")
 RENAMED = {"foundations": "choice"}

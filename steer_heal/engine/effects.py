@@ -47,7 +47,7 @@ class Effects:
             steer = self._vectors.steer(asked.trait, asked.band, asked.method, say=say)
             yield "which question suits the model"
             reading = self._frames.of(asked.frame, stop=stop)
-            n, vignettes = asked.controls, self._lm.material.vignettes(condition=CONDITION, limit=LEAST)
+            n, vignettes = asked.controls, self._lm.material.vignettes(condition=data.CONDITION, limit=LEAST)
             file = f"effect-{self._key(asked.trait, steer, reading, vignettes, n)}.json"
             found = measurements.read(self._cache_dir, file, effect_of)
             if found is None:
@@ -80,9 +80,6 @@ class Effects:
             asdict(data.frame(reading.frame)), reading.calibration, [asdict(row) for row in vignettes],
             self._lm.material.fixed_prompts(), n_controls,
         )  # fmt: skip
-
-
-CONDITION = "other_violate"
 
 
 def effect_of(document: Any) -> Effect:

@@ -106,7 +106,7 @@ class Engine:
         """All traits, the default one first."""
         return list(data.traits().values())
 
-    def vignettes(self, condition: str = "other_violate") -> list[Vignette]:
+    def vignettes(self, condition: str = data.CONDITION) -> list[Vignette]:
         """The loaded model's vignettes of one condition."""
         return self._lm.material.vignettes(condition=condition)
 
@@ -138,7 +138,7 @@ class Engine:
         def measure() -> tuple[Profile, Profile]:
             encode(self._lm, request.prompt)
             steer = self._vectors.steer(request.trait, request.band, request.method)
-            vignette = Vignette("prompt", "", request.prompt, "other_violate")
+            vignette = Vignette("prompt", "", request.prompt, data.CONDITION)
             base, steered = evaluate(
                 self._lm,
                 [vignette],

@@ -25,7 +25,7 @@ class _Files:
         return list(data.traits().values())
 
     def vignettes(self) -> list[Vignette]:
-        return data.material(demo=self.info.is_demo).vignettes(condition="other_violate")
+        return data.material(demo=self.info.is_demo).vignettes(condition=data.CONDITION)
 
     def methods(self) -> dict[str, str]:
         return {AUTO: AUTO}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from steer_heal import data
-from steer_heal.config import DoseRequest, EvalSettings, build
+from steer_heal.config import DoseRequest
 from steer_heal.dose import controls, sweeps
 from steer_heal.engine.answer import encode
 from steer_heal.engine.preemptible import Pause, preemptible
@@ -98,9 +98,8 @@ class Sweeps:
     def _vignettes(self, asked: DoseRequest) -> list[Vignette]:
         if asked.prompts and asked.n_vignettes is None:
             texts = enumerate(asked.prompts)
-            return [Vignette(f"prompt {i}", "", text, "other_violate") for i, text in texts]
-        condition = build(EvalSettings).condition
-        return self._lm.material.vignettes(condition=condition, limit=asked.n_vignettes)
+            return [Vignette(f"prompt {i}", "", text, data.CONDITION) for i, text in texts]
+        return self._lm.material.vignettes(condition=data.CONDITION, limit=asked.n_vignettes)
 
 
 def ending(stop: Callable[[], bool]) -> Say:

@@ -26,7 +26,7 @@ def check(settings: HealSettings, *, loaded: bool = False, files_in: Path | None
             raise SettingsError(
                 f"The vignettes' file {file} must lie where the page was started: copy it there."
             )
-        vignette_sets.named(file, condition=settings.evaluate.condition)
+        vignette_sets.named(file, condition=data.CONDITION)
     if not loaded:
         sources.find(settings.model)
     method = decided_method(settings.extract.method, settings.model)

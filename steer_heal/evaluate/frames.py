@@ -62,7 +62,7 @@ class Frames:
     def _one(self, name: str, progress: Progress | None, stop: Stop | None) -> Profile:
         if name not in self._known:
             frame = data.frame(name)
-            vignettes = self._lm.material.vignettes(condition="other_violate", limit=LEAST)
+            vignettes = self._lm.material.vignettes(condition=data.CONDITION, limit=LEAST)
             file = self._file(frame, vignettes)
             found = measurements.read(self._cache_dir, file, lambda kept: profile_of(kept["profile"]))
             if found is None:

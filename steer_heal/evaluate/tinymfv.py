@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from steer_heal import data
 from steer_heal.config import FOUNDATIONS, SettingsError
-from steer_heal.data import CONDITIONS, Frame, foundation_name
+from steer_heal.data import CONDITION, CONDITIONS, Frame, foundation_name
 from steer_heal.evaluate.agreement import agreement
 from steer_heal.records import Profile, Vignette, VignetteScore
 from steer_heal.vectors.bridges import installed
@@ -38,7 +38,7 @@ def available() -> bool:
     return installed.name(installed.TINYMFV) is not None
 
 
-def vignettes(name: str = "classic", condition: str = CONDITIONS[0]) -> list[Vignette]:
+def vignettes(name: str = "classic", condition: str = CONDITION) -> list[Vignette]:
     """One of its sets. Errors: `SettingsError` when it is not installed, or knows no such set."""
     _known(name, condition)
     return [_vignette(row, condition) for row in _rows(name)]
@@ -47,7 +47,7 @@ def vignettes(name: str = "classic", condition: str = CONDITIONS[0]) -> list[Vig
 def evaluate(
     lm: LanguageModel,
     name: str = "classic",
-    condition: str = CONDITIONS[0],
+    condition: str = CONDITION,
     *,
     limit: int | None = None,
     think_tokens: int = THINK_TOKENS,

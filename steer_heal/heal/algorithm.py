@@ -31,7 +31,7 @@ from steer_heal.heal.report import report
 from steer_heal.heal.schedule import seed_of, standing, within_reach
 from steer_heal.heal.train import train_round
 from steer_heal.models import LanguageModel, band_layers, user
-from steer_heal.records import Completion, Controls, Event, RoundFailed, Stopped, trait_shift
+from steer_heal.records import Completion, Controls, Event, Profile, RoundFailed, Stopped, trait_shift
 from steer_heal.vectors import vector
 from steer_heal.vectors.bridges.extraction import extract
 from steer_heal.vectors.steering import steer
@@ -218,16 +218,16 @@ class _Loop:
         yield "calibrated", round_, {key: getattr(found, key) for key in keys}
         dose = CalibratedVector(steering, self.layers, found)
         if round_ == 1:
-            yield from self.curve(dose)
-            yield from self.control(prompts)
+            profiles = yield from self._live(
+                "calibrate", 1, lambda tick: self.measures.profiles(tick, dose, CURVE)
+            )
+            yield from self.control(prompts, self._shift(profiles[CURVE.index(1.0)].p))
+            yield from self.curve(dose, profiles)
         return dose
 
-    def curve(self, dose: CalibratedVector) -> Stage[None]:
+    def curve(self, dose: CalibratedVector, profiles: Sequence[Profile]) -> Stage[None]:
         """What steering alone does to base at some doses, which the rounds are held against; alpha 1 is the
         run's `steered` node."""
-        profiles = yield from self._live(
-            "calibrate", 1, lambda tick: self.measures.profiles(tick, dose, CURVE)
-        )
         self.path = [self._point(self.measured["base"], 0, {"facts_kept": 1.0, "neutral_kl": 0.0})]
         for alpha, profile in zip(CURVE, profiles, strict=True):
             text = yield from self._live("calibrate", 1, partial(self.measures.text, dose=dose, alpha=alpha))
@@ -249,8 +249,10 @@ class _Loop:
             key: text.get(key) for key in ("relevance", "diversity", "perplexity_ratio", "looping")
         }
 
-    def control(self, prompts: list[list[int]]) -> Stage[None]:
-        """What random directions at the same KL do to the base, where the run asks for some."""
+    def control(self, prompts: list[list[int]], movement: float) -> Stage[None]:
+        """What random directions at the same KL do to the base, where the run asks for some. `RoundFailed`
+        when one of them moves the trait as far as the vector does, which is `movement`: there is nothing to
+        heal."""
         n, settings = self.settings.evaluate.controls, self.settings.calibrate
         if not n:
             return
@@ -268,6 +270,13 @@ class _Loop:
         held = yield from self._live("calibrate", 1, work)
         self.controls = held
         yield "controls", 1, asdict(held)
+        as_far = held.as_far(self.trait.target, movement)
+        if as_far and not self.measures.cannot_answer:
+            raise RoundFailed(
+                f"This vector is no better than random: at alpha 1 it moves {self.trait.name} by "
+                f"{movement:+.3f}, and {as_far} of {n} random directions of the same KL move it as far. "
+                "Choose another trait, method or layers; with evaluate.controls 0 it goes on all the same."
+            )
 
     def generate(self, round_: int, dose: CalibratedVector) -> Stage[list[Completion]]:
         """The steered student's answers: the prompts go round, each at every alpha in turn; then base's own

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steer_heal import data
 from steer_heal.config import DEMO, FOUNDATIONS, SMOLLM2, HealSettings, SettingsError, decided_method
 from steer_heal.records import Trait
 from steer_heal.sources import find
@@ -164,7 +165,7 @@ def _data(settings: HealSettings, trait: Trait, measured: Measured, facts: Mappi
         f"{', '.join(f'{alpha:g}' for alpha in settings.data.alphas)}"
         + (f"; beside them {n} of base's own to plain prompts" if (n := facts.get("plain")) else ""),
         f"- c* {_number(facts.get('c_star'))}, band {settings.band[0]:g}-{settings.band[1]:g} of depth",
-        f"- evaluation: {vignettes or '?'} vignettes, {which} ({evaluation.condition or 'both conditions'})",
+        f"- evaluation: {vignettes or '?'} vignettes, {which} ({data.CONDITION})",
         f"- retention: {_number(facts.get('retention'))} of what steering at alpha 1 moved the trait by",
     ]
     return "\n".join(lines)

@@ -23,15 +23,18 @@ def row_losses(
     labels_N: Tensor,
     divergence: str = "nll",
     reference_ND: Tensor | None = None,
+    *,
+    learn_labels: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """(-log p(label), divergence from the reference) of each position, float32 (N,), in nats.
 
     `reference_ND`: the reference's hidden states at the same positions; without them, or for "nll", the
-    divergence is 0. Gradients reach `hidden_ND` alone.
+    divergence is 0. Gradients reach `hidden_ND` alone; those of -log p(label), which cost a product with the
+    output layer, only with `learn_labels`.
     """
     if reference_ND is None or divergence == "nll":
         divergence, reference_ND = "nll", None
-    return _Chunked.apply(hidden_ND, labels_N, output, divergence, reference_ND)  # pyright: ignore[reportReturnType]
+    return _Chunked.apply(hidden_ND, labels_N, output, divergence, reference_ND, learn_labels)  # pyright: ignore[reportReturnType]
 
 
 class _Chunked(torch.autograd.Function):
@@ -49,11 +52,13 @@ class _Chunked(torch.autograd.Function):
         output: OutputLayer,
         divergence: str,
         reference_ND: Tensor | None,
+        learn_labels: bool,
     ) -> tuple[Tensor, Tensor]:
         n, wanted = len(hidden_ND), ctx.needs_input_grad[0]
         nll_N, d_N = (torch.zeros(n, device=hidden_ND.device) for _ in range(2))
         n_losses = 1 if reference_ND is None else 2
-        slopes = [torch.empty_like(hidden_ND, dtype=torch.float32) for _ in range(n_losses * wanted)]
+        ctx.learned = [index for index in range(n_losses) if wanted and (index or learn_labels)]
+        slopes = [torch.empty_like(hidden_ND, dtype=torch.float32) for _ in ctx.learned]
         for rows in chunks(n, max(1, output.chunk // n_losses)):
             chunk = _Chunk.of(output, hidden_ND, reference_ND, rows, wanted)
             for part in blocks(chunk.logits_CV):
@@ -62,17 +67,19 @@ class _Chunked(torch.autograd.Function):
                     nll_N[at] = chunk.predict(part, labels_N[at], wanted)
                 else:
                     nll_N[at], d_N[at] = chunk.compare(part, labels_N[at], divergence)
-            for slope_ND, slopes_CV in zip(slopes, chunk.written, strict=False):
-                slope_ND[rows] = chunk.back(slopes_CV)
+            for slope_ND, index in zip(slopes, ctx.learned, strict=True):
+                slope_ND[rows] = chunk.back(chunk.written[index])
             del chunk
         ctx.save_for_backward(hidden_ND, *slopes)
         return nll_N, d_N
 
     @staticmethod
-    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         hidden_ND, *slopes = ctx.saved_tensors
-        whole_ND = sum(slope_ND * by_N[:, None] for slope_ND, by_N in zip(slopes, by, strict=False))
-        return whole_ND.to(hidden_ND.dtype), None, None, None, None  # pyright: ignore[reportAttributeAccessIssue]
+        whole_ND = torch.zeros_like(hidden_ND, dtype=torch.float32)
+        for slope_ND, index in zip(slopes, ctx.learned, strict=True):
+            whole_ND += slope_ND * by[index][:, None]
+        return whole_ND.to(hidden_ND.dtype), None, None, None, None, None
 
 
 @dataclass(frozen=True)

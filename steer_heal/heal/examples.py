@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from steer_heal.config import TrainSettings
 
+HELD_OUT = 0.1
+"""Share of the kept answers that is measured after each epoch and never trained on."""
 WARMUP = 0.1
 """Share of the steps over which the learning rate rises."""
 
@@ -30,7 +32,9 @@ class Example:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def split(
+    examples: Sequence[Example], seed: int, share: float = HELD_OUT
+) -> tuple[list[Example], list[Example]]:
     """(trained, held out), the same every time; at least one is trained, none held out of fewer than two.
 
     `share` is of the distinct ones, and what is held out is trained on in no copy.

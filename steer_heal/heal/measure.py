@@ -51,7 +51,7 @@ class Measures:
         asked = settings.evaluate
         material = lm.material
         self.vignettes = vignette_sets.vignettes(
-            asked.vignettes, material, condition=asked.condition, limit=asked.n_vignettes
+            asked.vignettes, material, condition=data.CONDITION, limit=asked.n_vignettes
         )
         self.cache_dir, self._frames = cache_dir, Frames(lm, cache_dir)
         self.frame = None if asked.frame == AUTO_FRAME else data.frame(asked.frame)
@@ -112,7 +112,6 @@ class Measures:
             vector=dose.vector if dose else None,
             coefficients_RL=dose.coefficients_RL(*alphas) if dose else None,
             calibrated=self.calibrated,
-            batch_size=self._settings.evaluate.batch_size,
             progress=tick,
             stop=self._stop,
         )

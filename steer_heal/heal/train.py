@@ -65,9 +65,8 @@ def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dic
     lm, settings = objective.lm, objective.settings
     reference_ND = objective.reference.hidden(batch)
     hidden_ND = hidden_states(lm, batch, objective.frozen)
-    nll_N, d_N = row_losses(
-        objective.output, hidden_ND, labels(batch, lm.device), settings.divergence, reference_ND
-    )
+    asked = (labels(batch, lm.device), settings.divergence, reference_ND)
+    nll_N, d_N = row_losses(objective.output, hidden_ND, *asked, learn_labels=not settings.imitates)
     nll, divergence = nll_N.mean(), losses.AGGREGATES[settings.aggregate](d_N)
     barrier = losses.barrier(divergence, settings.lam, settings.tau)
     loss = divergence if settings.imitates else nll + barrier
@@ -109,50 +108,41 @@ def train_round(
     examples = [example for example in examples if example.completion_ids]
     if not examples:
         raise RoundFailed("There are no completions to train on.")
-    trained, held = split(examples, settings.held_out, seed)
+    trained, held = split(examples, seed)
     objective = Objective.of(lm, stack, settings, steer)
     objective.output.check(trained[0])
     parameters = stack.trainable()
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    per_epoch = math.ceil(len(trained) / (settings.batch_size * settings.grad_accumulation))
-    total, step = per_epoch * settings.epochs, 0
+    total, step = math.ceil(len(trained) / settings.batch_size) * settings.epochs, 0
     order = random.Random(seed)
     for _ in range(settings.epochs):
         epoch = batches(trained, settings.batch_size, order)
-        for start in range(0, len(epoch), settings.grad_accumulation):
+        for index, batch in enumerate(epoch):
             if stop and stop():
                 raise Stopped
             rate = learning_rate(step, total, settings)
-            parts = _step(objective, epoch[start : start + settings.grad_accumulation], optimizer, rate)
+            parts = _step(objective, batch, optimizer, rate)
             step += 1
             if not math.isfinite(parts["loss"]):
                 raise RoundFailed(
                     f"The loss is not finite at step {step} of {total}: lower the learning rate."
                 )
-            if start + settings.grad_accumulation >= len(epoch) and held:
+            if index + 1 == len(epoch) and held:
                 parts["held_out_nll"] = held_out_nll(lm, held, settings.batch_size, objective.frozen)
             yield {"step": step, "total": total, "lr": rate, **parts}
 
 
 def _step(
-    objective: Objective,
-    group: Sequence[Sequence[Example]],
-    optimizer: torch.optim.Optimizer,
-    rate: float,
+    objective: Objective, batch: Sequence[Example], optimizer: torch.optim.Optimizer, rate: float
 ) -> dict[str, float]:
-    """One optimizer step over the group's batches, each weighted by its share of the examples."""
+    """One optimizer step; the loss and its parts before it."""
     for settings_of in optimizer.param_groups:
         settings_of["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    n_rows = sum(len(batch) for batch in group)
-    mean: dict[str, float] = {}
-    for batch in group:
-        with torch.enable_grad():
-            loss, parts = loss_of(objective, batch)
-            (loss * (len(batch) / n_rows)).backward()
-        for name, value in parts.items():
-            mean[name] = mean.get(name, 0.0) + value * len(batch) / n_rows
+    with torch.enable_grad():
+        loss, parts = loss_of(objective, batch)
+        loss.backward()
     parameters = [parameter for settings_of in optimizer.param_groups for parameter in settings_of["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
     optimizer.step()
-    return mean
+    return parts

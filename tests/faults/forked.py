@@ -53,7 +53,7 @@ def settings(rounds: int = 3) -> HealSettings:
         model="tiny", rounds=rounds, band=(0.3, 0.7), seed=7, filter=OPEN,
         data={"n_answers": 8, "n_plain": 0, "max_new_tokens": 8, "min_kept": 2},
         train={"epochs": 2, "batch_size": 4, "rank": 2}, extract={"n_contexts": 3},
-        calibrate={"n_prompts": 2, "n_tokens": 4}, evaluate={"n_vignettes": 3, "n_answers": 3},
+        calibrate={"n_prompts": 2, "n_tokens": 4}, evaluate={"n_vignettes": 3, "n_answers": 3, "controls": 0},
     )  # fmt: skip
 
 

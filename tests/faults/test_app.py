@@ -30,7 +30,7 @@ SMALL = {
         "min_words": 1,
     },
     "train": {"epochs": 1},
-    "evaluate": {"n_vignettes": 14, "n_answers": 2},
+    "evaluate": {"n_vignettes": 14, "n_answers": 2, "controls": 0},
 }
 
 

@@ -14,7 +14,7 @@ from steer_heal.config import SettingsError, heal_settings
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.heal import algorithm
 from steer_heal.heal.progress import live
-from steer_heal.records import Agreement, Stopped
+from steer_heal.records import Agreement, Controls, Stopped
 from steer_heal.runs.events import EventLog, plain, read
 from tests import tiny
 
@@ -43,7 +43,7 @@ def fast(**more):
         "train": {"epochs": 2, "batch_size": 4, "rank": 2},
         "extract": {"n_contexts": 3},
         "calibrate": {"n_prompts": 2, "n_tokens": 4},
-        "evaluate": {"frame": "choice", "n_vignettes": 3, "n_answers": 3},
+        "evaluate": {"frame": "choice", "n_vignettes": 3, "n_answers": 3, "controls": 0},
     }
     return heal_settings(**{**values, **more})
 
@@ -206,7 +206,7 @@ def test_a_run_stopped_in_any_stage_and_resumed_gives_the_same_numbers(whole, tm
         assert numbers(rest) == numbers(wanted)
 
 
-CLOZE = {"frame": "cloze", "n_vignettes": 3, "n_answers": 3}
+CLOZE = {"frame": "cloze", "n_vignettes": 3, "n_answers": 3, "controls": 0}
 
 
 def test_a_cloze_is_calibrated_once_on_base_also_when_resumed(tmp_path, monkeypatch):
@@ -262,14 +262,22 @@ def test_the_frame_of_a_run_is_chosen_on_base_kept_in_its_log_and_beside_it(tmp_
     assert said["headline"]["word"] in ("cannot answer", "collapsed")
 
 
-def test_controls_are_measured_once_said_beside_every_round_and_kept_when_resumed(tmp_path):
+def test_a_vector_no_better_than_random_ends_the_run_before_an_answer_is_written(tmp_path):
+    events = play(tmp_path, fast(rounds=1, evaluate={**fast().evaluate.model_dump(), "controls": 2}))
+    assert events[-1].kind == "failed"
+    assert "no better than random" in events[-1].data["message"]
+    assert len(of_kind(events, "controls")) == 1
+    assert not of_kind(events, "completion")
+
+
+def test_controls_are_measured_once_said_beside_every_round_and_kept_when_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Controls, "as_far", lambda *_asked: 0)
     settings = fast(rounds=2, evaluate={**fast().evaluate.model_dump(), "controls": 2})
     events = play(tmp_path / "whole", settings)
     (held,) = [event for event in events if event.kind == "controls"]
     assert len(held.data["random"]) == 2 == len(held.data["c_stars"])
     rounds = [event.data["as_far"] for event in events if event.kind == "round"]
-    assert len(rounds) == 2
-    assert all(0 <= n <= 2 for n in rounds)
+    assert rounds == [0, 0]
     first = [event for event in events if (event.round or 0) <= 1 and event.kind not in ("finished", "stage")]
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed", ignore=shutil.ignore_patterns("events.jsonl"))
     again = play(tmp_path / "resumed", settings, start_round=1, earlier=first)

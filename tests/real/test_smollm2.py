@@ -136,7 +136,7 @@ SMALL = {
         "min_words": 1,
     },
     "train": {"epochs": 1, "batch_size": 4},
-    "evaluate": {"n_vignettes": 14, "n_answers": 2},
+    "evaluate": {"n_vignettes": 14, "n_answers": 2, "controls": 0},
 }  # fmt: skip
 
 

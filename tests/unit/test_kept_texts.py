@@ -51,7 +51,7 @@ def test_what_is_trained_is_never_what_is_measured(demo, trait, tmp_path, monkey
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr(LanguageModel, "material", material)
     lm = tiny.language_model(n_layers=2)
-    settings = fast(trait=trait, evaluate={"vignettes": str(tmp_path / "mine.jsonl"), "condition": None})
+    settings = fast(trait=trait, evaluate={"vignettes": str(tmp_path / "mine.jsonl")})
     measures = Measures(lm, AdapterStack(lm), settings, None, lambda: False)
     assert len(measures.prompts) > 100
     assert measures.plain_prompts
