@@ -23,7 +23,7 @@ from steer_heal.models import LanguageModel, digest
 from steer_heal.records import Controls, Profile, Vignette
 from steer_heal.vectors.steering import coefficients
 
-VERSION = 1
+VERSION = 2
 """To be raised by hand with every change of what `c_stars` gives: no older ones are then found again."""
 TOLERANCE = 0.05
 """How close a random direction's c* is found, relative: its KL is then within a tenth of the trait's."""
@@ -46,16 +46,16 @@ def c_stars(
     pause: Callable[[], None] | None = None,
 ) -> tuple[float, ...]:
     """c* of the first `n` random directions on `layers`, each to within `TOLERANCE`, all in one search; kept
-    in the folder under all that decides it, where there is one.
+    in the folder under all that decides it, where there is one, and found there by whoever asks for fewer.
 
     `prompts_ids`, `settings`: as the trait's c* is found. `pause` may end it by raising.
     """
     coarse = settings.model_copy(update={"tolerance": TOLERANCE})
-    parts = [list(prompt) for prompt in prompts_ids[: settings.n_prompts]], coarse.model_dump(), n
+    parts = [list(prompt) for prompt in prompts_ids[: settings.n_prompts]], coarse.model_dump()
     name = f"controls-{digest(VERSION, lm.fingerprint, list(layers), *parts)}.json"
     known = measurements.read(cache_dir, name, lambda kept: tuple(map(float, kept["c_stars"])))
-    if known:
-        return known
+    if known and len(known) >= n:
+        return known[:n]
     directions_MLD = random_directions(n, lm.n_layers, lm.width)
     found = calibrate_each(lm, directions_MLD, layers, prompts_ids, coarse, pause=pause)
     values = tuple(calibration.c_star for calibration in found)

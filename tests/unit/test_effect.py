@@ -74,6 +74,9 @@ def test_random_directions_reach_the_kl_and_are_found_again(lm, tmp_path):
         raise AssertionError("measured again")
 
     assert controls.c_stars(*asked, pause=again) == found
+    assert controls.c_stars(*asked[:-1], 2, pause=again) == found[:2]
+    with pytest.raises(AssertionError, match="measured again"):
+        controls.c_stars(*asked[:-1], 4, pause=again)
     file.write_text("{")
     with pytest.raises(AssertionError, match="measured again"):
         controls.c_stars(*asked, pause=again)
