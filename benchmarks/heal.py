@@ -27,8 +27,9 @@ from steer_heal.runs import events, worker
 from steer_heal.runs.jobs import RunFolder
 
 HOME = Path(__file__).resolve().parents[1] / "build" / "heal"
-EVALUATE = {"n_answers": 100, "controls": 8}
-"""To each held-out prompt one free answer, and eight random directions: what the bars are read from."""
+EVALUATE = {"n_answers": 100, "n_vignettes": None, "controls": 8}
+"""To each held-out prompt one free answer, all vignettes, eight random directions: what the bars are read
+from."""
 
 NEAR = {"tau": 0.05, "lam": 1.0}
 PLAIN = {"divergence": "nll", "epochs": 3}

@@ -137,6 +137,7 @@ class HealSettings(Settings):
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "data": {"n_answers": 270, "n_plain": 90, "max_new_tokens": 48},
+        "evaluate": {"n_vignettes": 70},
     },
     "standard": {},
 }
