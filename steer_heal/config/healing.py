@@ -67,7 +67,6 @@ class FilterSettings(Settings):
     min_variety: float = Field(
         default=THRESHOLDS.variety_broken, ge=0.0, le=1.0, description="share of distinct words"
     )
-    min_words: int = Field(default=4, ge=1, description="words of an answer")
 
 
 class TrainSettings(Settings):
@@ -163,7 +162,7 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 RETIRED: dict[str, set[str]] = {
     "data": {"scales", "survival", "n_probe", "n_kept", "n_completions", "n_prompts"},
-    "filter": {"persona", "trait_share", "max_tail_ratio", "max_boilerplate", "max_narration"},
+    "filter": {"persona", "trait_share", "max_tail_ratio", "max_boilerplate", "max_narration", "min_words"},
     "train": {
         "layers", "lam_growth", "distil", "distil_alpha", "distil_least", "distil_later", "distil_fade",
         "spectral", "lora_alpha", "lr_decay", "warmup", "patience", "replay", "grad_accumulation", "held_out",

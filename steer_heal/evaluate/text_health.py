@@ -85,11 +85,6 @@ def distinct_bigrams(texts: Sequence[str]) -> float:
     return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
-def n_words(text: str) -> float:
-    """How many words the text has."""
-    return float(len(_WORD.findall(text)))
-
-
 def perplexity(logp: Sequence[float]) -> float | None:
     """exp of the mean negative log-prob of the tokens, at most 1e6; None without tokens or if not finite."""
     if not logp or not all(math.isfinite(value) for value in logp):

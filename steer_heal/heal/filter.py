@@ -37,7 +37,6 @@ def readings(text: str, logp: Sequence[float], about: float | None, own: Own) ->
         "perplexity_ratio": math.inf if value is None else value / own.perplexity,
         "repetition": text_health.repetition(text),
         "variety": text_health.variety(text),
-        "words": text_health.n_words(text),
     }
     if own.relevance is not None and own.relevance > 0.0:
         found["relevance_ratio"] = -math.inf if about is None else about / own.relevance
@@ -49,7 +48,6 @@ CUTS: dict[str, tuple[str, str, Callable[[float, float], bool]]] = {
     "relevance": ("relevance_ratio", "min_relevance_ratio", operator.lt),
     "repetition": ("repetition", "max_repetition", operator.gt),
     "variety": ("variety", "min_variety", operator.lt),
-    "too short": ("words", "min_words", operator.lt),
 }
 """Reason -> the reading, the setting it goes with, when it fails."""
 

@@ -31,7 +31,6 @@ OPEN = {
     "min_relevance_ratio": -1e9,
     "max_repetition": 1.0,
     "min_variety": 0.0,
-    "min_words": 1,
 }
 VOID = {
     "queued",

@@ -27,7 +27,6 @@ SMALL = {
         "min_relevance_ratio": -1e6,
         "max_repetition": 1.0,
         "min_variety": 0.0,
-        "min_words": 1,
     },
     "train": {"epochs": 1},
     "evaluate": {"n_vignettes": 14, "n_answers": 2, "controls": 0},

@@ -23,7 +23,6 @@ OPEN = {
     "min_relevance_ratio": -1e9,
     "max_repetition": 1.0,
     "min_variety": 0.0,
-    "min_words": 1,
 }
 
 
@@ -152,7 +151,7 @@ def test_completions_come_at_every_alpha_with_scores(whole):
     assert [row["alpha"] for row in made] == [1.0, 1.5, 2.0, 2.5] * 2
     assert [row["index"] for row in made] == list(range(8))
     assert len({row["prompt"] for row in made}) == 2
-    assert all({"perplexity_ratio", "repetition", "variety", "words"} <= set(row["scores"]) for row in made)
+    assert all({"perplexity_ratio", "repetition", "variety"} <= set(row["scores"]) for row in made)
 
 
 def test_base_answers_plain_prompts_beside_the_steered_ones(tmp_path):
@@ -307,14 +306,14 @@ def test_the_base_is_bit_identical_after_a_run(tmp_path):
 def test_a_starved_round_says_which_filter_ate_the_data(tmp_path):
     play(tmp_path, fast(rounds=1))
     hungry = fast(
-        filter={**OPEN, "min_words": 50},
+        filter={**OPEN, "max_perplexity_ratio": 1e-9},
         data={"n_answers": 8, "n_plain": 0, "max_new_tokens": 8, "min_kept": 5},
     )
     events = play(tmp_path, hungry, start_round=1, earlier=read(tmp_path / "events.jsonl").events)
     assert events[-1].kind == "failed"
     message = events[-1].data["message"]
     assert "Round 2 starved" in message
-    assert "too short 8" in message
+    assert "perplexity 8" in message
     assert len(of_kind(events, "completion")) == 8
     assert (tmp_path / "adapters" / "round-1" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "adapters" / "round-2").exists()

@@ -25,7 +25,6 @@ SMALL = {
         "min_relevance_ratio": -1e6,
         "max_repetition": 1.0,
         "min_variety": 0.0,
-        "min_words": 1,
     },
     "extract": {"method": "mean_diff", "n_contexts": 16},
     "calibrate": {"n_prompts": 2, "n_tokens": 8},

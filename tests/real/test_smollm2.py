@@ -133,7 +133,6 @@ SMALL = {
     "data": {"n_answers": 16, "n_plain": 0, "min_kept": 2, "max_new_tokens": 12},
     "filter": {
         "max_perplexity_ratio": 1e6, "min_relevance_ratio": -1e6, "max_repetition": 1.0, "min_variety": 0.0,
-        "min_words": 1,
     },
     "train": {"epochs": 1, "batch_size": 4},
     "evaluate": {"n_vignettes": 14, "n_answers": 2, "controls": 0},

@@ -69,7 +69,7 @@ def test_an_answer_that_reads_as_well_as_base_s_own_is_kept_with_all_its_reading
     assert verdict.scores == pytest.approx(
         {
             "perplexity": math.exp(0.4), "perplexity_ratio": math.exp(0.4) / 1.5, "repetition": 0.0,
-            "variety": text_health.variety(GOOD), "words": 18, "relevance_ratio": 0.8,
+            "variety": text_health.variety(GOOD), "relevance_ratio": 0.8,
         }
     )  # fmt: skip
 
@@ -86,7 +86,6 @@ def test_an_answer_that_reads_as_well_as_base_s_own_is_kept_with_all_its_reading
         ({"about": math.nan}, "relevance"),
         ({"text": "I would help the boy. " * 2 + "So I would help the boy, at once."}, "variety"),
         ({"text": f"{GOOD} Go on, go on, go on, go on, go on, go on, go on, go on."}, "repetition"),
-        ({"text": "Help him now."}, "too short"),
     ],
 )
 def test_each_cut_drops_by_itself(changed, reason):
@@ -94,7 +93,7 @@ def test_each_cut_drops_by_itself(changed, reason):
 
 
 def test_every_cut_that_fails_is_named():
-    verdict = judged("no no no", [-3.0] * 3, 0.1)
+    verdict = judged("no " * 20, [-3.0] * 20, 0.1)
     assert not verdict.kept
     assert verdict.reasons == tuple(CUTS)
 
@@ -125,7 +124,7 @@ def test_no_answer_that_does_not_read_as_fine_is_kept(logp, about, loops):
 def test_eaten_names_the_hungriest_filter_first():
     texts = ("I do I do I do I do", "a b c d e a b c d e a b c d e a b c d e", "Yes.", GOOD)
     verdicts = [judged(text) for text in texts]
-    assert list(eaten(verdicts).items()) == [("repetition", 2), ("variety", 2), ("too short", 1)]
+    assert list(eaten(verdicts).items()) == [("repetition", 2), ("variety", 2)]
 
 
 def test_distinct_bigrams_fall_where_prompts_get_the_same_answer():
