@@ -5,12 +5,16 @@ both on the same model, adapter and example. The straightforward way: transforme
 in float32, the reference run again at every step. Steps are timed by CPU time. The first is apart: an
 example's first epoch, in which ours keeps what later ones use again; a round is one first step and the others
 of the default's epochs. Memory is the process's peak above what it held with the model loaded.
+
+`--sizes` shows instead how far one step at the default learning rate moves the weights of three models, from
+3 M to 1 B parameters: the rule that the rate is given by.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -25,13 +29,14 @@ from typing import Any
 import psutil
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from steer_heal.config import TrainSettings
+from steer_heal.config import DEMO, SMOLLM2, TrainSettings
 from steer_heal.heal import Example, Objective, loss_of, needed_bytes
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.algorithm import BESIDE
-from steer_heal.models import LanguageModel, band_layers
+from steer_heal.models import LanguageModel, band_layers, load
 from tests.tiny import gemma_shape
 
 MIB = 2**20
@@ -158,6 +163,43 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def update_sizes() -> None:
+    """The size of AdamW's first step on the weights that the LoRA changes, relative to them, for each model.
+
+    B starts at 0 and every entry of it moves by lr, A's entries have variance 1 / (3 width): so
+    |dW| / |W| = 2 lr sqrt(rank / 3) / (|W| / sqrt(rows)), whatever the width: |W| / sqrt(rows), the norm
+    of a row, is about 1 where the weights have variance 1 / width.
+    """
+    settings = TrainSettings()
+    predicted = 2 * settings.lr * math.sqrt(settings.rank / 3)
+    print(f"lr {settings.lr:g}, rank {settings.rank}: |dW| / sqrt(rows) should be {predicted:.2e}")
+    for name, lm in (
+        ("demo", load(DEMO)),
+        ("smollm2", load(SMOLLM2)),
+        ("gemma's shape, 5 layers", gemma_shape(torch.float32, 5)),
+    ):
+        stack, row = AdapterStack(lm), example(lm, 16, 16)
+        layers = band_layers(lm.n_layers, BAND)
+        stack.fresh(1, settings, seed=0, layers=layers)
+        optimizer = torch.optim.AdamW(stack.trainable(), lr=settings.lr, weight_decay=settings.weight_decay)
+        with torch.enable_grad():
+            loss_of(Objective.of(lm, stack, settings.model_copy(update={"divergence": "nll"})), [row])[
+                0
+            ].backward()
+        optimizer.step()
+        changes, relative = [], []
+        for module in lm.model.modules():
+            if isinstance(module, LoraLayer) and module.active_adapters:
+                weight, change = (
+                    module.get_base_layer().weight,
+                    module.get_delta_weight(module.active_adapters[0]),
+                )
+                changes.append(change.norm().item() / math.sqrt(len(weight)))
+                relative.append((change.norm() / weight.norm()).item())
+        stack.unload()
+        print(f"{name}: |dW| / sqrt(rows) {median(changes):.2e}, |dW| / |W| {median(relative):.2e}")
+
+
 _PASSED = ("dtype", "layers", "prompt", "completion", "steps", "tau", "divergence", "threads")
 
 
@@ -173,7 +215,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--gradients", help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", action="store_true", help="only how far a step moves the weights")
     args = parser.parse_args()
+    if args.sizes:
+        update_sizes()
+        return 0
     if args.way:
         print(json.dumps(measure(args)))
         return 0

@@ -215,20 +215,24 @@ class SampleSettings(Settings):
 class ExtractSettings(Settings):
     """How a vector is extracted."""
 
-    method: Method = AUTO
-    n_contexts: int = Field(default=128, ge=2)
-    batch_size: int = Field(default=16, ge=1)
+    method: Method = Field(default=AUTO, description="How the vector is found; auto is the model's best.")
+    n_contexts: int = Field(default=128, ge=2, description="Scenes that the vector is a mean over.")
+    batch_size: int = Field(default=16, ge=1, description="Texts that are read at once.")
 
 
 class CalibrateSettings(Settings):
     """c*: the coefficient at which `quantile` of KL(steered || base) over tokens is `target_kl` nats."""
 
-    target_kl: float = Field(default=1.0, gt=0.0)
-    quantile: float = Field(default=0.95, gt=0.0, le=1.0)
-    n_tokens: int = Field(default=20, ge=1)
-    n_prompts: int = Field(default=8, ge=1)
-    bracket: tuple[float, float] = (0.1, 1024.0)
-    tolerance: float = Field(default=0.005, gt=0.0, description="relative, in the coefficient")
+    target_kl: float = Field(default=1.0, gt=0.0, description="KL(steered || base) at c*, in nats.")
+    quantile: float = Field(
+        default=0.95, gt=0.0, le=1.0, description="Quantile over the tokens at which that KL is read."
+    )
+    n_tokens: int = Field(default=20, ge=1, description="Tokens of each greedy answer that is read.")
+    n_prompts: int = Field(default=8, ge=1, description="Prompts that are answered.")
+    bracket: tuple[float, float] = Field(
+        default=(0.1, 1024.0), description="Coefficients between which c* is looked for."
+    )
+    tolerance: float = Field(default=0.005, gt=0.0, description="Relative error of c*.")
 
     @field_validator("bracket")
     @classmethod

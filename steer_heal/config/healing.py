@@ -29,24 +29,35 @@ from steer_heal.config.requests import THRESHOLDS
 
 
 class DataSettings(Settings):
-    """A round's answers, from which the filter keeps some; the last three hold for whatever the run writes
-    freely, base's text and the healed model's too."""
+    """A round's answers, from which the filter keeps some. The last three are how whatever the run writes
+    freely is drawn, base's text and the healed model's too."""
 
     alphas: tuple[Alpha, ...] = Field(
-        default=(0.8,), min_length=1, description="doses each prompt is answered at, in units of c*"
+        default=(0.8,), min_length=1, description="Doses at which each prompt is answered, in units of c*."
     )
     later: float = Field(
-        default=0.3, gt=0.0, le=1.0, description="all doses of a round over those of the round before"
+        default=0.3, gt=0.0, le=1.0, description="All doses of a round as a share of the last round's."
     )
-    n_answers: int = Field(default=405, ge=4, le=20_000, description="steered answers written in a round")
+    n_answers: int = Field(
+        default=405, ge=4, le=20_000, description="Answers that the steered model writes in a round."
+    )
     n_plain: int = Field(
-        default=120, ge=0, le=20_000, description="base's own answers beside them, to prompts off the trait"
+        default=120,
+        ge=0,
+        le=20_000,
+        description="Answers that base writes to prompts off the trait in a round.",
     )
-    min_kept: int = Field(default=16, ge=2, description="fewer kept answers end the run")
-    max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS, description="tokens of an answer")
-    temperature: Temperature | None = Field(default=None, description="of all free text; the model's if none")
-    top_k: TopK | None = Field(default=None, description="of all free text; 0: no filter")
-    top_p: TopP | None = Field(default=None, description="of all free text; 1: no filter")
+    min_kept: int = Field(default=16, ge=2, description="Kept answers below which a round ends the run.")
+    max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS, description="Longest answer, in tokens.")
+    temperature: Temperature | None = Field(
+        default=None, description="Temperature of all free text; the model's own when none."
+    )
+    top_k: TopK | None = Field(
+        default=None, description="Likeliest tokens that free text is drawn from; 0 for all."
+    )
+    top_p: TopP | None = Field(
+        default=None, description="Probability of the tokens that free text is drawn from; 1 for all."
+    )
 
 
 class FilterSettings(Settings):
@@ -56,16 +67,25 @@ class FilterSettings(Settings):
     """
 
     max_perplexity_ratio: float = Field(
-        default=THRESHOLDS.perplexity_damaged, gt=0.0, description="perplexity over base's own"
+        default=THRESHOLDS.perplexity_damaged,
+        gt=0.0,
+        description="Highest perplexity of a kept answer, as a multiple of that of base's own text.",
     )
     min_relevance_ratio: float = Field(
-        default=THRESHOLDS.relevance_damaged, description="relevance over base's own"
+        default=THRESHOLDS.relevance_damaged,
+        description="Lowest relevance of a kept answer, as a multiple of that of base's own text.",
     )
     max_repetition: float = Field(
-        default=THRESHOLDS.repetition_broken, gt=0.0, le=1.0, description="share of the text that is a loop"
+        default=THRESHOLDS.repetition_broken,
+        gt=0.0,
+        le=1.0,
+        description="Largest share of a kept answer that repeats itself.",
     )
     min_variety: float = Field(
-        default=THRESHOLDS.variety_broken, ge=0.0, le=1.0, description="share of distinct words"
+        default=THRESHOLDS.variety_broken,
+        ge=0.0,
+        le=1.0,
+        description="Smallest share of distinct words in a kept answer.",
     )
 
 
@@ -78,22 +98,27 @@ class TrainSettings(Settings):
     """
 
     divergence: Literal["nll", "kl_fwd", "kl_rev"] = Field(
-        default="kl_fwd", description="D: none, KL(reference || student) or KL(student || reference)"
+        default="kl_fwd",
+        description="D: none, KL(reference || student) or KL(student || reference), in nats.",
     )
-    aggregate: Literal["mean", "rmse"] = Field(default="mean", description="D of a batch from its tokens'")
+    aggregate: Literal["mean", "rmse"] = Field(
+        default="mean", description="How the D of a batch comes from that of its tokens."
+    )
     reference: Literal["writer", "prev", "base"] = Field(
         default="writer",
-        description="the model D is measured from: the answer's writer (the steered student; base where the "
-        "prompt is plain), the round before, or base",
+        description="The model that D is measured from: the answer's writer (the steered student, or base "
+        "where the prompt is plain), the round before, or base.",
     )
-    teacher_alpha: Alpha = Field(default=1.15, description="dose of the steered writer as reference, in c*")
-    lam: float = Field(default=1.0, ge=0.0, description="slope of the barrier")
-    tau: float = Field(default=0.0, ge=0.0, description="nats per token that are free of it")
-    rank: int = Field(default=8, ge=1, le=256, description="rank of the LoRA")
-    lr: float = Field(default=1e-3, gt=0.0, le=1.0, description="AdamW's highest learning rate")
-    epochs: int = Field(default=2, ge=1, le=100, description="times each kept answer is trained on")
-    batch_size: int = Field(default=8, ge=1, description="answers of a step")
-    weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's")
+    teacher_alpha: Alpha = Field(
+        default=1.15, description="Dose of the steered writer that is imitated, in units of c*."
+    )
+    lam: float = Field(default=1.0, ge=0.0, description="Slope of the barrier, loss per nat beyond tau.")
+    tau: float = Field(default=0.0, ge=0.0, description="D that costs nothing, in nats a token.")
+    rank: int = Field(default=8, ge=1, le=256, description="Rank of the LoRA.")
+    lr: float = Field(default=1e-3, gt=0.0, le=1.0, description="Highest learning rate of AdamW.")
+    epochs: int = Field(default=2, ge=1, le=100, description="Times that each kept answer is trained on.")
+    batch_size: int = Field(default=8, ge=1, description="Answers in a step.")
+    weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's weight decay.")
 
     @property
     def imitates(self) -> bool:
@@ -104,12 +129,16 @@ class TrainSettings(Settings):
 class EvalSettings(Settings):
     """The seven foundations, on the same vignettes for base, steered and healed."""
 
-    frame: str = Field(default=AUTO_FRAME, description="how it is asked; auto: what agrees best on base")
-    vignettes: str | None = Field(default=None, description="a JSONL file; the bundled set when none")
-    n_vignettes: int | None = Field(default=None, ge=1, description="all when none")
-    n_answers: int = Field(default=12, ge=2, description="free answers for the text's health")
+    frame: str = Field(
+        default=AUTO_FRAME, description="How a foundation is asked for; auto takes what agrees best on base."
+    )
+    vignettes: str | None = Field(default=None, description="A JSONL file of vignettes; ours when none.")
+    n_vignettes: int | None = Field(default=None, ge=1, description="Vignettes that count; all when none.")
+    n_answers: int = Field(
+        default=12, ge=2, description="Free answers that the text's health is measured on."
+    )
     controls: int = Field(
-        default=3, ge=0, le=64, description="random directions that steering at alpha 1 has to outdo"
+        default=3, ge=0, le=64, description="Random directions that steering at alpha 1 has to outdo."
     )
 
 
@@ -198,12 +227,12 @@ def stored_settings(text: str | bytes) -> tuple[HealSettings, bool]:
 
 
 def describe_settings() -> list[tuple[str, str, str]]:
-    """(name, default, about) of every setting of the method, in the order in which they are used."""
-    rows = []
-    for part, cls in _PARTS.items():
-        for name, found in cls.model_fields.items():
-            rows.append((f"{part}.{name}", _told(found.default), found.description or ""))
-    return rows
+    """(name, default, about) of every setting, in the order in which they are used."""
+    return [
+        (f"{part}.{name}", _told(field.default), field.description or "")
+        for part, cls in _PARTS.items()
+        for name, field in cls.model_fields.items()
+    ]
 
 
 def _told(value: Any) -> str:
