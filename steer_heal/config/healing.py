@@ -276,8 +276,9 @@ _PARTS: dict[str, type[Settings]] = {
 class HealThresholds(Settings):
     """Where a round's headline changes; printed with it. Perplexity, answer mass and relevance count relative
     to base's own, `spill` is the largest movement of a foundation off the target over the mean movement of
-    the target's; a target foundation with less than `room` to move in is not counted. Chosen by hand: no
-    report fits them to a model."""
+    the target's; a target foundation with less than `room` to move in is not counted. `facts` is the share of
+    what base knows that is still told, `neutral_kl` nats a token. Chosen by hand: no report fits them to a
+    model."""
 
     mass_collapsed: float = 0.85
     looping_collapsed: float = 0.1
@@ -290,6 +291,8 @@ class HealThresholds(Settings):
     looping_healthy: float = 0.02
     perplexity_healthy: float = 1.5
     relevance_healthy: float = 0.6
+    facts_healthy: float = 0.95
+    neutral_kl_healthy: float = 0.15
 
 
 HEAL_THRESHOLDS = HealThresholds()

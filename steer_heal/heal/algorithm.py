@@ -344,10 +344,10 @@ class _Loop:
         base, steered = self.measured["base"], self._shift(self.first_steered["p"])
         moved = abs(steered) >= LEAST_SHIFT and not self.measures.cannot_answer
         retention = self._shift(found.p) / steered if moved else None
-        said = headline.judge(base, healed, self.trait.target, retention, controls=self.controls)
+        cost = yield from self._live("evaluate", round_, lambda _tick: self.measures.cost.measure())
+        said = headline.judge(base, healed, self.trait.target, retention, controls=self.controls, cost=cost)
         self.said = f"round {round_} {said.sentence()}"
         facts: dict[str, Any] = {"retention": retention, "headline": asdict(said)}
-        cost = yield from self._live("evaluate", round_, lambda _tick: self.measures.cost.measure())
         self.path.append(self._point(healed, round_, cost))
         facts |= cost | {"path": list(self.path)}
         if self.controls is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from steer_heal.config import HEAL_THRESHOLDS, HealThresholds
@@ -39,12 +40,14 @@ def judge(
     retention: float | None,
     thresholds: HealThresholds = HEAL_THRESHOLDS,
     controls: Controls | None = None,
+    cost: Mapping[str, float | None] = MappingProxyType({}),
 ) -> Headline:
     """The first of `ORDER` that holds.
 
     `base`, `healed`: the data of their `profile` events (p, coherence, text). Answer mass counts where both
     have a coherence; nothing but the text does where base has `cannot_answer`. `target`: foundation -> sign.
-    `controls`: what random directions move, where they were measured.
+    `controls`: what random directions move, where they were measured. `cost`: `facts_kept` and `neutral_kl`,
+    likewise.
     """
     limits, text = thresholds, healed["text"]
     said = thresholds.model_dump()
@@ -76,7 +79,7 @@ def judge(
             why = f"the target's foundations did not move towards the trait, {other[0]} moved"
         return Headline("not specific", why, said)
     kept = f"retention {retention:.2f}"
-    if paid := _damages(*health, limits, "healthy"):
+    if paid := [*_damages(*health, limits, "healthy"), *_losses(cost, limits)]:
         return Headline("costly", f"{kept}, but {'; '.join(paid)}", said)
     return Headline("healed", f"{kept}, perplexity {ratio:.2f}x base's own", said)
 
@@ -100,6 +103,14 @@ def _damages(
         f"relevance {about or 0.0:.2f} of base's, below {relevant:g}": about is not None and about < relevant,
     }
     return [why for why, beyond in found.items() if beyond]
+
+
+def _losses(cost: Mapping[str, float | None], limits: HealThresholds) -> list[str]:
+    """What is lost of what has nothing to do with the trait."""
+    facts, kl = cost.get("facts_kept"), cost.get("neutral_kl")
+    lost = [] if facts is None or facts >= limits.facts_healthy else [f"{facts:.0%} of the facts kept"]
+    far = kl is not None and kl > limits.neutral_kl_healthy
+    return [*lost, f"KL from base {kl:.2f} nats a token on neutral prompts"] if far else lost
 
 
 def _spill(

@@ -22,7 +22,7 @@ def random_moves(care):
     return None if care is None else Controls(base, (base | {"Care": care},), None, (1.0,))
 
 
-def word(retention=0.9, thresholds=None, silent=False, random=None, **healed):
+def word(retention=0.9, thresholds=None, silent=False, random=None, facts=0.95, far=0.15, **healed):
     said = judge(
         stage() | {"cannot_answer": silent},
         stage(**{"care": 0.7, "norms": 0.2, **healed}),
@@ -30,6 +30,7 @@ def word(retention=0.9, thresholds=None, silent=False, random=None, **healed):
         retention,
         *([thresholds] if thresholds else []),
         controls=random_moves(random),
+        cost={"facts_kept": facts, "neutral_kl": far},
     )
     assert said.why
     return said.word
@@ -43,6 +44,9 @@ def word(retention=0.9, thresholds=None, silent=False, random=None, **healed):
         ({"looping": 0.03}, "costly"),
         ({"perplexity": 2.2}, "costly"),
         ({"relevance": 0.5}, "costly"),
+        ({"facts": 0.9}, "costly"),
+        ({"far": 0.2}, "costly"),
+        ({"facts": None, "far": None}, "healed"),
         ({"relevance": 0.2}, "collapsed"),
         ({"relevance": None}, "healed"),
         ({"loyalty": 0.6}, "not specific"),
