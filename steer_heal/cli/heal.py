@@ -14,7 +14,7 @@ from steer_heal.records import Agreement, Event
 from steer_heal.runs import events
 from steer_heal.runs.jobs import LocalProcesses, RunFolder, this_process
 from steer_heal.runs.store import Store, StoreBusy
-from steer_heal.runs.store.fold import TEXT
+from steer_heal.runs.store.rows import TEXT
 
 _FACTS = (
     "retention", "kept", "made", "c_star", "seconds", "headline", "retention_interval", "intervals",

@@ -13,7 +13,7 @@ from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.records import Agreement, CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 from steer_heal.runs.events import Chunk
 from steer_heal.runs.store.database import PATIENCE_S, Database, transaction
-from steer_heal.runs.store.fold import ROW_TABLES, TEXT, Fold, fold, new_run
+from steer_heal.runs.store.rows import ROW_TABLES, TEXT, LogRows, new_run, rows_of
 from steer_heal.runs.store.schema import COLUMNS, FORGET, INSERT
 
 Rows = list[dict[str, Any]]
@@ -173,18 +173,18 @@ class Store:
 
 def _take(
     connection: duckdb.DuckDBPyConnection, run_id: str, chunk: Chunk, is_example: bool
-) -> tuple[Fold, int]:
+) -> tuple[LogRows, int]:
     """What the events make of the run as it is known, and how many of them are new."""
     rows = _dicts(connection.execute("SELECT * FROM runs WHERE run_id = ?", [run_id]))
     run = rows[0] if rows else new_run(run_id, is_example)
     run["settings"] = json.loads(run["settings"]) if isinstance(run["settings"], str) else run["settings"]
     seen = run["last_seq"]
-    state = fold(run, chunk.events)
+    state = rows_of(run, chunk.events)
     state.run["log_bytes"] = max(chunk.offset, run["log_bytes"])
     return state, sum(event.seq > seen for event in chunk.events)
 
 
-def _write(connection: duckdb.DuckDBPyConnection, states: Sequence[Fold]) -> None:
+def _write(connection: duckdb.DuckDBPyConnection, states: Sequence[LogRows]) -> None:
     """A statement costs far more than its rows, so each table gets the rows of all runs at once."""
     for state in states:
         if state.forget_after is not None:

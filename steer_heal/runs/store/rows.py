@@ -58,7 +58,7 @@ def new_run(run_id: str, is_example: bool) -> Row:
 
 
 @dataclass(slots=True)
-class Fold:
+class LogRows:
     """The run's row, the rows to write, keyed, and after which round older rows are to be forgotten."""
 
     run: Row
@@ -77,9 +77,9 @@ class Fold:
         self.forget_after = after if self.forget_after is None else min(after, self.forget_after)
 
 
-def fold(run: Row, events: tuple[Event, ...]) -> Fold:
+def rows_of(run: Row, events: tuple[Event, ...]) -> LogRows:
     """Applies the events that `run` has not seen (`seq` above its `last_seq`), in order."""
-    state = Fold(dict(run))
+    state = LogRows(dict(run))
     for event in events:
         if event.seq <= state.run["last_seq"]:
             continue
@@ -95,12 +95,12 @@ def fold(run: Row, events: tuple[Event, ...]) -> Fold:
     return state
 
 
-def _queued(state: Fold, event: Event) -> None:
+def _queued(state: LogRows, event: Event) -> None:
     state.run.update(status="queued", eta=None, message="")
     _describe(state, event)
 
 
-def _describe(state: Fold, event: Event) -> None:
+def _describe(state: LogRows, event: Event) -> None:
     settings = event.data.get("settings")
     if isinstance(settings, Mapping):
         texts = {key: settings[key] for key in _TEXTS if isinstance(settings.get(key), str)}
@@ -116,7 +116,7 @@ def _vignette_set(evaluate: Any) -> str:
     return "classic" if "classic" in name else name
 
 
-def _started(state: Fold, event: Event) -> None:
+def _started(state: LogRows, event: Event) -> None:
     _describe(state, event)
     state.run.update(
         status="running", started_at=event.time, finished_at=None, message="",
@@ -124,7 +124,7 @@ def _started(state: Fold, event: Event) -> None:
     )  # fmt: skip
 
 
-def _resumed(state: Fold, event: Event) -> None:
+def _resumed(state: LogRows, event: Event) -> None:
     after = event.data.get("round")
     after = after if is_index(after) else 0
     state.forget(after)
@@ -138,7 +138,7 @@ def _resumed(state: Fold, event: Event) -> None:
         state.run["retention"] = None
 
 
-def _advance(state: Fold, event: Event, share_of_stage: float) -> None:
+def _advance(state: LogRows, event: Event, share_of_stage: float) -> None:
     stage = str(event.data.get("stage") or state.run["stage"])
     begins = STAGES.get(stage, 0.0)
     ends = min((share for share in STAGES.values() if share > begins), default=1.0)
@@ -150,16 +150,16 @@ def _advance(state: Fold, event: Event, share_of_stage: float) -> None:
         state.run["eta"] = max(0.0, event.time - state.run["anchor_time"]) * (1.0 - share) / gained
 
 
-def _stage(state: Fold, event: Event) -> None:
+def _stage(state: LogRows, event: Event) -> None:
     _advance(state, event, 0.0)
 
 
-def _progress(state: Fold, event: Event) -> None:
+def _progress(state: LogRows, event: Event) -> None:
     total = number(event.data.get("total"))
     _advance(state, event, (number(event.data.get("done")) or 0.0) / total if total else 0.0)
 
 
-def _step(state: Fold, event: Event) -> None:
+def _step(state: LogRows, event: Event) -> None:
     step, total = event.data.get("step"), number(event.data.get("total"))
     if not is_index(step):
         return
@@ -171,7 +171,7 @@ def _step(state: Fold, event: Event) -> None:
         )
 
 
-def _completion(state: Fold, event: Event) -> None:
+def _completion(state: LogRows, event: Event) -> None:
     index = event.data.get("index")
     if not is_index(index):
         return
@@ -184,7 +184,7 @@ def _completion(state: Fold, event: Event) -> None:
     )  # fmt: skip
 
 
-def _profile(state: Fold, event: Event) -> None:
+def _profile(state: LogRows, event: Event) -> None:
     data, stage = event.data, event.data.get("stage")
     if not isinstance(stage, str):
         return
@@ -212,14 +212,14 @@ def _profile(state: Fold, event: Event) -> None:
             )  # fmt: skip
 
 
-def _answers(state: Fold, event: Event) -> None:
+def _answers(state: LogRows, event: Event) -> None:
     prompts, texts, steered = (_list(event.data.get(key)) for key in ("prompts", "texts", "steered"))
     for index, (prompt, text, beside) in enumerate(zip_longest(prompts, texts, steered)):
         answer = {"prompt": _text(prompt), "text": _text(text), "steered": _text(beside) or None}
         state.put("answers", event, (index,), idx=index, **answer)
 
 
-def _round(state: Fold, event: Event) -> None:
+def _round(state: LogRows, event: Event) -> None:
     done = event.round or 0
     keys = ("retention", "kept", "made", "c_star", "seconds")
     values = {key: number(event.data.get(key)) for key in keys}
@@ -233,33 +233,33 @@ def _round(state: Fold, event: Event) -> None:
     state.run.update(round=done, retention=values["retention"], progress=share, message=message)
 
 
-def _finished(state: Fold, event: Event) -> None:
+def _finished(state: LogRows, event: Event) -> None:
     reason = _text(event.data.get("reason"))
     state.run.update(
         status="finished", stage="", progress=1.0, eta=None, finished_at=event.time, message=reason
     )
 
 
-def _failed(state: Fold, event: Event) -> None:
+def _failed(state: LogRows, event: Event) -> None:
     message = _text(event.data.get("message"))
     state.run.update(status="failed", eta=None, finished_at=event.time, message=message)
 
 
-def _cancelled(state: Fold, event: Event) -> None:
+def _cancelled(state: LogRows, event: Event) -> None:
     message = _text(event.data.get("message"))
     state.run.update(status="cancelled", eta=None, finished_at=event.time, message=message)
 
 
-def _interrupted(state: Fold, event: Event) -> None:
+def _interrupted(state: LogRows, event: Event) -> None:
     message = _text(event.data.get("message"))
     state.run.update(status="interrupted", eta=None, finished_at=event.time, message=message)
 
 
-def _paused(state: Fold, event: Event) -> None:
+def _paused(state: LogRows, event: Event) -> None:
     state.run.update(status="paused", eta=None)
 
 
-def _continued(state: Fold, event: Event) -> None:
+def _continued(state: LogRows, event: Event) -> None:
     """The time left counts from here: what was paused through says nothing about it."""
     state.run.update(status="running", anchor_time=event.time, anchor_progress=state.run["progress"])
 
@@ -282,7 +282,7 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-HANDLERS: dict[str, Callable[[Fold, Event], None]] = {
+HANDLERS: dict[str, Callable[[LogRows, Event], None]] = {
     "queued": _queued, "started": _started, "resumed": _resumed, "stage": _stage, "progress": _progress,
     "step": _step, "completion": _completion, "profile": _profile, "answers": _answers, "round": _round,
     "finished": _finished, "failed": _failed, "cancelled": _cancelled, "interrupted": _interrupted,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from steer_heal.records import Event, RunStatus
 from steer_heal.runs.events import plain
-from steer_heal.runs.store.fold import HANDLERS, fold, new_run
+from steer_heal.runs.store.rows import HANDLERS, new_run, rows_of
 
 KINDS = [*HANDLERS, "other"]
 KEYS = [
@@ -42,8 +42,8 @@ event = st.tuples(st.sampled_from(KINDS), st.none() | st.integers(0, 3), data, s
 def apply(
     run: dict[str, Any], tables: dict[str, dict[Any, Any]], events: tuple[Event, ...]
 ) -> dict[str, Any]:
-    """What the store does with a fold."""
-    state = fold(run, events)
+    """What the store does with the rows."""
+    state = rows_of(run, events)
     for name, rows in state.tables.items():
         known = tables.setdefault(name, {})
         if state.forget_after is not None:
@@ -75,6 +75,6 @@ def test_progress_stays_a_share(made: list[Any]) -> None:
     events = tuple(
         Event(seq, time, kind, round_, data) for seq, (kind, round_, data, time) in enumerate(made)
     )
-    run = fold(new_run("r", False), events).run
+    run = rows_of(new_run("r", False), events).run
     assert 0.0 <= run["progress"] <= 1.0
     assert run["status"] in get_args(RunStatus)
