@@ -26,17 +26,19 @@ def relevances(
     completions_ids: Sequence[Sequence[int]],
     own: Sequence[Sequence[float]],
     *,
+    progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[float | None]:
     """Each answer's `filter.relevance`: `own` holds its log-probs after its own prompt, under base.
 
     The others are those of `OTHERS` that are not the answer's own prompt, the same for one answer as for a
-    set. Each is read once. Raises `Stopped` when `stop()` says so.
+    set. Each is read once. `progress` is told how many answers have been read so far, an answer once after
+    each of `OTHERS`. Raises `Stopped` when `stop()` says so.
     """
     fixed = [tuple(lm.encode_chat([user(text)])) for text in OTHERS]
     others = [[ids for ids in fixed if ids != tuple(prompt)] for prompt in prompts_ids]
     found: list[list[list[float]]] = [[] for _ in others]
-    for prompt in fixed:
+    for place, prompt in enumerate(fixed):
         rows = [row for row, ids in enumerate(others) if prompt in ids and completions_ids[row]]
         rows.sort(key=lambda row: len(completions_ids[row]))
         for start in range(0, len(rows), _TOGETHER):
@@ -46,6 +48,8 @@ def relevances(
             read = _logp_after(lm, prompt, [completions_ids[row] for row in some])
             for row, logp in zip(some, read, strict=True):
                 found[row].append(logp)
+            if progress:
+                progress(place * len(others) + start + len(some))
     return [relevance(*row) for row in zip(own, found, strict=True)]
 
 

@@ -20,7 +20,7 @@ from steer_heal.evaluate import text_health, vignette_sets
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.frames import Frames
 from steer_heal.evaluate.logp import text_logp
-from steer_heal.evaluate.relevance import relevances
+from steer_heal.evaluate.relevance import OTHERS, relevances
 from steer_heal.generate import Row, complete
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.cost import Cost
@@ -155,9 +155,17 @@ class Measures:
         """Of every answer, under the base without steering: its tokens' log-probs, and its relevance."""
         prompts = [self._lm.encode_chat([user(row.prompt)]) for row in written]
         ids = [[token.id for token in row.tokens] for row in written]
+        n, total = len(written), (1 + len(OTHERS)) * len(written)
+
+        def read(done: int, _total: int = 0) -> None:
+            if tick:
+                tick(done, total)
+
         with self._stack.off():
-            logps = text_logp(self._lm, prompts, ids, progress=tick, stop=self._stop)
-            about = relevances(self._lm, prompts, ids, logps, stop=self._stop)
+            logps = text_logp(self._lm, prompts, ids, progress=read, stop=self._stop)
+            about = relevances(
+                self._lm, prompts, ids, logps, progress=lambda done: read(n + done), stop=self._stop
+            )
         return list(zip(logps, about, strict=True))
 
     def asked(self, count: int, seed: int, each: int = 1) -> list[str]:
@@ -189,7 +197,7 @@ class Measures:
         prompts = [self.held_prompts[number % len(self.held_prompts)] for number in range(n)]
         seed = seed_of(self._settings.seed, 0, "answers")
         written = self.write(prompts, tick, seed=seed, dose=dose, alphas=(alpha,))
-        scored = self.scored(written)
+        scored = self.scored(written, tick)
         self.own = own = self.own or _own(scored)
         found = text_health.summary(
             [

@@ -35,7 +35,9 @@ def test_an_empty_answer_has_none_and_it_can_be_stopped():
     lm = tiny.shared()
     prompts = [lm.encode_chat([user(text)]) for text in ASKED[:2]]
     own = text_logp(lm, prompts, [[], [40]])
-    assert relevances(lm, prompts, [[], [40]], own)[0] is None
+    told: list[int] = []
+    assert relevances(lm, prompts, [[], [40]], own, progress=told.append)[0] is None
+    assert told == [1, 3]
     assert relevances(lm, [], [], []) == []
     with pytest.raises(Stopped):
         relevances(lm, prompts, [[], [40]], own, stop=lambda: True)
