@@ -31,7 +31,16 @@ from steer_heal.heal.report import report
 from steer_heal.heal.schedule import seed_of, standing, within_reach
 from steer_heal.heal.train import train_round
 from steer_heal.models import LanguageModel, band_layers, user
-from steer_heal.records import Completion, Controls, Event, Profile, RoundFailed, Stopped, trait_shift
+from steer_heal.records import (
+    Completion,
+    Controls,
+    Event,
+    FilterVerdict,
+    Profile,
+    RoundFailed,
+    Stopped,
+    trait_shift,
+)
 from steer_heal.vectors import vector
 from steer_heal.vectors.bridges.extraction import extract
 from steer_heal.vectors.steering import steer
@@ -296,16 +305,17 @@ class _Loop:
         return [*steered, *plain]
 
     def filter(self, round_: int, written: list[Completion]) -> Stage[tuple[list[Text], list[Text]]]:
-        """What reads well enough to learn, of the steered answers and of base's own to plain prompts; every
-        answer leaves an event with its readings and reasons."""
+        """The steered answers that read well enough to learn, and all of base's own to plain prompts, which
+        are learned as they are; every answer leaves an event, with its readings and reasons where it has."""
         yield from self._begin("filter", round_)
-        verdicts = yield from self._live("filter", round_, lambda tick: self.measures.judge(written, tick))
+        n, least = self.settings.data.n_answers, self.settings.data.min_kept
+        judged = yield from self._live("filter", round_, lambda tick: self.measures.judge(written[:n], tick))
+        verdicts = [*judged, *(FilterVerdict(kept=True, scores={}, reasons=()) for _ in written[n:])]
         for index, (row, verdict) in enumerate(zip(written, verdicts, strict=True)):
             shown = {"index": index, "alpha": row.alpha, "prompt": row.prompt, "text": row.text}
             shown |= {"kept": verdict.kept, "scores": verdict.scores, "reasons": list(verdict.reasons)}
             yield "completion", round_, shown
-        n, least = self.settings.data.n_answers, self.settings.data.min_kept
-        return kept_texts(round_, written[:n], verdicts[:n], least), texts(written[n:], verdicts[n:])
+        return kept_texts(round_, written[:n], judged, least), texts(written[n:], verdicts[n:])
 
     def train(self, round_: int, dose: CalibratedVector, kept: list[Text], plain: list[Text]) -> Stage[None]:
         """A fresh adapter learns to say without steering what steering made the student say, and to plain

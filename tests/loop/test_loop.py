@@ -160,6 +160,7 @@ def test_base_answers_plain_prompts_beside_the_steered_ones(tmp_path):
     written = [e.data for e in of_kind(play(tmp_path, fast(rounds=2, data=data), lm=lm), "completion")]
     for of_base in (written[8:11], written[19:]):
         assert {row["alpha"] for row in of_base} == {0.0}
+        assert all(row["kept"] and not row["scores"] for row in of_base)
         assert {row["prompt"] for row in of_base} <= set(lm.material.plain_prompts())
     steered = [row["prompt"] for row in (*written[:8], *written[11:19])]
     assert not {*steered} & set(lm.material.plain_prompts())
