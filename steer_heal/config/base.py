@@ -40,7 +40,8 @@ DEFAULT_BAND = (0.4, 0.6)
 AUTO_FRAME = "auto"
 """The frame whose answers on base agree best with the labels."""
 
-OWN_METHODS = ("mean_diff", "mean_diff_raw", "pca", "replies")
+REPLIES = "replies"
+OWN_METHODS = ("mean_diff", "mean_diff_raw", "pca", REPLIES)
 AUTO = "auto"
 """Instead of a method: the one in `MODEL_METHODS`."""
 MODEL_METHODS = {

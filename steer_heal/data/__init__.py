@@ -243,6 +243,14 @@ def trait(name: str) -> Trait:
     return known[name]
 
 
+def check_replies(trait: Trait) -> None:
+    """Errors: `SettingsError` when the trait has no paired replies, which some methods are made from."""
+    if not trait.replies or not trait.scenes:
+        raise SettingsError(
+            f"The trait {trait.name!r} has no paired replies: write some, or choose the method mean_diff."
+        )
+
+
 def frames() -> tuple[str, ...]:
     """The names of all frames."""
     return tuple(_json(FOLDER / "frames.json"))

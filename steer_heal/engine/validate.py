@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from steer_heal import data, sources
-from steer_heal.config import AUTO_FRAME, HealSettings, SettingsError, changed, decided_method
+from steer_heal.config import AUTO_FRAME, REPLIES, HealSettings, SettingsError, changed, decided_method
 from steer_heal.evaluate import vignette_sets
 
 
@@ -17,7 +17,7 @@ def check(settings: HealSettings, *, loaded: bool = False, files_in: Path | None
 
     Raises: `SettingsError` for an unknown trait, frame or model, or bad vignettes.
     """
-    data.trait(settings.trait)
+    trait = data.trait(settings.trait)
     if settings.evaluate.frame != AUTO_FRAME:
         data.frame(settings.evaluate.frame)
     file = settings.evaluate.vignettes
@@ -30,6 +30,8 @@ def check(settings: HealSettings, *, loaded: bool = False, files_in: Path | None
     if not loaded:
         sources.find(settings.model)
     method = decided_method(settings.extract.method, settings.model)
+    if method == REPLIES:
+        data.check_replies(trait)
     return changed(settings, extract={"method": method})
 
 

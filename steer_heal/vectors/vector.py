@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from steer_heal.config import ExtractSettings, SettingsError, decided_method
+from steer_heal.data import check_replies
 from steer_heal.models import LanguageModel, left_pad, system, user
 from steer_heal.records import Trait
 from steer_heal.vectors.methods import method
@@ -120,10 +121,7 @@ def reply_residuals(
 
     Row n of both is of the same scene and pair, scene by scene. Errors: `SettingsError` without replies.
     """
-    if not trait.replies or not trait.scenes:
-        raise SettingsError(
-            f"The trait {trait.name!r} has no paired replies: write some, or choose the method mean_diff."
-        )
+    check_replies(trait)
     replies = [pair[side] for side in (0, 1) for pair in trait.replies]
     of_scenes = []
     for done, scene in enumerate(trait.scenes, 1):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from steer_heal import models
+from steer_heal import data, models
 from steer_heal.config import (
     DEFAULT_TRAIT,
     DoseRequest,
@@ -270,6 +270,14 @@ def test_bad_requests_are_one_sentence_and_the_engine_goes_on(
 def test_a_run_that_cannot_work_is_not_launched(engine: Engine, wrong: Any, match: str) -> None:
     with pytest.raises(SettingsError, match=match):
         engine.launch(heal_settings(**{"model": "demo", **wrong}))
+    assert all(run.is_example for run in engine.runs.rows())
+
+
+def test_replies_that_a_trait_does_not_have_launch_nothing(engine: Engine, monkeypatch: Any) -> None:
+    bare = replace(data.trait(DEFAULT_TRAIT), replies=())
+    monkeypatch.setattr(data, "trait", lambda _name: bare)
+    with pytest.raises(SettingsError, match="no paired replies: write some, or choose the method mean_diff"):
+        engine.launch(heal_settings(model="demo", extract={"method": "replies"}))
     assert all(run.is_example for run in engine.runs.rows())
 
 
