@@ -31,8 +31,8 @@ EVALUATE = {"n_answers": 100, "n_vignettes": None, "controls": 8}
 """To each held-out prompt one free answer, all vignettes, eight random directions: what the bars are read
 from."""
 
-NEAR = {"tau": 0.05, "lam": 1.0}
-PLAIN = {"divergence": "nll", "epochs": 3}
+NEAR = {"tau": 0.05, "lam": 1.0, "likelihood": 1.0}
+PLAIN = {"divergence": "nll", "likelihood": 1.0}
 EVERYTHING = {
     "max_perplexity_ratio": 1e9,
     "min_relevance_ratio": -1e9,
@@ -44,14 +44,21 @@ CELLS: dict[str, dict[str, Any]] = {
     "default": {},
     "plain NLL": {"train": PLAIN},
     "unsteered text": {"data": {"alphas": (0.0,)}, "train": PLAIN},
-    "writer alone": {"filter": EVERYTHING},
+    "imitation alone": {"train": {"likelihood": 0.0}},
+    "no filter": {"filter": EVERYTHING},
     "full dose again": {"data": {"later": 1.0}},
     "no plain answers": {"data": {"n_plain": 0}},
     "kl_rev, base": {"train": {"divergence": "kl_rev", "reference": "base", **NEAR}},
     "kl_rev, prev": {"train": {"divergence": "kl_rev", "reference": "prev", **NEAR}},
     "known": {
         "filter": PERPLEXITY_ALONE,
-        "train": {"divergence": "kl_rev", "aggregate": "rmse", "reference": "prev", "lam": 0.3},
+        "train": {
+            "divergence": "kl_rev",
+            "aggregate": "rmse",
+            "reference": "prev",
+            "lam": 0.3,
+            "likelihood": 1.0,
+        },
     },
     "kl_fwd, base": {"train": {"divergence": "kl_fwd", "reference": "base", **NEAR}},
     "kl_fwd, prev": {"train": {"divergence": "kl_fwd", "reference": "prev", **NEAR}},

@@ -105,7 +105,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One way: seconds of each step, peak of memory, loss; gradients into `args.gradients`."""
     torch.set_num_threads(args.threads)
     lm = gemma_shape(getattr(torch, args.dtype), args.layers)
-    settings = TrainSettings(divergence=args.divergence, reference="prev", tau=args.tau, batch_size=1)
+    settings = TrainSettings(
+        divergence=args.divergence, reference="prev", likelihood=1.0, tau=args.tau, batch_size=1
+    )
     stack, near = adapted(lm, settings)
     row = example(lm, args.prompt, args.completion)
     objective = Objective.of(lm, stack, settings)
@@ -183,9 +185,10 @@ def update_sizes() -> None:
         stack.fresh(1, settings, seed=0, layers=layers)
         optimizer = torch.optim.AdamW(stack.trainable(), lr=settings.lr, weight_decay=settings.weight_decay)
         with torch.enable_grad():
-            loss_of(Objective.of(lm, stack, settings.model_copy(update={"divergence": "nll"})), [row])[
-                0
-            ].backward()
+            loss_of(
+                Objective.of(lm, stack, settings.model_copy(update={"divergence": "nll", "likelihood": 1.0})),
+                [row],
+            )[0].backward()
         optimizer.step()
         changes, relative = [], []
         for module in lm.model.modules():

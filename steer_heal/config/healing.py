@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from steer_heal.config.base import (
     AUTO_FRAME,
@@ -92,9 +92,9 @@ class FilterSettings(Settings):
 class TrainSettings(Settings):
     """The LoRA on the steered blocks, its update scaled by 2, and its loss.
 
-    With the reference "writer" the loss is D, a divergence of the student from the model that wrote the
-    answer, in nats a token; else it is NLL + lam * relu(D - tau). With "nll" there is no D. What the defaults
-    do on smollm2, which they were tried on: docs/reports/healing.md.
+    loss = likelihood * NLL + lam * relu(D - tau), D being a divergence of the student from the reference, in
+    nats a token; with "nll" there is none. What the defaults do on smollm2, which they were tried on:
+    docs/reports/healing.md.
     """
 
     divergence: Literal["nll", "kl_fwd", "kl_rev"] = Field(
@@ -109,21 +109,27 @@ class TrainSettings(Settings):
         description="The model that D is measured from: the answer's writer (the steered student, or base "
         "where the prompt is plain), the round before, or base.",
     )
-    teacher_alpha: Alpha = Field(
-        default=1.15, description="Dose of the steered writer that is imitated, in units of c*."
+    likelihood: float = Field(
+        default=0.5,
+        ge=0.0,
+        description="Weight of the answers' NLL, taken at the temperature they were drawn at.",
     )
-    lam: float = Field(default=1.0, ge=0.0, description="Slope of the barrier, loss per nat beyond tau.")
+    teacher_alpha: Alpha = Field(
+        default=1.3, description="Dose of the steered writer that is imitated, in units of c*."
+    )
+    lam: float = Field(default=1.0, ge=0.0, description="Weight of D beyond tau.")
     tau: float = Field(default=0.0, ge=0.0, description="D that costs nothing, in nats a token.")
     rank: int = Field(default=8, ge=1, le=256, description="Rank of the LoRA.")
     lr: float = Field(default=1e-3, gt=0.0, le=1.0, description="Highest learning rate of AdamW.")
-    epochs: int = Field(default=2, ge=1, le=100, description="Times that each kept answer is trained on.")
+    epochs: int = Field(default=3, ge=1, le=100, description="Times that each kept answer is trained on.")
     batch_size: int = Field(default=8, ge=1, description="Answers in a step.")
     weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's weight decay.")
 
-    @property
-    def imitates(self) -> bool:
-        """Whether the loss is the divergence from the writer alone."""
-        return self.divergence != "nll" and self.reference == "writer"
+    @model_validator(mode="after")
+    def _teaches(self) -> TrainSettings:
+        if self.likelihood == 0.0 and (self.divergence == "nll" or self.lam == 0.0):
+            raise ValueError("likelihood 0 without a divergence leaves nothing to learn: raise one of them")
+        return self
 
 
 class EvalSettings(Settings):
@@ -214,6 +220,9 @@ def without_retired(document: Any) -> tuple[Any, bool]:
     train = kept.get("train")
     if isinstance(train, dict) and train.get("aggregate") in ("p95", "max"):
         del train["aggregate"]
+    if isinstance(train, dict):
+        imitated = train.get("reference") == "writer" and train.get("divergence") != "nll"
+        train.setdefault("likelihood", 0.0 if imitated else 1.0)
     return kept, kept != document
 
 

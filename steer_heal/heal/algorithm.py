@@ -330,7 +330,10 @@ class _Loop:
         self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)
         taught = dose.coefficients_RL(settings.teacher_alpha * self.share(round_))
         writer = partial(steer, self.lm.blocks, dose.vector.steers, taught)
-        steps = train_round(self.lm, self.stack, examples, settings, seed=seed, steer=writer, stop=self.stop)
+        steps = train_round(
+            self.lm, self.stack, examples, settings, seed=seed, steer=writer,
+            temperature=self.measures.temperature, stop=self.stop,
+        )  # fmt: skip
         for step in steps:
             yield "step", round_, step
 

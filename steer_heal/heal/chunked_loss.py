@@ -25,16 +25,18 @@ def row_losses(
     reference_ND: Tensor | None = None,
     *,
     learn_labels: bool = True,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """(-log p(label), divergence from the reference) of each position, float32 (N,), in nats.
 
     `reference_ND`: the reference's hidden states at the same positions; without them, or for "nll", the
-    divergence is 0. Gradients reach `hidden_ND` alone; those of -log p(label), which cost a product with the
-    output layer, only with `learn_labels`.
+    divergence is 0. `temperature`: of the softmax that gives p(label); the divergence's is 1. Gradients reach
+    `hidden_ND` alone; those of -log p(label), which cost a product with the output layer, only with
+    `learn_labels`.
     """
     if reference_ND is None or divergence == "nll":
         divergence, reference_ND = "nll", None
-    return _Chunked.apply(hidden_ND, labels_N, output, divergence, reference_ND, learn_labels)  # pyright: ignore[reportReturnType]
+    return _Chunked.apply(hidden_ND, labels_N, output, divergence, reference_ND, learn_labels, temperature)  # pyright: ignore[reportReturnType]
 
 
 class _Chunked(torch.autograd.Function):
@@ -53,6 +55,7 @@ class _Chunked(torch.autograd.Function):
         divergence: str,
         reference_ND: Tensor | None,
         learn_labels: bool,
+        temperature: float,
     ) -> tuple[Tensor, Tensor]:
         n, wanted = len(hidden_ND), ctx.needs_input_grad[0]
         nll_N, d_N = (torch.zeros(n, device=hidden_ND.device) for _ in range(2))
@@ -64,9 +67,9 @@ class _Chunked(torch.autograd.Function):
             for part in blocks(chunk.logits_CV):
                 at = slice(rows.start + part.start, rows.start + part.stop)
                 if chunk.reference_CV is None:
-                    nll_N[at] = chunk.predict(part, labels_N[at], wanted)
+                    nll_N[at] = chunk.predict(part, labels_N[at], temperature, wanted)
                 else:
-                    nll_N[at], d_N[at] = chunk.compare(part, labels_N[at], divergence)
+                    nll_N[at], d_N[at] = chunk.compare(part, labels_N[at], temperature, divergence)
             for slope_ND, index in zip(slopes, ctx.learned, strict=True):
                 slope_ND[rows] = chunk.back(chunk.written[index])
             del chunk
@@ -74,12 +77,12 @@ class _Chunked(torch.autograd.Function):
         return nll_N, d_N
 
     @staticmethod
-    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, *slopes = ctx.saved_tensors
         whole_ND = torch.zeros_like(hidden_ND, dtype=torch.float32)
         for slope_ND, index in zip(slopes, ctx.learned, strict=True):
             whole_ND += slope_ND * by[index][:, None]
-        return whole_ND.to(hidden_ND.dtype), None, None, None, None, None
+        return whole_ND.to(hidden_ND.dtype), *[None] * 6
 
 
 @dataclass(frozen=True)
@@ -107,19 +110,25 @@ class _Chunk:
         """The logits, then the reference's where there are any."""
         return [self.logits_CV] if self.reference_CV is None else [self.logits_CV, self.reference_CV]
 
-    def predict(self, part: slice, labels_B: Tensor, slopes: bool) -> Tensor:
+    def predict(self, part: slice, labels_B: Tensor, temperature: float, slopes: bool) -> Tensor:
         """NLL of some rows; with `slopes` the NLL's instead of the logits."""
-        nll_B, _, p_BV = losses.softmax_nll(self.logits_CV[part].float(), labels_B)
+        cool_BV = self.logits_CV[part].float().div_(temperature)
+        nll_B, _, p_BV = losses.softmax_nll(cool_BV, labels_B)
         if slopes:
-            self.logits_CV[part] = losses.nll_slopes(p_BV, labels_B)
+            self.logits_CV[part] = losses.nll_slopes(p_BV, labels_B, temperature)
         return nll_B
 
-    def compare(self, part: slice, labels_B: Tensor, divergence: str) -> tuple[Tensor, Tensor]:
+    def compare(
+        self, part: slice, labels_B: Tensor, temperature: float, divergence: str
+    ) -> tuple[Tensor, Tensor]:
         """NLL and divergence of some rows; their slopes instead of the logits and the reference's."""
         ours_BV, theirs_BV = (logits_CV[part].float() for logits_CV in self.written)
+        cool_BV = None if temperature == 1.0 else ours_BV / temperature
         compared = losses.SOFTMAX_DIVERGENCES[divergence](ours_BV, theirs_BV, labels_B)
         nll_B, d_B, p_BV, slopes_BV = compared
-        self.written[0][part] = losses.nll_slopes(p_BV, labels_B)
+        if cool_BV is not None:
+            nll_B, _, p_BV = losses.softmax_nll(cool_BV, labels_B)
+        self.written[0][part] = losses.nll_slopes(p_BV, labels_B, temperature)
         self.written[1][part] = slopes_BV
         return nll_B, d_B
 

@@ -1,7 +1,8 @@
 """The training loss as pure functions of tensors.
 
-loss = NLL on the completion + lam * relu(D - tau), where D is a divergence of the student from its reference
-(nats per token) aggregated over positions: a barrier, so that moving is free up to tau and costly beyond it.
+loss = w * NLL on the completion + lam * relu(D - tau), where D is a divergence of the student from its
+reference (nats per token) aggregated over positions; with tau above 0 it is a barrier, so that moving is free
+up to tau and costly beyond it.
 Everything is computed in float32, whatever the logits' type. Shapes: B rows, T tokens, V vocabulary, N any
 number of positions.
 """
@@ -58,10 +59,11 @@ SOFTMAX_DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Tensor], Compared]] = {
 }
 
 
-def nll_slopes(p_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """d nll / d logits at each position: p - onehot(label), written over p."""
+def nll_slopes(p_NV: Tensor, labels_N: Tensor, temperature: float = 1.0) -> Tensor:
+    """d nll / d logits at each position, p being softmax(logits / temperature): (p - onehot(label)) /
+    temperature, written over p."""
     p_NV[torch.arange(len(labels_N), device=labels_N.device), labels_N] -= 1.0
-    return p_NV
+    return p_NV if temperature == 1.0 else p_NV.div_(temperature)
 
 
 def mean(d_N: Tensor) -> Tensor:

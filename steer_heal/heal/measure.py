@@ -149,6 +149,12 @@ class Measures:
         )
         return complete(self._lm, rows, directions_LD, sample, stop=self._stop, progress=tick)
 
+    @property
+    def temperature(self) -> float:
+        """At which the answers are drawn; 1 where they are greedy."""
+        asked = self._settings.data.temperature
+        return (self._lm.sampling.temperature if asked is None else asked) or 1.0
+
     def scored(
         self, written: Sequence[Completion], tick: Tick | None = None
     ) -> list[tuple[list[float], float | None]]:

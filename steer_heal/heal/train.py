@@ -1,17 +1,17 @@
 """One round of training.
 
-Either the student imitates the model that wrote each answer, token by token,
+    loss = w * NLL(answer | prompt) + lam * relu(D(student, reference) - tau)
 
-    loss = D(student, writer)
+D is a divergence over the answer's positions, the prompt without steering. With the answer's writer as the
+reference and tau = 0 the student imitates it token by token, and the likelihood says which of its answers it
+should give: those that passed the filter. As they were drawn at a temperature T, NLL is that of
+softmax(logits / T); at T = 1 it would teach the student to be as sure as the drawing was. With the round
+before or base as the reference, and tau above 0, D is a barrier that holds the likelihood back.
 
-or it learns the answers as they are, held back by a barrier:
-
-    loss = NLL(answer | prompt) + lam * relu(D(student, reference) - tau)
-
-D is a divergence over the answer's positions, the prompt without steering. The reference's states are
-computed without gradient before the student's forward pass; forward, loss and backward all happen under the
-same active adapters. Source of the first: Hinton et al., 2015, arXiv:1503.02531; of learning without a prompt
-what a model does with it: Askell et al., 2021, arXiv:2112.00861 (context distillation).
+The reference's states are computed without gradient before the student's forward pass; forward, loss and
+backward all happen under the same active adapters. Source of imitation: Hinton et al., 2015,
+arXiv:1503.02531; of learning without a prompt what a model does with it: Askell et al., 2021,
+arXiv:2112.00861 (context distillation).
 """
 
 from __future__ import annotations
@@ -50,14 +50,21 @@ class Objective:
     output: OutputLayer
     reference: Reference
     frozen: FrozenPrefix
+    temperature: float = 1.0
 
     @classmethod
     def of(
-        cls, lm: LanguageModel, stack: AdapterStack, settings: TrainSettings, steer: Steer = nullcontext
+        cls,
+        lm: LanguageModel,
+        stack: AdapterStack,
+        settings: TrainSettings,
+        steer: Steer = nullcontext,
+        temperature: float = 1.0,
     ) -> Objective:
-        """For one round, the adapter that it trains being on; `steer` as in `train_round`."""
+        """For one round, the adapter that it trains being on; `steer`, `temperature` as in `train_round`."""
         frozen = FrozenPrefix(lm, first_trained(lm, stack))
-        return cls(lm, settings, OutputLayer(lm), Reference(lm, stack, settings, frozen, steer), frozen)
+        reference = Reference(lm, stack, settings, frozen, steer)
+        return cls(lm, settings, OutputLayer(lm), reference, frozen, temperature)
 
 
 def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dict[str, float]]:
@@ -65,24 +72,27 @@ def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dic
     lm, settings = objective.lm, objective.settings
     reference_ND = objective.reference.hidden(batch)
     hidden_ND = hidden_states(lm, batch, objective.frozen)
-    asked = (labels(batch, lm.device), settings.divergence, reference_ND)
-    nll_N, d_N = row_losses(objective.output, hidden_ND, *asked, learn_labels=not settings.imitates)
+    nll_N, d_N = row_losses(
+        objective.output, hidden_ND, labels(batch, lm.device), settings.divergence, reference_ND,
+        learn_labels=settings.likelihood > 0.0, temperature=objective.temperature,
+    )  # fmt: skip
     nll, divergence = nll_N.mean(), losses.AGGREGATES[settings.aggregate](d_N)
     barrier = losses.barrier(divergence, settings.lam, settings.tau)
-    loss = divergence if settings.imitates else nll + barrier
+    loss = settings.likelihood * nll + barrier
     parts = {"loss": loss, "nll": nll, "divergence": divergence, "barrier": barrier}
     return loss, {name: float(value.detach()) for name, value in parts.items()}
 
 
 @torch.no_grad()
-def held_out_nll(
-    lm: LanguageModel, held: Sequence[Example], size: int, frozen: FrozenPrefix | None = None
-) -> float:
+def held_out_nll(objective: Objective, held: Sequence[Example]) -> float:
     """NLL in nats per token over the held-out completions."""
-    output, total, count = OutputLayer(lm), 0.0, 0
+    lm, size, total, count = objective.lm, objective.settings.batch_size, 0.0, 0
     for start in range(0, len(held), size):
         batch = held[start : start + size]
-        nll_N, _ = row_losses(output, hidden_states(lm, batch, frozen), labels(batch, lm.device))
+        hidden_ND = hidden_states(lm, batch, objective.frozen)
+        nll_N, _ = row_losses(
+            objective.output, hidden_ND, labels(batch, lm.device), temperature=objective.temperature
+        )
         total += float(nll_N.sum())
         count += len(nll_N)
     return total / count
@@ -96,20 +106,22 @@ def train_round(
     *,
     seed: int,
     steer: Steer = nullcontext,
+    temperature: float = 1.0,
     stop: Stop | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train the adapter that `stack` has in training; yields after every optimizer step.
 
     Each item holds step, total, loss and its parts, lr, and at each epoch's end held_out_nll. The order of
     the examples and what is held out come from `seed` alone. `steer` makes the writer of the steered answers
-    from the round before; it may not act beneath the first block that is trained. Errors: `RoundFailed`
-    without examples or when the loss is not finite; `Stopped` between two steps when `stop()` says so.
+    from the round before; it may not act beneath the first block that is trained. `temperature`: at which the
+    answers were drawn. Errors: `RoundFailed` without examples or when the loss is not finite; `Stopped`
+    between two steps when `stop()` says so.
     """
     examples = [example for example in examples if example.completion_ids]
     if not examples:
         raise RoundFailed("There are no completions to train on.")
     trained, held = split(examples, seed)
-    objective = Objective.of(lm, stack, settings, steer)
+    objective = Objective.of(lm, stack, settings, steer, temperature)
     objective.output.check(trained[0])
     parameters = stack.trainable()
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -128,7 +140,7 @@ def train_round(
                     f"The loss is not finite at step {step} of {total}: lower the learning rate."
                 )
             if index + 1 == len(epoch) and held:
-                parts["held_out_nll"] = held_out_nll(lm, held, settings.batch_size, objective.frozen)
+                parts["held_out_nll"] = held_out_nll(objective, held)
             yield {"step": step, "total": total, "lr": rate, **parts}
 
 

@@ -38,7 +38,9 @@ def step(lm, stack, settings):
 @pytest.mark.parametrize("divergence", ["nll", "kl_rev", "kl_fwd"])
 @pytest.mark.parametrize("arch", tiny.ARCHS)
 def test_folded_history_is_as_if_merged(arch, divergence):
-    settings = TrainSettings(rank=2, divergence=divergence, reference="prev", lam=0.7, tau=0.0)
+    settings = TrainSettings(
+        rank=2, divergence=divergence, reference="prev", likelihood=1.0, lam=0.7, tau=0.0
+    )
     folded_lm = tiny.language_model(arch, n_layers=2)
     folded = AdapterStack(folded_lm)
     for round_ in (1, 2):
@@ -72,7 +74,7 @@ def test_folded_history_is_as_if_merged(arch, divergence):
 
 def test_history_matters_to_the_gradient():
     """The trap: backward under weights without the history gives other gradients, silently."""
-    settings = TrainSettings(rank=2, divergence="nll")
+    settings = TrainSettings(rank=2, divergence="nll", likelihood=1.0)
     lm = tiny.language_model("llama", n_layers=2)
     stack = AdapterStack(lm)
     stack.fresh(1, settings, seed=1)

@@ -10,7 +10,7 @@ from tests.rounds import short_examples
 
 SETTINGS = TrainSettings(
     divergence="kl_rev", aggregate="rmse", reference="prev", lam=0.3, tau=0.2,
-    rank=2, epochs=3, batch_size=3, lr=1e-2,
+    likelihood=1.0, rank=2, epochs=3, batch_size=3, lr=1e-2,
 )  # fmt: skip
 LAYERS = [2, 3]
 

@@ -8,9 +8,10 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cross_entropy
 
-from steer_heal.config import SettingsError, TrainSettings
+from steer_heal.config import SettingsError, TrainSettings, heal_settings
 from steer_heal.heal import (
     Example,
+    Objective,
     OutputLayer,
     Reference,
     held_out_nll,
@@ -45,9 +46,9 @@ def test_hidden_states_predict_the_completions(lm):
 
 @pytest.mark.parametrize("divergence", ["nll", "kl_fwd", "kl_rev"])
 @pytest.mark.parametrize("cap", [None, 2.0])
-@pytest.mark.parametrize("learn_labels", [True, False])
+@pytest.mark.parametrize(("learn_labels", "temperature"), [(True, 1.0), (True, 0.7), (False, 1.0)])
 def test_losses_in_chunks_are_those_of_whole_logits_and_so_are_their_gradients(
-    lm, divergence, cap, learn_labels
+    lm, divergence, cap, learn_labels, temperature
 ):
     lm.config.final_logit_softcapping = cap
     output = OutputLayer(lm)
@@ -61,10 +62,12 @@ def test_losses_in_chunks_are_those_of_whole_logits_and_so_are_their_gradients(
         with torch.enable_grad():
             if chunked:
                 asked = (labels_N, divergence, reference_ND)
-                nll_N, d_N = row_losses(output, student_ND, *asked, learn_labels=learn_labels)
+                nll_N, d_N = row_losses(
+                    output, student_ND, *asked, learn_labels=learn_labels, temperature=temperature
+                )
             else:
                 logits_NV = output(student_ND)
-                nll_N = cross_entropy(logits_NV, labels_N, reduction="none")
+                nll_N = cross_entropy(logits_NV / temperature, labels_N, reduction="none")
                 student, reference = Categorical(logits=logits_NV), Categorical(logits=output(reference_ND))
                 pair = (reference, student) if divergence == "kl_fwd" else (student, reference)
                 d_N = torch.zeros(8) if divergence == "nll" else kl_divergence(*pair)
@@ -121,8 +124,11 @@ def test_reference_base_ignores_the_history(lm, examples):
 
 def test_held_out_nll_weighs_tokens_alike(lm):
     rows = [Example((2, 30), (40,)), Example((2, 31), (41, 42, 43))]
-    apart = [held_out_nll(lm, [row], 1) for row in rows]
-    assert_near(held_out_nll(lm, rows, 2), (apart[0] + 3 * apart[1]) / 4, model_rounding(lm))
+    stack = AdapterStack(lm)
+    stack.fresh(1, SETTINGS, seed=0)
+    objective = Objective.of(lm, stack, SETTINGS)
+    apart = [held_out_nll(objective, [row]) for row in rows]
+    assert_near(held_out_nll(objective, rows), (apart[0] + 3 * apart[1]) / 4, model_rounding(lm))
 
 
 def test_the_writer_of_a_steered_answer_is_the_steered_history_and_of_a_plain_one_the_base(lm, examples):
@@ -145,9 +151,15 @@ def test_the_writer_of_a_steered_answer_is_the_steered_history_and_of_a_plain_on
     assert not torch.equal(steered, Reference(lm, stack, settings).hidden([asked]))
 
 
+def test_a_loss_of_nothing_is_refused():
+    for train in ({"divergence": "nll", "likelihood": 0}, {"lam": 0, "likelihood": 0}):
+        with pytest.raises(SettingsError, match="nothing to learn"):
+            heal_settings(model="demo", train=train)
+
+
 def test_a_student_that_imitates_comes_nearer_to_the_writer(lm, examples):
     directions_LD, matrix_BL = torch.ones(lm.n_layers, lm.width), coefficients(lm.n_layers, [1], 0.5)
-    settings = TrainSettings(rank=4, lr=1e-2, epochs=4)
+    settings = TrainSettings(rank=4, lr=1e-2, epochs=4, likelihood=0.0)
     stack = AdapterStack(lm)
     stack.fresh(1, settings, seed=0)
     how = partial(steer, lm.blocks, directions_LD, matrix_BL)
