@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear
 from torch import Tensor
 
 from steer_heal.config import DEMO, SMOLLM2, TrainSettings
@@ -192,11 +192,8 @@ def update_sizes() -> None:
         optimizer.step()
         changes, relative = [], []
         for module in lm.model.modules():
-            if isinstance(module, LoraLayer) and module.active_adapters:
-                weight, change = (
-                    module.get_base_layer().weight,
-                    module.get_delta_weight(module.active_adapters[0]),
-                )
+            if isinstance(module, Linear):
+                weight, change = module.weight, module.get_delta_weight(module.active_adapters[0])
                 changes.append(change.norm().item() / math.sqrt(len(weight)))
                 relative.append((change.norm() / weight.norm()).item())
         stack.unload()
