@@ -17,13 +17,7 @@ from steer_heal.heal.progress import live
 from steer_heal.records import Agreement, Controls, Stopped
 from steer_heal.runs.events import EventLog, plain, read
 from tests import tiny
-
-OPEN = {
-    "max_perplexity_ratio": 1e9,
-    "min_relevance_ratio": -1e9,
-    "max_repetition": 1.0,
-    "min_variety": 0.0,
-}
+from tests.rounds import OPEN
 
 
 def fast(**more):
@@ -302,22 +296,6 @@ def test_the_base_is_bit_identical_after_a_run(tmp_path):
     assert torch.equal(lm.model(ids).logits, before)
     assert dict(lm.model.named_modules()) == modules
     assert not [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
-
-
-def test_a_starved_round_says_which_filter_ate_the_data(tmp_path):
-    play(tmp_path, fast(rounds=1))
-    hungry = fast(
-        filter={**OPEN, "max_perplexity_ratio": 1e-9},
-        data={"n_answers": 8, "n_plain": 0, "max_new_tokens": 8, "min_kept": 5},
-    )
-    events = play(tmp_path, hungry, start_round=1, earlier=read(tmp_path / "events.jsonl").events)
-    assert events[-1].kind == "failed"
-    message = events[-1].data["message"]
-    assert "Round 2 starved" in message
-    assert "perplexity 8" in message
-    assert len(of_kind(events, "completion")) == 8
-    assert (tmp_path / "adapters" / "round-1" / "adapter_model.safetensors").is_file()
-    assert not (tmp_path / "adapters" / "round-2").exists()
 
 
 def test_bad_settings_are_told_before_anything_is_written(tmp_path):

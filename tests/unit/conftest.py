@@ -13,14 +13,25 @@ import pytest
 
 from steer_heal import generate, models, sources
 from steer_heal.cli import main
-from steer_heal.engine import answer_batch
+from steer_heal.engine import Engine, answer_batch
 from steer_heal.heal import Example
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
 from tests import tiny
+from tests.crowd import request
 from tests.jobs import COMMAND
 from tests.rounds import short_examples
 from tests.runs import write_run
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """On a tiny model whose answers are as long as asked for; its vector and c* are measured already."""
+    folder = tmp_path_factory.mktemp("engine")
+    made = Engine(lm=tiny.endless(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
+    list(made.steer(request("warm"), session="warm"))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -26,11 +26,7 @@ def sampling(**said):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    lm = tiny.language_model("llama")
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return folder
+    return tiny.save(tiny.language_model("llama"), tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

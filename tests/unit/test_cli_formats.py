@@ -74,10 +74,8 @@ def test_what_is_not_here_or_unknown_is_said(run: Any, here: Any) -> None:
 
 def test_a_run_is_merged_with_its_card(run: Any, here: Any) -> None:
     lm = tiny.language_model("gemma3")
-    lm.model.save_pretrained(here / "base")
-    lm.tokenizer.save_pretrained(here / "base")
     folder = here / "runs" / "run-1"
-    settings = heal_settings(model=str(here / "base"), rounds=1)
+    settings = heal_settings(model=tiny.save(lm, here / "base"), rounds=1)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(settings.model_dump_json())
     log = EventLog(folder / "events.jsonl")

@@ -20,6 +20,7 @@ from steer_heal.config import SettingsError
 from steer_heal.models import convert, find, load, prepare, user
 from tests import gguf_files, tiny
 from tests.close import assert_near, model_rounding
+from tests.tiny import logits
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,6 @@ def broken(written: Path, tmp_path: Path) -> Any:
         return str(file)
 
     return change
-
-
-def logits(lm: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return lm.model(input_ids=torch.tensor([[2, 4, 9, 30]])).logits
 
 
 def left(home: Path) -> list[str]:

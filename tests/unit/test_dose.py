@@ -11,7 +11,6 @@ from steer_heal.evaluate.choice import evaluate
 from steer_heal.models import band_layers, user
 from steer_heal.records import Agreement, Calibration, DoseRow, Profile, Stopped, trait_shift
 from steer_heal.vectors.steering import coefficients
-from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding, nats
 from tests.unit.test_cloze import CLOZE
@@ -27,18 +26,8 @@ def lm():
 @pytest.fixture
 def setting(lm):
     """vector, vignettes, frame, prompts"""
-    generator = torch.Generator().manual_seed(2)
-    directions_LD = torch.nn.functional.normalize(
-        torch.randn(lm.n_layers, lm.width, generator=generator), dim=1
-    )
-    ones_L = torch.ones(lm.n_layers)
     prompts = [lm.encode_chat([user(text)]) for text in ("Hello there.", "What is it?")]
-    return (
-        SteeringVector(directions_LD, ones_L, ones_L, {}),
-        lm.material.vignettes(limit=2),
-        data.frame("choice"),
-        prompts,
-    )
+    return tiny.vector(lm, seed=2), lm.material.vignettes(limit=2), data.frame("choice"), prompts
 
 
 def request(**more):

@@ -23,7 +23,7 @@ from steer_heal.heal.adapters import AdapterStack
 from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
-from tests.rounds import SETTINGS
+from tests.rounds import SETTINGS, shake
 
 
 @pytest.fixture
@@ -110,9 +110,7 @@ def test_reference_base_ignores_the_history(lm, examples):
     stack = AdapterStack(lm)
     base = hidden_states(lm, examples[:2]).detach()
     stack.fresh(1, SETTINGS, seed=0)
-    with torch.no_grad():
-        for parameter in stack.trainable():
-            parameter.add_(0.1)
+    shake(stack, size=0.1)
     stack.fold()
     student = hidden_states(lm, examples[:2]).detach()
     stack.fresh(2, SETTINGS, seed=0)
@@ -137,9 +135,7 @@ def test_the_writer_of_a_steered_answer_is_the_steered_history_and_of_a_plain_on
     stack = AdapterStack(lm)
     base = hidden_states(lm, [plain]).detach()
     stack.fresh(1, SETTINGS, seed=0)
-    with torch.no_grad():
-        for parameter in stack.trainable():
-            parameter.add_(0.1)
+    shake(stack, size=0.1)
     stack.fold()
     with steer(lm.blocks, directions_LD, matrix_BL):
         steered = hidden_states(lm, [asked]).detach()

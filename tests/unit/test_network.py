@@ -8,17 +8,6 @@ from tests import tiny
 from tests.close import assert_near, model_rounding
 
 
-@pytest.mark.parametrize("arch", tiny.ARCHS)
-def test_rotary_tables_are_the_models_whichever_was_asked_for_first(arch):
-    lm = tiny.shared(arch)
-    like, net = torch.zeros(1), Network(lm)
-    longest = Network(lm).rotary(90, like)
-    for n in (5, 90, 7):
-        for name, table in net.rotary(n, like).items():
-            assert torch.equal(table.cos_N1d, longest[name].cos_N1d[:n])
-            assert torch.equal(table.sin_N1d, longest[name].sin_N1d[:n])
-
-
 @pytest.mark.parametrize("n", [1, 9, 48, 49])
 def test_a_shared_output_layer_gives_the_same_by_either_product(n):
     lm = tiny.language_model("gemma3")

@@ -50,7 +50,8 @@ def test_it_is_known_where_input_goes(pair):
 def test_it_extracts_and_steers_as_the_whole_one(pair):
     whole = pair[0]
     made, other = (vectors.extract(lm, TRAIT, CONTEXTS, ExtractSettings(batch_size=2)) for lm in pair)
-    assert_near(other.differences_LD, made.differences_LD, model_rounding(whole), made.residual_norms_L)
+    raw, other_raw = (one.directions_LD * one.norms_L[:, None] for one in (made, other))
+    assert_near(other_raw, raw, model_rounding(whole), made.residual_norms_L)
     prompt = tuple(whole.encode_chat([user("hi there")]))
     rows = [Row(prompt), Row(prompt, coefficients(4, (1, 2), 3.0)[0], shadow=True)]
     sample = SampleSettings(max_new_tokens=8, greedy=True)
@@ -92,8 +93,8 @@ def test_one_card_where_it_fits_and_all_where_it_does_not(monkeypatch, tmp_path)
 
 def test_bfloat16_is_widened_only_on_a_processor_that_imitates_it(monkeypatch, tmp_path):
     lm = tiny.language_model()
-    lm.model.bfloat16().save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
+    lm.model.bfloat16()
+    tiny.save(lm, tmp_path)
     able = {"avx512_bf16": False, "amx_bf16": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert load(str(tmp_path), device="cpu").dtype == torch.float32
@@ -108,10 +109,8 @@ def test_bfloat16_is_widened_only_on_a_processor_that_imitates_it(monkeypatch, t
 
 
 def test_loading_tells_what_it_does(tmp_path):
-    lm, said = tiny.language_model(), []
-    lm.model.save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
-    load(str(tmp_path), device="cpu", progress=said.append)
+    said = []
+    load(tiny.save(tiny.language_model(), tmp_path), device="cpu", progress=said.append)
     assert said == ["reading 0.0 GiB of weights onto cpu"]
 
 

@@ -14,21 +14,11 @@ from steer_heal.records import Agreement
 from steer_heal.runs import events
 from steer_heal.runs.events import Chunk, EventLog
 from steer_heal.runs.store import Store
-from steer_heal.runs.store.schema import INSERT, MIGRATIONS
+from steer_heal.runs.store.rows import ROW_TABLES
+from steer_heal.runs.store.schema import MIGRATIONS
 from tests.runs import play_round, profile, start, write_run
 
-TABLES = (
-    "runs",
-    "events",
-    "rounds",
-    "profiles",
-    "vignette_scores",
-    "completions",
-    "answers",
-    "steps",
-    "moral_map",
-    "controls",
-)
+TABLES = ("runs", "events", *ROW_TABLES, "moral_map", "controls")
 
 
 def tables(store: Store) -> dict[str, list[Any]]:
@@ -244,12 +234,8 @@ def test_a_store_of_before_keeps_its_rows_and_gains_the_columns(
     store: Store, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = MIGRATIONS[: next(i for i, sql in enumerate(MIGRATIONS) if "agreement" in sql)]
-    profiles, answers = INSERT["profiles"], INSERT["answers"]
     with monkeypatch.context() as before:
         before.setattr("steer_heal.runs.store.database.MIGRATIONS", older)
-        known = profiles[: profiles.index(', "agreement": "DOUBLE"')] + "}]'), recursive := true))"
-        before.setitem(INSERT, "profiles", known)
-        before.setitem(INSERT, "answers", answers.replace(', "steered": "VARCHAR"', ""))
         store.ingest("r1", events.read(log))
     again = Store(store.path)
     again.ingest("r1", events.read(log))
