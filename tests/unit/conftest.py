@@ -24,11 +24,18 @@ from tests.rounds import short_examples
 from tests.runs import write_run
 
 
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of all who do not test caches: a vector, a c*, a frame's worth are measured once."""
+    return tmp_path_factory.mktemp("measured")
+
+
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(tmp_path_factory: pytest.TempPathFactory, measured: Path) -> Iterator[Engine]:
     """On a tiny model whose answers are as long as asked for; its vector and c* are measured already."""
     folder = tmp_path_factory.mktemp("engine")
-    made = Engine(lm=tiny.endless(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
+    places = {"runs_dir": folder / "runs", "db": folder / "runs.duckdb", "cache_dir": measured}
+    made = Engine(lm=tiny.endless(), **places)
     list(made.steer(request("warm"), session="warm"))
     yield made
     made.close()
@@ -45,9 +52,10 @@ def jobs(tmp_path: Path) -> Iterator[LocalProcesses]:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every command runs in an empty folder, and `tiny` is a model."""
+def here(tmp_path: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every command runs in a folder that is empty but for the cache, and `tiny` is a model."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").symlink_to(measured)
     load, find = models.load, sources.find
     monkeypatch.setattr(sources, "find", lambda name: find("demo" if name == "tiny" else name))
     monkeypatch.setattr(

@@ -1,6 +1,7 @@
 """Nothing that was kept is used once anything that decides it has changed."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -221,29 +222,21 @@ def base_of(engine):
 
 def test_a_kept_base_answer_is_of_the_weights_as_they_are(tmp_path):
     lm = tiny.language_model("llama")
-    engine = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
-    try:
+    places = {"runs_dir": tmp_path / "runs", "db": tmp_path / "runs.duckdb"}
+    with closing(Engine(lm=lm, **places)) as engine:
         before = base_of(engine)
         assert base_of(engine) == before
         with torch.no_grad():
             lm.blocks[0].mlp.down_proj.weight.mul_(-1.0)
         changed = base_of(engine)
-    finally:
-        engine.close()
     assert changed != before
-    fresh = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
-    try:
+    with closing(Engine(lm=lm, **places)) as fresh:
         assert base_of(fresh) == pytest.approx(changed, rel=1e-4)
-    finally:
-        fresh.close()
 
 
 def test_a_repaired_folder_is_read_anew(folder, tmp_path):
-    engine = Engine(str(folder), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
-    try:
+    with closing(Engine(str(folder), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")) as engine:
         before = base_of(engine)
         repair_template(folder)
         engine.use(str(folder))
         assert base_of(engine) != before
-    finally:
-        engine.close()
