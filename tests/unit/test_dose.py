@@ -78,12 +78,6 @@ def test_profiles_are_those_of_the_steered_model(lm, setting):
     assert_near(one.trait_shift, shift, model_rounding(lm), log_p(wanted))
 
 
-def test_without_prompts_there_is_no_text(lm, setting):
-    found = sweep(lm, (*setting[:3], []), request(alphas=(1.0,)))[0]
-    assert (found.perplexity, found.repetition, found.kl_p95, found.sample) == (None, None, None, "")
-    assert (found.verdict, found.relevance) == (None, None)
-
-
 @pytest.mark.parametrize(("fit", "batches"), [(48, [1, 9]), (4, [1, 4, 4, 1])])
 def test_doses_go_through_the_same_passes_as_far_as_memory_allows(lm, setting, monkeypatch, fit, batches):
     written, shares = [], []

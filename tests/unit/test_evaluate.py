@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from steer_heal.evaluate import questions
 from steer_heal.evaluate.choice import Answer, evaluate, profile, score
 from steer_heal.evaluate.logp import text_logp
 from steer_heal.evaluate.questions import answer_ids
+from steer_heal.evaluate.relevance import OTHERS, relevances
 from steer_heal.models import user
-from steer_heal.records import Stopped, Vignette, trait_shift
+from steer_heal.records import Stopped, Vignette
 from steer_heal.vectors.steering import coefficients
 from tests import tiny
-from tests.close import assert_near, log_p, model_rounding
+from tests.close import assert_near, log_p, model_rounding, nats
 
 FRAME = Frame("test", "{text} One of: {options}.", FOUNDATIONS, '{"answer": "')
 LONG = replace(FRAME, options=("yes", "yesno", "no", "Care", "maybe", "x", "zebra"))
@@ -145,12 +147,6 @@ def test_scores_average_log_probs_over_the_orders(few):
     assert got.order_tv == pytest.approx(0.6)
 
 
-def test_trait_shift_adds_what_the_target_names():
-    base, moved = dict.fromkeys(FOUNDATIONS, 0.1), dict.fromkeys(FOUNDATIONS, 0.1)
-    moved["Care"], moved["SocialNorms"], moved["Liberty"] = 0.3, 0.05, 0.9
-    assert trait_shift(moved, base, {"Care": 1, "SocialNorms": -1}) == pytest.approx(0.25)
-
-
 def test_bad_calls_and_stopping(lm, few):
     with pytest.raises(SettingsError, match="no vignettes"):
         evaluate(lm, [], FRAME)
@@ -183,3 +179,35 @@ def test_text_logp_in_slices_is_the_same(lm, monkeypatch):
     assert text_logp(lm, [[2, 40]], [[70, 71, 72]]) == whole
     with pytest.raises(Stopped):
         text_logp(lm, [[2, 40]], [[70]], stop=lambda: True)
+
+
+ASKED = ["Hello there.", "What is it?", "Who, and why?", "Where do they go in the rain?", "One more."]
+
+
+@pytest.mark.parametrize("arch", tiny.ARCHS)
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_relevance_is_that_of_whole_rows_after_each_other_prompt(arch, n):
+    lm = tiny.shared(arch)
+    prompts = [lm.encode_chat([user(text)]) for text in ASKED[:n]]
+    ids = [[40 + number, 41, 77, 42][: 2 + number] for number in range(n)]
+    candidates = [lm.encode_chat([user(text)]) for text in OTHERS]
+    prompts[0] = candidates[1]
+    own = text_logp(lm, prompts, ids)
+    for prompt, text, logp, found in zip(prompts, ids, own, relevances(lm, prompts, ids, own), strict=True):
+        others = [other for other in candidates if other != prompt]
+        assert len(others) == len(OTHERS) - (prompt in candidates)
+        rows = text_logp(lm, others, [text] * len(others))
+        wanted = fmean(logp) - fmean(map(fmean, rows))
+        assert_near(found, wanted, model_rounding(lm), nats(lm, prompt))
+
+
+def test_an_empty_answer_has_no_relevance_and_it_can_be_stopped():
+    lm = tiny.shared()
+    prompts = [lm.encode_chat([user(text)]) for text in ASKED[:2]]
+    own = text_logp(lm, prompts, [[], [40]])
+    told: list[int] = []
+    assert relevances(lm, prompts, [[], [40]], own, progress=told.append)[0] is None
+    assert told == [1, 3]
+    assert relevances(lm, [], [], []) == []
+    with pytest.raises(Stopped):
+        relevances(lm, prompts, [[], [40]], own, stop=lambda: True)

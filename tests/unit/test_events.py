@@ -24,13 +24,6 @@ def write(path: Path, n: int) -> None:
             log.append("completion", 1, {"index": index, "text": f"né {index}\n\U0001f600"})
 
 
-def test_an_event_is_on_disk_before_the_log_is_closed(path: Path) -> None:
-    log = EventLog(path)
-    log.append("started")
-    assert events.last(path) is not None
-    log.close()
-
-
 def test_reading_on_from_an_offset_gives_only_what_is_new(path: Path) -> None:
     write(path, 2)
     first = events.read(path)
@@ -47,14 +40,6 @@ def test_a_log_shorter_than_the_offset_is_read_from_its_start(path: Path) -> Non
 def test_a_log_that_is_not_there_is_empty(path: Path) -> None:
     assert events.read(path) == events.Chunk((), 0)
     assert events.last(path) is None
-
-
-def test_a_log_that_is_one_torn_line_starts_again_at_zero(path: Path) -> None:
-    path.parent.mkdir()
-    path.write_bytes(b'{"seq":0,"ti')
-    with EventLog(path) as log:
-        assert log.append("started").seq == 0
-    assert [event.kind for event in events.read(path).events] == ["started"]
 
 
 def test_the_last_event_is_found_behind_a_line_longer_than_the_tail(path: Path) -> None:

@@ -38,13 +38,6 @@ def greedy(n):
     return SampleSettings(max_new_tokens=n, greedy=True)
 
 
-def test_every_item_is_one_token_of_every_row_still_writing(lm, directions_LD):
-    rows = [Row(ids(lm)), Row(ids(lm, "other"), at(2.0))]
-    steps = list(decode(lm, rows, directions_LD, greedy(5)))
-    assert len(steps) == 5
-    assert all([row for row, _ in step] == [0, 1] for step in steps)
-
-
 def test_a_row_ends_with_its_end_token_and_leaves(lm, directions_LD):
     """The third token of a free run becomes the end token: that row ends there, the other goes on."""
     ending = tiny.language_model("gemma3")

@@ -25,25 +25,19 @@ def test_a_run_is_a_process_of_its_own_that_ends_finished(jobs: LocalProcesses) 
     assert jobs.runs() == [run_id]
 
 
-def test_a_run_has_its_own_session_and_gives_way(jobs: LocalProcesses) -> None:
-    run_id = start(jobs, "hang")
-    pid = jobs.poll(run_id).pid
-    assert pid is not None
-    assert os.getsid(pid) == pid
-    assert psutil.Process(pid).nice() == max(5, psutil.Process().nice())
-    assert (jobs.folder(run_id).worker_log).exists()
-
-
-@pytest.mark.parametrize(("said", "gives_way_by"), [("0", 0), ("19", 19)])
-def test_how_far_a_run_gives_way_is_a_setting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, gives_way_by: int
+@pytest.mark.parametrize(("said", "gives_way_by"), [(None, 5), ("0", 0), ("19", 19)])
+def test_a_run_has_its_own_session_and_gives_way_as_far_as_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, gives_way_by: int
 ) -> None:
-    monkeypatch.setenv("STEER_HEAL_NICENESS", said)
+    if said is not None:
+        monkeypatch.setenv("STEER_HEAL_NICENESS", said)
     made = LocalProcesses(tmp_path / "runs", command=COMMAND)
     run_id = start(made, "hang")
-    pid = made.poll(run_id).pid
-    assert psutil.Process(pid).nice() == max(gives_way_by, psutil.Process().nice())
-    psutil.Process(pid).kill()
+    process = psutil.Process(made.poll(run_id).pid)
+    assert os.getsid(process.pid) == process.pid
+    assert process.nice() == max(gives_way_by, psutil.Process().nice())
+    assert made.folder(run_id).worker_log.exists()
+    process.kill()
 
 
 @pytest.mark.parametrize("said", ["20", "-1", "much", ""])

@@ -19,7 +19,6 @@ from transformers import (
 from steer_heal.config import FOUNDATIONS, SampleSettings, SettingsError
 from steer_heal.generate import Row, complete
 from steer_heal.models import files, find, load, user
-from steer_heal.sources import DEMO_FOLDER
 from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding
@@ -61,13 +60,6 @@ def test_an_unknown_name_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError):
         find(name)
-
-
-def test_sources(saved):
-    assert find("google/gemma-3-1b-it").kind == "hub"
-    assert find(str(saved)).kind == "folder"
-    if (DEMO_FOLDER / "config.json").exists():
-        assert find("demo").kind == "demo"
 
 
 def test_an_empty_folder_is_refused(tmp_path):
@@ -157,6 +149,8 @@ FAULTS = {
     "mark": (lambda to: rewrite(to, special_tokens_map_json=b"\xef\xbb\xbf{}"), "map.json is no JSON in UTF"),
     "deep": (lambda to: rewrite(to, config_json=b'{"a":' + b"[" * 100_000), "config.json is no JSON"),
     "pipe": (lambda to: pipe(to / "generation_config.json"), "generation_config.json is no file but a pipe"),
+    "pickled": (lambda to: pickled(to / "model.safetensors"), "could not be loaded"),
+    "unheard of": (lambda to: edit(to / "config.json", model_type="never_heard_of"), "architecture"),
     "pickled shard": (lambda to: indexed(to, "model.bin"), "lacks model.bin, and pickled weights are"),
     "adapter": (lambda to: rewrite(to, adapter_config_json=ADAPTER), "also holds an adapter"),
     "not a number": (lambda to: weights(to, **NAN), "answers nothing that is a number"),
@@ -170,6 +164,11 @@ def indexed(folder, shard, *, move=True):
     file = folder / "model.safetensors"
     file.rename(folder / shard) if move else file.unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def pickled(file):
+    file.unlink()
+    torch.save({}, file.with_name("pytorch_model.bin"))
 
 
 def pipe(file):
@@ -299,11 +298,6 @@ def test_a_file_that_the_config_names_is_what_is_counted(saved, tmp_path):
     assert_near(logits(lm), logits(load(str(saved), device="cpu")), model_rounding(lm))
 
 
-def test_an_unknown_architecture(saved, tmp_path):
-    with pytest.raises(SettingsError, match="architecture"):
-        load(change(saved, tmp_path, model_type="never_heard_of"))
-
-
 def test_one_whose_padding_is_read_is_refused(tmp_path):
     """RWKV has no attention, so no mask keeps it from what fills up a batch."""
     words = tiny.tokenizer()
@@ -336,14 +330,6 @@ def test_remote_code_is_not_run(saved, tmp_path):
     auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     with pytest.raises(SettingsError, match="code from its own repository"):
         load(change(saved, tmp_path, model_type="never_heard_of", auto_map=auto_map))
-
-
-def test_pickled_weights_are_not_read(saved, tmp_path):
-    folder = change(saved, tmp_path)
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(SettingsError, match="could not be loaded"):
-        load(folder)
 
 
 def test_weights_that_lack_a_tensor_are_not_made_up(saved, tmp_path):

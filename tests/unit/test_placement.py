@@ -13,7 +13,7 @@ from steer_heal import data
 from steer_heal.config import ExtractSettings, SampleSettings
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.generate import Row, complete
-from steer_heal.models import LanguageModel, files, load, placement, user
+from steer_heal.models import LanguageModel, batch, files, load, placement, rows_that_fit, user
 from steer_heal.vectors import vector as vectors
 from steer_heal.vectors.steering import coefficients
 from tests import tiny
@@ -108,12 +108,6 @@ def test_bfloat16_is_widened_only_on_a_processor_that_imitates_it(monkeypatch, t
     assert load(str(tmp_path), device="cpu").dtype == torch.bfloat16
 
 
-def test_loading_tells_what_it_does(tmp_path):
-    said = []
-    load(tiny.save(tiny.language_model(), tmp_path), device="cpu", progress=said.append)
-    assert said == ["reading 0.0 GiB of weights onto cpu"]
-
-
 def test_a_download_tells_how_far_it_is(monkeypatch, tmp_path):
     """The hub client's own bars: those of bytes speak, those of files do not."""
 
@@ -148,3 +142,19 @@ def test_weights_laid_out_for_few_rows_are_the_same_numbers(tmp_path):
     lm.model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(before[name], value) for name, value in saved.items())
+
+
+@pytest.mark.parametrize("arch", ["gemma3", "llama", "qwen3"])
+def test_rows_follow_the_free_memory(arch, monkeypatch):
+    lm = tiny.language_model(arch=arch)
+
+    def fit(free: int, n_tokens: int = 100) -> int:
+        monkeypatch.setattr(batch, "free", lambda _: free)
+        return rows_that_fit(lm, n_tokens, 64)
+
+    assert fit(0) == 1
+    assert fit(2**40) == 64
+    some = fit(10_000_000)
+    assert 1 < some < 64
+    assert fit(20_000_000) in {2 * some, 2 * some + 1}
+    assert fit(10_000_000, 400) < some

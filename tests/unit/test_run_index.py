@@ -45,19 +45,6 @@ def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(
     assert len(set(marks)) == 3
 
 
-def test_a_launched_run_is_seen_to_its_end(index: RunIndex) -> None:
-    run_id = index.start(heal_settings(model="demo", name="quick", rounds=1))
-    assert index.rows()[0].run_id == run_id
-
-    def status() -> str:
-        return index.rows()[0].status
-
-    until(lambda: status() == "finished")
-    assert index.rows()[0].progress == 1.0
-    assert index.completions(run_id, 1)[0].text == "<b>r1 0</b>"
-    assert index.round(run_id, 1).kept == 2
-
-
 def test_a_run_whose_folder_is_gone_is_interrupted_not_running(index: RunIndex, jobs: LocalProcesses) -> None:
     folder = jobs.create(heal_settings(model="demo"), worker=this_process())
     with EventLog(folder.log) as log:

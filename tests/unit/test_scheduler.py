@@ -31,12 +31,6 @@ def endless(request: Request[int]) -> Iterator[int]:
         yield (number := number + 1)
 
 
-def test_items_come_in_order_and_the_work_ends(scheduler: Scheduler) -> None:
-    assert [
-        item for item in scheduler.run("a", lambda _: iter(range(5))) if not isinstance(item, Waiting)
-    ] == list(range(5))
-
-
 def test_what_a_step_raises_reaches_the_reader_and_the_thread_goes_on(scheduler: Scheduler) -> None:
     def fails(_: Request[int]) -> Iterator[int]:
         yield 1

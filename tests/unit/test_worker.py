@@ -70,13 +70,6 @@ def test_a_finished_run_exits_0_and_every_event_is_in_the_log(folder: RunFolder,
     assert (folder.path / "heartbeat").exists()
 
 
-def test_listeners_hear_what_is_written(folder: RunFolder, play: Any) -> None:
-    play(two_rounds)
-    heard: list[events.Event] = []
-    assert worker.work(folder, threading.Event(), heard.append) == "finished"
-    assert heard == list(events.read(folder.log).events[1:])
-
-
 def test_what_breaks_a_run_is_its_last_event(
     folder: RunFolder, play: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
