@@ -172,7 +172,7 @@ def test_no_room_is_said_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(SettingsError, match=r"0\.0 GiB are free: make room, or set STEER_HEAL_HOME"):
         load(str(written), device="cpu")
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.undo()
     monkeypatch.setattr(convert.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setenv("STEER_HEAL_HOME", str(home))
     with pytest.raises(SettingsError, match=r"GiB of memory and 0\.0 GiB are free"):

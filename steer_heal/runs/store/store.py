@@ -189,9 +189,9 @@ def _write(connection: duckdb.DuckDBPyConnection, states: Sequence[LogRows]) -> 
     types = _types(connection)
     for name, rows in tables.items():
         if rows:
-            made = f"SELECT unnest(from_json(?, '[{json.dumps(types[name])}]'), recursive := true)"
-            insert = f"INSERT OR REPLACE INTO {name} BY NAME SELECT * FROM ({made})"  # noqa: S608
-            connection.execute(insert, [json.dumps(rows, allow_nan=False)])
+            made = "SELECT unnest(from_json(?, ?), recursive := true)"
+            insert = f"INSERT OR REPLACE INTO {name} BY NAME SELECT * FROM ({made})"  # noqa: S608 - the same
+            connection.execute(insert, [json.dumps(rows, allow_nan=False), json.dumps([types[name]])])
 
 
 def _types(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str | list[str]]]:
