@@ -68,14 +68,6 @@ def test_the_documented_view_has_its_columns_and_the_map_its_nodes(store: Store,
     assert store.moral_map() == nodes
 
 
-def test_a_run_is_one_row(store: Store, log: Path) -> None:
-    store.ingest("r1", events.read(log))
-    (run,) = store.runs()
-    assert (run.run_id, run.name, run.seed, run.status) == ("r1", "<script>", 7, "finished")
-    assert (run.round, run.rounds, run.progress, run.is_example) == (2, 2, 1.0, False)
-    assert run.retention == pytest.approx(0.82)
-
-
 def test_round_detail_holds_base_steered_healed_and_what_was_said(store: Store, log: Path) -> None:
     store.ingest("r1", events.read(log))
     detail = store.round_detail("r1", 2)
