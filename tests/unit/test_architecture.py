@@ -31,7 +31,7 @@ TORCH_SIDE = {"torch", "transformers", "duckdb", "peft", "safetensors"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
-    """(module, inside a function) of every import in the file, relative ones made absolute."""
+    """(module, inside a function) of every import in the file; ruff refuses relative ones."""
     tree = ast.parse(path.read_text())
     inner = {
         id(node)
@@ -39,16 +39,13 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
     }
-    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [(alias.name, id(node) in inner) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(part for part in (base, node.module) if part)
-            found.append((module, id(node) in inner))
-            found += [(f"{module}.{alias.name}", id(node) in inner) for alias in node.names]
+            names = (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+            found += [(name, id(node) in inner) for name in names]
     return found
 
 
