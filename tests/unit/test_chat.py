@@ -33,7 +33,8 @@ def template_ids(messages):
 
 @pytest.mark.parametrize("text", CLEAN)
 def test_clean_text_gives_the_ids_of_the_template(chat, text):
-    for messages in ([user(text)], [system("Be kind."), user(text)]):
+    answered = [user("a"), {"role": "assistant", "content": "b"}, user(text)]
+    for messages in ([user(text)], [system("Be kind."), user(text)], answered):
         assert chat.encode(messages) == template_ids(messages)
 
 
@@ -63,11 +64,6 @@ def test_many_chats_are_encoded_as_each_alone(chat, prefill):
 def test_the_prefill_follows_the_models_turn_tag(chat):
     text = tiny.tokenizer().decode(chat.encode([user("hi")], prefill='{"choice": "'))
     assert text.endswith('<start_of_turn>model\n{"choice": "')
-
-
-def test_an_answer_given_back_is_a_turn(chat):
-    messages = [user("a"), {"role": "assistant", "content": "b"}, user("c")]
-    assert chat.encode(messages) == template_ids(messages)
 
 
 def test_system_text_is_folded_where_the_template_knows_none():
@@ -105,10 +101,6 @@ def test_no_template_is_refused():
     words = tiny.tokenizer(None)
     with pytest.raises(SettingsError, match="no chat template"):
         LanguageModel("tiny", tiny.network("llama", len(words)), words)
-
-
-def test_the_end_of_turn_is_read_from_the_template(chat):
-    assert chat.end_of_turn == tiny.SPECIAL.index("<end_of_turn>")
 
 
 def test_added_tokens_that_the_template_writes_are_control_tokens_too():

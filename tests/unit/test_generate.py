@@ -7,6 +7,7 @@ from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
 from steer_heal.forward.ours import OurRows
 from steer_heal.generate import PrefixStore, Row, complete, decode
 from steer_heal.generate.rows import plan
+from steer_heal.generate.text import TextStream
 from steer_heal.models import user
 from steer_heal.vectors.steering import coefficients
 from tests import tiny
@@ -198,3 +199,33 @@ def test_alpha_zero_writes_what_base_wrote_in_another_request(arch, directions_L
 
     first, _ = write(Row(ids(lm)), Row(ids(lm), at(5.0), shadow=True))
     assert write(Row(ids(lm), at(0.0), shadow=True)) == write(Row(ids(lm))) == [first]
+
+
+WORDS = tiny.tokenizer()
+
+
+def stream():
+    return TextStream(lambda ids: WORDS.decode(ids, skip_special_tokens=True))
+
+
+def test_a_character_of_several_tokens_comes_whole_with_its_last():
+    made = stream()
+    ids = WORDS.encode("a\U0001f9d1b", add_special_tokens=False)
+    assert [made.push(token) for token in ids] == ["a", "", "", "", "\U0001f9d1", "b"]
+
+
+def test_bytes_that_form_no_character_do_not_stall():
+    made = stream()
+    lone = WORDS.encode("\U0001f9d1", add_special_tokens=False)[1]
+    parts = [made.push(lone) for _ in range(8)]
+    assert sum(len(part) for part in parts) == 8
+
+
+def test_the_last_token_gives_what_is_left():
+    made = stream()
+    first = WORDS.encode("\U0001f9d1", add_special_tokens=False)[0]
+    assert made.push(first, last=True) == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_control_token_has_no_text():
+    assert stream().push(tiny.SPECIAL.index("<end_of_turn>"), last=True) == ""
