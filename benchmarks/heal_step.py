@@ -20,18 +20,17 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear
 from torch import Tensor
 
+from benchmarks.memory import Peak
 from steer_heal.config import DEMO, SMOLLM2, TrainSettings
 from steer_heal.heal import Example, Objective, loss_of, needed_bytes
 from steer_heal.heal.adapters import AdapterStack
@@ -81,26 +80,6 @@ def _logp(lm: LanguageModel, ids_BT: Tensor) -> Tensor:
     return F.log_softmax(logits_BTV[:, :-1], dim=-1)
 
 
-class Peak:
-    """The largest resident memory while it runs, sampled."""
-
-    def __init__(self) -> None:
-        self._process, self._over = psutil.Process(), threading.Event()
-        self.start = self.most = self._process.memory_info().rss
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.005):
-            self.most = max(self.most, self._process.memory_info().rss)
-
-    def stop(self) -> float:
-        """MiB above the start."""
-        self._over.set()
-        self._thread.join()
-        return (self.most - self.start) / MIB
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One way: seconds of each step, peak of memory, loss; gradients into `args.gradients`."""
     torch.set_num_threads(args.threads)
@@ -112,24 +91,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     row = example(lm, args.prompt, args.completion)
     objective = Objective.of(lm, stack, settings)
     seconds, loss = [], 0.0
-    peak = Peak()
-    for _ in range(args.steps):
-        lm.model.zero_grad(set_to_none=True)
-        begun = time.process_time()
-        with torch.enable_grad():
-            whole = (
-                straightforward(lm, stack, row, settings)
-                if args.way == WAYS[0]
-                else loss_of(objective, [row])[0]
-            )
-            whole.backward()
-        seconds.append(time.process_time() - begun)
-        loss = float(whole.detach())
-        del whole
+    with Peak() as peak:
+        for _ in range(args.steps):
+            lm.model.zero_grad(set_to_none=True)
+            begun = time.process_time()
+            with torch.enable_grad():
+                whole = (
+                    straightforward(lm, stack, row, settings)
+                    if args.way == WAYS[0]
+                    else loss_of(objective, [row])[0]
+                )
+                whole.backward()
+            seconds.append(time.process_time() - begun)
+            loss = float(whole.detach())
+            del whole
     step = median(seconds[1:] or seconds)
     found = {"way": args.way, "first": seconds[0], "step": step, "loss": loss}
     found["epochs"] = (seconds[0] + (EPOCHS - 1) * step) / EPOCHS
-    found |= {"mib": peak.stop(), "weights_mib": sum(p.nbytes for p in lm.model.parameters()) / MIB}
+    found |= {"mib": peak.n_bytes / MIB, "weights_mib": sum(p.nbytes for p in lm.model.parameters()) / MIB}
     asked = (settings, lm.n_layers - near[0], args.prompt, args.completion, 1)
     found["reckoned_mib"] = needed_bytes(lm, *asked) / MIB
     found["max_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -8,60 +8,24 @@ can be taken in parts (`--only`), gathered in one JSON file.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import platform
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import transformers
 
-from benchmarks.live_cases import GEMMA_SHAPE, PARTS, case, searches, works
-from benchmarks.live_report import Timing, claims, figure, growth, report
+from benchmarks.live_cases import GEMMA_SHAPE, PARTS, case, works
+from benchmarks.live_report import Timing, claims, report
+from benchmarks.memory import Peak
 from steer_heal.config import DEMO, SMOLLM2
 from steer_heal.generate import forward_used
 
 NAMES = {DEMO: DEMO, "shape": GEMMA_SHAPE, SMOLLM2: SMOLLM2}
-
-
-class Peak:
-    """The most resident memory of this process while the context lasts, above what it began with, in MB."""
-
-    def __enter__(self) -> Peak:
-        _give_back()
-        self._process = psutil.Process()
-        self._begun = self._most = self._process.memory_info().rss
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.02):
-            self._most = max(self._most, self._process.memory_info().rss)
-
-    @property
-    def mb(self) -> float:
-        return (self._most - self._begun) / 1e6
-
-
-def _give_back() -> None:
-    """Freed memory that the C library keeps goes back to the system, where it can (glibc)."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def time_all(
@@ -84,7 +48,7 @@ def time_all(
             if number == 0:
                 continue
             timings[name].seconds.append(seconds)
-            timings[name].peak_mb = max(timings[name].peak_mb, peak.mb)
+            timings[name].peak_mb = max(timings[name].peak_mb, peak.n_bytes / 1e6)
             for batch, a_step in given.items() if isinstance(given, dict) else ():
                 timings.setdefault(batch, Timing()).per_step.append(a_step)
     return timings
@@ -104,16 +68,11 @@ def run(
     timings = {key: Timing(**values) for key, values in known.get("timings", {}).items()}
     for key, timing in time_all(jobs, args.repeats, say, clock, warm=not args.cold).items():
         timings[key] = timings.get(key, Timing()).with_more(timing)
-    doses = known.get("doses", {})
-    if "calibration" in jobs:
-        doses = searches(subject)
-    made = claims(timings, doses, subject.lm.name)
+    made = claims(timings, subject.lm.name)
     print(report(about, timings, made), flush=True)
     return {
         "timings": {key: asdict(timing) for key, timing in timings.items()},
-        "doses": doses,
         "claims": [asdict(claim) for claim in made],
-        "growth": growth(timings),
     }
 
 
@@ -133,7 +92,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--leave-out", nargs="+", default=(), help="names of measures, of those parts")
     parser.add_argument("--cold", action="store_true", help="no unmeasured round first")
     parser.add_argument("--json", type=Path, help="written; what it holds stays, repeats are added to it")
-    parser.add_argument("--figure", type=Path, help="time against rows: an .html or .png file")
     return parser.parse_args()
 
 
@@ -155,9 +113,6 @@ def main() -> None:
         }
         if args.json:
             args.json.write_text(json.dumps(document, indent=1))
-    grown = {name: {int(n): s for n, s in found["growth"].items()} for name, found in models.items()}
-    if args.figure and (whole := {name: seconds for name, seconds in grown.items() if 1 in seconds}):
-        figure(whole, args.figure)
 
 
 if __name__ == "__main__":

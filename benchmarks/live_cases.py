@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.live_report import GROWTH
-from steer_heal.config import DEFAULT_BAND, CalibrateSettings, SampleSettings, build
-from steer_heal.dose.calibrate import calibrate, measurement
+from steer_heal.config import DEFAULT_BAND, SampleSettings, build
 from steer_heal.generate import PrefixStore, Row, decode
-from steer_heal.generate.divergence import kl
 from steer_heal.models import LanguageModel, band_layers, left_pad, load
 from steer_heal.vectors.steering import coefficients, steer
 from steer_heal.vectors.vector import SteeringVector
@@ -24,7 +20,7 @@ from tests import tiny
 
 GEMMA_SHAPE = "gemma-3-1b shape"
 Work = Callable[[], object]
-PARTS = ("answers", "steps", "first-token", "calibration", "batch", "growth")
+PARTS = ("answers", "steps", "first-token", "batch")
 ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 
 
@@ -38,7 +34,6 @@ class Case:
     layers: tuple[int, ...]
     unit: float
     n_new: int
-    calibration: CalibrateSettings
     clock: Callable[[], float] = time.perf_counter
 
     @property
@@ -62,13 +57,9 @@ def case(name: str, n_prompt: int, n_new: int) -> Case:
         lm.model.generation_config.eos_token_id = None
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(10, min(lm.config.vocab_size, 1000), (n_prompt,), generator=generator)
-    directions = torch.randn(lm.n_layers, lm.width, generator=generator)
-    norms = directions.norm(dim=-1)
-    vector = SteeringVector(directions / norms[:, None], norms, norms)
-    layers = band_layers(lm.n_layers, DEFAULT_BAND)
-    # Random weights give nearly even predictions, which no dose moves by a whole nat.
-    calibration = build(CalibrateSettings, target_kl=0.1 if name == GEMMA_SHAPE else 1.0)
-    return Case(lm, tuple(prompt.tolist()), vector, layers, 4.0, n_new, calibration)
+    return Case(
+        lm, tuple(prompt.tolist()), tiny.vector(lm), band_layers(lm.n_layers, DEFAULT_BAND), 4.0, n_new
+    )
 
 
 def generate(case: Case, prompts: Sequence[Sequence[int]], coefficients_BL: Tensor, n_new: int) -> Tensor:
@@ -87,75 +78,6 @@ def generate(case: Case, prompts: Sequence[Sequence[int]], coefficients_BL: Tens
             pad_token_id=case.lm.pad_id,
         )
     return made
-
-
-def one_dose_at_a_time(case: Case, prompts: Sequence[Sequence[int]], c: float) -> None:
-    """One step of a bisection: `generate`, then both models read the texts for their logits."""
-    settings = case.calibration
-    row_1L = coefficients(case.lm.n_layers, case.layers, c)
-    ids_BT = generate(case, prompts, row_1L, settings.n_tokens)
-    both = []
-    for matrix in (row_1L, torch.zeros_like(row_1L)):
-        with torch.inference_mode(), steer(case.lm.blocks, case.vector.directions_LD, matrix):
-            output = case.lm.model(input_ids=ids_BT, use_cache=False, logits_to_keep=settings.n_tokens + 1)
-        both.append(output.logits[:, :-1].flatten(0, 1))
-    torch.quantile(kl(*both).double(), settings.quantile)
-
-
-def searches(case: Case) -> dict[str, int]:
-    """How many doses each search with one dose at a time measures here; isokl on real weights only."""
-    found = {f"bisection to {case.calibration.tolerance:.1%} of c": bisection_doses(case.calibration)}
-    if case.lm.is_demo:
-        prompts = calibration_prompts(case)
-        measure = measurement(case.lm, case.vector, case.layers, prompts, case.calibration)
-        n = false_position_doses(lambda c: measure([c])[0], case.calibration)
-        found["isokl_steering_calibration's search to 5% of KL"] = n
-    return found
-
-
-def bisection_doses(settings: CalibrateSettings) -> int:
-    """How many doses bisection measures to reach the tolerance."""
-    low, high = settings.bracket
-    return math.ceil(math.log2(math.log(high / low) / math.log1p(settings.tolerance)))
-
-
-def false_position_doses(kl: Callable[[float], float], settings: CalibrateSettings) -> int:
-    """How many doses the search of isokl_steering_calibration measures, as its source has it.
-
-    From the bracket's geometric middle it doubles or halves c until the target lies between two doses, then
-    takes the false position in log KL over log c (the Illinois variant) until KL is within 5% of the target,
-    12 times at most. It rolls out and scores one prompt at a time: its cost a dose is "prompt by prompt".
-    """
-    target, n = settings.target_kl, 1
-    here = math.sqrt(math.prod(settings.bracket))
-    value = kl(here)
-    factor = 2.0 if value < target else 0.5
-    before = (here, value)
-    while (value < target) == (factor > 1) and settings.bracket[0] < here < settings.bracket[1]:
-        before, here = (here, value), here * factor
-        value, n = kl(here), n + 1
-    (low, kl_low), (high, kl_high) = sorted([before, (here, value)])
-    stale = {"low": 0, "high": 0}
-    for _ in range(12):
-        below = math.log(max(kl_low, 1e-12)) - (math.log(2) if stale["low"] >= 2 else 0.0)
-        above = math.log(kl_high) - (math.log(2) if stale["high"] >= 2 else 0.0)
-        share = (math.log(target) - below) / (above - below)
-        share = share if 0.0 < share < 1.0 else 0.5
-        here = low * (high / low) ** share
-        value, n = kl(here), n + 1
-        if abs(value - target) < 0.05 * target:
-            break
-        end = "low" if value < target else "high"
-        low, kl_low = (here, value) if end == "low" else (low, kl_low)
-        high, kl_high = (here, value) if end == "high" else (high, kl_high)
-        stale = {side: 0 if side == end else count + 1 for side, count in stale.items()}
-    return n
-
-
-def calibration_prompts(case: Case) -> list[tuple[int, ...]]:
-    """As many prompts as calibration uses, of different lengths up to half the prompt."""
-    n = case.calibration.n_prompts
-    return [case.prompt[: max(8, len(case.prompt) * (n + i) // (4 * n))] for i in range(n)]
 
 
 def write(case: Case, rows: list[Row]) -> None:
@@ -192,7 +114,6 @@ def works(case: Case) -> dict[str, dict[str, Work]]:
     lm, n_new = case.lm, case.n_new
     directions_LD = case.vector.directions_LD
     matrix_BL = torch.stack([torch.zeros(lm.n_layers), *map(case.at, ALPHAS)])
-    prompts = calibration_prompts(case)
     store = PrefixStore()
     alphas = (0.5 + 0.01 * number for number in count())
 
@@ -225,12 +146,6 @@ def works(case: Case) -> dict[str, dict[str, Work]]:
         "slider": lambda: first_token(store),
         "first token, nothing cached": lambda: first_token(None),
     }
-    calibration: dict[str, Work] = {
-        "one dose, prompts batched": lambda: one_dose_at_a_time(case, prompts, case.unit),
-        "one dose, prompt by prompt": lambda: [one_dose_at_a_time(case, [p], case.unit) for p in prompts],
-        "calibration": lambda: calibrate(lm, case.vector, case.layers, prompts, case.calibration),
-    }
     batch: dict[str, Work] = {"generate 9": lambda: generate(case, [case.prompt] * 9, matrix_BL, n_new)}
-    grown: dict[str, Work] = {f"{n} rows in all": rows_in_all(n) for n in GROWTH}
     in_turn: dict[str, Work] = {"steps": lambda: steps(case)}
-    return dict(zip(PARTS, (answers, in_turn, first, calibration, batch, grown), strict=True))
+    return dict(zip(PARTS, (answers, in_turn, first, batch), strict=True))

@@ -1,22 +1,15 @@
-"""From the timings of `benchmarks.live` to its claims, tables and figure."""
+"""From the timings of `benchmarks.live` to its claims and tables."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import truediv
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import plotly.graph_objects as go
-from playwright.sync_api import sync_playwright
-
 from steer_heal.config import SMOLLM2
 
-GROWTH = (1, 2, 4, 8, 16, 32)
 BARS = {"demo": (6, 5, 1), SMOLLM2: (6, 2.5, 1.6)}
 """By model, how many times faster nine rows and seventeen are to be than one at a time, nine than a batch."""
 OTHER_BARS = (4, 2.5, 1)
@@ -70,8 +63,8 @@ def costs(what: str, found: float, bar: float) -> Claim:
     return Claim(what, found, f"<= {bar:g}x", found <= bar)
 
 
-def claims(found: Mapping[str, Timing], doses: Mapping[str, int], model: str) -> list[Claim]:
-    """The bars of the issue for which everything was timed. `doses`: how many each one-dose search takes."""
+def claims(found: Mapping[str, Timing], model: str) -> list[Claim]:
+    """The bars of the issue for which everything was timed."""
     nine, seventeen, batched = BARS.get(model, OTHER_BARS)
     answers = (
         ("base + 8 alphas against 9 one at a time", 9, "generate 1", "9 rows", nine),
@@ -79,11 +72,6 @@ def claims(found: Mapping[str, Timing], doses: Mapping[str, int], model: str) ->
         ("9 rows against 9 times one row through our own loop", 9, "1 row", "9 rows", 1),
         ("17 rows against 9 times one row through our own loop", 9, "1 row", "17 rows", 1),
         ("base + 8 alphas against a plain batch of generate", 1, "generate 9", "9 rows", batched),
-    )
-    searches = tuple(
-        (f"calibration against {search}: {n} times {how}", n, how, "calibration", 4)
-        for search, n in doses.items()
-        for how in ("one dose, prompt by prompt", "one dose, prompts batched")
     )
     steps = (
         ("9 rows, 8 steered, to 9 unsteered of one prompt", "9 rows", "9 unsteered", 1.02),
@@ -101,19 +89,7 @@ def claims(found: Mapping[str, Timing], doses: Mapping[str, int], model: str) ->
         if {"slider", prefill} <= found.keys():
             cost = ratio(found["slider"].seconds, found[prefill].seconds)
             made.append(costs(f"slider to first token to one {prefill}", cost, 1.2))
-    return made + [
-        faster(what, times, found[slow], found[fast], bar)
-        for what, times, slow, fast, bar in searches
-        if {slow, fast} <= found.keys()
-    ]
-
-
-def growth(found: Mapping[str, Timing]) -> dict[int, float]:
-    """Median seconds to write 1, 2, 4 ... rows, as far as they were timed."""
-    others = {"1 row": 1, "base + steered": 2, "9 rows": 9}
-    names = others | {f"{n} rows in all": n for n in GROWTH}
-    made = {n: found[name].median for name, n in names.items() if name in found}
-    return dict(sorted(made.items()))
+    return made
 
 
 def table(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
@@ -136,32 +112,3 @@ def report(name: str, found: Mapping[str, Timing], made: Sequence[Claim]) -> str
     held = [(c.what, f"{c.ratio:.2f}", c.bar, "yes" if c.met else "no") for c in made]
     parts = [f"\n{name}", table(shown, ("what", "seconds", "ms a step", "peak MB"))]
     return "\n\n".join([*parts, table(held, ("what", "ratio", "bar", "met"))])
-
-
-def figure(grown: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Time against rows, each model against its own one row: a page, or a picture where the name says PNG."""
-    drawn = go.Figure()
-    for name, seconds in grown.items():
-        ratios = [value / seconds[1] for value in seconds.values()]
-        drawn.add_scatter(x=list(seconds), y=ratios, mode="lines+markers", name=name)
-    drawn.add_scatter(x=list(GROWTH), y=list(GROWTH), mode="lines", name="one at a time", line_dash="dot")
-    drawn.update_layout(
-        template="plotly_white", width=720, height=420, margin={"l": 60, "r": 20, "t": 20, "b": 50}
-    )
-    drawn.update_xaxes(type="log", title="rows", tickvals=list(GROWTH))
-    drawn.update_yaxes(type="log", title="time to write all rows / one row", tickvals=list(GROWTH))
-    if path.suffix != ".png":
-        drawn.write_html(path, include_plotlyjs="cdn")
-        return
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        page_file = Path(folder) / "growth.html"
-        drawn.write_html(page_file, include_plotlyjs=True)
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("chromium-browser"),
-            args=["--no-sandbox"],
-        )
-        page = browser.new_page(viewport={"width": 740, "height": 440})
-        page.goto(page_file.as_uri())
-        page.wait_for_selector(".main-svg")
-        page.screenshot(path=str(path))
-        browser.close()

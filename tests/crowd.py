@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
-from steer_heal.config import SettingsError, SteerRequest
+from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build
 from steer_heal.engine import Engine
 from steer_heal.records import SteerFrame
 
 PATIENCE_S = 60.0
+BAND = (0.25, 0.75)
+
+
+def request(prompt: str = "What is right?", alpha: float = 1.0, n: int = 12, **sample: Any) -> SteerRequest:
+    """One steered answer of n tokens at most."""
+    sampled = build(SampleSettings, max_new_tokens=n, **sample)
+    return build(SteerRequest, prompt=prompt, alpha=alpha, band=BAND, sample=sampled)
 
 
 def ids(frame: SteerFrame) -> tuple[list[int], list[int]]:

@@ -5,21 +5,30 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
+from steer_heal.config import heal_settings
 from steer_heal.runs.jobs import LocalProcesses
 
 COMMAND = (sys.executable, "-m", "tests.fake_worker")
 
 
-def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 240.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 def status(jobs: LocalProcesses, run_id: str) -> str:
     return jobs.poll(run_id).status
+
+
+def start(jobs: LocalProcesses, name: str, **settings: Any) -> str:
+    """The id of a run of the demo that does what its name says, once its first round has been."""
+    run_id = jobs.start(heal_settings(model="demo", name=name, **settings))
+    until(lambda: begun(jobs, run_id))
+    return run_id
 
 
 def begun(jobs: LocalProcesses, run_id: str) -> bool:

@@ -16,6 +16,23 @@ SETTINGS = TrainSettings(
 )  # fmt: skip
 
 
+OPEN = {
+    "max_perplexity_ratio": 1e9,
+    "min_relevance_ratio": -1e9,
+    "max_repetition": 1.0,
+    "min_variety": 0.0,
+}
+"""Filter settings that keep every answer."""
+
+
+def shake(stack: AdapterStack, seed: int = 0, size: float = 0.05) -> None:
+    """Give the adapter in training weights that matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in stack.trainable():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
 def short_examples(n: int = 12) -> list[Example]:
     rng = random.Random(0)
     return [

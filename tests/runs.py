@@ -93,6 +93,15 @@ def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
         log.append("round", round_, done)
 
 
+def run_folder(path: Path, settings: HealSettings) -> EventLog:
+    """The log of a run that has measured base, in a folder with its settings."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(settings.model_dump_json())
+    log = EventLog(path / "events.jsonl")
+    start(log, settings)
+    return log
+
+
 def write_run(path: Path, rounds: int = 2, **settings: Any) -> Path:
     """A finished run's log at `path`."""
     with EventLog(path) as log:

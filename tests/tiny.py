@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
@@ -22,6 +24,7 @@ from transformers import (
 
 from steer_heal.config import FOUNDATIONS
 from steer_heal.models import LanguageModel
+from steer_heal.vectors.vector import SteeringVector
 
 Arch = Literal["gemma3", "llama", "qwen3"]
 ARCHS: tuple[Arch, ...] = ("gemma3", "llama", "qwen3")
@@ -67,9 +70,9 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     return made
 
 
-def network(arch: Arch, vocab_size: int, *, n_layers: int = 4, seed: int = 0) -> PreTrainedModel:
-    """A random-weight causal language model; Gemma3 mixes sliding (window 8) and full attention."""
-    shape = {
+def shape_of(vocab_size: int, n_layers: int = 4) -> dict[str, Any]:
+    """The settings of a tiny network, as most architectures call them."""
+    return {
         "vocab_size": vocab_size,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -84,6 +87,11 @@ def network(arch: Arch, vocab_size: int, *, n_layers: int = 4, seed: int = 0) ->
         "tie_word_embeddings": True,
         "initializer_range": 0.2,
     }
+
+
+def network(arch: Arch, vocab_size: int, *, n_layers: int = 4, seed: int = 0) -> PreTrainedModel:
+    """A random-weight causal language model; Gemma3 mixes sliding (window 8) and full attention."""
+    shape = shape_of(vocab_size, n_layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if arch == "gemma3":
@@ -116,6 +124,31 @@ def endless() -> LanguageModel:
 def shared(arch: Arch = "gemma3") -> LanguageModel:
     """One tiny model a process, for tests that only read it."""
     return language_model(arch)
+
+
+def save(lm: LanguageModel, folder: Path) -> str:
+    """The folder's name, with the model and its tokenizer in it, as people bring one."""
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def logits(lm: LanguageModel, ids: tuple[int, ...] = (2, 4, 9, 30)) -> Tensor:
+    """What transformers' own pass gives after every token of one text, (1, T, V)."""
+    with torch.no_grad():
+        return lm.model(input_ids=torch.tensor([ids])).logits
+
+
+def directions(lm: LanguageModel, seed: int = 0) -> Tensor:
+    """A random unit direction a layer, (L, D)."""
+    made = torch.randn(lm.n_layers, lm.width, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(made, dim=-1)
+
+
+def vector(lm: LanguageModel, seed: int = 0) -> SteeringVector:
+    """The same as a vector, whose lengths are all 1."""
+    ones_L = torch.ones(lm.n_layers)
+    return SteeringVector(directions(lm, seed), ones_L, ones_L)
 
 
 def gemma_shape(

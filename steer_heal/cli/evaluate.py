@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +94,13 @@ def _put_on(stack: AdapterStack, folder: Path) -> None:
         )
 
 
-def _agreement(profile: Profile) -> float | None:
-    return profile.agreement.value
-
-
-def _coherence(profile: Profile) -> float | None:
-    return profile.coherence
-
-
 def _show(args: Namespace, out: Out, found: dict[str, tuple[float, Profile]]) -> None:
     base, (_, last) = found["base"][1], list(found.values())[-1]
     rows: list[dict[str, Any]] = []
     for name in sorted(FOUNDATIONS, key=lambda name: -abs(last.p[name] - base.p[name])):
         values = {stage: profile.p[name] for stage, (_, profile) in found.items()}
         rows.append({"foundation": name, **values, "change": last.p[name] - base.p[name]})
-    for name, value in (("agreement", _agreement), ("coherence", _coherence)):
+    for name, value in (("agreement", attrgetter("agreement.value")), ("coherence", attrgetter("coherence"))):
         stages = {stage: value(profile) for stage, (_, profile) in found.items()}
         before, after = value(base), value(last)
         change = None if before is None or after is None else after - before

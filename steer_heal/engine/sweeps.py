@@ -11,7 +11,7 @@ from steer_heal import data
 from steer_heal.config import DoseRequest
 from steer_heal.dose import controls, sweeps
 from steer_heal.engine.answer import encode
-from steer_heal.engine.preemptible import Pause, preemptible
+from steer_heal.engine.preemptible import while_wanted
 from steer_heal.engine.requests import Request
 from steer_heal.engine.vectors import Say, Vectors
 from steer_heal.evaluate.frames import Frames
@@ -120,16 +120,9 @@ def _streamed(rows: Rows, request: Request[Sweep | None]) -> Iterator[Sweep | No
         nonlocal share
         share = done
 
-    def work(pause: Pause) -> Iterator[DoseRow]:
-        def stop() -> bool:
-            pause()
-            return request.over()
-
-        return rows(stop, progress)
-
     yield Sweep(0.0, [])
     try:
-        for row in preemptible(work):
+        for row in while_wanted(request, lambda stop: rows(stop, progress)):
             if row is not None:
                 found.append(row)
             news = row is not None or share >= told + STEP

@@ -160,9 +160,7 @@ def never_in_thought(lm: LanguageModel, frame: Frame) -> frozenset[int]:
 
 def own_thought(lm: LanguageModel, ids: list[int], frame: Frame) -> list[int]:
     """The thought's tokens up to where the model closed it, or ended its turn, by itself."""
-    tag = frame.think_close.strip()
-    tag_ids = plain_ids(lm, tag)
-    ends = {*lm.eos_ids, *(tag_ids if len(tag_ids) == 1 else ())}
+    tag, ends = frame.think_close.strip(), never_in_thought(lm, frame)
     ids = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
     at = lm.decode(ids).find(tag) if tag else -1
     if at < 0:

@@ -40,11 +40,10 @@ def gated_selectivity(
     target: Mapping[str, int],
     *,
     base_mass: float,
-    off_weight: float = OFF_WEIGHT,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Reading:
-    """(on - off_weight * off) * coherence^2, in nats of centred log-ratio.
+    """(on - OFF_WEIGHT * off) * coherence^2, in nats of centred log-ratio.
 
     With d[f] the mean over vignettes of clr_f(toward) - clr_f(away), clr_f = score_f - mean score:
     on = mean over the target's foundations of sign * d[f], off = mean over the others of |d[f]|, coherence =
@@ -63,7 +62,7 @@ def gated_selectivity(
 
     def selectivity(moved_F: Floats) -> float:
         on, off = _on_off(moved_F, sign_F)
-        return (on - off_weight * off) * coherence**2
+        return (on - OFF_WEIGHT * off) * coherence**2
 
     low, high = _interval(moved_NF, selectivity, draws, seed)
     mean_F = moved_NF.mean(axis=0)

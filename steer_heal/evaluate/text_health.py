@@ -133,7 +133,6 @@ def health(
     kl: Sequence[float] | None = None,
     relevance: float | None = None,
     own_relevance: float | None = None,
-    thresholds: Thresholds = THRESHOLDS,
 ) -> TextHealth:
     """Health of one text from its log-probs under base and its relevance (None: not measured), and base's own
     perplexity and relevance.
@@ -150,7 +149,7 @@ def health(
         perplexity_ratio=ratio,
         repetition=loops,
         kl_p95=quantile(kl, 0.95) if kl else None,
-        verdict="broken" if lost else text_verdict(ratio, loops, about, varied, thresholds),
+        verdict="broken" if lost else text_verdict(ratio, loops, about, varied),
         relevance=relevance,
         relevance_ratio=about,
         variety=varied,
@@ -174,7 +173,7 @@ def quantile(values: Sequence[float], q: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def summary(rows: Sequence[TextHealth], thresholds: Thresholds = THRESHOLDS) -> dict[str, float]:
+def summary(rows: Sequence[TextHealth]) -> dict[str, float]:
     """Health of a set of texts: medians, and the shares that loop (`looping`), that are not fine (`damaged`)
     and that are `broken`.
 
@@ -189,7 +188,7 @@ def summary(rows: Sequence[TextHealth], thresholds: Thresholds = THRESHOLDS) -> 
     if own:
         found["perplexity_ratio"] = found["perplexity"] / own[0]
     found["repetition"] = median(row.repetition for row in rows)
-    found["looping"] = fmean(row.repetition > thresholds.repetition_broken for row in rows)
+    found["looping"] = fmean(row.repetition > THRESHOLDS.repetition_broken for row in rows)
     for name in ("relevance", "relevance_ratio"):
         if (value := middle(getattr(row, name) for row in rows)) is not None:
             found[name] = value

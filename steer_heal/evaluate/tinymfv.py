@@ -52,11 +52,8 @@ def evaluate(
     limit: int | None = None,
     think_tokens: int = THINK_TOKENS,
     batch_size: int = 8,
-    demo: bool = False,
 ) -> Profile:
     """Its own `evaluate` on the loaded model, as a profile; what it gives NaN counts as answer mass 0.
-
-    `demo`: also let it write the free text of 512 tokens or more that it logs by default.
 
     Errors: `SettingsError` when it is not installed or refuses.
     """
@@ -76,7 +73,7 @@ def evaluate(
             max_think_tokens=think_tokens,
             batch_size=batch_size,
             return_per_row=True,
-            verbose=int(demo),
+            verbose=0,
         )
     except (AssertionError, ValueError, RuntimeError) as error:
         raise SettingsError(f"tinymfv refuses {lm.name}: {error}.") from error

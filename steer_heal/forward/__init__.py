@@ -22,17 +22,6 @@ from steer_heal.forward.store import PrefixStore
 from steer_heal.models import LanguageModel
 from steer_heal.vectors.steering import Operator
 
-__all__ = [
-    "Asked",
-    "Forward",
-    "FromBlock",
-    "PrefixStore",
-    "Rows",
-    "check_cache",
-    "forward_used",
-    "open",
-]
-
 
 class Forward(Protocol):
     """A model as it stands, with what steers it."""

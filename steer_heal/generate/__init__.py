@@ -3,5 +3,3 @@
 from steer_heal.forward import PrefixStore, forward_used
 from steer_heal.generate.loop import complete, decode
 from steer_heal.generate.rows import Row
-
-__all__ = ["PrefixStore", "Row", "complete", "decode", "forward_used"]

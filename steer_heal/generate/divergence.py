@@ -29,13 +29,6 @@ class Divergence:
     top_p_BN: Tensor
 
 
-def kl(logits_BV: Tensor, base_BV: Tensor) -> Tensor:
-    """KL(softmax(logits) || softmax(base)) per row in nats, float32, at temperature 1."""
-    rows = max(1, CHUNK // logits_BV.shape[-1])
-    parts = zip(logits_BV.split(rows), base_BV.split(rows), strict=True)
-    return torch.cat([_kl(log_probabilities(steered), log_probabilities(base)) for steered, base in parts])
-
-
 def _kl(logp_BV: Tensor, logq_BV: Tensor) -> Tensor:
     """sum_v p (log p - log q), rounding never below 0."""
     return torch.linalg.vecdot(logp_BV.exp(), logp_BV - logq_BV).clamp(min=0.0)

@@ -9,25 +9,3 @@ from steer_heal.heal.memory import check_memory, needed_bytes
 from steer_heal.heal.reference import Reference
 from steer_heal.heal.schedule import seed_of
 from steer_heal.heal.train import Objective, held_out_nll, loss_of, train_round
-
-__all__ = [
-    "STAGES",
-    "Example",
-    "FrozenPrefix",
-    "Objective",
-    "OutputLayer",
-    "Reference",
-    "batches",
-    "check_memory",
-    "held_out_nll",
-    "hidden_states",
-    "labels",
-    "learning_rate",
-    "loss_of",
-    "needed_bytes",
-    "row_losses",
-    "run",
-    "seed_of",
-    "split",
-    "train_round",
-]

@@ -10,28 +10,3 @@ from steer_heal.models.load import LanguageModel, load, prepare, without_gaps
 from steer_heal.models.placement import free, spread
 from steer_heal.records import SamplingDefaults
 from steer_heal.sources import Source, default_model, find, in_cache
-
-__all__ = [
-    "LanguageModel",
-    "Padded",
-    "SamplingDefaults",
-    "Source",
-    "band_layers",
-    "computing",
-    "default_model",
-    "digest",
-    "fetch",
-    "find",
-    "find_blocks",
-    "free",
-    "in_cache",
-    "layers_band",
-    "left_pad",
-    "load",
-    "prepare",
-    "rows_that_fit",
-    "spread",
-    "system",
-    "user",
-    "without_gaps",
-]

@@ -92,7 +92,7 @@ class ChatEncoder:
         """`encode` of each chat; what they hold is tokenized in one call."""
         for message in itertools.chain.from_iterable(chats):
             _check_whole(message["content"])
-        rendered = [self._render(self._fitting(chat)) for chat in chats]
+        rendered = [self._render(chat if self.has_system_role else _fold_system(chat)) for chat in chats]
         cuts = [self._cuts(text, spans) for text, spans in rendered]
         pieces = [_split(text, cut) for (text, _), cut in zip(rendered, cuts, strict=True)]
         for some in pieces:
@@ -115,9 +115,6 @@ class ChatEncoder:
                     "the text, or put the model's own tokenizer and chat template into its folder."
                 )
         return made
-
-    def _fitting(self, messages: Sequence[Message]) -> Sequence[Message]:
-        return messages if self.has_system_role else _fold_system(messages)
 
     def interruption(self, nudge: str, *, apart: bool = False) -> str:
         """What follows the model's text when the user breaks in with `nudge`, up to where the model goes on.

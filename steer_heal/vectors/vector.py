@@ -50,11 +50,6 @@ class SteeringVector:
         return self.directions_LD if self.operator is None else self.operator
 
     @property
-    def differences_LD(self) -> Tensor:
-        """The directions at the lengths they were extracted with."""
-        return functional.normalize(self.directions_LD, dim=-1) * self.norms_L[:, None]
-
-    @property
     def n_layers(self) -> int:
         return len(self.directions_LD)
 
@@ -82,21 +77,27 @@ def extract(
         sides = reply_residuals(lm, trait, progress)
         meta |= {"scenes": str(len(trait.scenes)), "pairs": str(len(trait.replies))}
     else:
-        chosen = list(contexts)[: settings.n_contexts]
-        if not chosen:
-            raise SettingsError("There are no contexts to extract a vector from: give at least one.")
         # What remains of two equal ones is rounding, which some kernels leave and others do not.
         if trait.positive == trait.negative:
             raise SettingsError(f"Both personas of {trait.name!r} are the same: use poles that differ.")
-        prompts = [
-            lm.encode_chat([system(persona), user(context)])
-            for persona in (trait.positive, trait.negative)
-            for context in chosen
-        ]
-        sides = last_residuals(lm, prompts, settings.batch_size, progress).split(len(chosen))
-        meta |= {"contexts": str(len(chosen)), "positive": trait.positive, "negative": trait.negative}
+        prompts = persona_prompts(lm, trait, contexts, settings)
+        half = len(prompts) // 2
+        sides = last_residuals(lm, prompts, settings.batch_size, progress).split(half)
+        meta |= {"contexts": str(half), "positive": trait.positive, "negative": trait.negative}
     meta["normalized"] = "yes" if how.unit else "no"
     return made(how.direction(*sides), torch.cat(sides).norm(dim=-1).mean(dim=0), meta)
+
+
+def persona_prompts(
+    lm: LanguageModel, trait: Trait, contexts: Sequence[str], settings: ExtractSettings
+) -> list[list[int]]:
+    """The first `n_contexts` contexts under the positive persona, then the same under the negative one.
+    Errors: `SettingsError` without contexts."""
+    chosen = list(contexts)[: settings.n_contexts]
+    if not chosen:
+        raise SettingsError("There are no contexts to extract a vector from: give at least one.")
+    poles = (trait.positive, trait.negative)
+    return [lm.encode_chat([system(pole), user(context)]) for pole in poles for context in chosen]
 
 
 def last_residuals(
@@ -194,7 +195,8 @@ def made(vector_LD: Tensor, residual_norms_L: Tensor, meta: dict[str, str]) -> S
 
 def cosine(a: SteeringVector, b: SteeringVector, layers: Sequence[int]) -> float:
     """Mean over `layers` of the cosine between the two directions."""
-    _same_shape(a, b)
+    if a.directions_LD.shape != b.directions_LD.shape:
+        raise SettingsError("The two vectors are of different models: extract both from one.")
     both_L = functional.cosine_similarity(a.directions_LD, b.directions_LD, dim=-1)
     return float(both_L[list(layers)].mean())
 
@@ -239,8 +241,3 @@ def load(path: str | Path) -> SteeringVector:
     if not shapes_fit or not floats or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise SettingsError(f"{path} is damaged (shapes or numbers do not fit): extract the vector again.")
     return vector
-
-
-def _same_shape(a: SteeringVector, b: SteeringVector) -> None:
-    if a.directions_LD.shape != b.directions_LD.shape:
-        raise SettingsError("The two vectors are of different models: extract both from one.")

@@ -12,8 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -25,13 +23,9 @@ from steer_heal.config import HealSettings, heal_settings
 from steer_heal.runs import events
 from steer_heal.runs.jobs import LocalProcesses, RunFolder
 from steer_heal.runs.jobs.processes import process_record
+from tests.jobs import until
+from tests.rounds import OPEN
 
-OPEN = {
-    "max_perplexity_ratio": 1e9,
-    "min_relevance_ratio": -1e9,
-    "max_repetition": 1.0,
-    "min_variety": 0.0,
-}
 VOID = {
     "queued",
     "started",
@@ -113,13 +107,6 @@ class ForkedProcesses(LocalProcesses):
         self._children[folder.run_id] = Forked(pid)  # type: ignore[assignment]
         with suppress(psutil.NoSuchProcess):
             folder.claim_if_free(process_record(pid))
-
-
-def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 def kill(jobs: LocalProcesses, run_id: str) -> bool:

@@ -19,15 +19,12 @@ from steer_heal.config import heal_settings
 from steer_heal.runs.jobs import LocalProcesses
 from tests.browser.conftest import ROOT, answers, free_port
 from tests.faults.conftest import Tally
+from tests.jobs import until
+from tests.rounds import OPEN
 
 SMALL = {
     "data": {"n_answers": 32, "n_plain": 0, "min_kept": 2, "max_new_tokens": 12},
-    "filter": {
-        "max_perplexity_ratio": 1e6,
-        "min_relevance_ratio": -1e6,
-        "max_repetition": 1.0,
-        "min_variety": 0.0,
-    },
+    "filter": OPEN,
     "train": {"epochs": 1},
     "evaluate": {"n_vignettes": 14, "n_answers": 2, "controls": 0},
 }
@@ -43,11 +40,8 @@ class App:
         command = [sys.executable, "app.py", "--model", "demo", "--port", str(self.port), *places]
         with (folder / f"app-{self.port}.log").open("wb") as out:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
-        until = time.monotonic() + 240
-        while not answers(self.url):
-            assert self.process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.3)
+        until(lambda: answers(self.url) or self.process.poll() is not None)
+        assert self.process.poll() is None
 
     def call(self, name: str, *data: Any) -> Any:
         path = f"/gradio_api/call/{name}"
@@ -65,12 +59,8 @@ class App:
         self.process.wait()
 
 
-def wait_for(app: App, run_id: str, *statuses: str) -> dict[str, Any]:
-    until = time.monotonic() + 240
-    while (row := app.run(run_id))["status"] not in statuses:
-        assert time.monotonic() < until, row
-        time.sleep(0.5)
-    return row
+def wait_for(app: App, run_id: str, *statuses: str) -> None:
+    until(lambda: app.run(run_id)["status"] in statuses)
 
 
 @pytest.mark.faults
@@ -90,10 +80,7 @@ def test_app_killed_while_a_run_goes_on(tmp_path: Path, tally: Tally) -> None:
             app = App(tmp_path)
             wait_for(app, run_id, "running")
             assert json.loads(record.read_text())["pid"] == worker
-            until = time.monotonic() + 240
-            while (record.parent / "events.jsonl").stat().st_size <= seen:
-                assert time.monotonic() < until, "the run stands still"
-                time.sleep(0.5)
+            until(lambda: (record.parent / "events.jsonl").stat().st_size > seen)  # noqa: B023
             tally.survived += 1
         app.call("pause", run_id)
         wait_for(app, run_id, "paused")
@@ -134,18 +121,12 @@ def test_worker_killed_for_want_of_memory(tmp_path: Path, tally: Tally) -> None:
     try:
         run_id = jobs.start(heal_settings(model="demo"))
         tally.injected += 1
-        until = time.monotonic() + 60
-        while jobs.poll(run_id).status != "interrupted":
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        until(lambda: jobs.poll(run_id).status == "interrupted")
         jobs.advance()
         last = jobs.folder(run_id).last_event()
         assert last is not None
-        assert (last.kind, last.data["out_of_memory"], last.data["signal"]) == (
-            "interrupted",
-            True,
-            "SIGKILL",
-        )
+        assert (last.kind, last.data["out_of_memory"]) == ("interrupted", True)
+        assert last.data["signal"] == "SIGKILL"
         assert "want of memory" in last.data["message"]
         tally.survived += 1
     finally:

@@ -19,7 +19,8 @@ from steer_heal.runs.events import EventLog
 from steer_heal.runs.jobs import LocalProcesses, this_process
 from steer_heal.runs.store import Store, StoreBusy
 from tests.faults.conftest import Tally, fill
-from tests.faults.forked import ForkedProcesses, outcome, settings, until
+from tests.faults.forked import ForkedProcesses, outcome, settings
+from tests.jobs import until
 from tests.runs import play_round, start, write_run
 from tests.unit.test_store import tables
 from tests.unit.test_store_file import hold
@@ -55,7 +56,8 @@ def test_lines_repeated_garbled_newer_and_of_a_moved_clock(tmp_path: Path, tally
         event = json.loads(line)
         event["time"] -= chance.choice([0, 3600, -3600, 10**9])
         newer = {**event, "kind": "unheard of", "data": {"more": [1, {"deep": True}]}, "extra": 3}
-        rubbish = [b"{\n", b"\xff\xfe\n", b"[]\n", b"\n", json.dumps({**event, "seq": "1"}).encode() + b"\n"]
+        rubbish = [b"{\n", b"\xff\xfe\n", b"[]\n", b"null\n", b"\n"]
+        rubbish += [json.dumps({**event, "seq": seq}).encode() + b"\n" for seq in ("1", True, -1)]
         mixed += [*chance.sample(rubbish, 2), json.dumps(event).encode() + b"\n", line]
         mixed.append(json.dumps(newer).encode() + b"\n")
         tally.injected += 4

@@ -18,7 +18,8 @@ from steer_heal.engine.run_index import RunIndex
 from steer_heal.runs import events
 from steer_heal.runs.store import Store
 from tests.faults.conftest import COUNTS, FAULTS_ONLY, Tally
-from tests.faults.forked import ForkedProcesses, kill, outcome, settings, until
+from tests.faults.forked import ForkedProcesses, kill, outcome, settings
+from tests.jobs import until
 from tests.unit.test_store import tables
 
 KILLS_A_RUN = 10

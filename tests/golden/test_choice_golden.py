@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from steer_heal import data, forward
-from steer_heal.config import FOUNDATIONS, SettingsError
+from steer_heal.config import FOUNDATIONS
 from steer_heal.data import Frame
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.records import Vignette
 from steer_heal.vectors.steering import coefficients
-from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 from tests.close import assert_near, model_rounding
 
@@ -36,11 +35,8 @@ CASES = [("gemma3", name) for name in FRAMES] + [
 def test_our_own_blocks_give_transformers_numbers(arch, name, monkeypatch):
     """Vignettes of unlike length, sliding windows, three doses at once, batches that do not come out even."""
     lm, frame = tiny.shared(arch), FRAMES[name]
-    generator = torch.Generator().manual_seed(1)
-    directions_LD = torch.randn(lm.n_layers, lm.width, generator=generator)
-    ones_L = torch.ones(lm.n_layers)
-    vector = SteeringVector(directions_LD, ones_L, ones_L, {"normalized": "no"})
-    doses_KL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in (0.0, 0.3, -0.6)])
+    vector = tiny.vector(lm, seed=1)
+    doses_KL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in (0.0, 1.7, -3.4)])
     vignettes = [Vignette(f"v{i}", FOUNDATIONS[i], text, "other_violate") for i, text in enumerate(TEXTS)]
 
     def measured(batch_size):
@@ -56,9 +52,3 @@ def test_our_own_blocks_give_transformers_numbers(arch, name, monkeypatch):
             assert_near(one.mass, expected.mass, model_rounding(lm), nats)
             assert_near(one.prefill_nll, expected.prefill_nll, model_rounding(lm), nats)
     assert found[0].score != pytest.approx(found[3].score, abs=1e-3)
-
-
-def test_answers_of_several_tokens_are_refused_where_a_place_is_answered():
-    frame = replace(data.frame("tinymfv"), answer="word", think_budget=2)
-    with pytest.raises(SettingsError, match="one token each"):
-        evaluate(tiny.shared(), [Vignette("v", "Care", "You see it.", "other_violate")], frame)

@@ -1,6 +1,5 @@
 """The cloze's scores against transformers' own forward, a sequence at a time, on every architecture."""
 
-from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -46,7 +45,7 @@ def by_hand(lm, vector, dose_L):
 @pytest.mark.parametrize("plain", [False, True], ids=["ours", "plain"])
 def test_every_score_is_that_of_a_plain_pass(arch, plain, monkeypatch):
     lm = tiny.shared(arch)
-    asked = doses(lm, 0.0, 0.3, -0.6)
+    asked = doses(lm, 0.0, 1.7, -3.4)
     vector, rows_KL = asked["vector"], asked["coefficients_RL"]
     wanted = [by_hand(lm, vector, dose_L) for dose_L in rows_KL]
     common = wanted[0].mean(dim=1, keepdim=True)
@@ -67,13 +66,3 @@ def test_every_score_is_that_of_a_plain_pass(arch, plain, monkeypatch):
         tv = 0.5 * (each[0] - each[1]).abs().sum(-1)
         assert profile.order_tv == pytest.approx(float(tv.mean()), abs=1e-4)
         assert profile.p["Care"] == pytest.approx(fmean(row.p["Care"] for row in profile.per_vignette))
-
-
-def test_a_wording_alone_is_that_wording():
-    lm = tiny.shared("llama")
-    both = evaluate(lm, VIGNETTES, CLOZE)[0]
-    alone = [evaluate(lm, VIGNETTES, replace(CLOZE, wordings=(wording,)))[0] for wording in CLOZE.wordings]
-    for row, *parts in zip(both.per_vignette, *(one.per_vignette for one in alone), strict=True):
-        mean = [fmean(part.score[name] for part in parts) for name in FOUNDATIONS]
-        assert list(row.score.values()) == pytest.approx(mean, abs=1e-5)
-    assert [one.order_tv for one in alone] == [0.0, 0.0]

@@ -8,22 +8,17 @@ import torch
 from steer_heal.config import SampleSettings
 from steer_heal.forward.plain import PlainForward
 from steer_heal.generate import PrefixStore, Row, complete, decode
-from steer_heal.generate.rows import Lane
 from steer_heal.models import user
 from steer_heal.records import Completion
 from steer_heal.vectors.steering import coefficients, steer
+from tests import tiny
 from tests.close import assert_near, model_rounding
 
 N = 8
 TEXTS = ["hi", "What would you do if it rained all day long?", "Tell me of bees, please."]
 
 
-def directions(seed=0):
-    made = torch.randn(4, 32, generator=torch.Generator().manual_seed(seed))
-    return made / made.norm(dim=-1, keepdim=True)
-
-
-DIRECTIONS = directions()
+DIRECTIONS = tiny.directions(tiny.shared())
 
 
 def naive(lm, row):
@@ -104,34 +99,6 @@ def test_one_prompt_many_doses_through_the_store(lm):
     assert prompt in store
 
 
-def lanes_of(lm):
-    return [
-        Lane(row.prompt_ids, torch.zeros(4) if row.coefficients_L is None else row.coefficients_L, noise)
-        for row in rows_of(lm)
-        for noise in (0, 1)
-    ]
-
-
-@pytest.mark.parametrize("only_steered", [False, True])
-def test_sharing_the_prompts_work_changes_nothing(lm, only_steered):
-    lanes = [lane for lane in lanes_of(lm) if lane.steered or not only_steered]
-    prompts = [lane.prompt_ids for lane in lanes]
-    coefficients_BL = torch.stack([lane.coefficients_L for lane in lanes])
-    with torch.inference_mode():
-        forward = PlainForward(lm, DIRECTIONS)
-        shared, apart = (
-            forward.begin(prompts, coefficients_BL, 3),
-            forward.apart(prompts, coefficients_BL, 3),
-        )
-    assert_near(shared.logits_BV, apart.logits_BV, model_rounding(lm))
-    assert torch.equal(shared.positions_B, apart.positions_B)
-    assert torch.equal(shared.mask_BT, apart.mask_BT)
-    real_B1T1 = apart.mask_BT[:, None, :, None].bool()
-    for one, other in zip(shared.cache.layers, apart.cache.layers, strict=True):
-        assert_near(one.keys * real_B1T1, other.keys * real_B1T1, model_rounding(lm))
-        assert_near(one.values * real_B1T1, other.values * real_B1T1, model_rounding(lm))
-
-
 @pytest.mark.parametrize("first_dose", [0, 1])
 def test_the_blocks_below_the_first_steered_one_read_each_prompt_once(lm, first_dose):
     """What sharing is for: rows through the first and the last block, with a base lane and without."""
@@ -148,34 +115,3 @@ def test_the_blocks_below_the_first_steered_one_read_each_prompt_once(lm, first_
     for hook in hooks:
         hook.remove()
     assert rows == {0: 1, 3: 1 + 5}
-
-
-def test_hook_against_hidden_states(lm):
-    """What block 2 reads is the residual that transformers reports there, plus c * v[1]."""
-    ids = torch.tensor([[2, 5, 30, 31, 32]])
-    read = []
-    with torch.no_grad():
-        states = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
-        handle = lm.blocks[2].register_forward_pre_hook(lambda _m, inputs: read.append(inputs[0]))
-        with steer(lm.blocks, DIRECTIONS, coefficients(4, (1,), 3.0)):
-            lm.model(input_ids=ids)
-        handle.remove()
-    assert_near(read[0], states[2] + 3.0 * DIRECTIONS[1], model_rounding(lm))
-
-
-def test_greedy_base_is_what_generate_writes(lm):
-    for row in rows_of(lm)[::3]:
-        found = complete(
-            lm, [Row(row.prompt_ids)], DIRECTIONS, SampleSettings(max_new_tokens=N, greedy=True)
-        )[0]
-        ids = torch.tensor([row.prompt_ids])
-        with torch.no_grad():
-            whole = lm.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=N,
-                eos_token_id=sorted(lm.eos_ids),
-                pad_token_id=lm.pad_id,
-            )
-        assert [token.id for token in found.tokens] == whole[0, ids.shape[1] :].tolist()

@@ -9,18 +9,12 @@ from steer_heal.heal import Example, Objective, loss_of
 from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 from tests.close import assert_near, model_rounding
+from tests.rounds import shake
 
 BATCH = [
     Example((2, 40, 41, 42), (50, 51, 52)),
     Example((2, 60, 61, 62, 63, 64), (70, 71, 72, 73, 74)),
 ]
-
-
-def shake(stack, seed):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in stack.trainable():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
 def step(lm, stack, settings):

@@ -24,11 +24,6 @@ N_STEPS = 11
 """Beyond the tiny Gemma's window of 8, also for the shortest prompt."""
 
 
-def directions(lm):
-    made = torch.randn(lm.n_layers, lm.width, generator=torch.Generator().manual_seed(3))
-    return made / made.norm(dim=-1, keepdim=True)
-
-
 def prompts(lm, *lengths):
     generator = torch.Generator().manual_seed(5)
     return [tuple(torch.randint(6, 250, (n,), generator=generator).tolist()) for n in lengths]
@@ -82,7 +77,7 @@ def begun(kind, lm, lanes, n_new, store=None):
     coefficients_BL = torch.stack([lane.coefficients_L for lane in lanes])
     n_more = sum(lane.n_more for lane in lanes)
     prompts = [lane.prompt_ids for lane in lanes]
-    return kind(lm, directions(lm)).begin(prompts, coefficients_BL, n_new, n_more=n_more, store=store)
+    return kind(lm, tiny.directions(lm)).begin(prompts, coefficients_BL, n_new, n_more=n_more, store=store)
 
 
 def read(rows, ids):
@@ -135,23 +130,10 @@ def test_a_store_that_keeps_one_layer_reads_again_for_another(lm):
         assert_same(lm, case(lm), store)
 
 
-def test_residuals_behind_every_block(lm):
-    first, second = prompts(lm, 13, 6)
-    with torch.inference_mode():
-        found = OurForward(lm, directions(lm)).reads([first, second], lm.n_layers, range(lm.n_layers))
-        for prompt, one in zip((first, second), found, strict=True):
-            states = lm.model.model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
-            for layer in range(lm.n_layers - 1):
-                assert_near(one.residuals[layer], states[layer + 1][0], model_rounding(lm))
-            last = lm.model.model.norm(one.residuals[lm.n_layers - 1])
-            assert_near(last, states[-1][0, -1:], model_rounding(lm))
-    assert unsupported_reason(lm) == "", "what output_hidden_states leaves behind is harmless"
-
-
 @pytest.mark.parametrize("case", [one_prompt, many_prompts])
 def test_the_bundled_model(shared, case):
     lm = load("demo", device="cpu")
-    assert forward_used(lm, directions(lm)) == "our own blocks"
+    assert forward_used(lm, tiny.directions(lm)) == "our own blocks"
     assert_same(lm, case(lm))
 
 
@@ -241,11 +223,6 @@ def test_segments_cover_every_row_with_its_prefix(prefixes):
         assert part.start == len(given_back)
         given_back += [prefix for prefix in range(part.first, part.last) for _ in range(each)]
     assert given_back == prefixes
-
-
-def test_lanes_without_steering_have_no_first_block(lm):
-    (prompt,) = prompts(lm, 3)
-    assert_same(lm, [Lane(prompt, torch.zeros(lm.n_layers))])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,7 +1,6 @@
 """The whole loop on a tiny model with random weights: events, resume, stop, failure, the base untouched."""
 
 import json
-import math
 import shutil
 from dataclasses import replace
 
@@ -17,13 +16,7 @@ from steer_heal.heal.progress import live
 from steer_heal.records import Agreement, Controls, Stopped
 from steer_heal.runs.events import EventLog, plain, read
 from tests import tiny
-
-OPEN = {
-    "max_perplexity_ratio": 1e9,
-    "min_relevance_ratio": -1e9,
-    "max_repetition": 1.0,
-    "min_variety": 0.0,
-}
+from tests.rounds import OPEN
 
 
 def fast(**more):
@@ -166,24 +159,6 @@ def test_base_answers_plain_prompts_beside_the_steered_ones(tmp_path):
     assert not {*steered} & set(lm.material.plain_prompts())
 
 
-def test_a_run_resumed_after_a_round_gives_the_same_numbers(whole, tmp_path):
-    _, events = whole
-    first = play(tmp_path, fast(rounds=1))
-    earlier = read(tmp_path / "events.jsonl").events
-    torch.manual_seed(1234)
-    rest = play(tmp_path, start_round=1, earlier=earlier)
-    again = [event for event in first if event.kind != "finished"] + list(rest)
-    assert numbers(again) == numbers(events)
-    for name in ("adapters/round-2/adapter_model.safetensors", "vectors/round-2.safetensors"):
-        ours, theirs = load_file(tmp_path / name), load_file(whole[0] / name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    ours, theirs = (
-        json.loads((folder / "adapters/round-2/adapter_config.json").read_text())
-        for folder in (tmp_path, whole[0])
-    )
-    assert ours == theirs
-
-
 def test_a_run_stopped_in_any_stage_and_resumed_gives_the_same_numbers(whole, tmp_path):
     _, events = whole
     for number, stage in enumerate(("base", "calibrate", "train")):
@@ -201,9 +176,17 @@ def test_a_run_stopped_in_any_stage_and_resumed_gives_the_same_numbers(whole, tm
         assert not [name for name, _ in lm.model.named_modules() if "lora" in name]
         done = len(of_kind(earlier, "round"))
         assert done == (0 if stage == "base" else 1)
+        torch.manual_seed(1234)
         rest = play(folder, start_round=done, earlier=earlier)
         wanted = [event for event in events if (event.round is None or event.round > done or stage == "base")]
         assert numbers(rest) == numbers(wanted)
+        for name in ("adapters/round-2/adapter_model.safetensors", "vectors/round-2.safetensors"):
+            ours, theirs = load_file(folder / name), load_file(whole[0] / name)
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        of_adapter = "adapters/round-2/adapter_config.json"
+        assert json.loads((folder / of_adapter).read_text()) == json.loads(
+            (whole[0] / of_adapter).read_text()
+        )
 
 
 CLOZE = {"frame": "cloze", "n_vignettes": 3, "n_answers": 3, "controls": 0}
@@ -304,22 +287,6 @@ def test_the_base_is_bit_identical_after_a_run(tmp_path):
     assert not [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
 
 
-def test_a_starved_round_says_which_filter_ate_the_data(tmp_path):
-    play(tmp_path, fast(rounds=1))
-    hungry = fast(
-        filter={**OPEN, "max_perplexity_ratio": 1e-9},
-        data={"n_answers": 8, "n_plain": 0, "max_new_tokens": 8, "min_kept": 5},
-    )
-    events = play(tmp_path, hungry, start_round=1, earlier=read(tmp_path / "events.jsonl").events)
-    assert events[-1].kind == "failed"
-    message = events[-1].data["message"]
-    assert "Round 2 starved" in message
-    assert "perplexity 8" in message
-    assert len(of_kind(events, "completion")) == 8
-    assert (tmp_path / "adapters" / "round-1" / "adapter_model.safetensors").is_file()
-    assert not (tmp_path / "adapters" / "round-2").exists()
-
-
 def test_bad_settings_are_told_before_anything_is_written(tmp_path):
     for wrong in (
         {"trait": "greed"},
@@ -333,12 +300,6 @@ def test_bad_settings_are_told_before_anything_is_written(tmp_path):
     events = list(heal.run(model(), fast(), tmp_path, start_round=1))
     assert events[-1][0] == "failed"
     assert "is no adapter" in events[-1][2]["message"]
-
-
-def test_every_event_is_json(whole):
-    for event in whole[1]:
-        json.dumps(plain(event.data), allow_nan=False)
-        assert all(math.isfinite(value) for value in event.data.values() if isinstance(value, float))
 
 
 def test_seeds_differ_by_run_round_and_stage():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,15 +15,12 @@ from steer_heal.engine.run_index import RunIndex
 from steer_heal.runs import events
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
+from tests.jobs import until
+from tests.rounds import OPEN
 
 SMALL = {
     "data": {"n_answers": 16, "n_plain": 0, "min_kept": 2, "max_new_tokens": 12},
-    "filter": {
-        "max_perplexity_ratio": 1e6,
-        "min_relevance_ratio": -1e6,
-        "max_repetition": 1.0,
-        "min_variety": 0.0,
-    },
+    "filter": OPEN,
     "extract": {"method": "mean_diff", "n_contexts": 16},
     "calibrate": {"n_prompts": 2, "n_tokens": 8},
     "train": {"epochs": 1},
@@ -35,13 +30,6 @@ SMALL = {
 
 def small(rounds: int) -> HealSettings:
     return heal_settings("quick", model="demo", rounds=rounds, seed=3, **SMALL)
-
-
-def until(true: Callable[[], bool], seconds: float = 240.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def measured(log: Path) -> list[tuple[str, int | None, object]]:

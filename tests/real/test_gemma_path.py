@@ -31,8 +31,8 @@ from steer_heal.models import LanguageModel, band_layers, load, system, user
 from steer_heal.records import Calibration
 from steer_heal.vectors.steering import coefficients
 from steer_heal.vectors.vector import SteeringVector
+from tests import tiny
 from tests.browser.conftest import ROOT, app_page
-from tests.tiny import gemma_shape
 
 pytestmark = [pytest.mark.gemma_path, pytest.mark.timeout(1800)]
 
@@ -62,7 +62,7 @@ def folder() -> Path:
     """A folder as `google/gemma-3-1b-it` is one; made anew where a run before did not finish it."""
     whole = FOLDER / "generation_config.json"
     if not whole.is_file():
-        gemma_shape().model.save_pretrained(FOLDER)
+        tiny.gemma_shape().model.save_pretrained(FOLDER)
         for name, content in tokenizer_files().items():
             (FOLDER / name).write_bytes(content)
         own = {"bos_token_id": 2, "eos_token_id": [1, 106], "pad_token_id": 0}
@@ -77,12 +77,7 @@ def lm(folder: Path) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def vector(lm: LanguageModel) -> SteeringVector:
-    generator = torch.Generator().manual_seed(0)
-    directions_LD = torch.nn.functional.normalize(
-        torch.randn(lm.n_layers, lm.width, generator=generator), dim=1
-    )
-    ones_L = torch.ones(lm.n_layers)
-    return SteeringVector(directions_LD, ones_L, ones_L, {})
+    return tiny.vector(lm)
 
 
 def test_chats_are_encoded_as_gemma_reads_them(lm: LanguageModel) -> None:

@@ -27,7 +27,9 @@ from steer_heal.models import LanguageModel, user
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
 from steer_heal.vectors.steering import coefficients
-from tests.loop.test_runs import until
+from tests import tiny
+from tests.jobs import until
+from tests.rounds import OPEN
 
 LAYERS = (12, 13, 14, 15, 16, 17)
 TURN = (
@@ -79,10 +81,7 @@ def test_rows_of_zeros_are_the_unsteered_model(smollm2: LanguageModel) -> None:
         )  # fmt: skip
     theirs = made[0, len(prompt) :].tolist()
     rows = [Row(prompt), Row(prompt, coefficients(30, LAYERS, 60.0)[0], shadow=True)]
-    directions = torch.nn.functional.normalize(
-        torch.randn(30, 576, generator=torch.Generator().manual_seed(0)), dim=1
-    )
-    base, steered = complete(smollm2, rows, directions, GREEDY)
+    base, steered = complete(smollm2, rows, tiny.directions(smollm2), GREEDY)
     ours = [token.id for token in base.tokens]
     same = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
     # Two orders of the same sums may part where two tokens are as likely; the first dozen never are here.
@@ -131,9 +130,7 @@ SMALL = {
     "extract": {"method": "mean_diff", "n_contexts": 8},
     "calibrate": {"n_prompts": 1, "n_tokens": 4, "tolerance": 0.3},
     "data": {"n_answers": 16, "n_plain": 0, "min_kept": 2, "max_new_tokens": 12},
-    "filter": {
-        "max_perplexity_ratio": 1e6, "min_relevance_ratio": -1e6, "max_repetition": 1.0, "min_variety": 0.0,
-    },
+    "filter": OPEN,
     "train": {"epochs": 1, "batch_size": 4},
     "evaluate": {"n_vignettes": 14, "n_answers": 2, "controls": 0},
 }  # fmt: skip

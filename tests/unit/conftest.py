@@ -13,14 +13,32 @@ import pytest
 
 from steer_heal import generate, models, sources
 from steer_heal.cli import main
-from steer_heal.engine import answer_batch
+from steer_heal.engine import Engine, answer_batch
 from steer_heal.heal import Example
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
 from tests import tiny
+from tests.crowd import request
 from tests.jobs import COMMAND
 from tests.rounds import short_examples
 from tests.runs import write_run
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of all who do not test caches: a vector, a c*, a frame's worth are measured once."""
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, measured: Path) -> Iterator[Engine]:
+    """On a tiny model whose answers are as long as asked for; its vector and c* are measured already."""
+    folder = tmp_path_factory.mktemp("engine")
+    places = {"runs_dir": folder / "runs", "db": folder / "runs.duckdb", "cache_dir": measured}
+    made = Engine(lm=tiny.endless(), **places)
+    list(made.steer(request("warm"), session="warm"))
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -34,9 +52,10 @@ def jobs(tmp_path: Path) -> Iterator[LocalProcesses]:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every command runs in an empty folder, and `tiny` is a model."""
+def here(tmp_path: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every command runs in a folder that is empty but for the cache, and `tiny` is a model."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").symlink_to(measured)
     load, find = models.load, sources.find
     monkeypatch.setattr(sources, "find", lambda name: find("demo" if name == "tiny" else name))
     monkeypatch.setattr(

@@ -2,28 +2,15 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from steer_heal.config import SettingsError, TrainSettings
 from steer_heal.heal.adapters import WEIGHTS, AdapterStack, saved_rounds, target_modules
 from tests import tiny
+from tests.rounds import shake
+from tests.tiny import logits
 
 SETTINGS = TrainSettings(rank=2)
-
-
-def logits(lm):
-    ids = torch.tensor([lm.encode_chat([{"role": "user", "content": "hello there"}])])
-    with torch.no_grad():
-        return lm.model(ids).logits
-
-
-def shake(stack, seed=0):
-    """Give the adapter in training weights that matter."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in stack.trainable():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.fixture
@@ -109,21 +96,6 @@ def test_off_and_previous_are_exact_and_come_back(lm):
     assert stack.trainable()
 
 
-def test_unload_gives_back_the_base_s_own_modules(lm):
-    base, modules = logits(lm), dict(lm.model.named_modules())
-    weights = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    stack = AdapterStack(lm)
-    stack.unload()
-    stack.fresh(1, SETTINGS, seed=1)
-    shake(stack)
-    stack.unload()
-    assert torch.equal(logits(lm), base)
-    assert dict(lm.model.named_modules()) == modules
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in lm.model.state_dict().items())
-    stack.fresh(1, SETTINGS, seed=1)
-    assert stack.trainable()
-
-
 def test_the_seed_alone_draws_the_fresh_adapter(lm):
     stack, drawn = AdapterStack(lm), []
     for seed, noise in ((5, 1), (5, 2), (6, 1)):
@@ -161,41 +133,6 @@ def test_saved_rounds_load_into_the_same_model(lm, trained, tmp_path):
     config = json.loads((tmp_path / "round-2" / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(config["target_modules"])
     assert (tmp_path / "round-2" / WEIGHTS).stat().st_mode & 0o777 == 0o644
-
-
-def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(lm, trained, tmp_path):
-    path = trained.save(2, tmp_path)
-    wanted = logits(lm)
-    bad = tmp_path / "bad"
-    bad.mkdir()
-    (bad / "adapter_config.json").write_bytes((path / "adapter_config.json").read_bytes())
-    tensors = load_file(path / WEIGHTS)
-    first = next(iter(tensors))
-    for change, message in (
-        ({first: tensors[first][:, :-1].contiguous()}, "cannot be put on"),
-        ({first: tensors[first] * torch.nan}, "not finite"),
-        ({"base_model.model.model.layers.7.q_proj.lora_A.weight": tensors[first].clone()}, "another model"),
-    ):
-        save_file({**tensors, **change}, bad / WEIGHTS)
-        with pytest.raises(SettingsError, match=message):
-            trained.load_path(bad, 3)
-        assert torch.equal(logits(lm), wanted)
-        assert trained.history == (1, 2)
-    other = tiny.language_model("llama", n_layers=1)
-    before = logits(other)
-    with pytest.raises(SettingsError, match="cannot be put on tiny-llama"):
-        AdapterStack(other).load(2, tmp_path)
-    assert torch.equal(logits(other), before)
-    assert not [name for name, _ in other.model.named_modules() if "lora" in name]
-
-
-def test_nothing_is_loaded_from_pickle(lm, tmp_path):
-    folder = tmp_path / "round-1"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text("{}")
-    (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(SettingsError, match="is no adapter"):
-        AdapterStack(lm).load(1, tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(lm, trained, tmp_path):

@@ -9,28 +9,11 @@ from typing import Any
 import pytest
 
 from steer_heal import generate
-from steer_heal.config import SampleSettings, SteerRequest, build
 from steer_heal.engine import Engine, answer_batch
 from steer_heal.engine.scheduler import AT_ONCE
 from steer_heal.engine.vectors import Vectors
 from tests import tiny
-from tests.crowd import Crowd, ids
-
-BAND = (0.25, 0.75)
-
-
-def request(prompt: str, alpha: float = 1.0, n: int = 12, **more: Any) -> SteerRequest:
-    sample = build(SampleSettings, max_new_tokens=n, **more)
-    return build(SteerRequest, prompt=prompt, alpha=alpha, band=BAND, sample=sample)
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder = tmp_path_factory.mktemp("engine")
-    made = Engine(lm=tiny.endless(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
-    list(made.steer(request("warm"), session="warm"))
-    yield made
-    made.close()
+from tests.crowd import Crowd, ids, request
 
 
 def test_who_waits_begins_together_and_each_gets_what_it_would_get_alone(

@@ -20,17 +20,9 @@ SILENT = SamplingDefaults(0.6, 20, 0.8)
 HOW = {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
 
 
-def sampling(**said):
-    return read(said, "a file", SILENT).sampling
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    lm = tiny.language_model("llama")
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return folder
+    return tiny.save(tiny.language_model("llama"), tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -44,36 +36,23 @@ def said_by(folder, text):
     return load(str(folder), device="cpu")
 
 
-def test_what_is_said_holds_and_the_rest_is_as_in_the_table():
-    assert sampling(**HOW) == SamplingDefaults(0.9, 40, 0.95)
-    assert sampling(top_p=0.5) == SamplingDefaults(0.6, 20, 0.5)
-    assert sampling() == SILENT
-
-
 @pytest.mark.parametrize(
-    "said", [{"temperature": 0}, {"temperature": "0.0"}, {"do_sample": False}, {"do_sample": "false"}]
+    ("said", "meant"),
+    [
+        (HOW, (0.9, 40, 0.95)),
+        ({name: str(value) for name, value in HOW.items()}, (0.9, 40, 0.95)),
+        ({"top_p": 0.5}, (0.6, 20, 0.5)),
+        ({"top_p": None, "temperature": None}, (0.6, 20, 1.0)),
+        *(({"top_k": none}, (0.6, 0, 0.8)) for none in (0, -1, None, "0", "-1")),
+        *(({**HOW, "temperature": zero}, (0.0, 40, 0.95)) for zero in (0, "0.0")),
+        *(({**HOW, "do_sample": no}, (0.0, 40, 0.95)) for no in (False, "false")),
+        *(({"do_sample": yes}, (0.6, 20, 0.8)) for yes in (None, True)),
+        ({}, (0.6, 20, 0.8)),
+    ],
 )
-def test_temperature_0_or_no_sampling_is_greedy(said):
-    assert sampling(**{**HOW, **said}).temperature == 0.0
-
-
-@pytest.mark.parametrize("said", [{}, {"do_sample": None}, {"do_sample": True}])
-def test_a_file_that_does_not_say_false_is_sampled(said):
-    """transformers takes what is absent for false, but most published files leave it out."""
-    assert sampling(**said).temperature == 0.6
-
-
-@pytest.mark.parametrize("none", [0, -1, None, "0", "-1"])
-def test_these_top_k_filter_nothing(none):
-    assert sampling(top_k=none).top_k == 0
-
-
-def test_a_top_p_of_null_filters_nothing_and_a_temperature_of_null_says_nothing():
-    assert sampling(top_p=None, temperature=None) == SamplingDefaults(0.6, 20, 1.0)
-
-
-def test_numbers_may_be_strings():
-    assert sampling(**{name: str(value) for name, value in HOW.items()}) == SamplingDefaults(0.9, 40, 0.95)
+def test_what_is_said_holds_and_the_rest_is_as_in_the_table(said, meant):
+    """transformers takes what is absent for false, but most published files leave do_sample out."""
+    assert read(said, "a file", SILENT).sampling == SamplingDefaults(*meant)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from steer_heal.config import ExtractSettings, SampleSettings, SettingsError
+from steer_heal.config import ExtractSettings, SampleSettings
 from steer_heal.generate import Row, complete
 from steer_heal.heal.adapters import target_modules
 from steer_heal.models import load, system, user
@@ -25,28 +25,13 @@ from tests.unit.test_vector import CONTEXTS, TRAIT
 
 FAMILIES = ("gemma3", "gemma3-multimodal", "llama", "qwen3", "mistral", "gpt2")
 N_LAYERS, WIDTH = 4, 32
-NO_SYSTEM = (
-    "{{ bos_token }}{%- for turn in messages -%}"
-    "{%- if turn['role'] == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"
-    "{{ '<start_of_turn>' + turn['role'] + '\n' + turn['content'] | trim + '<end_of_turn>\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
-)
 
 
 def network(family, vocab_size):
     if family in tiny.ARCHS:
         return tiny.network(family, vocab_size)
-    common = {"vocab_size": vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    shape = common | {
-        "hidden_size": WIDTH,
-        "intermediate_size": 64,
-        "num_hidden_layers": N_LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.2,
-    }
+    shape = tiny.shape_of(vocab_size, N_LAYERS)
+    common = {key: shape[key] for key in ("vocab_size", "pad_token_id", "eos_token_id", "bos_token_id")}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if family == "mistral":
@@ -125,19 +110,3 @@ def test_base_and_steered_are_written_side_by_side(lm):
 def test_adapters_go_on_the_text_models_linear_layers(lm):
     assert target_modules(lm)
     assert not any("vision" in name for name in target_modules(lm))
-
-
-def test_a_template_without_a_system_role_gets_the_text_in_the_users_turn(tmp_path):
-    words = tiny.tokenizer(NO_SYSTEM)
-    tiny.network("llama", len(words)).save_pretrained(tmp_path)
-    words.save_pretrained(tmp_path)
-    lm = load(str(tmp_path), device="cpu")
-    assert lm.encode_chat([system("Be kind."), user("hi")]) == lm.encode_chat([user("Be kind.\n\nhi")])
-
-
-def test_no_chat_template_says_what_to_do(tmp_path):
-    words = tiny.tokenizer(None)
-    tiny.network("llama", len(words)).save_pretrained(tmp_path)
-    words.save_pretrained(tmp_path)
-    with pytest.raises(SettingsError, match="no chat template: choose an instruction-tuned model"):
-        load(str(tmp_path), device="cpu")

@@ -1,6 +1,7 @@
 """Nothing that was kept is used once anything that decides it has changed."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -19,14 +20,9 @@ from steer_heal.models.identity import tensor_hash
 from steer_heal.vectors import vector
 from steer_heal.vectors.bridges import installed
 from tests import tiny
+from tests.unit.test_calibrate import search
 
 TRAIT, BAND = "care_over_authority", (0.25, 0.75)
-
-
-def save(lm, folder):
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return folder
 
 
 def edit(file, **values):
@@ -58,7 +54,7 @@ def repair_one_number(folder):
     lm = load(str(folder), device="cpu")
     with torch.no_grad():
         lm.blocks[0].mlp.down_proj.weight[3, 5] += 0.5
-    save(lm, folder)
+    tiny.save(lm, folder)
 
 
 def repair_ends(folder):
@@ -72,13 +68,14 @@ REPAIRS = [repair_template, repair_epsilon, repair_rope, repair_tokenizer, repai
 def quick(monkeypatch):
     known = data.material(demo=False).contexts(TRAIT)[:4]
     monkeypatch.setattr(data.Material, "contexts", lambda *_: known)
-    found = calibrate.search(list, build(CalibrateSettings))
+    found = search(list, build(CalibrateSettings))
     monkeypatch.setattr(calibrate, "calibrate", lambda *_, **__: found)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return save(tiny.language_model("llama"), tmp_path / "model")
+    tiny.save(tiny.language_model("llama"), tmp_path / "model")
+    return tmp_path / "model"
 
 
 def steer(folder, cache):
@@ -173,7 +170,7 @@ def test_a_damaged_vector_is_extracted_again(tmp_path):
 def test_weights_have_one_hash_in_every_format_that_holds_them(tmp_path):
     lm = tiny.language_model("gemma3")
     lm.model.to(torch.bfloat16)
-    folder = str(save(lm, tmp_path))
+    folder = tiny.save(lm, tmp_path)
     as_stored, wide = (load(folder, device="cpu", dtype=dtype) for dtype in ("bfloat16", "float32"))
     assert as_stored.weights_hash == wide.weights_hash == lm.weights_hash
     assert as_stored.fingerprint != wide.fingerprint
@@ -225,29 +222,21 @@ def base_of(engine):
 
 def test_a_kept_base_answer_is_of_the_weights_as_they_are(tmp_path):
     lm = tiny.language_model("llama")
-    engine = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
-    try:
+    places = {"runs_dir": tmp_path / "runs", "db": tmp_path / "runs.duckdb"}
+    with closing(Engine(lm=lm, **places)) as engine:
         before = base_of(engine)
         assert base_of(engine) == before
         with torch.no_grad():
             lm.blocks[0].mlp.down_proj.weight.mul_(-1.0)
         changed = base_of(engine)
-    finally:
-        engine.close()
     assert changed != before
-    fresh = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
-    try:
+    with closing(Engine(lm=lm, **places)) as fresh:
         assert base_of(fresh) == pytest.approx(changed, rel=1e-4)
-    finally:
-        fresh.close()
 
 
 def test_a_repaired_folder_is_read_anew(folder, tmp_path):
-    engine = Engine(str(folder), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
-    try:
+    with closing(Engine(str(folder), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")) as engine:
         before = base_of(engine)
         repair_template(folder)
         engine.use(str(folder))
         assert base_of(engine) != before
-    finally:
-        engine.close()

@@ -2,11 +2,10 @@ import json
 import math
 
 import pytest
-import torch
 
 from steer_heal.config import CalibrateSettings, SettingsError
 from steer_heal.dose import calibrate as calibration
-from steer_heal.dose.calibrate import cached, quantile, search
+from steer_heal.dose.calibrate import cached, quantile
 from steer_heal.records import Trait
 from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
@@ -16,12 +15,18 @@ SETTINGS = CalibrateSettings(n_tokens=4, n_prompts=2, tolerance=0.05)
 PROMPTS = [(2, 9, 8), (2, 7, 30, 31)]
 
 
+def search(measure, settings, scout=None, progress=None):
+    """One search, whose measures know nothing of others."""
+
+    def alone(one):
+        return one and (lambda asked: one([c for _, c in asked]))
+
+    return calibration.search(1, alone(measure), settings, scout=alone(scout), progress=progress)[0]
+
+
 @pytest.fixture
 def vector():
-    directions = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
-    return SteeringVector(
-        directions / directions.norm(dim=-1, keepdim=True), torch.ones(4), torch.arange(4.0)
-    )
+    return tiny.vector(tiny.shared("llama"), seed=1)
 
 
 @pytest.mark.parametrize("root", [0.11, 0.5, 3.0, 16.3, 250.0, 1000.0])

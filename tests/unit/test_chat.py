@@ -33,7 +33,8 @@ def template_ids(messages):
 
 @pytest.mark.parametrize("text", CLEAN)
 def test_clean_text_gives_the_ids_of_the_template(chat, text):
-    for messages in ([user(text)], [system("Be kind."), user(text)]):
+    answered = [user("a"), {"role": "assistant", "content": "b"}, user(text)]
+    for messages in ([user(text)], [system("Be kind."), user(text)], answered):
         assert chat.encode(messages) == template_ids(messages)
 
 
@@ -60,21 +61,9 @@ def test_many_chats_are_encoded_as_each_alone(chat, prefill):
     assert chat.encode_all([]) == []
 
 
-def test_one_bos_and_the_models_turn_last(chat):
-    ids = chat.encode([user("hi")])
-    assert ids.count(tiny.SPECIAL.index("<bos>")) == 1
-    assert ids[0] == tiny.SPECIAL.index("<bos>")
-    assert tiny.tokenizer().decode(ids).endswith("<start_of_turn>model\n")
-
-
 def test_the_prefill_follows_the_models_turn_tag(chat):
     text = tiny.tokenizer().decode(chat.encode([user("hi")], prefill='{"choice": "'))
     assert text.endswith('<start_of_turn>model\n{"choice": "')
-
-
-def test_an_answer_given_back_is_a_turn(chat):
-    messages = [user("a"), {"role": "assistant", "content": "b"}, user("c")]
-    assert chat.encode(messages) == template_ids(messages)
 
 
 def test_system_text_is_folded_where_the_template_knows_none():
@@ -86,12 +75,6 @@ def test_system_text_is_folded_where_the_template_knows_none():
     assert chat.encode([system("S"), user("U")]) == chat.encode([user("S\n\nU")])
     with pytest.raises(SettingsError, match="user's turn"):
         chat.encode([system("S")])
-
-
-def test_a_template_that_refuses_is_one_sentence():
-    chat = ChatEncoder(tiny.tokenizer("{{ raise_exception('roles must alternate') }}"), "tiny")
-    with pytest.raises(SettingsError, match="roles must alternate"):
-        chat.encode([user("a")])
 
 
 @pytest.mark.parametrize(
@@ -118,10 +101,6 @@ def test_no_template_is_refused():
     words = tiny.tokenizer(None)
     with pytest.raises(SettingsError, match="no chat template"):
         LanguageModel("tiny", tiny.network("llama", len(words)), words)
-
-
-def test_the_end_of_turn_is_read_from_the_template(chat):
-    assert chat.end_of_turn == tiny.SPECIAL.index("<end_of_turn>")
 
 
 def test_added_tokens_that_the_template_writes_are_control_tokens_too():

@@ -13,10 +13,9 @@ from steer_heal.config import TrainSettings, heal_settings
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.cards import NAME
 from steer_heal.models import load
-from steer_heal.runs.events import EventLog
 from steer_heal.vectors import formats
 from tests import tiny
-from tests.runs import play_round, start
+from tests.runs import play_round, run_folder
 
 pytestmark = pytest.mark.usefixtures("here")
 FEW = ("--model", "tiny", "--band", "0.25-0.75", "--json")
@@ -74,15 +73,8 @@ def test_what_is_not_here_or_unknown_is_said(run: Any, here: Any) -> None:
 
 def test_a_run_is_merged_with_its_card(run: Any, here: Any) -> None:
     lm = tiny.language_model("gemma3")
-    lm.model.save_pretrained(here / "base")
-    lm.tokenizer.save_pretrained(here / "base")
     folder = here / "runs" / "run-1"
-    settings = heal_settings(model=str(here / "base"), rounds=1)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(settings.model_dump_json())
-    log = EventLog(folder / "events.jsonl")
-    start(log, settings)
-    play_round(log, 1)
+    play_round(run_folder(folder, heal_settings(model=tiny.save(lm, here / "base"), rounds=1)), 1)
     stack = AdapterStack(lm)
     stack.fresh(1, TrainSettings(), seed=0)
     stack.fold()
@@ -124,12 +116,7 @@ def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:
 
 
 def test_readings_of_a_run_from_its_stored_scores(run: Any, here: Any) -> None:
-    folder = here / "runs" / "run-1"
-    folder.mkdir(parents=True)
-    settings = heal_settings(model="tiny", rounds=1)
-    (folder / "config.json").write_text(settings.model_dump_json())
-    log = EventLog(folder / "events.jsonl")
-    start(log, settings)
+    log = run_folder(here / "runs" / "run-1", heal_settings(model="tiny", rounds=1))
     code, _, err = run("readings", "--run", "run-1")
     assert (code, err) == (2, "run-1 has no steered or healed stage to compare with base yet: wait.\n")
     play_round(log, 1)

@@ -17,7 +17,6 @@ from steer_heal.evaluate.cloze import LEAST
 from steer_heal.evaluate.frames import Frames
 from steer_heal.records import Agreement, Profile, Stopped, Vignette
 from steer_heal.vectors.steering import coefficients
-from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 
 STATEMENTS = (" hurts.", " cheats.", " leaves.", " defies.", " stinks.", " binds.", " is odd, no more.")
@@ -38,12 +37,8 @@ def lm():
 
 
 def doses(lm, *amounts):
-    generator = torch.Generator().manual_seed(1)
-    directions_LD = torch.randn(lm.n_layers, lm.width, generator=generator)
-    ones_L = torch.ones(lm.n_layers)
-    vector = SteeringVector(directions_LD, ones_L, ones_L, {"normalized": "no"})
-    rows_KL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in amounts])
-    return {"vector": vector, "coefficients_RL": rows_KL}
+    rows_RL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in amounts])
+    return {"vector": tiny.vector(lm, seed=1), "coefficients_RL": rows_RL}
 
 
 def scores(profile):
@@ -64,7 +59,7 @@ def test_on_base_the_mean_score_of_every_statement_is_zero(lm):
 
 def test_the_base_s_calibration_is_used_for_doses_and_for_other_vignettes(lm):
     base = evaluate(lm, VIGNETTES, CLOZE)[0]
-    same, moved = evaluate(lm, VIGNETTES, CLOZE, calibrated=base.calibration, **doses(lm, 0.0, 0.6))
+    same, moved = evaluate(lm, VIGNETTES, CLOZE, calibrated=base.calibration, **doses(lm, 0.0, 3.4))
     assert scores(same) == [pytest.approx(row, abs=1e-4) for row in scores(base)]
     assert same.calibration == moved.calibration == base.calibration
     assert torch.tensor(scores(moved)).mean(0).abs().max() > 1e-3
@@ -189,15 +184,6 @@ def test_the_frame_is_chosen_once_and_remembered_on_disk(lm, asked, tmp_path):
     assert len(asked) == 4, "another model is another matter"
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"profile": {"p": 1}}'])
-def test_a_damaged_file_is_measured_again(lm, asked, tmp_path, text):
-    first = Frames(lm, tmp_path).of("cloze")
-    (kept,) = tmp_path.iterdir()
-    kept.write_text(text)
-    assert Frames(lm, tmp_path).of("cloze") == first
-    assert asked == ["cloze", "cloze"]
-
-
 def test_another_wording_is_measured_again(lm, asked, tmp_path, monkeypatch):
     Frames(lm, tmp_path).of("cloze")
     known = data.frame("cloze")
@@ -205,12 +191,6 @@ def test_another_wording_is_measured_again(lm, asked, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "frame", lambda _name: changed)
     Frames(lm, tmp_path).of("cloze")
     assert asked == ["cloze", "cloze"]
-
-
-def test_a_folder_that_cannot_be_written_is_one_sentence(lm, asked, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SettingsError, match="cannot be kept"):
-        Frames(lm, tmp_path / "file" / "cache").of("cloze")
 
 
 def test_a_set_that_cannot_calibrate_itself_takes_ours(lm, asked):

@@ -3,7 +3,6 @@
 from itertools import chain
 
 import pytest
-import torch
 
 from steer_heal.config import SampleSettings
 from steer_heal.generate import Row, complete, decode
@@ -22,8 +21,7 @@ HOWS = [
 
 @pytest.fixture
 def directions_LD():
-    made = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
-    return made / made.norm(dim=-1, keepdim=True)
+    return tiny.directions(tiny.shared())
 
 
 def rows(lm, *, own):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from gguf import GGMLQuantizationType
 
 from steer_heal import sources
@@ -20,6 +19,7 @@ from steer_heal.config import SettingsError
 from steer_heal.models import convert, find, load, prepare, user
 from tests import gguf_files, tiny
 from tests.close import assert_near, model_rounding
+from tests.tiny import logits
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,6 @@ def broken(written: Path, tmp_path: Path) -> Any:
         return str(file)
 
     return change
-
-
-def logits(lm: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return lm.model(input_ids=torch.tensor([[2, 4, 9, 30]])).logits
 
 
 def left(home: Path) -> list[str]:
@@ -203,17 +198,20 @@ def test_a_folder_that_cannot_be_written_is_said(written: Path, monkeypatch: pyt
         load(str(written), device="cpu")
 
 
-def die_while_writing(file: str) -> None:
-    """Called in a process of its own, which is killed when all is written but for the last step."""
-    convert.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-    load(file, device="cpu")
+def test_one_killed_half_way_leaves_nothing_that_is_opened(
+    written: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill before the last step leaves what lies there then."""
 
+    def killed(_descriptor: int) -> None:
+        shutil.copytree(home / "models", tmp_path / "then")
+        raise KeyboardInterrupt
 
-def test_one_killed_half_way_leaves_nothing_that_is_opened(written: Path, home: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=die_while_writing, args=(str(written),))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        load(str(written), device="cpu")
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    shutil.copytree(tmp_path / "then", home / "models", dirs_exist_ok=True)
     (half,) = left(home)
     assert half.endswith(".part")
     assert not any(row.about.startswith("converted") for row in sources.listed())
@@ -248,25 +246,10 @@ def test_one_of_before_hashes_were_kept_says_what_to_delete(written: Path) -> No
         load(str(written), device="cpu")
 
 
-def convert_slowly(file: str, said: Any) -> None:
-    """Called in a process of its own: tells what it does, and takes a second more to write."""
-    whole = convert.convert
-
-    def slowly(*arguments: Any) -> None:
-        said.put("mine")
-        said.get()
-        whole(*arguments)
-
-    convert.convert = slowly
-    load(file, device="cpu")
-
-
-def test_a_second_process_waits_for_the_first(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spawned = multiprocessing.get_context("spawn")
-    said = spawned.Queue()
-    process = spawned.Process(target=convert_slowly, args=(str(written), said))
-    process.start()
-    assert said.get(timeout=120) == "mine"
+def test_who_comes_second_waits_for_the_first(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one holds the lock, and lets it go when its folder is there."""
+    kept = prepare(find(str(written)))
+    aside, lock = kept.rename(kept.with_name("aside")), FileLock(kept.with_suffix(".lock"))
     again: list[Path] = []
     monkeypatch.setattr(convert, "convert", lambda file, *_: again.append(file))
     heard: list[str] = []
@@ -274,9 +257,10 @@ def test_a_second_process_waits_for_the_first(written: Path, monkeypatch: pytest
     def hear(text: str) -> None:
         heard.append(text)
         if "waiting for another process" in text:
-            said.put("go on")
+            aside.rename(kept)
+            lock.release()
 
-    lm = load(str(written), device="cpu", progress=hear)
-    process.join()
-    assert (process.exitcode, lm.n_layers, again) == (0, 4, [])
+    lock.acquire()
+    assert load(str(written), device="cpu", progress=hear).n_layers == 4
+    assert again == []
     assert any("waiting for another process" in text for text in heard)

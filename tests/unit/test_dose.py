@@ -11,7 +11,6 @@ from steer_heal.evaluate.choice import evaluate
 from steer_heal.models import band_layers, user
 from steer_heal.records import Agreement, Calibration, DoseRow, Profile, Stopped, trait_shift
 from steer_heal.vectors.steering import coefficients
-from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding, nats
 from tests.unit.test_cloze import CLOZE
@@ -27,18 +26,8 @@ def lm():
 @pytest.fixture
 def setting(lm):
     """vector, vignettes, frame, prompts"""
-    generator = torch.Generator().manual_seed(2)
-    directions_LD = torch.nn.functional.normalize(
-        torch.randn(lm.n_layers, lm.width, generator=generator), dim=1
-    )
-    ones_L = torch.ones(lm.n_layers)
     prompts = [lm.encode_chat([user(text)]) for text in ("Hello there.", "What is it?")]
-    return (
-        SteeringVector(directions_LD, ones_L, ones_L, {}),
-        lm.material.vignettes(limit=2),
-        data.frame("choice"),
-        prompts,
-    )
+    return tiny.vector(lm, seed=2), lm.material.vignettes(limit=2), data.frame("choice"), prompts
 
 
 def request(**more):
@@ -87,12 +76,6 @@ def test_profiles_are_those_of_the_steered_model(lm, setting):
     assert_near(one.profile.p, wanted.p, model_rounding(lm), log_p(wanted))
     shift = trait_shift(wanted.p, base.p, data.trait("care_over_authority").target)
     assert_near(one.trait_shift, shift, model_rounding(lm), log_p(wanted))
-
-
-def test_without_prompts_there_is_no_text(lm, setting):
-    found = sweep(lm, (*setting[:3], []), request(alphas=(1.0,)))[0]
-    assert (found.perplexity, found.repetition, found.kl_p95, found.sample) == (None, None, None, "")
-    assert (found.verdict, found.relevance) == (None, None)
 
 
 @pytest.mark.parametrize(("fit", "batches"), [(48, [1, 9]), (4, [1, 4, 4, 1])])

@@ -1,22 +1,22 @@
 import math
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
 
-from steer_heal import data, forward
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.data import Frame
 from steer_heal.evaluate import questions
 from steer_heal.evaluate.choice import Answer, evaluate, profile, score
 from steer_heal.evaluate.logp import text_logp
 from steer_heal.evaluate.questions import answer_ids
+from steer_heal.evaluate.relevance import OTHERS, relevances
 from steer_heal.models import user
-from steer_heal.records import Stopped, Vignette, trait_shift
+from steer_heal.records import Stopped, Vignette
 from steer_heal.vectors.steering import coefficients
-from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
-from tests.close import assert_near, log_p, model_rounding
+from tests.close import assert_near, log_p, model_rounding, nats
 
 FRAME = Frame("test", "{text} One of: {options}.", FOUNDATIONS, '{"answer": "')
 LONG = replace(FRAME, options=("yes", "yesno", "no", "Care", "maybe", "x", "zebra"))
@@ -37,12 +37,7 @@ def few():
 
 @pytest.fixture
 def vector(lm):
-    generator = torch.Generator().manual_seed(1)
-    directions_LD = torch.nn.functional.normalize(
-        torch.randn(lm.n_layers, lm.width, generator=generator), dim=1
-    )
-    ones_L = torch.ones(lm.n_layers)
-    return SteeringVector(directions_LD, ones_L, ones_L, {})
+    return tiny.vector(lm, seed=1)
 
 
 def by_hand(lm, vignette, order, frame=FRAME):
@@ -101,11 +96,6 @@ def test_doses_in_the_same_passes_are_the_doses_alone(lm, few, vector):
     assert together[0].p != pytest.approx(together[2].p, abs=1e-3)
 
 
-def test_the_batch_size_does_not_matter(lm, few):
-    one_by_one, together = evaluate(lm, few, FRAME, batch_size=1)[0], evaluate(lm, few, FRAME)[0]
-    assert_near(one_by_one.p, together.p, model_rounding(lm), log_p(together))
-
-
 def test_thinking_runs_under_the_same_dose_and_is_closed_for_the_model(lm, few, vector):
     frame = replace(FRAME, think_budget=4, think_open="<think>\n", think_close="\n</think>\n")
     doses_KL = torch.cat([coefficients(lm.n_layers, (1,), c) for c in (0.0, 40.0)])
@@ -157,12 +147,6 @@ def test_scores_average_log_probs_over_the_orders(few):
     assert got.order_tv == pytest.approx(0.6)
 
 
-def test_trait_shift_adds_what_the_target_names():
-    base, moved = dict.fromkeys(FOUNDATIONS, 0.1), dict.fromkeys(FOUNDATIONS, 0.1)
-    moved["Care"], moved["SocialNorms"], moved["Liberty"] = 0.3, 0.05, 0.9
-    assert trait_shift(moved, base, {"Care": 1, "SocialNorms": -1}) == pytest.approx(0.25)
-
-
 def test_bad_calls_and_stopping(lm, few):
     with pytest.raises(SettingsError, match="no vignettes"):
         evaluate(lm, [], FRAME)
@@ -174,14 +158,6 @@ def test_bad_calls_and_stopping(lm, few):
             lm, few, FRAME, batch_size=2, stop=lambda: len(ticks) > 1, progress=lambda *t: ticks.append(t)
         )
     assert ticks == [(2, 6), (4, 6)]
-
-
-def test_our_own_frame_works_on_every_architecture():
-    frame, own = data.frame("choice"), tiny.shared().material.vignettes(limit=7)
-    for arch in tiny.ARCHS:
-        found = evaluate(tiny.shared(arch), own, frame)[0]
-        assert sum(found.p.values()) == pytest.approx(1.0)
-        assert 0.0 < found.coherence < 1.0
 
 
 @pytest.mark.parametrize("arch", tiny.ARCHS)
@@ -205,11 +181,33 @@ def test_text_logp_in_slices_is_the_same(lm, monkeypatch):
         text_logp(lm, [[2, 40]], [[70]], stop=lambda: True)
 
 
-def test_no_hook_stays_when_evaluation_fails(lm, few, vector, monkeypatch):
-    # transformers' own hooks, from a test that asked for hidden states, may be there already
-    before = [dict(block._forward_hooks) for block in lm.blocks]
-    monkeypatch.setattr(forward, "unsupported_reason", lambda _lm: "this test wants hooks")
-    monkeypatch.setattr("steer_heal.forward.plain.logits_of", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        evaluate(lm, few, FRAME, vector=vector, coefficients_RL=torch.ones(1, lm.n_layers))
-    assert [dict(block._forward_hooks) for block in lm.blocks] == before
+ASKED = ["Hello there.", "What is it?", "Who, and why?", "Where do they go in the rain?", "One more."]
+
+
+@pytest.mark.parametrize("arch", tiny.ARCHS)
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_relevance_is_that_of_whole_rows_after_each_other_prompt(arch, n):
+    lm = tiny.shared(arch)
+    prompts = [lm.encode_chat([user(text)]) for text in ASKED[:n]]
+    ids = [[40 + number, 41, 77, 42][: 2 + number] for number in range(n)]
+    candidates = [lm.encode_chat([user(text)]) for text in OTHERS]
+    prompts[0] = candidates[1]
+    own = text_logp(lm, prompts, ids)
+    for prompt, text, logp, found in zip(prompts, ids, own, relevances(lm, prompts, ids, own), strict=True):
+        others = [other for other in candidates if other != prompt]
+        assert len(others) == len(OTHERS) - (prompt in candidates)
+        rows = text_logp(lm, others, [text] * len(others))
+        wanted = fmean(logp) - fmean(map(fmean, rows))
+        assert_near(found, wanted, model_rounding(lm), nats(lm, prompt))
+
+
+def test_an_empty_answer_has_no_relevance_and_it_can_be_stopped():
+    lm = tiny.shared()
+    prompts = [lm.encode_chat([user(text)]) for text in ASKED[:2]]
+    own = text_logp(lm, prompts, [[], [40]])
+    told: list[int] = []
+    assert relevances(lm, prompts, [[], [40]], own, progress=told.append)[0] is None
+    assert told == [1, 3]
+    assert relevances(lm, [], [], []) == []
+    with pytest.raises(Stopped):
+        relevances(lm, prompts, [[], [40]], own, stop=lambda: True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import signal
 from pathlib import Path
@@ -25,22 +24,6 @@ def write(path: Path, n: int) -> None:
             log.append("completion", 1, {"index": index, "text": f"né {index}\n\U0001f600"})
 
 
-def test_what_is_appended_is_read_back_in_order(path: Path) -> None:
-    write(path, 3)
-    chunk = events.read(path)
-    assert [event.seq for event in chunk.events] == [0, 1, 2]
-    assert [event.data["index"] for event in chunk.events] == [0, 1, 2]
-    assert chunk.events[0].data["text"] == "né 0\n\U0001f600"
-    assert chunk.offset == path.stat().st_size
-
-
-def test_an_event_is_on_disk_before_the_log_is_closed(path: Path) -> None:
-    log = EventLog(path)
-    log.append("started")
-    assert events.last(path) is not None
-    log.close()
-
-
 def test_reading_on_from_an_offset_gives_only_what_is_new(path: Path) -> None:
     write(path, 2)
     first = events.read(path)
@@ -57,42 +40,6 @@ def test_a_log_shorter_than_the_offset_is_read_from_its_start(path: Path) -> Non
 def test_a_log_that_is_not_there_is_empty(path: Path) -> None:
     assert events.read(path) == events.Chunk((), 0)
     assert events.last(path) is None
-
-
-def test_cut_at_every_byte_of_its_end_only_whole_lines_count_and_writing_goes_on(path: Path) -> None:
-    write(path, 4)
-    whole = path.read_bytes()
-    ends = [index + 1 for index, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in range(ends[1], len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        n_whole = sum(end <= cut for end in ends)
-        assert len(events.read(path).events) == n_whole
-        newest = events.last(path)
-        assert newest is not None
-        assert newest.seq == n_whole - 1
-        with EventLog(path) as log:
-            assert log.append("resumed").seq == n_whole
-        assert [event.seq for event in events.read(path).events] == list(range(n_whole + 1))
-
-
-def test_a_log_that_is_one_torn_line_starts_again_at_zero(path: Path) -> None:
-    path.parent.mkdir()
-    path.write_bytes(b'{"seq":0,"ti')
-    with EventLog(path) as log:
-        assert log.append("started").seq == 0
-    assert [event.kind for event in events.read(path).events] == ["started"]
-
-
-def test_duplicates_unknown_kinds_newer_fields_and_rubbish_are_not_fatal(path: Path) -> None:
-    write(path, 2)
-    lines = path.read_bytes().splitlines()
-    newer = {"seq": 2, "time": 1, "kind": "telepathy", "round": 1, "data": {"x": 1}, "colour": "red"}
-    rubbish = [b"", b"null", b"[1]", b'{"seq":true,"time":1,"kind":"x"}', b'{"seq":-1}', b"\xff\x00"]
-    path.write_bytes(b"\n".join([*lines, lines[1], lines[0], *rubbish, json.dumps(newer).encode(), b""]))
-    read = events.read(path).events
-    assert [event.seq for event in read] == [0, 1, 2]
-    assert read[2].kind == "telepathy"
-    assert read[2].data == {"x": 1}
 
 
 def test_the_last_event_is_found_behind_a_line_longer_than_the_tail(path: Path) -> None:

@@ -152,17 +152,6 @@ def test_one_that_is_damaged_is_fetched_again_or_says_so(
     assert registry.asked == 4
 
 
-def test_loading_it_fetches_it(registry: Registry) -> None:
-    assert load(NAME, device="cpu").n_layers == 4
-    assert registry.asked == 1
-
-
-def test_another_file_is_not_used(registry: Registry, home: Path) -> None:
-    registry.content = registry.content[:-1] + b"!"
-    refused("What came as steer-heal-small 1.0 is not the file this project pins .its hash differs")
-    assert kept(home) == []
-
-
 def test_a_proxy_that_answers_with_a_login_page(registry: Registry, home: Path) -> None:
     registry.content = registry.page.encode()
     refused("is not the file this project pins")

@@ -6,7 +6,7 @@ from steer_heal.heal import FrozenPrefix, Objective, frozen_prefix, loss_of, nee
 from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 from tests.close import assert_near, model_rounding
-from tests.rounds import short_examples
+from tests.rounds import shake, short_examples
 
 SETTINGS = TrainSettings(
     divergence="kl_rev", aggregate="rmse", reference="prev", lam=0.3, tau=0.2,
@@ -26,10 +26,7 @@ def student(arch="gemma3", layers=LAYERS):
     stack = AdapterStack(lm)
     for round_, on in ((1, None), (2, layers)):
         stack.fresh(round_, SETTINGS, seed=round_, layers=on)
-        generator = torch.Generator().manual_seed(round_)
-        with torch.no_grad():
-            for parameter in stack.trainable():
-                parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
+        shake(stack, round_, 0.03)
         if round_ == 1:
             stack.fold()
     return lm, stack

@@ -1,11 +1,13 @@
-"""Half a character, as a cut emoji or bytes that are no UTF-8 leave it: one sentence at every door."""
+"""Half a character, as a cut emoji or bytes that are no UTF-8 leave it: one sentence at every door.
+
+Of files of texts: `test_data`.
+"""
 
 import json
 
 import pytest
 
 from components import view
-from steer_heal import data
 from steer_heal.config import DoseRequest, HealSettings, SettingsError, SteerRequest, build
 from steer_heal.models import system, user
 from tests import tiny
@@ -39,24 +41,6 @@ def test_a_whole_emoji_is_none():
     text = "A boy smiles \U0001f642 at you"
     assert build(SteerRequest, prompt=text).prompt == text
     assert text in tiny.shared().decode(tiny.shared().encode_chat([user(text)]))
-
-
-@pytest.mark.parametrize("field", ["text", "id"])
-def test_a_vignettes_file_is_refused_by_its_line(tmp_path, field):
-    rows = [{"text": "I take it.", "foundation": "Care"}, {"text": "I give it.", "foundation": "Care"}]
-    rows[1][field] = f"I smile {HALF}."
-    file = tmp_path / "some.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(SettingsError, match=f"some.jsonl line 2: the text {SAID}"):
-        data.vignettes(file)
-
-
-def test_so_is_a_traits_file(tmp_path, monkeypatch):
-    trait = json.loads((data.FOLDER / "traits.json").read_text())[0]
-    (tmp_path / "traits.json").write_text(json.dumps([{**trait, "positive": f"You care {HALF}."}]))
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
-    with pytest.raises(SettingsError, match=f"traits.json entry 1: the text {SAID}"):
-        data.traits()
 
 
 @pytest.mark.parametrize("arguments", [("dose", "--prompt", BYTE), ("heal", "--name", BYTE)])

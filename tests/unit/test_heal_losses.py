@@ -1,5 +1,6 @@
-"""What a round's loss is made of: logits in chunks, the reference."""
+"""What a round's loss is made of: logits in chunks, the reference, aggregates, the barrier."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +17,7 @@ from steer_heal.heal import (
     Reference,
     held_out_nll,
     hidden_states,
+    losses,
     row_losses,
     train_round,
 )
@@ -23,7 +25,7 @@ from steer_heal.heal.adapters import AdapterStack
 from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
-from tests.rounds import SETTINGS
+from tests.rounds import SETTINGS, shake
 
 
 @pytest.fixture
@@ -110,9 +112,7 @@ def test_reference_base_ignores_the_history(lm, examples):
     stack = AdapterStack(lm)
     base = hidden_states(lm, examples[:2]).detach()
     stack.fresh(1, SETTINGS, seed=0)
-    with torch.no_grad():
-        for parameter in stack.trainable():
-            parameter.add_(0.1)
+    shake(stack, size=0.1)
     stack.fold()
     student = hidden_states(lm, examples[:2]).detach()
     stack.fresh(2, SETTINGS, seed=0)
@@ -137,9 +137,7 @@ def test_the_writer_of_a_steered_answer_is_the_steered_history_and_of_a_plain_on
     stack = AdapterStack(lm)
     base = hidden_states(lm, [plain]).detach()
     stack.fresh(1, SETTINGS, seed=0)
-    with torch.no_grad():
-        for parameter in stack.trainable():
-            parameter.add_(0.1)
+    shake(stack, size=0.1)
     stack.fold()
     with steer(lm.blocks, directions_LD, matrix_BL):
         steered = hidden_states(lm, [asked]).detach()
@@ -166,3 +164,26 @@ def test_a_student_that_imitates_comes_nearer_to_the_writer(lm, examples):
     steps = list(train_round(lm, stack, examples[:8], settings, seed=0, steer=how))
     assert all(step["loss"] == step["divergence"] for step in steps)
     assert 0 < steps[-1]["divergence"] < 0.5 * steps[0]["divergence"]
+
+
+@pytest.mark.parametrize(("how", "wanted"), [("mean", 3.0), ("rmse", math.sqrt(11.0))])
+def test_aggregates_of_known_numbers(how, wanted):
+    d_N = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert losses.AGGREGATES[how](d_N).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_root_has_a_finite_gradient_at_zero():
+    d_N = torch.zeros(3, requires_grad=True)
+    losses.rmse(d_N).backward()
+    assert d_N.grad is not None
+    assert torch.equal(d_N.grad, torch.zeros(3))
+
+
+def test_the_barrier_is_free_up_to_tau():
+    for value, wanted in ((0.2, 0.0), (0.5, 0.0), (1.5, 0.3)):
+        d = torch.tensor(value, requires_grad=True)
+        loss = losses.barrier(d, 0.3, 0.5)
+        loss.backward()
+        assert loss.item() == pytest.approx(wanted)
+        assert d.grad is not None
+        assert d.grad.item() == pytest.approx(0.3 if value > 0.5 else 0.0)

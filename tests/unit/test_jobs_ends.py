@@ -11,15 +11,14 @@ import pytest
 
 from steer_heal.config import heal_settings
 from steer_heal.runs.jobs import LocalProcesses, processes
-from tests.jobs import COMMAND, begun, status, until
+from tests.jobs import COMMAND, start, status, until
 
 
 def test_a_run_that_will_not_stop_is_killed_after_the_grace_time(
     tmp_path: Path, jobs: LocalProcesses
 ) -> None:
     short = LocalProcesses(tmp_path / "runs", command=COMMAND, grace_s=0.3)
-    run_id = short.start(heal_settings(model="demo", name="deaf"))
-    until(lambda: begun(short, run_id))
+    run_id = start(short, "deaf")
     jobs.cancel(run_id)
     time.sleep(0.1)
     jobs.advance()
@@ -34,36 +33,10 @@ def test_a_run_that_will_not_stop_is_killed_after_the_grace_time(
     assert status(jobs, run_id) == "cancelled"
 
 
-def test_a_killed_worker_is_interrupted_and_goes_on_after_its_last_round(jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(model="demo", name="hang", rounds=2))
-    until(lambda: begun(jobs, run_id))
-    pid = jobs.poll(run_id).pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: status(jobs, run_id) == "interrupted")
-    assert "SIGKILL" in jobs.poll(run_id).message
-    folder = jobs.folder(run_id)
-    folder.write("config.json", heal_settings(model="demo", name="quick", rounds=2).model_dump_json())
-    jobs.resume(run_id)
-    until(lambda: status(jobs, run_id) == "finished")
-    log = jobs.events(run_id).events
-    resumed = next(event for event in log if event.kind == "resumed")
-    assert resumed.data == {"round": 1}
-    assert [event.round for event in log if event.kind == "round"] == [1, 2]
-    assert [event.seq for event in log] == list(range(len(log)))
-
-
-def test_a_worker_that_ends_without_a_word_is_interrupted_with_the_end_of_its_log(
-    jobs: LocalProcesses,
+def test_a_kill_is_an_event_written_once_and_the_run_goes_on_after_its_last_round(
+    tmp_path: Path, jobs: LocalProcesses
 ) -> None:
-    run_id = jobs.start(heal_settings(model="demo", name="crash"))
-    until(lambda: status(jobs, run_id) == "interrupted")
-    assert "the last line of its log" in jobs.poll(run_id).message
-
-
-def test_a_kill_becomes_an_event_a_person_can_read_written_once(tmp_path: Path, jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(model="demo", name="hang"))
-    until(lambda: begun(jobs, run_id))
+    run_id = start(jobs, "hang", rounds=2)
     pid = jobs.poll(run_id).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -75,6 +48,15 @@ def test_a_kill_becomes_an_event_a_person_can_read_written_once(tmp_path: Path, 
     assert (said[0].data["signal"], said[0].data["code"], said[0].data["pid"]) == ("SIGKILL", -9, pid)
     assert "killed by SIGKILL" in said[0].data["message"]
     assert jobs.poll(run_id).message == said[0].data["message"]
+    folder = jobs.folder(run_id)
+    folder.write("config.json", heal_settings(model="demo", name="quick", rounds=2).model_dump_json())
+    jobs.resume(run_id)
+    until(lambda: status(jobs, run_id) == "finished")
+    log = jobs.events(run_id).events
+    resumed = next(event for event in log if event.kind == "resumed")
+    assert resumed.data == {"round": 1}
+    assert [event.round for event in log if event.kind == "round"] == [1, 2]
+    assert [event.seq for event in log] == list(range(len(log)))
 
 
 def test_an_exit_without_a_word_is_told_with_its_code(jobs: LocalProcesses) -> None:

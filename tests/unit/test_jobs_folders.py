@@ -15,14 +15,13 @@ from steer_heal.config import SettingsError, heal_settings
 from steer_heal.runs import events
 from steer_heal.runs.jobs import LocalProcesses, RunFolder, processes, this_process
 from steer_heal.runs.jobs import folder as folder_module
-from tests.jobs import COMMAND, begun, status, until
+from tests.jobs import COMMAND, start, status, until
 
 
 def test_a_restarted_page_finds_the_run_and_starts_it_no_second_time(
     tmp_path: Path, jobs: LocalProcesses
 ) -> None:
-    run_id = jobs.start(heal_settings(model="demo", name="hang"))
-    until(lambda: begun(jobs, run_id))
+    run_id = start(jobs, "hang")
     again = LocalProcesses(tmp_path / "runs", command=COMMAND)
     again.advance()
     assert again.poll(run_id) == jobs.poll(run_id)

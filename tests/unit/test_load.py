@@ -19,24 +19,17 @@ from transformers import (
 from steer_heal.config import FOUNDATIONS, SampleSettings, SettingsError
 from steer_heal.generate import Row, complete
 from steer_heal.models import files, find, load, user
-from steer_heal.sources import DEMO_FOLDER
 from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding
+from tests.tiny import logits
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    lm = tiny.language_model("gemma3")
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
+    tiny.save(tiny.language_model("gemma3"), folder)
     return folder
-
-
-def logits(lm):
-    with torch.no_grad():
-        return lm.model(input_ids=torch.tensor([[2, 4, 9, 30]])).logits
 
 
 def test_a_saved_folder_loads_as_it_was(saved):
@@ -60,11 +53,6 @@ def test_dtype_is_the_checkpoints_own_unless_asked(saved):
         load(str(saved), device="cpu", dtype="nonsense")
 
 
-def test_equal_weights_have_one_fingerprint_and_others_another(saved):
-    assert load(str(saved), device="cpu").fingerprint == load(str(saved), device="cpu").fingerprint
-    assert tiny.language_model(seed=0).fingerprint != tiny.language_model(seed=1).fingerprint
-
-
 @pytest.mark.parametrize(
     "name", ["", "gemma", "no such folder/x y", "../..", "a/b/c", "x" * 9000, "a\0b", "~nobody-here/x y"]
 )
@@ -74,21 +62,9 @@ def test_an_unknown_name_is_refused(name, tmp_path, monkeypatch):
         find(name)
 
 
-def test_sources(saved):
-    assert find("google/gemma-3-1b-it").kind == "hub"
-    assert find(str(saved)).kind == "folder"
-    if (DEMO_FOLDER / "config.json").exists():
-        assert find("demo").kind == "demo"
-
-
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"config\.json"):
         find(str(tmp_path))
-
-
-def test_a_hub_model_that_is_not_here_says_that_the_hub_cannot_be_reached():
-    with pytest.raises(SettingsError, match=r"google/gemma-3-1b-it .*hub"):
-        load("google/gemma-3-1b-it")
 
 
 def change(folder, target, **values):
@@ -168,6 +144,8 @@ FAULTS = {
     "mark": (lambda to: rewrite(to, special_tokens_map_json=b"\xef\xbb\xbf{}"), "map.json is no JSON in UTF"),
     "deep": (lambda to: rewrite(to, config_json=b'{"a":' + b"[" * 100_000), "config.json is no JSON"),
     "pipe": (lambda to: pipe(to / "generation_config.json"), "generation_config.json is no file but a pipe"),
+    "pickled": (lambda to: pickled(to / "model.safetensors"), "could not be loaded"),
+    "unheard of": (lambda to: edit(to / "config.json", model_type="never_heard_of"), "architecture"),
     "pickled shard": (lambda to: indexed(to, "model.bin"), "lacks model.bin, and pickled weights are"),
     "adapter": (lambda to: rewrite(to, adapter_config_json=ADAPTER), "also holds an adapter"),
     "not a number": (lambda to: weights(to, **NAN), "answers nothing that is a number"),
@@ -181,6 +159,11 @@ def indexed(folder, shard, *, move=True):
     file = folder / "model.safetensors"
     file.rename(folder / shard) if move else file.unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def pickled(file):
+    file.unlink()
+    torch.save({}, file.with_name("pytorch_model.bin"))
 
 
 def pipe(file):
@@ -239,10 +222,7 @@ def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
 
 @pytest.mark.parametrize("family", ["gemma3", "llama"])
 def test_chats_that_lose_their_bos_are_spoken_of(tmp_path, family):
-    lm = tiny.language_model(family)
-    lm.model.save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
-    assert load(str(tmp_path), device="cpu").info.note == ""
+    assert load(tiny.save(tiny.language_model(family), tmp_path), device="cpu").info.note == ""
 
     settings(tmp_path, bos_token=None)
     assert "do not begin with BOS (token 2 by its config.json)" in load(str(tmp_path), device="cpu").info.note
@@ -313,11 +293,6 @@ def test_a_file_that_the_config_names_is_what_is_counted(saved, tmp_path):
     assert_near(logits(lm), logits(load(str(saved), device="cpu")), model_rounding(lm))
 
 
-def test_an_unknown_architecture(saved, tmp_path):
-    with pytest.raises(SettingsError, match="architecture"):
-        load(change(saved, tmp_path, model_type="never_heard_of"))
-
-
 def test_one_whose_padding_is_read_is_refused(tmp_path):
     """RWKV has no attention, so no mask keeps it from what fills up a batch."""
     words = tiny.tokenizer()
@@ -350,21 +325,6 @@ def test_remote_code_is_not_run(saved, tmp_path):
     auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     with pytest.raises(SettingsError, match="code from its own repository"):
         load(change(saved, tmp_path, model_type="never_heard_of", auto_map=auto_map))
-
-
-def test_pickled_weights_are_not_read(saved, tmp_path):
-    folder = change(saved, tmp_path)
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(SettingsError, match="could not be loaded"):
-        load(folder)
-
-
-def test_damaged_weights(saved, tmp_path):
-    folder = change(saved, tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"not a model")
-    with pytest.raises(SettingsError, match="could not be loaded"):
-        load(folder)
 
 
 def test_weights_that_lack_a_tensor_are_not_made_up(saved, tmp_path):

@@ -7,19 +7,13 @@ from steer_heal.heal.merging import merge, stored_dtype
 from steer_heal.models import load
 from tests import tiny
 from tests.close import assert_near, model_rounding
-
-IDS = torch.tensor([[2, 4, 9, 30, 31, 32]])
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
+from tests.tiny import logits
 
 
 def base(folder, dtype=torch.float32):
     made = tiny.language_model("gemma3")
-    made.model.to(dtype).save_pretrained(folder)
-    made.tokenizer.save_pretrained(folder)
+    made.model.to(dtype)
+    tiny.save(made, folder)
     return lambda: load(str(folder), device="cpu", dtype="float32")
 
 
@@ -33,7 +27,7 @@ def train(lm, folder, n_rounds=2):
                 parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(round_))
         stack.fold()
         stack.save(round_, folder)
-    found = logits(lm.model)
+    found = logits(lm)
     stack.unload()
     return found
 
@@ -41,10 +35,10 @@ def train(lm, folder, n_rounds=2):
 def test_merged_rounds_answer_as_the_adapters_did(tmp_path):
     fresh = base(tmp_path / "base")
     adapted = train(fresh(), tmp_path / "adapters")
-    assert not torch.allclose(adapted, logits(fresh().model), atol=1e-2)
+    assert not torch.allclose(adapted, logits(fresh()), atol=1e-2)
     target = merge(fresh(), tmp_path / "adapters", tmp_path / "merged")
     opened = load(str(target), device="cpu")
-    assert_near(logits(opened.model), adapted, model_rounding(opened))
+    assert_near(logits(opened), adapted, model_rounding(opened))
     assert not (target / "adapter_config.json").exists()
     assert opened.encode_chat([{"role": "user", "content": "hi"}])
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -58,16 +52,17 @@ def test_the_files_number_format_is_the_bases(tmp_path):
     )
     assert stored_dtype(opened) == torch.bfloat16
     tolerance = model_rounding(opened)  # that of bfloat16, which the weights are rounded to
-    assert_near(logits(opened.model.float()), adapted, tolerance)
+    opened.model.float()
+    assert_near(logits(opened), adapted, tolerance)
 
 
 def test_only_the_first_rounds(tmp_path):
     fresh = base(tmp_path / "base")
     train(fresh(), tmp_path / "adapters", n_rounds=1)
-    one = logits(load(str(merge(fresh(), tmp_path / "adapters", tmp_path / "a")), device="cpu").model)
+    one = logits(load(str(merge(fresh(), tmp_path / "adapters", tmp_path / "a")), device="cpu"))
     train(fresh(), tmp_path / "adapters")
     again = merge(fresh(), tmp_path / "adapters", tmp_path / "b", rounds=1)
-    assert torch.equal(logits(load(str(again), device="cpu").model), one)
+    assert torch.equal(logits(load(str(again), device="cpu")), one)
 
 
 def test_nothing_to_merge_and_no_room_are_refused(tmp_path):

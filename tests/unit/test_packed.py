@@ -5,10 +5,8 @@ import gc
 import pytest
 import torch
 
-from steer_heal.config import TrainSettings
 from steer_heal.forward import network, packed
 from steer_heal.forward.network import Network
-from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
 
@@ -49,12 +47,6 @@ def test_products_are_those_of_the_weights_end_to_end(n, sizes):
     assert_near(packed.packed(weights)(x_ND), x_ND @ torch.cat(weights).T, rounding(48))
 
 
-@pytest.mark.parametrize("n", [1, 2, 9, 32, 33])
-def test_a_network_gives_the_same_with_and_without(arch, n, monkeypatch):
-    lm = tiny.language_model(arch)
-    assert_near(logits(lm, n), plainly(lm, monkeypatch, n), model_rounding(lm))
-
-
 def in_place(weight):
     weight.mul_(1.5)
 
@@ -83,16 +75,3 @@ def test_what_is_packed_goes_with_its_weights():
     del lm
     gc.collect()
     assert len(packed.KNOWN) == n
-
-
-def test_adapters_that_are_merged_for_good_are_in_what_is_packed(monkeypatch):
-    lm = tiny.language_model("llama")
-    before, stack = logits(lm), AdapterStack(lm)
-    stack.fresh(1, TrainSettings(rank=4), seed=0)
-    with torch.no_grad():
-        for parameter in stack.trainable():
-            parameter.normal_(std=0.1)
-    stack.fold()
-    stack.merge()
-    assert not torch.allclose(logits(lm), before, atol=1e-2)
-    assert_near(logits(lm), plainly(lm, monkeypatch), model_rounding(lm))

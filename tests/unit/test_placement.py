@@ -13,7 +13,7 @@ from steer_heal import data
 from steer_heal.config import ExtractSettings, SampleSettings
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.generate import Row, complete
-from steer_heal.models import LanguageModel, files, load, placement, user
+from steer_heal.models import LanguageModel, batch, files, load, placement, rows_that_fit, user
 from steer_heal.vectors import vector as vectors
 from steer_heal.vectors.steering import coefficients
 from tests import tiny
@@ -50,7 +50,8 @@ def test_it_is_known_where_input_goes(pair):
 def test_it_extracts_and_steers_as_the_whole_one(pair):
     whole = pair[0]
     made, other = (vectors.extract(lm, TRAIT, CONTEXTS, ExtractSettings(batch_size=2)) for lm in pair)
-    assert_near(other.differences_LD, made.differences_LD, model_rounding(whole), made.residual_norms_L)
+    raw, other_raw = (one.directions_LD * one.norms_L[:, None] for one in (made, other))
+    assert_near(other_raw, raw, model_rounding(whole), made.residual_norms_L)
     prompt = tuple(whole.encode_chat([user("hi there")]))
     rows = [Row(prompt), Row(prompt, coefficients(4, (1, 2), 3.0)[0], shadow=True)]
     sample = SampleSettings(max_new_tokens=8, greedy=True)
@@ -92,8 +93,8 @@ def test_one_card_where_it_fits_and_all_where_it_does_not(monkeypatch, tmp_path)
 
 def test_bfloat16_is_widened_only_on_a_processor_that_imitates_it(monkeypatch, tmp_path):
     lm = tiny.language_model()
-    lm.model.bfloat16().save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
+    lm.model.bfloat16()
+    tiny.save(lm, tmp_path)
     able = {"avx512_bf16": False, "amx_bf16": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert load(str(tmp_path), device="cpu").dtype == torch.float32
@@ -105,14 +106,6 @@ def test_bfloat16_is_widened_only_on_a_processor_that_imitates_it(monkeypatch, t
     weights = files.needed(tmp_path, torch.float32)
     monkeypatch.setattr(placement, "room_on", lambda _device: 1.9 * weights)
     assert load(str(tmp_path), device="cpu").dtype == torch.bfloat16
-
-
-def test_loading_tells_what_it_does(tmp_path):
-    lm, said = tiny.language_model(), []
-    lm.model.save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
-    load(str(tmp_path), device="cpu", progress=said.append)
-    assert said == ["reading 0.0 GiB of weights onto cpu"]
 
 
 def test_a_download_tells_how_far_it_is(monkeypatch, tmp_path):
@@ -149,3 +142,19 @@ def test_weights_laid_out_for_few_rows_are_the_same_numbers(tmp_path):
     lm.model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(before[name], value) for name, value in saved.items())
+
+
+@pytest.mark.parametrize("arch", ["gemma3", "llama", "qwen3"])
+def test_rows_follow_the_free_memory(arch, monkeypatch):
+    lm = tiny.language_model(arch=arch)
+
+    def fit(free: int, n_tokens: int = 100) -> int:
+        monkeypatch.setattr(batch, "free", lambda _: free)
+        return rows_that_fit(lm, n_tokens, 64)
+
+    assert fit(0) == 1
+    assert fit(2**40) == 64
+    some = fit(10_000_000)
+    assert 1 < some < 64
+    assert fit(20_000_000) in {2 * some, 2 * some + 1}
+    assert fit(10_000_000, 400) < some

@@ -3,7 +3,9 @@ import torch
 from torch.nn.functional import gelu, rms_norm
 
 from steer_heal.forward import pointwise
-from tests.close import rounding
+from steer_heal.forward.network import Network
+from tests import tiny
+from tests.close import assert_near, model_rounding, rounding
 
 ROWS = {"few": 3, "many": 1100}
 
@@ -35,3 +37,14 @@ def test_gated_gelu_is_torch_s_from_end_to_end(n, dtype):
     assert ((made - expected).abs() <= off).all()
     assert torch.isfinite(made).all()
     assert torch.equal(up, before)
+
+
+@pytest.mark.parametrize("n", [1, 9, 48, 49])
+def test_a_shared_output_layer_gives_the_same_by_either_product(n):
+    lm = tiny.language_model("gemma3")
+    hidden_ND = torch.randn(n, lm.width, generator=torch.Generator().manual_seed(0))
+    given, logits = [], Network(lm).logits(hidden_ND)
+    lm.model.lm_head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    assert logits.is_contiguous()
+    assert_near(logits, Network(lm).logits(hidden_ND), model_rounding(lm))
+    assert len(given) == 1

@@ -63,8 +63,10 @@ def test_a_refusal_is_printed_by_every_entry_point(here: Path, encoding: str, na
         assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-"])
-@pytest.mark.parametrize("given", ["models --json", "results --run ../etc"])
+@pytest.mark.parametrize(
+    ("streams", "given"),
+    [(">&-", "models --json"), ("2>&-", "results --run ../etc"), (">&- 2>&-", "models --json")],
+)
 def test_a_closed_output_takes_everything(streams: str, given: str) -> None:
     done = shell(f"{given} {streams}")
     assert done.returncode == (0 if "--json" in given else 2)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,20 +17,10 @@ from tests.unit.test_store_file import hold
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Iterator[RunIndex]:
+def index(tmp_path: Path, jobs: LocalProcesses) -> RunIndex:
     example = tmp_path / "example"
     write_run(example / "events.jsonl", name="example")
-    launcher = LocalProcesses(tmp_path / "runs", command=COMMAND)
-    yield RunIndex(launcher, Store(tmp_path / "runs.duckdb", patience=0.1), example=example, every_s=0.0)
-    for run_id in launcher.runs():
-        process = launcher.folder(run_id).process()
-        if process is not None and process.pid != os.getpid() and launcher.folder(run_id).alive(process):
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def local(index: RunIndex) -> LocalProcesses:
-    assert isinstance(index.launcher, LocalProcesses)
-    return index.launcher
+    return RunIndex(jobs, Store(tmp_path / "runs.duckdb", patience=0.1), example=example, every_s=0.0)
 
 
 def test_the_example_is_there_at_once_and_marked(index: RunIndex) -> None:
@@ -45,8 +30,10 @@ def test_the_example_is_there_at_once_and_marked(index: RunIndex) -> None:
     assert all(node.is_example for node in index.map([EXAMPLE_ID]))
 
 
-def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(index: RunIndex) -> None:
-    folder = local(index).create(heal_settings(model="demo", rounds=2), worker=this_process())
+def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(
+    index: RunIndex, jobs: LocalProcesses
+) -> None:
+    folder = jobs.create(heal_settings(model="demo", rounds=2), worker=this_process())
     marks = [index.watermark()]
     with EventLog(folder.log) as log:
         start(log, heal_settings(model="demo", rounds=2))
@@ -58,33 +45,8 @@ def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(i
     assert len(set(marks)) == 3
 
 
-def test_a_launched_run_is_seen_to_its_end(index: RunIndex) -> None:
-    run_id = index.start(heal_settings(model="demo", name="quick", rounds=1))
-    assert index.rows()[0].run_id == run_id
-
-    def status() -> str:
-        return index.rows()[0].status
-
-    until(lambda: status() == "finished")
-    assert index.rows()[0].progress == 1.0
-    assert index.completions(run_id, 1)[0].text == "<b>r1 0</b>"
-    assert index.round(run_id, 1).kept == 2
-
-
-def test_a_killed_worker_shows_as_interrupted_without_any_new_event(index: RunIndex) -> None:
-    run_id = index.start(heal_settings(model="demo", name="hang"))
-    until(lambda: index.rows()[0].round == 1)
-    before = index.watermark()
-    pid = local(index).poll(run_id).pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: index.rows()[0].status == "interrupted")
-    assert index.watermark() != before
-    assert "SIGKILL" in index.rows()[0].message
-
-
-def test_a_run_whose_folder_is_gone_is_interrupted_not_running(index: RunIndex) -> None:
-    folder = local(index).create(heal_settings(model="demo"), worker=this_process())
+def test_a_run_whose_folder_is_gone_is_interrupted_not_running(index: RunIndex, jobs: LocalProcesses) -> None:
+    folder = jobs.create(heal_settings(model="demo"), worker=this_process())
     with EventLog(folder.log) as log:
         start(log, heal_settings(model="demo"))
     assert index.rows()[0].status == "running"
@@ -92,11 +54,13 @@ def test_a_run_whose_folder_is_gone_is_interrupted_not_running(index: RunIndex) 
     assert index.rows()[0].status == "interrupted"
 
 
-def test_a_held_store_is_named_shows_the_last_known_and_catches_up(index: RunIndex) -> None:
+def test_a_held_store_is_named_shows_the_last_known_and_catches_up(
+    index: RunIndex, jobs: LocalProcesses
+) -> None:
     assert len(index.rows()) == 1
     holder = hold(index.store.path, read_only=False)
     try:
-        folder = local(index).create(heal_settings(model="demo"), worker=this_process())
+        folder = jobs.create(heal_settings(model="demo"), worker=this_process())
         mark = index.watermark()
         assert str(holder.pid) in index.message()
         assert len(index.rows()) == 1
@@ -127,8 +91,3 @@ def test_a_foreign_file_is_said_and_left_alone(tmp_path: Path) -> None:
     assert index.map(["x"]) == []
     assert "--db" in index.message()
     assert path.read_text() == "something else"
-
-
-def test_the_book_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; from steer_heal.runs import events, jobs, store"
-    subprocess.run([sys.executable, "-c", code], check=True)

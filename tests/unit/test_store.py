@@ -14,21 +14,11 @@ from steer_heal.records import Agreement
 from steer_heal.runs import events
 from steer_heal.runs.events import Chunk, EventLog
 from steer_heal.runs.store import Store
-from steer_heal.runs.store.schema import INSERT, MIGRATIONS
+from steer_heal.runs.store.rows import ROW_TABLES
+from steer_heal.runs.store.schema import MIGRATIONS
 from tests.runs import play_round, profile, start, write_run
 
-TABLES = (
-    "runs",
-    "events",
-    "rounds",
-    "profiles",
-    "vignette_scores",
-    "completions",
-    "answers",
-    "steps",
-    "moral_map",
-    "controls",
-)
+TABLES = ("runs", "events", *ROW_TABLES, "moral_map", "controls")
 
 
 def tables(store: Store) -> dict[str, list[Any]]:
@@ -76,14 +66,6 @@ def test_the_documented_view_has_its_columns_and_the_map_its_nodes(store: Store,
     assert nodes[0].retention is None
     assert store.moral_map(["other"]) == []
     assert store.moral_map() == nodes
-
-
-def test_a_run_is_one_row(store: Store, log: Path) -> None:
-    store.ingest("r1", events.read(log))
-    (run,) = store.runs()
-    assert (run.run_id, run.name, run.seed, run.status) == ("r1", "<script>", 7, "finished")
-    assert (run.round, run.rounds, run.progress, run.is_example) == (2, 2, 1.0, False)
-    assert run.retention == pytest.approx(0.82)
 
 
 def test_round_detail_holds_base_steered_healed_and_what_was_said(store: Store, log: Path) -> None:
@@ -244,12 +226,8 @@ def test_a_store_of_before_keeps_its_rows_and_gains_the_columns(
     store: Store, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = MIGRATIONS[: next(i for i, sql in enumerate(MIGRATIONS) if "agreement" in sql)]
-    profiles, answers = INSERT["profiles"], INSERT["answers"]
     with monkeypatch.context() as before:
         before.setattr("steer_heal.runs.store.database.MIGRATIONS", older)
-        known = profiles[: profiles.index(', "agreement": "DOUBLE"')] + "}]'), recursive := true))"
-        before.setitem(INSERT, "profiles", known)
-        before.setitem(INSERT, "answers", answers.replace(', "steered": "VARCHAR"', ""))
         store.ingest("r1", events.read(log))
     again = Store(store.path)
     again.ingest("r1", events.read(log))

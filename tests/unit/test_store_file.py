@@ -17,7 +17,6 @@ import pytest
 from steer_heal.config import SettingsError
 from steer_heal.runs import events
 from steer_heal.runs.store import Store, StoreBusy, keeping
-from steer_heal.runs.store.schema import MIGRATIONS
 
 
 def hold(path: Path, *, read_only: bool) -> subprocess.Popen[str]:
@@ -156,21 +155,6 @@ def test_a_failed_migration_leaves_no_half_schema(
     with duckdb.connect(str(path), read_only=True) as connection:
         assert connection.execute("SELECT count(*) FROM duckdb_tables()").fetchone() == (0,)
     assert Store(path).ingest("r1", events.read(log)) > 0
-
-
-def test_a_later_migration_keeps_what_is_there(
-    store: Store, log: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.ingest("r1", events.read(log))
-    before = store.runs()
-    extra = "CREATE TABLE extra (i INTEGER);"
-    monkeypatch.setattr("steer_heal.runs.store.database.MIGRATIONS", (*MIGRATIONS, extra))
-    later = Store(store.path)
-    assert later.runs() == before
-    with duckdb.connect(str(store.path), read_only=True) as connection:
-        assert connection.execute("SELECT max(version) FROM steer_heal_schema").fetchone() == (
-            len(MIGRATIONS) + 1,
-        )
 
 
 def test_a_missing_folder_is_made(tmp_path: Path) -> None:

@@ -18,14 +18,8 @@ from tests.fake_engine import FakeEngine
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {}
-    for arch in ("gemma3", "qwen3"):
-        folder = tmp_path_factory.mktemp(arch)
-        lm = tiny.language_model(arch)
-        lm.model.save_pretrained(folder)
-        lm.tokenizer.save_pretrained(folder)
-        made[arch] = str(folder)
-    return made
+    archs = ("gemma3", "qwen3")
+    return {arch: tiny.save(tiny.language_model(arch), tmp_path_factory.mktemp(arch)) for arch in archs}
 
 
 @pytest.fixture

@@ -9,16 +9,15 @@ from steer_heal import forward
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.evaluate import tinymfv
 from steer_heal.evaluate.choice import evaluate
-from steer_heal.evaluate.questions import ask, never_in_thought
+from steer_heal.evaluate.questions import ask
 from steer_heal.evaluate.scoring import think
 from steer_heal.forward.ours import OurForward
 from steer_heal.forward.plain import PlainForward
 from steer_heal.models import user
 from steer_heal.records import Vignette
 from steer_heal.vectors.steering import coefficients, steer
-from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
-from tests.close import assert_near, log_p, model_rounding
+from tests.close import assert_near, model_rounding
 
 VIGNETTES = [
     Vignette("a", "Care", "You see someone kick a dog.", "other_violate"),
@@ -40,7 +39,7 @@ def by_hand(lm, prompt, after, n_thought, avoid, directions, row_L):
 
 def test_thought_and_rest_in_one_cache_are_the_whole_text_read_at_once(lm):
     prompts, after = [[2, 9, 30, 31, 40], [2, 41, 42]], (33, 34, 35, 36, 37)
-    directions = torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)
+    directions = tiny.directions(lm)
     rows_BL = torch.cat([coefficients(4, (1, 2), 2.0), coefficients(4, (), 0.0)])
     asked = [forward.Asked(tuple(prompt), dose=dose) for dose, prompt in enumerate(prompts)]
     for kind in (OurForward, PlainForward):
@@ -101,22 +100,6 @@ def test_the_reversed_lists_digits_are_turned_back():
     assert p["Care"] > 0.4 > p["Fairness"]
     forward = evaluate(lm, VIGNETTES, replace(FRAME, orders=("forward",)))[0]
     assert set(forward.p) == set(FOUNDATIONS)
-
-
-def test_doses_share_the_passes(lm):
-    noise = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
-    directions = torch.nn.functional.normalize(noise, dim=-1)
-    vector = SteeringVector(directions, torch.ones(4), torch.ones(4))
-    doses = torch.cat([coefficients(4, (1, 2), c) for c in (0.0, 2.0)])
-    base, steered = evaluate(lm, VIGNETTES, FRAME, vector=vector, coefficients_RL=doses)
-    alone = evaluate(lm, VIGNETTES, FRAME)[0]
-    assert_near(base.p, alone.p, model_rounding(lm), log_p(alone))
-    assert steered.p != pytest.approx(alone.p, abs=1e-2)
-
-
-def test_what_ends_a_thought_is_never_drawn():
-    lm = tiny.shared("gemma3")
-    assert never_in_thought(lm, FRAME) == lm.eos_ids
 
 
 def test_bad_frames_are_refused():

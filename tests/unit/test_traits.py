@@ -28,9 +28,6 @@ def stems(text: str) -> set[str]:
     return {word[:4] for word in words if word not in STOP and len(word) >= 4}
 
 
-ASKED = ("question", "prefill", "nudge", "orders")
-
-
 def statements(row: object) -> set[str]:
     """Every answer that a frame offers, whatever kind of frame it is; what is asked is not one."""
     if isinstance(row, dict):

@@ -65,12 +65,6 @@ def test_no_contexts_and_equal_personas_are_refused():
         vectors.extract(lm, same, CONTEXTS, ExtractSettings())
 
 
-def test_extraction_leaves_no_hook():
-    lm = tiny.language_model("llama")
-    vectors.extract(lm, TRAIT, CONTEXTS, ExtractSettings())
-    assert not any(block._forward_hooks for block in lm.blocks)
-
-
 def test_a_vectors_cosine_with_its_opposite_is_minus_one():
     a = random_vector()
     back = replace(a, directions_LD=-a.directions_LD)

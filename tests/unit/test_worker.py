@@ -70,13 +70,6 @@ def test_a_finished_run_exits_0_and_every_event_is_in_the_log(folder: RunFolder,
     assert (folder.path / "heartbeat").exists()
 
 
-def test_listeners_hear_what_is_written(folder: RunFolder, play: Any) -> None:
-    play(two_rounds)
-    heard: list[events.Event] = []
-    assert worker.work(folder, threading.Event(), heard.append) == "finished"
-    assert heard == list(events.read(folder.log).events[1:])
-
-
 def test_what_breaks_a_run_is_its_last_event(
     folder: RunFolder, play: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,9 +175,9 @@ def test_a_paused_run_ends_when_told(folder: RunFolder, play: Any) -> None:
     assert kinds(folder)[-3:] == ["paused", "continued", "cancelled"]
 
 
-def test_a_full_disk_is_waited_out(
-    folder: RunFolder, play: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no room for the end of a round, three times."""
     monkeypatch.setattr(worker, "ROOM_S", 0.01)
     whole, full = EventLog.append, [3]
 
@@ -195,12 +188,17 @@ def test_a_full_disk_is_waited_out(
         return whole(log, kind, round_, data)
 
     monkeypatch.setattr(EventLog, "append", append)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_waited_out(folder: RunFolder, play: Any, capsys: pytest.CaptureFixture[str]) -> None:
     play(two_rounds)
     assert worker.main([str(folder.path)]) == 0
     assert kinds(folder) == ["queued", "started", "profile", "answers", "round", "round", "finished"]
     assert capsys.readouterr().err.count("waiting for room") == 3
 
 
+@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("breaks", [False, True])
 def test_a_disk_too_full_for_the_workers_own_log_ends_no_run_without_a_word(
     folder: RunFolder, play: Any, monkeypatch: pytest.MonkeyPatch, breaks: bool
@@ -216,16 +214,6 @@ def test_a_disk_too_full_for_the_workers_own_log_ends_no_run_without_a_word(
         raise RuntimeError("what broke it")
         yield
 
-    whole, full = EventLog.append, [1]
-
-    def append(log: EventLog, kind: str, round_: int | None = None, data: Any = None) -> events.Event:
-        if kind == "round" and full[0]:
-            full[0] = 0
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(log, kind, round_, data)
-
-    monkeypatch.setattr(worker, "ROOM_S", 0.01)
-    monkeypatch.setattr(EventLog, "append", append)
     monkeypatch.setattr(worker.sys, "stderr", Full())
     play(broken if breaks else two_rounds)
     assert worker.main([str(folder.path)]) == (1 if breaks else 0)

@@ -4,5 +4,3 @@ from steer_heal.runs.jobs.folder import RunFolder
 from steer_heal.runs.jobs.launcher import JobState, Launcher
 from steer_heal.runs.jobs.local import LocalProcesses
 from steer_heal.runs.jobs.processes import Running, this_process
-
-__all__ = ["JobState", "Launcher", "LocalProcesses", "RunFolder", "Running", "this_process"]

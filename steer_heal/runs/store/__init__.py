@@ -9,5 +9,3 @@ foundations) are for others to rely on; times are in seconds since the epoch.
 from steer_heal.records import StoreBusy
 from steer_heal.runs.store.database import StoreUnreadable
 from steer_heal.runs.store.store import Store
-
-__all__ = ["Store", "StoreBusy", "StoreUnreadable"]

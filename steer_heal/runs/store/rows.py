@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal.records import Event
-from steer_heal.runs.events import is_index
+from steer_heal.runs.events import FINAL, is_index
 from steer_heal.runs.store.schema import COLUMNS
 
 ROW_TABLES = ("rounds", "profiles", "vignette_scores", "completions", "answers", "steps")
@@ -240,19 +240,9 @@ def _finished(state: LogRows, event: Event) -> None:
     )
 
 
-def _failed(state: LogRows, event: Event) -> None:
+def _ended_early(state: LogRows, event: Event) -> None:
     message = _text(event.data.get("message"))
-    state.run.update(status="failed", eta=None, finished_at=event.time, message=message)
-
-
-def _cancelled(state: LogRows, event: Event) -> None:
-    message = _text(event.data.get("message"))
-    state.run.update(status="cancelled", eta=None, finished_at=event.time, message=message)
-
-
-def _interrupted(state: LogRows, event: Event) -> None:
-    message = _text(event.data.get("message"))
-    state.run.update(status="interrupted", eta=None, finished_at=event.time, message=message)
+    state.run.update(status=FINAL[event.kind], eta=None, finished_at=event.time, message=message)
 
 
 def _paused(state: LogRows, event: Event) -> None:
@@ -285,7 +275,7 @@ def _text(value: Any) -> str:
 HANDLERS: dict[str, Callable[[LogRows, Event], None]] = {
     "queued": _queued, "started": _started, "resumed": _resumed, "stage": _stage, "progress": _progress,
     "step": _step, "completion": _completion, "profile": _profile, "answers": _answers, "round": _round,
-    "finished": _finished, "failed": _failed, "cancelled": _cancelled, "interrupted": _interrupted,
+    "finished": _finished, "failed": _ended_early, "cancelled": _ended_early, "interrupted": _ended_early,
     "paused": _paused, "continued": _continued,
 }  # fmt: skip
 _TABLED = {"completion", "profile", "answers", "step"}

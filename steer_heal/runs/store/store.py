@@ -14,7 +14,7 @@ from steer_heal.records import Agreement, CompletionRow, ControlNode, MapNode, R
 from steer_heal.runs.events import Chunk
 from steer_heal.runs.store.database import PATIENCE_S, Database, transaction
 from steer_heal.runs.store.rows import ROW_TABLES, TEXT, LogRows, new_run, rows_of
-from steer_heal.runs.store.schema import COLUMNS, FORGET, INSERT
+from steer_heal.runs.store.schema import COLUMNS
 
 Rows = list[dict[str, Any]]
 
@@ -53,17 +53,7 @@ _STEPS = (
     "SELECT step, total, loss, nll, divergence, lr, barrier, distil, held_out_nll FROM steps "
     "WHERE run_id = ? AND round = ? ORDER BY step"
 )
-_EXPORTS = (
-    "runs",
-    "rounds",
-    "profiles",
-    "vignette_scores",
-    "completions",
-    "answers",
-    "steps",
-    "moral_map",
-    "controls",
-)
+_EXPORTS = ("runs", *ROW_TABLES, "moral_map", "controls")
 
 
 class Store:
@@ -187,18 +177,30 @@ def _take(
 def _write(connection: duckdb.DuckDBPyConnection, states: Sequence[LogRows]) -> None:
     """A statement costs far more than its rows, so each table gets the rows of all runs at once."""
     for state in states:
-        if state.forget_after is not None:
-            for sql in FORGET:
-                connection.execute(sql, [state.run["run_id"], state.forget_after])
+        for name in ROW_TABLES if state.forget_after is not None else ():  # a resumed run writes it again
+            sql = f"DELETE FROM {name} WHERE run_id = ? AND round > ?"  # noqa: S608 - our own names
+            connection.execute(sql, [state.run["run_id"], state.forget_after])
     tables: dict[str, Rows] = {
         "events": [row for state in states for row in state.events],
         "runs": [state.run for state in states],
     }
     for name in ROW_TABLES:
         tables[name] = [row for state in states for row in state.tables[name].values()]
+    types = _types(connection)
     for name, rows in tables.items():
         if rows:
-            connection.execute(INSERT[name], [json.dumps(rows, allow_nan=False)])
+            made = "SELECT unnest(from_json(?, ?), recursive := true)"
+            insert = f"INSERT OR REPLACE INTO {name} BY NAME SELECT * FROM ({made})"  # noqa: S608 - the same
+            connection.execute(insert, [json.dumps(rows, allow_nan=False), json.dumps([types[name]])])
+
+
+def _types(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str | list[str]]]:
+    """By table the type of each column, as `from_json` takes it: what does not fit it becomes NULL."""
+    found: dict[str, dict[str, str | list[str]]] = {}
+    columns = connection.execute("SELECT table_name, column_name, data_type FROM duckdb_columns()")
+    for table, column, kind in columns.fetchall():
+        found.setdefault(table, {})[column] = [kind[:-2]] if kind.endswith("[]") else kind
+    return found
 
 
 def _dicts(result: duckdb.DuckDBPyConnection) -> Rows:

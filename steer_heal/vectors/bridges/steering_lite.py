@@ -19,11 +19,11 @@ from transformers import BatchEncoding
 
 from steer_heal.config import LITE_PREFIX as PREFIX
 from steer_heal.config import ExtractSettings, SettingsError
-from steer_heal.models import LanguageModel, left_pad, system, user
+from steer_heal.models import LanguageModel, left_pad
 from steer_heal.records import Trait
 from steer_heal.vectors.bridges import installed
 from steer_heal.vectors.rowwise import RowwiseSteering
-from steer_heal.vectors.vector import last_residuals
+from steer_heal.vectors.vector import last_residuals, persona_prompts
 
 ADDITIVE = ("mean_diff", "pca")
 BRACKET = (0.01, 64.0)
@@ -123,14 +123,7 @@ def extract(
     known = methods()
     if name not in known:
         raise SettingsError(f"Unknown method {name!r}: choose one of {', '.join(known) or 'our own'}.")
-    chosen = list(contexts)[: settings.n_contexts]
-    if not chosen:
-        raise SettingsError("There are no contexts to extract a vector from: give at least one.")
-    prompts = [
-        lm.encode_chat([system(persona), user(context)])
-        for persona in (trait.positive, trait.negative)
-        for context in chosen
-    ]
+    prompts = persona_prompts(lm, trait, contexts, settings)
     method, config = _method(known[name].name)
     try:
         if config.target_submodule:
@@ -139,7 +132,7 @@ def extract(
             residuals_NLD = last_residuals(lm, prompts, settings.batch_size, progress).float()
             sides = [
                 {layer: half[:, layer] for layer in range(lm.n_layers)}
-                for half in residuals_NLD.split(len(chosen))
+                for half in residuals_NLD.split(len(prompts) // 2)
             ]
             extra = {"model": lm.model} if getattr(method, "needs_model", False) else {}
             state = method.extract(*sides, config, **extra)

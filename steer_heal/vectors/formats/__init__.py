@@ -10,5 +10,3 @@
 """
 
 from steer_heal.vectors.formats.files import FORMATS, check, read, write
-
-__all__ = ["FORMATS", "check", "read", "write"]
