@@ -42,7 +42,7 @@ class DataSettings(Settings):
         default=405, ge=4, le=20_000, description="Answers that the steered model writes in a round."
     )
     n_plain: int = Field(
-        default=120,
+        default=160,
         ge=0,
         le=20_000,
         description="Answers that base writes to prompts off the trait in a round.",
@@ -110,12 +110,12 @@ class TrainSettings(Settings):
         "where the prompt is plain), the round before, or base.",
     )
     likelihood: float = Field(
-        default=0.5,
+        default=0.3,
         ge=0.0,
-        description="Weight of the answers' NLL, taken at the temperature they were drawn at.",
+        description="Weight of the kept answers' NLL, at the temperature they were drawn at.",
     )
     teacher_alpha: Alpha = Field(
-        default=1.3, description="Dose of the steered writer that is imitated, in units of c*."
+        default=1.25, description="Dose of the steered writer that is imitated, in units of c*."
     )
     lam: float = Field(default=1.0, ge=0.0, description="Weight of D beyond tau.")
     tau: float = Field(default=0.0, ge=0.0, description="D that costs nothing, in nats a token.")
@@ -170,7 +170,7 @@ class HealSettings(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "data": {"n_answers": 270, "n_plain": 90, "max_new_tokens": 48},
+        "data": {"n_answers": 270, "n_plain": 120, "max_new_tokens": 48},
         "evaluate": {"n_vignettes": 70},
     },
     "standard": {},
