@@ -16,9 +16,13 @@ NUMBERS = {"alpha": "exact", "seed": "seed", "length": "length"}
 
 def keep(names: Sequence[str]) -> str:
     """JavaScript that takes the form's values in the order of `names`, puts the view into the browser's
-    address and gives the values back under their names."""
+    address and gives the values back under their names; layers as shares of depth, which another model can
+    open."""
     return f"""(...v) => {{
   const form = Object.fromEntries({json.dumps(list(names))}.map((name, i) => [name, v[i]]));
+  const [low, high] = [form.low, form.high].sort((a, b) => a - b);
+  const n = 1 + Number(document.querySelector('#high input[type=range]')?.max ?? 0);
+  Object.assign(form, {{ low: +(low / n).toFixed(4), high: +((high + 1) / n).toFixed(4) }});
   const model = document.querySelector('#header .sh-model b')?.innerText ?? '';
   const view = new URLSearchParams({{ model, trait: form.trait, prompt: form.prompt }});
   view.set('band', `${{form.low}}-${{form.high}}`);

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from components import view
-from components.controls import FORM, sample
+from components.controls import filled, sample
 from components.engine import Engine
 from steer_heal.config import SettingsError, SteerRequest, build
 from steer_heal.records import Profile, SteerFrame, Token
@@ -116,18 +116,18 @@ class Newest:
             self.views.pop(session, None)
 
 
-def nothing(n: int = 6) -> tuple[Any, ...]:
+def nothing(n: int = 7) -> tuple[Any, ...]:
     """Leave every output as it is. Gradio sends a generator's last value again when it ends: be this."""
     return tuple(gr.skip() for _ in range(n))
 
 
 def asked_for(form: dict[str, Any]) -> SteerRequest:
-    """The form as a request. Errors: `SettingsError`."""
+    """The form, `filled`, as a request. Errors: `SettingsError`."""
     if form["exact"] is None:
         raise SettingsError("alpha is empty: type a number, 0 for the unsteered model.")
     return build(
         SteerRequest, trait=form["trait"], prompt=form["prompt"], alpha=form["exact"],
-        band=(form["low"], form["high"]), sample=sample(form), method=form["method"],
+        band=form["band"], sample=sample(form), method=form["method"],
     )  # fmt: skip
 
 
@@ -138,7 +138,8 @@ def draw(
     grows: bool,
     before: tuple[Token, ...] = (),
 ) -> tuple[Any, ...]:
-    """One frame as the panel's outputs: base (when it `grows`), steered, status, dose, verdict, bars.
+    """One frame as the panel's outputs: base (when it `grows`), steered, status, dose, verdict,
+    measures, bars.
 
     The steered text `before` stays, dimmed, until the new one can be read.
     """
@@ -148,15 +149,15 @@ def draw(
         bars = view.bars({"base": at_0.p, "steered": at_alpha.p}) + view.worth(at_0.agreement, at_0.frame)
     if readable(frame) or not before:
         steered = view.answer(frame.steered, done=frame.done, empty=frame.message or "…")
-        verdict = view.verdict(frame, profiles)
+        judged = (view.verdict(frame) or ("" if frame.done else gr.skip()), view.measures(frame, profiles))
     else:
-        steered, verdict = view.stale(before, "" if frame.done else frame.message), gr.skip()
+        steered, judged = view.stale(before), nothing(2)
     return (
         view.answer(frame.base, done=frame.base_done) if grows else gr.skip(),
         steered,
         view.status(frame),
         view.dose(alpha, frame),
-        verdict,
+        *judged,
         bars,
     )
 
@@ -168,7 +169,7 @@ def readable(frame: SteerFrame) -> bool:
 
 def failed(message: str) -> tuple[Any, ...]:
     """An error in the panel: the answers stay, the status says what to do."""
-    return gr.skip(), gr.skip(), view.error(message), *nothing(3)
+    return gr.skip(), gr.skip(), view.error(message), *nothing(4)
 
 
 def answering(
@@ -212,7 +213,7 @@ def answering(
             yield nothing()
             return
         try:
-            yield from answer(asked_for(dict(zip(FORM, form, strict=True))), session, stamp)
+            yield from answer(asked_for(filled(engine, form)), session, stamp)
         except SettingsError as problem:
             yield failed(str(problem)) if newest.shows(session, stamp) else nothing()
         except Exception:

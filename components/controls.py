@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,8 @@ LIMITS = {
 class Controls:
     """The widgets. `slider` shows alpha from -4 to 4, `exact` holds it whole; `stamp` orders requests.
 
-    Under the slider: `strip`, what is known of each dose, and `dose`, what alpha means.
+    At the slider: `verdict`, one word for the steered text, `strip`, what is known of each dose, and `dose`,
+    what alpha means. `low` and `high` are numbers of layers; outside the form a band is shares of depth.
     """
 
     foundation: gr.Dropdown
@@ -53,6 +55,7 @@ class Controls:
     trait: gr.Dropdown
     slider: gr.Slider
     exact: gr.Number
+    verdict: gr.HTML
     strip: gr.HTML
     dose: gr.HTML
     low: gr.Slider
@@ -92,7 +95,7 @@ def by_foundation(vignettes: list[Vignette], foundation: str) -> list[tuple[str,
 def _chooser(vignettes: list[Vignette]) -> dict[str, Any]:
     foundations = list(dict.fromkeys(v.foundation for v in vignettes))
     first = vignettes[0]
-    with gr.Row():
+    with gr.Row(elem_classes="sh-tight"):
         foundation = gr.Dropdown(
             foundations,
             value=first.foundation,
@@ -104,54 +107,53 @@ def _chooser(vignettes: list[Vignette]) -> dict[str, Any]:
         vignette = gr.Dropdown(
             by_foundation(vignettes, first.foundation),
             value=first.id,
-            label="Vignette",
+            label="Vignette: a scene to choose",
             scale=4,
-            min_width=240,
+            min_width=200,
             elem_id="vignette",
         )
     prompt = gr.Textbox(
         first.text,
         label="What the model is told: edit it, or write your own",
         lines=2,
-        max_lines=6,
+        max_lines=2,
         elem_id="prompt",
     )
     return {"foundation": foundation, "vignette": vignette, "prompt": prompt}
 
 
 def _dose(engine: Engine) -> dict[str, Any]:
-    traits = [(t.title, t.name) for t in engine.traits()]
-    with gr.Row():
-        trait = gr.Dropdown(
-            traits, value=DEFAULT_TRAIT, label="Trait", scale=4, min_width=210, elem_id="trait"
-        )
-        with gr.Column(scale=6, min_width=260, elem_classes="sh-alpha"):
-            slider = gr.Slider(
-                -4,
-                4,
-                value=1.0,
-                step=0.05,
-                label="alpha: dose in units of c* (0 is base, 1 is one nat)",
-                elem_id="alpha",
-                buttons=[],
-            )
+    with gr.Row(elem_classes="sh-dose-row"):
+        with gr.Column(scale=9, min_width=220, elem_classes="sh-alpha"):
+            about = "alpha: dose in c*"
+            slider = gr.Slider(-4, 4, 1.0, step=0.05, label=about, elem_id="alpha", buttons=[])
+            verdict = gr.HTML(elem_id="verdict", padding=False, apply_default_css=False)
             strip = gr.HTML(view_dose.strip({}, ""), elem_id="strip", padding=False, apply_default_css=False)
-            dose = gr.HTML(elem_id="dose", padding=False, apply_default_css=False)
-        exact = gr.Number(1.0, label="exact alpha", scale=1, min_width=100, elem_id="alpha-exact")
-    with gr.Row(elem_classes="sh-wrap"):
-        low = gr.Slider(
-            0, 1, DEFAULT_BAND[0], step=0.01, label="band from", min_width=190, buttons=[], elem_id="low"
+            dose = gr.HTML(view.dose(1.0), elem_id="dose", padding=False, apply_default_css=False)
+        exact = gr.Number(1.0, label="exact", scale=0, min_width=84, elem_id="alpha-exact")
+    return {"slider": slider, "exact": exact, "verdict": verdict, "strip": strip, "dose": dose}
+
+
+def _trait(engine: Engine) -> dict[str, Any]:
+    traits = [(t.title, t.name) for t in engine.traits()]
+    top, (first, last) = engine.info.n_layers - 1, ends(engine, DEFAULT_BAND)
+    with gr.Row(elem_classes="sh-tight sh-trait"):
+        trait = gr.Dropdown(
+            traits, value=DEFAULT_TRAIT, label="Trait", scale=3, min_width=170, elem_id="trait"
         )
-        high = gr.Slider(
-            0, 1, DEFAULT_BAND[1], step=0.01, label="band to", min_width=190, buttons=[], elem_id="high"
-        )
-        layers = gr.HTML(say_layers(engine, *DEFAULT_BAND), elem_id="layers")
-    alpha = {"slider": slider, "exact": exact, "strip": strip, "dose": dose}
-    return {"trait": trait, **alpha, "low": low, "high": high, "layers": layers}
+        look: dict[str, Any] = {"step": 1, "scale": 3, "min_width": 130, "buttons": []}
+        low = gr.Slider(0, top, first, label="from layer", elem_id="low", **look)
+        high = gr.Slider(0, top, last, label="to layer", elem_id="high", **look)
+    with gr.Row(elem_classes="sh-beside"):
+        said = say_layers(engine, first, last)
+        layers = gr.HTML(said, elem_id="layers", padding=False, apply_default_css=False)
+        drawn = _drawing(engine)
+    return {"trait": trait, "low": low, "high": high, "layers": layers, **drawn}
 
 
 def _drawing(engine: Engine) -> dict[str, Any]:
-    with gr.Accordion("How the vector is made and the answer drawn", open=False), gr.Row():
+    about = "How the vector is made and the answer drawn"
+    with gr.Accordion(about, open=False), gr.Row(elem_classes="sh-tight"):
         method = gr.Dropdown(
             methods(engine),
             value=AUTO,
@@ -182,7 +184,8 @@ def methods(engine: Engine) -> list[tuple[str, str]]:
 
 def controls(engine: Engine) -> Controls:
     """Make the widgets, top to bottom as they stand on the page."""
-    return Controls(**_chooser(engine.vignettes()), **_dose(engine), **_drawing(engine))
+    dosed, aimed = _dose(engine), _trait(engine)
+    return Controls(**dosed, **aimed, **_chooser(engine.vignettes()))
 
 
 def own_sampling(engine: Engine) -> list[str]:
@@ -198,14 +201,39 @@ def sample(form: dict[str, Any], longest: int = MAX_NEW_TOKENS) -> SampleSetting
     )  # fmt: skip
 
 
-def say_layers(engine: Engine, low: float, high: float) -> str:
-    """Which layers the band means, or why it means none."""
-    try:
-        found = engine.layers((low, high))
-    except (SettingsError, ValueError) as problem:
-        return view.error(str(problem))
-    span = f"layer {found[0]}" if len(found) == 1 else f"layers {found[0]} to {found[-1]}"
-    return view.note(f"shares of depth: {span} of 0 to {engine.info.n_layers - 1}")
+def ends(engine: Engine, band: tuple[float, float]) -> tuple[int, int]:
+    """The first and the last layer that a band holds in the loaded model. Errors: `SettingsError`."""
+    found = engine.layers(band)
+    return found[0], found[-1]
+
+
+def band(engine: Engine, first: float, last: float) -> tuple[float, float]:
+    """The shares of depth that hold just the layers from one to the other, in either order: the usual band
+    itself where they are its layers."""
+    low, high = sorted((int(first), int(last)))
+    if (low, high) == ends(engine, DEFAULT_BAND):
+        return DEFAULT_BAND
+    return low / engine.info.n_layers, (high + 1) / engine.info.n_layers
+
+
+def filled(engine: Engine, values: Sequence[Any]) -> dict[str, Any]:
+    """The widgets' values by the names of `FORM`, and as `band` what the two layers mean in shares of depth.
+    Errors: `SettingsError`."""
+    form = dict(zip(FORM, values, strict=True))
+    if form["low"] is None or form["high"] is None:
+        raise SettingsError("a layer is empty: type a whole number from 0.")
+    return {**form, "band": band(engine, form["low"], form["high"])}
+
+
+def say_layers(engine: Engine, first: float | None, last: float | None) -> str:
+    """Which layers are steered and where they lie."""
+    if first is None or last is None:
+        return ""
+    low, high = sorted((int(first), int(last)))
+    n_layers = engine.info.n_layers
+    span = f"layer {low}" if low == high else f"layers {low} to {high}"
+    shares = f"{low / n_layers:.0%} to {(high + 1) / n_layers:.0%} of the way up"
+    return f'<div class="sh-dim sh-dose">{span} of 0 to {n_layers - 1}: {shares}</div>'
 
 
 # ---- what a browser remembers of the form -----------------------------------------------------------------
@@ -228,16 +256,29 @@ def sound(name: str, value: Any, traits: set[str]) -> bool:
 
 
 def recall(
-    kept: Any, traits: set[str], vignettes: list[Vignette], offered: list[tuple[str, str]]
+    kept: Any, traits: set[str], vignettes: list[Vignette], offered: list[tuple[str, str]], engine: Engine
 ) -> list[Any]:
     """Updates of foundation, vignette, slider and the form's widgets, with the methods `offered`; what is not
-    sound stays as it is, and without a prompt it is the first vignette."""
+    sound stays as it is, and without a prompt it is the first vignette. The band is kept in shares of depth,
+    so that it means the same in another model."""
     kept = kept if isinstance(kept, dict) else {}
     known = {name: kept[name] for name in FORM if name in kept and sound(name, kept[name], traits)}
-    form = {"prompt": vignettes[0].text, **known}
+    form = {"prompt": vignettes[0].text, **known, **layers_of(engine, known)}
     slider = max(-4.0, min(4.0, form["exact"])) if "exact" in form else gr.skip()
     form["method"] = gr.update(choices=offered, value=form.get("method", AUTO))
     return [*offer(vignettes, form["prompt"]), slider, *(form.get(name, gr.skip()) for name in FORM)]
+
+
+def layers_of(engine: Engine, kept: Any) -> dict[str, Any]:
+    """Updates of both layer sliders for the loaded model, from the shares of depth that were kept."""
+    kept = kept if isinstance(kept, dict) else {}
+    shares = tuple(kept.get(name, usual) for name, usual in zip(("low", "high"), DEFAULT_BAND, strict=True))
+    try:
+        found = ends(engine, shares)
+    except (SettingsError, ValueError, TypeError):
+        found = ends(engine, DEFAULT_BAND)
+    update = {"maximum": engine.info.n_layers - 1}
+    return {name: gr.update(value=at, **update) for name, at in zip(("low", "high"), found, strict=True)}
 
 
 def offer(vignettes: list[Vignette], prompt: str) -> list[Any]:

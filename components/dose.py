@@ -12,7 +12,7 @@ import gradio as gr
 
 from components import charts_dose, plot, view, view_dose, view_effect
 from components.answering import Newest, nothing
-from components.controls import FORM, sample
+from components.controls import band, ends, filled, sample
 from components.engine import Engine
 from components.steer import INTERNAL, Steering
 from steer_heal.config import DoseRequest, SettingsError, build, decided_method
@@ -23,20 +23,20 @@ LONG: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_lim
 SWEEP_ALPHAS = (-4.0, -2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 GRID_ALPHAS = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 MAX_TOKENS = 40
-IN_VIEW = "the vignette in view"
+IN_VIEW = "this prompt"
 SETS = {IN_VIEW: 0, "7 vignettes": 1, "14 vignettes": 2}
 ROW_PIXELS = 16
+EMPTY_EFFECT = "Press <b>What the vector does</b>: all seven foundations beside random directions."
 Outputs = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A press: the form of the steering panel, whose it is and which press it was."""
+    """A press: the form of the steering panel, and whose it is."""
 
     form: dict[str, Any]
     over: str
     session: str
-    number: int
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class Panel:
         if not prompts[0].strip():
             raise SettingsError("the prompt is empty: choose a vignette, or a set of them.")
         return build(
-            DoseRequest, trait=form["trait"], alphas=alphas, band=(form["low"], form["high"]),
+            DoseRequest, trait=form["trait"], alphas=alphas, band=form["band"],
             prompts=prompts, sample=sample(form, MAX_TOKENS), refine=refine, method=form["method"],
         )  # fmt: skip
 
     def target(self, trait: str) -> dict[str, int]:
         return next((dict(t.target) for t in self.engine.traits() if t.name == trait), {})
 
-    def known_as(self, trait: str, low: float, high: float, method: str) -> str:
+    def known_as(self, trait: str, band: tuple[float, float], method: str) -> str:
         model = self.engine.info.name
-        return view_dose.key(model, trait, low, high, decided_method(method, model))
+        return view_dose.key(model, trait, *band, decided_method(method, model))
 
 
 def chosen(vignettes: list[Vignette], each: int) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
     def stream(asked: Asked, known: Any) -> Iterator[Outputs]:
         request = panel.request(asked, SWEEP_ALPHAS, refine=True)
         target = panel.target(request.trait)
-        name = panel.known_as(request.trait, *request.band, request.method)
+        name = panel.known_as(request.trait, request.band, request.method)
         yield gr.skip(), view_dose.working(0.0, "measuring the base"), gr.skip(), gr.skip()
         found, shown = Sweep(0.0, []), 0
         for found in panel.engine.dose(request, session=work_of(asked.session)):
@@ -170,13 +170,11 @@ def _guarded(
 ) -> Iterator[Outputs]:
     """The stream while its press is the session's newest; what goes wrong is said in the note."""
     session = request.session_hash or ""
-    asked = Asked(dict(zip(FORM, form, strict=True)), over, session, next(panel.presses))
-    panel.newest.take(session, asked.number)
-
-    rest = nothing(n - 2)
+    number, rest = next(panel.presses), nothing(n - 2)
+    panel.newest.take(session, number)
     try:
-        for shown in stream(asked):
-            if not panel.newest.holds(session, asked.number):
+        for shown in stream(Asked(filled(panel.engine, form), over, session)):
+            if not panel.newest.holds(session, number):
                 break
             yield shown
     except SettingsError as problem:
@@ -187,39 +185,48 @@ def _guarded(
     yield nothing(n)
 
 
-def steer_to(event: gr.EventData) -> Outputs:
-    """A click on a chart: updates of slider, exact alpha and the band's ends."""
+def steer_to(engine: Engine, event: gr.EventData) -> Outputs:
+    """A click on a chart: updates of slider, exact alpha, and the first and the last layer."""
     data = event._data if isinstance(event._data, dict) else {}
     alpha, low, high = (data.get(name) for name in ("alpha", "low", "high"))
     if not isinstance(alpha, int | float):
         return nothing(4)
-    band = (low, high) if isinstance(low, int | float) and isinstance(high, int | float) else nothing(2)
-    return max(-4.0, min(4.0, alpha)), alpha, *band
+    shares = isinstance(low, int | float) and isinstance(high, int | float)
+    return max(-4.0, min(4.0, alpha)), alpha, *(ends(engine, (low, high)) if shares else nothing(2))
 
 
 def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
     """Make the panel and wire it; what is returned is called once with the page."""
     knobs, panel = steering.knobs, Panel(engine)
-    about = "where it breaks, and which layers do it; trait, band, method and prompt as above"
+    about = "where it breaks, and which layers do it; all else as above"
     gr.HTML(view.heading("Dose", about))
-    with gr.Row(equal_height=False, elem_classes="sh-pressed"):
+    with gr.Row(equal_height=False, elem_classes="sh-pressed sh-tight"):
         over = gr.Dropdown(
-            list(SETS), value=IN_VIEW, label="over", scale=2, min_width=190, elem_id="dose-over"
+            list(SETS), value=IN_VIEW, label="over", scale=2, min_width=140, elem_id="dose-over"
         )
-        find = gr.Button("Find the incoherent regime", size="sm", scale=2, min_width=170, elem_id="dose-find")
-        every = gr.Button("Map alpha × layer", size="sm", scale=1, min_width=130, elem_id="dose-grid")
-        what = gr.Button("What the vector does", size="sm", scale=1, min_width=150, elem_id="dose-effect")
-        stop = gr.Button("Stop", size="sm", scale=0, min_width=90, elem_id="dose-stop")
+        find = gr.Button("Find where it breaks", size="sm", scale=2, min_width=130, elem_id="dose-find")
+        every = gr.Button("Map alpha × layer", size="sm", scale=1, min_width=120, elem_id="dose-grid")
+        what = gr.Button("What the vector does", size="sm", scale=1, min_width=130, elem_id="dose-effect")
+        stop = gr.Button("Stop", size="sm", scale=0, min_width=60, elem_id="dose-stop")
     note = gr.HTML(elem_id="dose-note", elem_classes="sh-slot", apply_default_css=False)
-    does = gr.HTML(elem_id="effect", apply_default_css=False)
-    with gr.Row(elem_classes="sh-wrap"):
-        with gr.Column(min_width=330):
-            chart = plot.chart(None, elem_id="dose-chart", height=720, empty="")
-        with gr.Column(min_width=330):
+    with gr.Tabs(elem_id="dose-tabs") as tabs:
+        with gr.Tab("This answer", id="answer"), gr.Row(elem_classes="sh-wrap"):
+            for reading in steering.readings:
+                reading.render()
+        with gr.Tab("Where it breaks", id="dose-find"):
+            empty = "Press <b>Find where it breaks</b>: text health and trait at a row of doses."
+            chart = plot.chart(None, elem_id="dose-chart", height=680, empty=empty)
+        with gr.Tab("Which layers", id="dose-grid"):
             height = 130 + ROW_PIXELS * (2 * engine.info.n_layers - 2)
-            cells = plot.chart(None, elem_id="dose-map", height=max(480, min(900, height)), empty="")
+            empty = "Press <b>Map alpha × layer</b>: the same, for every layer and every three neighbours."
+            cells = plot.chart(None, elem_id="dose-map", height=max(480, min(900, height)), empty=empty)
+        with gr.Tab("The vector", id="dose-effect"):
+            does = gr.HTML(view.empty(EMPTY_EFFECT), elem_id="effect", apply_default_css=False)
     known = gr.BrowserState({}, storage_key="steer-heal-doses", secret="verdicts-only")
 
+    for button in (find, every, what):
+        turn = button.click(lambda tab=button.elem_id: gr.update(selected=tab), None, tabs, **INTERNAL)
+        turn.then(None, js="() => SteerHeal.reveal('dose-tabs')", **INTERNAL)
     find.click(sweeping(panel), [over, known, *knobs.form()], [chart, note, knobs.strip, known], **LONG)
     what.click(effecting(panel), [over, *knobs.form()], [does, note], **LONG)
     every.click(mapping(panel), [over, *knobs.form()], [cells, note], **LONG)
@@ -232,13 +239,20 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
         panel.newest.forget(request.session_hash or "")
 
     stop.click(halt, None, None, queue=False, **INTERNAL)
+
+    def click(event: gr.EventData) -> Outputs:
+        return steer_to(engine, event)
+
     steered = [knobs.slider, knobs.exact, knobs.low, knobs.high]
     for figure in (chart, cells):
-        steering.restart(figure.click(steer_to, None, steered, **INTERNAL).then)
+        steering.restart(figure.click(click, None, steered, **INTERNAL).then)
     about_dose = [knobs.trait, knobs.low, knobs.high, knobs.method]
 
-    def recolour(value: Any, trait: str, low: float, high: float, method: str) -> str:
-        return view_dose.strip(view_dose.remembered(value), panel.known_as(trait, low, high, method))
+    def recolour(value: Any, trait: str, low: float | None, high: float | None, method: str) -> Any:
+        if low is None or high is None:
+            return gr.skip()
+        name = panel.known_as(trait, band(engine, low, high), method)
+        return view_dose.strip(view_dose.remembered(value), name)
 
     inputs = [known, *about_dose]
     gr.on([widget.change for widget in about_dose], recolour, inputs, knobs.strip, **INTERNAL)

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components import view, view_runs
+from components.controls import Controls, band, ends
 from components.engine import Engine
 from components.steer import INTERNAL, PRESS, Steering
 from components.watching import remembered
@@ -90,57 +91,68 @@ class Healing:
     clone: Callable[[Any], Any]
 
 
+def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML]:
+    """The widgets by the names of `Form`, those of the steering panel among them; the button; and a line for
+    what it has to say."""
+    about = "over-steer, keep what reads well, train it in; trait and layers as set"
+    gr.HTML(view.heading("Heal", about))
+    with gr.Row(equal_height=False, elem_classes="sh-pressed sh-tight"):
+        name = gr.Textbox(
+            label="Name", placeholder="optional", max_length=80, min_width=100, scale=3, elem_id="run-name"
+        )
+        rounds = gr.Number(3, label="Rounds", precision=0, min_width=64, elem_id="rounds")
+        preset = gr.Dropdown(
+            list(PRESETS), value="quick", label="Preset", min_width=96, scale=2, elem_id="preset"
+        )
+        seed = gr.Number(0, label="Seed", precision=0, min_width=64, elem_id="run-seed")
+        launch = gr.Button("Heal", variant="primary", scale=2, min_width=90, elem_id="launch")
+    message = gr.HTML(elem_id="heal-message", elem_classes="sh-slot")
+    with gr.Accordion("More settings", open=False, elem_id="run-more"):
+        gr.HTML(view.note("Smaller or larger than the preset; 0: as the preset has it."))
+        with gr.Row(elem_classes="sh-tight"):
+            completions = gr.Number(
+                0, label="Completions", precision=0, minimum=0, min_width=90, elem_id="run-completions"
+            )
+            vignettes = gr.Number(
+                0, label="Vignettes", precision=0, minimum=0, min_width=90, elem_id="run-vignettes"
+            )
+            epochs = gr.Number(0, label="Epochs", precision=0, minimum=0, min_width=90, elem_id="run-epochs")
+            file = gr.Textbox(
+                label="Vignettes from a file",
+                placeholder="JSONL file here, or a set of tinymfv",
+                max_length=500,
+                min_width=160,
+                elem_id="run-vignette-file",
+            )
+        with gr.Accordion("Every setting of the method", open=False, elem_id="run-every"):
+            others = gr.Textbox(
+                label="Settings by name, a line each",
+                placeholder="train.lam=0.5\ntrain.divergence=kl_fwd\ndata.alphas=[1, 1.5]",
+                lines=3,
+                max_length=4000,
+                elem_id="run-others",
+            )
+            gr.HTML(view_runs.setting_names(describe_settings()), elem_id="run-setting-names")
+    widgets: dict[str, Any] = {
+        "trait": knobs.trait, "low": knobs.low, "high": knobs.high, "name": name, "rounds": rounds,
+        "preset": preset, "seed": seed, "completions": completions, "vignettes": vignettes, "epochs": epochs,
+        "method": knobs.method, "vignette_file": file, "others": others,
+    }  # fmt: skip
+    return widgets, launch, message
+
+
 def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
     """Make the form and wire it."""
-    about = "steer, keep what reads well, train it in, in the background; trait, band, method as above"
-    gr.HTML(view.heading("Heal", about))
-    with gr.Row(equal_height=True):
-        name = gr.Textbox(
-            label="Name", placeholder="optional", max_length=80, min_width=110, elem_id="run-name"
-        )
-        rounds = gr.Number(3, label="Rounds", precision=0, min_width=70, elem_id="rounds")
-        preset = gr.Dropdown(list(PRESETS), value="quick", label="Preset", min_width=110, elem_id="preset")
-        seed = gr.Number(0, label="Seed", precision=0, min_width=70, elem_id="run-seed")
-    more = "Smaller or larger than the preset (0: as the preset has it)"
-    with gr.Accordion(more, open=False, elem_id="run-more"), gr.Row():
-        completions = gr.Number(
-            0, label="Completions", precision=0, minimum=0, min_width=110, elem_id="run-completions"
-        )
-        vignettes = gr.Number(
-            0, label="Vignettes", precision=0, minimum=0, min_width=110, elem_id="run-vignettes"
-        )
-        epochs = gr.Number(0, label="Epochs", precision=0, minimum=0, min_width=110, elem_id="run-epochs")
-        file = gr.Textbox(
-            label="Vignettes from a file",
-            placeholder="JSONL file here, or a set of tinymfv",
-            max_length=500,
-            min_width=160,
-            elem_id="run-vignette-file",
-        )
-    with gr.Accordion("Every setting of the method", open=False, elem_id="run-every"):
-        others = gr.Textbox(
-            label="Settings by name, a line each",
-            placeholder="train.lam=0.5\ntrain.divergence=kl_fwd\ndata.alphas=[1, 1.5]",
-            lines=3,
-            max_length=4000,
-            elem_id="run-others",
-        )
-        gr.HTML(view_runs.setting_names(describe_settings()), elem_id="run-setting-names")
-    launch = gr.Button("Heal", variant="primary", elem_id="launch")
-    message = gr.HTML(elem_id="heal-message", elem_classes="sh-slot")
-
-    basis = gr.State("")
-    widgets: dict[str, Any] = {
-        "trait": steering.trait, "low": steering.low, "high": steering.high, "name": name, "rounds": rounds,
-        "preset": preset, "seed": seed, "completions": completions, "vignettes": vignettes, "epochs": epochs,
-        "method": steering.method, "vignette_file": file, "others": others,
-    }  # fmt: skip
+    widgets, launch, message = _form(steering.knobs)
+    preset, basis = widgets["preset"], gr.State("")
     form = list(widgets.values())
 
     def start(value: Any, like: str, *values: Any) -> tuple[Any, str, str]:
         try:
             known = engine.runs.settings(like) if like else None
-            form = Form(**dict(zip(widgets, values, strict=True)))
+            given = dict(zip(widgets, values, strict=True))
+            given["low"], given["high"] = band(engine, given["low"], given["high"])
+            form = Form(**given)
             run_id = engine.launch(form.settings(engine.info.name, known))
         except SettingsError as problem:
             return gr.skip(), view.error(str(problem)), like
@@ -154,7 +166,9 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
             return [gr.skip() for _ in (*form, message, basis)]
         like = str(data.get("run", ""))
         try:
-            filled = asdict(Form.of(engine.runs.settings(like)))
+            wanted = engine.runs.settings(like)
+            filled = asdict(Form.of(wanted))
+            filled["low"], filled["high"] = ends(engine, wanted.band)
         except SettingsError as problem:
             return [*(gr.skip() for _ in form), view.error(str(problem)), ""]
         said = f"as {like}, also in what is not on this form: change something, then Heal; a preset resets it"

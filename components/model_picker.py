@@ -22,17 +22,15 @@ def build(engine: Engine) -> tuple[gr.HTML, gr.Dropdown, gr.HTML]:
     folder or GGUF file typed in."""
     rows = engine.models()
     names = list(dict.fromkeys([*(row.name for row in rows), engine.info.name]))
-    head = gr.HTML(_answering(engine), apply_default_css=False, elem_id="header")
-    with gr.Accordion("Another model", open=False, elem_id="model-more"):
-        chooser = gr.Dropdown(
-            names,
-            value=engine.info.name,
-            label="model: one of these, a hub id, or a folder or .gguf file on the page's machine; loading "
-            "stops all answers",
-            allow_custom_value=True,
-            elem_id="model",
-        )
-        listed = gr.HTML(view.models(rows), apply_default_css=False, elem_id="models")
+    about = "model: one of these, a hub id, or a folder or .gguf file on the page's machine; loading "
+    about += "stops all answers"
+    with gr.Row(elem_classes="sh-top"):
+        head = gr.HTML(_answering(engine), apply_default_css=False, elem_id="header")
+        with gr.Accordion("Another model", open=False, elem_id="model-more"):
+            chooser = gr.Dropdown(
+                names, value=engine.info.name, label=about, allow_custom_value=True, elem_id="model"
+            )
+            listed = gr.HTML(view.models(rows), apply_default_css=False, elem_id="models")
     return head, chooser, listed
 
 
@@ -41,7 +39,7 @@ def _answering(engine: Engine) -> str:
     info = engine.info
     rows = [row for row in engine.models() if info.is_demo and row.name == SMOLLM2 and not row.is_here]
     missing = (view.note(f"{row.name} ({row.about}) is not here: {row.get}.") for row in rows)
-    return view.header(info) + "".join(missing)
+    return view.header(info, "".join(missing))
 
 
 def wire(page: gr.Blocks, engine: Engine, head: gr.HTML, chooser: gr.Dropdown, listed: gr.HTML) -> Any:
@@ -51,18 +49,18 @@ def wire(page: gr.Blocks, engine: Engine, head: gr.HTML, chooser: gr.Dropdown, l
     def choose(name: str) -> Iterator[tuple[Any, Any, Any]]:
         wanted = (name or "").strip()
         loading = f"Loading {wanted}: "
-        yield view.header(engine.info) + view.note(loading + "looking for it"), gr.skip(), gr.skip()
+        yield view.header(engine.info, view.note(loading + "looking for it")), gr.skip(), gr.skip()
         try:
             for step, info in in_background(lambda say: engine.use(wanted, progress=say)):
                 if info is None:
-                    yield view.header(engine.info) + view.note(loading + step), gr.skip(), gr.skip()
+                    yield view.header(engine.info, view.note(loading + step)), gr.skip(), gr.skip()
                 else:
                     yield view.header(info), info.name, view.models(engine.models())
         except SettingsError as problem:
-            yield view.header(engine.info) + view.error(str(problem)), engine.info.name, gr.skip()
+            yield view.header(engine.info, view.error(str(problem))), engine.info.name, gr.skip()
         except Exception:
             LOG.exception("%r cannot be loaded", wanted)
-            yield view.header(engine.info) + view.error(view.BROKE), engine.info.name, gr.skip()
+            yield view.header(engine.info, view.error(view.BROKE)), engine.info.name, gr.skip()
 
     page.load(lambda: (_answering(engine), engine.info.name), None, [head, chooser], **INTERNAL)
     return chooser.input(choose, chooser, [head, chooser, listed], **INTERNAL)

@@ -48,7 +48,7 @@ def build_map() -> gr.HTML:
     """The map itself; its click event carries a node's run, round and stage."""
     about = "more trait is up and left; an arrow is one round; fainter is less coherent"
     gr.HTML(view.heading("Map", about))
-    return plot.chart(None, elem_id="map", height=500, empty=EMPTY_MAP)
+    return plot.chart(None, elem_id="map", height=420, empty=EMPTY_MAP)
 
 
 def open_round(engine: Engine, kept: Any, which: str = "all") -> tuple[Any, ...]:

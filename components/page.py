@@ -19,13 +19,13 @@ def build(engine: Engine) -> gr.Blocks:
     with gr.Blocks(title="Steer & Heal", analytics_enabled=False, fill_width=True) as page:
         kept = watching.memory()
         choice = model_picker.build(engine)
-        with gr.Row():
+        with gr.Row(elem_classes="sh-columns"):
             with gr.Column(scale=6, min_width=330):
                 steering = steer.build(engine)
+                measured = dose.make(engine, steering)
             with gr.Column(scale=5, min_width=330):
-                chart = moral_map.build_map()
                 healing = heal.build(engine, steering, kept)
-        measured = dose.make(engine, steering)
+                chart = moral_map.build_map()
         table, message = runs.build()
         detail = moral_map.build_detail(engine, kept)
         seen = gr.State("")
@@ -45,10 +45,11 @@ def build(engine: Engine) -> gr.Blocks:
         open_outputs = [*detail.outputs(), detail.which]
         healing.launched.then(redraw, kept, drawn, **INTERNAL)
         acted = table.click(runs.acting(engine), [kept], [kept, message], **PRESS)
-        healing.clone(table)
+        healing.clone(table).then(None, js=plot.REVEAL, **INTERNAL)
         clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)
         for event in (acted, clicked):
-            event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
+            done = event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
+            done.then(None, js=plot.REVEAL, **INTERNAL)
         plot.marks(WATCH_SECONDS).click(look, [kept, seen], drawn, **INTERNAL)
         plot.knock().click(lambda: None, None, None, **INTERNAL)
         page.load(redraw, kept, drawn, **INTERNAL)

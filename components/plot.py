@@ -9,6 +9,9 @@ import gradio as gr
 
 from components.theme import CHART_HEAD, TABLE_HEAD
 
+REVEAL = "() => SteerHeal.reveal()"
+"""JavaScript: what the last click opened comes into view and takes the focus."""
+
 
 def whole(figure: dict[str, Any]) -> str:
     """A figure as text, for handlers that stream: gradio sends texts whole, and of lists only what changed,

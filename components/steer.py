@@ -16,6 +16,7 @@ from components.controls import (
     Controls,
     by_foundation,
     controls,
+    layers_of,
     methods,
     offer,
     own_sampling,
@@ -33,23 +34,21 @@ STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_l
 @dataclass(frozen=True)
 class Steering:
     """What other panels use: the controls, and what makes one more listener offer the loaded model's
-    vignettes and show how it is sampled, or start an answer."""
+    vignettes and show how it is sampled, or start an answer. `readings`, of the answer in view, are not yet
+    on the page: the dose panel has their place."""
 
     knobs: Controls
-    trait: gr.Dropdown
-    low: gr.Slider
-    high: gr.Slider
-    method: gr.Dropdown
+    readings: tuple[gr.HTML, gr.HTML]
     on_load: Callable[[gr.Blocks], Any]
     draw: Callable[..., Any]
     restart: Callable[..., Any]
 
 
-def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
-    with gr.Row(equal_height=True):
+def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML]:
+    with gr.Row(equal_height=True, elem_classes="sh-status-row"):
         status = gr.HTML(view.note("starting"), elem_id="status")
         stop = gr.Button("Stop", size="sm", scale=0, min_width=90, elem_id="stop")
-    with gr.Row(elem_classes="sh-wrap"):
+    with gr.Row(elem_classes="sh-wrap sh-answers"):
         panes = []
         for stage in ("base", "steered"):
             title = f'<div class="sh-answer-title sh-fg-{stage}">{view.STAGE_WORDS[stage]}</div>'
@@ -64,21 +63,19 @@ def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
                 )
             )
     gr.HTML(view.legend(), apply_default_css=False)
-    with gr.Row(elem_classes="sh-wrap"):
-        verdict = gr.HTML(elem_id="verdict", apply_default_css=False)
-        bars = gr.HTML(view.bars({}), elem_id="bars", apply_default_css=False)
-    return status, stop, panes[0], panes[1], verdict, bars
+    return status, stop, panes[0], panes[1]
 
 
 def build(engine: Engine) -> Steering:
     """Make the panel and wire it: every control starts the answer again with the new value."""
-    about = "the same question, without and with the vector; what differs is the steering"
-    gr.HTML(view.heading("Steer", about))
     knobs = controls(engine)
-    status, stop, base, steered, verdict, bars = _answers()
+    status, stop, base, steered = _answers()
+    measures = gr.HTML(elem_id="measures", apply_default_css=False, render=False)
+    bars = gr.HTML(view.bars({}), elem_id="bars", apply_default_css=False, render=False)
     kept = gr.BrowserState({}, storage_key="steer-heal-form", secret="what-was-typed")
     newest = Newest()
-    start = _wire_answers(engine, knobs, newest, [base, steered, status, knobs.dose, verdict, bars])
+    outputs = [base, steered, status, knobs.dose, knobs.verdict, measures, bars]
+    start = _wire_answers(engine, knobs, newest, outputs)
     _wire_choosers(engine, knobs)
 
     def halt(request: gr.Request) -> None:
@@ -101,7 +98,7 @@ def build(engine: Engine) -> Steering:
         if wanted != engine.info.name:
             gr.Warning(f"This address is a view of {wanted}; here {engine.info.name} answers.")
         vignettes = engine.vignettes()
-        return recall(address.read(query, vignettes) or value, traits, vignettes, methods(engine))
+        return recall(address.read(query, vignettes) or value, traits, vignettes, methods(engine), engine)
 
     def hints() -> list[Any]:
         return [gr.update(placeholder=own) for own in own_sampling(engine)]
@@ -112,11 +109,12 @@ def build(engine: Engine) -> Steering:
     def draw(listener: Any) -> Any:
         """Offers the loaded model's vignettes and methods, what is chosen staying; shows how it draws."""
 
-        def choices(prompt: str) -> list[Any]:
-            return [*offer(engine.vignettes(), prompt), gr.update(choices=methods(engine))]
+        def choices(prompt: str, form: Any) -> list[Any]:
+            found = offer(engine.vignettes(), prompt)
+            return [*found, gr.update(choices=methods(engine)), *layers_of(engine, form).values()]
 
-        chooser = [knobs.foundation, knobs.vignette, knobs.method]
-        return hint(listener(choices, knobs.prompt, chooser, **INTERNAL).then)
+        chooser = [knobs.foundation, knobs.vignette, knobs.method, knobs.low, knobs.high]
+        return hint(listener(choices, [knobs.prompt, kept], chooser, **INTERNAL).then)
 
     def on_load(page: gr.Blocks) -> None:
         hint(page.load)
@@ -125,7 +123,7 @@ def build(engine: Engine) -> Steering:
         start(loaded.then)
         page.unload(leave)
 
-    return Steering(knobs, knobs.trait, knobs.low, knobs.high, knobs.method, on_load, draw, start)
+    return Steering(knobs, (measures, bars), on_load, draw, start)
 
 
 def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list[Any]) -> Callable[..., Any]:
@@ -153,7 +151,7 @@ def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list
 
 
 def _wire_choosers(engine: Engine, knobs: Controls) -> None:
-    """A foundation offers its vignettes, a vignette fills the prompt, a band says its layers."""
+    """A foundation offers its vignettes, a vignette fills the prompt, two numbers say the layers."""
 
     def choose(name: str) -> tuple[Any, str]:
         vignettes = engine.vignettes()

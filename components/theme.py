@@ -41,4 +41,7 @@ def theme() -> gr.themes.Base:
         button_primary_text_color="white",
         button_primary_text_color_dark="white",
         block_shadow="none",
+        layout_gap="8px",
+        block_padding="5px 10px",
+        input_padding="6px 9px",
     )

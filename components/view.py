@@ -49,15 +49,15 @@ def ahead(n: int) -> str:
     return "one request" if n == 1 else f"{n} requests"
 
 
-def header(info: ModelInfo) -> str:
-    """What is loaded, named for what it is."""
+def header(info: ModelInfo, more: str = "") -> str:
+    """What is loaded, named for what it is; `more` is HTML beside it."""
     shape = (
         f"{count(info.n_parameters)} parameters · {info.n_layers} layers × {info.width} · "
         f"{esc(info.dtype)} on {esc(info.device)}"
     )
     what = f"<b>{esc(info.name)}</b> · {esc(info.architecture)}"
     model = f'<div class="sh-model"><span>{what}</span><span class="sh-dim">{shape}</span></div>'
-    return f'<header class="sh-header"><h1>Steer &amp; Heal</h1>{model}{note(info.note)}</header>'
+    return f'<header class="sh-header"><h1>Steer &amp; Heal</h1>{model}{note(info.note)}{more}</header>'
 
 
 def models(rows: Sequence[ListedModel]) -> str:
@@ -79,6 +79,11 @@ def heading(title: str, about: str) -> str:
 def error(message: str) -> str:
     """One clear sentence, shown where the work would have been."""
     return f'<div class="sh-error" role="alert">{esc(message)}</div>'
+
+
+def empty(said: str) -> str:
+    """What to do where there is nothing yet (our own words, trusted)."""
+    return f'<div class="sh-empty">{said}</div>'
 
 
 def note(message: str) -> str:
@@ -142,15 +147,14 @@ def answer(written: Sequence[Token], *, done: bool, empty: str = "…") -> str:
     return tokens(written) + ("" if done else '<span class="sh-cursor"></span>')
 
 
-def stale(written: Sequence[Token], doing: str = "") -> str:
-    """The answer to what was asked before, dimmed, and what is done meanwhile."""
-    said = f'<div class="sh-dim">{esc(doing)}</div>' if doing else ""
-    return f'{said}<div class="sh-stale">{tokens(written)}</div>'
+def stale(written: Sequence[Token]) -> str:
+    """The answer to what was asked before, dimmed."""
+    return f'<div class="sh-stale">{tokens(written)}</div>'
 
 
 def status(frame: SteerFrame) -> str:
     """Where the request stands, in one line."""
-    n = len(frame.steered)
+    n, state = len(frame.steered), "done" if frame.done else "writing"
     rate = f" · {n / frame.seconds:.0f} tokens/s" if n and frame.seconds > 0 else ""
     if frame.done:
         text = f"{frame.message or 'done:'} {n} tokens in {frame.seconds:.1f} s"
@@ -160,7 +164,7 @@ def status(frame: SteerFrame) -> str:
         text = f"waiting for {ahead(frame.waiting)} ahead"
     else:
         text = f"writing: {n} tokens{rate}"
-    return f'<span class="sh-status">{esc(text)}</span>'
+    return f'<span class="sh-status sh-{state}">{esc(text)}</span>'
 
 
 # ---- how healthy, how far ---------------------------------------------------------------------------------
@@ -216,21 +220,24 @@ def _answers(profiles: tuple[Profile, Profile], limits: Thresholds) -> str:
     )
 
 
-def verdict(
+def verdict(frame: SteerFrame) -> str:
+    """One word for the steered text; nothing while there is too little of it."""
+    word = None if frame.health is None else frame.health.verdict
+    return f'<span class="sh-word sh-{word}">{word}</span>' if word else ""
+
+
+def measures(
     frame: SteerFrame,
     profiles: tuple[Profile, Profile] | None,
     thresholds: Thresholds = THRESHOLDS,
 ) -> str:
-    """One word for the steered text, every quantity and threshold that made it, and then the answers'."""
+    """Every quantity and threshold that made the steered text's word, and then the answers'."""
     lines = [] if frame.health is None else _measured(frame.health, frame.base_health, thresholds)
     if profiles is not None and (said := _answers(profiles, thresholds)):
         lines.append(said)
     if not lines:
-        return '<div class="sh-verdict sh-dim">The verdict appears with the first tokens.</div>'
-    measures = "".join(f"<li>{line}</li>" for line in lines)
-    word = "" if frame.health is None else frame.health.verdict
-    head = f'<span class="sh-word sh-{word}">{word}</span>' if word else ""
-    return f'<div class="sh-verdict">{head}<ul>{measures}</ul></div>'
+        return '<div class="sh-verdict sh-dim">The measures appear with the first tokens.</div>'
+    return '<ul class="sh-verdict">' + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 
 def worth(agreement: Agreement, frame: str) -> str:

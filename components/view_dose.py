@@ -15,7 +15,7 @@ OLD_WORDS = {"coherent": "fine", "degraded": "damaged"}
 Known = dict[str, list[list[Any]]]
 ENDS = (-4.0, 4.0)
 MAX_KNOWN = 24
-UNKNOWN = "not measured yet: see Dose, below"
+UNKNOWN = "not measured yet: see Dose"
 ROOM_FOR_A_WORD = 0.18
 """Share of the strip that a word needs."""
 

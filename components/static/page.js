@@ -46,8 +46,10 @@ window.SteerHeal = (() => {
       });
       box.on("plotly_click", ({ points }) => {
         const said = points.map((point) => point.customdata).find(Boolean);
-        if (Array.isArray(said)) trigger("click", { run_id: said[0], round: said[1], stage: said[2] });
-        else if (said) trigger("click", plain(said));
+        if (Array.isArray(said)) {
+          opening = "round";
+          trigger("click", { run_id: said[0], round: said[1], stage: said[2] });
+        } else if (said) trigger("click", plain(said));
       });
     }
 
@@ -72,11 +74,26 @@ window.SteerHeal = (() => {
     draw();
   }
 
+  // What a click opens comes into view and takes the focus, once Python has filled it.
+  const OPENS = { open: "round", clone: "run-name" };
+  let opening = null;
+  function reveal(name = opening) {
+    opening = null;
+    const found = name && document.getElementById(name);
+    if (!found) return;
+    const box = found.querySelector("input, textarea") ?? found;
+    if (box === found) found.tabIndex = -1;
+    box.focus({ preventScroll: true });
+    found.scrollIntoView({ block: found.offsetHeight > innerHeight / 3 ? "start" : "nearest" });
+  }
+
   // Buttons inside HTML written by Python: each carries data-action and what it is about.
   function actions(element, trigger) {
     element.addEventListener("click", (event) => {
       const target = event.target.closest("[data-action]");
-      if (target && element.contains(target)) trigger("click", { ...target.dataset });
+      if (!target || !element.contains(target)) return;
+      opening = OPENS[target.dataset.action] ?? opening;
+      trigger("click", { ...target.dataset });
     });
   }
 
@@ -113,5 +130,5 @@ window.SteerHeal = (() => {
   }
   const moved = (name) => paced[name]?.();
 
-  return { chart, actions, mark, pace, moved };
+  return { chart, actions, mark, pace, moved, reveal };
 })();

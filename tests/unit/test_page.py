@@ -14,7 +14,7 @@ from components import heal, moral_map, runs, watching
 from components.access import bind
 from components.answering import Newest
 from components.controls import FORM as FIELDS
-from components.controls import offer, recall, sound
+from components.controls import band, ends, layers_of, offer, recall, sound
 from components.page import build
 from components.server import application
 from steer_heal.config import (
@@ -81,10 +81,10 @@ def test_the_vignettes_offered_are_those_of_the_loaded_model() -> None:
 
 def test_a_browser_that_remembers_nothing_is_asked_the_loaded_model_s_first_vignette() -> None:
     vignettes = FakeEngine().vignettes()[5:]
-    restored = recall({}, set(), vignettes, [])
+    restored = recall({}, set(), vignettes, [], FakeEngine())
     assert restored[1]["value"] == vignettes[0].id
     assert restored[3 + FIELDS.index("prompt")] == vignettes[0].text
-    kept = recall({"prompt": "Mine.", "exact": 7.0, "seed": -1}, set(), vignettes, [])
+    kept = recall({"prompt": "Mine.", "exact": 7.0, "seed": -1}, set(), vignettes, [], FakeEngine())
     assert (kept[1]["value"], kept[2]) == (None, 4.0)
     assert kept[3 + FIELDS.index("prompt")] == "Mine."
 
@@ -236,3 +236,14 @@ def test_every_setting_of_the_method_is_told_with_its_default() -> None:
     names = {name: default for name, default, _ in describe_settings()}
     assert names["train.lam"] == str(TrainSettings().lam)
     assert {f"data.{name}" for name in DataSettings.model_fields} <= set(names)
+
+
+def test_a_band_is_kept_in_shares_of_depth_and_shown_as_whole_layers() -> None:
+    engine = FakeEngine()
+    for first, last, shares in ((4, 5, (0.4, 0.6)), (7, 7, (0.7, 0.8)), (3, 0, (0.0, 0.4))):
+        assert band(engine, first, last) == pytest.approx(shares)
+        assert ends(engine, band(engine, first, last)) == tuple(sorted((first, last)))
+    shown = recall({"low": 0.0, "high": 1.0}, set(), engine.vignettes(), [], engine)
+    layers = [shown[3 + FIELDS.index(name)]["value"] for name in ("low", "high")]
+    assert layers == [0, 9]
+    assert layers_of(engine, {"low": "<b>", "high": 7})["high"]["value"] == 5

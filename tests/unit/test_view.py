@@ -115,15 +115,15 @@ def test_the_word_is_the_text_s_and_the_answers_have_their_own() -> None:
     frame = SteerFrame((), (), True, True, health=HEALTH)
     base = Profile({}, 1.0, 1)
     for mass, word in ((0.96, "kept"), (0.9, "weakened"), (0.5, "lost")):
-        html = view.verdict(frame, (base, Profile({}, mass, 1)))
-        assert "sh-fine" in html
+        html = view.measures(frame, (base, Profile({}, mass, 1)))
+        assert "sh-fine" in view.verdict(frame)
         assert f"answers <b>{word}</b>" in html
     broken = replace(frame, health=replace(HEALTH, verdict="broken"))
-    assert "sh-broken" in view.verdict(broken, (base, base))
+    assert "sh-broken" in view.verdict(broken)
 
 
 def test_the_verdict_names_its_quantities_and_thresholds() -> None:
-    html = view.verdict(
+    html = view.measures(
         SteerFrame((), (), True, True, health=HEALTH, base_health=TextHealth(1.3, 1.0, 0.02, relevance=0.71)),
         (Profile({}, 1.0, 1), Profile({}, 0.98, 1)),
     )
@@ -250,9 +250,8 @@ def test_the_headline_carries_its_thresholds_and_is_never_markup() -> None:
 def test_the_answer_mass_of_a_model_that_cannot_answer_judges_nothing() -> None:
     frame = SteerFrame((), (), True, True, health=HEALTH)
     silent = Profile({}, 1.0, 1, agreement=Agreement(0.14, 0.1, 0.2, 1 / 7))
-    assert "sh-fine" in view.verdict(frame, (silent, Profile({}, 0.1, 1)))
-    assert "answers" not in view.verdict(frame, (silent, Profile({}, 0.1, 1)))
-    assert "answers" not in view.verdict(frame, (Profile({}, None, 1), Profile({}, None, 1)))
+    assert "answers" not in view.measures(frame, (silent, Profile({}, 0.1, 1)))
+    assert "answers" not in view.measures(frame, (Profile({}, None, 1), Profile({}, None, 1)))
     said = view.worth(silent.agreement, "<choice>")
     assert "this model cannot answer this question: agreement 0.14 (0.10-0.20)" in said
     assert "frame &lt;choice&gt;" in said

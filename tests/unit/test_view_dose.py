@@ -14,7 +14,7 @@ from steer_heal.records import Agreement, DoseRow, Profile, Sweep
 from tests.fake_engine import FakeEngine
 
 FORM_VALUES = {
-    "prompt": "You see a man.", "trait": "care_over_authority", "exact": 1.0, "low": 0.4, "high": 0.6,
+    "prompt": "You see a man.", "trait": "care_over_authority", "exact": 1.0, "low": 4, "high": 5,
     "length": 60, "seed": 0, "greedy": False, "method": "mean_diff",
     "temperature": "", "top_p": "", "top_k": "",
 }  # fmt: skip
@@ -91,7 +91,7 @@ def test_a_sweep_streams_and_says_where_it_breaks() -> None:
 def test_a_set_asks_vignettes_of_every_foundation() -> None:
     engine = FakeEngine()
     panel = dose.Panel(engine)
-    asked = dose.Asked(FORM_VALUES, "7 vignettes", "me", 1)
+    asked = dose.Asked(FORM_VALUES | {"band": (0.4, 0.6)}, "7 vignettes", "me")
     assert len(panel.request(asked, dose.SWEEP_ALPHAS, refine=True).prompts) == 7
     assert len(dose.SWEEP_ALPHAS) >= 9
     assert 0.0 in dose.SWEEP_ALPHAS
@@ -101,8 +101,8 @@ def test_a_set_asks_vignettes_of_every_foundation() -> None:
     ("changed", "says"),
     [
         ({"prompt": "  "}, "prompt is empty"),
-        ({"low": 0.9}, "reversed"),
-        ({"low": 0.51, "high": 0.52}, "no layer"),
+        ({"low": None}, "a layer is empty"),
+        ({"high": 10}, "leaves the model"),
     ],
 )
 def test_bad_input_is_one_sentence(changed: dict[str, Any], says: str) -> None:
@@ -125,9 +125,9 @@ def test_the_newer_press_takes_the_place_of_the_older() -> None:
 
 def test_a_click_sets_alpha_and_the_band() -> None:
     def click(**data: Any) -> Any:
-        return dose.steer_to(SimpleNamespace(_data=data))  # pyright: ignore[reportArgumentType]
+        return dose.steer_to(FakeEngine(), SimpleNamespace(_data=data))  # pyright: ignore[reportArgumentType]
 
-    assert click(alpha=6.0, low=0.1, high=0.4) == (4.0, 6.0, 0.1, 0.4)
+    assert click(alpha=6.0, low=0.1, high=0.4) == (4.0, 6.0, 1, 3)
     assert click(alpha=-2.0)[:2] == (-2.0, -2.0)
     assert all(not isinstance(value, float) for value in click(alpha="<b>"))
 
