@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from components.palette import HEALED, NEUTRAL, STAGE_COLOURS, STEERED
-from steer_heal.records import CANNOT_ANSWER, ControlNode, MapNode, RoundDetail
+from components.palette import HEALED, INK, NEUTRAL, STAGE_COLOURS, STEERED
+from steer_heal.records import ControlNode, MapNode, RoundDetail, Trait
 
 HUMAN_CLASSIC = {"Care": 0.198, "SocialNorms": 0.193}
 SYMBOLS = {"base": "circle", "steered": "diamond", "healed": "square"}
-MAX_LABELLED_RUNS = 6
+MARK = (0.05, 0.07)
+"""What a mark takes of the nodes' reach, across and upwards."""
+SIZES = {"base": 16, "steered": 18, "healed": 19}
 CURVES = {
     "loss": ("loss", NEUTRAL, "solid"),
     "nll": ("NLL", HEALED, "solid"),
@@ -38,144 +41,174 @@ def shade(coherence: float | None) -> float:
     return round(0.25 + 0.75 * share, 3)
 
 
-def hover(node: MapNode, name: str) -> str:
+@dataclass(frozen=True)
+class Axes:
+    """What the map shows: the foundation across and the one upwards, and of which trait in words. More trait
+    is left where `left`, up where `up`."""
+
+    x: str = "SocialNorms"
+    y: str = "Care"
+    title: str = ""
+    left: bool = True
+    up: bool = True
+
+    @classmethod
+    def of(cls, trait: Trait | None) -> Axes:
+        """The axes that a trait moves along; the usual ones where it aims at no foundation."""
+        if trait is None or not trait.target:
+            return cls(title=trait.title if trait else "", left=False, up=False)
+        x, y = (next((name for name, by in trait.target.items() if by == sign), None) for sign in (-1, 1))
+        usual = [name for name in (cls.x, cls.y) if name not in (x, y)]
+        return cls(x or usual[0], y or usual[-1], trait.title, x is not None, y is not None)
+
+    def caption(self) -> str:
+        """Which way is more of the trait, in words."""
+        ways = " and ".join(way for way, so in (("up", self.up), ("left", self.left)) if so)
+        return f"more of {self.title.lower()} is {ways}" if ways else f"{self.y} against {self.x}"
+
+    def of_node(self, node: MapNode | ControlNode) -> tuple[float | None, float | None]:
+        """Where a node lies, across and upwards."""
+        known = {"Care": node.care, "SocialNorms": node.social_norms, **node.profile}
+        return known.get(self.x), known.get(self.y)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the map is drawn with: each run's letter and name, the axes, the model that is loaded, the round
+    that is open."""
+
+    letters: Mapping[str, str]
+    names: Mapping[str, str]
+    axes: Axes = Axes()
+    model: str = ""
+    selected: tuple[str, int] | None = None
+
+
+def plain(text: str) -> str:
+    """`text` so that plotly shows it as it is; it knows quotes as they are, and not their names."""
+    return escape(text, quote=False)
+
+
+def hover(node: MapNode, name: str, axes: Axes = Axes()) -> str:
     """Everything about a node, a line each."""
+    x, y = axes.of_node(node)
     lines = [
-        f"<b>{escape(name)}</b>" + (" (example)" if node.is_example else ""),
+        f"<b>{plain(name)}</b>" + (" (example)" if node.is_example else ""),
         "base" if node.stage == "base" else f"round {node.round}, {node.stage} at alpha {node.alpha:g}",
-        f"Care {node.care:.3f}, SocialNorms {node.social_norms:.3f}",
+        ", ".join(f"{n} {v:.3f}" for n, v in ((axes.y, y), (axes.x, x)) if v is not None),
         f"{node.n_vignettes} vignettes"
         if node.coherence is None
         else f"coherence {node.coherence:.3f} over {node.n_vignettes} vignettes",
     ]
-    if said := node.worth.sentence(escape(node.frame or "")):
+    if said := node.worth.sentence(plain(node.frame or "")):
         lines.append(said)
     if node.retention is not None:
         lines.append(f"retention {node.retention:.2f}")
-    lines.append(f"{escape(node.model)}, {escape(node.trait)}, seed {node.seed}")
+    lines.append(f"{plain(node.model)}, seed {node.seed}")
     lines.append(time.strftime("%d %b %Y %H:%M", time.localtime(node.finished_at)))
     return "<br>".join(lines)
 
 
+def _apart(nodes: Sequence[MapNode], axes: Axes) -> list[MapNode]:
+    """The nodes whose marks can be written on without one hiding another's: healed ones before steered ones.
+    Base is one for all runs of a model, and needs none."""
+    places = [(n, *axes.of_node(n)) for n in nodes if n.stage != "base"]
+    known = [(n, x, y) for n, x, y in places if x is not None and y is not None]
+    wide, high = (
+        max(c, default=1) - min(c, default=0) for c in ([x for _, x, _ in known], [y for *_, y in known])
+    )
+    kept: list[tuple[MapNode, float, float]] = []
+    for n, x, y in sorted(known, key=lambda place: place[0].stage):
+        if all(abs(x - a) > MARK[0] * wide or abs(y - b) > MARK[1] * high for _, a, b in kept):
+            kept.append((n, x, y))
+    return [n for n, _, _ in kept]
+
+
 def _stage_trace(
-    stage: str,
-    nodes: Sequence[MapNode],
-    names: Mapping[str, str],
-    selected: tuple[str, int] | None,
-    silent: Collection[str],
+    stage: str, nodes: Sequence[MapNode], look: Look, silent: Collection[str], written: Sequence[MapNode]
 ) -> Any:
-    """All nodes of one stage; the selected round's are ringed, rounds are numbered inside healed ones."""
-    ringed = [selected == (n.run_id, n.round) for n in nodes]
+    """All nodes of one stage, with their run's letter, healed ones with their round too, on those `written`;
+    hollow where the run is of another model. The open round's are ringed."""
+    ringed = [look.selected == (n.run_id, n.round) for n in nodes]
+    hollow = [bool(look.model) and n.model != look.model for n in nodes]
+    places = [look.axes.of_node(n) for n in nodes]
+    letters = [look.letters.get(n.run_id, "") if n in written else None for n in nodes]
     return go.Scatter(
-        x=[n.social_norms for n in nodes],
-        y=[n.care for n in nodes],
-        mode="markers+text" if stage == "healed" else "markers",
+        x=[x for x, _ in places],
+        y=[y for _, y in places],
+        mode="markers+text",
         name=stage,
-        text=[str(n.round) for n in nodes] if stage == "healed" else None,
-        textfont={"size": 10, "color": "white"},
-        hovertext=[hover(n, names.get(n.run_id) or n.run_id) for n in nodes],
+        text=[
+            "" if a is None else f"{a}{n.round}" if stage == "healed" else a
+            for a, n in zip(letters, nodes, strict=True)
+        ],
+        textfont={"size": 10, "color": INK},
+        hovertext=[hover(n, look.names.get(n.run_id) or n.run_id, look.axes) for n in nodes],
         hoverinfo="text",
         customdata=[[n.run_id, n.round, n.stage] for n in nodes],
         marker={
-            "size": [19 if r else 15 for r in ringed]
-            if stage == "healed"
-            else [15 if r else 11 for r in ringed],
+            "size": [SIZES[stage] + 4 * r for r in ringed],
             "symbol": SYMBOLS[stage],
-            "color": STAGE_COLOURS[stage],
+            "color": ["white" if h else STAGE_COLOURS[stage] for h in hollow],
             "opacity": [shade(0.0 if n.run_id in silent else n.coherence) for n in nodes],
-            "line": {"width": [3 if r else 0 for r in ringed], "color": NEUTRAL},
+            "line": {
+                "width": [3 if r else 2 if h else 1 for r, h in zip(ringed, hollow, strict=True)],
+                "color": [
+                    NEUTRAL if r else STAGE_COLOURS[stage] if h else "white"
+                    for r, h in zip(ringed, hollow, strict=True)
+                ],
+            },
         },
     )
 
 
-def _paths(nodes: Sequence[MapNode]) -> tuple[list[Any], list[dict[str, Any]]]:
+def _paths(nodes: Sequence[MapNode], axes: Axes) -> list[Any]:
     """Dotted: what steering did from where the round began. Arrow: to healed, from steered or, where a round
     has none, from the round before."""
     by = {(n.run_id, n.round, n.stage): n for n in nodes}
-    xs: list[float | None] = []
-    ys: list[float | None] = []
-    arrows = []
+    ways: dict[str, list[tuple[float | None, float | None]]] = {"steered": [], "healed": []}
     for (run_id, number, stage), node in by.items():
         before = by.get((run_id, number - 1, "healed")) or by.get((run_id, 0, "base"))
-        if stage == "steered" and before is not None:
-            xs += [before.social_norms, node.social_norms, None]
-            ys += [before.care, node.care, None]
-        start = by.get((run_id, number, "steered")) or before
-        if stage == "healed" and start is not None:
-            arrows.append(
-                {
-                    "x": node.social_norms,
-                    "y": node.care,
-                    "ax": start.social_norms,
-                    "ay": start.care,
-                    "xref": "x",
-                    "yref": "y",
-                    "axref": "x",
-                    "ayref": "y",
-                    "text": "",
-                    "showarrow": True,
-                    "arrowhead": 2,
-                    "arrowwidth": 1.5,
-                    "arrowcolor": HEALED,
-                    "standoff": 9,
-                    "startstandoff": 6,
-                }
-            )
-    line = go.Scatter(
-        x=xs,
-        y=ys,
-        mode="lines",
-        line={"dash": "dot", "width": 1.2, "color": STEERED},
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    return ([line] if xs else []), arrows
-
-
-def _labels(
-    nodes: Sequence[MapNode], names: Mapping[str, str], silent: Collection[str]
-) -> list[dict[str, Any]]:
-    """Each run's name beside its last node, while there are few enough to read; and where its model cannot
-    answer, that it cannot."""
-    last = {n.run_id: n for n in nodes if n.stage != "steered"}
-    if len(last) > MAX_LABELLED_RUNS:
-        return []
+        start = before if stage == "steered" else by.get((run_id, number, "steered")) or before
+        if stage in ways and start is not None:
+            ways[stage] += [axes.of_node(start), axes.of_node(node), (None, None)]
+    arrow = {"symbol": "arrow", "angleref": "previous", "size": [0, 12, 0] * (len(ways["healed"]) // 3)}
+    looks = {
+        "steered": {"mode": "lines", "line": {"dash": "dot", "width": 1.2, "color": STEERED}},
+        "healed": {
+            "mode": "lines+markers",
+            "line": {"width": 1.5, "color": HEALED},
+            "marker": {**arrow, "color": HEALED, "opacity": 1, "standoff": 9},
+        },
+    }
     return [
-        {
-            "x": n.social_norms,
-            "y": n.care,
-            "text": escape((names.get(run_id) or run_id)[:32])
-            + (f"<br>{CANNOT_ANSWER}" if run_id in silent else ""),
-            "showarrow": False,
-            "xanchor": "left",
-            "yanchor": "bottom",
-            "xshift": 10,
-            "yshift": 4,
-            "font": {"size": 11},
-        }
-        for run_id, n in last.items()
+        go.Scatter(
+            x=[x for x, _ in points],
+            y=[y for _, y in points],
+            hoverinfo="skip",
+            showlegend=False,
+            **looks[stage],
+        )
+        for stage, points in ways.items()
+        if points
     ]
 
 
-def moral_map(
-    nodes: Sequence[MapNode],
-    names: Mapping[str, str],
-    selected: tuple[str, int] | None = None,
-    controls: Sequence[ControlNode] = (),
-) -> dict[str, Any]:
-    """Care (up) against SocialNorms: up and to the left is more trait. Without nodes it has no traces.
+def moral_map(nodes: Sequence[MapNode], look: Look, controls: Sequence[ControlNode] = ()) -> dict[str, Any]:
+    """One foundation upwards against another, of one trait. Without nodes it has no traces.
 
-    `controls`: what random directions of the same KL, and the persona as text, do to the base.
+    `controls`: what random directions of the same KL, and the persona as text, do to the base. The rows
+    behind it stand in `layout.meta`.
     """
-    figure = go.Figure()
+    figure, axes = go.Figure(), look.axes
     silent = {n.run_id for n in nodes if n.stage == "base" and n.worth.cannot_answer}
-    lines, arrows = _paths(nodes)
-    figure.add_traces([*_controls(controls), *lines])
+    written = _apart(nodes, axes)
+    figure.add_traces([*_controls(controls, axes), *_paths(nodes, axes)])
     for stage in STAGE_COLOURS:
         found = [n for n in nodes if n.stage == stage]
         if found:
-            figure.add_trace(_stage_trace(stage, found, names, selected, silent))
-    if any(n.vignette_set == "classic" for n in nodes):
+            figure.add_trace(_stage_trace(stage, found, look, silent, written))
+    if any(n.vignette_set == "classic" for n in nodes) and (axes.x, axes.y) == (Axes.x, Axes.y):
         figure.add_trace(
             go.Scatter(
                 x=[HUMAN_CLASSIC["SocialNorms"]],
@@ -187,32 +220,46 @@ def moral_map(
                 hovertext=["Published human mean on the classic set<br>Care 0.198, SocialNorms 0.193"],
             )
         )
+    left, up = ("← " if axes.left else "", " →" if axes.up else "")
     figure.update_layout(
-        xaxis={"title": {"text": "← SocialNorms, mean probability"}, "tickformat": ".2f"},
-        yaxis={"title": {"text": "Care, mean probability →"}, "tickformat": ".2f"},
-        annotations=[*arrows, *_labels(nodes, names, silent)],
+        xaxis={"title": {"text": f"{left}{axes.x}, mean probability"}, "tickformat": ".2f"},
+        yaxis={"title": {"text": f"{axes.y}, mean probability{up}"}, "tickformat": ".2f"},
+        shapes=_band(controls, axes),
         margin={"l": 56, "r": 12, "t": 8, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
         hovermode="closest",
+        meta=[{**asdict(n), "name": look.names.get(n.run_id, "")} for n in nodes],
     )
     return as_json(figure)
 
 
-def _controls(controls: Sequence[ControlNode]) -> list[Any]:
+def _controls(controls: Sequence[ControlNode], axes: Axes) -> list[Any]:
     """Small and grey: a movement that is no larger is none."""
     look = {"random": ("random, same KL", "x-thin"), "persona": ("persona as text", "diamond-open")}
     return [
         go.Scatter(
-            x=[one.social_norms for one in found],
-            y=[one.care for one in found],
+            x=[axes.of_node(one)[0] for one in found],
+            y=[axes.of_node(one)[1] for one in found],
             mode="markers",
             name=title,
             marker={"symbol": symbol, "size": 8, "color": NEUTRAL, "line": {"width": 1.5, "color": NEUTRAL}},
-            hovertemplate="Care %{y:.3f}, SocialNorms %{x:.3f}",
+            hovertemplate=f"{axes.y} %{{y:.3f}}, {axes.x} %{{x:.3f}}",
         )
         for kind, (title, symbol) in look.items()
         if (found := [one for one in controls if one.kind == kind])
     ]
+
+
+def _band(controls: Sequence[ControlNode], axes: Axes) -> list[dict[str, Any]]:
+    """How far the random directions reach, across and upwards: what ends inside is no more than chance."""
+    places = [axes.of_node(one) for one in controls if one.kind == "random"]
+    known = [(x, y) for x, y in places if x is not None and y is not None]
+    if len(known) < 2:
+        return []
+    xs, ys = zip(*known, strict=True)
+    ends = {"x0": min(xs), "x1": max(xs), "y0": min(ys), "y1": max(ys)}
+    look = {"type": "rect", "layer": "below", "fillcolor": NEUTRAL, "opacity": 0.16, "line": {"width": 0}}
+    return [ends | look]
 
 
 HEALTH = {

@@ -14,7 +14,7 @@ from components.steer import INTERNAL
 from components.watching import Memory, opened, remembered
 from steer_heal.config import SettingsError
 
-EMPTY_MAP = "No run is on the map: tick one in the table of runs, or press <b>Heal</b> to start one."
+EMPTY_MAP = "No run is on the map: press <b>Heal</b> to start one, or tick one in the table of runs."
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Detail:
         ]
 
 
-def build_map() -> gr.HTML:
-    """The map itself; its click event carries a node's run, round and stage."""
-    about = "more trait is up and left; an arrow is one round; fainter is less coherent"
-    gr.HTML(view.heading("Map", about))
-    return plot.chart(None, elem_id="map", height=420, empty=EMPTY_MAP)
+def build_map() -> tuple[gr.HTML, gr.HTML]:
+    """The map itself, whose click event carries a node's run, round and stage; and what stands under it."""
+    gr.HTML(view.heading("Map", "where each round went: dotted is steering, an arrow what healing kept"))
+    chart = plot.chart(None, elem_id="map", height=400, empty=EMPTY_MAP)
+    return chart, plot.buttons("", elem_id="map-key")
 
 
 def open_round(engine: Engine, kept: Any, which: str = "all") -> tuple[Any, ...]:
@@ -83,7 +83,7 @@ def select(kept: Any, event: gr.EventData) -> Memory:
 def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
     """The open round: profile, what it says, what it was trained on, how training went, its settings."""
     head = gr.HTML(view_runs.EMPTY_ROUND, elem_id="round", apply_default_css=False)
-    with gr.Column(visible=False) as body, gr.Tabs():
+    with gr.Column(visible=False, elem_classes="sh-open") as body, gr.Tabs():
         with gr.Tab("Profile"):
             bars = gr.HTML(elem_id="round-bars", apply_default_css=False, padding=True)
         with gr.Tab("Movement against health"):

@@ -25,29 +25,29 @@ def build(engine: Engine) -> gr.Blocks:
                 measured = dose.make(engine, steering)
             with gr.Column(scale=5, min_width=330):
                 healing = heal.build(engine, steering, kept)
-                chart = moral_map.build_map()
+                chart, key = moral_map.build_map()
         table, message = runs.build()
         detail = moral_map.build_detail(engine, kept)
         seen = gr.State("")
-        drawn = [chart, table, message, seen]
+        drawn = [chart, key, table, message, seen]
 
         def redraw(remembered: Memory) -> tuple[Any, ...]:
-            figure, runs_table, said = watching.draw(engine, remembered)
-            return figure, runs_table, said, watching.digest(figure)
+            figure, *rest = watching.draw(engine, remembered)
+            return figure, *rest, watching.digest(figure)
 
         def look(remembered: Memory, in_view: str) -> tuple[Any, ...]:
-            figure, runs_table, said, now = redraw(remembered)
-            return figure if now != in_view else gr.skip(), runs_table, said, now
+            figure, *rest, now = redraw(remembered)
+            return figure if now != in_view else gr.skip(), *rest, now
 
         def reopen(remembered: Memory) -> tuple[Any, ...]:
             return (*moral_map.open_round(engine, remembered), "all")
 
         open_outputs = [*detail.outputs(), detail.which]
         healing.launched.then(redraw, kept, drawn, **INTERNAL)
-        acted = table.click(runs.acting(engine), [kept], [kept, message], **PRESS)
+        acted = [one.click(runs.acting(engine), [kept], [kept, message], **PRESS) for one in (table, key)]
         healing.clone(table).then(None, js=plot.REVEAL, **INTERNAL)
         clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)
-        for event in (acted, clicked):
+        for event in (*acted, clicked):
             done = event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
             done.then(None, js=plot.REVEAL, **INTERNAL)
         plot.marks(WATCH_SECONDS).click(look, [kept, seen], drawn, **INTERNAL)

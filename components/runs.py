@@ -17,12 +17,12 @@ def build() -> tuple[gr.HTML, gr.HTML]:
     """The table, and a line for what an action or the store has to say."""
     gr.HTML(view.heading("Runs", "tick a run to put it on the map; click its name to open its last round"))
     message = gr.HTML(elem_id="runs-message", elem_classes="sh-slot")
-    return plot.buttons(view_runs.runs_table([], ()), elem_id="runs"), message
+    return plot.buttons(view_runs.runs_table([], (), {}, {}), elem_id="runs"), message
 
 
 def toggled(engine: Engine, kept: Memory, run_id: str) -> Memory:
     """The same memory with one run put on the map or taken off it."""
-    on = shown(engine.runs.rows(), kept)
+    on = shown(engine.runs.rows(), kept, engine.info.name)
     return {**kept, "runs": [r for r in on if r != run_id] if run_id in on else [*on, run_id]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ ACTIONS = {
 }
 """What can be done with a run, by its status; any run can be cloned."""
 MAX_COMPLETIONS = 300
+MAX_CHIPS = 16
 EMPTY_RUNS = '<div class="sh-empty">No runs yet: press <b>Heal</b> and its rounds appear on the map.</div>'
 EMPTY_ROUND = (
     '<div class="sh-empty">Click a node on the map, or a run in the table, to open a round here.</div>'
@@ -54,7 +56,39 @@ def _button(action: str, run: RunRow) -> str:
     )
 
 
-def _run(run: RunRow, shown: bool) -> str:
+def letters(runs: Sequence[RunRow]) -> dict[str, str]:
+    """A letter for each run, the oldest first, so that a run keeps its own: A to Z, then AA."""
+    oldest = sorted(runs, key=lambda r: (not r.is_example, r.started_at or math.inf, r.run_id))
+    return {r.run_id: (chr(64 + i // 26) if i >= 26 else "") + chr(65 + i % 26) for i, r in enumerate(oldest)}
+
+
+def map_key(
+    runs: Sequence[RunRow], shown: Collection[str], marks: Mapping[str, str], model: str, caption: str
+) -> str:
+    """Under the map: what it means, the runs by their letters, on it or off, and its downloads."""
+    here = [r for r in runs if r.model == model or r.run_id in shown]
+    chips = "".join(
+        f'<button class="sh-chip" data-action="show" data-run="{esc(r.run_id)}" aria-pressed="'
+        f'{str(r.run_id in shown).lower()}" title="{esc(r.name or r.run_id)}: on the map or off">'
+        f"<b>{marks[r.run_id]}</b> {esc(r.name or r.run_id)}{_other(r, model)}</button>"
+        for r in here[:MAX_CHIPS]
+    )
+    saves = " · ".join(
+        f'<button class="sh-link" data-download="{kind}">{kind.upper()}</button>'
+        for kind in ("svg", "png", "csv")
+    )
+    hollow = "; hollow: of another model" if any(r.run_id in shown and r.model != model for r in runs) else ""
+    about = f"{esc(caption)}; ◆ steered, ■ healed with its round; fainter: less coherent{hollow}"
+    return (
+        f'<div class="sh-dim sh-caption">{about} · save as {saves}</div><div class="sh-chips">{chips}</div>'
+    )
+
+
+def _other(run: RunRow, model: str) -> str:
+    return "" if run.model == model else f' <span class="sh-tag">{esc(run.model)}</span>'
+
+
+def _run(run: RunRow, shown: bool, letter: str, trait: str) -> str:
     name = esc(run.name or run.run_id)
     example = '<span class="sh-tag">example</span>' if run.is_example else ""
     message = f'<div class="sh-dim">{esc(run.message)}</div>' if run.message else ""
@@ -70,8 +104,8 @@ def _run(run: RunRow, shown: bool) -> str:
     )
     cells = (
         check,
-        f"{opens}{example}{message}",
-        f'{esc(run.model)}<div class="sh-dim">{esc(run.trait)}</div>',
+        f"<b>{letter}</b> {opens}{example}{message}",
+        f'{esc(run.model)}<div class="sh-dim">{esc(trait)}</div>',
         str(run.seed),
         _progress(run),
         f"{run.round} / {run.rounds}",
@@ -82,13 +116,21 @@ def _run(run: RunRow, shown: bool) -> str:
     return f'<tr data-run="{esc(run.run_id)}">' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
 
 
-def runs_table(runs: Sequence[RunRow], shown: Collection[str]) -> str:
-    """The table of runs: which are on the map, how far they are, and what can be done with them."""
+def runs_table(
+    runs: Sequence[RunRow], shown: Collection[str], marks: Mapping[str, str], traits: Mapping[str, str]
+) -> str:
+    """The table of runs: which are on the map, how far they are, and what can be done with them.
+
+    `marks` has each run's letter, `traits` the title of each trait.
+    """
     if not runs:
         return EMPTY_RUNS
     names = ("Map", "Run", "Model, trait", "Seed", "Status", "Rounds", "Retention", "Started", "")
     head = "".join(f"<th>{n}</th>" for n in names)
-    body = "".join(_run(run, run.run_id in shown) for run in runs)
+    body = "".join(
+        _run(run, run.run_id in shown, marks.get(run.run_id, ""), traits.get(run.trait, run.trait))
+        for run in runs
+    )
     return f'<table class="sh-table sh-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import gradio as gr
 
 from components import charts, view, view_runs
 from components.engine import Engine
+from steer_heal.config import DEFAULT_TRAIT
 from steer_heal.records import RunRow
 
 AUTOMATIC = 6
@@ -38,12 +40,15 @@ def remembered(kept: Any) -> Memory:
     return {"runs": runs, "open": place}
 
 
-def shown(runs: Sequence[RunRow], kept: Any) -> list[str]:
-    """The runs on the map: those chosen that still exist; until one is chosen, the newest and the example."""
+def shown(runs: Sequence[RunRow], kept: Any, model: str) -> list[str]:
+    """The runs on the map: those chosen that still exist; until one is chosen, the newest of this model and
+    its example."""
     chosen = remembered(kept)["runs"]
     if chosen is not None:
         return [r.run_id for r in runs if r.run_id in chosen]
-    newest = sorted(runs, key=lambda r: (r.is_example, r.started_at or 0.0), reverse=True)
+    newest = sorted(
+        (r for r in runs if r.model == model), key=lambda r: (r.is_example, r.started_at or 0.0), reverse=True
+    )
     return [r.run_id for r in newest[:AUTOMATIC]]
 
 
@@ -53,13 +58,24 @@ def opened(kept: Any) -> tuple[str, int] | None:
     return None if place is None else (place[0], place[1])
 
 
-def draw(engine: Engine, kept: Any) -> tuple[dict[str, Any], str, str]:
-    """The map, the table of runs, and what the store has to say."""
-    runs = engine.runs.rows()
-    ids = shown(runs, kept)
-    names = {r.run_id: r.name for r in runs}
-    figure = charts.moral_map(engine.runs.map(ids), names, opened(kept), engine.runs.controls(ids))
-    return figure, view_runs.runs_table(runs, ids), view.note(engine.runs.message())
+def axes_of(engine: Engine, runs: Sequence[RunRow]) -> charts.Axes:
+    """The axes of the trait that most of these runs are of, or of the first of several such."""
+    most = Counter(r.trait for r in runs).most_common(1)
+    name = most[0][0] if most else DEFAULT_TRAIT
+    return charts.Axes.of(next((t for t in engine.traits() if t.name == name), None))
+
+
+def draw(engine: Engine, kept: Any) -> tuple[dict[str, Any], str, str, str]:
+    """The map, what stands under it, the table of runs, and what the store has to say."""
+    runs, model = engine.runs.rows(), engine.info.name
+    ids, names = shown(runs, kept, model), {r.run_id: r.name for r in runs}
+    axes, letters = axes_of(engine, [r for r in runs if r.run_id in ids]), view_runs.letters(runs)
+    look = charts.Look(letters, names, axes, model, opened(kept))
+    figure = charts.moral_map(engine.runs.map(ids), look, engine.runs.controls(ids))
+    key = view_runs.map_key(runs, ids, letters, model, axes.caption())
+    titles = {t.name: t.title for t in engine.traits()}
+    table = view_runs.runs_table(runs, ids, letters, titles)
+    return figure, key, table, view.note(engine.runs.message())
 
 
 def digest(figure: dict[str, Any]) -> str:

@@ -469,7 +469,8 @@ class RunRow:
 class MapNode:
     """One point of the map: a stage of a round. `vignette_set`: "classic" (published) or "" (ours).
 
-    What it is worth stands last, as in `Agreement`; None where it was not measured.
+    What it is worth stands last, as in `Agreement`, None where it was not measured; then mean p of all seven
+    foundations.
     """
 
     run_id: str
@@ -495,6 +496,7 @@ class MapNode:
     relevance: float | None = None
     text_verdict: str | None = None
     answers_verdict: str | None = None
+    profile: dict[str, float] = field(default_factory=dict)
 
     @property
     def worth(self) -> Agreement:
@@ -509,6 +511,7 @@ class ControlNode:
     kind: Literal["random", "persona"]
     care: float
     social_norms: float
+    profile: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ class FakeEngine:
         return SteerFrame(
             tuple(base),
             tuple(steered),
-            True,
+            "haltingly" not in request.prompt,
             False,
             seconds=len(steered) * self.delay,
             health=health,

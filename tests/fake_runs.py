@@ -130,9 +130,14 @@ class FakeRuns:
 
     def controls(self, run_ids: list[str]) -> list[ControlNode]:
         care, norms = BASE["Care"], BASE["SocialNorms"]
-        moved = [(0.02 * i - 0.03, 0.03 - 0.015 * i) for i in range(4)]
-        held = [ControlNode(run_id, "random", care + x, norms + y) for run_id in run_ids for x, y in moved]
-        return held + [ControlNode(run_id, "persona", care + 0.2, norms - 0.3) for run_id in run_ids]
+        moved = [("random", 0.02 * i - 0.03, 0.03 - 0.015 * i) for i in range(4)] + [("persona", 0.2, -0.3)]
+        return [
+            ControlNode(
+                run_id, kind, care + x, norms + y, BASE | {"Care": care + x, "SocialNorms": norms + y}
+            )
+            for run_id in run_ids
+            for kind, x, y in moved
+        ]
 
     def completions(self, run_id: str, round: int) -> list[CompletionRow]:
         self._run(run_id)
@@ -198,7 +203,7 @@ class FakeRuns:
             p["Care"] += 0.015
         return MapNode(
             run.run_id,
-            "demo",
+            run.settings.model,
             run.settings.trait,
             run.settings.seed,
             round,
@@ -211,4 +216,5 @@ class FakeRuns:
             run.started + round * self.round_seconds,
             0.89 if round else None,
             run.example,
+            profile=p,
         )

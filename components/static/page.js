@@ -32,7 +32,7 @@ window.SteerHeal = (() => {
       modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage"],
     };
     const zoom = {};
-    let wired = false;
+    let wired = false, shownAxes = "";
 
     function wire() {
       wired = true;
@@ -61,6 +61,9 @@ window.SteerHeal = (() => {
       if (empty) empty.hidden = any;
       if (!any) return;
       const layout = themed(figure.layout);
+      const axes = JSON.stringify([layout.xaxis?.title, layout.yaxis?.title]);
+      if (axes !== shownAxes) for (const name of Object.keys(zoom)) delete zoom[name];
+      shownAxes = axes;
       for (const [name, range] of Object.entries(zoom))
         if (layout[name]) layout[name] = { ...layout[name], range, autorange: false };
       await Plotly.react(box, figure.data, layout, config);
@@ -74,6 +77,27 @@ window.SteerHeal = (() => {
     draw();
   }
 
+  // The map as a picture, or the rows behind it.
+  function download(kind) {
+    const box = document.querySelector("#map .sh-plot"), name = "steer-heal-map";
+    const rows = box.layout?.meta ?? [];
+    if (!rows.length) return;
+    if (kind !== "csv") {
+      const layout = { ...box.layout, paper_bgcolor: colour("--body-background-fill") };
+      const size = { width: box.offsetWidth, height: box.offsetHeight };
+      Plotly.downloadImage({ data: box.data, layout }, { format: kind, filename: name, scale: 2, ...size });
+      return;
+    }
+    const flat = rows.map(({ profile, ...row }) => ({ ...row, ...profile }));
+    const cell = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
+    const lines = [Object.keys(flat[0]), ...flat.map(Object.values)].map((line) => line.map(cell).join(","));
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
+    link.download = `${name}.csv`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
   // What a click opens comes into view and takes the focus, once Python has filled it.
   const OPENS = { open: "round", clone: "run-name" };
   let opening = null;
@@ -84,12 +108,16 @@ window.SteerHeal = (() => {
     const box = found.querySelector("input, textarea") ?? found;
     if (box === found) found.tabIndex = -1;
     box.focus({ preventScroll: true });
-    found.scrollIntoView({ block: found.offsetHeight > innerHeight / 3 ? "start" : "nearest" });
+    const show = () => found.scrollIntoView({ block: box === found ? "start" : "nearest" });
+    show();
+    setTimeout(show, 300);  // what it holds may only now be there
   }
 
   // Buttons inside HTML written by Python: each carries data-action and what it is about.
   function actions(element, trigger) {
     element.addEventListener("click", (event) => {
+      const wanted = event.target.closest("[data-download]");
+      if (wanted) return download(wanted.dataset.download);
       const target = event.target.closest("[data-action]");
       if (!target || !element.contains(target)) return;
       opening = OPENS[target.dataset.action] ?? opening;

@@ -44,7 +44,7 @@ def test_an_address_of_another_model_says_so(window: BrowserContext, fake: str) 
     page.goto(f"{fake}?alpha=2.5&band=0.2-0.8&seed=7&model=other")
     expect(page.locator("#dose")).to_contain_text("alpha 2.5")
     expect(page.get_by_text("This address is a view of other; here demo answers.")).to_be_visible()
-    assert page.locator("#low input[type=range]").input_value() == "0.2"
-    assert page.locator("#high input[type=range]").input_value() == "0.8"
+    assert page.locator("#low input[type=range]").input_value() == "2"
+    assert page.locator("#high input[type=range]").input_value() == "7"
     page.evaluate("localStorage.clear()")
     page.close()

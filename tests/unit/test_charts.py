@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from components import charts
-from steer_heal.records import MapNode
+from components import charts, palette
+from steer_heal.records import MapNode, Trait
 from tests.fake_engine import FakeEngine
 from tests.fake_runs import EXAMPLE
 
@@ -18,26 +19,63 @@ HEALED = replace(STEERED, stage="healed", alpha=0.0, care=0.34, social_norms=0.5
 NODES = [BASE, STEERED, HEALED]
 
 
+def drawn(nodes: list[MapNode], selected: tuple[str, int] | None = None, **more: Any) -> dict:
+    look = charts.Look({"run-1": "A", "run-2": "B"}, {"run-1": "mine"}, selected=selected, **more)
+    return charts.moral_map(nodes, look)
+
+
 def trace(figure: dict, name: str) -> dict:
     return next(t for t in figure["data"] if t.get("name") == name)
 
 
 def test_nodes_stand_at_social_norms_and_care() -> None:
-    figure = charts.moral_map(NODES, {"run-1": "mine"})
+    figure = drawn(NODES)
     assert (trace(figure, "base")["x"], trace(figure, "base")["y"]) == ([0.65], [0.25])
     assert trace(figure, "healed")["customdata"] == [["run-1", 1, "healed"]]
     assert json.loads(json.dumps(figure)) == figure
 
 
+def paths(figure: dict) -> list[dict]:
+    return [t for t in figure["data"] if t.get("hoverinfo") == "skip"]
+
+
 def test_an_arrow_goes_from_steered_to_healed() -> None:
-    arrows = [a for a in charts.moral_map(NODES, {})["layout"]["annotations"] if a.get("showarrow")]
-    assert [(a["ax"], a["ay"], a["x"], a["y"]) for a in arrows] == [(0.52, 0.35, 0.54, 0.34)]
+    _, healing = paths(drawn(NODES))
+    assert (healing["x"], healing["y"]) == ([0.52, 0.54, None], [0.35, 0.34, None])
+    assert (healing["marker"]["symbol"], healing["marker"]["size"]) == ("arrow", [0, 12, 0])
 
 
 def test_the_next_round_starts_from_the_healed_node() -> None:
     second = replace(STEERED, round=2, social_norms=0.40)
-    line = next(t for t in charts.moral_map([*NODES, second], {})["data"] if t.get("mode") == "lines")
-    assert line["x"] == [0.65, 0.52, None, 0.54, 0.40, None]
+    steering, _ = paths(drawn([*NODES, second]))
+    assert steering["x"] == [0.65, 0.52, None, 0.54, 0.40, None]
+
+
+def test_every_run_has_its_letter_where_there_is_room_and_other_models_are_hollow() -> None:
+    other = replace(HEALED, run_id="run-2", model="smollm2", care=0.5)
+    near = replace(HEALED, run_id="run-2", care=0.3401)
+    figure = drawn([*NODES, other], model="demo")
+    assert trace(figure, "healed")["text"] == ["A1", "B1"]
+    assert trace(figure, "healed")["marker"]["color"] == [palette.HEALED, "white"]
+    assert trace(drawn([*NODES, near]), "healed")["text"] == ["A1", ""]
+
+
+def test_axes_and_caption_follow_the_trait() -> None:
+    fairness = Trait("f", "Fairness over loyalty", "", "", "", {"Fairness": 1, "Loyalty": -1})
+    axes = charts.Axes.of(fairness)
+    node = replace(BASE, profile={"Fairness": 0.2, "Loyalty": 0.1})
+    figure = drawn([node], axes=axes)
+    assert (trace(figure, "base")["x"], trace(figure, "base")["y"]) == ([0.1], [0.2])
+    assert "Loyalty" in figure["layout"]["xaxis"]["title"]["text"]
+    assert axes.caption() == "more of fairness over loyalty is up and left"
+    aimless = charts.Axes.of(replace(fairness, target={}))
+    assert (aimless.x, aimless.y, aimless.caption()) == ("SocialNorms", "Care", "Care against SocialNorms")
+
+
+def test_the_random_directions_have_a_band() -> None:
+    held = FakeEngine().runs.controls([EXAMPLE])
+    (band,) = charts.moral_map(NODES, charts.Look({}, {}), held)["layout"]["shapes"]
+    assert [band[end] for end in ("x0", "x1", "y0", "y1")] == pytest.approx([0.635, 0.68, 0.22, 0.28])
 
 
 def test_hover_says_everything_escaped() -> None:
@@ -55,34 +93,33 @@ def test_hover_says_everything_escaped() -> None:
         assert part in text
 
 
-def test_a_name_on_the_map_is_text() -> None:
-    figure = charts.moral_map(NODES, {"run-1": "<a href='javascript:x()'>run</a>"})
-    assert "<a" not in json.dumps(figure["layout"]["annotations"])
+def test_a_name_is_escaped_once() -> None:
+    assert charts.hover(HEALED, '"q" <a>').startswith('<b>"q" &lt;a&gt;</b>')
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.7), (0.7, 0.99)])
 def test_less_coherent_is_fainter(low: float, high: float) -> None:
     assert charts.shade(low) < charts.shade(high) <= 1.0
-    figure = charts.moral_map([replace(BASE, coherence=low)], {})
+    figure = drawn([replace(BASE, coherence=low)])
     assert trace(figure, "base")["marker"]["opacity"] == [charts.shade(low)]
 
 
 def test_the_selected_round_is_ringed() -> None:
-    marker = trace(charts.moral_map(NODES, {}, ("run-1", 1)), "healed")["marker"]
+    marker = trace(drawn(NODES, ("run-1", 1)), "healed")["marker"]
     assert marker["line"]["width"] == [3]
-    assert trace(charts.moral_map(NODES, {}, ("run-1", 2)), "healed")["marker"]["line"]["width"] == [0]
+    assert trace(drawn(NODES, ("run-1", 2)), "healed")["marker"]["line"]["width"] == [1]
 
 
 def test_people_are_shown_only_where_the_classic_set_was_used() -> None:
-    ours = charts.moral_map(NODES, {})
+    ours = drawn(NODES)
     assert all("people" not in (t.get("name") or "") for t in ours["data"])
-    classic = charts.moral_map([replace(BASE, vignette_set="classic")], {})
+    classic = drawn([replace(BASE, vignette_set="classic")])
     people = trace(classic, "people (published)")
     assert (people["x"], people["y"]) == ([0.193], [0.198])
 
 
 def test_no_nodes_no_traces() -> None:
-    assert charts.moral_map([], {})["data"] == []
+    assert drawn([])["data"] == []
 
 
 def test_movement_against_health_has_steering_as_a_line_and_the_rounds_as_squares() -> None:
@@ -126,9 +163,7 @@ def test_a_node_says_what_it_is_worth() -> None:
 
 def test_a_run_whose_model_cannot_answer_is_faint_and_says_so() -> None:
     silent = replace(BASE, agreement=0.15, agreement_low=0.1, agreement_high=0.2, chance=1 / 7)
-    figure = charts.moral_map([silent, STEERED, HEALED], {"run-1": "mine"})
-    assert trace(figure, "healed")["marker"]["opacity"] == [charts.shade(0.0)]
-    (label,) = [note["text"] for note in figure["layout"]["annotations"] if note["text"]]
-    assert label == "mine<br>this model cannot answer this question"
-    shown = charts.moral_map([replace(silent, agreement_low=0.15), STEERED, HEALED], {"run-1": "mine"})
+    assert trace(drawn([silent, STEERED, HEALED]), "healed")["marker"]["opacity"] == [charts.shade(0.0)]
+    assert "this model cannot answer this question" in charts.hover(silent, "mine")
+    shown = drawn([replace(silent, agreement_low=0.15), STEERED, HEALED])
     assert trace(shown, "healed")["marker"]["opacity"] == [charts.shade(0.99)]

@@ -23,18 +23,23 @@ SELECT run_id, name, model, trait, seed, preset, status, rounds, round, stage, p
        finished_at, retention, is_example, message
 FROM runs ORDER BY is_example, started_at DESC NULLS FIRST, run_id DESC
 """
+_SEVEN = "{" + ", ".join(f"'{name}': p.{column}" for name, column in COLUMNS.items()) + "}"
 _MAP = """
 SELECT m.run_id, m.model, m.trait, m.seed, m.round, m.stage, m.alpha, m.care, m.social_norms, m.coherence,
        m.n_vignettes, m.finished_at, d.retention, r.is_example, r.vignette_set, m.agreement, m.frame,
-       m.agreement_low, m.agreement_high, m.chance, m.relevance, m.text_verdict, m.answers_verdict
-FROM moral_map m JOIN runs r USING (run_id) LEFT JOIN rounds d ON d.run_id = m.run_id AND d.round = m.round
+       m.agreement_low, m.agreement_high, m.chance, m.relevance, m.text_verdict, m.answers_verdict,
+       SEVEN AS profile
+FROM moral_map m JOIN runs r USING (run_id)
+JOIN profiles p ON p.run_id = m.run_id AND p.round = m.round AND p.stage = m.stage
+LEFT JOIN rounds d ON d.run_id = m.run_id AND d.round = m.round
 WHERE (? IS NULL OR list_contains(?, m.run_id))
   AND m.care IS NOT NULL AND m.social_norms IS NOT NULL
 ORDER BY r.started_at, m.run_id, m.round, m.finished_at
-"""
+""".replace("SEVEN", _SEVEN)
 _CONTROLS = (
-    "SELECT run_id, kind, care, social_norms FROM controls WHERE list_contains(?, run_id) ORDER BY ALL"
-)
+    "SELECT run_id, kind, care, social_norms, SEVEN AS profile FROM controls p "
+    "WHERE list_contains(?, run_id) ORDER BY 1, 2, 3, 4"
+).replace("SEVEN", _SEVEN)
 _PROFILES = """
 SELECT * FROM profiles
 WHERE run_id = ? AND (round = ? OR stage = 'base' OR (stage = 'steered' AND round = least(?, 1)))
