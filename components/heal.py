@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import gradio as gr
 
-from components import view, view_runs
+from components import plot, view, view_runs
 from components.controls import Controls, band, ends
 from components.engine import Engine
 from components.steer import INTERNAL, PRESS, Steering
@@ -24,6 +26,9 @@ from steer_heal.config import (
     heal_settings,
     named_settings,
 )
+
+TWICE_S = 2.0
+"""A second press within it is the first one's."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,18 @@ class Form:
 
 @dataclass(frozen=True)
 class Healing:
-    """The launch event, so that the page can redraw after it; how a click on Clone fills the form."""
+    """The launch event, so that the page can redraw after it; how a click on Clone fills the form; the runs
+    that go on, under the button, and the line for what is to be said there."""
 
     launched: Any
     clone: Callable[[Any], Any]
+    card: gr.HTML
+    message: gr.HTML
 
 
-def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML]:
-    """The widgets by the names of `Form`, those of the steering panel among them; the button; and a line for
-    what it has to say."""
+def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]:
+    """The widgets by the names of `Form`, those of the steering panel among them; the button; a line for what
+    it has to say; and the runs that go on."""
     about = "over-steer, keep what reads well, train it in; trait and layers as set"
     gr.HTML(view.heading("Heal", about))
     with gr.Row(equal_height=False, elem_classes="sh-pressed sh-tight"):
@@ -107,6 +115,7 @@ def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML]:
         seed = gr.Number(0, label="Seed", precision=0, min_width=64, elem_id="run-seed")
         launch = gr.Button("Heal", variant="primary", scale=2, min_width=90, elem_id="launch")
     message = gr.HTML(elem_id="heal-message", elem_classes="sh-slot")
+    card = plot.buttons("", elem_id="heal-card")
     with gr.Accordion("More settings", open=False, elem_id="run-more"):
         gr.HTML(view.note("Smaller or larger than the preset; 0: as the preset has it."))
         with gr.Row(elem_classes="sh-tight"):
@@ -138,16 +147,22 @@ def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML]:
         "preset": preset, "seed": seed, "completions": completions, "vignettes": vignettes, "epochs": epochs,
         "method": knobs.method, "vignette_file": file, "others": others,
     }  # fmt: skip
-    return widgets, launch, message
+    return widgets, launch, message, card
 
 
 def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
     """Make the form and wire it."""
-    widgets, launch, message = _form(steering.knobs)
+    widgets, launch, message, card = _form(steering.knobs)
     preset, basis = widgets["preset"], gr.State("")
     form = list(widgets.values())
 
-    def start(value: Any, like: str, *values: Any) -> tuple[Any, str, str]:
+    pressed: dict[str, float] = {}
+
+    def start(request: gr.Request, value: Any, like: str, *values: Any) -> tuple[Any, Any, Any]:
+        session, now = request.session_hash or "", time.monotonic()
+        if now - pressed.get(session, -math.inf) < TWICE_S:
+            return gr.skip(), gr.skip(), gr.skip()
+        pressed[session] = now
         try:
             known = engine.runs.settings(like) if like else None
             given = dict(zip(widgets, values, strict=True))
@@ -155,10 +170,11 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
             form = Form(**given)
             run_id = engine.launch(form.settings(engine.info.name, known))
         except SettingsError as problem:
+            del pressed[session]
             return gr.skip(), view.error(str(problem)), like
         memory = remembered(value)
         shown = None if memory["runs"] is None else [*memory["runs"], run_id]
-        return {**memory, "runs": shown}, view.note(f"started {run_id}: its rounds appear on the map"), ""
+        return {**memory, "runs": shown}, view.note("Started: its rounds appear on the map."), ""
 
     def fill(event: gr.EventData) -> list[Any]:
         data = event._data if isinstance(event._data, dict) else {}
@@ -171,9 +187,11 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
             filled["low"], filled["high"] = ends(engine, wanted.band)
         except SettingsError as problem:
             return [*(gr.skip() for _ in form), view.error(str(problem)), ""]
-        said = f"as {like}, also in what is not on this form: change something, then Heal; a preset resets it"
+        name = wanted.name or like
+        said = f"as {name}, also in what is not on this form: change something, then Heal; a preset resets it"
         return [*(filled[key] for key in widgets), view.note(said), like]
 
     preset.input(lambda: ("", ""), None, [message, basis], **INTERNAL)
     launched = launch.click(start, [kept, basis, *form], [kept, message, basis], **INTERNAL)
-    return Healing(launched, lambda table: table.click(fill, None, [*form, message, basis], **PRESS))
+    clone = [*form, message, basis]
+    return Healing(launched, lambda table: table.click(fill, None, clone, **PRESS), card, message)

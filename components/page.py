@@ -26,10 +26,10 @@ def build(engine: Engine) -> gr.Blocks:
             with gr.Column(scale=5, min_width=330):
                 healing = heal.build(engine, steering, kept)
                 chart, key = moral_map.build_map()
-        table, message = runs.build()
+        table, message, said = runs.build()
         detail = moral_map.build_detail(engine, kept)
         seen = gr.State("")
-        drawn = [chart, key, table, message, seen]
+        drawn = [chart, key, healing.card, table, said, seen]
 
         def redraw(remembered: Memory) -> tuple[Any, ...]:
             figure, *rest = watching.draw(engine, remembered)
@@ -44,7 +44,8 @@ def build(engine: Engine) -> gr.Blocks:
 
         open_outputs = [*detail.outputs(), detail.which]
         healing.launched.then(redraw, kept, drawn, **INTERNAL)
-        acted = [one.click(runs.acting(engine), [kept], [kept, message], **PRESS) for one in (table, key)]
+        panels = {table: message, key: message, message: message, healing.card: healing.message}
+        acted = [one.click(runs.acting(engine), [kept], [kept, out], **PRESS) for one, out in panels.items()]
         healing.clone(table).then(None, js=plot.REVEAL, **INTERNAL)
         clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)
         for event in (*acted, clicked):

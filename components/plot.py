@@ -38,7 +38,7 @@ def chart(figure: dict[str, Any] | None, *, elem_id: str, height: int, empty: st
     )
 
 
-def buttons(html: str, *, elem_id: str) -> gr.HTML:
+def buttons(html: str, *, elem_id: str, elem_classes: str | None = None) -> gr.HTML:
     """HTML whose elements with `data-action` report a click with all their data attributes."""
     return gr.HTML(
         html,
@@ -47,6 +47,7 @@ def buttons(html: str, *, elem_id: str) -> gr.HTML:
         head=TABLE_HEAD,
         apply_default_css=False,
         elem_id=elem_id,
+        elem_classes=elem_classes,
     )
 
 

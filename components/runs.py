@@ -13,11 +13,12 @@ from components.watching import Memory, remembered, shown
 from steer_heal.config import SettingsError
 
 
-def build() -> tuple[gr.HTML, gr.HTML]:
-    """The table, and a line for what an action or the store has to say."""
+def build() -> tuple[gr.HTML, gr.HTML, gr.HTML]:
+    """The table, a line for what an action has to say, and one for the store."""
     gr.HTML(view.heading("Runs", "tick a run to put it on the map; click its name to open its last round"))
-    message = gr.HTML(elem_id="runs-message", elem_classes="sh-slot")
-    return plot.buttons(view_runs.runs_table([], (), {}, {}), elem_id="runs"), message
+    message = plot.buttons("", elem_id="runs-message", elem_classes="sh-slot")
+    said = gr.HTML(elem_id="store-message", elem_classes="sh-slot")
+    return plot.buttons(view_runs.runs_table([], (), {}, {}), elem_id="runs"), message, said
 
 
 def toggled(engine: Engine, kept: Memory, run_id: str) -> Memory:
@@ -38,18 +39,24 @@ def acting(engine: Engine) -> Callable[..., tuple[Any, str]]:
     def act(value: Any, event: gr.EventData) -> tuple[Any, str]:
         data = event._data if isinstance(event._data, dict) else {}
         run_id, kept = str(data.get("run", "")), remembered(value)
+        runs = engine.runs
         try:
             match data.get("action"):
                 case "show":
                     return toggled(engine, kept, run_id), ""
                 case "open":
                     return {**kept, "open": [run_id, round_of(data)]}, ""
-                case "cancel":
-                    engine.runs.cancel(run_id)
-                case "pause":
-                    engine.runs.pause(run_id)
-                case "resume":
-                    engine.runs.resume(run_id)
+                case "all":
+                    return {**kept, "all": not kept["all"]}, ""
+                case "rename":
+                    runs.rename(run_id, str(data.get("said", "")))
+                case "hide":
+                    runs.hide(run_id, hidden=str(data.get("hidden")) != "true")
+                case "delete":
+                    runs.delete(run_id)
+                    return gr.skip(), view_runs.undo(run_id)
+                case "cancel" | "pause" | "resume" | "restore" as does:
+                    getattr(runs, does)(run_id)
         except SettingsError as problem:
             return gr.skip(), view.error(str(problem))
         return gr.skip(), ""

@@ -11,6 +11,16 @@ from typing import Any
 from components.view import bars, duration, esc, number, worth
 from steer_heal.records import CompletionRow, RoundDetail, RunRow
 
+STAGES = {
+    "base": "measuring the base",
+    "extract": "finding the direction",
+    "calibrate": "finding the dose of one nat",
+    "generate": "writing over-steered answers",
+    "filter": "keeping what reads well",
+    "train": "training them in",
+    "evaluate": "measuring what came out",
+}
+"""What a run does, by the name of its stage."""
 ACTIONS = {
     "queued": ("pause", "cancel"),
     "running": ("pause", "cancel"),
@@ -33,14 +43,27 @@ def when(seconds: float | None) -> str:
     return "–" if seconds is None else time.strftime("%d %b %H:%M", time.localtime(seconds))
 
 
+def about(seconds: float | None) -> str:
+    """A time left in words that do not pretend to be exact; nothing for none."""
+    if seconds is None:
+        return ""
+    return (
+        " · less than a minute left"
+        if seconds < 60
+        else f" · about {duration(60 * round(seconds / 60))} left"
+    )
+
+
 def _progress(run: RunRow) -> str:
     if run.status not in ("running", "queued", "paused"):
         return f'<span class="sh-{esc(run.status)}">{esc(run.status)}</span>'
-    share = min(1.0, max(0.0, run.progress))
-    left = "" if run.eta is None else f" · {duration(run.eta)} left"
-    doing = f"round {min(run.round + 1, run.rounds)}: {run.stage}" if run.stage else run.status
+    share, left = min(1.0, max(0.0, run.progress)), about(run.eta)
+    stage = STAGES.get(run.stage, run.stage)
+    doing = f"round {min(run.round + 1, run.rounds)} of {run.rounds}: {stage}" if run.stage else run.status
     if run.status == "paused" and run.stage:
         doing = f"paused in {doing}"
+    if run.total and run.done is not None:
+        doing += f", {run.done:g} of {run.total:g}" + (f", {run.rate:.2g} a second" if run.rate else "")
     return (
         f'<div class="sh-progress" role="progressbar" aria-valuenow="{100 * share:.0f}" aria-valuemin="0" '
         f'aria-valuemax="100"><div style="width:{100 * share:.1f}%"></div></div>'
@@ -48,10 +71,37 @@ def _progress(run: RunRow) -> str:
     )
 
 
+def card(run: RunRow, letter: str, last: str) -> str:
+    """A run that goes on, under the button that started it: its stage, how far, what it last said."""
+    acts = "".join(_button(action, run) for action in ACTIONS[run.status])
+    said = f'<p class="sh-dim">healed so far: “{esc(last[:220])}”</p>' if last else ""
+    top = f'<div class="sh-card-top"><span><b>{letter}</b> {esc(run.name or run.run_id)}</span>{acts}</div>'
+    return f'<div class="sh-card">{top}{_progress(run)}{said}</div>'
+
+
+def undo(run_id: str) -> str:
+    """After a run was deleted."""
+    again = f'<button class="sh-button" data-action="restore" data-run="{esc(run_id)}">Undo</button>'
+    return f'<div class="sh-note">Deleted. {again} within a minute.</div>'
+
+
+def hidden(runs: Sequence[RunRow], left_out: bool) -> str:
+    """How many runs are hidden, and how to see them or not; nothing where there are none."""
+    n = sum(run.hidden for run in runs)
+    says = f"show {n} hidden" if left_out else "leave out hidden ones"
+    return f'<button class="sh-link" data-action="all">{says}</button>' if n else ""
+
+
 def _button(action: str, run: RunRow) -> str:
-    label = action.capitalize()
+    label, name = action.capitalize(), esc(run.name or run.run_id)
+    asks = {
+        "rename": f'data-ask="A name for this run" data-now="{name}"',
+        "delete": f'data-sure="Delete {name} and its folder, with what it trained?"',
+        "hide": f'data-hidden="{str(run.hidden).lower()}"',
+    }.get(action, "")
+    label = "Unhide" if action == "hide" and run.hidden else label
     return (
-        f'<button class="sh-button" data-action="{action}" data-run="{esc(run.run_id)}" '
+        f'<button class="sh-button" data-action="{action}" data-run="{esc(run.run_id)}" {asks} '
         f'aria-label="{label} {esc(run.name or run.run_id)}">{label}</button>'
     )
 
@@ -93,7 +143,9 @@ def _run(run: RunRow, shown: bool, letter: str, trait: str) -> str:
     example = '<span class="sh-tag">example</span>' if run.is_example else ""
     message = f'<div class="sh-dim">{esc(run.message)}</div>' if run.message else ""
     actions = () if run.is_example else ACTIONS.get(run.status, ())
-    button = " ".join(_button(action, run) for action in (*actions, "clone"))
+    more = ("hide",) if run.is_example else ("rename", "hide")
+    more += () if run.is_example or run.status in ("running", "paused") else ("delete",)
+    button = " ".join(_button(action, run) for action in (*actions, "clone", *more))
     check = (
         f'<button class="sh-check" role="checkbox" aria-checked="{str(shown).lower()}" data-action="show" '
         f'data-run="{esc(run.run_id)}" aria-label="Show {name} on the map"></button>'

@@ -12,16 +12,19 @@ import gradio as gr
 
 from components import charts, view, view_runs
 from components.engine import Engine
-from steer_heal.config import DEFAULT_TRAIT
+from steer_heal.config import DEFAULT_TRAIT, SettingsError
 from steer_heal.records import RunRow
 
 AUTOMATIC = 6
+MAX_CARDS = 2
 Memory = dict[str, Any]
 
 
 def memory() -> gr.BrowserState:
     """Which runs are on the map (None: chosen for the reader) and which round is open. No secrets in it."""
-    return gr.BrowserState({"runs": None, "open": None}, storage_key="steer-heal", secret="ids-only")
+    return gr.BrowserState(
+        {"runs": None, "open": None, "all": False}, storage_key="steer-heal", secret="ids-only"
+    )
 
 
 def remembered(kept: Any) -> Memory:
@@ -37,7 +40,7 @@ def remembered(kept: Any) -> Memory:
         and isinstance(place[1], int)
     ):
         place = None
-    return {"runs": runs, "open": place}
+    return {"runs": runs, "open": place, "all": kept.get("all") is True}
 
 
 def shown(runs: Sequence[RunRow], kept: Any, model: str) -> list[str]:
@@ -65,17 +68,35 @@ def axes_of(engine: Engine, runs: Sequence[RunRow]) -> charts.Axes:
     return charts.Axes.of(next((t for t in engine.traits() if t.name == name), None))
 
 
-def draw(engine: Engine, kept: Any) -> tuple[dict[str, Any], str, str, str]:
-    """The map, what stands under it, the table of runs, and what the store has to say."""
-    runs, model = engine.runs.rows(), engine.info.name
+def draw(engine: Engine, kept: Any) -> tuple[dict[str, Any], str, str, str, str]:
+    """The map, what stands under it, the cards of runs that go on, the table of runs, and what the store has
+    to say."""
+    every, model = engine.runs.rows(), engine.info.name
+    runs = [r for r in every if remembered(kept)["all"] or not r.hidden]
     ids, names = shown(runs, kept, model), {r.run_id: r.name for r in runs}
-    axes, letters = axes_of(engine, [r for r in runs if r.run_id in ids]), view_runs.letters(runs)
+    axes, letters = axes_of(engine, [r for r in runs if r.run_id in ids]), view_runs.letters(every)
     look = charts.Look(letters, names, axes, model, opened(kept))
     figure = charts.moral_map(engine.runs.map(ids), look, engine.runs.controls(ids))
     key = view_runs.map_key(runs, ids, letters, model, axes.caption())
     titles = {t.name: t.title for t in engine.traits()}
-    table = view_runs.runs_table(runs, ids, letters, titles)
-    return figure, key, table, view.note(engine.runs.message())
+    table = view_runs.runs_table(runs, ids, letters, titles) + view_runs.hidden(every, len(every) > len(runs))
+    cards = "".join(view_runs.card(r, letters[r.run_id], last_answer(engine, r)) for r in going(every))
+    return figure, key, cards, table, view.note(engine.runs.message())
+
+
+def going(runs: Sequence[RunRow]) -> list[RunRow]:
+    """The runs that go on, those at work first."""
+    found = [r for r in runs if r.status in ("running", "paused", "queued")]
+    return sorted(found, key=lambda r: ("running", "paused", "queued").index(r.status))[:MAX_CARDS]
+
+
+def last_answer(engine: Engine, run: RunRow) -> str:
+    """What the newest healed model of a run said to a fixed prompt; nothing before its first round."""
+    try:
+        answers = engine.runs.round(run.run_id, run.round).answers if run.round else ()
+    except SettingsError:
+        return ""
+    return next((row["healed"] for row in answers if row.get("healed")), "")
 
 
 def digest(figure: dict[str, Any]) -> str:

@@ -444,7 +444,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """One run in the table of runs. `round` is the last finished one (0: none); times are epoch seconds."""
+    """One run in the table of runs. `round` is the last finished one (0: none); times are epoch seconds.
+
+    `done` of `total`, at `rate` a second, is how far its stage is, where that is counted.
+    """
 
     run_id: str
     name: str
@@ -463,6 +466,10 @@ class RunRow:
     retention: float | None
     is_example: bool
     message: str
+    hidden: bool = False
+    done: float | None = None
+    total: float | None = None
+    rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

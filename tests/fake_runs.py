@@ -42,6 +42,7 @@ class FakeRun:
     cancelled: float | None = None
     example: bool = False
     status: str | None = None
+    hidden: bool = False
 
 
 class FakeRuns:
@@ -50,10 +51,11 @@ class FakeRuns:
     def __init__(self, round_seconds: float) -> None:
         self.round_seconds = round_seconds
         example = heal_settings("quick", model="demo", rounds=2, name="Example: care over authority")
+        self._deleted: dict[str, FakeRun] = {}
         self._runs = {EXAMPLE: FakeRun(EXAMPLE, example, 1_700_000_000.0, example=True)}
 
     def start(self, settings: HealSettings) -> str:
-        run_id = f"run-{len(self._runs):03d}-s{settings.seed}"
+        run_id = f"run-{len(self._runs) + len(self._deleted):03d}-s{settings.seed}"
         self._runs[run_id] = FakeRun(run_id, settings, time.time())
         return run_id
 
@@ -73,8 +75,26 @@ class FakeRuns:
         run.first_round = self._done(run) + 1
         run.started, run.cancelled, run.status = time.time(), None, None
 
+    def rename(self, run_id: str, name: str) -> None:
+        run = self._run(run_id)
+        run.settings = run.settings.model_copy(update={"name": name})
+
+    def hide(self, run_id: str, hidden: bool = True) -> None:
+        self._run(run_id).hidden = hidden
+
+    def delete(self, run_id: str) -> None:
+        if self._row(self._run(run_id)).status == "running":
+            raise SettingsError(f"Run {run_id} is running: cancel it before you delete it.")
+        self._deleted[run_id] = self._runs.pop(run_id)
+
+    def restore(self, run_id: str) -> None:
+        self._runs[run_id] = self._deleted.pop(run_id)
+
     def watermark(self) -> str:
-        return "|".join(f"{r.run_id}:{r.status}:{r.round}:{r.stage}:{r.progress:.1f}" for r in self.rows())
+        return "|".join(
+            f"{r.run_id}:{r.status}:{r.round}:{r.stage}:{r.progress:.1f}:{r.name}:{r.hidden}"
+            for r in self.rows()
+        )
 
     def message(self) -> str:
         return ""
@@ -195,6 +215,8 @@ class FakeRuns:
             0.89 if done else None,
             run.example,
             "",
+            run.hidden,
+            *((int(16 * within), 16.0, 2.0) if status == "running" else ()),
         )
 
     def _node(self, run: FakeRun, round: int, stage: str, alpha: float, moved: float) -> MapNode:

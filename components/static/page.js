@@ -120,7 +120,12 @@ window.SteerHeal = (() => {
       if (wanted) return download(wanted.dataset.download);
       const target = event.target.closest("[data-action]");
       if (!target || !element.contains(target)) return;
-      opening = OPENS[target.dataset.action] ?? opening;
+      const { action, run, ask, sure, now } = target.dataset;
+      if (sure && !confirm(sure)) return;
+      const said = ask && prompt(ask, now);
+      if (ask && !said) return;
+      opening = OPENS[action] ?? opening;
+      if (ask) return trigger("click", { action, run, said });
       trigger("click", { ...target.dataset });
     });
   }

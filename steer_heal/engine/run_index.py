@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from steer_heal.config import HealSettings, SettingsError, stored_settings
-from steer_heal.records import CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
+from steer_heal.records import CompletionRow, ControlNode, Event, MapNode, RoundDetail, RunRow
 from steer_heal.runs import events
 from steer_heal.runs.jobs import JobState, Launcher
 from steer_heal.runs.store import Store, StoreBusy
+from steer_heal.runs.store.fold import number
 
 T = TypeVar("T")
 
@@ -24,6 +25,10 @@ EXAMPLE_ID = "example-care-over-authority"
 
 TOGETHER = 32
 """Runs whose new events are taken in while the store is open once."""
+
+MAX_NAME_CHARS = 80
+SMOOTHING = 0.1
+"""How much of what is newly expected of a run's end is believed at once."""
 
 _UNENDED = ("queued", "running", "paused", "interrupted")
 
@@ -47,6 +52,9 @@ class RunIndex:
         self._file: int | None = None
         self._states: dict[str, JobState] = {}
         self._open_runs: tuple[str, list[str]] = ("", [])
+        self._going: dict[str, dict[str, float | None]] = {}
+        self._ends: dict[str, tuple[float, float]] = {}
+        self._labels: dict[str, dict[str, Any]] = {}
         self._message = ""
         self._mark = ""
         self._known: dict[Hashable, tuple[str, Any]] = {}
@@ -84,6 +92,35 @@ class RunIndex:
             return stored_settings((self._example / "config.json").read_bytes())[0]
         except (OSError, ValueError) as error:
             raise SettingsError("The example's settings cannot be read: clone another run.") from error
+
+    def rename(self, run_id: str, name: str) -> None:
+        """Raises: `SettingsError`."""
+        if not 0 < len(name.strip()) <= MAX_NAME_CHARS:
+            raise SettingsError(f"A run's name has 1 to {MAX_NAME_CHARS} characters: type another.")
+        self._changed(lambda: self.launcher.label(run_id, {"name": name.strip()}))
+
+    def hide(self, run_id: str, hidden: bool = True) -> None:
+        """Leaves the run out of the table, or takes it in again."""
+        self._changed(lambda: self.launcher.label(run_id, {"hidden": hidden}))
+
+    def delete(self, run_id: str) -> None:
+        """Deletes a run that has ended; `restore` brings it back for a minute. Raises: `SettingsError`."""
+
+        def act() -> None:
+            self.launcher.delete(run_id)
+            try:
+                self.store.forget(run_id)
+            except StoreBusy as busy:
+                self.launcher.restore(run_id)
+                raise SettingsError(str(busy)) from busy
+            (self._offsets or {}).pop(run_id, None)
+
+        with self._looking:
+            self._changed(act)
+
+    def restore(self, run_id: str) -> None:
+        """Raises: `SettingsError`."""
+        self._changed(lambda: self.launcher.restore(run_id))
 
     def resume(self, run_id: str) -> None:
         self._changed(lambda: self.launcher.resume(run_id))
@@ -151,7 +188,8 @@ class RunIndex:
         except (StoreBusy, SettingsError) as error:
             message = str(error)
         self._message = message
-        standing = repr((sorted(self._states.items()), message)).encode()
+        self._labels = self.launcher.labels()
+        standing = repr((sorted(self._states.items()), message, self._labels)).encode()
         self._mark = f"{self._stat()}-{zlib.crc32(standing):08x}"
 
     def _ingest(self) -> None:
@@ -159,6 +197,7 @@ class RunIndex:
             self._offsets = self.store.marks()
             self._file = self._inode()
         for several in batched(self._fresh(self._offsets), TOGETHER):
+            self._going |= {run_id: counted(chunk.events) for run_id, chunk, _ in several}
             self.store.ingest_all(several)
             self._offsets |= {run_id: chunk.offset for run_id, chunk, _ in several}
 
@@ -189,11 +228,26 @@ class RunIndex:
             return JobState("interrupted", str(error))
 
     def _with_state(self, row: RunRow) -> RunRow:
+        said = self._labels.get(row.run_id, {})
+        row = replace(row, name=said.get("name", row.name), hidden=bool(said.get("hidden")))
         state = self._states.get(row.run_id)
         if state is None or row.is_example:
             return row
-        eta = row.eta if state.status == "running" else None
-        return replace(row, status=state.status, message=state.message or row.message, eta=eta)
+        eta = self._left(row) if state.status == "running" else None
+        counts = self._going.get(row.run_id, {}) if state.status == "running" else {}
+        message = state.message or row.message
+        return replace(row, status=state.status, message=message, eta=eta, **counts)
+
+    def _left(self, row: RunRow) -> float | None:
+        """Seconds left, as the end is expected by and by: one stage's pace says little of the next's."""
+        if row.eta is None:
+            return None
+        now = time.time()
+        told, end = self._ends.get(row.run_id, (row.eta, now + row.eta))
+        if told != row.eta:
+            end += SMOOTHING * (now + row.eta - end)
+        self._ends[row.run_id] = row.eta, end
+        return max(0.0, end - now)
 
     def _inode(self) -> int | None:
         try:
@@ -207,6 +261,19 @@ class RunIndex:
         except OSError:
             return "none"
         return f"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
+
+def counted(happened: Sequence[Event]) -> dict[str, float | None]:
+    """What the last of the events says of how far its stage is, as in `RunRow`."""
+    last = next((e for e in reversed(happened) if e.kind in ("progress", "step", "stage", "round")), None)
+    if last is None or last.kind not in ("progress", "step"):
+        return {"done": None, "total": None, "rate": None}
+    done = last.data.get("done", last.data.get("step"))
+    return {
+        "done": number(done),
+        "total": number(last.data.get("total")),
+        "rate": number(last.data.get("rate")),
+    }
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -22,6 +23,7 @@ from steer_heal.runs.events import FINAL, Chunk, EventLog
 from steer_heal.runs.jobs.folder import RunFolder
 from steer_heal.runs.jobs.launcher import AT_ONCE, JobState, niceness, room
 from steer_heal.runs.jobs.processes import Running, account, process_record, send
+from steer_heal.runs.jobs.shelf import Shelf
 
 LEAST_ROOM = 100_000
 """Bytes free on the disk below which a run is said to wait for room."""
@@ -50,6 +52,7 @@ class LocalProcesses:
         self.at_once, self._niceness = room(at_once), niceness()
         self.grace_s = grace_s
         self._command = tuple(command)
+        self._shelf = Shelf(self.runs_dir)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._last_words: dict[str, tuple[int, int, JobState | None]] = {}
         self._asked: dict[str, float] = {}
@@ -177,6 +180,28 @@ class LocalProcesses:
             self.reopen(run_id)
         self.advance()
 
+    def labels(self) -> dict[str, dict[str, Any]]:
+        """By run id its `name`, where one was given later, and whether it is `hidden`."""
+        return self._shelf.labels()
+
+    def label(self, run_id: str, said: dict[str, Any]) -> None:
+        """Adds to what is said of a run; its own files stay as they are."""
+        with self._deciding():
+            self._shelf.label(check_run_id(run_id), said)
+
+    def delete(self, run_id: str) -> None:
+        """Deletes a run that has ended, with its folder; for a minute it can be restored."""
+        with self._deciding():
+            state = self.poll(run_id)
+            if state.status in ("running", "paused"):
+                raise SettingsError(f"Run {run_id} is {state.status}: cancel it before you delete it.")
+            self._shelf.put_away(run_id)
+
+    def restore(self, run_id: str) -> None:
+        """Brings back what was just deleted."""
+        with self._deciding():
+            self._shelf.bring_back(check_run_id(run_id))
+
     def reopen(self, run_id: str, *, worker: Running | None = None) -> RunFolder:
         """The same without starting it; with `worker` that process has it already."""
         with self._deciding():
@@ -198,6 +223,7 @@ class LocalProcesses:
         if not self.runs_dir.is_dir():
             return
         with self._deciding():
+            self._shelf.sweep()
             states = {run_id: self.poll(run_id) for run_id in self.runs()}
             for run_id, state in states.items():
                 if state.status in ("running", "paused", "cancelled", "interrupted"):

@@ -93,6 +93,12 @@ class Store:
         """All runs, the newest first, examples last; `status` is what the log says, not who lives."""
         return [RunRow(**row) for row in self._query(_RUNS)]
 
+    def forget(self, run_id: str) -> None:
+        """Takes a run out."""
+        with self._database.open(write=True, patience=self.patience) as connection, transaction(connection):
+            for name in (*ROW_TABLES, "events", "runs"):
+                connection.execute(f"DELETE FROM {name} WHERE run_id = ?", [run_id])  # noqa: S608 - our own names
+
     def moral_map(self, run_ids: Iterable[str] | None = None) -> list[MapNode]:
         """The nodes of the given runs (of all when None), in the order they came."""
         wanted = None if run_ids is None else list(run_ids)
