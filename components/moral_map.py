@@ -97,6 +97,9 @@ def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
         with gr.Tab("Training"):
             empty = "This round was not trained: it is the base, or the training was not recorded."
             losses = plot.chart(None, elem_id="round-losses", height=260, empty=empty)
+        with gr.Tab("Beside another run"):
+            other = gr.Dropdown([], label="the last round of", elem_id="compare-with")
+            beside = gr.HTML(elem_id="compare", elem_classes="sh-wide", apply_default_css=False)
         with gr.Tab("Settings"):
             settings = gr.HTML(elem_id="round-settings", apply_default_css=False, padding=True)
 
@@ -107,5 +110,23 @@ def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
         except SettingsError as problem:
             return view.error(str(problem))
 
+    def choices(value: Any) -> tuple[Any, str]:
+        place, rows = opened(value), [r for r in engine.runs.rows() if not r.hidden]
+        named = [(r.name or r.run_id, r.run_id) for r in rows if place and r.run_id != place[0]]
+        return gr.update(choices=named, value=None), ""
+
+    def compared(value: Any, run_id: str | None) -> str:
+        place, rows = opened(value), {r.run_id: r for r in engine.runs.rows()}
+        if place is None or run_id not in rows:
+            return view.empty("Choose a run.")
+        names = tuple(rows[r].name or r if r in rows else r for r in (place[0], run_id))
+        try:
+            pair = engine.runs.round(*place), engine.runs.round(run_id, rows[run_id].round)
+        except SettingsError as problem:
+            return view.error(str(problem))
+        return view_runs.compare(*pair, (names[0], names[1]))
+
+    head.change(choices, kept, [other, beside], **INTERNAL)
+    other.input(compared, [kept, other], beside, **INTERNAL)
     which.input(filtered, [kept, which], completions, **INTERNAL)
     return Detail(head, body, bars, answers, completions, health, losses, settings, which)

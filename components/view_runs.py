@@ -265,6 +265,42 @@ def answers(detail: RoundDetail) -> str:
     return _table(head, body)
 
 
+def compare(one: RoundDetail, other: RoundDetail, names: tuple[str, str]) -> str:
+    """Two rounds side by side: what they came to, the settings that differ, profiles, and what each says."""
+    titles = [f"{esc(name)} · round {d.round}" for name, d in zip(names, (one, other), strict=True)]
+    head = "".join(f"<th>{title}</th>" for title in titles)
+
+    def rows(pairs: Sequence[tuple[str, object, object]]) -> str:
+        return "".join(f"<tr><th>{esc(k)}</th><td>{esc(a)}</td><td>{esc(b)}</td></tr>" for k, a, b in pairs)
+
+    facts = [
+        ("headline", *((d.facts.get("headline") or {}).get("word", "–") for d in (one, other))),
+        ("retention", number(one.retention, 2), number(other.retention, 2)),
+        ("kept answers", *(f"{d.kept} of {d.made}" for d in (one, other))),
+    ]
+    mine, theirs = flat(one.settings), flat(other.settings)
+    differ = [
+        (k, mine.get(k, "–"), theirs.get(k, "–")) for k in mine | theirs if mine.get(k) != theirs.get(k)
+    ]
+    profiles = "".join(
+        f"<div><b>{title}</b>{profile_bars(d)}</div>" for title, d in zip(titles, (one, other), strict=True)
+    )
+    said = {row["prompt"]: row.get("healed", "") for row in other.answers}
+    spoken = [(row["prompt"], row.get("healed", ""), said.get(row["prompt"], "–")) for row in one.answers]
+    return (
+        f"{_table(f'<th></th>{head}', rows([*facts, *differ]))}"
+        f'<div class="sh-two">{profiles}</div>{_table(f"<th>asked</th>{head}", rows(spoken))}'
+    )
+
+
+def flat(values: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    """Settings in settings by their dotted names; a run's own name is none of them."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{under}{key}.") if isinstance(value, dict) else {under + key: value}
+    return {key: value for key, value in found.items() if key != "name"}
+
+
 def settings(detail: RoundDetail) -> str:
     """The run's settings, whole, as JSON text."""
     return f'<pre class="sh-settings">{esc(json.dumps(detail.settings, indent=2, ensure_ascii=False))}</pre>'

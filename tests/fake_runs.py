@@ -54,9 +54,9 @@ class FakeRuns:
         self._deleted: dict[str, FakeRun] = {}
         self._runs = {EXAMPLE: FakeRun(EXAMPLE, example, 1_700_000_000.0, example=True)}
 
-    def start(self, settings: HealSettings) -> str:
+    def start(self, settings: HealSettings, started: float | None = None) -> str:
         run_id = f"run-{len(self._runs) + len(self._deleted):03d}-s{settings.seed}"
-        self._runs[run_id] = FakeRun(run_id, settings, time.time())
+        self._runs[run_id] = FakeRun(run_id, settings, started or time.time())
         return run_id
 
     def cancel(self, run_id: str) -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from steer_heal.records import CompletionRow, ControlNode, Event, MapNode, Round
 from steer_heal.runs import events
 from steer_heal.runs.jobs import JobState, Launcher
 from steer_heal.runs.store import Store, StoreBusy
-from steer_heal.runs.store.fold import number
+from steer_heal.runs.store.rows import number
 
 T = TypeVar("T")
 
@@ -31,6 +31,24 @@ SMOOTHING = 0.1
 """How much of what is newly expected of a run's end is believed at once."""
 
 _UNENDED = ("queued", "running", "paused", "interrupted")
+
+
+@dataclass
+class Expected:
+    """When a run is expected to end. What is newly told of that is believed by and by: one stage's pace says
+    little of the next's."""
+
+    told: float | None = None
+    end: float = 0.0
+
+    def left(self, told: float, now: float) -> float:
+        """Seconds left at `now`, of which the newest event said `told`."""
+        if self.told is None:
+            self.end = now + told
+        elif told != self.told:
+            self.end += SMOOTHING * (now + told - self.end)
+        self.told = told
+        return max(0.0, self.end - now)
 
 
 class RunIndex:
@@ -53,7 +71,7 @@ class RunIndex:
         self._states: dict[str, JobState] = {}
         self._open_runs: tuple[str, list[str]] = ("", [])
         self._going: dict[str, dict[str, float | None]] = {}
-        self._ends: dict[str, tuple[float, float]] = {}
+        self._ends: dict[str, Expected] = {}
         self._labels: dict[str, dict[str, Any]] = {}
         self._message = ""
         self._mark = ""
@@ -239,15 +257,10 @@ class RunIndex:
         return replace(row, status=state.status, message=message, eta=eta, **counts)
 
     def _left(self, row: RunRow) -> float | None:
-        """Seconds left, as the end is expected by and by: one stage's pace says little of the next's."""
+        """Seconds left; None where nothing is known of them."""
         if row.eta is None:
             return None
-        now = time.time()
-        told, end = self._ends.get(row.run_id, (row.eta, now + row.eta))
-        if told != row.eta:
-            end += SMOOTHING * (now + row.eta - end)
-        self._ends[row.run_id] = row.eta, end
-        return max(0.0, end - now)
+        return self._ends.setdefault(row.run_id, Expected()).left(row.eta, time.time())
 
     def _inode(self) -> int | None:
         try:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from steer_heal.config import SettingsError, heal_settings
-from steer_heal.engine.run_index import EXAMPLE_ID, RunIndex
+from steer_heal.engine.run_index import EXAMPLE_ID, Expected, RunIndex
 from steer_heal.runs.events import EventLog
-from steer_heal.runs.jobs import LocalProcesses, this_process
+from steer_heal.runs.jobs import LocalProcesses, shelf, this_process
 from steer_heal.runs.store import Store
 from tests.jobs import COMMAND, until
 from tests.runs import play_round, start, write_run
@@ -91,3 +91,51 @@ def test_a_foreign_file_is_said_and_left_alone(tmp_path: Path) -> None:
     assert index.map(["x"]) == []
     assert "--db" in index.message()
     assert path.read_text() == "something else"
+
+
+def test_a_run_is_renamed_and_hidden_without_touching_its_files(index: RunIndex) -> None:
+    folder = local(index).create(heal_settings(model="demo", name="one"), worker=this_process())
+    config, mark = (folder.path / "config.json").read_bytes(), index.watermark()
+    index.rename(folder.run_id, " other ")
+    index.hide(folder.run_id)
+    assert index.watermark() != mark
+    row = next(row for row in index.rows() if row.run_id == folder.run_id)
+    assert (row.name, row.hidden) == ("other", True)
+    assert (folder.path / "config.json").read_bytes() == config
+    for wrong in ("  ", "x" * 81):
+        with pytest.raises(SettingsError, match="1 to 80"):
+            index.rename(folder.run_id, wrong)
+
+
+def test_a_deleted_run_is_gone_with_its_folder_and_comes_back_for_a_minute(
+    index: RunIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = index.start(heal_settings(model="demo", name="quick", rounds=1))
+    with pytest.raises(SettingsError, match="cancel it before"):
+        index.delete(run_id)
+    until(lambda: index.rows()[0].status == "finished")
+    path, nodes = local(index).folder(run_id).path, index.map([run_id])
+    index.delete(run_id)
+    assert not path.exists()
+    assert [row.run_id for row in index.rows()] == [EXAMPLE_ID]
+    assert index.map([run_id]) == []
+    index.restore(run_id)
+    assert index.map([run_id]) == nodes
+    index.delete(run_id)
+    monkeypatch.setattr(shelf, "UNDO_S", -1.0)
+    index.watermark()
+    with pytest.raises(SettingsError, match="is gone"):
+        index.restore(run_id)
+
+
+def test_what_is_counted_stands_in_the_row_and_the_end_does_not_jump(index: RunIndex) -> None:
+    folder = local(index).create(heal_settings(model="demo", rounds=2), worker=this_process())
+    with EventLog(folder.log) as log:
+        start(log, heal_settings(model="demo", rounds=2))
+        log.append("progress", 1, {"stage": "generate", "done": 40, "total": 128, "rate": 2.5})
+        row = index.rows()[0]
+        assert (row.done, row.total, row.rate) == (40, 128, 2.5)
+        log.append("stage", 1, {"stage": "filter"})
+        assert index.rows()[0].done is None
+    expected = Expected()
+    assert [expected.left(told, now) for told, now in ((100, 0), (100, 5), (400, 10))] == [100, 95, 121]

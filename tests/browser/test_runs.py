@@ -1,0 +1,123 @@
+"""Runs on the page: their card, names, deletion and comparison, and the map of many, over the fake engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+
+from tests.browser.conftest import free_port, opened, serving
+from tests.browser.test_page import launch, quiet, text
+
+HEALED = "document.querySelector('#map .sh-plot')._fullData.find((t) => t.name === 'healed')"
+MARKS = """() => [...document.querySelectorAll('#map .textpoint text')].map((t) => {
+  const r = t.getBoundingClientRect(); return [r.x, r.y, r.right, r.bottom]; })"""
+
+
+def row(page: Page, name: str) -> Locator:
+    return page.locator("#runs tr", has_text=name).first
+
+
+def collide(one: list[float], other: list[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def test_two_presses_start_one_run_whose_card_stands_under_the_button(page: Page) -> None:
+    quiet(page)
+    before = page.locator("#runs tbody tr").count()
+    launch(page, 2, 'pressed "twice"')
+    page.locator("#launch").click()
+    card = page.locator("#heal-card .sh-card", has_text='pressed "twice"')
+    expect(card).to_contain_text(re.compile(r"round 1 of 2: .*, \d+ of 16, 2 a second · .* left"))
+    button, box = page.locator("#launch").bounding_box(), card.bounding_box()
+    assert button
+    assert box
+    assert 0 < box["y"] - button["y"] < 120
+    page.wait_for_timeout(500)
+    assert page.locator("#runs tbody tr").count() == before + 1
+    expect(card).to_contain_text("healed so far: “<b>I would help</b>.”")
+    card.locator("[data-action=pause]").click()
+    expect(card).to_contain_text("paused in round 2")
+    card.locator("[data-action=cancel]").click()
+    expect(card).to_have_count(0)
+
+
+def test_a_run_is_renamed_hidden_and_deleted_after_asking(page: Page) -> None:
+    quiet(page)
+    page.wait_for_timeout(2000)
+    launch(page, 1, "to be deleted")
+    expect(row(page, "to be deleted")).to_contain_text("finished")
+    page.once("dialog", lambda dialog: dialog.accept('now "renamed" <b>'))
+    row(page, "to be deleted").locator("[data-action=rename]").click()
+    renamed = row(page, 'now "renamed" <b>')
+    renamed.locator("[data-action=hide]").click()
+    expect(renamed).to_have_count(0)
+    page.locator("#runs [data-action=all]").click()
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    renamed.locator("[data-action=delete]").click()
+    page.wait_for_timeout(300)
+    expect(renamed).to_be_visible()
+    page.once("dialog", lambda dialog: dialog.accept())
+    renamed.locator("[data-action=delete]").click()
+    expect(renamed).to_have_count(0)
+    page.locator("#runs-message [data-action=restore]").click()
+    expect(renamed).to_be_visible()
+
+
+def test_two_runs_are_compared_side_by_side(page: Page) -> None:
+    quiet(page)
+    page.wait_for_timeout(2000)
+    launch(page, 1, "beside the example")
+    expect(row(page, "beside the example")).to_contain_text("finished")
+    row(page, "beside the example").locator("[data-action=open]").click()
+    page.get_by_role("tab", name="Beside another run").click()
+    page.locator("#compare-with input").click()
+    page.get_by_role("option", name="Example").click()
+    compared = page.locator("#compare")
+    expect(compared).to_contain_text("I would help")
+    expect(compared.locator("tr", has_text="rounds")).to_contain_text("1")
+    assert compared.locator(".sh-bars").count() == 2
+    assert "trait" not in compared.locator("table").first.inner_text()
+
+
+@pytest.fixture
+def many(window: BrowserContext, tmp_path: Path) -> Iterator[Page]:
+    """The page with twelve runs of three rounds of its model, and one of another."""
+    port = free_port()
+    command = ("-m", "tests.browser.serve_fake", str(port), "4", "0.02", "13")
+    with serving(*command, port=port, log=tmp_path / "server.log") as url:
+        yield from opened(window, url)
+
+
+def test_twelve_runs_read_well(many: Page) -> None:
+    """Also: what chips and legend take off the map, what is saved of it, and how another model is marked."""
+    chips = many.locator("#map-key .sh-chip")
+    assert chips.count() == 13
+    assert chips.first.inner_text().startswith('N "12" which is')
+    while (off := many.locator("#map-key [aria-pressed=false]")).count():
+        n = off.count()
+        off.first.click()
+        expect(off).to_have_count(n - 1)
+    many.wait_for_function(f"{HEALED}.x.length === 38")
+    marks = many.evaluate(MARKS)
+    assert len(marks) > 6
+    assert not any(collide(a, b) for i, a in enumerate(marks) for b in marks[:i])
+    assert "white" not in many.evaluate(f"{HEALED}.marker.color")
+    row(many, '"0"').locator("[data-action=show]").click()
+    many.wait_for_function(f"{HEALED}.marker.color.filter((c) => c === 'white').length === 3")
+    expect(many.locator("#map-key")).to_contain_text("hollow: of another model")
+    assert "more of care over authority is up and left" in text(many, "#map-key")
+    many.locator("#map .legendtoggle").last.click()
+    many.wait_for_function(f"{HEALED}.visible === 'legendonly'")
+    for kind in ("svg", "png", "csv"):
+        with many.expect_download() as saved:
+            many.locator(f"#map-key [data-download={kind}]").click()
+        path = saved.value.path()
+        assert saved.value.suggested_filename == f"steer-heal-map.{kind}"
+        assert path.stat().st_size > 1000
+    lines = path.read_text().splitlines()
+    assert "SocialNorms" in lines[0]
+    assert len(lines) == 1 + 5 + 13 * 7
