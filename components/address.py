@@ -11,6 +11,15 @@ from steer_heal.records import Vignette
 
 SAMPLING = ("temperature", "top_p", "top_k")
 """Typed as text: gradio's box for a number cannot be empty."""
+KEEP_RUNS = """(memory) => {
+  const view = new URLSearchParams(location.search);
+  view.delete('runs');
+  view.delete('open');
+  if (memory?.runs) view.set('runs', memory.runs.join(','));
+  if (memory?.open) view.set('open', memory.open.join(':'));
+  SteerHeal.visit(view);
+}"""
+"""JavaScript that puts the runs on the map and the open round into the browser's address."""
 NUMBERS = {"alpha": "exact", "seed": "seed", "length": "length"}
 
 
@@ -24,6 +33,7 @@ def keep(names: Sequence[str]) -> str:
   const n = 1 + Number(document.querySelector('#high input[type=range]')?.max ?? 0);
   Object.assign(form, {{ low: +(low / n).toFixed(4), high: +((high + 1) / n).toFixed(4) }});
   const model = document.querySelector('#header .sh-model b')?.innerText ?? '';
+  const before = new URLSearchParams(location.search);
   const view = new URLSearchParams({{ model, trait: form.trait, prompt: form.prompt }});
   view.set('band', `${{form.low}}-${{form.high}}`);
   view.set('alpha', form.exact ?? 0);
@@ -32,7 +42,8 @@ def keep(names: Sequence[str]) -> str:
   if (form.greedy) view.set('greedy', '1');
   for (const name of {json.dumps(SAMPLING)}) if (form[name] !== null) view.set(name, form[name]);
   if (form.method !== 'auto') view.set('method', form.method);
-  history.replaceState(null, '', `${{location.pathname}}?${{view}}`);
+  for (const name of ['runs', 'open']) if (before.has(name)) view.set(name, before.get(name));
+  SteerHeal.visit(view);
   return [form];
 }}"""
 

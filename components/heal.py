@@ -15,6 +15,7 @@ from components.controls import Controls, band, ends
 from components.engine import Engine
 from components.steer import INTERNAL, PRESS, Steering
 from components.watching import remembered
+from components.words import what_is
 from steer_heal.config import (
     AUTO,
     MAX_ROUNDS,
@@ -103,7 +104,7 @@ def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]
     """The widgets by the names of `Form`, those of the steering panel among them; the button; a line for what
     it has to say; and the runs that go on."""
     about = "over-steer, keep what reads well, train it in; trait and layers as set"
-    gr.HTML(view.heading("Heal", about))
+    gr.HTML(view.heading("Heal", about + what_is("round")))
     with gr.Row(equal_height=False, elem_classes="sh-pressed sh-tight"):
         name = gr.Textbox(
             label="Name", placeholder="optional", max_length=80, min_width=100, scale=3, elem_id="run-name"

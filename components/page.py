@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import api, dose, heal, model_picker, moral_map, plot, runs, steer, watching
+from components import address, api, dose, heal, model_picker, moral_map, plot, runs, steer, watching, words
 from components.engine import Engine
 from components.steer import INTERNAL, PRESS
 from components.watching import Memory
@@ -19,6 +19,7 @@ def build(engine: Engine) -> gr.Blocks:
     with gr.Blocks(title="Steer & Heal", analytics_enabled=False, fill_width=True) as page:
         kept = watching.memory()
         choice = model_picker.build(engine)
+        words.build()
         with gr.Row(elem_classes="sh-columns"):
             with gr.Column(scale=6, min_width=330):
                 steering = steer.build(engine)
@@ -53,8 +54,9 @@ def build(engine: Engine) -> gr.Blocks:
             done.then(None, js=plot.REVEAL, **INTERNAL)
         plot.marks(WATCH_SECONDS).click(look, [kept, seen], drawn, **INTERNAL)
         plot.knock().click(lambda: None, None, None, **INTERNAL)
-        page.load(redraw, kept, drawn, **INTERNAL)
-        page.load(reopen, kept, open_outputs, **INTERNAL)
+        loaded = page.load(watching.adopt, kept, kept, **INTERNAL).then(redraw, kept, drawn, **INTERNAL)
+        loaded.then(reopen, kept, open_outputs, **INTERNAL)
+        kept.change(None, kept, None, js=address.KEEP_RUNS, **INTERNAL)
         steering.restart(steering.draw(model_picker.wire(page, engine, *choice).then).then)
         steering.on_load(page)
         measured(page)

@@ -7,6 +7,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import fastapi
 import gradio as gr
@@ -20,6 +21,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Mount
 from starlette.types import ASGIApp
 
+from components import words
 from components.access import Login
 from components.engine import Engine
 from components.gate import Gate
@@ -27,7 +29,12 @@ from components.page import build
 from components.theme import CSS, PAGE_HEAD, PLOTLY_JS, STATIC, theme
 from steer_heal.config import MAX_UPLOAD_BYTES, SettingsError
 
-SCRIPTS = {"plotly.min.js": PLOTLY_JS, **{name: STATIC / name for name in ("page.js", "stream.js")}}
+FILES = {
+    "plotly.min.js": PLOTLY_JS,
+    **{name: STATIC / name for name in ("page.js", "stream.js")},
+    **{name: Path(__file__).parents[1] / "docs" / name for name in words.WORDS},
+}
+"""By its name under `ui/`: what the page needs, and the documents that its words point to."""
 THREADS = 256
 CALLS_AT_ONCE = 64
 """Calls of one endpoint that are answered at a time; an answer that streams is one until its end."""
@@ -38,20 +45,25 @@ MAX_WAITING = 512
 
 
 def own_files(engine: Engine) -> ASGIApp:
-    """The scripts of the page, compressed, cached by the browser until they change; and `mark`, the one
-    value that an open page asks for again and again: unchanged means that there is nothing to redraw."""
+    """The scripts of the page, compressed, cached by the browser until they change; its documents; and `mark`,
+    with which server it is, the one value that an open page asks for again and again: unchanged means that
+    there is nothing to redraw."""
     files = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    started = secrets.token_hex(4)
 
     @files.get("/mark")
     def mark() -> Response:
-        return PlainTextResponse(engine.runs.watermark(), headers={"Cache-Control": "no-store"})
+        return PlainTextResponse(
+            engine.runs.watermark(), headers={"Cache-Control": "no-store", "X-Started": started}
+        )
 
     @files.get("/{name}")
-    def script(name: str) -> Response:
-        path = SCRIPTS.get(name)
-        if path is None:
+    def file(name: str) -> Response:
+        path = FILES.get(name)
+        if path is None or not path.is_file():
             return Response(status_code=404)
-        return FileResponse(path, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+        kind = "text/javascript" if path.suffix == ".js" else "text/plain; charset=utf-8"
+        return FileResponse(path, media_type=kind, headers={"Cache-Control": "no-cache"})
 
     return GZipMiddleware(files, minimum_size=1000, compresslevel=5)
 

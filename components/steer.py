@@ -52,7 +52,8 @@ def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML]:
         panes = []
         for stage in ("base", "steered"):
             title = f'<div class="sh-answer-title sh-fg-{stage}">{view.STAGE_WORDS[stage]}</div>'
-            box = f'<div class="sh-answer sh-answer-{stage}" id="{stage}-text" tabindex="0">${{value}}</div>'
+            look = f'class="sh-answer sh-answer-{stage}" id="{stage}-text"'
+            box = f'<div {look} tabindex="0" dir="auto">${{value}}</div>'
             panes.append(
                 gr.HTML(
                     view.answer((), done=False),
@@ -162,6 +163,15 @@ def _wire_choosers(engine: Engine, knobs: Controls) -> None:
     def ask(chosen: str | None) -> Any:
         return next((v.text for v in engine.vignettes() if v.id == chosen), gr.skip())
 
+    def claimed(typed: str, foundation: str) -> Any:
+        vignettes = engine.vignettes()
+        shown = next((v for v in vignettes if v.text == typed), None)
+        choices = by_foundation(vignettes, shown.foundation if shown else foundation)
+        return gr.update(choices=choices, value=shown.id if shown else None)
+
+    knobs.prompt.input(
+        claimed, [knobs.prompt, knobs.foundation], knobs.vignette, trigger_mode="always_last", **INTERNAL
+    )
     knobs.foundation.input(choose, knobs.foundation, [knobs.vignette, knobs.prompt], **INTERNAL)
     knobs.vignette.input(ask, knobs.vignette, knobs.prompt, **INTERNAL)
     band = [knobs.low, knobs.high]

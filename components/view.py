@@ -8,6 +8,7 @@ from html import escape
 from itertools import pairwise
 from typing import get_args
 
+from components.words import what_is
 from steer_heal.config import FOUNDATIONS, THRESHOLDS, Thresholds
 from steer_heal.records import (
     Agreement,
@@ -116,7 +117,8 @@ def legend() -> str:
     low = ("0", *(f"{edge:g}" for edge in KL_EDGES))
     names = [f"{a}–{b}" for a, b in pairwise(low)] + [f"≥ {KL_EDGES[-1]:g}"]
     chips = "".join(f'<span class="sh-t k{i}">{name}</span>' for i, name in enumerate(names))
-    about = f"KL(steered ‖ base), nats per token: {chips} · point at a token for more"
+    unit = f"nats per token{what_is('nats')}"
+    about = f"KL(steered ‖ base), {unit}: {chips} · point at a token for more"
     return f'<div class="sh-legend sh-dim">{about}</div>'
 
 
@@ -237,13 +239,20 @@ def measures(
         lines.append(said)
     if not lines:
         return '<div class="sh-verdict sh-dim">The measures appear with the first tokens.</div>'
+    lines = [f"{line}{what_is(word)}" if (word := _word(line)) else line for line in lines]
     return '<ul class="sh-verdict">' + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
+
+
+def _word(line: str) -> str:
+    """The word that a measure's line begins with, where it is explained."""
+    named = {"answers": "answer mass"} | {w: w for w in ("perplexity", "relevance", "repetition", "variety")}
+    return named.get(line.split(" ", 1)[0], "")
 
 
 def worth(agreement: Agreement, frame: str) -> str:
     """What a profile is worth, in one small line."""
     said = agreement.sentence(frame)
-    return f'<div class="sh-dim sh-worth">{esc(said)}</div>' if said else ""
+    return f'<div class="sh-dim sh-worth">{esc(said)}{what_is("agreement")}</div>' if said else ""
 
 
 def dose(alpha: float, frame: SteerFrame | None = None) -> str:
@@ -255,7 +264,7 @@ def dose(alpha: float, frame: SteerFrame | None = None) -> str:
     if frame is not None and frame.dose_fraction is not None:
         parts.append(f"{100 * frame.dose_fraction:.0f}% of the residual's norm")
     if frame is not None and frame.c_star is not None:
-        parts.append(f"c* = {number(frame.c_star, 1)}")
+        parts.append(f"c* = {number(frame.c_star, 1)}{what_is('c*')}")
     return f'<div class="sh-dim sh-dose">{" · ".join(parts)}</div>'
 
 
@@ -284,5 +293,5 @@ def bars(profiles: Mapping[str, Mapping[str, float]]) -> str:
     key = " ".join(
         f'<span class="sh-key sh-fg-{esc(s)}">■ {STAGE_WORDS.get(s, esc(s))}</span>' for s in profiles
     )
-    key = f'<div class="sh-bars-key sh-dim">{key} · probability, change</div>'
+    key = f'<div class="sh-bars-key sh-dim">{key} · probability, change{what_is("foundations")}</div>'
     return f'{key}<div class="sh-bars">{"".join(rows)}</div>'

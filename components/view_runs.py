@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from components.view import bars, duration, esc, number, worth
+from components.words import what_is
 from steer_heal.records import CompletionRow, RoundDetail, RunRow
 
 STAGES = {
@@ -128,7 +129,8 @@ def map_key(
         for kind in ("svg", "png", "csv")
     )
     hollow = "; hollow: of another model" if any(r.run_id in shown and r.model != model for r in runs) else ""
-    about = f"{esc(caption)}; ◆ steered, ■ healed with its round; fainter: less coherent{hollow}"
+    about = f"{esc(caption)}; ◆ steered, ■ healed with its round; fainter: less coherent"
+    about += f"{what_is('coherent')}; grey: random directions{what_is('random directions')}{hollow}"
     return (
         f'<div class="sh-dim sh-caption">{about} · save as {saves}</div><div class="sh-chips">{chips}</div>'
     )
@@ -177,7 +179,8 @@ def runs_table(
     """
     if not runs:
         return EMPTY_RUNS
-    names = ("Map", "Run", "Model, trait", "Seed", "Status", "Rounds", "Retention", "Started", "")
+    counted = (f"Rounds{what_is('round')}", f"Retention{what_is('retention')}")
+    names = ("Map", "Run", "Model, trait", "Seed", "Status", *counted, "Started", "")
     head = "".join(f"<th>{n}</th>" for n in names)
     body = "".join(
         _run(run, run.run_id in shown, marks.get(run.run_id, ""), traits.get(run.trait, run.trait))
@@ -204,7 +207,7 @@ def round_head(detail: RoundDetail, run: RunRow | None) -> str:
     example = '<span class="sh-tag">example</span>' if run and run.is_example else ""
     facts = [f"{stage} coherence <b>{number(value)}</b>" for stage, value in detail.coherence.items()]
     if detail.retention is not None:
-        facts.insert(0, f"retention <b>{number(detail.retention, 2)}</b>")
+        facts.insert(0, f"retention <b>{number(detail.retention, 2)}</b>{what_is('retention')}")
     if detail.made:
         facts.append(f"kept <b>{detail.kept}</b> of {detail.made} completions")
     if detail.c_star is not None:

@@ -43,6 +43,17 @@ def remembered(kept: Any) -> Memory:
     return {"runs": runs, "open": place, "all": kept.get("all") is True}
 
 
+def adopt(kept: Any, request: gr.Request) -> Memory:
+    """What the browser remembers, or the runs and the round that its address names."""
+    query, memory = dict(request.query_params), remembered(kept)
+    if "runs" in query:
+        memory["runs"] = [run for run in query["runs"].split(",") if run]
+    run, colon, number = query.get("open", "").rpartition(":")
+    if colon and number.isdecimal():
+        memory["open"] = [run, int(number)]
+    return memory
+
+
 def shown(runs: Sequence[RunRow], kept: Any, model: str) -> list[str]:
     """The runs on the map: those chosen that still exist; until one is chosen, the newest of this model and
     its example."""

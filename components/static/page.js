@@ -20,6 +20,7 @@ window.SteerHeal = (() => {
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: text },
       hoverlabel: { bgcolor: colour("--background-fill-primary"), bordercolor: grid, font: { color: text }, align: "left" },
+      modebar: { orientation: "v", color: grid, activecolor: text },  // across, it would lie over the legend
       autosize: true,
     };
   }
@@ -130,18 +131,113 @@ window.SteerHeal = (() => {
     });
   }
 
+  // The view as the browser's address: a change of it that comes a while after the one before can be gone back on.
+  const SETTLED_MS = 1500;
+  let changed = performance.now();
+  function visit(view) {
+    const to = `${location.pathname}?${view}`, now = performance.now();
+    if (to === location.pathname + location.search) return;
+    const settled = location.search && now - changed > SETTLED_MS;
+    history[settled ? "pushState" : "replaceState"](null, "", to);
+    changed = now;
+  }
+  addEventListener("popstate", () => location.reload());
+
+  // Words: a "?" beside a label, what it opens beside it, a first visit's steps, keys.
+  function words(element, marks) {
+    function place() {
+      for (const [name, mark] of Object.entries(marks)) {
+        const label = document.querySelector(`#${name} [data-testid=block-info]`);
+        if (label && !label.querySelector(".sh-help")) label.insertAdjacentHTML("beforeend", mark);
+      }
+      for (const box of document.querySelectorAll("#prompt textarea")) box.dir = "auto";
+    }
+    document.addEventListener("click", (event) => {
+      setTimeout(place, 300);  // what is opened may have labels of its own
+      const mark = event.target.closest?.("[popovertarget]");
+      const box = mark && document.getElementById(mark.getAttribute("popovertarget"));
+      if (!box) return;
+      const at = mark.getBoundingClientRect();
+      box.style.left = `${Math.max(8, Math.min(at.left, innerWidth - 328))}px`;
+      box.style.top = at.bottom < innerHeight - 120 ? `${at.bottom + 4}px` : `${at.top - 100}px`;
+    }, true);
+    const settle = setInterval(place, 500);
+    setTimeout(() => clearInterval(settle), 8000);
+    tour(element.querySelector("#tour"));
+  }
+
+  function tour(box) {
+    const steps = [...box.children];
+    let at = 0;
+    function show() {
+      steps.forEach((step, n) => { step.hidden = n !== at; });
+      document.querySelectorAll(".sh-here").forEach((one) => one.classList.remove("sh-here"));
+      box.hidden = at >= steps.length;
+      if (!box.hidden) document.getElementById(steps[at].dataset.at)?.classList.add("sh-here");
+    }
+    box.addEventListener("click", ({ target }) => {
+      if (!target.dataset.tour) return;
+      at = target.dataset.tour === "next" ? at + 1 : steps.length;
+      show();
+    });
+    if (localStorage.getItem("steer-heal-visited")) return;
+    localStorage.setItem("steer-heal-visited", "1");
+    show();
+  }
+
+  const NUDGE = { "[": -0.25, "]": 0.25 };
+  document.addEventListener("keydown", (event) => {
+    const { key, target, ctrlKey, metaKey, altKey } = event;
+    if (key === "Escape" && !document.querySelector(":popover-open")) document.querySelector("#stop")?.click();
+    const typing = target.matches?.("textarea, select, [contenteditable], input:not([type=range], [type=checkbox])");
+    if (typing || ctrlKey || metaKey || altKey) return;
+    const slider = document.querySelector("#alpha input[type=range]");
+    if (key === "/") document.querySelector("#prompt textarea")?.focus();
+    else if (key in NUDGE && slider) {
+      slider.value = Number(slider.value) + NUDGE[key];
+      slider.dispatchEvent(new Event("input", { bubbles: true }));
+    } else return;
+    event.preventDefault();
+  });
+
+  // Says in a bar of its own what became of the server.
+  function say(text) {
+    let bar = document.querySelector("#sh-server");
+    if (!bar) {
+      bar = document.createElement("div");
+      Object.assign(bar, { id: "sh-server", className: "sh-error" });
+      bar.setAttribute("role", "alert");
+      document.querySelector(".gradio-container").prepend(bar);
+    }
+    bar.textContent = text;
+    bar.hidden = !text;
+  }
+
   // Asks for one short value while the tab is in view; tells Python only when it has changed.
   function mark(element, trigger, seconds) {
-    let seen = "", asking = false;
+    let seen = "", asking = false, server = null, missed = 0;
+    if (sessionStorage.getItem("steer-heal-away")) {
+      sessionStorage.removeItem("steer-heal-away");
+      say("The page's server was started anew. Everything is as you left it; go on.");
+      setTimeout(say, 15000, "");
+    }
     async function look() {
       if (!element.isConnected) return clearInterval(timer);
       if (document.hidden || asking) return;
       asking = true;
       try {
         const reply = await fetch("ui/mark");
-        const now = reply.ok ? await reply.text() : seen;
+        const now = reply.ok ? await reply.text() : seen, started = reply.headers.get("X-Started");
+        if (missed) say("");
+        missed = 0;
+        if (server && started && started !== server) {
+          sessionStorage.setItem("steer-heal-away", "1");
+          return location.reload();
+        }
+        server = started ?? server;
         if (now !== seen) trigger("click", { mark: (seen = now) });
-      } catch (_) { // the server is away: ask again next time
+      } catch (_) { // ask again next time
+        if (++missed > 1) say("The page's server does not answer. This page goes on by itself once it does.");
       } finally { asking = false; }
     }
     const timer = setInterval(look, 1000 * seconds);
@@ -163,5 +259,5 @@ window.SteerHeal = (() => {
   }
   const moved = (name) => paced[name]?.();
 
-  return { chart, actions, mark, pace, moved, reveal };
+  return { chart, actions, mark, pace, moved, reveal, visit, words };
 })();

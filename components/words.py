@@ -1,0 +1,83 @@
+"""The words of the page, a sentence each, where a "?" stands; and three steps for a first visit."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+
+import gradio as gr
+
+from components.theme import TABLE_HEAD
+
+WORDS = {
+    "method.md": {
+        "alpha": "the dose: how much of the vector is added, in units of c*; 0 is the model as it came",
+        "c*": "the size of the vector at which steering moves the next-word probabilities by one nat",
+        "nats": "the unit of KL: how far steering moved the probabilities at a token; 0 is not at all",
+        "layers": "the blocks of the network, counted from 0, to which the vector is added",
+        "trait": "a pair of opposite poles; positive alpha pushes towards the first",
+        "method": "how the vector is made out of what the model does under either pole",
+    },
+    "readings.md": {
+        "vignette": "a short scene in which one moral foundation is violated",
+        "text health": "whether the steered text still reads as base's own does: fine, damaged or broken",
+        "perplexity": "how surprised base is by the text; gibberish makes it high",
+        "relevance": "how much likelier an answer is after its own question than after others, in nats",
+        "repetition": "the share of the text that is one phrase again and again",
+        "variety": "the share of the text's word pairs that are different ones",
+        "answer mass": "how much probability the allowed answers got; coherence on the map",
+        "agreement": "the share of vignettes that the model labels right; chance is one in seven",
+        "foundations": "seven things a wrong can be about; a bar is the probability that the model names it",
+        "random directions": "vectors of no meaning that change the model as much: what they do is chance",
+        "coherent": "most probability is on the allowed answers; where it is not, a mark is faint",
+    },
+    "healing.md": {
+        "round": "over-steered answers are written, the good ones kept, trained in, and the result measured",
+        "retention": "how far the healed model moved without steering, divided by how far steering moved it",
+    },
+}
+"""What each word means, by the document that says more."""
+LABELS = {
+    "alpha": "alpha", "low": "layers", "trait": "trait", "vignette": "vignette",
+    "method": "method",
+}  # fmt: skip
+"""The inputs, by their ids, whose label is such a word."""
+STEPS = (
+    ("alpha", "Drag <b>alpha</b> and read the two answers: what differs between them is the steering."),
+    ("dose-find", "Press <b>Find where it breaks</b>: the doses at which the text stops making sense."),
+    ("launch", "Press <b>Heal</b>: what reads well is trained in, and each round appears on the map."),
+)
+
+
+def _name(term: str) -> str:
+    return "help-" + "".join(c if c.isalnum() else "-" for c in term)
+
+
+def what_is(term: str) -> str:
+    """A "?" that says what a word means."""
+    about = f'aria-label="What is {escape(term)}?"'
+    return f'<button class="sh-help" type="button" popovertarget="{_name(term)}" {about}>?</button>'
+
+
+def build() -> None:
+    """What the marks open, the first visit's steps, and the keys."""
+    said = "".join(
+        f'<div class="sh-popover" popover id="{_name(term)}"><b>{escape(term)}</b>: {escape(about)}. '
+        f'<a href="ui/{page}" target="_blank">more</a></div>'
+        for page, terms in WORDS.items()
+        for term, about in terms.items()
+    )
+    steps = "".join(
+        f'<div data-at="{at}" hidden><b>{n} of {len(STEPS)}</b> {about} '
+        '<button class="sh-button" data-tour="next">Next</button> '
+        '<button class="sh-button" data-tour="skip">Skip</button></div>'
+        for n, (at, about) in enumerate(STEPS, 1)
+    )
+    marks = json.dumps({at: what_is(term) for at, term in LABELS.items()})
+    gr.HTML(
+        f'<div class="sh-note" id="tour" role="note" hidden>{steps}</div>{said}',
+        js_on_load=f"SteerHeal.words(element, {marks})",
+        head=TABLE_HEAD,
+        apply_default_css=False,
+        elem_id="words",
+    )

@@ -1,0 +1,191 @@
+"""What a person takes for granted: words explained, keys, contrast, directions, Back, nothing stale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from components.words import WORDS
+from tests.browser.conftest import finished, free_port, opened, serving
+from tests.browser.test_page import text, type_into
+
+FAINT = """() => {
+  const parse = (c) => { const n = (c.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+    return c.startsWith('color(srgb') ? [...n.slice(0, 3).map((v) => 255 * v), n[3] ?? 1] : [n[0], n[1], n[2], n[3] ?? 1]; };
+  const over = (a, b) => [0, 1, 2].map((i) => a[3] * a[i] + (1 - a[3]) * b[i]);
+  const light = (c) => { const [r, g, b] = c.map((v) => v / 255)
+      .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = (e) => { const up = []; for (; e; e = e.parentElement) up.push(parse(getComputedStyle(e).backgroundColor));
+    return up.reverse().reduce((under, one) => over(one, under), [255, 255, 255]); };
+  const found = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const e = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || !e.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
+    if (e.closest('script, style, .js-plotly-plot, :disabled') || !e.getClientRects().length) continue;
+    const back = behind(e), front = over(parse(getComputedStyle(e).color), back);
+    const [a, b] = [light(front), light(back)].sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) found.push(`${texts.currentNode.data.trim().slice(0, 30)}: ${ratio.toFixed(2)} .${e.className}`);
+  }
+  return [...new Set(found)];
+}"""
+"""Texts in view whose contrast with what is behind them is below 4.5:1."""
+FOCUSED = "document.activeElement.closest('[id]:not([id^=component]):not([id^=range]):not([id^=html])')?.id"
+
+
+@pytest.fixture(params=["light", "dark"])
+def shaded(request: pytest.FixtureRequest, browser: Browser, fake: str) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme=request.param)
+    yield from opened(context, fake)
+    context.close()
+
+
+def test_every_text_can_be_read(shaded: Page) -> None:
+    shaded.locator("#runs [data-action=open]").last.click()
+    expect(shaded.locator("#round-bars .sh-bg-healed").first).to_be_visible()
+    assert shaded.evaluate(FAINT) == []
+
+
+def test_words_are_explained_where_they_stand(page: Page) -> None:
+    sentences = {term: said for terms in WORDS.values() for term, said in terms.items()}
+    for where, term in (
+        ("#alpha", "alpha"),
+        ("#dose", "c*"),
+        ("#measures", "perplexity"),
+        ("#runs", "retention"),
+    ):
+        page.locator(f"{where} .sh-help[aria-label='What is {term}?']").first.click()
+        box = page.locator(".sh-popover:popover-open")
+        expect(box).to_have_text(f"{term}: {sentences[term]}. more")
+        page.keyboard.press("Escape")
+        expect(box).to_have_count(0)
+    shown = page.locator("body").inner_text()
+    assert not [word for word in ("care_over_authority", "mean_diff", "_ratio") if word in shown]
+    link = page.locator("#help-alpha a").get_attribute("href")
+    assert "alpha" in page.request.get(f"{page.url.split('?')[0]}{link}").text()
+
+
+def test_a_first_visit_has_three_steps_and_a_second_none(window: BrowserContext, fake: str) -> None:
+    for page in opened(window, fake):
+        for step in ("alpha", "dose-find", "launch"):
+            expect(page.locator("#tour > div:visible")).to_have_attribute("data-at", step)
+            page.locator("#tour [data-tour=next]:visible").click()
+        expect(page.locator("#tour")).to_be_hidden()
+        page.reload()
+        finished(page)
+        expect(page.locator("#tour")).to_be_hidden()
+
+
+def test_keys_and_the_order_of_the_focus(page: Page) -> None:
+    page.keyboard.press("]")
+    expect(page.locator("#dose")).to_contain_text("alpha 1.25")
+    page.keyboard.press("[")
+    expect(page.locator("#dose")).to_contain_text("alpha 1 ")
+    page.keyboard.press("/")
+    expect(page.locator("#prompt textarea")).to_be_focused()
+    page.keyboard.insert_text("Speak haltingly [")
+    expect(page.locator("#status")).to_contain_text("writing")
+    page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_contain_text("Stopped")
+    page.locator("#alpha input[type=range]").focus()
+    order = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        at = page.evaluate(FOCUSED)
+        if at and (not order or order[-1] != at):
+            order.append(at)
+    wanted = [
+        "alpha-exact",
+        "trait",
+        "low",
+        "high",
+        "vignette",
+        "prompt",
+        "stop",
+        "base-text",
+        "steered-text",
+    ]
+    assert [at for at in order if at in wanted] == wanted
+    outline = "getComputedStyle(document.querySelector('#steered-text:focus-visible') ?? document.body).outlineStyle"
+    page.locator("#base-text").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate(outline) == "solid"
+
+
+def test_nothing_stale_stays(page: Page) -> None:
+    vignette = page.locator("#vignette input")
+    assert vignette.input_value()
+    type_into(page, "#prompt", "my own words")
+    expect(vignette).to_have_value("")
+    finished(page)
+    for box, wrong, right in (("#alpha-exact", "1000", "1"), ("#prompt", "word " * 3000, "again")):
+        type_into(page, box, wrong)
+        expect(page.locator(".sh-error:visible")).to_have_count(1)
+        for old in ("#steered-pane", "#verdict", "#bars"):
+            expect(page.locator(old)).to_have_css("opacity", "0.45")
+        type_into(page, box, right)
+        finished(page)
+        expect(page.locator("#verdict")).to_have_css("opacity", "1")
+
+
+def test_a_prompt_is_written_in_its_own_direction(page: Page) -> None:
+    type_into(page, "#prompt", "שלום, מה שלומך היום?")
+    assert page.locator("#prompt textarea").evaluate("e => getComputedStyle(e).direction") == "rtl"
+    assert page.locator("#prompt textarea").get_attribute("dir") == "auto"
+
+
+def test_back_undoes_a_change_of_view_and_the_address_holds_runs_and_round(page: Page) -> None:
+    page.wait_for_timeout(1600)
+    page.locator("#runs [data-action=open]").last.click()
+    page.wait_for_function("location.search.includes('open=example-care-0%3A2')")
+    page.wait_for_timeout(1600)
+    page.locator("#runs [data-action=show]").last.click()
+    page.wait_for_function("new URLSearchParams(location.search).has('runs')")
+    address = page.url
+    page.go_back()
+    page.wait_for_function("!new URLSearchParams(location.search).has('runs')")
+    expect(page.locator("#round h3")).to_contain_text("Example")
+    page.evaluate("localStorage.clear()")
+    page.goto("about:blank")
+    page.goto(address)
+    expect(page.locator("#runs [data-action=show]").last).to_have_attribute("aria-checked", "false")
+    expect(page.locator("#round h3")).to_contain_text("Example")
+
+
+def test_a_table_scrolls_inside_itself_on_a_phone(browser: Browser, fake: str) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    for page in opened(context, fake):
+        page.locator("#runs [data-action=open]").last.click()
+        page.get_by_role("tab", name="Completions").click()
+        expect(page.locator("#round-completions td").first).to_be_visible()
+        page.locator("#dose-effect").click()
+        expect(page.locator("#effect .sh-moved").first).to_be_visible()
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+        for name in ("runs", "round-completions", "effect"):
+            inside = "e => [...e.querySelectorAll('*')].some((x) => x.scrollWidth > x.clientWidth + 1)"
+            table = page.locator(f"#{name} table").first
+            assert table.evaluate("e => e.getBoundingClientRect().width") <= 390 or page.locator(
+                f"#{name}"
+            ).evaluate(inside)
+    context.close()
+
+
+def test_a_server_that_died_is_told_of_and_the_page_goes_on(window: BrowserContext, tmp_path: Path) -> None:
+    port = free_port()
+    command = ("-m", "tests.browser.serve_fake", str(port), "4")
+    page = window.new_page()
+    with serving(*command, port=port, log=tmp_path / "one.log") as url:
+        page.goto(url)
+        finished(page)
+        type_into(page, "#prompt", "typed before it died")
+        finished(page)
+    expect(page.locator("#sh-server")).to_contain_text("does not answer")
+    with serving(*command, port=port, log=tmp_path / "two.log"):
+        expect(page.locator("#sh-server")).to_contain_text("started anew")
+        finished(page)
+        assert "typed before it died" in text(page, "#base-text")
+        page.evaluate("localStorage.clear()")
+        page.close()
