@@ -1,6 +1,6 @@
 """Pictures of the page for the documentation: `python -m benchmarks.screenshots [--out DIR] [--model M]`.
 
-A real server with smollm2 and a real headless browser: wide, narrow, light, dark, a round open.
+A real server with smollm2 and a real headless browser: at 390, 1400 and 1920 px, light and dark, a round open.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -19,7 +20,8 @@ from tests.browser.conftest import ROOT, app
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 PATIENCE = 600_000
-WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
+LARGE = {"width": 1920, "height": 1080}
 DONE = "document.querySelector('#status .sh-status')?.innerText.startsWith('done')"
 
 
@@ -29,39 +31,38 @@ def visit(browser: Browser, url: str, size: dict[str, int], scheme: str) -> Page
     page.set_default_timeout(PATIENCE)
     page.goto(url)
     page.wait_for_function(DONE)
+    page.locator("#tour [data-tour=skip]:visible").click()
+    if page.locator("#map .point").count() == 0:  # the example is of another model
+        page.locator("#runs [data-action=show]").last.click()
     page.wait_for_selector("#map .point")
     page.wait_for_selector("#bars .sh-bg-steered")
     return page
 
 
 def measure(page: Page, out: Path) -> None:
-    """The dose panel with both its charts."""
+    """The dose panel with each of its charts."""
     for press, said in (("#dose-find", "Click the chart"), ("#dose-grid", "Click a cell")):
         page.locator(press).click()
         page.wait_for_function(f"document.querySelector('#dose-note').innerText.includes({said!r})")
-    page.locator("#dose-find").evaluate(
-        "e => window.scrollTo(0, e.getBoundingClientRect().top + scrollY - 90)"
-    )
-    page.wait_for_timeout(500)
-    page.screenshot(path=out / "dose.png")
+        page.wait_for_timeout(500)
+        page.screenshot(path=out / f"{press[1:]}.png")
 
 
 def take(browser: Browser, url: str, out: Path) -> None:
     """All pictures of one running page."""
-    for scheme, name in (("light", "page"), ("dark", "page-dark")):
-        page = visit(browser, url, WIDE, scheme)
-        page.screenshot(path=out / f"{name}.png", full_page=True)
-        if scheme == "light":
+    sizes = {"page": WIDE, "page-large": LARGE, "narrow": NARROW}
+    for scheme, (name, size) in product(("light", "dark"), sizes.items()):
+        page = visit(browser, url, size, scheme)
+        page.screenshot(
+            path=out / f"{name}{'-dark' if scheme == 'dark' else ''}.png", full_page=size is NARROW
+        )
+        if scheme == "light" and size is WIDE:
             page.locator("#runs [data-action=open]").last.click()
-            page.wait_for_selector("#round h3")
-            page.locator("#round").scroll_into_view_if_needed()
             page.wait_for_selector("#round-bars .sh-bg-healed")
+            page.wait_for_timeout(500)
             page.screenshot(path=out / "round.png")
             measure(page, out)
         page.close()
-    page = visit(browser, url, NARROW, "light")
-    page.screenshot(path=out / "narrow.png", full_page=True)
-    page.close()
 
 
 def main() -> int:

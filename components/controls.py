@@ -10,6 +10,7 @@ import gradio as gr
 
 from components import address, view, view_dose
 from components.engine import Engine
+from components.words import what_is
 from steer_heal.config import (
     AUTO,
     DEFAULT_BAND,
@@ -107,7 +108,7 @@ def _chooser(vignettes: list[Vignette]) -> dict[str, Any]:
         vignette = gr.Dropdown(
             by_foundation(vignettes, first.foundation),
             value=first.id,
-            label="Vignette: a scene to choose",
+            label="Vignette: a scene",
             scale=4,
             min_width=200,
             elem_id="vignette",
@@ -233,7 +234,7 @@ def say_layers(engine: Engine, first: float | None, last: float | None) -> str:
     n_layers = engine.info.n_layers
     span = f"layer {low}" if low == high else f"layers {low} to {high}"
     shares = f"{low / n_layers:.0%} to {(high + 1) / n_layers:.0%} of the way up"
-    return f'<div class="sh-dim sh-dose">{span} of 0 to {n_layers - 1}: {shares}</div>'
+    return f'<div class="sh-dim sh-dose">{span} of 0 to {n_layers - 1}: {shares}{what_is("layers")}</div>'
 
 
 # ---- what a browser remembers of the form -----------------------------------------------------------------

@@ -209,7 +209,7 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
         what = gr.Button("What the vector does", size="sm", scale=1, min_width=130, elem_id="dose-effect")
         stop = gr.Button("Stop", size="sm", scale=0, min_width=60, elem_id="dose-stop")
     note = gr.HTML(elem_id="dose-note", elem_classes="sh-slot", apply_default_css=False)
-    with gr.Tabs(elem_id="dose-tabs") as tabs:
+    with gr.Tabs(elem_id="dose-tabs", overflow_behavior="wrap") as tabs:
         with gr.Tab("This answer", id="answer"), gr.Row(elem_classes="sh-wrap"):
             for reading in steering.readings:
                 reading.render()

@@ -45,8 +45,8 @@ MAX_WAITING = 512
 
 
 def own_files(engine: Engine) -> ASGIApp:
-    """The scripts of the page, compressed, cached by the browser until they change; its documents; and `mark`,
-    with which server it is, the one value that an open page asks for again and again: unchanged means that
+    """The page's scripts and documents, compressed, cached by the browser until they change; and `mark`, with
+    which server it is, the one value that an open page asks for again and again: unchanged means that
     there is nothing to redraw."""
     files = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     started = secrets.token_hex(4)

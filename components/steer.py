@@ -31,6 +31,9 @@ PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
 STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_limit": None, "js": STAMP}
 
 
+STARTING = "Loading the model, then writing a first answer: seconds, the first time up to a minute."
+
+
 @dataclass(frozen=True)
 class Steering:
     """What other panels use: the controls, and what makes one more listener offer the loaded model's
@@ -46,7 +49,7 @@ class Steering:
 
 def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML]:
     with gr.Row(equal_height=True, elem_classes="sh-status-row"):
-        status = gr.HTML(view.note("starting"), elem_id="status")
+        status = gr.HTML(view.note(STARTING), elem_id="status")
         stop = gr.Button("Stop", size="sm", scale=0, min_width=90, elem_id="stop")
     with gr.Row(elem_classes="sh-wrap sh-answers"):
         panes = []
@@ -169,9 +172,8 @@ def _wire_choosers(engine: Engine, knobs: Controls) -> None:
         choices = by_foundation(vignettes, shown.foundation if shown else foundation)
         return gr.update(choices=choices, value=shown.id if shown else None)
 
-    knobs.prompt.input(
-        claimed, [knobs.prompt, knobs.foundation], knobs.vignette, trigger_mode="always_last", **INTERNAL
-    )
+    told = [knobs.prompt, knobs.foundation]
+    knobs.prompt.change(claimed, told, knobs.vignette, trigger_mode="always_last", **INTERNAL)
     knobs.foundation.input(choose, knobs.foundation, [knobs.vignette, knobs.prompt], **INTERNAL)
     knobs.vignette.input(ask, knobs.vignette, knobs.prompt, **INTERNAL)
     band = [knobs.low, knobs.high]

@@ -161,7 +161,7 @@ def status(frame: SteerFrame) -> str:
     if frame.done:
         text = f"{frame.message or 'done:'} {n} tokens in {frame.seconds:.1f} s"
     elif frame.message:
-        text = frame.message
+        text = frame.message + (f" · {frame.seconds:.0f} s so far" if frame.seconds >= 1 else "")
     elif frame.waiting and not n:
         text = f"waiting for {ahead(frame.waiting)} ahead"
     else:

@@ -38,7 +38,7 @@ WORDS = {
 }
 """What each word means, by the document that says more."""
 LABELS = {
-    "alpha": "alpha", "low": "layers", "trait": "trait", "vignette": "vignette",
+    "alpha": "alpha", "trait": "trait", "vignette": "vignette",
     "method": "method",
 }  # fmt: skip
 """The inputs, by their ids, whose label is such a word."""

@@ -9,6 +9,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from components.answering import WORDS
 from tests.browser.conftest import app, finished, visit
+from tests.browser.test_look import SHIFTS
 from tests.browser.test_page import WATCH_BASE, drag_alpha, nodes, slider_x, text, type_into
 
 PATIENCE = 240_000
@@ -53,6 +54,7 @@ def test_a_drag_is_read_while_it_moves(window: BrowserContext, url: str) -> None
         asked: list[str] = []
         page.on("request", lambda r: asked.append(r.url) if "/queue/join" in r.url else None)
         page.evaluate(WATCH)
+        page.evaluate(SHIFTS)
         page.mouse.move(x(1.0), y)
         page.mouse.down()
         for number in range(1, moves + 1):
@@ -61,6 +63,7 @@ def test_a_drag_is_read_while_it_moves(window: BrowserContext, url: str) -> None
         page.mouse.up()
         seconds = page.evaluate("(performance.now() - seen.begun) / 1000")
         seen = page.evaluate("seen.over = true, seen")
+        assert page.evaluate("window.shift") < 0.05
         finished(page)
         assert set(seen["base"]) == {base}
         assert min(map(len, seen["steered"])) >= WORDS
