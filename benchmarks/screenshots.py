@@ -1,6 +1,6 @@
 """Pictures of the page for the documentation: `python -m benchmarks.screenshots [--out DIR] [--model M]`.
 
-A real server with smollm2 and a real headless browser: at 390, 1400 and 1920 px, light and dark, a round open.
+A real server with smollm2 and a real headless browser: 390, 1400 and 1920 px wide, light and dark, a round.
 """
 
 from __future__ import annotations

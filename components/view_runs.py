@@ -215,6 +215,7 @@ def round_head(detail: RoundDetail, run: RunRow | None) -> str:
     facts += [
         f"{esc(k.replace('_', ' '))} <b>{number(v, 2)}</b>" for k, v in detail.text.items() if v is not None
     ]
+    facts.append(f"run {esc(detail.run_id)}")
     which = "before the first round" if detail.round == 0 else f"round {detail.round}"
     said = " · ".join(facts)
     top = f'<div class="sh-round"><h3>{name}{example} · {which}</h3>{headline(detail.facts)}'
