@@ -208,9 +208,11 @@ def ends(engine: Engine, band: tuple[float, float]) -> tuple[int, int]:
     return found[0], found[-1]
 
 
-def band(engine: Engine, first: float, last: float) -> tuple[float, float]:
+def band(engine: Engine, first: float | None, last: float | None) -> tuple[float, float]:
     """The shares of depth that hold just the layers from one to the other, in either order: the usual band
-    itself where they are its layers."""
+    itself where they are its layers. Errors: `SettingsError`."""
+    if first is None or last is None:
+        raise SettingsError("a layer is empty: type a whole number from 0.")
     low, high = sorted((int(first), int(last)))
     if (low, high) == ends(engine, DEFAULT_BAND):
         return DEFAULT_BAND
@@ -221,8 +223,6 @@ def filled(engine: Engine, values: Sequence[Any]) -> dict[str, Any]:
     """The widgets' values by the names of `FORM`, and as `band` what the two layers mean in shares of depth.
     Errors: `SettingsError`."""
     form = dict(zip(FORM, values, strict=True))
-    if form["low"] is None or form["high"] is None:
-        raise SettingsError("a layer is empty: type a whole number from 0.")
     return {**form, "band": band(engine, form["low"], form["high"])}
 
 

@@ -109,7 +109,8 @@ def _button(action: str, run: RunRow) -> str:
 
 def letters(runs: Sequence[RunRow]) -> dict[str, str]:
     """A letter for each run, the oldest first, so that a run keeps its own: A to Z, then AA."""
-    oldest = sorted(runs, key=lambda r: (not r.is_example, r.started_at or math.inf, r.run_id))
+    begun = {r.run_id: math.inf if r.started_at is None else r.started_at for r in runs}
+    oldest = sorted(runs, key=lambda r: (not r.is_example, begun[r.run_id], r.run_id))
     return {r.run_id: (chr(64 + i // 26) if i >= 26 else "") + chr(65 + i % 26) for i, r in enumerate(oldest)}
 
 

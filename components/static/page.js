@@ -111,7 +111,11 @@ window.SteerHeal = (() => {
     box.focus({ preventScroll: true });
     const show = () => found.scrollIntoView({ block: box === found ? "start" : "nearest" });
     show();
-    setTimeout(show, 300);  // what it holds may only now be there
+    const growing = new ResizeObserver(show);  // what it holds may only come now
+    growing.observe(document.body);
+    const leave = () => growing.disconnect();
+    setTimeout(leave, 3000);
+    for (const moved of ["wheel", "touchmove", "keydown", "pointerdown"]) addEventListener(moved, leave, { once: true });
   }
 
   // Buttons inside HTML written by Python: each carries data-action and what it is about.

@@ -79,8 +79,10 @@ def evil_everywhere() -> dict[str, str]:
         "status": view.status(SteerFrame((), (), False, False, message=EVIL)),
         "error": view.error(EVIL),
         "note": view.note(EVIL),
-        "runs": view_runs.runs_table([run], [EVIL]),
+        "runs": view_runs.runs_table([run], [EVIL], {}, {}),
         "head": view_runs.round_head(detail, run),
+        "key": view_runs.map_key([run], ["run-1"], {"run-1": "A"}, "", EVIL),
+        "card": view_runs.card(replace(run, status="running"), "A", EVIL),
         "answers": view_runs.answers(detail),
         "settings": view_runs.settings(detail),
         "completions": view_runs.completions([row]),
@@ -191,17 +193,17 @@ def test_bars_show_all_seven_and_the_change() -> None:
 
 
 def test_empty_states_say_what_to_do() -> None:
-    assert "Heal" in view_runs.runs_table([], ())
+    assert "Heal" in view_runs.runs_table([], (), {}, {})
     assert "choose another" in view_runs.completions([], "kept")
     assert "Click a node" in view_runs.EMPTY_ROUND
 
 
 def test_a_running_run_shows_progress_and_can_be_cancelled() -> None:
-    html = view_runs.runs_table([RUN], ["run-1"])
+    html = view_runs.runs_table([RUN], ["run-1"], {}, {})
     for part in (
         'aria-valuenow="50"',
-        "round 2: train",
-        "1 min 15 s".replace("1 min 15 s", "1 min 15 s left"),
+        "round 2 of 3: training them in",
+        "about 1 min left",
     ):
         assert part in html
     assert 'data-action="cancel"' in html
@@ -210,13 +212,13 @@ def test_a_running_run_shows_progress_and_can_be_cancelled() -> None:
 
 @pytest.mark.parametrize("status", ["interrupted", "cancelled", "failed"])
 def test_a_run_that_ended_early_can_be_resumed(status: str) -> None:
-    html = view_runs.runs_table([replace(RUN, status=status)], [])  # type: ignore[arg-type]
+    html = view_runs.runs_table([replace(RUN, status=status)], [], {}, {})  # type: ignore[arg-type]
     assert 'data-action="resume"' in html
     assert 'aria-checked="false"' in html
 
 
 def test_an_example_cannot_be_resumed() -> None:
-    html = view_runs.runs_table([replace(RUN, status="cancelled", is_example=True)], [])
+    html = view_runs.runs_table([replace(RUN, status="cancelled", is_example=True)], [], {}, {})
     assert 'data-action="resume"' not in html
     assert "example" in html
 
@@ -263,3 +265,25 @@ def test_a_round_s_bars_say_what_each_stage_is_worth() -> None:
     detail = replace(DETAIL, profiles={"base": {}, "healed": {}}, worth=worth, frame="cloze")
     html = view_runs.profile_bars(detail)
     assert html.count("agreement 0.53 (0.46-0.60), chance 0.14, frame cloze") == 1
+
+
+def test_two_rounds_side_by_side_show_what_differs_as_text() -> None:
+    runs = FakeEngine().runs
+    one = runs.round(EXAMPLE, 1)
+    other = replace(one, round=2, settings={**one.settings, "seed": 7, "name": "<b>"}, retention=0.5)
+    shown = view_runs.compare(one, other, ("<i>", "second"))
+    assert "&lt;i&gt; · round 1" in shown
+    assert "<tr><th>seed</th><td>0</td><td>7</td></tr>" in shown
+    assert "<th>trait</th>" not in shown
+    assert "<th>name</th>" not in shown
+    assert "&lt;b&gt;I would help&lt;/b&gt;" in shown
+
+
+def test_a_run_keeps_its_letter_and_time_left_is_no_more_exact_than_it_is_known() -> None:
+    (row,) = FakeEngine().runs.rows()
+    others = [replace(row, run_id=f"r{i}", is_example=False, started_at=float(i)) for i in range(27)]
+    marks = view_runs.letters([*reversed(others), row])
+    assert (marks[row.run_id], marks["r0"], marks["r24"], marks["r25"]) == ("A", "B", "Z", "AA")
+    assert view_runs.letters([*others[:5], row]).items() <= marks.items()
+    said = [view_runs.about(seconds) for seconds in (None, 20.0, 130.0)]
+    assert said == ["", " · less than a minute left", " · about 2 min left"]
