@@ -41,11 +41,14 @@ def visit(browser: Browser, url: str, size: dict[str, int], scheme: str) -> Page
 
 def measure(page: Page, out: Path) -> None:
     """The dose panel with each of its charts."""
-    for press, said in (("#dose-find", "Click the chart"), ("#dose-grid", "Click a cell")):
+    for press, said, name in (
+        ("#dose-find", "Click the chart", "dose"),
+        ("#dose-grid", "Click a cell", "layers"),
+    ):
         page.locator(press).click()
         page.wait_for_function(f"document.querySelector('#dose-note').innerText.includes({said!r})")
         page.wait_for_timeout(500)
-        page.screenshot(path=out / f"{press[1:]}.png")
+        page.screenshot(path=out / f"{name}.png")
 
 
 def take(browser: Browser, url: str, out: Path) -> None:

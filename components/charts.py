@@ -172,7 +172,7 @@ def _paths(nodes: Sequence[MapNode], axes: Axes) -> list[Any]:
         start = before if stage == "steered" else by.get((run_id, number, "steered")) or before
         if stage in ways and start is not None:
             ways[stage] += [axes.of_node(start), axes.of_node(node), (None, None)]
-    arrow = {"symbol": "arrow", "angleref": "previous", "size": [0, 12, 0] * (len(ways["healed"]) // 3)}
+    arrow = {"symbol": "arrow", "angleref": "previous", "size": [1, 12, 1] * (len(ways["healed"]) // 3)}
     looks = {
         "steered": {"mode": "lines", "line": {"dash": "dot", "width": 1.2, "color": STEERED}},
         "healed": {
@@ -203,11 +203,12 @@ def moral_map(nodes: Sequence[MapNode], look: Look, controls: Sequence[ControlNo
     figure, axes = go.Figure(), look.axes
     silent = {n.run_id for n in nodes if n.stage == "base" and n.worth.cannot_answer}
     written = _apart(nodes, axes)
-    figure.add_traces([*_controls(controls, axes), *_paths(nodes, axes)])
     for stage in STAGE_COLOURS:
         found = [n for n in nodes if n.stage == stage]
         if found:
             figure.add_trace(_stage_trace(stage, found, look, silent, written))
+        if stage == "base":  # under what steering and healing did
+            figure.add_traces([*_controls(controls, axes), *_paths(nodes, axes)])
     if any(n.vignette_set == "classic" for n in nodes) and (axes.x, axes.y) == (Axes.x, Axes.y):
         figure.add_trace(
             go.Scatter(

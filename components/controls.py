@@ -278,8 +278,8 @@ def layers_of(engine: Engine, kept: Any) -> dict[str, Any]:
         found = ends(engine, shares)
     except (SettingsError, ValueError, TypeError):
         found = ends(engine, DEFAULT_BAND)
-    update = {"maximum": engine.info.n_layers - 1}
-    return {name: gr.update(value=at, **update) for name, at in zip(("low", "high"), found, strict=True)}
+    top = engine.info.n_layers - 1
+    return {name: gr.update(value=at, maximum=top) for name, at in zip(("low", "high"), found, strict=True)}
 
 
 def offer(vignettes: list[Vignette], prompt: str) -> list[Any]:

@@ -191,8 +191,9 @@ def steer_to(engine: Engine, event: gr.EventData) -> Outputs:
     alpha, low, high = (data.get(name) for name in ("alpha", "low", "high"))
     if not isinstance(alpha, int | float):
         return nothing(4)
-    shares = isinstance(low, int | float) and isinstance(high, int | float)
-    return max(-4.0, min(4.0, alpha)), alpha, *(ends(engine, (low, high)) if shares else nothing(2))
+    named = isinstance(low, int | float) and isinstance(high, int | float)
+    layers = ends(engine, (low, high)) if named else nothing(2)
+    return max(-4.0, min(4.0, alpha)), alpha, *layers
 
 
 def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:

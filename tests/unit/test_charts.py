@@ -42,7 +42,7 @@ def paths(figure: dict) -> list[dict]:
 def test_an_arrow_goes_from_steered_to_healed() -> None:
     _, healing = paths(drawn(NODES))
     assert (healing["x"], healing["y"]) == ([0.52, 0.54, None], [0.35, 0.34, None])
-    assert (healing["marker"]["symbol"], healing["marker"]["size"]) == ("arrow", [0, 12, 0])
+    assert (healing["marker"]["symbol"], healing["marker"]["size"]) == ("arrow", [1, 12, 1])
 
 
 def test_the_next_round_starts_from_the_healed_node() -> None:

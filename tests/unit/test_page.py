@@ -115,7 +115,7 @@ def test_base_in_view_is_not_written_again_for_another_alpha() -> None:
 )
 def test_a_browser_may_send_anything(kept: object) -> None:
     engine = FakeEngine()
-    assert watching.remembered(kept) == {"runs": None, "open": None}
+    assert watching.remembered(kept) == {"runs": None, "open": None, "all": False}
     assert watching.shown(engine.runs.rows(), kept, "demo") == [EXAMPLE]
     assert "Click a node" in moral_map.open_round(engine, kept)[0]
 
