@@ -93,8 +93,10 @@ def test_a_foreign_file_is_said_and_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "something else"
 
 
-def test_a_run_is_renamed_and_hidden_without_touching_its_files(index: RunIndex) -> None:
-    folder = local(index).create(heal_settings(model="demo", name="one"), worker=this_process())
+def test_a_run_is_renamed_and_hidden_without_touching_its_files(
+    index: RunIndex, jobs: LocalProcesses
+) -> None:
+    folder = jobs.create(heal_settings(model="demo", name="one"), worker=this_process())
     config, mark = (folder.path / "config.json").read_bytes(), index.watermark()
     index.rename(folder.run_id, " other ")
     index.hide(folder.run_id)
@@ -108,13 +110,13 @@ def test_a_run_is_renamed_and_hidden_without_touching_its_files(index: RunIndex)
 
 
 def test_a_deleted_run_is_gone_with_its_folder_and_comes_back_for_a_minute(
-    index: RunIndex, monkeypatch: pytest.MonkeyPatch
+    index: RunIndex, jobs: LocalProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = index.start(heal_settings(model="demo", name="quick", rounds=1))
     with pytest.raises(SettingsError, match="cancel it before"):
         index.delete(run_id)
     until(lambda: index.rows()[0].status == "finished")
-    path, nodes = local(index).folder(run_id).path, index.map([run_id])
+    path, nodes = jobs.folder(run_id).path, index.map([run_id])
     index.delete(run_id)
     assert not path.exists()
     assert [row.run_id for row in index.rows()] == [EXAMPLE_ID]
@@ -128,8 +130,10 @@ def test_a_deleted_run_is_gone_with_its_folder_and_comes_back_for_a_minute(
         index.restore(run_id)
 
 
-def test_what_is_counted_stands_in_the_row_and_the_end_does_not_jump(index: RunIndex) -> None:
-    folder = local(index).create(heal_settings(model="demo", rounds=2), worker=this_process())
+def test_what_is_counted_stands_in_the_row_and_the_end_does_not_jump(
+    index: RunIndex, jobs: LocalProcesses
+) -> None:
+    folder = jobs.create(heal_settings(model="demo", rounds=2), worker=this_process())
     with EventLog(folder.log) as log:
         start(log, heal_settings(model="demo", rounds=2))
         log.append("progress", 1, {"stage": "generate", "done": 40, "total": 128, "rate": 2.5})
