@@ -188,11 +188,12 @@ def _guarded(
 def steer_to(engine: Engine, event: gr.EventData) -> Outputs:
     """A click on a chart: updates of slider, exact alpha, and the first and the last layer."""
     data = event._data if isinstance(event._data, dict) else {}
-    alpha, low, high = (data.get(name) for name in ("alpha", "low", "high"))
+    alpha, low, high = data.get("alpha"), data.get("low"), data.get("high")
     if not isinstance(alpha, int | float):
         return nothing(4)
-    named = isinstance(low, int | float) and isinstance(high, int | float)
-    layers = ends(engine, (low, high)) if named else nothing(2)
+    layers = nothing(2)
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        layers = ends(engine, (low, high))
     return max(-4.0, min(4.0, alpha)), alpha, *layers
 
 
