@@ -136,13 +136,14 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.timeout(600)
 def test_a_heal_run_of_its_own_process_ends_on_the_map(smollm2_folder: Path, tmp_path: Path) -> None:
     """Kills are for smaller models: `tests/loop/test_runs.py`, `tests/faults`."""
     index = RunIndex(
         LocalProcesses(tmp_path / "runs"), Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0
     )
     run_id = index.start(heal_settings("quick", model=SMOLLM2, rounds=1, seed=3, **SMALL))
-    until(lambda: index.rows()[0].status not in ("queued", "running"))
+    until(lambda: index.rows()[0].status not in ("queued", "running"), seconds=540.0)
     assert index.rows()[0].status == "finished", index.rows()[0].message
     assert [(node.round, node.stage) for node in index.map([run_id])] == [
         (0, "base"), (1, "steered"), (1, "healed"),
