@@ -24,7 +24,7 @@ WORDS = {
         "perplexity": "how surprised base is by the text; gibberish makes it high",
         "relevance": "how much likelier an answer is after its own question than after others, in nats",
         "repetition": "the share of the text that is one phrase again and again",
-        "variety": "the share of the text's word pairs that are different ones",
+        "variety": "the share of the text's words that are different ones",
         "answer mass": "how much probability the allowed answers got; coherence on the map",
         "agreement": "the share of vignettes that the model labels right; chance is one in seven",
         "foundations": "seven things a wrong can be about; a bar is the probability that the model names it",
