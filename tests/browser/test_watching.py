@@ -73,7 +73,7 @@ def held(window: BrowserContext, fake: str) -> Iterator[Page]:
 
 
 def test_an_event_that_joins_while_the_stream_of_another_ends_is_answered(held: Page) -> None:
-    held.locator("#runs [data-action=open]", has_text="Example").click()
+    held.locator("#runs [data-action=open][data-run=example-care-0]").click()
     expect(held.locator("#round h3")).to_contain_text("Example")
     held.get_by_role("tab", name="Completions").click()
     tick = held.locator("#runs [data-action=show]").last
