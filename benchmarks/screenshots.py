@@ -36,6 +36,8 @@ def visit(browser: Browser, url: str, size: dict[str, int], scheme: str) -> Page
         page.locator("#runs [data-action=show]").last.click()
     page.wait_for_selector("#map .point")
     page.wait_for_selector("#bars .sh-bg-steered")
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(500)
     return page
 
 
