@@ -13,11 +13,11 @@ from steer_heal.runs.jobs import LocalProcesses
 COMMAND = (sys.executable, "-m", "tests.fake_worker")
 
 
-def until(true: Callable[[], bool], seconds: float = 240.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 240.0, every_s: float = 0.01) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 def status(jobs: LocalProcesses, run_id: str) -> str:

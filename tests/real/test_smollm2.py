@@ -28,7 +28,7 @@ from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
 from steer_heal.vectors.steering import coefficients
 from tests import tiny
-from tests.jobs import until
+from tests.jobs import status, until
 from tests.rounds import OPEN
 
 LAYERS = (12, 13, 14, 15, 16, 17)
@@ -137,14 +137,26 @@ SMALL = {
 
 
 @pytest.mark.timeout(600)
-def test_a_heal_run_of_its_own_process_ends_on_the_map(smollm2_folder: Path, tmp_path: Path) -> None:
+def test_a_heal_run_stopped_and_resumed_ends_on_the_map(smollm2_folder: Path, tmp_path: Path) -> None:
     """Kills are for smaller models: `tests/loop/test_runs.py`, `tests/faults`."""
-    index = RunIndex(
-        LocalProcesses(tmp_path / "runs"), Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0
-    )
+    jobs = LocalProcesses(tmp_path / "runs")
+    index = RunIndex(jobs, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
+
+    def ended() -> bool:
+        return status(jobs, run_id) not in ("queued", "running")
+
+    def measured() -> list[int]:
+        return [event.seq for event in jobs.events(run_id).events if event.kind == "profile"]
+
     run_id = index.start(heal_settings("quick", model=SMOLLM2, rounds=1, seed=3, **SMALL))
-    until(lambda: index.rows()[0].status not in ("queued", "running"), seconds=540.0)
+    until(lambda: bool(measured()), seconds=240.0, every_s=0.2)
+    index.cancel(run_id)
+    until(ended, every_s=0.2)
+    assert (status(jobs, run_id), len(measured())) == ("cancelled", 1)
+    index.resume(run_id)
+    until(ended, seconds=300.0, every_s=0.2)
     assert index.rows()[0].status == "finished", index.rows()[0].message
+    assert len(measured()) == 3
     assert [(node.round, node.stage) for node in index.map([run_id])] == [
         (0, "base"), (1, "steered"), (1, "healed"),
     ]  # fmt: skip
