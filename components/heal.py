@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -161,7 +160,9 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
 
     def start(request: gr.Request, value: Any, like: str, *values: Any) -> tuple[Any, Any, Any]:
         session, now = request.session_hash or "", time.monotonic()
-        if now - pressed.get(session, -math.inf) < TWICE_S:
+        for other in [other for other, then in pressed.items() if now - then >= TWICE_S]:
+            pressed.pop(other, None)
+        if session in pressed:
             return gr.skip(), gr.skip(), gr.skip()
         pressed[session] = now
         try:
@@ -171,7 +172,7 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
             form = Form(**given)
             run_id = engine.launch(form.settings(engine.info.name, known))
         except SettingsError as problem:
-            del pressed[session]
+            pressed.pop(session, None)
             return gr.skip(), view.error(str(problem)), like
         memory = remembered(value)
         shown = None if memory["runs"] is None else [*memory["runs"], run_id]

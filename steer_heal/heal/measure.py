@@ -22,6 +22,7 @@ from steer_heal.evaluate.frames import Frames
 from steer_heal.evaluate.logp import text_logp
 from steer_heal.evaluate.relevance import OTHERS, relevances
 from steer_heal.generate import Row, complete
+from steer_heal.generate.sampling import sampler
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.cost import Cost
 from steer_heal.heal.filter import Own, judge, readings
@@ -53,6 +54,11 @@ class Measures:
         self.vignettes = vignette_sets.vignettes(
             asked.vignettes, material, condition=data.CONDITION, limit=asked.n_vignettes
         )
+        made = settings.data
+        self._sample = build(
+            SampleSettings, max_new_tokens=made.max_new_tokens, temperature=made.temperature,
+            top_k=made.top_k, top_p=made.top_p,
+        )  # fmt: skip
         self.cache_dir, self._frames = cache_dir, Frames(lm, cache_dir)
         self.frame = None if asked.frame == AUTO_FRAME else data.frame(asked.frame)
         self.calibrated: tuple[tuple[float, ...], ...] = ()
@@ -139,11 +145,7 @@ class Measures:
                     prompt=prompt,
                 )
             )
-        made = self._settings.data
-        sample = build(
-            SampleSettings, max_new_tokens=made.max_new_tokens, greedy=greedy, seed=seed,
-            temperature=made.temperature, top_k=made.top_k, top_p=made.top_p,
-        )  # fmt: skip
+        sample = self._sample.model_copy(update={"greedy": greedy, "seed": seed})
         directions_LD = (
             dose.vector.steers if dose else Tensor([[0.0]]).expand(self._lm.n_layers, self._lm.width)
         )
@@ -152,8 +154,7 @@ class Measures:
     @property
     def temperature(self) -> float:
         """At which the answers are drawn; 1 where they are greedy."""
-        asked = self._settings.data.temperature
-        return (self._lm.sampling.temperature if asked is None else asked) or 1.0
+        return sampler(self._sample, self._lm.sampling).temperature or 1.0
 
     def scored(
         self, written: Sequence[Completion], tick: Tick | None = None

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 ROOT = Path(__file__).parents[2]
 expect.set_options(timeout=30_000)
@@ -87,6 +87,13 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, log = free_port(), tmp_path_factory.mktemp("fake") / "server.log"
     with serving("-m", "tests.browser.serve_fake", str(port), "4", port=port, log=log) as url:
         yield url
+
+
+def sized(browser: Browser, url: str, width: int, height: int, scheme: str) -> Iterator[Page]:
+    """`opened` in a window of its own, of that size in px, "light" or "dark"."""
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    yield from opened(context, url)
+    context.close()
 
 
 def opened(window: BrowserContext, url: str, script: str = "") -> Iterator[Page]:

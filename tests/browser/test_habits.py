@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from components.words import WORDS
-from tests.browser.conftest import finished, free_port, opened, serving
+from tests.browser.conftest import finished, free_port, opened, serving, sized
 from tests.browser.test_page import text, type_into
 
 FAINT = """() => {
@@ -45,9 +45,7 @@ FOCUSED = "document.activeElement.closest('[id]:not([id^=component]):not([id^=ra
 
 @pytest.fixture(params=["light", "dark"])
 def shaded(request: pytest.FixtureRequest, browser: Browser, fake: str) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme=request.param)
-    yield from opened(context, fake)
-    context.close()
+    yield from sized(browser, fake, 1400, 900, request.param)
 
 
 def test_every_text_can_be_read(shaded: Page) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import finished, opened
+from tests.browser.conftest import finished, sized
 from tests.browser.test_page import drag_alpha, text, type_into
 
 TOGETHER = (
@@ -37,18 +37,12 @@ def box(page: Page, name: str) -> tuple[float, float, float]:
 
 @pytest.fixture(params=[(1400, 900, "light"), (1920, 1080, "dark")], ids=["1400", "1920"])
 def wide(request: pytest.FixtureRequest, browser: Browser, fake: str) -> Iterator[Page]:
-    width, height, scheme = request.param
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    yield from opened(context, fake)
-    context.close()
+    yield from sized(browser, fake, *request.param)
 
 
 @pytest.fixture(params=[(390, 844, "light"), (700, 450, "dark")], ids=["phone", "zoomed to 200%"])
 def narrow(request: pytest.FixtureRequest, browser: Browser, fake: str) -> Iterator[Page]:
-    width, height, scheme = request.param
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    yield from opened(context, fake)
-    context.close()
+    yield from sized(browser, fake, *request.param)
 
 
 def test_one_look_has_it_all(wide: Page) -> None:

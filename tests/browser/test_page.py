@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.conftest import finished, opened
+from tests.browser.conftest import finished, opened, sized
 
 HOSTILE = (
     '<img src=x onerror="window.hacked=1"> ${window.hacked=2} {{window.hacked}} <script>hacked=3</script>'
@@ -259,9 +259,7 @@ def test_two_sessions_do_not_see_each_other(page: Page, window: BrowserContext, 
 
 @pytest.fixture(params=["light", "dark"])
 def narrow(request: pytest.FixtureRequest, browser: Browser, fake: str) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=request.param)
-    yield from opened(context, fake)
-    context.close()
+    yield from sized(browser, fake, 390, 844, request.param)
 
 
 def test_a_narrow_window_needs_no_sideways_scrolling(narrow: Page) -> None:

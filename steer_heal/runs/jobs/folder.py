@@ -27,6 +27,13 @@ SILENT_S = 60.0
 """A worker on another host counts as gone when its heartbeat is older than this."""
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file whole: readers see the old one or the new one. Raises: `OSError`."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
 class RunFolder:
     """The files of one run. Nothing here decides anything; it reads and writes, each file whole."""
 
@@ -97,10 +104,8 @@ class RunFolder:
         return max(done, default=0)
 
     def write(self, name: str, text: str) -> None:
-        """Writes a small file whole: readers see the old one or the new one. Raises: `OSError`."""
-        fresh = self.path / f".{name}.{os.getpid()}"
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(self.path / name)
+        """`write_whole` in this folder."""
+        write_whole(self.path / name, text)
 
     def claim(self, process: Running) -> None:
         """Records who works here."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal.config import SettingsError
+from steer_heal.runs.jobs.folder import write_whole
 
 UNDO_S = 60.0
 """How long a deleted run can be brought back."""
@@ -35,9 +36,7 @@ class Shelf:
         """Adds to what is said of a run. Raises: `OSError`."""
         labels = self.labels()
         labels[run_id] = {**labels.get(run_id, {}), **said}
-        fresh = self._file.with_name(f".labels.{os.getpid()}")
-        fresh.write_text(json.dumps(labels, ensure_ascii=False, indent=1), encoding="utf-8")
-        fresh.replace(self._file)
+        write_whole(self._file, json.dumps(labels, ensure_ascii=False, indent=1))
 
     def put_away(self, run_id: str) -> None:
         """The run's folder is no run any more. Raises: `OSError`."""
