@@ -18,6 +18,7 @@ from components.words import what_is
 from steer_heal.config import (
     AUTO,
     MAX_ROUNDS,
+    MAX_RUN_NAME_CHARS,
     PRESETS,
     HealSettings,
     SettingsError,
@@ -55,7 +56,7 @@ class Form:
     @classmethod
     def of(cls, basis: HealSettings) -> Form:
         """The form that gives `basis` again, under a name of its own."""
-        evaluate, name = basis.evaluate, f"{basis.name} again".strip()[:80]
+        evaluate, name = basis.evaluate, f"{basis.name} again".strip()[:MAX_RUN_NAME_CHARS]
         return cls(
             basis.trait, *basis.band, name=name, rounds=basis.rounds, preset=basis.preset, seed=basis.seed,
             completions=basis.data.n_answers, vignettes=evaluate.n_vignettes or 0, epochs=basis.train.epochs,
@@ -106,7 +107,12 @@ def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]
     gr.HTML(view.heading("Heal", about + what_is("round")))
     with gr.Row(equal_height=False, elem_classes="sh-pressed sh-tight"):
         name = gr.Textbox(
-            label="Name", placeholder="optional", max_length=80, min_width=100, scale=3, elem_id="run-name"
+            label="Name",
+            placeholder="optional",
+            max_length=MAX_RUN_NAME_CHARS,
+            min_width=100,
+            scale=3,
+            elem_id="run-name",
         )
         rounds = gr.Number(3, label="Rounds", precision=0, min_width=64, elem_id="rounds")
         preset = gr.Dropdown(

@@ -44,6 +44,7 @@ from steer_heal.config.base import (
 )
 from steer_heal.config.healing import (
     HEAL_THRESHOLDS,
+    MAX_RUN_NAME_CHARS,
     PRESETS,
     DataSettings,
     EvalSettings,

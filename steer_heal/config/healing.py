@@ -148,6 +148,9 @@ class EvalSettings(Settings):
     )
 
 
+MAX_RUN_NAME_CHARS = 80
+
+
 class HealSettings(Settings):
     """One heal run, whole: what is written into its config.json."""
 
@@ -156,7 +159,7 @@ class HealSettings(Settings):
     rounds: int = Field(default=3, ge=1, le=MAX_ROUNDS)
     seed: int = Field(default=0, ge=0, lt=2**31)
     preset: Literal["quick", "standard"] = "quick"
-    name: str = Field(default="", max_length=80)
+    name: str = Field(default="", max_length=MAX_RUN_NAME_CHARS)
     band: Band = DEFAULT_BAND
     extract: ExtractSettings = ExtractSettings()
     calibrate: CalibrateSettings = CalibrateSettings()

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steer_heal.config import HealSettings, SettingsError, stored_settings
+from steer_heal.config import MAX_RUN_NAME_CHARS, HealSettings, SettingsError, stored_settings
 from steer_heal.records import CompletionRow, ControlNode, Event, MapNode, RoundDetail, RunRow
 from steer_heal.runs import events
 from steer_heal.runs.jobs import JobState, Launcher
@@ -26,7 +26,6 @@ EXAMPLE_ID = "example-care-over-authority"
 TOGETHER = 32
 """Runs whose new events are taken in while the store is open once."""
 
-MAX_NAME_CHARS = 80
 SMOOTHING = 0.1
 """How much of what is newly expected of a run's end is believed at once."""
 
@@ -113,8 +112,8 @@ class RunIndex:
 
     def rename(self, run_id: str, name: str) -> None:
         """Raises: `SettingsError`."""
-        if not 0 < len(name.strip()) <= MAX_NAME_CHARS:
-            raise SettingsError(f"A run's name has 1 to {MAX_NAME_CHARS} characters: type another.")
+        if not 0 < len(name.strip()) <= MAX_RUN_NAME_CHARS:
+            raise SettingsError(f"A run's name has 1 to {MAX_RUN_NAME_CHARS} characters: type another.")
         self._changed(lambda: self.launcher.label(run_id, {"name": name.strip()}))
 
     def hide(self, run_id: str, hidden: bool = True) -> None:
