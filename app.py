@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from importlib import import_module
+from typing import Any
 
-from components import access
+from components import access, quick_import
 from steer_heal.config import SettingsError
 from steer_heal.engine.starting import Starting
 from steer_heal.printing import print_anything
@@ -44,23 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, note = (args.model, "") if args.model else default_model()
     if note:
         print(note, flush=True)
+
+    def engine_of_the_page() -> Any:
+        make = import_module("steer_heal.engine").Engine
+        engine = make(model, runs_dir=args.runs, db=args.db, at_once=args.runs_at_once)
+        gc.freeze()  # what is loaded stays to the end: no collection need look at it
+        gc.enable()
+        return engine
+
     try:
-        source = find(model)
         login = access.login(os.environ, args.login_file)
         access.check(args.host, login, share=args.share)
         with access.bind(args.host, args.port) as listening:
-            # Imported only now: they take seconds, and what was asked for may be refused.
-            engine = Starting(
-                source,
-                lambda: import_module("steer_heal.engine").Engine(
-                    model, runs_dir=args.runs, db=args.db, at_once=args.runs_at_once
-                ),
-            )
+            # Imported only now, as what was asked for may be refused: they take seconds, a tenth of it to
+            # look for garbage where there is none.
+            gc.disable()
+            engine = Starting(find(model), engine_of_the_page)
+            quick_import.import_gradio()
             serve = import_module("components.server").serve
-            try:
+            with closing(engine):
                 serve(engine, listening, login, share=args.share, begin=engine.begin)
-            finally:
-                engine.close()
     except SettingsError as problem:
         print(problem, file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.theme import CHART_HEAD, TABLE_HEAD
+from components.theme import PANEL_HEAD
 
 REVEAL = "() => SteerHeal.reveal()"
 """JavaScript: what the last click opened comes into view and takes the focus."""
@@ -32,7 +32,7 @@ def chart(figure: dict[str, Any] | None, *, elem_id: str, height: int, empty: st
         figure,
         html_template=template,
         js_on_load="SteerHeal.chart(element, trigger, props, watch)",
-        head=CHART_HEAD,
+        head=PANEL_HEAD,
         apply_default_css=False,
         elem_id=elem_id,
     )
@@ -44,7 +44,7 @@ def buttons(html: str, *, elem_id: str, elem_classes: str | None = None) -> gr.H
         html,
         html_template='<div class="sh-wide">${value}</div>',
         js_on_load="SteerHeal.actions(element, trigger)",
-        head=TABLE_HEAD,
+        head=PANEL_HEAD,
         apply_default_css=False,
         elem_id=elem_id,
         elem_classes=elem_classes,
@@ -56,7 +56,7 @@ def marks(seconds: float) -> gr.HTML:
     return gr.HTML(
         "",
         js_on_load=f"SteerHeal.mark(element, trigger, {seconds})",
-        head=TABLE_HEAD,
+        head=PANEL_HEAD,
         apply_default_css=False,
         elem_id="mark",
         padding=False,
@@ -70,7 +70,7 @@ def pace(name: str, seconds: float) -> gr.HTML:
     return gr.HTML(
         "",
         js_on_load=f"SteerHeal.pace(trigger, '{name}', {seconds})",
-        head=TABLE_HEAD,
+        head=PANEL_HEAD,
         apply_default_css=False,
         elem_id=f"pace-{name}",
         padding=False,

@@ -13,11 +13,10 @@ STATIC = Path(__file__).parent / "static"
 CSS = STATIC / "page.css"
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
-# Put into `head=` of the components that draw: gradio loads each script once and waits for it there.
-CHART_HEAD = '<script src="ui/plotly.min.js"></script><script src="ui/page.js"></script>'
 # In the page's own head: it runs before anything of gradio.
 PAGE_HEAD = '<script src="ui/stream.js"></script>'
-TABLE_HEAD = '<script src="ui/page.js"></script>'
+# In `head=` of the components whose script is in it: gradio loads it once and waits for it there.
+PANEL_HEAD = '<script src="ui/page.js"></script>'
 
 
 def theme() -> gr.themes.Base:

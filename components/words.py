@@ -7,7 +7,7 @@ from html import escape
 
 import gradio as gr
 
-from components.theme import TABLE_HEAD
+from components.theme import PANEL_HEAD
 
 WORDS = {
     "method.md": {
@@ -77,7 +77,7 @@ def build() -> None:
     gr.HTML(
         f'<div class="sh-note" id="tour" role="note" hidden>{steps}</div>{said}',
         js_on_load=f"SteerHeal.words(element, {marks})",
-        head=TABLE_HEAD,
+        head=PANEL_HEAD,
         apply_default_css=False,
         elem_id="words",
     )

@@ -25,6 +25,16 @@ window.SteerHeal = (() => {
     };
   }
 
+  // Four megabytes, read once there is something to draw: a first answer does not wait for them.
+  let library;
+  const plotly = () => (library ??= new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = "ui/plotly.min.js";
+    script.onload = resolve;
+    script.onerror = () => { library = undefined; reject(new Error("plotly.min.js cannot be read")); };
+    document.head.append(script);
+  }));
+
   // A plotly chart that keeps its element, the reader's zoom, and tells Python which point was clicked.
   function chart(element, trigger, props, watch) {
     const box = element.querySelector(".sh-plot"), empty = element.querySelector(".sh-plot-empty");
@@ -67,6 +77,7 @@ window.SteerHeal = (() => {
       shownAxes = axes;
       for (const [name, range] of Object.entries(zoom))
         if (layout[name]) layout[name] = { ...layout[name], range, autorange: false };
+      await plotly();
       await Plotly.react(box, figure.data, layout, config);
       if (!wired) wire();
       element.dataset.drawn = String(Number(element.dataset.drawn || 0) + 1);

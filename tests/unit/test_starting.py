@@ -25,9 +25,26 @@ from steer_heal.engine.starting import Starting
 application(Starting(find("demo"), lambda: sys.exit(1)), 1)
 """
 
+GRADIO = """
+import ast, inspect
+from unittest.mock import patch
+from components import quick_import
+source_file = inspect.getfile
+with patch.object(ast, "get_source_segment", wraps=ast.get_source_segment) as cut:
+    quick_import.import_gradio()
+import gradio
+assert cut.call_count < 20 and inspect.getfile is source_file
+assert gradio.Slider(0, 1).value == 0
+"""
+
 
 def test_the_page_is_built_before_torch_is_there() -> None:
     subprocess.run([sys.executable, "-c", PAGE], check=True, cwd=ROOT)
+
+
+def test_gradio_is_imported_without_writing_interface_files() -> None:
+    """Which it cuts out of the sources of its seventy-six components, twice; others are few."""
+    subprocess.run([sys.executable, "-c", GRADIO], check=True, cwd=ROOT)
 
 
 def test_the_files_tell_what_the_loaded_model_does() -> None:
