@@ -138,6 +138,7 @@ def _stage_trace(
         y=[y for _, y in places],
         mode="markers+text",
         name=stage,
+        legendgroup=stage,
         text=[
             "" if a is None else f"{a}{n.round}" if stage == "healed" else a
             for a, n in zip(letters, nodes, strict=True)
@@ -187,6 +188,7 @@ def _paths(nodes: Sequence[MapNode], axes: Axes) -> list[Any]:
             y=[y for _, y in points],
             hoverinfo="skip",
             showlegend=False,
+            legendgroup=stage,
             **looks[stage],
         )
         for stage, points in ways.items()

@@ -10,6 +10,7 @@ from typing import Any
 
 from components.view import bars, duration, esc, number, worth
 from components.words import what_is
+from steer_heal.config import HealThresholds, describe_settings
 from steer_heal.records import CompletionRow, RoundDetail, RunRow
 
 STAGES = {
@@ -228,7 +229,8 @@ def headline(facts: Mapping[str, Any]) -> str:
     said = facts.get("headline")
     if not said:
         return ""
-    limits = " · ".join(f"{esc(k.replace('_', ' '))} {v:g}" for k, v in said["thresholds"].items())
+    abouts = {name: field.description for name, field in HealThresholds.model_fields.items()}
+    limits = "".join(f"<li>{esc(abouts.get(k) or k)} {v:g}</li>" for k, v in said["thresholds"].items())
     beside = []
     if interval := facts.get("retention_interval"):
         beside.append(f"retention {interval[0]:.2f} to {interval[1]:.2f} (95% over vignettes)")
@@ -242,7 +244,8 @@ def headline(facts: Mapping[str, Any]) -> str:
         beside.append(f"KL from base on neutral prompts {facts['neutral_kl']:.2f} nats a token")
     return (
         f'<p class="sh-headline"><b>{esc(said["word"])}</b>: {esc(said["why"])}</p>'
-        f'<p class="sh-dim">{esc(" · ".join(beside))}</p><p class="sh-dim">judged by: {limits}</p>'
+        f'<p class="sh-dim">{esc(" · ".join(beside))}</p>'
+        f'<details class="sh-dim"><summary>what it was judged by</summary><ul>{limits}</ul></details>'
     )
 
 
@@ -284,8 +287,11 @@ def compare(one: RoundDetail, other: RoundDetail, names: tuple[str, str]) -> str
         ("kept answers", *(f"{d.kept} of {d.made}" for d in (one, other))),
     ]
     mine, theirs = flat(one.settings), flat(other.settings)
+    abouts = {name: about for name, _, about in describe_settings()}
     differ = [
-        (k, mine.get(k, "–"), theirs.get(k, "–")) for k in mine | theirs if mine.get(k) != theirs.get(k)
+        (abouts.get(k, k), mine.get(k, "–"), theirs.get(k, "–"))
+        for k in mine | theirs
+        if mine.get(k) != theirs.get(k)
     ]
     profiles = "".join(
         f"<div><b>{title}</b>{profile_bars(d)}</div>" for title, d in zip(titles, (one, other), strict=True)
@@ -307,8 +313,19 @@ def flat(values: Mapping[str, Any], under: str = "") -> dict[str, Any]:
 
 
 def settings(detail: RoundDetail) -> str:
-    """The run's settings, whole, as JSON text."""
-    return f'<pre class="sh-settings">{esc(json.dumps(detail.settings, indent=2, ensure_ascii=False))}</pre>'
+    """The run's settings: what each is, its value, its name; and whole, as JSON text."""
+    abouts = {name: about for name, _, about in describe_settings()}
+    body = "".join(
+        f"<tr><td>{esc(abouts.get(k, k))}</td><td>{esc(json.dumps(v) if v is None else v)}</td>"
+        f'<td class="sh-dim"><code>{esc(k)}</code></td></tr>'
+        for k, v in flat(detail.settings).items()
+    )
+    whole = esc(json.dumps(detail.settings, indent=2, ensure_ascii=False))
+    table = _table("<th>What</th><th>Value</th><th>Name</th>", body)
+    return (
+        f'<div class="sh-scroll">{table}</div>'
+        f'<details class="sh-dim"><summary>as JSON</summary><pre class="sh-settings">{whole}</pre></details>'
+    )
 
 
 def completions(rows: Sequence[CompletionRow], which: str = "all") -> str:

@@ -17,6 +17,9 @@ WORDS = {
         "layers": "the blocks of the network, counted from 0, to which the vector is added",
         "trait": "a pair of opposite poles; positive alpha pushes towards the first",
         "method": "how the vector is made out of what the model does under either pole",
+        "temperature": "how evenly the next token is drawn: below 1 likely ones come oftener, at 0 always",
+        "top-p": "only the likeliest tokens that have this probability together can be drawn",
+        "top-k": "only this many of the likeliest tokens can be drawn",
     },
     "readings.md": {
         "vignette": "a short scene in which one moral foundation is violated",
@@ -37,11 +40,8 @@ WORDS = {
     },
 }
 """What each word means, by the document that says more."""
-LABELS = {
-    "alpha": "alpha", "trait": "trait", "vignette": "vignette",
-    "method": "method",
-}  # fmt: skip
-"""The inputs, by their ids, whose label is such a word."""
+LABELS = ("alpha", "trait", "vignette", "method", "temperature", "top-p", "top-k")
+"""The inputs whose label is such a word, which is also their id."""
 STEPS = (
     ("alpha", "Drag <b>alpha</b> and read the two answers: what differs between them is the steering."),
     ("dose-find", "Press <b>Find where it breaks</b>: the doses at which the text stops making sense."),
@@ -73,7 +73,7 @@ def build() -> None:
         '<button class="sh-button" data-tour="skip">Skip</button></div>'
         for n, (at, about) in enumerate(STEPS, 1)
     )
-    marks = json.dumps({at: what_is(term) for at, term in LABELS.items()})
+    marks = json.dumps({term: what_is(term) for term in LABELS})
     gr.HTML(
         f'<div class="sh-note" id="tour" role="note" hidden>{steps}</div>{said}',
         js_on_load=f"SteerHeal.words(element, {marks})",

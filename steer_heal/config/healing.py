@@ -286,25 +286,26 @@ _PARTS: dict[str, type[Settings]] = {
 
 
 class HealThresholds(Settings):
-    """Where a round's headline changes; printed with it. Perplexity, answer mass and relevance count relative
-    to base's own, `spill` is the largest movement of a foundation off the target over the mean movement of
-    the target's; a target foundation with less than `room` to move in is not counted. `facts` is the share of
-    what base knows that is still told, `neutral_kl` nats a token. Chosen by hand: no report fits them to a
-    model."""
+    """Where a round's headline changes; printed with it. A target foundation with less than `room` to move in
+    is not counted. Chosen by hand: no report fits them to a model."""
 
-    mass_collapsed: float = 0.85
-    looping_collapsed: float = 0.1
-    perplexity_collapsed: float = 3.0
-    relevance_collapsed: float = 0.4
-    retention_kept: float = 0.5
-    spill: float = 1.0
-    room: float = 0.05
-    mass_healthy: float = 0.95
-    looping_healthy: float = 0.02
-    perplexity_healthy: float = 1.5
-    relevance_healthy: float = 0.6
-    facts_healthy: float = 0.95
-    neutral_kl_healthy: float = 0.15
+    mass_collapsed: float = Field(default=0.85, description="collapsed: answer mass, of base's, below")
+    looping_collapsed: float = Field(default=0.1, description="collapsed: share of answers that loop, above")
+    perplexity_collapsed: float = Field(default=3.0, description="collapsed: perplexity, of base's, above")
+    relevance_collapsed: float = Field(default=0.4, description="collapsed: relevance, of base's, below")
+    retention_kept: float = Field(default=0.5, description="no trait kept: retention below")
+    spill: float = Field(
+        default=1.0, description="not specific: movement off the target, of the target's own, from"
+    )
+    room: float = Field(default=0.05, description="a target foundation counts with room to move of at least")
+    mass_healthy: float = Field(default=0.95, description="costly: answer mass, of base's, below")
+    looping_healthy: float = Field(default=0.02, description="costly: share of answers that loop, above")
+    perplexity_healthy: float = Field(default=1.5, description="costly: perplexity, of base's, above")
+    relevance_healthy: float = Field(default=0.6, description="costly: relevance, of base's, below")
+    facts_healthy: float = Field(default=0.95, description="costly: share of base's facts still told, below")
+    neutral_kl_healthy: float = Field(
+        default=0.15, description="costly: KL from base on neutral prompts, nats a token, above"
+    )
 
 
 HEAL_THRESHOLDS = HealThresholds()

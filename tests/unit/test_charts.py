@@ -45,6 +45,13 @@ def test_an_arrow_goes_from_steered_to_healed() -> None:
     assert (healing["marker"]["symbol"], healing["marker"]["size"]) == ("arrow", [1, 12, 1])
 
 
+def test_the_legend_hides_a_stages_paths_with_its_marks() -> None:
+    figure = drawn(NODES)
+    steering, healing = paths(figure)
+    assert [one["legendgroup"] for one in (steering, healing)] == ["steered", "healed"]
+    assert [trace(figure, stage)["legendgroup"] for stage in ("steered", "healed")] == ["steered", "healed"]
+
+
 def test_the_next_round_starts_from_the_healed_node() -> None:
     second = replace(STEERED, round=2, social_norms=0.40)
     steering, _ = paths(drawn([*NODES, second]))

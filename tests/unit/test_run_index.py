@@ -107,6 +107,8 @@ def test_a_run_is_renamed_and_hidden_without_touching_its_files(
     for wrong in ("  ", "x" * 81):
         with pytest.raises(SettingsError, match="1 to 80"):
             index.rename(folder.run_id, wrong)
+    (folder.path.parent / "labels.json").write_text("[1]")  # somebody's own: no names, and no error
+    assert next(row.name for row in index.rows() if row.run_id == folder.run_id) == "one"
 
 
 def test_a_deleted_run_is_gone_with_its_folder_and_comes_back_for_a_minute(

@@ -232,6 +232,14 @@ def test_completions_are_filtered_and_reasons_shown() -> None:
     assert "and 5 more" in view_runs.completions(many)
 
 
+def test_settings_say_what_they_are_beside_their_names() -> None:
+    detail = FakeEngine().runs.round(EXAMPLE, 1)
+    shown = view_runs.settings(replace(detail, settings={"train": {"tau": 0.05}, "rounds": 2}))
+    assert "D that costs nothing, in nats a token.</td><td>0.05</td>" in shown
+    assert "<code>train.tau</code>" in shown
+    assert "<code>rounds</code>" in shown
+
+
 def test_the_headline_carries_its_thresholds_and_is_never_markup() -> None:
     facts = {
         "headline": {"word": "no trait kept", "why": "retention <b>0.1</b>", "thresholds": {"spill": 1.0}},
@@ -242,7 +250,7 @@ def test_the_headline_carries_its_thresholds_and_is_never_markup() -> None:
     shown = view_runs.headline(facts)
     assert "no trait kept" in shown
     assert "&lt;b&gt;0.1" in shown
-    assert "spill 1" in shown
+    assert "not specific: movement off the target, of the target&#x27;s own, from 1" in shown
     assert "0.05 to 0.20" in shown
     assert "facts kept 95%" in shown
     assert "on neutral prompts 0.12 nats a token" in shown

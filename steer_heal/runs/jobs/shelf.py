@@ -30,7 +30,8 @@ class Shelf:
             found = json.loads(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return {run: said for run, said in found.items() if isinstance(said, dict)}
+        labels = found.items() if isinstance(found, dict) else ()
+        return {run: said for run, said in labels if isinstance(said, dict)}
 
     def label(self, run_id: str, said: dict[str, Any]) -> None:
         """Adds to what is said of a run. Raises: `OSError`."""
