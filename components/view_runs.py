@@ -16,7 +16,7 @@ from steer_heal.records import CompletionRow, RoundDetail, RunRow
 STAGES = {
     "base": "measuring the base",
     "extract": "finding the direction",
-    "calibrate": "finding the dose of one nat",
+    "calibrate": "finding the dose of one nat, and what steering alone does",
     "generate": "writing over-steered answers",
     "filter": "keeping what reads well",
     "train": "training them in",

@@ -71,6 +71,7 @@ def calibrate_each(
     prompts_ids: Sequence[Sequence[int]],
     settings: CalibrateSettings,
     *,
+    progress: Progress | None = None,
     pause: Callable[[], None] | None = None,
 ) -> list[Calibration]:
     """c* of each of M vectors as `calibrate` finds it; a pass measures what all searches want in one
@@ -82,7 +83,7 @@ def calibrate_each(
         made_LM[:, m] = coefficients(lm.n_layers, layers, c)[0]
         return made_LM
 
-    return _found(lm, directions_MLD, n_vectors, row_LM, prompts_ids, settings, None, pause)
+    return _found(lm, directions_MLD, n_vectors, row_LM, prompts_ids, settings, progress, pause)
 
 
 def _found(

@@ -43,12 +43,14 @@ def c_stars(
     settings: CalibrateSettings,
     n: int,
     *,
+    progress: Callable[[int, int], None] | None = None,
     pause: Callable[[], None] | None = None,
 ) -> tuple[float, ...]:
     """c* of the first `n` random directions on `layers`, each to within `TOLERANCE`, all in one search; kept
     in the folder under all that decides it, where there is one, and found there by whoever asks for fewer.
 
-    `prompts_ids`, `settings`: as the trait's c* is found. `pause` may end it by raising.
+    `prompts_ids`, `settings`: as the trait's c* is found. `progress` hears of each pass, as
+    `calibrate`'s does; `pause` may end it by raising.
     """
     coarse = settings.model_copy(update={"tolerance": TOLERANCE})
     parts = [list(prompt) for prompt in prompts_ids[: settings.n_prompts]], coarse.model_dump()
@@ -57,7 +59,7 @@ def c_stars(
     if known and len(known) >= n:
         return known[:n]
     directions_MLD = random_directions(n, lm.n_layers, lm.width)
-    found = calibrate_each(lm, directions_MLD, layers, prompts_ids, coarse, pause=pause)
+    found = calibrate_each(lm, directions_MLD, layers, prompts_ids, coarse, progress=progress, pause=pause)
     values = tuple(calibration.c_star for calibration in found)
     measurements.write(cache_dir, name, {"model": lm.name, "layers": list(layers), "c_stars": values})
     return values
@@ -72,18 +74,19 @@ def measure(
     base: Profile,
     *,
     persona: str = "",
+    progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Controls:
     """Beside `base`, the profile on these vignettes in this frame, those of the random directions, each at
-    its own of `found_c_stars` on `layers`, and of base told the persona. Errors: `Stopped` when `stop()` says
-    so."""
+    its own of `found_c_stars` on `layers`, and of base told the persona. `progress` hears how many texts of
+    the random directions were read. Errors: `Stopped` when `stop()` says so."""
     n = len(found_c_stars)
     doses_RLM = torch.zeros(n, lm.n_layers, n)
     for m, c_star in enumerate(found_c_stars):
         doses_RLM[m, :, m] = coefficients(lm.n_layers, layers, c_star)[0]
     directions_MLD = random_directions(n, lm.n_layers, lm.width)
     ask = partial(evaluate, lm, frame=frame, calibrated=base.calibration, stop=stop)
-    random = ask(vignettes, vector=directions_MLD, coefficients_RL=doses_RLM) if n else []
+    random = ask(vignettes, vector=directions_MLD, coefficients_RL=doses_RLM, progress=progress) if n else []
     under_persona = [replace(vignette, text=f"{persona}\n\n{vignette.text}") for vignette in vignettes]
     return Controls(
         base=base.p,

@@ -266,17 +266,17 @@ class _Loop:
         if not n:
             return
 
-        def work(tick: Tick) -> Any:
-            def pause() -> None:
-                if self.stop():
-                    raise Stopped
+        def pause() -> None:
+            if self.stop():
+                raise Stopped
 
-            c_stars = controls.c_stars(
-                self.measures.cache_dir, self.lm, self.layers, prompts, settings, n, pause=pause
-            )
-            return self.measures.controls(self.layers, c_stars)
-
-        held = yield from self._live("calibrate", 1, work)
+        how = self.measures.cache_dir, self.lm, self.layers, prompts, settings, n
+        found = yield from self._live(
+            "calibrate", 1, lambda tick: controls.c_stars(*how, progress=tick, pause=pause)
+        )
+        held = yield from self._live(
+            "calibrate", 1, lambda tick: self.measures.controls(self.layers, found, tick)
+        )
         self.controls = held
         yield "controls", 1, asdict(held)
         as_far = held.as_far(self.trait.target, movement)

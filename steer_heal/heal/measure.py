@@ -217,12 +217,14 @@ class Measures:
         diversity = text_health.distinct_bigrams([row.text for row in written])
         return found | {"own_perplexity": own.perplexity, "diversity": diversity}
 
-    def controls(self, layers: Sequence[int], c_stars: Sequence[float]) -> Controls:
+    def controls(self, layers: Sequence[int], c_stars: Sequence[float], tick: Tick) -> Controls:
         """What random directions do to the base on the run's vignettes, each at its own c*."""
         if self.frame is None or self._base is None:
             raise RoundFailed("The base was not measured: start the run again.")
         how = self.vignettes, self.frame, self._base
-        return controls.measure(self._lm, layers, c_stars, *how, persona=self._persona, stop=self._stop)
+        return controls.measure(
+            self._lm, layers, c_stars, *how, persona=self._persona, progress=tick, stop=self._stop
+        )
 
     def fixed(self, dose: CalibratedVector | None = None) -> list[str]:
         """The greedy answers to the fixed prompts, at alpha 1 where there is a dose."""
