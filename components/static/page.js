@@ -20,7 +20,7 @@ window.SteerHeal = (() => {
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: text },
       hoverlabel: { bgcolor: colour("--background-fill-primary"), bordercolor: grid, font: { color: text }, align: "left" },
-      modebar: { orientation: "v", color: grid, activecolor: text },  // across, it would lie over the legend
+      modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: text },  // across, it would lie over the legend
       autosize: true,
     };
   }
