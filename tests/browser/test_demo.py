@@ -1,4 +1,4 @@
-"""The real page and engine on the bundled model: a drag of the dose, then a whole heal run."""
+"""The real page and engine on the bundled model: steering, then a whole heal run."""
 
 from __future__ import annotations
 
@@ -7,24 +7,10 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from components.answering import WORDS
 from tests.browser.conftest import app, finished, visit
-from tests.browser.test_look import SHIFTS
-from tests.browser.test_page import WATCH_BASE, drag_alpha, nodes, slider_x, text, type_into
+from tests.browser.test_page import WATCH_BASE, drag_alpha, nodes, text, type_into
 
 PATIENCE = 240_000
-WATCH = """() => {
-  const seen = window.seen = { steered: [], base: [], texts: [], begun: performance.now(), asked: [] };
-  const look = () => {
-    const steered = document.querySelector('#steered-text');
-    seen.steered.push(steered.innerText);
-    seen.base.push(document.querySelector('#base-text').innerText);
-    const said = steered.innerText;
-    if (!steered.querySelector('.sh-stale') && seen.texts.at(-1) !== said) seen.texts.push(said);
-    if (!seen.over) requestAnimationFrame(look);
-  };
-  look();
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -42,38 +28,6 @@ def launch_small(page: Page, name: str) -> None:
         type_into(page, f"#{box}", str(value))
     type_into(page, "#run-name", name)
     page.locator("#launch").click()
-
-
-def test_a_drag_is_read_while_it_moves(window: BrowserContext, url: str) -> None:
-    """What is in view at every frame that the browser draws."""
-    moves = 80
-    with visit(window, url) as page:
-        page.wait_for_selector("#steered-text .sh-t")
-        finished(page)
-        base, x, y = text(page, "#base-text"), *slider_x(page)
-        asked: list[str] = []
-        page.on("request", lambda r: asked.append(r.url) if "/queue/join" in r.url else None)
-        page.evaluate(WATCH)
-        page.evaluate(SHIFTS)
-        page.mouse.move(x(1.0), y)
-        page.mouse.down()
-        for lap in range(10):  # there and back: on a busy machine one way is too short
-            start, way = (1.0, 2.5) if lap % 2 == 0 else (3.5, -2.5)
-            for number in range(1, moves + 1):
-                page.mouse.move(x(start + way * number / moves), y)
-                page.wait_for_timeout(50)
-            if page.evaluate("new Set(seen.texts).size > 4"):
-                break
-        page.mouse.up()
-        seconds = page.evaluate("(performance.now() - seen.begun) / 1000")
-        seen = page.evaluate("seen.over = true, seen")
-        assert page.evaluate("window.shift") < 0.05
-        finished(page)
-        assert set(seen["base"]) == {base}
-        assert min(map(len, seen["steered"])) >= WORDS
-        assert len(set(seen["texts"])) > 4
-        assert len(asked) <= 4 * seconds + 8
-        assert f"alpha {float(page.locator('#alpha-exact input').input_value()):g} " in text(page, "#dose")
 
 
 @pytest.mark.timeout(900)
