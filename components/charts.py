@@ -17,7 +17,7 @@ from steer_heal.records import ControlNode, MapNode, RoundDetail, Trait
 
 HUMAN_CLASSIC = {"Care": 0.198, "SocialNorms": 0.193}
 SYMBOLS = {"base": "circle", "steered": "diamond", "healed": "square"}
-MARK = (0.05, 0.07)
+MARK = (0.06, 0.1)
 """What a mark takes of the nodes' reach, across and upwards."""
 SIZES = {"base": 16, "steered": 18, "healed": 19}
 CURVES = {
@@ -109,40 +109,51 @@ def hover(node: MapNode, name: str, axes: Axes = Axes()) -> str:
     return "<br>".join(lines)
 
 
-def _apart(nodes: Sequence[MapNode], axes: Axes) -> list[MapNode]:
-    """The nodes whose marks can be written on without one hiding another's: healed ones before steered ones.
-    Base is one for all runs of a model, and needs none."""
-    places = [(n, *axes.of_node(n)) for n in nodes if n.stage != "base"]
+def _labels(nodes: Sequence[MapNode], look: Look) -> dict[tuple[str, int, str], str]:
+    """What is written on a mark, by its node: its run's letter, of a healed one its round too. Of marks that
+    hide one another one has a name, healed ones before steered ones, with a plus where it hides other healed
+    ones. Base is one for all runs of a model, and needs none."""
+    places = [(n, *look.axes.of_node(n)) for n in nodes if n.stage != "base"]
     known = [(n, x, y) for n, x, y in places if x is not None and y is not None]
     wide, high = (
         max(c, default=1) - min(c, default=0) for c in ([x for _, x, _ in known], [y for *_, y in known])
     )
-    kept: list[tuple[MapNode, float, float]] = []
+    written: list[tuple[MapNode, float, float, list[str]]] = []
     for n, x, y in sorted(known, key=lambda place: place[0].stage):
-        if all(abs(x - a) > MARK[0] * wide or abs(y - b) > MARK[1] * high for _, a, b in kept):
-            kept.append((n, x, y))
-    return [n for n, _, _ in kept]
+        letter = look.letters.get(n.run_id, "")
+        name = f"{letter}{n.round}" if n.stage == "healed" else letter
+        over = (
+            names for _, a, b, names in written
+            if abs(x - a) <= MARK[0] * wide and abs(y - b) <= MARK[1] * high
+        )  # fmt: skip
+        if (names := next(over, None)) is None:
+            written.append((n, x, y, [name]))
+        elif n.stage == "healed" and name not in names:
+            names.append(name)
+    return {
+        (n.run_id, n.round, n.stage): names[0] + ("+" if len(names) > 1 else "") for n, _, _, names in written
+    }
 
 
 def _stage_trace(
-    stage: str, nodes: Sequence[MapNode], look: Look, silent: Collection[str], written: Sequence[MapNode]
+    stage: str,
+    nodes: Sequence[MapNode],
+    look: Look,
+    silent: Collection[str],
+    labels: Mapping[tuple[str, int, str], str],
 ) -> Any:
-    """All nodes of one stage, with their run's letter, healed ones with their round too, on those `written`;
-    hollow where the run is of another model. The open round's are ringed."""
+    """All nodes of one stage, with their `labels`; hollow where the run is of another model. The open round's
+    are ringed."""
     ringed = [look.selected == (n.run_id, n.round) for n in nodes]
     hollow = [bool(look.model) and n.model != look.model for n in nodes]
     places = [look.axes.of_node(n) for n in nodes]
-    letters = [look.letters.get(n.run_id, "") if n in written else None for n in nodes]
     return go.Scatter(
         x=[x for x, _ in places],
         y=[y for _, y in places],
         mode="markers+text",
         name=stage,
         legendgroup=stage,
-        text=[
-            "" if a is None else f"{a}{n.round}" if stage == "healed" else a
-            for a, n in zip(letters, nodes, strict=True)
-        ],
+        text=[labels.get((n.run_id, n.round, n.stage), "") for n in nodes],
         textfont={"size": 10, "color": INK},
         hovertext=[hover(n, look.names.get(n.run_id) or n.run_id, look.axes) for n in nodes],
         hoverinfo="text",
@@ -204,11 +215,11 @@ def moral_map(nodes: Sequence[MapNode], look: Look, controls: Sequence[ControlNo
     """
     figure, axes = go.Figure(), look.axes
     silent = {n.run_id for n in nodes if n.stage == "base" and n.worth.cannot_answer}
-    written = _apart(nodes, axes)
+    labels = _labels(nodes, look)
     for stage in STAGE_COLOURS:
         found = [n for n in nodes if n.stage == stage]
         if found:
-            figure.add_trace(_stage_trace(stage, found, look, silent, written))
+            figure.add_trace(_stage_trace(stage, found, look, silent, labels))
         if stage == "base":  # under what steering and healing did
             figure.add_traces([*_controls(controls, axes), *_paths(nodes, axes)])
     if any(n.vignette_set == "classic" for n in nodes) and (axes.x, axes.y) == (Axes.x, Axes.y):

@@ -127,7 +127,8 @@ def mapping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
         rest = len(found.rows) > shown
         drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers)) if rest else gr.skip()
         said = "" if found.share >= 1.0 else "Stopped: "
-        yield drawn, view.note(f"{said}{_cells(found.rows)}. Click a cell to steer there.")
+        best = view_dose.layers_found(found.rows, panel.engine.layers)
+        yield drawn, view.note(f"{said}{_cells(found.rows)}. {best}Click a cell to steer there.")
 
     def handler(request: gr.Request, over: str, *form: Any) -> Iterator[Outputs]:
         yield from _guarded(panel, over, form, request, stream, 2)
@@ -200,7 +201,7 @@ def steer_to(engine: Engine, event: gr.EventData) -> Outputs:
 def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
     """Make the panel and wire it; what is returned is called once with the page."""
     knobs, panel = steering.knobs, Panel(engine)
-    about = "where it breaks, and which layers do it; all else as above"
+    about = "where it breaks, and which layers do it; trait, layers and prompt as above"
     gr.HTML(view.heading("Dose", about))
     with gr.Row(equal_height=False, elem_classes="sh-pressed sh-tight"):
         over = gr.Dropdown(

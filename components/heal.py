@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,7 +104,7 @@ class Healing:
 def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]:
     """The widgets by the names of `Form`, those of the steering panel among them; the button; a line for what
     it has to say; and the runs that go on."""
-    about = "over-steer, keep what reads well, train it in; trait and layers as set"
+    about = "over-steer, keep what reads well, train it in; trait and layers as set, doses of its own"
     gr.HTML(view.heading("Heal", about + what_is("round")))
     with gr.Row(equal_height=False, elem_classes="sh-pressed sh-tight"):
         name = gr.Textbox(
@@ -156,6 +157,17 @@ def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]
     return widgets, launch, message, card
 
 
+def alike(engine: Engine, wanted: HealSettings) -> str:
+    """A note that a run with these very settings is there already, under whichever name; nothing if none."""
+    for row in engine.runs.rows():
+        if (row.model, row.trait, row.seed) == (wanted.model, wanted.trait, wanted.seed):
+            with suppress(SettingsError):  # a folder that cannot be read is like no other
+                if changed(engine.runs.settings(row.run_id), name=wanted.name) == wanted:
+                    name = view.esc(row.name or row.run_id)
+                    return view.note(f"As {name}, seed and all: the same numbers. Another seed would differ.")
+    return ""
+
+
 def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
     """Make the form and wire it."""
     widgets, launch, message, card = _form(steering.knobs)
@@ -176,13 +188,15 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
             given = dict(zip(widgets, values, strict=True))
             given["low"], given["high"] = band(engine, given["low"], given["high"])
             form = Form(**given)
-            run_id = engine.launch(form.settings(engine.info.name, known))
+            wanted = form.settings(engine.info.name, known)
+            twin = alike(engine, wanted)
+            run_id = engine.launch(wanted)
         except SettingsError as problem:
             pressed.pop(session, None)
             return gr.skip(), view.error(str(problem)), like
         memory = remembered(value)
         shown = None if memory["runs"] is None else [*memory["runs"], run_id]
-        return {**memory, "runs": shown}, view.note("Started: its rounds appear on the map."), ""
+        return {**memory, "runs": shown, "mine": run_id}, twin, ""
 
     def fill(event: gr.EventData) -> list[Any]:
         data = event._data if isinstance(event._data, dict) else {}

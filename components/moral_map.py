@@ -82,7 +82,7 @@ def select(kept: Any, event: gr.EventData) -> Memory:
 
 def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
     """The open round: profile, what it says, what it was trained on, how training went, its settings."""
-    head = gr.HTML(view_runs.EMPTY_ROUND, elem_id="round", apply_default_css=False)
+    head = plot.buttons(view_runs.EMPTY_ROUND, elem_id="round")
     with gr.Column(visible=False, elem_classes="sh-open") as body, gr.Tabs(overflow_behavior="wrap"):
         with gr.Tab("Profile"):
             bars = gr.HTML(elem_id="round-bars", apply_default_css=False, padding=True)

@@ -46,6 +46,7 @@ def build(engine: Engine) -> gr.Blocks:
         open_outputs = [*detail.outputs(), detail.which]
         healing.launched.then(redraw, kept, drawn, **INTERNAL)
         panels = {table: message, key: message, message: message, healing.card: healing.message}
+        panels[detail.head] = message
         acted = [one.click(runs.acting(engine), [kept], [kept, out], **PRESS) for one, out in panels.items()]
         healing.clone(table).then(None, js=plot.REVEAL, **INTERNAL)
         clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)

@@ -45,7 +45,8 @@ def acting(engine: Engine) -> Callable[..., tuple[Any, str]]:
                 case "show":
                     return toggled(engine, kept, run_id), ""
                 case "open":
-                    return {**kept, "open": [run_id, round_of(data)]}, ""
+                    mine = None if kept["mine"] == run_id else kept["mine"]  # its card has done its work
+                    return {**kept, "open": [run_id, round_of(data)], "mine": mine}, ""
                 case "all":
                     return {**kept, "all": not kept["all"]}, ""
                 case "rename":

@@ -50,6 +50,9 @@ def ahead(n: int) -> str:
     return "one request" if n == 1 else f"{n} requests"
 
 
+COPY = '<button class="sh-link" data-copy>Copy link to this view</button>'
+
+
 def header(info: ModelInfo, more: str = "") -> str:
     """What is loaded, named for what it is; `more` is HTML beside it."""
     shape = (
@@ -58,7 +61,7 @@ def header(info: ModelInfo, more: str = "") -> str:
     )
     what = f"<b>{esc(info.name)}</b> · {esc(info.architecture)}"
     model = f'<div class="sh-model"><span>{what}</span><span class="sh-dim">{shape}</span></div>'
-    return f'<header class="sh-header"><h1>Steer &amp; Heal</h1>{model}{note(info.note)}{more}</header>'
+    return f'<header class="sh-header"><h1>Steer &amp; Heal</h1>{model}{note(info.note)}{more}{COPY}</header>'
 
 
 def models(rows: Sequence[ListedModel]) -> str:
@@ -182,7 +185,7 @@ def _measured(health: TextHealth, base: TextHealth | None, limits: Thresholds) -
     def times(ratio: float | None) -> str:
         return "" if ratio is None else f", <b>{number(ratio, 1)}</b>× base's own"
 
-    found = []
+    found, beyond = [], {*_beyond(health, limits)}
     if health.perplexity is not None:
         found.append(
             f"perplexity under base <b>{number(health.perplexity, 1)}</b>{beside('perplexity')}"
@@ -206,6 +209,30 @@ def _measured(health: TextHealth, base: TextHealth | None, limits: Thresholds) -
     )
     if health.kl_p95 is not None:
         found.append(f"95th percentile of KL <b>{number(health.kl_p95, 2)}</b> nats")
+    return [f"<mark>{line}</mark>" if line.split(" ", 1)[0] in beyond else line for line in found]
+
+
+def _beyond(health: TextHealth, limits: Thresholds) -> dict[str, str]:
+    """The readings that made the text's word what it is, each with its figure and the limit beyond which it
+    is; of a broken text only those that break it."""
+    level = health.verdict
+    if level == "fine":
+        return {}
+    most: dict[str, tuple[float | None, float]] = {
+        "perplexity": (health.perplexity_ratio, getattr(limits, f"perplexity_{level}"))
+    }
+    least: dict[str, tuple[float | None, float]] = {
+        "relevance": (health.relevance_ratio, getattr(limits, f"relevance_{level}"))
+    }
+    found = {
+        name: f"{name} {value:.2f}× base's own, limit {limit:g}×"
+        for name, (value, limit) in (most | least).items()
+        if value is not None and (value > limit if name in most else value < limit)
+    }
+    if level == "broken" and health.repetition > limits.repetition_broken:
+        found["repetition"] = f"repetition {health.repetition:.2f}, limit {limits.repetition_broken:g}"
+    if level == "broken" and health.variety is not None and health.variety < limits.variety_broken:
+        found["variety"] = f"variety {health.variety:.2f}, limit {limits.variety_broken:g}"
     return found
 
 
@@ -222,10 +249,13 @@ def _answers(profiles: tuple[Profile, Profile], limits: Thresholds) -> str:
     )
 
 
-def verdict(frame: SteerFrame) -> str:
-    """One word for the steered text; nothing while there is too little of it."""
-    word = None if frame.health is None else frame.health.verdict
-    return f'<span class="sh-word sh-{word}">{word}</span>' if word else ""
+def verdict(frame: SteerFrame, thresholds: Thresholds = THRESHOLDS) -> str:
+    """One word for the steered text, and by which reading; nothing while there is too little of it."""
+    if frame.health is None or not (word := frame.health.verdict):
+        return ""
+    why = "; ".join(_beyond(frame.health, thresholds).values())
+    said = f'<span class="sh-why sh-dim" title="{esc(why)}">{esc(why)}</span>' if why else ""
+    return f'{said}<span class="sh-word sh-{word}" title="{esc(why)}">{word}</span>'
 
 
 def measures(
@@ -246,7 +276,7 @@ def measures(
 def _word(line: str) -> str:
     """The word that a measure's line begins with, where it is explained."""
     named = {"answers": "answer mass"} | {w: w for w in ("perplexity", "relevance", "repetition", "variety")}
-    return named.get(line.split(" ", 1)[0], "")
+    return named.get(line.removeprefix("<mark>").split(" ", 1)[0], "")
 
 
 def worth(agreement: Agreement, frame: str) -> str:

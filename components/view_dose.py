@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,8 @@ Known = dict[str, list[list[Any]]]
 ENDS = (-4.0, 4.0)
 MAX_KNOWN = 24
 UNKNOWN = "not measured yet: see Dose"
+TIED = 0.03
+"""Movements of the trait that are as good as equal."""
 ROOM_FOR_A_WORD = 0.18
 """Share of the strip that a word needs."""
 
@@ -47,6 +49,27 @@ def found(sweep: Sweep, target: dict[str, int]) -> str:
     elif worth is not None:
         said += f"; {worth.agreement.sentence(worth.frame)}"
     return f"{said}{_against(sweep, target)}. Click the chart to steer at a dose."
+
+
+def layers_found(cells: Sequence[DoseRow], layers: Callable[[tuple[float, float]], tuple[int, ...]]) -> str:
+    """Which layers move the trait most at alpha 1, alone and three together, of those whose text is not
+    broken there; nothing where no trait was measured."""
+    at_1 = {layers(row.band): row for row in cells if row.alpha == 1.0 and row.trait_shift is not None}
+    sound = {some: row.trait_shift or 0.0 for some, row in at_1.items() if row.verdict != "broken"}
+    single = {some[0]: moved for some, moved in sound.items() if len(some) == 1}
+    if not single:
+        return ""
+    best = max(single, key=lambda layer: single[layer])
+    near = [str(one) for one, moved in sorted(single.items()) if one != best and moved > single[best] - TIED]
+    said = f"At alpha 1 layer {best} alone moves the trait most: {single[best]:+.2f}, {at_1[best,].verdict}"
+    said += f"; within {TIED:g} of it: {', '.join(near)}" if near else ""
+    three = {some: moved for some, moved in sound.items() if len(some) > 1}
+    if three:
+        some = max(three, key=lambda some: three[some])
+        said += (
+            f". Of neighbours together {some[0]} to {some[-1]} do: {three[some]:+.2f}, {at_1[some].verdict}"
+        )
+    return f"{said}. "
 
 
 def _against(sweep: Sweep, target: dict[str, int]) -> str:

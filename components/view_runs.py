@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,10 @@ ACTIONS = {
     "failed": ("resume",),
 }
 """What can be done with a run, by its status; any run can be cloned."""
+WORDS = (
+    "collapsed", "cannot answer", "no trait kept", "no better than random", "not specific", "costly", "healed"
+)  # fmt: skip
+"""The words of a round's headline."""
 MAX_COMPLETIONS = 300
 MAX_CHIPS = 16
 EMPTY_RUNS = '<div class="sh-empty">No runs yet: press <b>Heal</b> and its rounds appear on the map.</div>'
@@ -79,6 +84,22 @@ def card(run: RunRow, letter: str, last: str) -> str:
     said = f'<p class="sh-dim">healed so far: “{esc(last[:220])}”</p>' if last else ""
     top = f'<div class="sh-card-top"><span><b>{letter}</b> {esc(run.name or run.run_id)}</span>{acts}</div>'
     return f'<div class="sh-card">{top}{_progress(run)}{said}</div>'
+
+
+def ended_card(run: RunRow, letter: str) -> str:
+    """A run of this browser's that has ended, where its button was pressed: what came of it."""
+    opens = (
+        f'<button class="sh-button" data-action="open" data-run="{esc(run.run_id)}" '
+        f'data-round="{run.round}">Open its last round</button>'
+    )
+    top = f"<span><b>{letter}</b> {esc(run.name or run.run_id)}: {esc(run.status)}</span>{opens}"
+    said = f"<p>{said_of(run.message)}</p>" if run.message else ""
+    return f'<div class="sh-card"><div class="sh-card-top">{top}</div>{said}</div>'
+
+
+def said_of(message: str) -> str:
+    """What a run says of itself, its headline's word in bold."""
+    return re.sub(rf"\b({'|'.join(WORDS)}):", r"<b>\1</b>:", esc(message))
 
 
 def undo(run_id: str) -> str:
@@ -145,7 +166,7 @@ def _other(run: RunRow, model: str) -> str:
 def _run(run: RunRow, shown: bool, letter: str, trait: str) -> str:
     name = esc(run.name or run.run_id)
     example = '<span class="sh-tag">example</span>' if run.is_example else ""
-    message = f'<div class="sh-dim">{esc(run.message)}</div>' if run.message else ""
+    message = f'<div class="sh-dim">{said_of(run.message)}</div>' if run.message else ""
     actions = () if run.is_example else ACTIONS.get(run.status, ())
     more = ("hide",) if run.is_example else ("rename", "hide")
     more += () if run.is_example or run.status in ("running", "paused") else ("delete",)
@@ -220,8 +241,20 @@ def round_head(detail: RoundDetail, run: RunRow | None) -> str:
     facts.append(f"run {esc(detail.run_id)}")
     which = "before the first round" if detail.round == 0 else f"round {detail.round}"
     said = " · ".join(facts)
-    top = f'<div class="sh-round"><h3>{name}{example} · {which}</h3>{headline(detail.facts)}'
-    return f'{top}<p class="sh-dim">{said}</p></div>'
+    top = f'<div class="sh-round"><h3>{name}{example} · {which}</h3>{_rounds(detail, run)}'
+    return f'{top}{headline(detail.facts)}<p class="sh-dim">{said}</p></div>'
+
+
+def _rounds(detail: RoundDetail, run: RunRow | None) -> str:
+    """The run's other rounds, a button each."""
+    if run is None or not run.round:
+        return ""
+    buttons = (
+        f'<button class="sh-button" data-action="open" data-run="{esc(run.run_id)}" data-round="{n}" '
+        f'aria-pressed="{str(n == detail.round).lower()}">{f"round {n}" if n else "base"}</button>'
+        for n in range(run.round + 1)
+    )
+    return f"<p>{' '.join(buttons)}</p>"
 
 
 def headline(facts: Mapping[str, Any]) -> str:
@@ -281,10 +314,17 @@ def compare(one: RoundDetail, other: RoundDetail, names: tuple[str, str]) -> str
     def rows(pairs: Sequence[tuple[str, object, object]]) -> str:
         return "".join(f"<tr><th>{esc(k)}</th><td>{esc(a)}</td><td>{esc(b)}</td></tr>" for k, a, b in pairs)
 
+    def of(name: str, digits: int) -> tuple[str, str]:
+        return number(one.facts.get(name), digits), number(other.facts.get(name), digits)
+
+    heads = [d.facts.get("headline") or {} for d in (one, other)]
     facts = [
-        ("headline", *((d.facts.get("headline") or {}).get("word", "–") for d in (one, other))),
+        ("headline", *(f"{h['word']}: {h['why']}" if h else "–" for h in heads)),
         ("retention", number(one.retention, 2), number(other.retention, 2)),
-        ("kept answers", *(f"{d.kept} of {d.made}" for d in (one, other))),
+        ("share of base's facts still told", *of("facts_kept", 2)),
+        ("KL from base on neutral prompts, nats a token", *of("neutral_kl", 2)),
+        *((k.replace("_", " "), number(v, 2), number(other.text.get(k), 2)) for k, v in one.text.items()),
+        ("answers kept of those written", *(f"{d.kept} of {d.made}" for d in (one, other))),
     ]
     mine, theirs = flat(one.settings), flat(other.settings)
     abouts = {name: about for name, _, about in describe_settings()}

@@ -21,9 +21,10 @@ Memory = dict[str, Any]
 
 
 def memory() -> gr.BrowserState:
-    """Which runs are on the map (None: chosen for the reader) and which round is open. No secrets in it."""
+    """Which runs are on the map (None: chosen for the reader), which round is open, and which run was started
+    here last. No secrets in it."""
     return gr.BrowserState(
-        {"runs": None, "open": None, "all": False}, storage_key="steer-heal", secret="ids-only"
+        {"runs": None, "open": None, "all": False, "mine": None}, storage_key="steer-heal", secret="ids-only"
     )
 
 
@@ -40,7 +41,8 @@ def remembered(kept: Any) -> Memory:
         and isinstance(place[1], int)
     ):
         place = None
-    return {"runs": runs, "open": place, "all": kept.get("all") is True}
+    mine = kept.get("mine") if isinstance(kept.get("mine"), str) else None
+    return {"runs": runs, "open": place, "all": kept.get("all") is True, "mine": mine}
 
 
 def adopt(kept: Any, request: gr.Request) -> Memory:
@@ -92,6 +94,8 @@ def draw(engine: Engine, kept: Any) -> tuple[dict[str, Any], str, str, str, str]
     titles = {t.name: t.title for t in engine.traits()}
     table = view_runs.runs_table(runs, ids, letters, titles) + view_runs.hidden(every, len(every) > len(runs))
     cards = "".join(view_runs.card(r, letters[r.run_id], last_answer(engine, r)) for r in going(every))
+    mine = [r for r in every if r.run_id == remembered(kept)["mine"] and r not in going(every)]
+    cards += "".join(view_runs.ended_card(r, letters[r.run_id]) for r in mine)
     return figure, key, cards, table, view.note(engine.runs.message())
 
 

@@ -195,10 +195,29 @@ window.SteerHeal = (() => {
       at = target.dataset.tour === "next" ? at + 1 : steps.length;
       show();
     });
+    function done({ target }) {  // what a step asks for was done
+      if (box.hidden || !target.closest?.(`#${steps[at].dataset.at}`)) return;
+      at += 1;
+      show();
+    }
+    for (const event of ["click", "input"]) document.addEventListener(event, done);
     if (localStorage.getItem("steer-heal-visited")) return;
     localStorage.setItem("steer-heal-visited", "1");
     show();
   }
+
+  // A click on what copies: the address holds the view.
+  document.addEventListener("click", async ({ target }) => {
+    if (!target.closest?.("[data-copy]")) return;
+    const here = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
+    try {
+      await navigator.clipboard.writeText(location.href);
+      target.textContent = here ? "Copied: it opens on this machine only" : "Copied";
+    } catch (_) { // the browser forbids it: on plain http, or in a frame
+      target.textContent = "Not allowed here: copy the address itself";
+    }
+    setTimeout(() => { target.textContent = "Copy link to this view"; }, 4000);
+  });
 
   const NUDGE = { "[": -0.25, "]": 0.25 };
   document.addEventListener("keydown", (event) => {

@@ -111,6 +111,7 @@ def opened(window: BrowserContext, url: str, script: str = "") -> Iterator[Page]
     page.wait_for_selector("#map .point")
     finished(page)
     yield page
+    page.goto(f"{url}ui/stream.js")  # no script of the page remembers anything any more
     page.evaluate("localStorage.clear()")
     page.close()
     assert not wrong, wrong

@@ -42,7 +42,13 @@ def test_two_presses_start_one_run_whose_card_stands_under_the_button(page: Page
     card.locator("[data-action=pause]").click()
     expect(card).to_contain_text("paused in round 2")
     card.locator("[data-action=cancel]").click()
+    expect(card).to_contain_text("cancelled")
+    card.locator("[data-action=open]").click()
+    expect(page.locator("#round h3")).to_contain_text("round 1")
     expect(card).to_have_count(0)
+    page.locator("#round [data-action=open]", has_text="base").click()
+    expect(page.locator("#round h3")).to_contain_text("before the first round")
+    expect(page.locator("#round [aria-pressed=true]")).to_have_text("base")
 
 
 def test_a_run_is_renamed_hidden_and_deleted_after_asking(page: Page) -> None:

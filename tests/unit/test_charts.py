@@ -64,7 +64,9 @@ def test_every_run_has_its_letter_where_there_is_room_and_other_models_are_hollo
     figure = drawn([*NODES, other], model="demo")
     assert trace(figure, "healed")["text"] == ["A1", "B1"]
     assert trace(figure, "healed")["marker"]["color"] == [palette.HEALED, "white"]
-    assert trace(drawn([*NODES, near]), "healed")["text"] == ["A1", ""]
+    assert trace(drawn([*NODES, near]), "healed")["text"] == ["A1+", ""]
+    crowd = [replace(HEALED, run_id="run-2", round=n) for n in (1, 2, 3)]
+    assert trace(drawn([*NODES, *crowd]), "healed")["text"] == ["A1+", "", "", ""]
 
 
 def test_axes_and_caption_follow_the_trait() -> None:

@@ -28,6 +28,7 @@ from steer_heal.config import (
 )
 from tests.fake_engine import FakeEngine
 from tests.fake_runs import EXAMPLE
+from tests.jobs import until
 
 API = {
     *[
@@ -115,7 +116,7 @@ def test_base_in_view_is_not_written_again_for_another_alpha() -> None:
 )
 def test_a_browser_may_send_anything(kept: object) -> None:
     engine = FakeEngine()
-    assert watching.remembered(kept) == {"runs": None, "open": None, "all": False}
+    assert watching.remembered(kept) == {"runs": None, "open": None, "all": False, "mine": None}
     assert watching.shown(engine.runs.rows(), kept, "demo") == [EXAMPLE]
     assert "Click a node" in moral_map.open_round(engine, kept)[0]
 
@@ -123,6 +124,25 @@ def test_a_browser_may_send_anything(kept: object) -> None:
 def test_an_unknown_round_says_what_to_do() -> None:
     for place in (["../../etc", 1], [EXAMPLE, 99], ["gone-run", 1]):
         assert "sh-error" in moral_map.open_round(FakeEngine(), {"runs": None, "open": place})[0]
+
+
+def test_a_run_of_this_browser_that_ended_says_what_came_of_it_until_it_is_opened() -> None:
+    engine = FakeEngine(round_seconds=0.01)
+    run_id = engine.launch(heal_settings("quick", model="demo", rounds=1, name="mine"))
+    until(lambda: engine.runs.rows()[0].status == "finished")
+    memory = {**watching.remembered(None), "mine": run_id}
+    cards = watching.draw(engine, memory)[2]
+    assert "mine: finished" in cards
+    clicked = SimpleNamespace(_data={"action": "open", "run": run_id, "round": "1"})
+    opened, _ = runs.acting(engine)(memory, clicked)
+    assert (opened["open"], opened["mine"]) == ([run_id, 1], None)
+    assert "mine: finished" not in watching.draw(engine, opened)[2]
+
+
+def test_the_very_same_run_again_is_said_to_be_one() -> None:
+    engine, wanted = FakeEngine(), heal_settings("quick", model="demo", rounds=2, name="again")
+    assert "As Example: care over authority" in heal.alike(engine, wanted)
+    assert heal.alike(engine, wanted.model_copy(update={"seed": 1})) == ""
 
 
 def test_toggling_takes_a_run_off_the_map_and_puts_it_back() -> None:

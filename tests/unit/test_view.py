@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from components import view, view_runs
+from steer_heal.config import THRESHOLDS
+from steer_heal.heal import headline
 from steer_heal.records import (
     Agreement,
     Alternative,
@@ -82,6 +84,7 @@ def evil_everywhere() -> dict[str, str]:
         "runs": view_runs.runs_table([run], [EVIL], {}, {}),
         "head": view_runs.round_head(detail, run),
         "key": view_runs.map_key([run], ["run-1"], {"run-1": "A"}, "", EVIL),
+        "ended": view_runs.ended_card(replace(run, status="finished"), "A"),
         "card": view_runs.card(replace(run, status="running"), "A", EVIL),
         "answers": view_runs.answers(detail),
         "settings": view_runs.settings(detail),
@@ -120,8 +123,12 @@ def test_the_word_is_the_text_s_and_the_answers_have_their_own() -> None:
         html = view.measures(frame, (base, Profile({}, mass, 1)))
         assert "sh-fine" in view.verdict(frame)
         assert f"answers <b>{word}</b>" in html
-    broken = replace(frame, health=replace(HEALTH, verdict="broken"))
+    broken = replace(frame, health=replace(HEALTH, verdict="broken", relevance=0.1, relevance_ratio=0.12))
     assert "sh-broken" in view.verdict(broken)
+    why = f"relevance 0.12× base&#x27;s own, limit {THRESHOLDS.relevance_broken:g}×"
+    assert f">{why}</span>" in view.verdict(broken)
+    assert "<mark>relevance" in view.measures(broken, None)
+    assert "<mark>" not in view.measures(frame, None)
 
 
 def test_the_verdict_names_its_quantities_and_thresholds() -> None:
@@ -230,6 +237,12 @@ def test_completions_are_filtered_and_reasons_shown() -> None:
     assert "repetition 0.90 above 0.30" in view_runs.completions(rows, "dropped")
     many = [rows[0]] * (view_runs.MAX_COMPLETIONS + 5)
     assert "and 5 more" in view_runs.completions(many)
+
+
+def test_the_words_of_a_run_are_those_of_its_headlines() -> None:
+    assert view_runs.WORDS == headline.ORDER
+    said = view_runs.said_of("2 rounds done; round 2 no trait kept: retention 0.2 <b>")
+    assert said == "2 rounds done; round 2 <b>no trait kept</b>: retention 0.2 &lt;b&gt;"
 
 
 def test_settings_say_what_they_are_beside_their_names() -> None:

@@ -37,6 +37,23 @@ def test_the_strip_says_it_in_words_too() -> None:
     assert "not measured" in view_dose.strip({"here": DOSES}, "elsewhere")
 
 
+def test_the_layers_that_move_the_trait_most_are_named() -> None:
+    def cell(band: tuple[float, float], moved: float | None, verdict: str = "fine", alpha: float = 1.0):
+        return DoseRow(alpha, band, None, None, None, None, None, moved, verdict)  # type: ignore[arg-type]
+
+    def layers(band: tuple[float, float]) -> tuple[int, ...]:
+        return tuple(range(int(band[0]), int(band[1])))
+
+    cells = [
+        cell((0, 1), 0.1), cell((1, 2), 0.69), cell((2, 3), 0.7, "damaged"), cell((3, 4), 0.9, "broken"),
+        cell((3, 4), 2.0, alpha=2.0), cell((0, 3), 0.5), cell((1, 4), 0.6),
+    ]  # fmt: skip
+    said = view_dose.layers_found(cells, layers)
+    assert "layer 2 alone moves the trait most: +0.70, damaged; within 0.03 of it: 1. " in said
+    assert "Of neighbours together 1 to 3 do: +0.60, fine" in said
+    assert view_dose.layers_found([cell((0, 1), None)], layers) == ""
+
+
 @pytest.mark.parametrize(
     "value",
     [
