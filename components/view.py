@@ -50,9 +50,6 @@ def ahead(n: int) -> str:
     return "one request" if n == 1 else f"{n} requests"
 
 
-COPY = '<button class="sh-link" data-copy>Copy link to this view</button>'
-
-
 def header(info: ModelInfo, more: str = "") -> str:
     """What is loaded, named for what it is; `more` is HTML beside it."""
     shape = (
@@ -61,7 +58,7 @@ def header(info: ModelInfo, more: str = "") -> str:
     )
     what = f"<b>{esc(info.name)}</b> · {esc(info.architecture)}"
     model = f'<div class="sh-model"><span>{what}</span><span class="sh-dim">{shape}</span></div>'
-    return f'<header class="sh-header"><h1>Steer &amp; Heal</h1>{model}{note(info.note)}{more}{COPY}</header>'
+    return f'<header class="sh-header"><h1>Steer &amp; Heal</h1>{model}{note(info.note)}{more}</header>'
 
 
 def models(rows: Sequence[ListedModel]) -> str:

@@ -155,7 +155,9 @@ def map_key(
     about = f"{esc(caption)}; ◆ steered, ■ healed with its round; fainter: less coherent"
     about += f"{what_is('coherent')}; grey: random directions{what_is('random directions')}{hollow}"
     return (
-        f'<div class="sh-dim sh-caption">{about} · save as {saves}</div><div class="sh-chips">{chips}</div>'
+        f'<div class="sh-dim sh-caption">{about} · save as {saves} · '
+        '<button class="sh-link" data-copy>copy a link to this view</button></div>'
+        f'<div class="sh-chips">{chips}</div>'
     )
 
 

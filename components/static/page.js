@@ -216,7 +216,7 @@ window.SteerHeal = (() => {
     } catch (_) { // the browser forbids it: on plain http, or in a frame
       target.textContent = "Not allowed here: copy the address itself";
     }
-    setTimeout(() => { target.textContent = "Copy link to this view"; }, 4000);
+    setTimeout(() => { target.textContent = "copy a link to this view"; }, 4000);
   });
 
   const NUDGE = { "[": -0.25, "]": 0.25 };
