@@ -35,7 +35,7 @@ _FOLDERS = re.compile(r"(?<![\w/.])~?/(?:[^\s/:'\"]+/)+")
 def serve(engine: Engine) -> None:
     """Add the endpoints to the page being built."""
     for function in (
-        _telling(engine),
+        *_telling(engine),
         *_asking(engine),
         _sweeping(engine),
         effecting(engine),
@@ -98,8 +98,8 @@ def _dressed(call: Callable[..., Any], function: Callable[..., Any]) -> Callable
     return call
 
 
-def _telling(engine: Engine) -> Callable[..., Any]:
-    """What is here."""
+def _telling(engine: Engine) -> list[Callable[..., Any]]:
+    """What is here, and how a trait comes to be."""
 
     def describe() -> dict:
         """What can be asked for: the loaded model, traits, extraction methods and vignettes."""
@@ -110,7 +110,16 @@ def _telling(engine: Engine) -> Callable[..., Any]:
             "vignettes": [asdict(vignette) for vignette in engine.vignettes()],
         }
 
-    return describe
+    def make_trait(plus: str, minus: str) -> dict:
+        """Make a trait between two poles, kept on the page's machine; steer along it by its name.
+
+        Args:
+            plus: what positive alpha pushes towards, a word or two or a whole persona
+            minus: its opposite
+        """
+        return asdict(engine.make_trait(plus, minus))
+
+    return [describe, make_trait]
 
 
 def _asking(engine: Engine) -> list[Callable[..., Any]]:

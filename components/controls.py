@@ -64,6 +64,9 @@ class Controls:
     layers: gr.HTML
     length: gr.Slider
     seed: gr.Number
+    plus: gr.Textbox
+    minus: gr.Textbox
+    make: gr.Button
     greedy: gr.Checkbox
     temperature: gr.Textbox
     top_p: gr.Textbox
@@ -136,11 +139,16 @@ def _dose(engine: Engine) -> dict[str, Any]:
 
 
 def _trait(engine: Engine) -> dict[str, Any]:
-    traits = [(t.title, t.name) for t in engine.traits()]
     top, (first, last) = engine.info.n_layers - 1, ends(engine, DEFAULT_BAND)
     with gr.Row(elem_classes="sh-tight sh-trait"):
         trait = gr.Dropdown(
-            traits, value=DEFAULT_TRAIT, label="Trait", scale=3, min_width=170, elem_id="trait"
+            traits(engine),
+            value=DEFAULT_TRAIT,
+            label="Trait",
+            allow_custom_value=True,  # one that was made since the page was built
+            scale=3,
+            min_width=170,
+            elem_id="trait",
         )
         look: dict[str, Any] = {"step": 1, "scale": 3, "min_width": 130, "buttons": []}
         low = gr.Slider(0, top, first, label="from layer", elem_id="low", **look)
@@ -154,7 +162,18 @@ def _trait(engine: Engine) -> dict[str, Any]:
 
 def _drawing(engine: Engine) -> dict[str, Any]:
     about = "How the vector is made and the answer drawn"
-    with gr.Accordion(about, open=False), gr.Row(elem_classes="sh-tight"):
+    with gr.Accordion(about, open=False, elem_id="drawing"), gr.Row(elem_classes="sh-tight"):
+        plus = gr.Textbox(
+            label="A trait of your own: more",
+            placeholder="formal",
+            max_length=400,
+            min_width=130,
+            elem_id="plus",
+        )
+        minus = gr.Textbox(
+            label="and less", placeholder="casual", max_length=400, min_width=130, elem_id="minus"
+        )
+        make = gr.Button("Make it", size="sm", scale=0, min_width=80, elem_id="make-trait")
         method = gr.Dropdown(
             methods(engine),
             value=AUTO,
@@ -174,8 +193,14 @@ def _drawing(engine: Engine) -> dict[str, Any]:
             for name, label, own in zip(address.SAMPLING, labels, own_sampling(engine), strict=True)
         ]
     stamp = gr.Number(visible="hidden")
-    named = {"length": length, "seed": seed, "greedy": greedy, "method": method, "stamp": stamp}
+    named: dict[str, Any] = {"plus": plus, "minus": minus, "make": make}
+    named |= {"length": length, "seed": seed, "greedy": greedy, "method": method, "stamp": stamp}
     return named | dict(zip(address.SAMPLING, drawn, strict=True))
+
+
+def traits(engine: Engine) -> list[tuple[str, str]]:
+    """The trait chooser's entries: what a person reads, and the name."""
+    return [(trait.title, trait.name) for trait in engine.traits()]
 
 
 def methods(engine: Engine) -> list[tuple[str, str]]:
@@ -256,16 +281,17 @@ def sound(name: str, value: Any, traits: set[str]) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def recall(
-    kept: Any, traits: set[str], vignettes: list[Vignette], offered: list[tuple[str, str]], engine: Engine
-) -> list[Any]:
+def recall(kept: Any, vignettes: list[Vignette], offered: list[tuple[str, str]], engine: Engine) -> list[Any]:
     """Updates of foundation, vignette, slider and the form's widgets, with the methods `offered`; what is not
     sound stays as it is, and without a prompt it is the first vignette. The band is kept in shares of depth,
     so that it means the same in another model."""
     kept = kept if isinstance(kept, dict) else {}
-    known = {name: kept[name] for name in FORM if name in kept and sound(name, kept[name], traits)}
+    titled = traits(engine)
+    names = {name for _, name in titled}
+    known = {name: kept[name] for name in FORM if name in kept and sound(name, kept[name], names)}
     form = {"prompt": vignettes[0].text, **known, **layers_of(engine, known)}
     slider = max(-4.0, min(4.0, form["exact"])) if "exact" in form else gr.skip()
+    form["trait"] = gr.update(choices=titled, value=form.get("trait", DEFAULT_TRAIT))
     form["method"] = gr.update(choices=offered, value=form.get("method", AUTO))
     return [*offer(vignettes, form["prompt"]), slider, *(form.get(name, gr.skip()) for name in FORM)]
 

@@ -208,7 +208,7 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
             list(SETS), value=IN_VIEW, label="over", scale=2, min_width=140, elem_id="dose-over"
         )
         find = gr.Button("Find where it breaks", size="sm", scale=2, min_width=130, elem_id="dose-find")
-        every = gr.Button("Map alpha × layer", size="sm", scale=1, min_width=120, elem_id="dose-grid")
+        every = gr.Button("Find which layers", size="sm", scale=1, min_width=120, elem_id="dose-grid")
         what = gr.Button("What the vector does", size="sm", scale=1, min_width=130, elem_id="dose-effect")
         stop = gr.Button("Stop", size="sm", scale=0, min_width=60, elem_id="dose-stop")
     note = gr.HTML(elem_id="dose-note", elem_classes="sh-slot", apply_default_css=False)
@@ -221,7 +221,7 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
             chart = plot.chart(None, elem_id="dose-chart", height=680, empty=empty)
         with gr.Tab("Which layers", id="dose-grid"):
             height = 130 + ROW_PIXELS * (2 * engine.info.n_layers - 2)
-            empty = "Press <b>Map alpha × layer</b>: the same, for every layer and every three neighbours."
+            empty = "Press <b>Find which layers</b>: the same, for every layer and every three neighbours."
             cells = plot.chart(None, elem_id="dose-map", height=max(480, min(900, height)), empty=empty)
         with gr.Tab("The vector", id="dose-effect"):
             does = gr.HTML(view.empty(EMPTY_EFFECT), elem_id="effect", apply_default_css=False)

@@ -162,7 +162,10 @@ def alike(engine: Engine, wanted: HealSettings) -> str:
     for row in engine.runs.rows():
         if (row.model, row.trait, row.seed) == (wanted.model, wanted.trait, wanted.seed):
             with suppress(SettingsError):  # a folder that cannot be read is like no other
-                if changed(engine.runs.settings(row.run_id), name=wanted.name) == wanted:
+                known = changed(engine.runs.settings(row.run_id), name=wanted.name)
+                if wanted.extract.method == AUTO:  # which a run that was launched has decided
+                    known = changed(known, extract={"method": AUTO})
+                if known == wanted:
                     name = view.esc(row.name or row.run_id)
                     return view.note(f"As {name}, seed and all: the same numbers. Another seed would differ.")
     return ""

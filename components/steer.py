@@ -22,8 +22,10 @@ from components.controls import (
     own_sampling,
     recall,
     say_layers,
+    traits,
 )
 from components.engine import Engine
+from steer_heal.config import SettingsError
 
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
@@ -93,7 +95,6 @@ def build(engine: Engine) -> Steering:
     stop.click(halt, None, None, queue=False, **INTERNAL)
     remember = address.keep(FORM)
     gr.on([widget.change for widget in knobs.form()], None, knobs.form(), kept, js=remember, **INTERNAL)
-    traits = {trait.name for trait in engine.traits()}
 
     def reopen(value: Any, request: gr.Request) -> list[Any]:
         """The view that the address holds, else the form as this browser left it."""
@@ -102,7 +103,17 @@ def build(engine: Engine) -> Steering:
         if wanted != engine.info.name:
             gr.Warning(f"This address is a view of {wanted}; here {engine.info.name} answers.")
         vignettes = engine.vignettes()
-        return recall(address.read(query, vignettes) or value, traits, vignettes, methods(engine), engine)
+        return recall(address.read(query, vignettes) or value, vignettes, methods(engine), engine)
+
+    def make(plus: str, minus: str) -> tuple[Any, Any]:
+        try:
+            trait = engine.make_trait(plus or "", minus or "")
+        except SettingsError as problem:
+            return gr.skip(), view.error(str(problem))
+        return gr.update(choices=traits(engine), value=trait.name), gr.skip()
+
+    made = knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status], **INTERNAL)
+    start(made.success)
 
     def hints() -> list[Any]:
         return [gr.update(placeholder=own) for own in own_sampling(engine)]

@@ -34,9 +34,12 @@ ACTIONS = {
 }
 """What can be done with a run, by its status; any run can be cloned."""
 WORDS = (
-    "collapsed", "cannot answer", "no trait kept", "no better than random", "not specific", "costly", "healed"
+    "collapsed", "cannot answer", "too little trait kept", "no better than random", "not specific",
+    "kept but costly", "healed",
 )  # fmt: skip
 """The words of a round's headline."""
+SAID = "|".join((*WORDS, "no trait kept", "costly"))
+"""Those that a run's message may hold; the last two of older runs."""
 MAX_COMPLETIONS = 300
 MAX_CHIPS = 16
 EMPTY_RUNS = '<div class="sh-empty">No runs yet: press <b>Heal</b> and its rounds appear on the map.</div>'
@@ -88,18 +91,20 @@ def card(run: RunRow, letter: str, last: str) -> str:
 
 def ended_card(run: RunRow, letter: str) -> str:
     """A run of this browser's that has ended, where its button was pressed: what came of it."""
-    opens = (
-        f'<button class="sh-button" data-action="open" data-run="{esc(run.run_id)}" '
-        f'data-round="{run.round}">Open its last round</button>'
-    )
-    top = f"<span><b>{letter}</b> {esc(run.name or run.run_id)}: {esc(run.status)}</span>{opens}"
+    top = f"<span><b>{letter}</b> {esc(run.name or run.run_id)}: {esc(run.status)}</span>{_rounds(run)}"
     said = f"<p>{said_of(run.message)}</p>" if run.message else ""
     return f'<div class="sh-card"><div class="sh-card-top">{top}</div>{said}</div>'
 
 
+def _headline_word(message: str) -> str:
+    """The word of the headline that a run's message ends with; nothing where it has none."""
+    found = re.search(rf"round \d+ ({SAID}):", message)
+    return f' <span class="sh-tag">{found[1]}</span>' if found else ""
+
+
 def said_of(message: str) -> str:
     """What a run says of itself, its headline's word in bold."""
-    return re.sub(rf"\b({'|'.join(WORDS)}):", r"<b>\1</b>:", esc(message))
+    return re.sub(rf"\b({SAID}):", r"<b>\1</b>:", esc(message))
 
 
 def undo(run_id: str) -> str:
@@ -186,7 +191,7 @@ def _run(run: RunRow, shown: bool, letter: str, trait: str) -> str:
         f"<b>{letter}</b> {opens}{example}{message}",
         f'{esc(run.model)}<div class="sh-dim">{esc(trait)}</div>',
         str(run.seed),
-        _progress(run),
+        _progress(run) + _headline_word(run.message),
         f"{run.round} / {run.rounds}",
         number(run.retention, 2),
         when(run.started_at),
@@ -243,17 +248,17 @@ def round_head(detail: RoundDetail, run: RunRow | None) -> str:
     facts.append(f"run {esc(detail.run_id)}")
     which = "before the first round" if detail.round == 0 else f"round {detail.round}"
     said = " · ".join(facts)
-    top = f'<div class="sh-round"><h3>{name}{example} · {which}</h3>{_rounds(detail, run)}'
+    top = f'<div class="sh-round"><h3>{name}{example} · {which}</h3>{_rounds(run, detail.round)}'
     return f'{top}{headline(detail.facts)}<p class="sh-dim">{said}</p></div>'
 
 
-def _rounds(detail: RoundDetail, run: RunRow | None) -> str:
-    """The run's other rounds, a button each."""
+def _rounds(run: RunRow | None, shown: int | None = None) -> str:
+    """The run's rounds, a button each, the one `shown` pressed."""
     if run is None or not run.round:
         return ""
     buttons = (
         f'<button class="sh-button" data-action="open" data-run="{esc(run.run_id)}" data-round="{n}" '
-        f'aria-pressed="{str(n == detail.round).lower()}">{f"round {n}" if n else "base"}</button>'
+        f'aria-pressed="{str(n == shown).lower()}">{f"round {n}" if n else "base"}</button>'
         for n in range(run.round + 1)
     )
     return f"<p>{' '.join(buttons)}</p>"

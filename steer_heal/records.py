@@ -371,6 +371,8 @@ class Effect:
 
     def sentence(self) -> str:
         """How far the trait moved, and whether that is more than random directions and the persona do."""
+        if not self.target:
+            return "this trait names no foundation that it should move"
         return f"movement {self.movement:+.3f}; {self.controls.sentence(self.target, self.movement)}"
 
 

@@ -52,6 +52,7 @@ class FakeEngine:
         self.runs = FakeRuns(round_seconds)
         self.delay = delay
         self.calls: list[SteerRequest] = []
+        self._made: list[Trait] = []
         self.info = ModelInfo(
             "demo", "FakeForCausalLM", 10, 160, 3_040_000, "float32", "cpu", True, "small, not Gemma"
         )
@@ -59,7 +60,7 @@ class FakeEngine:
         self._lock = threading.Lock()
 
     def traits(self) -> list[Trait]:
-        return [
+        ours = [
             Trait(
                 "care_over_authority",
                 "Care over authority",
@@ -77,6 +78,13 @@ class FakeEngine:
                 {},
             ),
         ]
+        return [*ours, *self._made]
+
+    def make_trait(self, plus: str, minus: str) -> Trait:
+        if plus == minus:
+            raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
+        self._made.append(Trait(f"{plus}-over-{minus}", f"{plus} over {minus}", "", plus, minus, {}))
+        return self._made[-1]
 
     def vignettes(self, condition: str = "other_violate") -> list[Vignette]:
         acts = ("leaving a child out in the rain", "taking the last seat", "walking past the queue")

@@ -173,7 +173,7 @@ window.SteerHeal = (() => {
       const box = mark && document.getElementById(mark.getAttribute("popovertarget"));
       if (!box) return;
       const at = mark.getBoundingClientRect();
-      box.style.left = `${Math.max(8, Math.min(at.left, innerWidth - 328))}px`;
+      box.style.left = `${Math.max(8, Math.min(at.left, document.documentElement.clientWidth - 348))}px`;
       box.style.top = at.bottom < innerHeight - 120 ? `${at.bottom + 4}px` : `${at.top - 100}px`;
     }, true);
     const settle = setInterval(place, 500);

@@ -258,7 +258,25 @@ def doctor(commands: Commands) -> None:
     add_places(made)
 
 
-COMMANDS = (heal, dose, effect, evaluate, vector, results, readings, store, export, models, doctor)
+def trait(commands: Commands) -> None:
+    made = command(commands, "trait", "Make, list, show, share or delete a trait of your own.")
+    made.add_argument("action", choices=("make", "list", "show", "export", "import", "delete"))
+    made.add_argument("name", nargs="?", metavar="NAME", help="of the trait; with import: the file")
+    made.add_argument("--plus", metavar="POLE", help="with make: a word or two, or a whole persona")
+    made.add_argument("--minus", metavar="POLE", help="with make: its opposite")
+    made.add_argument(
+        "--replies", metavar="FILE", help="with make: JSON, a list of pairs of what either pole would say"
+    )
+    made.add_argument(
+        "--target",
+        metavar="Care=1,SocialNorms=-1",
+        default="",
+        help="with make: foundations that it should move, and which way; a heal run needs some",
+    )
+    made.add_argument("--out", metavar="FILE", help="with export: where to; NAME.json if none")
+
+
+COMMANDS = (heal, dose, effect, evaluate, vector, trait, results, readings, store, export, models, doctor)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -172,10 +172,13 @@ def check_method(name: str) -> str:
     return name
 
 
-def decided_method(name: str, model: str) -> str:
-    """The method itself, or for `AUTO` the model's: it may be named, a hub id, a folder or a file."""
+def decided_method(name: str, model: str, *, replies: bool = True) -> str:
+    """The method itself, or for `AUTO` the model's: it may be named, a hub id, a folder or a file. `replies`:
+    whether the trait has paired replies, without which it is made from its personas."""
     if name != AUTO:
         return name
+    if not replies:
+        return OWN_METHODS[0]
     called = model.rstrip("/").rpartition("/")[2].lower()
     known = (method for key, method in MODEL_METHODS.items() if called == key or called.startswith(f"{key}."))
     return next(known, OWN_METHODS[0])

@@ -293,18 +293,24 @@ class HealThresholds(Settings):
     looping_collapsed: float = Field(default=0.1, description="collapsed: share of answers that loop, above")
     perplexity_collapsed: float = Field(default=3.0, description="collapsed: perplexity, of base's, above")
     relevance_collapsed: float = Field(default=0.4, description="collapsed: relevance, of base's, below")
-    retention_kept: float = Field(default=0.5, description="no trait kept: retention below")
+    retention_kept: float = Field(default=0.5, description="too little trait kept: retention below")
     spill: float = Field(
         default=1.0, description="not specific: movement off the target, of the target's own, from"
     )
     room: float = Field(default=0.05, description="a target foundation counts with room to move of at least")
-    mass_healthy: float = Field(default=0.95, description="costly: answer mass, of base's, below")
-    looping_healthy: float = Field(default=0.02, description="costly: share of answers that loop, above")
-    perplexity_healthy: float = Field(default=1.5, description="costly: perplexity, of base's, above")
-    relevance_healthy: float = Field(default=0.6, description="costly: relevance, of base's, below")
-    facts_healthy: float = Field(default=0.95, description="costly: share of base's facts still told, below")
+    mass_healthy: float = Field(default=0.95, description="kept but costly: answer mass, of base's, below")
+    looping_healthy: float = Field(
+        default=0.02, description="kept but costly: share of answers that loop, above"
+    )
+    perplexity_healthy: float = Field(
+        default=1.5, description="kept but costly: perplexity, of base's, above"
+    )
+    relevance_healthy: float = Field(default=0.6, description="kept but costly: relevance, of base's, below")
+    facts_healthy: float = Field(
+        default=0.95, description="kept but costly: share of base's facts still told, below"
+    )
     neutral_kl_healthy: float = Field(
-        default=0.15, description="costly: KL from base on neutral prompts, nats a token, above"
+        default=0.15, description="kept but costly: KL from base on neutral prompts, nats a token, above"
     )
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -38,6 +39,7 @@ from steer_heal.config import (
     SettingsError,
     check_text,
 )
+from steer_heal.data import own_traits
 from steer_heal.records import Fact, Trait, Vignette
 
 FOLDER = Path(__file__).parent
@@ -222,7 +224,37 @@ def balanced(rows: list[Vignette], limit: int) -> list[Vignette]:
 
 
 def traits() -> dict[str, Trait]:
-    """All traits by name, the default one first."""
+    """All traits by name: ours, the default one first, then the user's own whose files are sound."""
+    found = bundled_traits()
+    for name, file in own_traits.files().items():
+        with suppress(SettingsError):  # said to whoever asks for this one
+            found.setdefault(name, own_trait(file))
+    return found
+
+
+def trait_entry(file: Path) -> dict[str, Any]:
+    """What a trait's file holds, unchecked. Errors: `SettingsError` for what is no JSON object."""
+    return _object(file)
+
+
+def own_trait(file: Path) -> Trait:
+    """The trait that a file of the user's own holds. Errors: `SettingsError` with the file's name."""
+    trait = checked_trait(file.name, trait_entry(file))
+    if trait.name != file.stem:
+        raise SettingsError(f"{file.name}: the trait in it is called {trait.name!r}: name the file after it.")
+    return trait
+
+
+def checked_trait(where: str, row: dict[str, Any]) -> Trait:
+    """An entry of a trait of the user's own. Errors: `SettingsError`, also for a name of ours."""
+    trait = _trait(where, {"target": {}, "description": row.get("title"), **row}, own=True)
+    if trait.name in bundled_traits():
+        raise SettingsError(f"{where}: {trait.name!r} is a trait of ours: choose another name.")
+    return trait
+
+
+def bundled_traits() -> dict[str, Trait]:
+    """The traits that come with the project, the default one first."""
     rows = _json(FOLDER / "traits.json")
     if not isinstance(rows, list) or not rows:
         raise SettingsError("traits.json: must hold a list of traits.")
@@ -238,6 +270,8 @@ def traits() -> dict[str, Trait]:
 def trait(name: str) -> Trait:
     """The trait of that name; `SettingsError` with the known ones otherwise."""
     known = traits()
+    if name not in known and name in (own := own_traits.files()):
+        return own_trait(own[name])
     if name not in known:
         raise SettingsError(f"Unknown trait {name!r}: choose one of {', '.join(known)}.")
     return known[name]
@@ -328,12 +362,12 @@ def _frame(where: str, name: str, row: dict[str, Any]) -> Frame:
     return Frame(name, question, tuple(options), prefill, tuple(orders), think_budget=budget, **rest)
 
 
-def _trait(where: str, row: Any) -> Trait:
+def _trait(where: str, row: Any, *, own: bool = False) -> Trait:
     if not isinstance(row, dict):
         raise SettingsError(f"{where}: must be an object with {', '.join(TRAIT_TEXTS)} and target.")
     values = {key: _text(where, row, key, MAX_TRAIT_CHARS) for key in TRAIT_TEXTS}
     target = row.get("target")
-    if not isinstance(target, dict) or not target:
+    if not isinstance(target, dict) or not (target or own):
         raise SettingsError(f"{where}: 'target' must map a foundation to 1 or -1.")
     for name, sign in target.items():
         if name not in FOUNDATIONS or sign not in (1, -1):
@@ -341,7 +375,8 @@ def _trait(where: str, row: Any) -> Trait:
     if values["positive"] == values["negative"]:
         raise SettingsError(f"{where}: the two personas are the same.")
     replies = _replies(where, row.get("replies", []))
-    scenes = tuple(_pool(FOLDER / "scenes.json", values["name"])) if replies else ()
+    said_to = _texts(f"{where} 'scenes'", row["scenes"]) if own and "scenes" in row else None
+    scenes = tuple(said_to or _pool(FOLDER / "scenes.json", values["name"])) if replies else ()
     return Trait(**values, target=dict(target), scenes=scenes, replies=replies)
 
 

@@ -72,7 +72,7 @@ class Answers:
 
     def key(self, asked: SteerRequest) -> Hashable:
         """The vector; also the band, where that has to be measured first."""
-        method = self._vectors.method(asked.method)
+        method = self._vectors.method(asked.method, asked.trait)
         if self._vectors.ready(asked.trait, asked.band, method):
             return asked.trait, method
         return asked.trait, method, asked.band

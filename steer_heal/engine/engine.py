@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from steer_heal import data, models, sources
 from steer_heal.config import AUTO, DoseRequest, HealSettings, SteerRequest, changed
+from steer_heal.data import own_traits
 from steer_heal.engine.answer import encode
 from steer_heal.engine.answer_batch import Answers
 from steer_heal.engine.effects import Effects
@@ -105,6 +106,19 @@ class Engine:
     def traits(self) -> list[Trait]:
         """All traits, the default one first."""
         return list(data.traits().values())
+
+    def make_trait(self, plus: str, minus: str) -> Trait:
+        """A trait of the user's own between two poles, kept; one that is there already is given back. Raises:
+        `SettingsError` for poles that will not do."""
+        name = own_traits.name_of(plus, minus)
+        row = own_traits.of_poles(name, plus, minus)
+        trait = data.checked_trait(f"trait {name}", row)
+        if self._own(name) != trait:
+            own_traits.write(row)
+        return trait
+
+    def _own(self, name: str) -> Trait | None:
+        return data.trait(name) if name in own_traits.files() else None
 
     def vignettes(self, condition: str = data.CONDITION) -> list[Vignette]:
         """The loaded model's vignettes of one condition."""

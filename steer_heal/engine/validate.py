@@ -29,7 +29,12 @@ def check(settings: HealSettings, *, loaded: bool = False, files_in: Path | None
         vignette_sets.named(file, condition=data.CONDITION)
     if not loaded:
         sources.find(settings.model)
-    method = decided_method(settings.extract.method, settings.model)
+    if not trait.target:
+        raise SettingsError(
+            f"The trait {trait.name!r} names no foundation that it should move, so that no run can tell "
+            "whether it healed: give it a target, such as Care=1."
+        )
+    method = decided_method(settings.extract.method, settings.model, replies=bool(trait.replies))
     if method == REPLIES:
         data.check_replies(trait)
     return changed(settings, extract={"method": method})

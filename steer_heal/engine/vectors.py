@@ -39,11 +39,11 @@ class Vectors:
 
     def ready(self, trait: str, band: tuple[float, float], method: str = AUTO) -> bool:
         """Whether `steer` has nothing to measure. Raises: `SettingsError` for an empty band."""
-        return (trait, band_layers(self._lm.n_layers, band), self.method(method)) in self._steers
+        return (trait, band_layers(self._lm.n_layers, band), self.method(method, trait)) in self._steers
 
-    def method(self, name: str) -> str:
-        """The method that is meant on this model."""
-        return decided_method(name, self._lm.name)
+    def method(self, name: str, trait: str) -> str:
+        """The method that is meant on this model for this trait."""
+        return decided_method(name, self._lm.name, replies=bool(data.trait(trait).replies))
 
     def steer(
         self,
@@ -66,7 +66,7 @@ class Vectors:
     ) -> CalibratedVector:
         """Vector and c* for these layers; `say` hears before every pass of the model what is measured, and
         ends it by raising."""
-        method = self.method(method)
+        method = self.method(method, trait)
         key, found = (trait, layers, method), self.vector(trait, method, say=say)
         if key not in self._steers:
             self._steers[key] = self.calibrated(data.trait(trait), found, layers, say=say)
@@ -118,11 +118,11 @@ class Vectors:
 
     def extracted(self, trait: str, method: str = AUTO) -> bool:
         """Whether `vector` has nothing to measure."""
-        return (trait, self.method(method)) in self._vectors
+        return (trait, self.method(method, trait)) in self._vectors
 
     def vector(self, trait: str, method: str = AUTO, *, say: Say = _nothing) -> SteeringVector:
         """The trait's vector at every layer."""
-        method = self.method(method)
+        method = self.method(method, trait)
         of, key = (trait, method), self.key(trait, method)
         if self._vectors.get(of, ("",))[0] != key:
             self._steers = {at: known for at, known in self._steers.items() if (at[0], at[2]) != of}

@@ -13,11 +13,12 @@ from steer_heal.evaluate.text_health import relevance_ratio
 from steer_heal.records import CANNOT_ANSWER, Controls, trait_shift
 
 Word = Literal[
-    "collapsed", "cannot answer", "no trait kept", "no better than random", "not specific", "costly", "healed"
+    "collapsed", "cannot answer", "too little trait kept", "no better than random", "not specific",
+    "kept but costly", "healed",
 ]  # fmt: skip
 ORDER: tuple[Word, ...] = (
-    "collapsed", "cannot answer", "no trait kept", "no better than random", "not specific", "costly",
-    "healed",
+    "collapsed", "cannot answer", "too little trait kept", "no better than random", "not specific",
+    "kept but costly", "healed",
 )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def judge(
         return Headline("cannot answer", f"{CANNOT_ANSWER}; by its text alone: {loops}", said)
     if retention is None or retention < limits.retention_kept:
         had = "steering moved nothing" if retention is None else f"retention {retention:.2f}"
-        return Headline("no trait kept", f"{had}, {limits.retention_kept:g} is needed", said)
+        return Headline("too little trait kept", f"{had}, {limits.retention_kept:g} is needed", said)
     movement = trait_shift(dict(healed["p"]), dict(base["p"]), dict(target))
     if controls is not None and (n := controls.as_far(dict(target), movement)):
         why = f"{n} of {len(controls.random)} random directions of the same KL move the trait as far"
@@ -80,7 +81,7 @@ def judge(
         return Headline("not specific", why, said)
     kept = f"retention {retention:.2f}"
     if paid := [*_damages(*health, limits, "healthy"), *_losses(cost, limits)]:
-        return Headline("costly", f"{kept}, but {'; '.join(paid)}", said)
+        return Headline("kept but costly", f"{kept}, but {'; '.join(paid)}", said)
     return Headline("healed", f"{kept}, perplexity {ratio:.2f}x base's own", said)
 
 

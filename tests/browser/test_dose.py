@@ -98,3 +98,18 @@ def test_what_is_wrong_is_said_in_the_panel(page: Page) -> None:
     page.locator("#dose-find").click()
     expect(page.locator("#dose-note .sh-error")).to_be_visible()
     expect(page.locator("#dose-note .sh-error")).to_contain_text("prompt is empty")
+
+
+def test_a_trait_is_made_of_two_words_chosen_and_answered_with(page: Page) -> None:
+    page.locator("#drawing button, #drawing .label-wrap").first.click()
+    for pole, word in (("plus", "formal"), ("minus", "formal")):
+        page.locator(f"#{pole} textarea, #{pole} input").fill(word)
+    page.locator("#make-trait").click()
+    expect(page.locator("#status .sh-error")).to_contain_text("give two that differ")
+    page.locator("#minus textarea, #minus input").fill("casual")
+    page.locator("#make-trait").click()
+    expect(page.locator("#trait input")).to_have_value("formal over casual")
+    expect(page.locator("#status .sh-error")).to_have_count(0)
+    page.wait_for_function("location.search.includes('trait=formal-over-casual')")
+    page.reload()
+    expect(page.locator("#trait input")).to_have_value("formal over casual")

@@ -45,6 +45,7 @@ def test_every_action_has_a_name_and_every_parameter_a_description(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(named) == {
         "/describe",
+        "/make_trait",
         "/steer",
         "/profile",
         "/sweep",

@@ -40,19 +40,19 @@ def word(retention=0.9, thresholds=None, silent=False, random=None, facts=0.95, 
     ("healed", "wanted"),
     [
         ({}, "healed"),
-        ({"mass": 0.94}, "costly"),
-        ({"looping": 0.03}, "costly"),
-        ({"perplexity": 2.2}, "costly"),
-        ({"relevance": 0.5}, "costly"),
-        ({"facts": 0.9}, "costly"),
-        ({"far": 0.2}, "costly"),
+        ({"mass": 0.94}, "kept but costly"),
+        ({"looping": 0.03}, "kept but costly"),
+        ({"perplexity": 2.2}, "kept but costly"),
+        ({"relevance": 0.5}, "kept but costly"),
+        ({"facts": 0.9}, "kept but costly"),
+        ({"far": 0.2}, "kept but costly"),
         ({"facts": None, "far": None}, "healed"),
         ({"relevance": 0.2}, "collapsed"),
         ({"relevance": None}, "healed"),
         ({"loyalty": 0.6}, "not specific"),
         ({"random": 2.0}, "no better than random"),
-        ({"retention": 0.49}, "no trait kept"),
-        ({"retention": None}, "no trait kept"),
+        ({"retention": 0.49}, "too little trait kept"),
+        ({"retention": None}, "too little trait kept"),
         ({"mass": 0.84}, "collapsed"),
         ({"looping": 0.2}, "collapsed"),
         ({"perplexity": 5.0}, "collapsed"),
@@ -67,10 +67,10 @@ def test_each_word_has_its_cause(healed, wanted):
 def test_the_first_cause_in_the_order_wins():
     faults = [
         ("healed", {}),
-        ("costly", {"mass": 0.94}),
+        ("kept but costly", {"mass": 0.94}),
         ("not specific", {"loyalty": 0.6}),
         ("no better than random", {"random": 2.0}),
-        ("no trait kept", {"retention": 0.1}),
+        ("too little trait kept", {"retention": 0.1}),
         ("cannot answer", {"silent": True}),
         ("collapsed", {"looping": 0.5}),
     ]
@@ -102,12 +102,12 @@ def test_the_thresholds_go_with_it_and_decide():
     said = judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9)
     assert said.thresholds == HealThresholds().model_dump()
     assert said.sentence().startswith("healed: retention 0.90")
-    assert word(retention=0.9, thresholds=HealThresholds(retention_kept=0.95)) == "no trait kept"
+    assert word(retention=0.9, thresholds=HealThresholds(retention_kept=0.95)) == "too little trait kept"
 
 
 def test_base_s_own_text_is_the_unit():
     assert word(perplexity=1.9) == "healed"
-    assert word(perplexity=2.0) == "costly"
+    assert word(perplexity=2.0) == "kept but costly"
     assert "base's own" in judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9).why
 
 

@@ -241,8 +241,8 @@ def test_completions_are_filtered_and_reasons_shown() -> None:
 
 def test_the_words_of_a_run_are_those_of_its_headlines() -> None:
     assert view_runs.WORDS == headline.ORDER
-    said = view_runs.said_of("2 rounds done; round 2 no trait kept: retention 0.2 <b>")
-    assert said == "2 rounds done; round 2 <b>no trait kept</b>: retention 0.2 &lt;b&gt;"
+    said = view_runs.said_of("2 rounds done; round 2 too little trait kept: retention 0.2 <b>")
+    assert said == "2 rounds done; round 2 <b>too little trait kept</b>: retention 0.2 &lt;b&gt;"
 
 
 def test_settings_say_what_they_are_beside_their_names() -> None:
@@ -255,13 +255,17 @@ def test_settings_say_what_they_are_beside_their_names() -> None:
 
 def test_the_headline_carries_its_thresholds_and_is_never_markup() -> None:
     facts = {
-        "headline": {"word": "no trait kept", "why": "retention <b>0.1</b>", "thresholds": {"spill": 1.0}},
+        "headline": {
+            "word": "too little trait kept",
+            "why": "retention <b>0.1</b>",
+            "thresholds": {"spill": 1.0},
+        },
         "retention_interval": [0.05, 0.2],
         "facts_kept": 0.95,
         "neutral_kl": 0.123,
     }
     shown = view_runs.headline(facts)
-    assert "no trait kept" in shown
+    assert "too little trait kept" in shown
     assert "&lt;b&gt;0.1" in shown
     assert "not specific: movement off the target, of the target&#x27;s own, from 1" in shown
     assert "0.05 to 0.20" in shown

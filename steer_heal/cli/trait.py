@@ -1,0 +1,134 @@
+"""`trait`: traits of one's own, from two poles in plain words; a file each, which can be shared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from steer_heal import data
+from steer_heal.cli.arguments import Namespace
+from steer_heal.cli.tables import Column, Out, clean, table
+from steer_heal.config import SettingsError
+from steer_heal.data import own_traits
+
+
+def run(args: Namespace, out: Out) -> int:
+    """Exit code 0 when it was done."""
+    if args.action == "list":
+        return _list(out)
+    if not args.name:
+        raise SettingsError(f"Name the trait: trait {args.action} NAME.")
+    does = {"make": _make, "show": _show, "export": _export, "import": _import, "delete": _delete}
+    said, shown = does[args.action](args)
+    out.text(said)
+    out.document({"command": "trait", "action": args.action, **shown})
+    return 0
+
+
+def _list(out: Out) -> int:
+    ours = data.bundled_traits()
+    rows = [
+        {
+            "name": name,
+            "title": clean(trait.title),
+            "target": target(trait.target),
+            "whose": "ours" if name in ours else "yours",
+        }
+        for name, trait in data.traits().items()
+    ]
+    columns = [
+        Column("name", "name"),
+        Column("whose", "whose"),
+        Column("target", "moves"),
+        Column("title", "title"),
+    ]
+    out.text(table(columns, rows), "", f"Yours are kept in {own_traits.folder()}.")
+    for name in own_traits.files():
+        if name not in data.traits():
+            out.note(f"{name} is left out: `trait show {name}` says why.")
+    out.document({"command": "trait", "action": "list", "folder": str(own_traits.folder()), "rows": rows})
+    return 0
+
+
+def target(signs: dict[str, int]) -> str:
+    """The foundations that a trait should move, as `--target` takes them."""
+    return ",".join(f"{name}={sign}" for name, sign in signs.items())
+
+
+def _aim(text: str) -> dict[str, int]:
+    """Errors: `SettingsError` for what is not foundation=1 or foundation=-1."""
+    found: dict[str, int] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, sign = part.partition("=")
+        known = data.foundation_name(name)
+        if known is None or sign.strip() not in ("1", "+1", "-1"):
+            raise SettingsError(f"{part!r} is no target: write a foundation and 1 or -1, such as Care=1.")
+        found[known] = int(sign)
+    return found
+
+
+def _make(args: Namespace) -> tuple[str, dict[str, Any]]:
+    if args.plus is None or args.minus is None:
+        raise SettingsError(
+            "A trait has two poles: give --plus and --minus, such as --plus blunt --minus tactful."
+        )
+    more: dict[str, Any] = {"target": _aim(args.target)} if args.target else {}
+    if args.replies:
+        more["replies"] = _pairs(Path(args.replies))
+    row = own_traits.of_poles(args.name, args.plus, args.minus, **more)
+    trait = data.checked_trait(f"trait {args.name}", row)
+    file = own_traits.write(row)
+    how = "its paired replies" if trait.replies else "its two personas"
+    return f"{trait.title}: {file}. Its vector is made from {how}, when it is first asked for.", {
+        "file": str(file), "trait": asdict(trait)
+    }  # fmt: skip
+
+
+def _pairs(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{file} cannot be read ({error}): give a JSON list of pairs of replies."
+        ) from error
+
+
+def _show(args: Namespace) -> tuple[str, dict[str, Any]]:
+    trait = data.trait(args.name)
+    lines = [
+        clean(trait.title),
+        f"more: {clean(trait.positive)}",
+        f"less: {clean(trait.negative)}",
+        f"should move: {target(trait.target) or 'nothing that is named'}",
+        f"paired replies: {len(trait.replies)}",
+    ]
+    return "\n".join(lines), {"trait": asdict(trait)}
+
+
+def _export(args: Namespace) -> tuple[str, dict[str, Any]]:
+    data.trait(args.name)
+    files = own_traits.files()
+    if args.name not in files:
+        raise SettingsError(f"{args.name} is a trait of ours, which everybody has: export one of your own.")
+    out = Path(args.out or f"{args.name}.json")
+    if out.exists():
+        raise SettingsError(f"{out} is there: give another file.")
+    try:
+        out.write_bytes(files[args.name].read_bytes())
+    except OSError as error:
+        raise SettingsError(f"{out} cannot be written ({error.strerror}): choose another place.") from error
+    return f"{args.name}: {out}", {"file": str(out)}
+
+
+def _import(args: Namespace) -> tuple[str, dict[str, Any]]:
+    row = data.trait_entry(Path(args.name))
+    trait = data.checked_trait(Path(args.name).name, row)
+    own_traits.of_poles(trait.name, trait.positive, trait.negative)
+    return f"{clean(trait.title)}: {own_traits.write(row)}", {"trait": asdict(trait)}
+
+
+def _delete(args: Namespace) -> tuple[str, dict[str, Any]]:
+    own_traits.delete(args.name)
+    return f"{args.name} is deleted.", {"name": args.name}

@@ -1,0 +1,95 @@
+"""Traits of a person's own: a readable file each in the user's folder, listed beside ours.
+
+A file is an entry of `traits.json` in which `description`, `target`, `replies` and `scenes` may be left out.
+Without `replies` a vector is made from the two personas; without `target` nothing is known that the trait
+should move, so that it can be steered and read, but not healed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from steer_heal.config import SettingsError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+MAX_OWN = 200
+_WHOLE = 4
+"""Words from which on a pole is a persona as it stands, and not an adjective or a noun."""
+
+
+def folder() -> Path:
+    """Where they are kept: STEER_HEAL_HOME, else the platform's folder for a user's data."""
+    if named := os.environ.get("STEER_HEAL_HOME"):
+        return Path(named).expanduser().absolute() / "traits"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "steer-heal" / "traits"
+    usual = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_DATA_HOME")
+    return (Path(usual) if usual else Path.home() / ".local" / "share") / "steer-heal" / "traits"
+
+
+def files() -> dict[str, Path]:
+    """The file of each, by name."""
+    found = sorted(folder().glob("*.json"))
+    return {file.stem: file for file in found if _NAME.fullmatch(file.stem)}
+
+
+def of_poles(name: str, plus: str, minus: str, **more: Any) -> dict[str, Any]:
+    """The entry of a trait between two poles, each a word or two ("blunt") or a persona ("You are a judge who
+    ..."). `more`: other fields of an entry. Errors: `SettingsError` for poles or a name that will not do."""
+    if not _NAME.fullmatch(name):
+        raise SettingsError(
+            f"{name!r} will not do as a trait's name: use up to 40 of a-z, 0-9, - and _, and begin with a "
+            "letter or a digit."
+        )
+    plus, minus = plus.strip(), minus.strip()
+    for pole in (plus, minus):
+        if not pole:
+            raise SettingsError("A pole is empty: give both, a word such as blunt or a whole persona.")
+    if plus.casefold() == minus.casefold():
+        raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
+    short = all(len(pole.split()) < _WHOLE for pole in (plus, minus))
+    title = f"{plus.capitalize()} over {minus}" if short else name.replace("_", " ").capitalize()
+    return {
+        "name": name, "title": title, "description": f"From {minus} to {plus}", "positive": _persona(plus),
+        "negative": _persona(minus), **more,
+    }  # fmt: skip
+
+
+def _persona(pole: str) -> str:
+    return pole if len(pole.split()) >= _WHOLE else f"You are {pole}."
+
+
+def name_of(plus: str, minus: str) -> str:
+    """A name for the trait between two poles."""
+    words = re.findall(r"[a-z0-9]+", f"{plus} over {minus}".lower())
+    return "-".join(words)[:40].strip("-") or "trait"
+
+
+def write(row: dict[str, Any]) -> Path:
+    """The entry as the trait's file, whole or not at all. Errors: `SettingsError` where there is one of that
+    name, there are too many, or the folder cannot be written."""
+    file = folder() / f"{row['name']}.json"
+    if len(files()) >= MAX_OWN:
+        raise SettingsError(f"There are {MAX_OWN} traits of your own: delete one first.")
+    if file.exists():
+        raise SettingsError(f"There is a trait {row['name']!r}: choose another name, or delete it first.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f".{file.name}.{os.getpid()}")
+        fresh.write_text(json.dumps(row, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        fresh.replace(file)
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be written ({error.strerror}): set STEER_HEAL_HOME.") from error
+    return file
+
+
+def delete(name: str) -> None:
+    """Errors: `SettingsError` where it is no trait of the user's own."""
+    if name not in files():
+        raise SettingsError(f"There is no trait {name!r} of your own: `trait list` says which there are.")
+    files()[name].unlink()
