@@ -17,7 +17,7 @@ from steer_heal.records import ControlNode, MapNode, RoundDetail, Trait
 
 HUMAN_CLASSIC = {"Care": 0.198, "SocialNorms": 0.193}
 SYMBOLS = {"base": "circle", "steered": "diamond", "healed": "square"}
-MARK = (0.06, 0.1)
+MARK = (0.05, 0.07)
 """What a mark takes of the nodes' reach, across and upwards."""
 SIZES = {"base": 16, "steered": 18, "healed": 19}
 CURVES = {
@@ -113,13 +113,13 @@ def _labels(nodes: Sequence[MapNode], look: Look) -> dict[tuple[str, int, str], 
     """What is written on a mark, by its node: its run's letter, of a healed one its round too. Of marks that
     hide one another one has a name, healed ones before steered ones, with a plus where it hides other healed
     ones. Base is one for all runs of a model, and needs none."""
-    places = [(n, *look.axes.of_node(n)) for n in nodes if n.stage != "base"]
+    places = [(n, *look.axes.of_node(n)) for n in nodes]
     known = [(n, x, y) for n, x, y in places if x is not None and y is not None]
     wide, high = (
         max(c, default=1) - min(c, default=0) for c in ([x for _, x, _ in known], [y for *_, y in known])
     )
     written: list[tuple[MapNode, float, float, list[str]]] = []
-    for n, x, y in sorted(known, key=lambda place: place[0].stage):
+    for n, x, y in sorted((place for place in known if place[0].stage != "base"), key=lambda p: p[0].stage):
         letter = look.letters.get(n.run_id, "")
         name = f"{letter}{n.round}" if n.stage == "healed" else letter
         over = (
