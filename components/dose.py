@@ -61,9 +61,10 @@ class Panel:
     def target(self, trait: str) -> dict[str, int]:
         return next((dict(t.target) for t in self.engine.traits() if t.name == trait), {})
 
-    def known_as(self, trait: str, band: tuple[float, float], method: str) -> str:
+    def known_as(self, trait: str, band: tuple[float, float], method: str, prompt: str = "") -> str:
+        """What a sweep over the prompt is remembered by, or without one a sweep over a set."""
         model = self.engine.info.name
-        return view_dose.key(model, trait, *band, decided_method(method, model))
+        return view_dose.key(model, trait, *band, decided_method(method, model), prompt)
 
 
 def chosen(vignettes: list[Vignette], each: int) -> tuple[str, ...]:
@@ -83,7 +84,8 @@ def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
     def stream(asked: Asked, known: Any) -> Iterator[Outputs]:
         request = panel.request(asked, SWEEP_ALPHAS, refine=True)
         target = panel.target(request.trait)
-        name = panel.known_as(request.trait, request.band, request.method)
+        prompt = "" if SETS.get(asked.over, 0) else asked.form["prompt"]
+        name = panel.known_as(request.trait, request.band, request.method, prompt)
         yield gr.skip(), view_dose.working(0.0, "measuring the base"), gr.skip(), gr.skip()
         found, shown = Sweep(0.0, []), 0
         for found in panel.engine.dose(request, session=work_of(asked.session)):
@@ -248,17 +250,23 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
 
     steered = [knobs.slider, knobs.exact, knobs.low, knobs.high]
     for figure in (chart, cells):
-        steering.restart(figure.click(click, None, steered, **INTERNAL).then)
-    about_dose = [knobs.trait, knobs.low, knobs.high, knobs.method]
+        clicked = figure.click(click, None, steered, **INTERNAL)
+        steering.say(clicked.then)
+        steering.restart(clicked.then)
+    about_dose = [knobs.trait, knobs.low, knobs.high, knobs.method, knobs.prompt]
 
-    def recolour(value: Any, trait: str, low: float | None, high: float | None, method: str) -> Any:
+    def recolour(
+        value: Any, trait: str, low: float | None, high: float | None, method: str, prompt: str
+    ) -> Any:
         if low is None or high is None:
             return gr.skip()
-        name = panel.known_as(trait, band(engine, low, high), method)
-        return view_dose.strip(view_dose.remembered(value), name)
+        known, about = view_dose.remembered(value), (trait, band(engine, low, high), method)
+        of_prompt, of_sets = panel.known_as(*about, prompt), panel.known_as(*about)
+        return view_dose.strip(known, of_prompt if of_prompt in known else of_sets)
 
     inputs = [known, *about_dose]
-    gr.on([widget.change for widget in about_dose], recolour, inputs, knobs.strip, **INTERNAL)
+    changes = [w.change for w in (knobs.trait, knobs.layers, knobs.method, knobs.prompt)]
+    gr.on(changes, recolour, inputs, knobs.strip, **INTERNAL)
 
     def on_load(page: gr.Blocks) -> None:
         page.load(recolour, inputs, knobs.strip, **INTERNAL)

@@ -48,7 +48,9 @@ def build(engine: Engine) -> gr.Blocks:
         panels = {table: message, key: message, message: message, healing.card: healing.message}
         panels[detail.head] = message
         acted = [one.click(runs.acting(engine), [kept], [kept, out], **PRESS) for one, out in panels.items()]
-        healing.clone(table).then(None, js=plot.REVEAL, **INTERNAL)
+        cloned = healing.clone(table)
+        steering.say(cloned.then)
+        cloned.then(None, js=plot.REVEAL, **INTERNAL)
         clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)
         for event in (*acted, clicked):
             done = event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)

@@ -39,14 +39,16 @@ STARTING = "Loading the model, then writing a first answer: seconds, the first t
 @dataclass(frozen=True)
 class Steering:
     """What other panels use: the controls, and what makes one more listener offer the loaded model's
-    vignettes and show how it is sampled, or start an answer. `readings`, of the answer in view, are not yet
-    on the page: the dose panel has their place."""
+    vignettes and show how it is sampled, start an answer, or say which layers are steered after something
+    else than a hand has set them. `readings`, of the answer in view, are not yet on the page: the dose panel
+    has their place."""
 
     knobs: Controls
     readings: tuple[gr.HTML, gr.HTML]
     on_load: Callable[[gr.Blocks], Any]
     draw: Callable[..., Any]
     restart: Callable[..., Any]
+    say: Callable[..., Any]
 
 
 def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML]:
@@ -82,7 +84,7 @@ def build(engine: Engine) -> Steering:
     newest = Newest()
     outputs = [base, steered, status, knobs.dose, knobs.verdict, measures, bars]
     start = _wire_answers(engine, knobs, newest, outputs)
-    _wire_choosers(engine, knobs)
+    say = _wire_choosers(engine, knobs)
 
     def halt(request: gr.Request) -> None:
         newest.halt(request.session_hash or "")
@@ -129,16 +131,17 @@ def build(engine: Engine) -> Steering:
             return [*found, gr.update(choices=methods(engine)), *layers_of(engine, form).values()]
 
         chooser = [knobs.foundation, knobs.vignette, knobs.method, knobs.low, knobs.high]
-        return hint(listener(choices, [knobs.prompt, kept], chooser, **INTERNAL).then)
+        return hint(say(listener(choices, [knobs.prompt, kept], chooser, **INTERNAL).then).then)
 
     def on_load(page: gr.Blocks) -> None:
         hint(page.load)
         restored = [knobs.foundation, knobs.vignette, knobs.slider, *knobs.form()]
         loaded = page.load(reopen, kept, restored, **INTERNAL)
+        say(loaded.then)
         start(loaded.then)
         page.unload(leave)
 
-    return Steering(knobs, (measures, bars), on_load, draw, start)
+    return Steering(knobs, (measures, bars), on_load, draw, start, say)
 
 
 def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list[Any]) -> Callable[..., Any]:
@@ -165,8 +168,9 @@ def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list
     return lambda listener: listener(stream, knobs.request(), outputs, **STREAM)
 
 
-def _wire_choosers(engine: Engine, knobs: Controls) -> None:
-    """A foundation offers its vignettes, a vignette fills the prompt, two numbers say the layers."""
+def _wire_choosers(engine: Engine, knobs: Controls) -> Callable[..., Any]:
+    """A foundation offers its vignettes, a vignette fills the prompt, two numbers say the layers; what is
+    returned makes one more listener say them."""
 
     def choose(name: str) -> tuple[Any, str]:
         vignettes = engine.vignettes()
@@ -188,4 +192,10 @@ def _wire_choosers(engine: Engine, knobs: Controls) -> None:
     knobs.foundation.input(choose, knobs.foundation, [knobs.vignette, knobs.prompt], **INTERNAL)
     knobs.vignette.input(ask, knobs.vignette, knobs.prompt, **INTERNAL)
     band = [knobs.low, knobs.high]
-    gr.on([w.change for w in band], lambda a, b: say_layers(engine, a, b), band, knobs.layers, **INTERNAL)
+
+    def say(first: float | None, last: float | None) -> str:
+        return say_layers(engine, first, last)
+
+    # Not `.change`: after a model of another depth was chosen, gradio's sliders report one again and again.
+    gr.on([w.input for w in band], say, band, knobs.layers, **INTERNAL)
+    return lambda listener: listener(say, band, knobs.layers, **INTERNAL)

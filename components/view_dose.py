@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -83,9 +84,10 @@ def _against(sweep: Sweep, target: dict[str, int]) -> str:
 # ---- the strip under the slider ---------------------------------------------------------------------------
 
 
-def key(model: str, trait: str, low: float, high: float, method: str) -> str:
-    """What a sweep is remembered by."""
-    return f"{model}|{trait}|{low:g}-{high:g}|{method}"
+def key(model: str, trait: str, low: float, high: float, method: str, prompt: str = "") -> str:
+    """What a sweep is remembered by: also its prompt, where it is not over a set."""
+    of = f"|{zlib.crc32(prompt.encode()):08x}" if prompt else ""
+    return f"{model}|{trait}|{low:g}-{high:g}|{method}{of}"
 
 
 def remembered(value: Any) -> Known:

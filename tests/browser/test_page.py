@@ -289,4 +289,4 @@ def test_what_is_looked_at_and_left_alone_is_as_in_the_preset(page: Page) -> Non
     page.locator("#run-more button").first.click()
     expect(page.locator("#run-completions input")).to_be_visible()
     page.locator("#launch").click()
-    expect(page.locator("#heal-message")).to_contain_text("Started")
+    expect(page.locator("#heal-card .sh-card")).to_contain_text("of 3")

@@ -43,7 +43,7 @@ def test_two_presses_start_one_run_whose_card_stands_under_the_button(page: Page
     expect(card).to_contain_text("paused in round 2")
     card.locator("[data-action=cancel]").click()
     expect(card).to_contain_text("cancelled")
-    card.locator("[data-action=open]").click()
+    card.locator("[data-action=open]", has_text="round 1").click()
     expect(page.locator("#round h3")).to_contain_text("round 1")
     expect(card).to_have_count(0)
     page.locator("#round [data-action=open]", has_text="base").click()

@@ -32,7 +32,7 @@ def test_what_the_filter_kept_is_trained_on_in_its_order():
 
 
 @pytest.mark.parametrize("demo", [True, False])
-@pytest.mark.parametrize("trait", data.traits())
+@pytest.mark.parametrize("trait", data.bundled_traits())
 def test_what_is_trained_is_never_what_is_measured(demo, trait, tmp_path, monkeypatch):
     material = data.material(demo=demo)
     mine = material.heal_prompts(trait)[3]

@@ -97,5 +97,5 @@ def test_the_settings_of_the_shipped_example_can_be_cloned(tmp_path: Path) -> No
     settings = index.settings(EXAMPLE_ID)
     (shown,) = index.rows()
     assert (settings.model, settings.rounds, settings.trait) == (shown.model, shown.rounds, shown.trait)
-    assert len(index.map([EXAMPLE_ID])) == 1 + 2 * settings.rounds
+    assert len(index.map([EXAMPLE_ID])) == 2 + settings.rounds  # base, steered once, a healed one a round
     assert LocalProcesses(tmp_path / "runs").create(settings).resumable() == settings

@@ -8,7 +8,7 @@ import pytest
 
 from steer_heal import data
 
-TRAITS = data.traits()
+TRAITS = data.bundled_traits()
 FILES = [data.FOLDER, data.DEMO_FOLDER]
 STOP = set(
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,7 +103,9 @@ def test_a_sweep_streams_and_says_where_it_breaks() -> None:
     assert "the text is damaged from alpha 2.45" in notes(shown)[-1]
     strip, kept = shown[-2][2:]
     assert "sh-seg-broken" in strip
-    assert list(kept) == ["demo|care_over_authority|0.4-0.6|mean_diff"]
+    name = "demo|care_over_authority|0.4-0.6|mean_diff"
+    assert list(kept) == [f"{name}|{zlib.crc32(FORM_VALUES['prompt'].encode()):08x}"]
+    assert list(run(handler, next(one for one, each in dose.SETS.items() if each), {})[-2][3]) == [name]
 
 
 def test_a_set_asks_vignettes_of_every_foundation() -> None:
