@@ -184,7 +184,9 @@ def _drawing(engine: Engine) -> dict[str, Any]:
         )
         length = gr.Slider(8, 256, 60, step=4, label="at most this many tokens", buttons=[], elem_id="length")
         seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=100, elem_id="seed")
-        greedy = gr.Checkbox(False, label="greedy (always the likeliest token)", elem_id="greedy")
+        greedy = gr.Checkbox(
+            False, label="greedy (always the likeliest token)", min_width=220, elem_id="greedy"
+        )
         labels = ("temperature (0 is greedy)", "top-p (1: no filter)", "top-k (0: no filter)")
         drawn = [
             gr.Textbox(
