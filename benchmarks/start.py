@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -19,15 +18,15 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Error, sync_playwright
 
+from tests.browser.conftest import free_port
+
 READABLE = "(id) => document.getElementById(id)?.innerText.trim().length > 3"
 STAGES = ("page", "base", "steered")
 
 
 def first_words(browser: Browser, checkout: Path, model: str) -> dict[str, float]:
     """Seconds from the process's start to each of `STAGES`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     with tempfile.TemporaryDirectory() as folder:
         kept = [f"--runs={folder}/runs", f"--db={folder}/runs.duckdb"]

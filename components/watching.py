@@ -93,8 +93,9 @@ def draw(engine: Engine, kept: Any) -> tuple[dict[str, Any], str, str, str, str]
     key = view_runs.map_key(runs, ids, letters, model, axes.caption())
     titles = {t.name: t.title for t in engine.traits()}
     table = view_runs.runs_table(runs, ids, letters, titles) + view_runs.hidden(every, len(every) > len(runs))
-    cards = "".join(view_runs.card(r, letters[r.run_id], last_answer(engine, r)) for r in going(every))
-    mine = [r for r in every if r.run_id == remembered(kept)["mine"] and r not in going(every)]
+    busy = going(every)
+    cards = "".join(view_runs.card(r, letters[r.run_id], last_answer(engine, r)) for r in busy)
+    mine = [r for r in every if r.run_id == remembered(kept)["mine"] and r not in busy]
     cards += "".join(view_runs.ended_card(r, letters[r.run_id]) for r in mine)
     return figure, key, cards, table, view.note(engine.runs.message())
 

@@ -125,7 +125,7 @@ def _export(args: Namespace) -> tuple[str, dict[str, Any]]:
 def _import(args: Namespace) -> tuple[str, dict[str, Any]]:
     row = data.trait_entry(Path(args.name))
     trait = data.checked_trait(Path(args.name).name, row)
-    own_traits.of_poles(trait.name, trait.positive, trait.negative)
+    own_traits.check(trait.name, trait.positive, trait.negative)
     return f"{clean(trait.title)}: {own_traits.write(row)}", {"trait": asdict(trait)}
 
 

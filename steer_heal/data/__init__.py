@@ -239,7 +239,7 @@ def trait_entry(file: Path) -> dict[str, Any]:
 
 def own_trait(file: Path) -> Trait:
     """The trait that a file of the user's own holds. Errors: `SettingsError` with the file's name."""
-    trait = checked_trait(file.name, trait_entry(file))
+    trait = _own_entry(file.name, trait_entry(file))
     if trait.name != file.stem:
         raise SettingsError(f"{file.name}: the trait in it is called {trait.name!r}: name the file after it.")
     return trait
@@ -247,10 +247,14 @@ def own_trait(file: Path) -> Trait:
 
 def checked_trait(where: str, row: dict[str, Any]) -> Trait:
     """An entry of a trait of the user's own. Errors: `SettingsError`, also for a name of ours."""
-    trait = _trait(where, {"target": {}, "description": row.get("title"), **row}, own=True)
+    trait = _own_entry(where, row)
     if trait.name in bundled_traits():
         raise SettingsError(f"{where}: {trait.name!r} is a trait of ours: choose another name.")
     return trait
+
+
+def _own_entry(where: str, row: dict[str, Any]) -> Trait:
+    return _trait(where, {"target": {}, "description": row.get("title"), **row}, own=True)
 
 
 def bundled_traits() -> dict[str, Trait]:
@@ -269,10 +273,11 @@ def bundled_traits() -> dict[str, Trait]:
 
 def trait(name: str) -> Trait:
     """The trait of that name; `SettingsError` with the known ones otherwise."""
-    known = traits()
+    known = bundled_traits()  # no other file is read: an answer asks for its trait again and again
     if name not in known and name in (own := own_traits.files()):
         return own_trait(own[name])
     if name not in known:
+        known = traits()
         raise SettingsError(f"Unknown trait {name!r}: choose one of {', '.join(known)}.")
     return known[name]
 

@@ -41,23 +41,28 @@ def files() -> dict[str, Path]:
 def of_poles(name: str, plus: str, minus: str, **more: Any) -> dict[str, Any]:
     """The entry of a trait between two poles, each a word or two ("blunt") or a persona ("You are a judge who
     ..."). `more`: other fields of an entry. Errors: `SettingsError` for poles or a name that will not do."""
-    if not _NAME.fullmatch(name):
-        raise SettingsError(
-            f"{name!r} will not do as a trait's name: use up to 40 of a-z, 0-9, - and _, and begin with a "
-            "letter or a digit."
-        )
     plus, minus = plus.strip(), minus.strip()
-    for pole in (plus, minus):
-        if not pole:
-            raise SettingsError("A pole is empty: give both, a word such as blunt or a whole persona.")
-    if plus.casefold() == minus.casefold():
-        raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
+    check(name, plus, minus)
     short = all(len(pole.split()) < _WHOLE for pole in (plus, minus))
     title = f"{plus.capitalize()} over {minus}" if short else name.replace("_", " ").capitalize()
     return {
         "name": name, "title": title, "description": f"From {minus} to {plus}", "positive": _persona(plus),
         "negative": _persona(minus), **more,
     }  # fmt: skip
+
+
+def check(name: str, plus: str, minus: str) -> None:
+    """Errors: `SettingsError` for a trait's name or its poles that will not do."""
+    if not _NAME.fullmatch(name):
+        raise SettingsError(
+            f"{name!r} will not do as a trait's name: use up to 40 of a-z, 0-9, - and _, and begin with a "
+            "letter or a digit."
+        )
+    for pole in (plus, minus):
+        if not pole.strip():
+            raise SettingsError("A pole is empty: give both, a word such as blunt or a whole persona.")
+    if plus.strip().casefold() == minus.strip().casefold():
+        raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
 
 
 def _persona(pole: str) -> str:
