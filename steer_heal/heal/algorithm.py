@@ -174,6 +174,7 @@ class _Loop:
             found = yield from self._live("base", 0, self.measures.base_profile)
             self.measured["base"] = self.measures.event("base", 0.0, found, text)
             yield "profile", 0, self.measured["base"]
+            yield self._held_out("base", 0, 0.0, found)
             yield "answers", 0, self._answers(self.measures.fixed())
 
     def round(self, round_: int) -> Stage[None]:
@@ -243,6 +244,7 @@ class _Loop:
             cost = self.measures.cost.measure(dose, alpha) if alpha == 1.0 else NOT_MEASURED
             found = self.measures.event("steered", alpha, profile, text)
             self.path.append(self._point(found, 1, cost))
+            yield self._held_out("steered", 1, alpha, profile)
             if alpha == 1.0:
                 self.measured["steered"] = self.first_steered = found
         yield "profile", 1, self.first_steered
@@ -353,6 +355,7 @@ class _Loop:
         found = yield from self._live("evaluate", round_, self.measures.profile)
         healed = self.measured["healed"] = self.measures.event("healed", 0.0, found, text)
         yield "profile", round_, healed
+        yield self._held_out("healed", round_, 0.0, found)
         yield "answers", round_, self._answers(self.measures.fixed(), steered=self.steered_answers)
         base, steered = self.measured["base"], self._shift(self.first_steered["p"])
         moved = abs(steered) >= LEAST_SHIFT and not self.measures.cannot_answer
@@ -366,6 +369,13 @@ class _Loop:
         if self.controls is not None:
             facts["as_far"] = self.controls.as_far(self.trait.target, self._shift(found.p))
         return facts | report(base, self.first_steered, healed, self.trait.target)
+
+    def _held_out(self, stage: str, round_: int, alpha: float, found: Profile) -> Emission:
+        """What the medians and shares of one measurement are of, for intervals: the answers to the held-out
+        prompts with their relevances, and the likeliest foundation of each vignette."""
+        likeliest = [max(row.p, key=row.p.__getitem__) if row.mass else None for row in found.per_vignette]
+        of = {"stage": stage, "alpha": alpha, "likeliest": likeliest}
+        return "held_out", round_, of | self.measures.held_out
 
     def _answers(self, texts: list[str], **beside: list[str]) -> dict[str, list[str]]:
         return {"prompts": self.measures.fixed_prompts, "texts": texts, **beside}

@@ -37,7 +37,8 @@ class Measures:
 
     `frame`: how it is asked; `calibrated`: the calibration of a cloze; `cannot_answer`: whether what base
     answers is not above chance, so that answers judge nothing. `own`: the base's own text under base, the
-    unit of perplexity and of relevance. All are set by measuring the base, or from a log.
+    unit of perplexity and of relevance. All are set by measuring the base, or from a log. `held_out`: the
+    texts and relevances that `text` saw last.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Measures:
         self.cost = Cost(lm, stack, facts, neutral, greedy)
         self._base: Profile | None = None
         self.own: Own | None = None
+        self.held_out: dict[str, list[Any]] = {}
 
     def base_profile(self, tick: Tick) -> Profile:
         """The base's, in the frame that is asked for or that suits it, which all later ones are asked in."""
@@ -214,8 +216,12 @@ class Measures:
                 for row, (logp, about) in zip(written, scored, strict=True)
             ],
         )
-        diversity = text_health.distinct_bigrams([row.text for row in written])
-        return found | {"own_perplexity": own.perplexity, "diversity": diversity}
+        texts = [row.text for row in written]
+        self.held_out = {"texts": texts, "relevance": [about for _, about in scored]}
+        return found | {
+            "own_perplexity": own.perplexity,
+            "diversity": text_health.distinct_bigrams(texts),
+        }
 
     def controls(self, layers: Sequence[int], c_stars: Sequence[float], tick: Tick) -> Controls:
         """What random directions do to the base on the run's vignettes, each at its own c*."""
