@@ -253,15 +253,19 @@ def filled(engine: Engine, values: Sequence[Any]) -> dict[str, Any]:
     return {**form, "band": band(engine, form["low"], form["high"])}
 
 
+def span(low: int, high: int) -> str:
+    return f"layer {low}" if low == high else f"layers {low} to {high}"
+
+
 def say_layers(engine: Engine, first: float | None, last: float | None) -> str:
     """Which layers are steered and where they lie."""
     if first is None or last is None:
         return ""
     low, high = sorted((int(first), int(last)))
     n_layers = engine.info.n_layers
-    span = f"layer {low}" if low == high else f"layers {low} to {high}"
+    where = f"{span(low, high)} of 0 to {n_layers - 1}"
     shares = f"{low / n_layers:.0%} to {(high + 1) / n_layers:.0%} of the way up"
-    return f'<div class="sh-dim sh-dose">{span} of 0 to {n_layers - 1}: {shares}{what_is("layers")}</div>'
+    return f'<div class="sh-dim sh-dose">{where}: {shares}{what_is("layers")}</div>'
 
 
 # ---- what a browser remembers of the form -----------------------------------------------------------------

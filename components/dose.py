@@ -12,7 +12,7 @@ import gradio as gr
 
 from components import charts_dose, plot, view, view_dose, view_effect
 from components.answering import Newest, nothing
-from components.controls import band, ends, filled, sample
+from components.controls import band, ends, filled, sample, span
 from components.engine import Engine
 from components.steer import INTERNAL, Steering
 from steer_heal.config import DoseRequest, SettingsError, build, decided_method
@@ -26,6 +26,8 @@ MAX_TOKENS = 40
 IN_VIEW = "this prompt"
 SETS = {IN_VIEW: 0, "7 vignettes": 1, "14 vignettes": 2}
 ROW_PIXELS = 16
+SHOWN_CHARS = 30
+"""Of a prompt in a chart's title, which fits on a phone."""
 EMPTY_EFFECT = "Press <b>What the vector does</b>: all seven foundations beside random directions."
 Outputs = tuple[Any, ...]
 
@@ -58,6 +60,15 @@ class Panel:
             prompts=prompts, sample=sample(form, MAX_TOKENS), refine=refine, method=form["method"],
         )  # fmt: skip
 
+    def subject(self, request: DoseRequest, over: str, *, layers: bool = True) -> str:
+        """What is measured, which stays true when the form changes afterwards."""
+        prompt = request.prompts[0]
+        shown = prompt if len(prompt) <= SHOWN_CHARS else f"{prompt[:SHOWN_CHARS].rstrip()} ..."
+        of = over if SETS.get(over, 1) else f"“{shown}”"
+        title = next((trait.title for trait in self.engine.traits() if trait.name == request.trait), "")
+        held = self.engine.layers(request.band)
+        return ", ".join([of, *([span(held[0], held[-1])] if layers else []), title])
+
     def target(self, trait: str) -> dict[str, int]:
         return next((dict(t.target) for t in self.engine.traits() if t.name == trait), {})
 
@@ -86,17 +97,18 @@ def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
         target = panel.target(request.trait)
         prompt = "" if SETS.get(asked.over, 0) else asked.form["prompt"]
         name = panel.known_as(request.trait, request.band, request.method, prompt)
+        about = panel.subject(request, asked.over)
         yield gr.skip(), view_dose.working(0.0, "measuring the base"), gr.skip(), gr.skip()
         found, shown = Sweep(0.0, []), 0
         for found in panel.engine.dose(request, session=work_of(asked.session)):
             n = len(found.rows)
             doing = f"{n} doses measured" if n else "measuring base, then all doses together"
             doing += ", closing in on where it breaks" if n >= len(SWEEP_ALPHAS) else ""
-            drawn = plot.whole(charts_dose.dose(found, target)) if n > shown else gr.skip()
+            drawn = plot.whole(charts_dose.dose(found, target), about) if n > shown else gr.skip()
             shown = n
             yield drawn, view_dose.working(found.share, doing, found.waiting), gr.skip(), gr.skip()
         if found.controls is not None:
-            yield plot.whole(charts_dose.dose(found, target)), gr.skip(), gr.skip(), gr.skip()
+            yield plot.whole(charts_dose.dose(found, target), about), gr.skip(), gr.skip(), gr.skip()
         if not found.rows:
             yield gr.skip(), view.note("Stopped before the first dose."), gr.skip(), gr.skip()
             return
@@ -106,7 +118,7 @@ def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
             if found.share >= 1.0
             else f"Stopped: {len(found.rows)} doses measured."
         )
-        yield gr.skip(), view.note(said), view_dose.strip(kept, name), kept
+        yield gr.skip(), view.note(f"{about}: {said}"), view_dose.strip(kept, name), kept
 
     def handler(request: gr.Request, over: str, known: Any, *form: Any) -> Iterator[Outputs]:
         yield from _guarded(panel, over, form, request, lambda asked: stream(asked, known), 4)
@@ -119,18 +131,21 @@ def mapping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
 
     def stream(asked: Asked) -> Iterator[Outputs]:
         request = panel.request(asked, GRID_ALPHAS, refine=False)
+        about = panel.subject(request, asked.over, layers=False)
         yield gr.skip(), view_dose.working(0.0, "measuring the base")
         found, shown = Sweep(0.0, []), 0
         for found in panel.engine.grid(request, session=work_of(asked.session)):
             whole = len(found.rows) - shown >= len(GRID_ALPHAS)
             shown = len(found.rows) if whole else shown
-            drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers)) if whole else gr.skip()
+            drawn = (
+                plot.whole(charts_dose.grid(found.rows, panel.engine.layers), about) if whole else gr.skip()
+            )
             yield drawn, view_dose.working(found.share, _cells(found.rows), found.waiting)
         rest = len(found.rows) > shown
-        drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers)) if rest else gr.skip()
+        drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers), about) if rest else gr.skip()
         said = "" if found.share >= 1.0 else "Stopped: "
         best = view_dose.layers_found(found.rows, panel.engine.layers)
-        yield drawn, view.note(f"{said}{_cells(found.rows)}. {best}Click a cell to steer there.")
+        yield drawn, view.note(f"{about}: {said}{_cells(found.rows)}. {best}Click a cell to steer there.")
 
     def handler(request: gr.Request, over: str, *form: Any) -> Iterator[Outputs]:
         yield from _guarded(panel, over, form, request, stream, 2)
@@ -147,7 +162,8 @@ def effecting(panel: Panel) -> Callable[..., Iterator[Outputs]]:
             if isinstance(news, str):
                 yield gr.skip(), view.note(f"Measuring {news} ...")
             else:
-                yield view_effect.panel(news), view.note("At alpha 1, over our own vignettes.")
+                of = panel.subject(request, "our own vignettes")
+                yield view_effect.panel(news), view.note(f"At alpha 1, over {of}.")
         if isinstance(news, str):
             yield gr.skip(), view.note("Stopped before it was measured.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -13,10 +14,17 @@ REVEAL = "() => SteerHeal.reveal()"
 """JavaScript: what the last click opened comes into view and takes the focus."""
 
 
-def whole(figure: dict[str, Any]) -> str:
-    """A figure as text, for handlers that stream: gradio sends texts whole, and of lists only what changed,
-    which the browser puts together wrongly where they grow in the middle."""
-    return json.dumps(figure)
+def whole(figure: dict[str, Any], about: str) -> str:
+    """A figure as text, headed by what it is about, for handlers that stream: gradio sends texts whole, and
+    of lists only what changed, which the browser puts together wrongly where they grow in the middle."""
+    title = {
+        "text": escape(about, quote=False),
+        "font": {"size": 12},
+        "x": 0.01,
+        "y": 0.995,
+        "yanchor": "top",
+    }
+    return json.dumps({**figure, "layout": {**figure["layout"], "title": title}})
 
 
 def chart(figure: dict[str, Any] | None, *, elem_id: str, height: int, empty: str) -> gr.HTML:

@@ -20,7 +20,7 @@ def panel(found: Effect) -> str:
     rows = "".join(_row(found, name, reach or 1.0) for name in FOUNDATIONS)
     before, after = (number(one.value, 2) for one in (found.base_agreement, found.agreement))
     worth = f"agreement {before} on base, {after} steered"
-    head = "<tr><th></th><th>base</th><th>steered</th><th>movement</th></tr>"
+    head = "<tr><th>foundation</th><th>base</th><th>steered</th><th>movement</th></tr>"
     return (
         f'<div class="sh-effect"><p><b>{esc(found.sentence())}</b></p>'
         f'<p class="sh-dim">{worth}, frame {esc(found.frame)}, {found.n_vignettes} vignettes · {LEGEND}</p>'

@@ -210,7 +210,7 @@ def runs_table(
     if not runs:
         return EMPTY_RUNS
     counted = (f"Rounds{what_is('round')}", f"Retention{what_is('retention')}")
-    names = ("Map", "Run", "Model, trait", "Seed", "Status", *counted, "Started", "")
+    names = ("Map", "Run", "Model, trait", "Seed", "Status", *counted, "Started", "Actions")
     head = "".join(f"<th>{n}</th>" for n in names)
     body = "".join(
         _run(run, run.run_id in shown, marks.get(run.run_id, ""), traits.get(run.trait, run.trait))
@@ -225,7 +225,9 @@ def setting_names(rows: Sequence[tuple[str, str, str]]) -> str:
         f"<tr><td><code>{esc(name)}</code></td><td>{esc(default)}</td><td>{esc(about)}</td></tr>"
         for name, default, about in rows
     )
-    return f'<div class="sh-scroll">{_table("<th>Setting</th><th>Default</th><th></th>", body)}</div>'
+    return (
+        f'<div class="sh-scroll">{_table("<th>Setting</th><th>Default</th><th>What it is</th>", body)}</div>'
+    )
 
 
 # ---- one round --------------------------------------------------------------------------------------------
@@ -346,7 +348,7 @@ def compare(one: RoundDetail, other: RoundDetail, names: tuple[str, str]) -> str
     said = {row["prompt"]: row.get("healed", "") for row in other.answers}
     spoken = [(row["prompt"], row.get("healed", ""), said.get(row["prompt"], "–")) for row in one.answers]
     return (
-        f"{_table(f'<th></th>{head}', rows([*facts, *differ]))}"
+        f"{_table('<th>Figure or setting</th>' + head, rows([*facts, *differ]))}"
         f'<div class="sh-two">{profiles}</div>{_table(f"<th>asked</th>{head}", rows(spoken))}'
     )
 

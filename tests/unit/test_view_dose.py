@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from types import SimpleNamespace
 from typing import Any
@@ -100,7 +101,10 @@ def test_a_sweep_streams_and_says_where_it_breaks() -> None:
     handler = dose.sweeping(dose.Panel(engine))
     shown = run(handler, dose.IN_VIEW, {})
     assert 'role="progressbar"' in notes(shown)[1]
-    assert "the text is damaged from alpha 2.45" in notes(shown)[-1]
+    about = f"“{FORM_VALUES['prompt']}”, layers 4 to 5, Care over authority"
+    assert f"{about}: the text is damaged from alpha 2.45" in notes(shown)[-1]
+    drawn = [json.loads(row[0])["layout"]["title"]["text"] for row in shown if isinstance(row[0], str)]
+    assert set(drawn) == {about}
     strip, kept = shown[-2][2:]
     assert "sh-seg-broken" in strip
     name = "demo|care_over_authority|0.4-0.6|mean_diff"

@@ -21,8 +21,10 @@ def titles(model: str) -> dict[str, str]:
     """What can be chosen now for the model: name -> what a person reads; first what is taken when nothing is
     chosen. It says where rows are steered one at a time."""
     own = {name: method.title for name, method in METHODS.items()}
+    usual, without = (decided_method(AUTO, model, replies=replies) for replies in (True, False))
+    besides = f"; of a trait without replies {own[without]}" if usual != without else ""
     return (
-        {AUTO: f"auto ({own[decided_method(AUTO, model)]})"}
+        {AUTO: f"auto ({own[usual]}{besides})"}
         | own
         | {name: method.title for name, method in steering_lite.methods().items()}
     )
