@@ -14,14 +14,18 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from bisect import bisect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from random import Random
+from statistics import fmean, stdev
 from typing import Any
 
 from steer_heal import data
 from steer_heal.cli.tables import Column, number, table
 from steer_heal.config import DEFAULT_TRAIT, SMOLLM2, HealSettings, heal_settings
+from steer_heal.evaluate import text_health
 from steer_heal.records import Event
 from steer_heal.runs import events, worker
 from steer_heal.runs.jobs import RunFolder
@@ -68,6 +72,9 @@ CELLS: dict[str, dict[str, Any]] = {
 """Name -> what differs from the quick preset, in order of worth. "known": the published settings of
 steer-heal-love, as near as they can be had. One that is the same as the default is not played again."""
 
+READINGS = ("agreement", "relevance", "diversity")
+HALVES = 500
+Point = Mapping[str, Any]
 Key = tuple[str, str, int]
 """A run: cell, trait, seed."""
 
@@ -103,17 +110,62 @@ def play(key: Key, settings: HealSettings, end: float) -> dict[str, Any]:
 
 
 def stages(log: Sequence[Event]) -> Iterator[dict[str, Any]]:
-    """What was measured of base, of steering at some doses, and of each round's healed model."""
+    """What was measured of base, of steering at some doses, and of each round's healed model, with how far
+    above steering's curve that is."""
+    held_out, curve = {}, []
+    labels = [row.foundation for row in data.material(demo=False).vignettes(condition=data.CONDITION)]
     for event in log:
-        if event.kind == "curve":
-            yield from event.data["points"]
+        if event.kind == "held_out":
+            held_out[event.data["stage"], event.round, event.data["alpha"]] = event.data
+        elif event.kind == "curve":
+            curve = event.data["points"]
+            yield from curve
         elif event.kind == "round":
-            as_far = event.data.get("as_far")
-            yield event.data["path"][-1] | {
+            as_far, healed = event.data.get("as_far"), event.data["path"][-1]
+            yield healed | {
+                "above": above(healed, curve, held_out, labels),
                 "retention": event.data["retention"],
                 "beyond_random": None if as_far is None else as_far == 0,
                 "headline": event.data["headline"]["word"],
             }
+
+
+def above(
+    healed: Point, curve: Sequence[Point], held_out: Mapping[Any, Any], labels: Sequence[str]
+) -> dict[str, tuple[float, float, float]]:
+    """How far a round lies above steering's curve at the same movement, with the 95% interval.
+
+    The curve is linear between its doses. The interval is 1.96 standard deviations of the difference over
+    random halves of the vignettes (agreement) or of the held-out prompts (relevance, distinct bigrams), the
+    same half for healed and steered: a half has the variance of the whole about it, and unlike a bootstrap no
+    answer twice, which would count as a repetition.
+    """
+    doses = sorted(curve, key=lambda point: point["movement"])
+    at = max(1, min(bisect([dose["movement"] for dose in doses], healed["movement"]), len(doses) - 1))
+    less, more = doses[at - 1 : at + 1]
+    share = (healed["movement"] - less["movement"]) / (more["movement"] - less["movement"])
+    three = [held_out[point["stage"], point["round"], point["alpha"]] for point in (healed, less, more)]
+
+    def difference(reading: Callable[[Any, Sequence[int]], float], some: Sequence[int]) -> float:
+        of_healed, of_less, of_more = (reading(one, some) for one in three)
+        return of_healed - (1 - share) * of_less - share * of_more
+
+    def agreement(one: Any, some: Sequence[int]) -> float:
+        return fmean(one["likeliest"][number] == labels[number] for number in some)
+
+    def relevance(one: Any, some: Sequence[int]) -> float:
+        return text_health.middle(one["relevance"][number] for number in some) or 0.0
+
+    def diversity(one: Any, some: Sequence[int]) -> float:
+        return text_health.distinct_bigrams([one["texts"][number] for number in some])
+
+    found, random = {}, Random(0)
+    for reading, key in ((agreement, "likeliest"), (relevance, "texts"), (diversity, "texts")):
+        every = range(len(three[0][key]))
+        halves = [difference(reading, random.sample(every, len(every) // 2)) for _ in range(HALVES)]
+        value, reach = difference(reading, every), 1.96 * stdev(halves)
+        found[reading.__name__] = value, value - reach, value + reach
+    return found
 
 
 def rows() -> dict[Key, dict[str, Any]]:
@@ -158,12 +210,20 @@ def print_table() -> None:
         number("looping", "looping", ".0%"),
         number("facts_kept", "facts", ".0%"),
         number("neutral_kl", "neutral KL", ".3f"),
+        *(Column(f"{name} above", f"{name} above the curve", width=26) for name in READINGS),
         Column("headline", "headline", width=20),
     ]
     newest = rows()
     order = sorted(newest, key=lambda key: (list(CELLS).index(key[0]), *key[1:]))
-    shown = [{**newest[key], **stage} for key in order for stage in newest[key]["stages"]]
+    shown = [{**newest[key], **stage, **intervals(stage)} for key in order for stage in newest[key]["stages"]]
     print(table(columns, shown))
+
+
+def intervals(stage: Point) -> dict[str, str]:
+    above = stage.get("above", {})
+    return {
+        f"{name} above": f"{by:+.3f} ({low:+.2f} to {high:+.2f})" for name, (by, low, high) in above.items()
+    }
 
 
 def main() -> None:
