@@ -236,11 +236,11 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
                 reading.render()
         with gr.Tab("Where it breaks", id="dose-find"):
             empty = "Press <b>Find where it breaks</b>: text health and trait at a row of doses."
-            chart = plot.chart(None, elem_id="dose-chart", height=680, empty=empty)
+            chart = plot.chart(elem_id="dose-chart", height=680, empty=empty)
         with gr.Tab("Which layers", id="dose-grid"):
             height = 130 + ROW_PIXELS * (2 * engine.info.n_layers - 2)
             empty = "Press <b>Find which layers</b>: the same, for every layer and every three neighbours."
-            cells = plot.chart(None, elem_id="dose-map", height=max(480, min(900, height)), empty=empty)
+            cells = plot.chart(elem_id="dose-map", height=max(480, min(900, height)), empty=empty)
         with gr.Tab("The vector", id="dose-effect"):
             does = gr.HTML(view.empty(EMPTY_EFFECT), elem_id="effect", apply_default_css=False)
     known = gr.BrowserState({}, storage_key="steer-heal-doses", secret="verdicts-only")

@@ -47,7 +47,7 @@ class Detail:
 def build_map() -> tuple[gr.HTML, gr.HTML]:
     """The map itself, whose click event carries a node's run, round and stage; and what stands under it."""
     gr.HTML(view.heading("Map", "where each round went: dotted is steering, an arrow what healing kept"))
-    chart = plot.chart(None, elem_id="map", height=400, empty=EMPTY_MAP)
+    chart = plot.chart(elem_id="map", height=400, empty=EMPTY_MAP)
     return chart, plot.buttons("", elem_id="map-key")
 
 
@@ -68,8 +68,8 @@ def open_round(engine: Engine, kept: Any, which: str = "all") -> tuple[Any, ...]
         view_runs.profile_bars(detail),
         view_runs.answers(detail),
         view_runs.completions(rows, which),
-        charts.health(detail) if detail.facts.get("path") else None,
-        charts.losses(detail),
+        plot.whole(charts.health(detail)) if detail.facts.get("path") else None,
+        plot.whole(charts.losses(detail)),
         view_runs.settings(detail),
     )
 
@@ -88,7 +88,7 @@ def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
             bars = gr.HTML(elem_id="round-bars", apply_default_css=False, padding=True)
         with gr.Tab("Movement against health"):
             empty = "This round's health was not measured at several doses of steering."
-            health = plot.chart(None, elem_id="round-health", height=300, empty=empty)
+            health = plot.chart(elem_id="round-health", height=300, empty=empty)
         with gr.Tab("What it says"):
             answers = gr.HTML(elem_id="round-answers", apply_default_css=False, padding=True)
         with gr.Tab("Completions"):
@@ -96,7 +96,7 @@ def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
             completions = gr.HTML(elem_id="round-completions", apply_default_css=False, padding=True)
         with gr.Tab("Training"):
             empty = "This round was not trained: it is the base, or the training was not recorded."
-            losses = plot.chart(None, elem_id="round-losses", height=260, empty=empty)
+            losses = plot.chart(elem_id="round-losses", height=260, empty=empty)
         with gr.Tab("Beside another run"):
             other = gr.Dropdown([], label="the last round of", elem_id="compare-with")
             beside = gr.HTML(elem_id="compare", elem_classes="sh-wide", apply_default_css=False)

@@ -14,21 +14,20 @@ REVEAL = "() => SteerHeal.reveal()"
 """JavaScript: what the last click opened comes into view and takes the focus."""
 
 
-def whole(figure: dict[str, Any], about: str) -> str:
-    """A figure as text, headed by what it is about, for handlers that stream: gradio sends texts whole, and
-    of lists only what changed, which the browser puts together wrongly where they grow in the middle."""
-    title = {
-        "text": escape(about, quote=False),
-        "font": {"size": 12},
-        "x": 0.01,
-        "y": 0.995,
-        "yanchor": "top",
-    }
-    return json.dumps({**figure, "layout": {**figure["layout"], "title": title}})
+def whole(figure: dict[str, Any], about: str = "") -> str:
+    """A figure as text, headed by what it is about where that is said. Gradio sends a text whole and once;
+    of nested values it copies each several times in the browser, and of a list that grows in the middle it
+    sends what changed, which is put together wrongly there."""
+    if about:
+        text = escape(about, quote=False)
+        title = {"text": text, "font": {"size": 12}, "x": 0.01, "y": 0.995, "yanchor": "top"}
+        figure = {**figure, "layout": {**figure["layout"], "title": title}}
+    return json.dumps(figure)
 
 
-def chart(figure: dict[str, Any] | None, *, elem_id: str, height: int, empty: str) -> gr.HTML:
-    """A chart of `figure` (see charts.py), with `empty` (our own words) shown while it has no points.
+def chart(*, elem_id: str, height: int, empty: str) -> gr.HTML:
+    """A chart whose value is a figure as text (see `whole`), with `empty` (our own words) while it has no
+    points.
 
     Its click event carries what the point's customdata says: names and values, or [run_id, round, stage].
     """
@@ -37,7 +36,6 @@ def chart(figure: dict[str, Any] | None, *, elem_id: str, height: int, empty: st
         f'<div class="sh-empty sh-plot-empty" hidden>{empty}</div>'
     )
     return gr.HTML(
-        figure,
         html_template=template,
         js_on_load="SteerHeal.chart(element, trigger, props, watch)",
         head=PANEL_HEAD,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import charts, view, view_runs
+from components import charts, plot, view, view_runs
 from components.engine import Engine
 from steer_heal.config import DEFAULT_TRAIT, SettingsError
 from steer_heal.records import RunRow
@@ -81,7 +80,7 @@ def axes_of(engine: Engine, runs: Sequence[RunRow]) -> charts.Axes:
     return charts.Axes.of(next((t for t in engine.traits() if t.name == name), None))
 
 
-def draw(engine: Engine, kept: Any) -> tuple[dict[str, Any], str, str, str, str]:
+def draw(engine: Engine, kept: Any) -> tuple[str, str, str, str, str]:
     """The map, what stands under it, the cards of runs that go on, the table of runs, and what the store has
     to say."""
     every, model = engine.runs.rows(), engine.info.name
@@ -89,7 +88,7 @@ def draw(engine: Engine, kept: Any) -> tuple[dict[str, Any], str, str, str, str]
     ids, names = shown(runs, kept, model), {r.run_id: r.name for r in runs}
     axes, letters = axes_of(engine, [r for r in runs if r.run_id in ids]), view_runs.letters(every)
     look = charts.Look(letters, names, axes, model, opened(kept))
-    figure = charts.moral_map(engine.runs.map(ids), look, engine.runs.controls(ids))
+    figure = plot.whole(charts.moral_map(engine.runs.map(ids), look, engine.runs.controls(ids)))
     key = view_runs.map_key(runs, ids, letters, model, axes.caption())
     titles = {t.name: t.title for t in engine.traits()}
     table = view_runs.runs_table(runs, ids, letters, titles) + view_runs.hidden(every, len(every) > len(runs))
@@ -115,6 +114,6 @@ def last_answer(engine: Engine, run: RunRow) -> str:
     return next((row["healed"] for row in answers if row.get("healed")), "")
 
 
-def digest(figure: dict[str, Any]) -> str:
+def digest(figure: str) -> str:
     """A short text that is the same for the same figure."""
-    return f"{zlib.crc32(json.dumps(figure, default=str).encode()):08x}"
+    return f"{zlib.crc32(figure.encode()):08x}"

@@ -13,6 +13,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# Servers and workers that tests start have a thread each too: several of them share the cores.
+os.environ["OMP_NUM_THREADS"] = os.environ.setdefault("TEST_THREADS", "1")
 
 import torch
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
@@ -25,7 +27,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
-torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
+torch.set_num_threads(int(os.environ["TEST_THREADS"]))
 
 # The folders whose files take longest, first: no process is left alone with one of them at the end.
 LONGEST_FIRST = ("real", "browser", "loop", "golden")

@@ -56,8 +56,12 @@ class FakeEngine:
         self.info = ModelInfo(
             "demo", "FakeForCausalLM", 10, 160, 3_040_000, "float32", "cpu", True, "small, not Gemma"
         )
+        self.warm = threading.Event()
         self._newest: dict[str, int] = {}
         self._lock = threading.Lock()
+
+    def warm_up(self) -> None:
+        self.warm.set()
 
     def traits(self) -> list[Trait]:
         ours = [

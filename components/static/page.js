@@ -65,8 +65,7 @@ window.SteerHeal = (() => {
     }
 
     async function draw() {
-      const value = props.value;
-      const figure = value && (typeof value === "string" ? JSON.parse(value) : plain(value));
+      const figure = props.value && JSON.parse(props.value);
       const any = Boolean(figure && figure.data && figure.data.length);
       box.hidden = !any;
       if (empty) empty.hidden = any;
@@ -83,6 +82,7 @@ window.SteerHeal = (() => {
       element.dataset.drawn = String(Number(element.dataset.drawn || 0) + 1);
     }
 
+    requestIdleCallback(plotly); // read while the browser has nothing else to do
     watch("value", draw);
     new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
     new ResizeObserver(() => wired && !box.hidden && Plotly.Plots.resize(box)).observe(element);

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from steer_heal import data, models, sources
-from steer_heal.config import AUTO, DoseRequest, HealSettings, SteerRequest, changed
+from steer_heal.config import AUTO, DoseRequest, HealSettings, SampleSettings, SteerRequest, build, changed
 from steer_heal.data import own_traits
 from steer_heal.engine.answer import encode
 from steer_heal.engine.answer_batch import Answers
@@ -102,6 +102,13 @@ class Engine:
         self._sweeps = Sweeps(lm, vectors, frames)
         self._effects = Effects(lm, vectors, frames, self._cache_dir)
         self.info: ModelInfo = lm.info
+
+    def warm_up(self) -> None:
+        """Does ahead what the first answer would wait for: the weights are hashed and packed."""
+        asked = build(SteerRequest, prompt="?", sample=SampleSettings(max_new_tokens=2))
+        if self._vectors.ready(asked.trait, asked.band, self._vectors.method(asked.method, asked.trait)):
+            for _ in self.steer(asked, session="warm up"):
+                pass
 
     def traits(self) -> list[Trait]:
         """All traits, the default one first."""

@@ -55,10 +55,13 @@ class Starting:
         def work() -> None:
             with suppress(InvalidStateError):  # closed meanwhile
                 try:
-                    self._made.set_result(self._make())
+                    engine = self._make()
                 except BaseException as error:  # noqa: BLE001 - raised by `close`, and to everybody who waits
                     self._made.set_exception(error)
                     end()
+                else:
+                    self._made.set_result(engine)
+                    engine.warm_up()  # while the browser, which waited, puts its form back
 
         if self._files is not None:
             self._files = None

@@ -70,8 +70,10 @@ class LanguageModel:
         *,
         is_demo: bool = False,
         answers: Answers | None = None,
+        weights_hash: str | None = None,
     ) -> None:
-        """`answers`: what its file says of them; what transformers holds of that when none.
+        """`answers`: what its file says of them; what transformers holds of that when none. `weights_hash`:
+        the hash of the weights as they are, where it is known.
 
         Errors: `SettingsError` when there is no chat template, or one that changes what is said, when the
         tokenizer is another model's, or when no decoder block is found.
@@ -92,7 +94,7 @@ class LanguageModel:
         self.is_demo = is_demo
         self.note = f"{KNOWN[name].about}." if name in KNOWN else ""
         self._said = answers
-        self._hashed: tuple[Hashable, str] = (None, "")
+        self._hashed = (None, "") if weights_hash is None else (self.state, weights_hash)
 
     @property
     def device(self) -> torch.device:
@@ -226,7 +228,11 @@ def load(
     with one_sentence(lambda error: _explain(source, error)):
         check_text(name)
         lm = _loaded(source, device, dtype, {"trust_remote_code": trust_remote_code}, progress)
-        _answer(lm)
+        if source.kind not in (
+            "demo",
+            "wheel",
+        ):  # those were tried, and their files are known by their hashes
+            _answer(lm)
         return lm
 
 
@@ -269,9 +275,12 @@ def _loaded(
     )
     model, found = loaded
     unused = check_whole(name, found)
+    hashed = identity.weights_hash(model)  # every use asks for it; read faster before they are laid out anew
     lay_out(model)
     answers = answers or of_transformers(name, model)
-    lm = LanguageModel(name, model, tokenizer, is_demo=source.kind == "demo", answers=answers)
+    lm = LanguageModel(
+        name, model, tokenizer, is_demo=source.kind == "demo", answers=answers, weights_hash=hashed
+    )
     lm.note = " ".join(filter(None, (lm.note, unused, _check_bos(lm, folder))))
     return lm
 

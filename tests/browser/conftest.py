@@ -10,9 +10,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Error, Page, Request, expect
 
 ROOT = Path(__file__).parents[2]
 expect.set_options(timeout=30_000)
@@ -89,31 +90,47 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def sized(browser: Browser, url: str, width: int, height: int, scheme: str) -> Iterator[Page]:
-    """`opened` in a window of its own, of that size in px, "light" or "dark"."""
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
-    yield from opened(context, url)
-    context.close()
+@pytest.fixture(scope="session")
+def tab(window: BrowserContext) -> Page:
+    """One tab for many tests: what the browser has compiled for it once need not be compiled again."""
+    return window.new_page()
 
 
-def opened(window: BrowserContext, url: str, script: str = "") -> Iterator[Page]:
-    """A page with nothing remembered, after `script`. Errors in it and requests elsewhere fail the test."""
-    page = window.new_page()
-    page.add_init_script(script)
+def sized(tab: Page, url: str, width: int, height: int, scheme: Literal["light", "dark"]) -> Iterator[Page]:
+    """`opened` in the tab, of that size in px."""
+    usual = tab.viewport_size
+    tab.set_viewport_size({"width": width, "height": height})
+    tab.emulate_media(color_scheme=scheme)
+    try:
+        yield from opened(tab, url)
+    finally:
+        tab.emulate_media(color_scheme="null")
+        if usual:
+            tab.set_viewport_size(usual)
+
+
+def opened(page: Page, url: str) -> Iterator[Page]:
+    """The page with nothing remembered. Errors in it and requests elsewhere fail the test."""
     page.set_default_timeout(60_000)
     wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(f"uncaught: {error}"))
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith((url, "data:", "blob:")) else wrong.append(f"asked {r.url}"),
-    )
+
+    def failed(error: Error) -> None:
+        wrong.append(f"uncaught: {error}")
+
+    def asked(request: Request) -> None:
+        if not request.url.startswith((url, "data:", "blob:")):
+            wrong.append(f"asked {request.url}")
+
+    page.on("pageerror", failed)
+    page.on("request", asked)
     page.goto(url)
     page.wait_for_selector("#map .point")
     finished(page)
     yield page
     page.goto(f"{url}ui/stream.js")  # no script of the page remembers anything any more
     page.evaluate("localStorage.clear()")
-    page.close()
+    page.remove_listener("pageerror", failed)
+    page.remove_listener("request", asked)
     assert not wrong, wrong
 
 
@@ -123,5 +140,5 @@ def finished(page: Page) -> None:
 
 
 @pytest.fixture
-def page(window: BrowserContext, fake: str) -> Iterator[Page]:
-    yield from opened(window, fake)
+def page(tab: Page, fake: str) -> Iterator[Page]:
+    yield from opened(tab, fake)

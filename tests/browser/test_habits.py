@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from components.words import WORDS
-from tests.browser.conftest import finished, free_port, opened, serving, sized
+from tests.browser.conftest import finished, free_port, serving, sized
 from tests.browser.test_page import text, type_into
 
 SCROLLS = """(name) => { for (let e = document.querySelector(`#${name} table`); e; e = e.parentElement)
@@ -21,8 +21,8 @@ FOCUSED = "document.activeElement.closest('[id]:not([id^=component]):not([id^=ra
 
 
 @pytest.fixture(params=["light", "dark"])
-def shaded(request: pytest.FixtureRequest, browser: Browser, fake: str) -> Iterator[Page]:
-    yield from sized(browser, fake, 1400, 900, request.param)
+def shaded(request: pytest.FixtureRequest, tab: Page, fake: str) -> Iterator[Page]:
+    yield from sized(tab, fake, 1400, 900, request.param)
 
 
 def test_axe_finds_no_fault(shaded: Page) -> None:
@@ -60,18 +60,17 @@ def test_the_link_to_a_view_is_copied(page: Page) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == page.url
 
 
-def test_a_first_visit_has_three_steps_and_a_second_none(window: BrowserContext, fake: str) -> None:
-    for page in opened(window, fake):
-        for step in ("alpha", "dose-find", "launch"):
-            expect(page.locator("#tour > div:visible")).to_have_attribute("data-at", step)
-            if step == "dose-find":  # what it asks for is done: it goes on by itself
-                page.locator("#dose-find").click()
-            else:
-                page.locator("#tour [data-tour=next]:visible").click()
-        expect(page.locator("#tour")).to_be_hidden()
-        page.reload()
-        finished(page)
-        expect(page.locator("#tour")).to_be_hidden()
+def test_a_first_visit_has_three_steps_and_a_second_none(page: Page) -> None:
+    for step in ("alpha", "dose-find", "launch"):
+        expect(page.locator("#tour > div:visible")).to_have_attribute("data-at", step)
+        if step == "dose-find":  # what it asks for is done: it goes on by itself
+            page.locator("#dose-find").click()
+        else:
+            page.locator("#tour [data-tour=next]:visible").click()
+    expect(page.locator("#tour")).to_be_hidden()
+    page.reload()
+    finished(page)
+    expect(page.locator("#tour")).to_be_hidden()
 
 
 def test_keys_and_the_order_of_the_focus(page: Page) -> None:
@@ -150,9 +149,8 @@ def test_back_undoes_a_change_of_view_and_the_address_holds_runs_and_round(page:
     expect(page.locator("#round h3")).to_contain_text("Example")
 
 
-def test_a_table_scrolls_inside_itself_on_a_phone(browser: Browser, fake: str) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844})
-    for page in opened(context, fake):
+def test_a_table_scrolls_inside_itself_on_a_phone(tab: Page, fake: str) -> None:
+    for page in sized(tab, fake, 390, 844, "light"):
         page.locator("#runs [data-action=open]").last.click()
         page.get_by_role("tab", name="Completions").click()
         expect(page.locator("#round-completions td").first).to_be_visible()
@@ -161,7 +159,6 @@ def test_a_table_scrolls_inside_itself_on_a_phone(browser: Browser, fake: str) -
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
         for name in ("runs", "round-completions"):
             assert page.evaluate(SCROLLS, name), name
-    context.close()
 
 
 def test_a_server_that_died_is_told_of_and_the_page_goes_on(window: BrowserContext, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import finished, sized
 from tests.browser.test_page import drag_alpha, text, type_into
@@ -36,13 +36,13 @@ def box(page: Page, name: str) -> tuple[float, float, float]:
 
 
 @pytest.fixture(params=[(1400, 900, "light"), (1920, 1080, "dark")], ids=["1400", "1920"])
-def wide(request: pytest.FixtureRequest, browser: Browser, fake: str) -> Iterator[Page]:
-    yield from sized(browser, fake, *request.param)
+def wide(request: pytest.FixtureRequest, tab: Page, fake: str) -> Iterator[Page]:
+    yield from sized(tab, fake, *request.param)
 
 
 @pytest.fixture(params=[(390, 844, "light"), (700, 450, "dark")], ids=["phone", "zoomed to 200%"])
-def narrow(request: pytest.FixtureRequest, browser: Browser, fake: str) -> Iterator[Page]:
-    yield from sized(browser, fake, *request.param)
+def narrow(request: pytest.FixtureRequest, tab: Page, fake: str) -> Iterator[Page]:
+    yield from sized(tab, fake, *request.param)
 
 
 def test_one_look_has_it_all(wide: Page) -> None:

@@ -10,6 +10,8 @@ from playwright.sync_api import BrowserContext, Page, expect
 from tests import tiny
 from tests.browser.conftest import app_page, finished
 
+SAYS = "answer => document.querySelector('#steered-text').innerText === answer"
+
 
 def saved(folder: Path, arch: tiny.Arch) -> str:
     lm = tiny.language_model(arch, n_layers=5)
@@ -57,10 +59,8 @@ def test_there_and_back_and_what_cannot_be_loaded(window: BrowserContext, tmp_pa
             expect(page.locator("#header [role=alert]")).to_contain_text(said)
             expect(page.locator("#header")).to_contain_text("Qwen3ForCausalLM")
             expect(page.locator("#model input")).to_have_value(other)
-            page.wait_for_function(
-                "two => document.querySelector('#steered-text').innerText === two", arg=two
-            )
+            page.wait_for_function(SAYS, arg=two)
 
         choose(page, first)
         expect(page.locator("#header")).to_contain_text("Gemma3ForCausalLM")
-        assert answered(page, two) == one
+        page.wait_for_function(SAYS, arg=one)

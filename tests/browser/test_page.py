@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.conftest import finished, opened, sized
 
@@ -250,16 +250,18 @@ def test_taking_every_run_off_the_map_says_what_to_do(page: Page) -> None:
 
 
 def test_two_sessions_do_not_see_each_other(page: Page, window: BrowserContext, fake: str) -> None:
-    for other in opened(window, fake):
+    other = window.new_page()
+    for _ in opened(other, fake):
         type_into(other, "#prompt", "what the other one asked")
         expect(other.locator("#base-text")).to_contain_text("what the other one asked")
         finished(other)
         assert "other one" not in text(page, "#base-text")
+    other.close()
 
 
 @pytest.fixture(params=["light", "dark"])
-def narrow(request: pytest.FixtureRequest, browser: Browser, fake: str) -> Iterator[Page]:
-    yield from sized(browser, fake, 390, 844, request.param)
+def narrow(request: pytest.FixtureRequest, tab: Page, fake: str) -> Iterator[Page]:
+    yield from sized(tab, fake, 390, 844, request.param)
 
 
 def test_a_narrow_window_needs_no_sideways_scrolling(narrow: Page) -> None:

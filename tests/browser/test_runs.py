@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import free_port, opened, serving
 from tests.browser.test_page import launch, quiet, text
@@ -90,12 +90,12 @@ def test_two_runs_are_compared_side_by_side(page: Page) -> None:
 
 
 @pytest.fixture
-def many(window: BrowserContext, tmp_path: Path) -> Iterator[Page]:
+def many(tab: Page, tmp_path: Path) -> Iterator[Page]:
     """The page with twelve runs of three rounds of its model, and one of another."""
     port = free_port()
     command = ("-m", "tests.browser.serve_fake", str(port), "4", "0.02", "13")
     with serving(*command, port=port, log=tmp_path / "server.log") as url:
-        yield from opened(window, url)
+        yield from opened(tab, url)
 
 
 def test_twelve_runs_read_well(many: Page) -> None:

@@ -69,7 +69,10 @@ def test_an_open_page_asks_for_one_small_value_and_redraws_nothing(page: Page, f
 
 @pytest.fixture
 def held(window: BrowserContext, fake: str) -> Iterator[Page]:
-    yield from opened(window, fake, HOLD)
+    page = window.new_page()
+    page.add_init_script(HOLD)
+    yield from opened(page, fake)
+    page.close()
 
 
 def test_an_event_that_joins_while_the_stream_of_another_ends_is_answered(held: Page) -> None:

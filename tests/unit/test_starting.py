@@ -78,6 +78,7 @@ def test_once_begun_all_waits_for_the_engine() -> None:
     go.set()
     asked.join(60)
     assert infos == [FakeEngine().info]
+    assert engine.warm.wait(10)
     engine.close()
 
 
