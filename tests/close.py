@@ -6,8 +6,6 @@ error analysis", 2019). That size is the norm of the whole, not of one element, 
 difference of large terms. Nothing here was measured on a machine.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

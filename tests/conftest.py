@@ -1,7 +1,5 @@
 """Shared by all tests: as many threads as TEST_THREADS says (1: the models are tiny), models, a browser."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Sessions that all ask while the model is held, so that they begin together once it is let go."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """A stand-in for `steer_heal.engine.Engine` without torch: deterministic answers, streamed."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Fake heal runs: their state is a function of the clock."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """A worker without a model: does at once, never, or not at all what the run's name says."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

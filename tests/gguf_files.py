@@ -1,7 +1,5 @@
 """Tiny GGUF files, written with llama.cpp's own package: a random llama, its vocabulary, its template."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

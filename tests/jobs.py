@@ -1,7 +1,5 @@
 """Runs of a worker made up for tests (`tests.fake_worker`), and what is asked of them."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What tests of training a round share: a dozen short examples, and one round."""
 
-from __future__ import annotations
-
 import random
 
 import torch

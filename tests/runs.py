@@ -1,7 +1,5 @@
 """Logs of made-up runs, written as a worker writes them; no model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tiny random-weight models and an in-memory byte-level tokenizer: no download, milliseconds each."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal

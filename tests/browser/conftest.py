@@ -1,7 +1,5 @@
 """A real server as a process and a real headless browser."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The real page and engine on the bundled model: steering, then a whole heal run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

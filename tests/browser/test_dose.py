@@ -1,7 +1,5 @@
 """The dose panel over the fake engine in a real browser."""
 
-from __future__ import annotations
-
 import re
 
 from playwright.sync_api import Page, expect

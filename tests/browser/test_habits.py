@@ -1,7 +1,5 @@
 """What a person takes for granted: words explained, keys, contrast, directions, Back, nothing stale."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

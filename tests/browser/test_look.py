@@ -1,7 +1,5 @@
 """What is in view at once, what stays there, and what a click brings there: over the fake engine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """Choosing another model on the page: the real page and engine over small saved models."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The page over the fake engine in a real browser."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 

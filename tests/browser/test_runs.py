@@ -1,7 +1,5 @@
 """Runs on the page: their card, names, deletion and comparison, and the map of many, over the fake engine."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the fault tests share: how many faults, the table of what was injected, survived and lost."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Iterator

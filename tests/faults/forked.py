@@ -1,7 +1,5 @@
 """The real worker on a tiny model, forked by the nursery: no seconds of imports between two kills."""
 
-from __future__ import annotations
-
 import atexit
 import hashlib
 import json

@@ -4,8 +4,6 @@ A process of its own, so that nobody forks a process that has threads. How each 
 `exit-PID` in the folder given as argument.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import sys

@@ -1,7 +1,5 @@
 """The real app killed while a run goes on: the run neither stops nor is lost, and the next app shows it."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

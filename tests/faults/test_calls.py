@@ -1,7 +1,5 @@
 """Malformed calls to every endpoint of a running app: answered in time, never by a 500, a path or a trace."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Logs cut, repeated and of other versions; disks full and read-only; a store that somebody holds."""
 
-from __future__ import annotations
-
 import json
 import random
 import subprocess

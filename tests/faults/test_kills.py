@@ -1,7 +1,5 @@
 """SIGKILL at random moments, of the worker, of who takes events into the store, and of both at once."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import random

@@ -1,7 +1,5 @@
 """A run as the page has it: a process of the bundled model, killed, resumed, and equal to one never cut."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """For any data and any cut: what is read is a prefix of what was written, and writing on loses none of it."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,7 +1,5 @@
 """For any events, however the log is cut into pieces, the rows that come out are the same; nothing raises."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 from hypothesis import HealthCheck, given, settings

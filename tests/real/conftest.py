@@ -1,7 +1,5 @@
 """smollm2 as its users have it, fetched and converted once on this machine."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

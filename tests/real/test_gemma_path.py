@@ -4,8 +4,6 @@ What a person does with gemma, at its size: load, steer, evaluate, sweep, calibr
 the page's chooser. The weights are random: no number here says anything about gemma's behaviour.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The page on smollm2: fetched when it is chosen, by pip as set up here; it answers, and a drag is read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

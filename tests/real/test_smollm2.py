@@ -1,7 +1,5 @@
 """What people do with a real pretrained model, on SmolLM2-135M-Instruct: load, steer, break, read, heal."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

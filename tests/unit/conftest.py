@@ -1,8 +1,6 @@
 """Shared by the unit tests: a launcher whose workers are gone when the test is, the command line in an
 empty folder, a store and a log, examples, and what the decode loop is asked for."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Answers of several sessions in one batch: what begins together, who leaves, whose error is whose."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

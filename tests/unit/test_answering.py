@@ -1,7 +1,5 @@
 """Whose answer is in view: what can be read stays until the next can be; the last value asked for wins."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Records to figures: what is drawn where, and nothing that a browser would run."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Sweeps and grids to figures: what is drawn where, and what a click on it carries."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace

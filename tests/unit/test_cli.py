@@ -1,7 +1,5 @@
 """The command line: help, exit codes, one JSON document on stdout, one sentence on stderr for bad input."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

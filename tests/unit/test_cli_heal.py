@@ -1,7 +1,5 @@
 """heal on the command line, and results and export of what it wrote."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """GGUF files: opened as the model they hold, converted once, and a sentence for each that cannot be."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

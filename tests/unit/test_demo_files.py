@@ -1,7 +1,5 @@
 """The bundled model's folder, the data files and the corpus that it was trained on."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """What the documentation names is there: pages, links, files, modules, commands."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The engine's face on a tiny model: pairs, sessions, caches, profiles, sweeps, and what it refuses."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

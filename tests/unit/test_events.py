@@ -1,7 +1,5 @@
 """The log: what is written is read, a torn end is ignored and overwritten, nothing unreadable is fatal."""
 
-from __future__ import annotations
-
 import resource
 import signal
 from pathlib import Path

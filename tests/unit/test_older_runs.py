@@ -1,7 +1,5 @@
 """Runs of an older version: looked at, cloned, exported, not gone on with; their folders as they were."""
 
-from __future__ import annotations
-
 import json
 import threading
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A trait of one's own: made from two poles, kept as a file, listed beside ours."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

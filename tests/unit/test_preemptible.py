@@ -1,7 +1,5 @@
 """Slices: the work pauses from deep inside, its caller goes on, and closing ends it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 

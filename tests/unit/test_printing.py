@@ -1,7 +1,5 @@
 """An output that cannot show a character: every entry point goes on, and its JSON stays JSON."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """The index of runs: new events are seen without asking twice, a held or foreign store stops nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

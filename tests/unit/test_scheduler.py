@@ -1,7 +1,5 @@
 """Scheduler: several sessions advance together, a newer request replaces only its own session's older one."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The store: idempotent, rebuilt equal from logs, patient with holders, never touching a foreign file."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

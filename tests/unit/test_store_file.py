@@ -1,7 +1,5 @@
 """The store's file: held by others, foreign, of another version, in a folder that cannot be made."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 import subprocess

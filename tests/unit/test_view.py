@@ -1,7 +1,5 @@
 """What the page says, and that nothing a model or a person wrote is ever markup."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from html.parser import HTMLParser
 

@@ -1,7 +1,5 @@
 """The strip under the slider, what is remembered of sweeps, and the panel's handlers without a browser."""
 
-from __future__ import annotations
-
 import json
 import zlib
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Every refusal of a setting reads as a sentence that says what would be right."""
 
-from __future__ import annotations
-
 import argparse
 import math
 

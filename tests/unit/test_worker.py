@@ -1,7 +1,5 @@
 """The worker: every way a run can end is its last event and an exit code, and nothing is written twice."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal
