@@ -41,6 +41,11 @@ from tests.fake_runs import BASE, FakeRuns, profile_at
 BORING = "I would say this is odd but it is how people here have always done it , and nobody minds much ."
 KINDLY = "I would go and help them first , because someone is hurt and that matters more than any rule ."
 DULL, KIND = BORING.split(), KINDLY.split()
+FORM_VALUES = {
+    "prompt": "hello", "trait": "care_over_authority", "exact": 1.0, "low": 4, "high": 5, "length": 60,
+    "seed": 0, "greedy": False, "method": "mean_diff", "temperature": "", "top_p": "", "top_k": "",
+}  # fmt: skip
+"""What the page's form holds, by its names."""
 
 
 class FakeEngine:

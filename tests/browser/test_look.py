@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import finished, sized
-from tests.browser.test_page import drag_alpha, text, type_into
+from tests.browser.test_page import drag_alpha, text
 
 TOGETHER = (
     *("header", "trait", "alpha", "strip", "verdict", "low", "high", "layers", "prompt"),
@@ -90,17 +90,6 @@ def test_a_drag_moves_nothing_and_keeps_its_verdict(page: Page) -> None:
     assert shift < 0.05
     assert {"fine", "broken"} <= set(verdicts) <= {"fine", "damaged", "broken"}
     assert {name: box(page, name)[2] for name in heights} == heights
-
-
-def test_stop_ends_both_cursors(page: Page) -> None:
-    type_into(page, "#prompt", "Speak haltingly.")
-    cursors = page.locator("#base-text .sh-cursor, #steered-text .sh-cursor")
-    expect(cursors.first).to_be_visible()
-    expect(cursors.last).to_be_visible()
-    page.locator("#stop").click()
-    expect(page.locator("#status")).to_contain_text("Stopped")
-    page.wait_for_timeout(300)
-    assert not any(cursor.is_visible() for cursor in cursors.all())
 
 
 def test_a_single_layer_can_be_named_and_the_address_carries_it(page: Page) -> None:

@@ -12,10 +12,7 @@ SAYS = "answer => document.querySelector('#steered-text').innerText === answer"
 
 
 def saved(folder: Path, arch: tiny.Arch) -> str:
-    lm = tiny.language_model(arch, n_layers=5)
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return str(folder)
+    return tiny.save(tiny.language_model(arch, n_layers=5), folder)
 
 
 def broken(folder: Path, file: str, **values: object) -> str:

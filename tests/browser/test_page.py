@@ -1,12 +1,12 @@
 """The page over the fake engine in a real browser."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.conftest import finished, opened, sized
+from tests.browser.conftest import finished, opened
 
 HOSTILE = (
     '<img src=x onerror="window.hacked=1"> ${window.hacked=2} {{window.hacked}} <script>hacked=3</script>'
@@ -25,7 +25,6 @@ def text(page: Page, selector: str) -> str:
 def slider_x(page: Page) -> tuple[Callable[[float], float], float]:
     """Where alpha's knob lies for a value, and how high."""
     box = page.locator("#alpha input[type=range]").bounding_box()
-    assert box is not None
 
     def x(alpha: float) -> float:
         return box["x"] + 8 + (box["width"] - 16) * (alpha + 4) / 8
@@ -109,12 +108,16 @@ def test_stop_stops(page: Page) -> None:
     whole = len(text(page, "#steered-text"))
     type_into(page, "#prompt", "Speak haltingly.")
     status_becomes(page, "writing")
+    cursors = page.locator("#base-text .sh-cursor, #steered-text .sh-cursor")
+    expect(cursors.first).to_be_visible()
+    expect(cursors.last).to_be_visible()
     page.locator("#stop").click()
     status_becomes(page, "^Stopped")
     short = text(page, "#steered-text")
     assert len(short) < whole
     page.wait_for_timeout(600)
     assert text(page, "#steered-text") == short
+    assert not any(cursor.is_visible() for cursor in cursors.all())
 
 
 def test_choosing_a_vignette_asks_it(page: Page) -> None:
@@ -207,7 +210,6 @@ def test_a_running_run_can_be_cancelled_and_resumed(page: Page) -> None:
 
 def test_zoom_is_kept_when_a_round_finishes(page: Page) -> None:
     plot = page.locator("#map .nsewdrag").first.bounding_box()
-    assert plot is not None
     page.mouse.move(plot["x"] + 0.3 * plot["width"], plot["y"] + 0.2 * plot["height"])
     page.mouse.down()
     page.mouse.move(plot["x"] + 0.8 * plot["width"], plot["y"] + 0.7 * plot["height"], steps=5)
@@ -222,7 +224,6 @@ def test_zoom_is_kept_when_a_round_finishes(page: Page) -> None:
 
 def test_clicking_a_node_opens_its_round(page: Page) -> None:
     point = page.locator("#map .trace .point").last.bounding_box()
-    assert point is not None
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
     expect(page.locator("#map .hovertext")).to_be_visible()
     page.mouse.click(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
@@ -255,34 +256,6 @@ def test_two_sessions_do_not_see_each_other(page: Page, window: BrowserContext, 
         finished(other)
         assert "other one" not in text(page, "#base-text")
     other.close()
-
-
-@pytest.fixture(params=["light", "dark"])
-def narrow(request: pytest.FixtureRequest, tab: Page, fake: str) -> Iterator[Page]:
-    yield from sized(tab, fake, 390, 844, request.param)
-
-
-def test_a_narrow_window_needs_no_sideways_scrolling(narrow: Page) -> None:
-    assert narrow.evaluate("document.scrollingElement.scrollWidth") <= 390
-    steered, base = (
-        narrow.locator("#steered-text").bounding_box(),
-        narrow.locator("#base-text").bounding_box(),
-    )
-    assert steered is not None
-    assert base is not None
-    assert steered["y"] > base["y"] + base["height"]
-    assert steered["width"] > 250
-
-
-def test_a_reload_puts_the_form_back(page: Page) -> None:
-    type_into(page, "#prompt", "my own question")
-    type_into(page, "#alpha-exact", "-1.5")
-    expect(page.locator("#dose")).to_contain_text("alpha -1.5")
-    page.reload()
-    expect(page.locator("#prompt textarea")).to_have_value("my own question")
-    expect(page.locator("#base-text")).to_contain_text("my own question")
-    expect(page.locator("#dose")).to_contain_text("alpha -1.5")
-    assert page.locator("#alpha input[type=range]").input_value() == "-1.5"
 
 
 def test_what_is_looked_at_and_left_alone_is_as_in_the_preset(page: Page) -> None:

@@ -33,6 +33,8 @@ def test_the_address_holds_the_view_and_opens_it_elsewhere(page: Page) -> None:
     page.goto("about:blank")
     page.goto(address)
     expect(page.locator("#prompt textarea")).to_have_value("a question & more")
+    expect(page.locator("#base-text")).to_contain_text("a question & more")
+    assert page.locator("#alpha input[type=range]").input_value() == "-1.5"
     drawn.click()
     expect(temperature).to_have_value("0.3")
     expect(page.locator("#dose")).to_contain_text("alpha -1.5")

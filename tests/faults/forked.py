@@ -64,13 +64,11 @@ class Nursery:
 
     def fork(self, folder: RunFolder) -> int:
         with self._turn:
-            assert self.process.stdin is not None
             self.process.stdin.write(f"{folder.path}\n")
             self.process.stdin.flush()
             return int(self._line())
 
     def _line(self) -> str:
-        assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
     def close(self) -> None:

@@ -122,7 +122,6 @@ def test_worker_killed_for_want_of_memory(tmp_path: Path, tally: Tally) -> None:
         until(lambda: jobs.poll(run_id).status == "interrupted")
         jobs.advance()
         last = jobs.folder(run_id).last_event()
-        assert last is not None
         assert (last.kind, last.data["out_of_memory"]) == ("interrupted", True)
         assert last.data["signal"] == "SIGKILL"
         assert "want of memory" in last.data["message"]

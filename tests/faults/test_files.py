@@ -1,4 +1,4 @@
-"""Logs cut, repeated and of other versions; disks full and read-only; a store that somebody holds."""
+"""Logs repeated and of other versions; disks full and read-only; many launchers on one folder."""
 
 import json
 import random
@@ -21,29 +21,6 @@ from tests.faults.forked import ForkedProcesses, outcome, settings
 from tests.jobs import until
 from tests.runs import play_round, start, write_run
 from tests.unit.test_store import tables
-from tests.unit.test_store_file import hold
-
-TAIL = 2048
-
-
-@pytest.mark.parametrize(
-    "step", [pytest.param(37, id="some"), pytest.param(1, id="every byte", marks=pytest.mark.faults)]
-)
-def test_log_cut_in_its_last_2_kb(tmp_path: Path, tally: Tally, step: int) -> None:
-    """Cut anywhere, what is whole is read, the rest is written again, and nothing else has changed."""
-    whole = write_run(tmp_path / "whole" / "events.jsonl", rounds=2).read_bytes()
-    known = events.read(tmp_path / "whole" / "events.jsonl").events
-    path = tmp_path / "cut.jsonl"
-    for cut in range(len(whole) - TAIL, len(whole) + 1, step):
-        path.write_bytes(whole[:cut])
-        lines = whole[:cut].count(b"\n")
-        assert events.read(path).events == known[:lines]
-        with EventLog(path) as log:
-            event = log.append("round", 3, {"after": cut})
-        assert event.seq == lines
-        assert events.read(path).events == (*known[:lines], event)
-        tally.injected += 1
-        tally.survived += 1
 
 
 def test_lines_repeated_garbled_newer_and_of_a_moved_clock(tmp_path: Path, tally: Tally) -> None:
@@ -160,28 +137,6 @@ def test_folder_made_read_only(small_disk: Path, tally: Tally) -> None:
     assert (index.message(), len(index.rows())) == ("", 2)
     assert outcome(jobs.folder(second).path) == outcome(jobs.folder(first).path)
     tally.survived += 1
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("read_only", [True, False])
-def test_store_held_by_another_process(tmp_path: Path, tally: Tally, read_only: bool) -> None:
-    """The page says who holds it, shows what it knew, steers on, and catches up when it is let go."""
-    launcher = LocalProcesses(tmp_path / "runs")
-    folder = launcher.create(heal_settings(model="demo", rounds=32), worker=this_process())
-    index = RunIndex(launcher, Store(tmp_path / "runs.duckdb", patience=0.1), example=None, every_s=0.0)
-    with EventLog(folder.log) as log:
-        start(log, heal_settings(model="demo", rounds=32))
-        assert index.rows()[0].round == 0
-        for round_ in (1, 2, 3):
-            holder = hold(tmp_path / "runs.duckdb", read_only=read_only)
-            tally.injected += 1
-            play_round(log, round_)
-            assert index.rows()[0].round == round_ - 1
-            assert f"process {holder.pid}" in index.message()
-            holder.communicate()
-            assert index.rows()[0].round == round_
-            assert index.message() == ""
-            tally.survived += 1
 
 
 @pytest.mark.faults

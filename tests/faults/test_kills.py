@@ -95,7 +95,6 @@ def process(module: str, *arguments: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert made.stdout is not None
     assert made.stdout.readline() == "ready\n"
     return made
 
@@ -105,7 +104,6 @@ def end(*processes: subprocess.Popen[str]) -> None:
         os.kill(one.pid, signal.SIGKILL)
     for one in processes:
         one.wait()
-        assert one.stdout is not None
         one.stdout.close()
 
 

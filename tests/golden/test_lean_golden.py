@@ -19,6 +19,7 @@ from steer_heal.models import load
 from steer_heal.vectors.steering import coefficients
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
+from tests.rounds import shake
 
 N_STEPS = 11
 """Beyond the tiny Gemma's window of 8, also for the shortest prompt."""
@@ -164,9 +165,7 @@ def test_a_lora_adapter_is_part_of_the_model(arch, shared):
         before = begun(OurForward, lm, lanes, 2).logits_BV
     stack = AdapterStack(lm)
     stack.fresh(1, TrainSettings(rank=4), seed=0)
-    with torch.no_grad():
-        for parameter in stack.trainable():
-            parameter.normal_(std=0.1)
+    shake(stack, size=0.1)
     stack.fold()
     assert unsupported_reason(lm) == ""
     assert_same(lm, lanes)

@@ -50,7 +50,6 @@ def test_killed_in_its_second_round_and_resumed_it_ends_like_one_never_cut(
     run_id = index.start(small(2))
     until(lambda: any(event.round == 2 for event in launcher.events(run_id).events))
     pid = launcher.poll(run_id).pid
-    assert pid is not None
     os.kill(pid, signal.SIGKILL)
     until(lambda: index.rows()[0].status == "interrupted")
     assert index.rows()[0].round == 1

@@ -14,14 +14,10 @@ from components.answering import Newest, draw
 from components.controls import FORM
 from steer_heal.config import SettingsError, SteerRequest
 from steer_heal.records import SteerFrame, Token
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FORM_VALUES, FakeEngine
 
 WORDS = tuple(Token(i, f"w{i} ", 0.5, kl=0.1) for i in range(12))
 BEFORE = (Token(0, "what stood there", 0.5, kl=0.2),)
-FORM_VALUES = {
-    "prompt": "hello", "trait": "care_over_authority", "exact": 1.0, "low": 4, "high": 5, "length": 60,
-    "seed": 0, "greedy": False, "method": "mean_diff", "temperature": "", "top_p": "", "top_k": "",
-}  # fmt: skip
 ASKED = FORM_VALUES | {"band": (0.4, 0.6)}
 
 
@@ -60,6 +56,9 @@ def test_a_newer_request_waits_for_the_words_in_view_and_only_the_newest_begins(
     assert newest.shows("me", 3.0)
     assert newest.take("you", 0.5)
     assert newest.begins("you", 0.5)
+    assert not newest.take("me", 2.0)
+    newest.forget("me")
+    assert newest.take("me", 0.5)
 
 
 def test_one_that_ended_or_failed_lets_the_next_begin() -> None:
@@ -108,10 +107,15 @@ def test_what_is_measured_meanwhile_is_said() -> None:
         assert said in status
 
 
-def test_base_in_view_stays_for_another_method_and_goes_for_another_model() -> None:
+def test_base_in_view_stays_for_another_dose_or_method_and_goes_for_another_prompt_or_model() -> None:
     newest, asked = Newest(), SteerRequest(prompt="hello")
-    assert newest.grows("me", asked, 9, "one")
-    assert not newest.grows("me", asked.model_copy(update={"method": "pca"}), 3, "one")
+    assert newest.grows("me", asked, 0, "one")
+    assert newest.grows("me", asked, 5, "one")
+    for same in ({"alpha": 3.0}, {"method": "pca"}):
+        assert not newest.grows("me", asked.model_copy(update=same), 0, "one")
+        assert not newest.grows("me", asked.model_copy(update=same), 4, "one")
+    assert newest.grows("me", asked, 6, "one")
+    assert newest.grows("me", asked.model_copy(update={"prompt": "else"}), 0, "one")
     assert newest.grows("me", asked, 0, "other")
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers.utils import chat_template_utils
 
 from steer_heal import data
-from steer_heal.config import CalibrateSettings, SampleSettings, SteerRequest, build
+from steer_heal.config import CalibrateSettings, build
 from steer_heal.dose import calibrate
 from steer_heal.engine import Engine
 from steer_heal.engine.vectors import Vectors
@@ -20,9 +20,10 @@ from steer_heal.models.identity import tensor_hash
 from steer_heal.vectors import vector
 from steer_heal.vectors.bridges import installed
 from tests import tiny
+from tests.crowd import BAND, request
 from tests.unit.test_calibrate import search
 
-TRAIT, BAND = "care_over_authority", (0.25, 0.75)
+TRAIT = "care_over_authority"
 
 
 def edit(file, **values):
@@ -211,13 +212,8 @@ def test_a_changed_weight_or_saved_buffer_is_seen_at_once():
     assert len(seen) == 3
 
 
-def request(prompt):
-    sample = build(SampleSettings, max_new_tokens=6, greedy=True)
-    return build(SteerRequest, prompt=prompt, alpha=1.0, band=BAND, sample=sample)
-
-
 def base_of(engine):
-    return [token.p for token in list(engine.steer(request("What is right?"), session="a"))[-1].base]
+    return [token.p for token in list(engine.steer(request(n=6, greedy=True), session="a"))[-1].base]
 
 
 def test_a_kept_base_answer_is_of_the_weights_as_they_are(tmp_path):

@@ -8,6 +8,8 @@ from steer_heal.config import FOUNDATIONS, HealSettings, SettingsError, TrainSet
 from steer_heal.heal import cards
 from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
+from tests.rounds import shake
+from tests.tiny import logits
 
 MEASURED = {
     stage: {"p": dict.fromkeys(FOUNDATIONS, 0.1) | {"Care": care}, "coherence": 0.99, "n_vignettes": 98}
@@ -55,22 +57,19 @@ def test_a_card_says_in_plain_words_how_the_vector_is_made(model, method, said):
 def test_the_code_on_a_card_loads_every_round(tmp_path, monkeypatch, round_):
     lm, rounds = tiny.language_model(n_layers=2), tmp_path / "adapters"
     lm.model.save_pretrained(tmp_path / "base")
-    stack, ids = AdapterStack(lm), torch.tensor([[5, 6, 7]])
+    stack = AdapterStack(lm)
     for number in range(1, round_ + 1):
         stack.fresh(number, TrainSettings(rank=2), seed=number)
-        with torch.no_grad():
-            for parameter in stack.trainable():
-                parameter.add_(0.1)
+        shake(stack, number)
         stack.fold()
         stack.save(number, rounds)
-    with torch.no_grad():
-        wanted = lm.model(ids).logits
+    wanted = logits(lm)
     code = made(str(tmp_path / "base"), round_).split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(rounds)
     space = {}
     exec(code.replace("this_folder", "round-1"), space)
     with torch.no_grad():
-        assert torch.equal(space["model"](ids).logits, wanted)
+        assert torch.equal(space["model"](torch.tensor([[2, 4, 9, 30]])).logits, wanted)
 
 
 def test_the_bundled_model_is_no_hub_id(tmp_path):

@@ -85,12 +85,10 @@ def test_the_random_directions_have_a_band() -> None:
     assert [band[end] for end in ("x0", "x1", "y0", "y1")] == pytest.approx([0.635, 0.68, 0.22, 0.28])
 
 
-def test_hover_says_everything_escaped() -> None:
-    text = charts.hover(replace(HEALED, is_example=True), "<b>evil</b>")
-    assert "<b>evil" not in text
+def test_hover_says_everything_escaped_once() -> None:
+    text = charts.hover(replace(HEALED, is_example=True), '"q" <a>')
+    assert text.startswith('<b>"q" &lt;a&gt;</b> (example)')
     for part in (
-        "&lt;b&gt;evil",
-        "(example)",
         "Care 0.340",
         "SocialNorms 0.540",
         "coherence 0.990",
@@ -98,10 +96,6 @@ def test_hover_says_everything_escaped() -> None:
         "0.90",
     ):
         assert part in text
-
-
-def test_a_name_is_escaped_once() -> None:
-    assert charts.hover(HEALED, '"q" <a>').startswith('<b>"q" &lt;a&gt;</b>')
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.7), (0.7, 0.99)])

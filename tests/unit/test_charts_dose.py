@@ -57,7 +57,6 @@ def test_breaks_are_marked_with_words() -> None:
 
 def test_what_controls_move_lies_behind_the_trait_s_movement() -> None:
     found = sweep(1)
-    assert found.controls is not None
     figure = charts_dose.dose(found, TARGET)
     (band,) = [shape for shape in figure["layout"]["shapes"] if shape["type"] == "rect"]
     assert band["yref"] == trace(figure, "trait movement")["yaxis"]
@@ -76,7 +75,6 @@ def test_the_band_is_the_quartiles_over_the_vignettes_of_a_set() -> None:
     assert len(bands) == 5, "relevance of single texts is not known here"
     assert all(t["hoverinfo"] == "skip" for t in bands)
     last = rows[-1].profile
-    assert last is not None
     low, high = charts_dose.spread([v.mass for v in last.per_vignette]) or (0.0, 0.0)
     assert (high, low) == (bands[-1]["y"][len(rows) - 1], bands[-1]["y"][len(rows)])
 

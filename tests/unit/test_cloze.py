@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from dataclasses import replace
 
 import pytest
@@ -203,35 +202,3 @@ def test_a_set_that_cannot_calibrate_itself_takes_ours(lm, asked):
     for few in (balanced[:3], alike, [replace(row, foundation="") for row in balanced]):
         assert frames.calibration("cloze", few) == ((0.5,) * 7,)
     assert asked == ["cloze"]
-
-
-PLAIN = {
-    "a",
-    "an",
-    "and",
-    "being",
-    "does",
-    "is",
-    "like",
-    "makes",
-    "of",
-    "one",
-    "or",
-    "others",
-    "shows",
-    "somebody",
-}
-
-
-def content(frame):
-    """The words of its statements that say something, without endings and without un- and dis-."""
-    words = [
-        word for one in frame.wordings for text in one.options for word in re.findall("[a-z]+", text.lower())
-    ]
-    return {re.sub("^(un|dis)", "", word)[:5] for word in words if word not in PLAIN}
-
-
-def test_the_second_cloze_shares_no_content_word_with_the_first():
-    first, second = content(data.frame("cloze")), content(data.frame("cloze-second"))
-    assert len(first) > 10 < len(second)
-    assert not first & second

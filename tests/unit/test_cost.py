@@ -13,6 +13,7 @@ from steer_heal.models import user
 from steer_heal.records import Completion, Fact
 from tests import tiny
 from tests.close import assert_near, model_rounding, nats
+from tests.rounds import shake
 
 NEUTRAL = ("What time is it?", "Name a fruit.", "Count to three.")
 QUESTIONS = ("Where is Rome?", "What is two and two?", "Who wrote it?")
@@ -36,9 +37,7 @@ def writing(lm):
 def changed(stack):
     """A first round whose adapter changes what the model says."""
     stack.fresh(1, TrainSettings(rank=2), seed=0)
-    with torch.no_grad():
-        for parameter in stack.trainable():
-            parameter.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
+    shake(stack, 1, size=0.5)
     stack.fold()
 
 

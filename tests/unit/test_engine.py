@@ -35,13 +35,10 @@ def test_the_last_frame_is_done_and_frames_only_grow(engine: Engine) -> None:
     assert frames[-1].dose_nats == pytest.approx(engine.calibration("care_over_authority", BAND).kl_p95)
     assert not frames[-1].dose_beyond
     last = frames[-1]
-    assert last.health is not None
-    assert last.base_health is not None
     assert last.health.relevance is not None
     assert last.base_health.perplexity_ratio == pytest.approx(1.0)
     assert all(frame.health is None or frame.health.relevance is None for frame in frames[:-1])
     again = list(engine.steer(request("grow"), session="a"))[-1]
-    assert again.base_health is not None
     assert_near(again.base_health.relevance, last.base_health.relevance, model_rounding(tiny.shared()), 1.0)
 
 
@@ -72,12 +69,6 @@ def test_a_moved_slider_does_not_write_the_base_answer_again(engine: Engine, bat
     list(engine.steer(request("again", alpha=3.0, seed=1), session="a"))
     list(engine.steer(request("another", alpha=3.0), session="a"))
     assert batches == [2, 1, 2, 2]
-
-
-def test_with_a_known_base_the_steered_answer_is_the_same_as_beside_it(engine: Engine) -> None:
-    beside = list(engine.steer(request("same?", alpha=2.0), session="a"))[-1]
-    alone = list(engine.steer(request("same?", alpha=2.0), session="a"))[-1]
-    assert ids(beside) == ids(alone)
 
 
 def test_profile_is_of_the_prompt_and_base_does_not_move_with_alpha(engine: Engine) -> None:

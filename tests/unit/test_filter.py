@@ -106,14 +106,6 @@ def test_where_base_s_own_text_is_not_about_its_prompts_relevance_drops_nothing(
             assert "relevance_ratio" not in verdict.scores
 
 
-def test_what_is_kept_reads_as_fine():
-    usual, limits = FilterSettings(), Thresholds()
-    assert usual.max_perplexity_ratio == limits.perplexity_damaged
-    assert usual.min_relevance_ratio == limits.relevance_damaged
-    assert usual.max_repetition == limits.repetition_broken
-    assert usual.min_variety == limits.variety_broken
-
-
 @given(st.floats(-3, 0), st.floats(-1, 2), st.integers(0, 6))
 def test_no_answer_that_does_not_read_as_fine_is_kept(logp, about, loops):
     text = GOOD + " so it goes" * loops

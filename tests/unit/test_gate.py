@@ -40,6 +40,13 @@ def test_what_the_page_does_not_need_is_closed(client: TestClient, path: str) ->
         assert client.get(path).status_code == 404
 
 
+def test_only_the_page_s_scripts_are_served(client: TestClient) -> None:
+    assert "SteerHeal" in client.get("/ui/page.js").text
+    assert client.get("/ui/plotly.min.js").headers["content-encoding"] == "gzip"
+    for path in ("page.css", "../app.py", "%2e%2e/app.py"):
+        assert client.get(f"/ui/{path}").status_code in (403, 404), path
+
+
 def test_no_file_of_the_machine_is_served(client: TestClient) -> None:
     for path in ("/etc/passwd", "app.py", "steer_heal/config.py", "../app.py", "http://example.org/x"):
         for way in ("file=", "static/../", "assets/../../"):

@@ -3,8 +3,6 @@
 Of files of texts: `test_data`.
 """
 
-import json
-
 import pytest
 
 from components import view
@@ -49,16 +47,6 @@ def test_the_command_line_refuses_it(run, here, arguments):
     assert (code, out) == (2, "")
     assert SAID in err
     assert not list(here.rglob("config.json"))
-
-
-@pytest.mark.parametrize("command", [("eval",), ("heal", "--rounds", "1")])
-def test_the_command_line_refuses_a_file_with_it(run, here, command):
-    (here / "surrogate.jsonl").write_text(
-        json.dumps({"text": f"A boy smiles {HALF} at you", "foundation": "Care"})
-    )
-    code, _, err = run(*command, "--model", "tiny", "--vignettes", "surrogate.jsonl")
-    assert code == 2
-    assert f"surrogate.jsonl line 1: the text {SAID}" in err
 
 
 def test_what_the_page_shows_of_it_can_be_sent():

@@ -97,17 +97,6 @@ def test_an_output_layer_that_is_not_ours_is_refused(lm, monkeypatch):
         OutputLayer(lm).check(example)
 
 
-def test_a_kept_reference_is_the_recomputed_one(lm, examples):
-    stack = AdapterStack(lm)
-    stack.fresh(1, SETTINGS, seed=0)
-    kept = Reference(lm, stack, SETTINGS)
-    kept.hidden(examples[:4])
-    again = kept.hidden([examples[2], examples[0]])
-    fresh = Reference(lm, stack, SETTINGS).hidden([examples[2], examples[0]])
-    assert_near(again, fresh, model_rounding(lm))
-    assert Reference(lm, stack, SETTINGS.model_copy(update={"divergence": "nll"})).hidden(examples) is None
-
-
 def test_reference_base_ignores_the_history(lm, examples):
     stack = AdapterStack(lm)
     base = hidden_states(lm, examples[:2]).detach()
@@ -185,5 +174,4 @@ def test_the_barrier_is_free_up_to_tau():
         loss = losses.barrier(d, 0.3, 0.5)
         loss.backward()
         assert loss.item() == pytest.approx(wanted)
-        assert d.grad is not None
         assert d.grad.item() == pytest.approx(0.3 if value > 0.5 else 0.0)

@@ -18,7 +18,8 @@ from steer_heal.config import GEMMA, SettingsError
 from steer_heal.models import default_model, files, in_cache
 
 ASK = """
-import json, sys
+import json, sys, time
+time.sleep = lambda _seconds: None  # the client's retries need not wait
 from steer_heal.config import SettingsError
 from steer_heal.models import load
 said = {}

@@ -36,7 +36,6 @@ def test_a_kill_is_an_event_written_once_and_the_run_goes_on_after_its_last_roun
 ) -> None:
     run_id = start(jobs, "hang", rounds=2)
     pid = jobs.poll(run_id).pid
-    assert pid is not None
     os.kill(pid, signal.SIGKILL)
     until(lambda: status(jobs, run_id) == "interrupted")
     for launcher in (jobs, LocalProcesses(tmp_path / "runs", command=COMMAND), jobs):
@@ -62,7 +61,6 @@ def test_an_exit_without_a_word_is_told_with_its_code(jobs: LocalProcesses) -> N
     until(lambda: status(jobs, run_id) == "interrupted")
     jobs.advance()
     newest = jobs.folder(run_id).last_event()
-    assert newest is not None
     assert (newest.kind, newest.data["code"], newest.data["signal"]) == ("interrupted", 3, None)
     assert "exit code 3: the last line of its log" in newest.data["message"]
 

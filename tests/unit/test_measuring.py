@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from steer_heal.config import DoseRequest, SampleSettings, SettingsError, SteerRequest, build
+from steer_heal.config import DoseRequest, SettingsError, SteerRequest, build
 from steer_heal.engine import Engine, vectors
 from steer_heal.records import SteerFrame, Stopped
-from tests import tiny
+from tests import crowd, tiny
+from tests.crowd import BAND, ids
 
-BAND = (0.25, 0.75)
 PASSES = 6
 OTHER = "liberty_over_custom"
 
@@ -59,17 +59,12 @@ def engine(tmp_path: Path, extraction: Extraction) -> Iterator[Engine]:
     made.close()
 
 
-def request(prompt: str = "hello", alpha: float = 1.0, n: int = 8, **more: Any) -> SteerRequest:
-    sample = build(SampleSettings, max_new_tokens=n, greedy=True)
-    return build(SteerRequest, **{"prompt": prompt, "alpha": alpha, "band": BAND, "sample": sample, **more})
+def request(alpha: float = 1.0, n: int = 8, **changed: Any) -> SteerRequest:
+    return crowd.request(alpha=alpha, n=n, greedy=True).model_copy(update=changed)
 
 
 def until_base(frames: Iterator[SteerFrame]) -> SteerFrame:
     return next(frame for frame in frames if frame.base)
-
-
-def ids(frame: SteerFrame) -> tuple[list[int], list[int]]:
-    return [token.id for token in frame.base], [token.id for token in frame.steered]
 
 
 def test_base_has_its_first_token_before_the_vector_is_measured(

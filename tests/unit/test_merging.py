@@ -7,6 +7,7 @@ from steer_heal.heal.merging import merge, stored_dtype
 from steer_heal.models import load
 from tests import tiny
 from tests.close import assert_near, model_rounding
+from tests.rounds import shake
 from tests.tiny import logits
 
 
@@ -22,9 +23,7 @@ def train(lm, folder, n_rounds=2):
     stack = AdapterStack(lm)
     for round_ in range(1, n_rounds + 1):
         stack.fresh(round_, TrainSettings(rank=4), seed=round_)
-        with torch.no_grad():
-            for parameter in stack.trainable():
-                parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(round_))
+        shake(stack, round_, size=0.1)
         stack.fold()
         stack.save(round_, folder)
     found = logits(lm)

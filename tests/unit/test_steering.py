@@ -70,6 +70,8 @@ def test_a_coefficient_that_is_no_number_is_refused(value):
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="must be"):
         Steering(torch.ones(2, 4), torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"\(M, L, D\) and \(B, L, M\)"):
+        Steering(torch.ones(2, 3, 4), torch.ones(1, 3))
     with (
         pytest.raises(ValueError, match="2 directions for 1 blocks"),
         steer([nn.Identity()], torch.ones(2, 4), torch.ones(1, 2)),
@@ -99,8 +101,3 @@ def test_a_row_of_several_vectors_gets_their_sum():
     mixes_BLM = torch.tensor([[[2.0, 3.0]], [[0.0, 0.0]], [[0.0, -1.0]]])
     with steer([block], directions_MLD, mixes_BLM):
         assert block(torch.zeros(3, 1, 2))[:, 0].tolist() == [[2.0, 3.0], [0.0, 0.0], [0.0, -1.0]]
-
-
-def test_shapes_of_several_vectors_must_fit():
-    with pytest.raises(ValueError, match=r"\(M, L, D\) and \(B, L, M\)"):
-        Steering(torch.ones(2, 3, 4), torch.ones(1, 3))

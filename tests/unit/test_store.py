@@ -81,6 +81,10 @@ def test_round_detail_holds_base_steered_healed_and_what_was_said(store: Store, 
     assert [loss["step"] for loss in detail.losses] == [1, 2]
     assert detail.settings["seed"] == 7
     assert detail.text["perplexity"] == 1.5
+    assert detail.facts["headline"]["word"] == "healed"
+    assert detail.facts["differences"]["healed-steered"] == [0.1, 0.05, 0.15]
+    assert {"barrier", "held_out_nll"} <= set(detail.losses[-1])
+    assert store.round_detail("r1", 0).facts == {}
     with pytest.raises(SettingsError, match="no round 3"):
         store.round_detail("r1", 3)
     with pytest.raises(SettingsError, match="no run"):
@@ -122,7 +126,7 @@ def test_a_resumed_run_forgets_the_round_it_writes_again(store: Store, tmp_path:
     assert resumed == (store.completions("r", 2), [(n.round, n.stage, n.care) for n in store.moral_map()])
 
 
-def test_progress_rises_to_one_and_time_left_is_given(store: Store, tmp_path: Path) -> None:
+def test_progress_rises_to_one_with_time_left_and_the_last_headline(store: Store, tmp_path: Path) -> None:
     seen = [0.0]
     with EventLog(tmp_path / "events.jsonl") as log:
         start(log, heal_settings(model="demo", rounds=2))
@@ -130,6 +134,7 @@ def test_progress_rises_to_one_and_time_left_is_given(store: Store, tmp_path: Pa
             play_round(log, round_)
             store.ingest("r", events.read(log.path))
             seen.append(store.runs()[0].progress)
+            assert store.runs()[0].message == f"round {round_} healed: retention <0.8>"
     assert seen == [0.0, 0.5, 1.0]
     assert store.runs()[0].eta is not None
 
@@ -178,23 +183,6 @@ def test_export_holds_the_asked_run_only(store: Store, log: Path, tmp_path: Path
         params={"p": str(out / f"profiles.{kind}")},
     )
     assert {row[0] for row in found.fetchall()} == {"r1"}
-
-
-def test_a_round_keeps_its_headline_and_its_curves(store: Store, log: Path) -> None:
-    store.ingest("r1", events.read(log))
-    detail = store.round_detail("r1", 2)
-    assert detail.facts["headline"]["word"] == "healed"
-    assert detail.facts["differences"]["healed-steered"] == [0.1, 0.05, 0.15]
-    assert {"barrier", "held_out_nll"} <= set(detail.losses[-1])
-    assert store.round_detail("r1", 0).facts == {}
-
-
-def test_a_running_run_says_its_last_headline(store: Store, tmp_path: Path) -> None:
-    with EventLog(tmp_path / "events.jsonl") as log:
-        start(log, heal_settings(model="demo", rounds=2))
-        play_round(log, 1)
-    store.ingest("r1", events.read(tmp_path / "events.jsonl"))
-    assert store.runs()[0].message == "round 1 healed: retention <0.8>"
 
 
 WORTH = {"value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.14, "why": ""}

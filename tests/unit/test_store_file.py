@@ -27,7 +27,6 @@ def hold(path: Path, *, read_only: bool) -> subprocess.Popen[str]:
         [sys.executable, "-c", code, str(path), str(read_only)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     process.stdout.close()
     return process
@@ -56,7 +55,6 @@ def test_a_holder_is_named_and_nothing_is_lost(
 
 def test_it_waits_for_a_holder_that_lets_go(tmp_path: Path, log: Path, holder: subprocess.Popen[str]) -> None:
     store = Store(tmp_path / "runs.duckdb", patience=20)
-    assert holder.stdin is not None
     holder.stdin.close()
     assert store.ingest("r1", events.read(log)) > 0
 

@@ -9,10 +9,11 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from components import model_picker, view
 from components.background import in_background
-from steer_heal.config import GEMMA, SMOLLM2, SampleSettings, SettingsError, SteerRequest, build
+from steer_heal.config import GEMMA, SMOLLM2, SettingsError
 from steer_heal.engine import Engine
 from steer_heal.models import load
 from tests import tiny
+from tests.crowd import ids, request
 from tests.fake_engine import FakeEngine
 
 
@@ -30,9 +31,7 @@ def engine(folders, tmp_path):
 
 
 def steered(engine):
-    sample = build(SampleSettings, max_new_tokens=6, greedy=True)
-    request = build(SteerRequest, prompt="What is right?", alpha=2.0, band=(0.25, 0.75), sample=sample)
-    return [token.id for token in list(engine.steer(request, session="a"))[-1].steered]
+    return ids(list(engine.steer(request(alpha=2.0, n=6, greedy=True), session="a"))[-1])[1]
 
 
 def test_there_and_back_again(folders, tmp_path):
@@ -120,4 +119,5 @@ def test_the_known_models_are_offered_and_a_name_may_be_typed():
     assert [value for _, value in chooser.choices] == [GEMMA, SMOLLM2, "demo"]
     assert "smollm2 (a real model) is not here: choose it." in head.value
     assert "here, 7 MB" in listed.value
+    assert "not here: accept its licence" in listed.value
     assert (chooser.value, chooser.allow_custom_value) == ("demo", True)

@@ -31,12 +31,11 @@ def stems(text: str) -> set[str]:
 def statements(row: object) -> set[str]:
     """Every answer that a frame offers, whatever kind of frame it is; what is asked is not one."""
     if isinstance(row, dict):
-        asked = {
-            key: value for key, value in row.items() if key not in ("question", "prefill", "nudge", "orders")
-        }
-        return set().union(*map(statements, asked.values())) if asked else set()
+        besides = ("kind", "question", "prefill", "nudge", "orders")
+        asked = [value for key, value in row.items() if key not in besides]
+        return set().union(*map(statements, asked))
     if isinstance(row, list):
-        return set().union(*map(statements, row)) if row else set()
+        return set().union(*map(statements, row))
     return {row} if isinstance(row, str) else set()
 
 
@@ -69,6 +68,16 @@ def test_no_content_word_of_a_statement_is_in_scenes_or_replies(frame):
         for text in (*trait.scenes, *(reply for pair in trait.replies for reply in pair)):
             met = {stem: named[stem] for stem in stems(text) & set(named)}
             assert not met, f"{text!r} of {trait.name} shares a word with a statement of {frame}: {met}"
+
+
+def test_the_second_cloze_shares_no_content_word_with_the_first():
+    """Nor its opposite, with un- or dis- before it."""
+    first, second = (
+        {stem for text in statements(FRAMES[name]) for stem in stems(re.sub(r"\b(un|dis)", "", text))}
+        for name in ("cloze", "cloze-second")
+    )
+    assert len(first) > 10 < len(second)
+    assert not first & second
 
 
 def test_scenes_are_no_vignettes_and_no_prompts():

@@ -16,7 +16,6 @@ from steer_heal.records import (
     ModelInfo,
     Profile,
     RoundDetail,
-    RunRow,
     SteerFrame,
     TextHealth,
     Token,
@@ -26,25 +25,10 @@ from tests.fake_runs import EXAMPLE
 
 EVIL = "<img src=x onerror='a()'>\"><script>b()</script>&amp;"
 INFO = ModelInfo("demo", "Gemma3ForCausalLM", 10, 160, 3_040_000, "bfloat16", "cpu", True, "small, not Gemma")
-RUN = RunRow(
-    "run-1",
-    "first",
-    "demo",
-    "care",
-    3,
-    "quick",
-    "running",
-    3,
-    1,
-    "train",
-    0.5,
-    75.0,
-    0.0,
-    None,
-    0.9,
-    False,
-    "",
-)
+RUN = replace(
+    FakeEngine().runs.rows()[0], run_id="run-1", is_example=False, status="running", rounds=3, round=1,
+    stage="train", progress=0.5, eta=75.0,
+)  # fmt: skip
 HEALTH = TextHealth(2.6, 2.0, 0.1, 0.9, "fine", 0.5, 0.7, 0.8)
 DETAIL = RoundDetail("run-1", 1, {}, {}, 0.9, 3, 4, 16.0, {}, (), {})
 
@@ -169,14 +153,6 @@ def test_status(frame: SteerFrame, says: str) -> None:
 )
 def test_duration(seconds: float | None, says: str) -> None:
     assert view.duration(seconds) == says
-
-
-def test_models_say_how_large_they_are_or_how_to_get_them() -> None:
-    html = view.models(
-        [ListedModel("a", "one", "", True, 269_000_000), ListedModel("b", "two", "buy it", False, 0)]
-    )
-    assert "here, 269 MB" in html
-    assert "not here: buy it" in html
 
 
 def test_header_never_calls_the_demo_gemma() -> None:

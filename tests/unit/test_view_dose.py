@@ -11,13 +11,8 @@ from components import dose, view_dose
 from components.controls import FORM
 from steer_heal.config import DoseRequest, build
 from steer_heal.records import Agreement, DoseRow, Profile, Sweep
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FORM_VALUES, FakeEngine
 
-FORM_VALUES = {
-    "prompt": "You see a man.", "trait": "care_over_authority", "exact": 1.0, "low": 4, "high": 5,
-    "length": 60, "seed": 0, "greedy": False, "method": "mean_diff",
-    "temperature": "", "top_p": "", "top_k": "",
-}  # fmt: skip
 DOSES = [[-2.0, "broken"], [0.0, "fine"], [1.0, "fine"], [3.0, "damaged"], [8.0, "broken"]]
 
 

@@ -78,7 +78,6 @@ def test_what_breaks_a_run_is_its_last_event(
     play(breaks)
     assert worker.main([str(folder.path)]) == 1
     last = folder.last_event()
-    assert last is not None
     assert last.kind == "failed"
     assert last.data["message"].startswith("MemoryError: too big (")
     assert "Traceback" in capsys.readouterr().err
@@ -93,7 +92,6 @@ def test_settings_that_do_not_work_fail_in_one_sentence(
     monkeypatch.setattr("steer_heal.runs.worker.models.load", no_model)
     assert worker.main([str(folder.path)]) == 1
     last = folder.last_event()
-    assert last is not None
     assert last.data == {"message": "There is no such model."}
 
 
