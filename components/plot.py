@@ -59,38 +59,21 @@ def buttons(html: str, *, elem_id: str, elem_classes: str | None = None) -> gr.H
 
 def marks(seconds: float) -> gr.HTML:
     """Nothing to see: its click event comes when what the server has to show has changed."""
-    return gr.HTML(
-        "",
-        js_on_load=f"SteerHeal.mark(element, trigger, {seconds})",
-        head=PANEL_HEAD,
-        apply_default_css=False,
-        elem_id="mark",
-        padding=False,
-        container=False,
-    )
+    return _unseen(f"SteerHeal.mark(element, trigger, {seconds})", "mark", head=PANEL_HEAD)
 
 
 def pace(name: str, seconds: float) -> gr.HTML:
     """Nothing to see: its click event follows `SteerHeal.moved(name)`, at most once in so many seconds and
     once after the last."""
-    return gr.HTML(
-        "",
-        js_on_load=f"SteerHeal.pace(trigger, '{name}', {seconds})",
-        head=PANEL_HEAD,
-        apply_default_css=False,
-        elem_id=f"pace-{name}",
-        padding=False,
-        container=False,
-    )
+    return _unseen(f"SteerHeal.pace(trigger, '{name}', {seconds})", f"pace-{name}", head=PANEL_HEAD)
 
 
 def knock() -> gr.HTML:
     """Nothing to see: its click event, which asks for nothing, opens a stream for answers that have none."""
-    return gr.HTML(
-        "",
-        js_on_load="SteerHealStream.listen(trigger)",
-        apply_default_css=False,
-        elem_id="knock",
-        padding=False,
-        container=False,
-    )
+    return _unseen("SteerHealStream.listen(trigger)", "knock")
+
+
+def _unseen(script: str, elem_id: str, head: str | None = None) -> gr.HTML:
+    """An element whose script makes its click events."""
+    look: dict[str, Any] = {"apply_default_css": False, "padding": False, "container": False}
+    return gr.HTML("", js_on_load=script, elem_id=elem_id, head=head, **look)

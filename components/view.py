@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import get_args
 
 from components.words import what_is
-from steer_heal.config import FOUNDATIONS, THRESHOLDS, Thresholds
+from steer_heal.config import FOUNDATIONS, THRESHOLDS
 from steer_heal.records import (
     Agreement,
     ListedModel,
@@ -89,6 +89,15 @@ def empty(said: str) -> str:
 
 def note(message: str) -> str:
     return f'<div class="sh-note">{esc(message)}</div>' if message else ""
+
+
+def progress(share: float) -> str:
+    """A bar of which this share is done."""
+    done = 100 * min(1.0, max(0.0, share))
+    return (
+        f'<div class="sh-progress" role="progressbar" aria-valuenow="{done:.0f}" aria-valuemin="0" '
+        f'aria-valuemax="100"><div style="width:{done:.1f}%"></div></div>'
+    )
 
 
 def duration(seconds: float | None) -> str:
@@ -172,7 +181,7 @@ def status(frame: SteerFrame) -> str:
 # ---- how healthy, how far ---------------------------------------------------------------------------------
 
 
-def _measured(health: TextHealth, base: TextHealth | None, limits: Thresholds) -> list[str]:
+def _measured(health: TextHealth, base: TextHealth | None) -> list[str]:
     """Each reading of a text in words, that of base's own beside it, and where the word changes."""
 
     def beside(name: str) -> str:
@@ -182,58 +191,58 @@ def _measured(health: TextHealth, base: TextHealth | None, limits: Thresholds) -
     def times(ratio: float | None) -> str:
         return "" if ratio is None else f", <b>{number(ratio, 1)}</b>× base's own"
 
-    found, beyond = [], {*_beyond(health, limits)}
+    found, beyond = [], {*_beyond(health)}
     if health.perplexity is not None:
         found.append(
             f"perplexity under base <b>{number(health.perplexity, 1)}</b>{beside('perplexity')}"
-            f"{times(health.perplexity_ratio)}: damaged above {limits.perplexity_damaged:g}×, broken "
-            f"above {limits.perplexity_broken:g}×"
+            f"{times(health.perplexity_ratio)}: damaged above {THRESHOLDS.perplexity_damaged:g}×, broken "
+            f"above {THRESHOLDS.perplexity_broken:g}×"
         )
     if health.relevance is not None:
         found.append(
             f"relevance <b>{number(health.relevance, 2)}</b> nats{beside('relevance')}"
-            f"{times(health.relevance_ratio)}: damaged below {limits.relevance_damaged:g}×, broken "
-            f"below {limits.relevance_broken:g}×"
+            f"{times(health.relevance_ratio)}: damaged below {THRESHOLDS.relevance_damaged:g}×, broken "
+            f"below {THRESHOLDS.relevance_broken:g}×"
         )
     if health.variety is not None:
         found.append(
             f"variety <b>{number(health.variety, 2)}</b>{beside('variety')}: "
-            f"broken below {limits.variety_broken:g}"
+            f"broken below {THRESHOLDS.variety_broken:g}"
         )
     found.append(
         f"repetition <b>{number(health.repetition, 2)}</b>{beside('repetition')}: "
-        f"broken above {limits.repetition_broken:g}"
+        f"broken above {THRESHOLDS.repetition_broken:g}"
     )
     if health.kl_p95 is not None:
         found.append(f"95th percentile of KL <b>{number(health.kl_p95, 2)}</b> nats")
     return [f"<mark>{line}</mark>" if line.split(" ", 1)[0] in beyond else line for line in found]
 
 
-def _beyond(health: TextHealth, limits: Thresholds) -> dict[str, str]:
+def _beyond(health: TextHealth) -> dict[str, str]:
     """The readings that made the text's word what it is, each with its figure and the limit beyond which it
     is; of a broken text only those that break it."""
     level = health.verdict
     if level == "fine":
         return {}
     most: dict[str, tuple[float | None, float]] = {
-        "perplexity": (health.perplexity_ratio, getattr(limits, f"perplexity_{level}"))
+        "perplexity": (health.perplexity_ratio, getattr(THRESHOLDS, f"perplexity_{level}"))
     }
     least: dict[str, tuple[float | None, float]] = {
-        "relevance": (health.relevance_ratio, getattr(limits, f"relevance_{level}"))
+        "relevance": (health.relevance_ratio, getattr(THRESHOLDS, f"relevance_{level}"))
     }
     found = {
         name: f"{name} {value:.2f}× base's own, limit {limit:g}×"
         for name, (value, limit) in (most | least).items()
         if value is not None and (value > limit if name in most else value < limit)
     }
-    if level == "broken" and health.repetition > limits.repetition_broken:
-        found["repetition"] = f"repetition {health.repetition:.2f}, limit {limits.repetition_broken:g}"
-    if level == "broken" and health.variety is not None and health.variety < limits.variety_broken:
-        found["variety"] = f"variety {health.variety:.2f}, limit {limits.variety_broken:g}"
+    if level == "broken" and health.repetition > THRESHOLDS.repetition_broken:
+        found["repetition"] = f"repetition {health.repetition:.2f}, limit {THRESHOLDS.repetition_broken:g}"
+    if level == "broken" and health.variety is not None and health.variety < THRESHOLDS.variety_broken:
+        found["variety"] = f"variety {health.variety:.2f}, limit {THRESHOLDS.variety_broken:g}"
     return found
 
 
-def _answers(profiles: tuple[Profile, Profile], limits: Thresholds) -> str:
+def _answers(profiles: tuple[Profile, Profile]) -> str:
     """The answers' word with what it is by; nothing where they judge nothing."""
     base, steered = profiles
     word = steered.answers_against(base)
@@ -242,27 +251,23 @@ def _answers(profiles: tuple[Profile, Profile], limits: Thresholds) -> str:
     ratio = number(steered.coherence / base.coherence, 2)
     return (
         f"answers <b>{word}</b>: their mass is <b>{ratio}</b>× base's "
-        f"(weakened below {limits.mass_weakened:g}, lost below {limits.mass_lost:g})"
+        f"(weakened below {THRESHOLDS.mass_weakened:g}, lost below {THRESHOLDS.mass_lost:g})"
     )
 
 
-def verdict(frame: SteerFrame, thresholds: Thresholds = THRESHOLDS) -> str:
+def verdict(frame: SteerFrame) -> str:
     """One word for the steered text, and by which reading; nothing while there is too little of it."""
     if frame.health is None or not (word := frame.health.verdict):
         return ""
-    why = "; ".join(_beyond(frame.health, thresholds).values())
+    why = "; ".join(_beyond(frame.health).values())
     said = f'<span class="sh-why sh-dim" title="{esc(why)}">{esc(why)}</span>' if why else ""
     return f'{said}<span class="sh-word sh-{word}" title="{esc(why)}">{word}</span>'
 
 
-def measures(
-    frame: SteerFrame,
-    profiles: tuple[Profile, Profile] | None,
-    thresholds: Thresholds = THRESHOLDS,
-) -> str:
+def measures(frame: SteerFrame, profiles: tuple[Profile, Profile] | None) -> str:
     """Every quantity and threshold that made the steered text's word, and then the answers'."""
-    lines = [] if frame.health is None else _measured(frame.health, frame.base_health, thresholds)
-    if profiles is not None and (said := _answers(profiles, thresholds)):
+    lines = [] if frame.health is None else _measured(frame.health, frame.base_health)
+    if profiles is not None and (said := _answers(profiles)):
         lines.append(said)
     if not lines:
         return '<div class="sh-verdict sh-dim">The measures appear with the first tokens.</div>'

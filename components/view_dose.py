@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from components.view import VERDICTS, ahead, esc
+from components.view import VERDICTS, ahead, esc, progress
 from steer_heal.records import DoseRow, Sweep
 
 OLD_WORDS = {"coherent": "fine", "degraded": "damaged"}
@@ -27,12 +27,7 @@ def working(share: float, doing: str, waiting: int = 0) -> str:
     """A bar and a line of what is being done, or for how many it waits."""
     if waiting:
         doing = f"waiting for {ahead(waiting)} ahead"
-    done = 100 * min(1.0, max(0.0, share))
-    return (
-        f'<div class="sh-working"><div class="sh-progress" role="progressbar" aria-valuenow="{done:.0f}" '
-        f'aria-valuemin="0" aria-valuemax="100"><div style="width:{done:.1f}%"></div></div>'
-        f'<span class="sh-dim">{esc(doing)}</span></div>'
-    )
+    return f'<div class="sh-working">{progress(share)}<span class="sh-dim">{esc(doing)}</span></div>'
 
 
 def found(sweep: Sweep, target: dict[str, int]) -> str:

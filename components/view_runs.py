@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from components.view import bars, duration, esc, number, worth
+from components.view import bars, duration, esc, number, progress, worth
 from components.words import what_is
 from steer_heal.config import HealThresholds, describe_settings
 from steer_heal.records import CompletionRow, RoundDetail, RunRow
@@ -67,18 +67,13 @@ def about(seconds: float | None) -> str:
 def _progress(run: RunRow) -> str:
     if run.status not in ("running", "queued", "paused"):
         return f'<span class="sh-{esc(run.status)}">{esc(run.status)}</span>'
-    share, left = min(1.0, max(0.0, run.progress)), about(run.eta)
     stage = STAGES.get(run.stage, run.stage)
     doing = f"round {min(run.round + 1, run.rounds)} of {run.rounds}: {stage}" if run.stage else run.status
     if run.status == "paused" and run.stage:
         doing = f"paused in {doing}"
     if run.total and run.done is not None:
         doing += f", {run.done:g} of {run.total:g}" + (f", {run.rate:.2g} a second" if run.rate else "")
-    return (
-        f'<div class="sh-progress" role="progressbar" aria-valuenow="{100 * share:.0f}" aria-valuemin="0" '
-        f'aria-valuemax="100"><div style="width:{100 * share:.1f}%"></div></div>'
-        f'<span class="sh-dim">{esc(doing)}{esc(left)}</span>'
-    )
+    return f'{progress(run.progress)}<span class="sh-dim">{esc(doing)}{esc(about(run.eta))}</span>'
 
 
 def card(run: RunRow, letter: str, last: str) -> str:

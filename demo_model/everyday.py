@@ -106,7 +106,6 @@ SMALLTALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
 }  # fmt: skip
-ACKS = ("Thank you, I will try that.", "Good to know.", "That sounds nice.", "I see.")
 
 
 def _fill(template: str, remark: str) -> str:
