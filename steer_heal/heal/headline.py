@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from steer_heal.config import HEAL_THRESHOLDS, HealThresholds
 from steer_heal.evaluate.text_health import relevance_ratio
@@ -16,10 +16,7 @@ Word = Literal[
     "collapsed", "cannot answer", "too little trait kept", "no better than random", "not specific",
     "kept but costly", "healed",
 ]  # fmt: skip
-ORDER: tuple[Word, ...] = (
-    "collapsed", "cannot answer", "too little trait kept", "no better than random", "not specific",
-    "kept but costly", "healed",
-)  # fmt: skip
+ORDER: tuple[Word, ...] = get_args(Word)
 
 
 @dataclass(frozen=True, slots=True)
