@@ -2,9 +2,8 @@
 
 What goes through the door to the network: prompts, steps, evaluations, log-probs of texts, training. The
 plain side is the same call with a hook that does nothing on the model, which our blocks refuse; of a training
-step it is the loss as one would write it first, of nine answers transformers' own `generate`, one at a time,
-and of a moved slider's first token one reading of the prompt. Both sides in turn, the best of some repeats
-each. `--threads 1 --cpu-time` is for a busy machine.
+step it is the loss as one would write it first. Both sides in turn, the best of some repeats each.
+`--threads 1 --cpu-time` is for a busy machine.
 """
 
 from __future__ import annotations
@@ -14,22 +13,21 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import count, islice
-from typing import Any
+from itertools import islice
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from steer_heal import data
-from steer_heal.config import DEFAULT_BAND, SMOLLM2, SampleSettings, TrainSettings, build
+from steer_heal.config import SMOLLM2, SampleSettings, TrainSettings, build
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.logp import text_logp
 from steer_heal.evaluate.relevance import relevances
-from steer_heal.generate import PrefixStore, Row, complete, decode
+from steer_heal.generate import Row, complete, decode
 from steer_heal.heal import Example, Objective, loss_of
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.models import LanguageModel, band_layers, load
-from steer_heal.vectors.steering import coefficients, steer
+from steer_heal.vectors.steering import coefficients
 from tests import tiny
 
 Work = Callable[[], object]
@@ -90,37 +88,6 @@ def works(lm: LanguageModel, n_new: int, n_vignettes: int) -> dict[str, Work]:
         "text_logp": lambda: text_logp(lm, prompts, texts),
         "relevances": lambda: relevances(lm, prompts, texts, own),
     }
-
-
-def generating(lm: LanguageModel, n_new: int) -> dict[str, tuple[Work, Work]]:
-    """Base and eight doses of one prompt, and the first token after the slider was moved; ours and theirs."""
-    directions_LD, prompt = tiny.directions(lm), tuple(range(10, 210))
-    layers, ids_BT = band_layers(lm.n_layers, DEFAULT_BAND), torch.tensor([prompt])
-    doses = [coefficients(lm.n_layers, layers, float(alpha)) for alpha in range(9)]
-    sample = build(SampleSettings, max_new_tokens=n_new, greedy=True)
-    store, moved = PrefixStore(), count(1)
-
-    def one_at_a_time() -> None:
-        generate: Any = lm.model.generate
-        for dose_1L in doses:
-            with torch.no_grad(), steer(lm.blocks, directions_LD, dose_1L):
-                generate(
-                    ids_BT, attention_mask=torch.ones_like(ids_BT), min_new_tokens=n_new,
-                    max_new_tokens=n_new, do_sample=False, temperature=None, top_k=None, top_p=None,
-                    pad_token_id=lm.pad_id,
-                )  # fmt: skip
-
-    def slider() -> None:
-        row = Row(prompt, doses[1][0] * (1 + 0.01 * next(moved)), shadow=True)
-        list(islice(decode(lm, [row], directions_LD, sample, store=store), 1))
-
-    def read() -> None:
-        with torch.inference_mode():
-            lm.model(input_ids=ids_BT, logits_to_keep=1)
-
-    rows = [Row(prompt, dose_1L[0]) for dose_1L in doses]
-    nine = (lambda: complete(lm, rows, directions_LD, sample), one_at_a_time)
-    return {"9 answers, generate": nine, "slider, one prefill": (slider, read)}
 
 
 def training(lm: LanguageModel) -> tuple[Work, Work]:
@@ -201,8 +168,6 @@ def main() -> None:
         print(f"{args.model:28}{'ours, ms':>10}{'plain, ms':>10}{'faster':>9}")
     for name, work in works(lm, args.new, args.vignettes).items():
         note(name, (work, plainly(lm, work)))
-    for name, both in generating(lm, args.new).items():
-        note(name, both)
     note("training step", training(lm))
     if args.json:
         print(json.dumps({"model": args.model, "cases": found}, indent=2))

@@ -1,34 +1,150 @@
-"""How far one step of training moves the weights of three models: `python -m benchmarks.heal_step`.
+"""A training step at gemma-3-1b-it's shape against the straightforward way: `python -m benchmarks.heal_step`.
 
-From 3 M to 1 B parameters, at the default learning rate: the rule that the rate is given by. What a step
-costs against the straightforward way: `python -m benchmarks.forward --only training`.
+Random weights, one thread unless told otherwise, each way in a process of its own (for its peak of memory),
+both on the same model, adapter and example. The straightforward way: transformers' logits at every position
+in float32, the reference run again at every step. Steps are timed by CPU time. The first is apart: an
+example's first epoch, in which ours keeps what later ones use again; a round is one first step and the others
+of the default's epochs. Memory is the process's peak above what it held with the model loaded.
+
+`--sizes` shows instead how far one step at the default learning rate moves the weights of three models, from
+3 M to 1 B parameters: the rule that the rate is given by.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.lora import Linear
+from torch import Tensor
 
-from steer_heal.config import DEFAULT_BAND, DEMO, SMOLLM2, TrainSettings
-from steer_heal.heal import Example, Objective, loss_of
+from benchmarks.memory import Peak
+from steer_heal.config import DEMO, SMOLLM2, TrainSettings
+from steer_heal.heal import Example, Objective, loss_of, needed_bytes
 from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.algorithm import BESIDE
 from steer_heal.models import LanguageModel, band_layers, load
 from tests.tiny import gemma_shape
 
-N_TOKENS = 16
-"""Of the prompt, and of the completion."""
+MIB = 2**20
+BAND = (0.4, 0.6)
+EPOCHS = TrainSettings().epochs
+WAYS = ("straightforward", "ours")
 
 
-def example(lm: LanguageModel) -> Example:
+def example(lm: LanguageModel, n_prompt: int, n_completion: int) -> Example:
     generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(10, lm.config.vocab_size, (2 * N_TOKENS,), generator=generator).tolist()
-    return Example(tuple(ids[:N_TOKENS]), tuple(ids[N_TOKENS:]))
+    ids = torch.randint(10, lm.config.vocab_size, (n_prompt + n_completion,), generator=generator).tolist()
+    return Example(tuple(ids[:n_prompt]), tuple(ids[n_prompt:]))
 
 
-def main() -> None:
+def adapted(lm: LanguageModel, settings: TrainSettings) -> tuple[AdapterStack, list[int]]:
+    """An adapter on the blocks that a round trains, moved off zero."""
+    layers = band_layers(lm.n_layers, BAND)
+    near = [layer for layer in range(layers[0] - BESIDE, layers[-1] + BESIDE + 1) if 0 <= layer < lm.n_layers]
+    stack, generator = AdapterStack(lm), torch.Generator().manual_seed(4)
+    stack.fresh(1, settings, seed=0, layers=near)
+    with torch.no_grad():
+        for parameter in stack.trainable():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return stack, near
+
+
+def straightforward(lm: LanguageModel, stack: AdapterStack, row: Example, settings: TrainSettings) -> Tensor:
+    """The loss as one would write it first."""
+    ids_BT, n = torch.tensor([row.ids]), len(row.completion_ids)
+    logp_BTV = _logp(lm, ids_BT)
+    nll = F.nll_loss(logp_BTV[0, -n:], ids_BT[0, -n:])
+    if settings.divergence == "nll":
+        return nll
+    with torch.no_grad(), stack.previous():
+        logq_BTV = _logp(lm, ids_BT)
+    kl_T = (logp_BTV.exp() * (logp_BTV - logq_BTV)).sum(-1)[0, -n:]
+    return nll + settings.lam * F.relu(kl_T.mean() - settings.tau)
+
+
+def _logp(lm: LanguageModel, ids_BT: Tensor) -> Tensor:
+    logits_BTV = lm.model(input_ids=ids_BT, use_cache=False).logits.float()
+    return F.log_softmax(logits_BTV[:, :-1], dim=-1)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """One way: seconds of each step, peak of memory, loss; gradients into `args.gradients`."""
+    torch.set_num_threads(args.threads)
+    lm = gemma_shape(getattr(torch, args.dtype), args.layers)
+    settings = TrainSettings(
+        divergence=args.divergence, reference="prev", likelihood=1.0, tau=args.tau, batch_size=1
+    )
+    stack, near = adapted(lm, settings)
+    row = example(lm, args.prompt, args.completion)
+    objective = Objective.of(lm, stack, settings)
+    seconds, loss = [], 0.0
+    with Peak() as peak:
+        for _ in range(args.steps):
+            lm.model.zero_grad(set_to_none=True)
+            begun = time.process_time()
+            with torch.enable_grad():
+                whole = (
+                    straightforward(lm, stack, row, settings)
+                    if args.way == WAYS[0]
+                    else loss_of(objective, [row])[0]
+                )
+                whole.backward()
+            seconds.append(time.process_time() - begun)
+            loss = float(whole.detach())
+            del whole
+    step = median(seconds[1:] or seconds)
+    found = {"way": args.way, "first": seconds[0], "step": step, "loss": loss}
+    found["epochs"] = (seconds[0] + (EPOCHS - 1) * step) / EPOCHS
+    found |= {"mib": peak.n_bytes / MIB, "weights_mib": sum(p.nbytes for p in lm.model.parameters()) / MIB}
+    asked = (settings, lm.n_layers - near[0], args.prompt, args.completion, 1)
+    found["reckoned_mib"] = needed_bytes(lm, *asked) / MIB
+    found["max_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    gradients = [parameter.grad.float() for parameter in stack.trainable() if parameter.grad is not None]
+    torch.save(gradients, args.gradients)
+    return found
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Both ways, one after the other, and what they differ by."""
+    found: dict[str, Any] = {"dtype": args.dtype, "tau": args.tau, "completion": args.completion}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {way: Path(folder) / way for way in WAYS}
+        for way in WAYS:
+            asked = [f"--{key}={getattr(args, key)}" for key in _PASSED]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.heal_step",
+                f"--way={way}",
+                f"--gradients={files[way]}",
+            ]
+            done = subprocess.run([*command, *asked], stdout=subprocess.PIPE, text=True, check=True,
+                                  env=os.environ | {"OMP_NUM_THREADS": str(args.threads)})  # fmt: skip
+            found[way] = json.loads(done.stdout.splitlines()[-1])
+        theirs, ours = (torch.load(files[way], weights_only=True) for way in WAYS)
+    flat_theirs, flat_ours = (torch.cat([g.flatten() for g in gradients]) for gradients in (theirs, ours))
+    found["gradient_error"] = float((flat_ours - flat_theirs).norm() / flat_theirs.norm())
+    found["loss_error"] = abs(found[WAYS[0]]["loss"] - found["ours"]["loss"])
+    for name, key in (("faster", "step"), ("faster_first", "first"), ("faster_whole_round", "epochs")):
+        found[name] = found[WAYS[0]][key] / found["ours"][key]
+    found["memory"] = found["ours"]["mib"] / found[WAYS[0]]["mib"]
+    return found
+
+
+def update_sizes() -> None:
     """The size of AdamW's first step on the weights that the LoRA changes, relative to them, for each model.
 
     B starts at 0 and every entry of it moves by lr, A's entries have variance 1 / (3 width): so
@@ -38,17 +154,20 @@ def main() -> None:
     settings = TrainSettings()
     predicted = 2 * settings.lr * math.sqrt(settings.rank / 3)
     print(f"lr {settings.lr:g}, rank {settings.rank}: |dW| / sqrt(rows) should be {predicted:.2e}")
-    likely = settings.model_copy(update={"divergence": "nll", "likelihood": 1.0})
     for name, lm in (
         ("demo", load(DEMO)),
         ("smollm2", load(SMOLLM2)),
         ("gemma's shape, 5 layers", gemma_shape(torch.float32, 5)),
     ):
-        stack = AdapterStack(lm)
-        stack.fresh(1, settings, seed=0, layers=band_layers(lm.n_layers, DEFAULT_BAND))
+        stack, row = AdapterStack(lm), example(lm, 16, 16)
+        layers = band_layers(lm.n_layers, BAND)
+        stack.fresh(1, settings, seed=0, layers=layers)
         optimizer = torch.optim.AdamW(stack.trainable(), lr=settings.lr, weight_decay=settings.weight_decay)
         with torch.enable_grad():
-            loss_of(Objective.of(lm, stack, likely), [example(lm)])[0].backward()
+            loss_of(
+                Objective.of(lm, stack, settings.model_copy(update={"divergence": "nll", "likelihood": 1.0})),
+                [row],
+            )[0].backward()
         optimizer.step()
         changes, relative = [], []
         for module in lm.model.modules():
@@ -60,5 +179,38 @@ def main() -> None:
         print(f"{name}: |dW| / sqrt(rows) {median(changes):.2e}, |dW| / |W| {median(relative):.2e}")
 
 
+_PASSED = ("dtype", "layers", "prompt", "completion", "steps", "tau", "divergence", "threads")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--layers", type=int, default=26)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--completion", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--tau", type=float, default=1.0, help="0: the barrier acts")
+    parser.add_argument("--divergence", choices=("nll", "kl_rev"), default="kl_rev")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--gradients", help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", action="store_true", help="only how far a step moves the weights")
+    args = parser.parse_args()
+    if args.sizes:
+        update_sizes()
+        return 0
+    if args.way:
+        print(json.dumps(measure(args)))
+        return 0
+    found = compare(args)
+    print(json.dumps(found, indent=2))
+    held = found["faster"] >= 2.0 and found["memory"] <= 1 / 3
+    print(f"{found['faster']:.2f}x faster a step (bar 2), {found['faster_first']:.2f}x in the first epoch, "
+          f"{found['faster_whole_round']:.2f}x over a round of {EPOCHS} epochs, "
+          f"{found['memory']:.2f} of the memory (bar 0.33), "
+          f"gradient off by {found['gradient_error']:.1e}, loss by {found['loss_error']:.1e}")  # fmt: skip
+    return 0 if held else 1
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
