@@ -21,7 +21,7 @@ def launch_small(page: Page, name: str) -> None:
     """A round, as small as the form allows to be useful."""
     for more in ("#run-more", "#run-every"):
         page.locator(f"{more} button, {more} .label-wrap").first.click()
-    type_into(page, "#run-others", "data.n_plain=8")
+    type_into(page, "#run-others", "data.n_plain=8\nevaluate.n_answers=4\nevaluate.controls=0")
     for box, value in (("rounds", 1), ("run-completions", 16), ("run-vignettes", 14), ("run-epochs", 1)):
         type_into(page, f"#{box}", str(value))
     type_into(page, "#run-name", name)
