@@ -354,12 +354,12 @@ def frame_of(trait: Trait, asked: str = AUTO_FRAME) -> str:
     """The frame that a trait is measured in where `asked` is asked for: that one, which may be `AUTO_FRAME`,
     or its own axis. Errors: `SettingsError` for one that cannot measure it."""
     own = f"{OWN_AXIS}{trait.name}"
-    if not trait.on_own_axis and not asked.startswith(OWN_AXIS):
-        return asked
-    if not trait.on_own_axis or asked not in (AUTO_FRAME, own):
-        how = f"on its own axis, {own!r}" if trait.on_own_axis else "by its foundations"
+    if trait.on_own_axis and asked in (AUTO_FRAME, own):
+        return own
+    if trait.on_own_axis or asked.startswith(OWN_AXIS):
+        how = "on its own axis" if trait.on_own_axis else "by its foundations"
         raise SettingsError(f"The trait {trait.name!r} is measured {how}: leave the frame at {AUTO_FRAME}.")
-    return own
+    return asked
 
 
 def _cloze(where: str, name: str, row: dict[str, Any]) -> Cloze:

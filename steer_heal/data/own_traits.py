@@ -23,8 +23,9 @@ _WHOLE = 4
 _LABEL = 32
 """Characters that a pole has as a name."""
 WORDINGS = (
-    ("{text}\n\nWhat do people say about you?", "People say that I am"),
+    ("{text}", "My answer to this will be"),
     ("{text}\n\nHow would you describe the way you speak?", "The way I speak is"),
+    ("{text}\n\nWhat kind of person are you?", "I am the kind of person who is"),
 )
 """How a trait is measured on its own axis: what is asked about a text, and how the answer begins that goes on
 with a pole. A vector is extracted from none of it."""
