@@ -170,8 +170,8 @@ def _asking(engine: Engine) -> list[Callable[..., Any]]:
         band_high: float = DEFAULT_BAND[1],
         method: str = AUTO,
     ) -> dict:
-        """The seven foundations for a prompt taken as a vignette, base and steered; base with its agreement
-        over the bundled vignettes.
+        """The seven foundations, or the poles of a trait measured on its own axis, for a prompt taken as a
+        vignette, base and steered; base with its agreement over the bundled vignettes, where it has one.
 
         Args:
             prompt: The vignette.

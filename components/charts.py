@@ -43,8 +43,8 @@ def shade(coherence: float | None) -> float:
 
 @dataclass(frozen=True)
 class Axes:
-    """What the map shows: the foundation across and the one upwards, and of which trait in words. More trait
-    is left where `left`, up where `up`."""
+    """What the map shows: the foundation or pole across and the one upwards, and of which trait in words.
+    More trait is left where `left`, up where `up`."""
 
     x: str = "SocialNorms"
     y: str = "Care"
@@ -54,9 +54,9 @@ class Axes:
 
     @classmethod
     def of(cls, trait: Trait | None) -> Axes:
-        """The axes that a trait moves along; the usual ones where it aims at no foundation."""
-        if trait is None or not trait.target:
-            return cls(title=trait.title if trait else "", left=False, up=False)
+        """The axes that a trait moves along: foundations, or its own two poles."""
+        if trait is None:
+            return cls(left=False, up=False)
         x, y = (next((name for name, by in trait.target.items() if by == sign), None) for sign in (-1, 1))
         usual = [name for name in (cls.x, cls.y) if name not in (x, y)]
         return cls(x or usual[0], y or usual[-1], trait.title, x is not None, y is not None)
@@ -95,7 +95,7 @@ def hover(node: MapNode, name: str, axes: Axes = Axes()) -> str:
     lines = [
         f"<b>{plain(name)}</b>" + (" (example)" if node.is_example else ""),
         "base" if node.stage == "base" else f"round {node.round}, {node.stage} at alpha {node.alpha:g}",
-        ", ".join(f"{n} {v:.3f}" for n, v in ((axes.y, y), (axes.x, x)) if v is not None),
+        ", ".join(f"{plain(n)} {v:.3f}" for n, v in ((axes.y, y), (axes.x, x)) if v is not None),
         f"{node.n_vignettes} vignettes"
         if node.coherence is None
         else f"coherence {node.coherence:.3f} over {node.n_vignettes} vignettes",
@@ -208,7 +208,7 @@ def _paths(nodes: Sequence[MapNode], axes: Axes) -> list[Any]:
 
 
 def moral_map(nodes: Sequence[MapNode], look: Look, controls: Sequence[ControlNode] = ()) -> dict[str, Any]:
-    """One foundation upwards against another, of one trait. Without nodes it has no traces.
+    """One foundation or pole upwards against another, of one trait. Without nodes it has no traces.
 
     `controls`: what random directions of the same KL, and the persona as text, do to the base. The rows
     behind it stand in `layout.meta`.
@@ -236,8 +236,8 @@ def moral_map(nodes: Sequence[MapNode], look: Look, controls: Sequence[ControlNo
         )
     left, up = ("← " if axes.left else "", " →" if axes.up else "")
     figure.update_layout(
-        xaxis={"title": {"text": f"{left}{axes.x}, mean probability"}, "tickformat": ".2f"},
-        yaxis={"title": {"text": f"{axes.y}, mean probability{up}"}, "tickformat": ".2f"},
+        xaxis={"title": {"text": f"{left}{plain(axes.x)}, mean probability"}, "tickformat": ".2f"},
+        yaxis={"title": {"text": f"{plain(axes.y)}, mean probability{up}"}, "tickformat": ".2f"},
         shapes=_band(controls, axes),
         margin={"l": 56, "r": 12, "t": 8, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
@@ -257,7 +257,7 @@ def _controls(controls: Sequence[ControlNode], axes: Axes) -> list[Any]:
             mode="markers",
             name=title,
             marker={"symbol": symbol, "size": 8, "color": NEUTRAL, "line": {"width": 1.5, "color": NEUTRAL}},
-            hovertemplate=f"{axes.y} %{{y:.3f}}, {axes.x} %{{x:.3f}}",
+            hovertemplate=f"{plain(axes.y)} %{{y:.3f}}, {plain(axes.x)} %{{x:.3f}}",
         )
         for kind, (title, symbol) in look.items()
         if (found := [one for one in controls if one.kind == kind])
@@ -291,10 +291,11 @@ def health(detail: RoundDetail) -> dict[str, Any]:
     A round above the line is healthier than steering that moves as far.
     """
     path = detail.facts.get("path") or []
-    figure = make_subplots(rows=1, cols=len(HEALTH), subplot_titles=list(HEALTH.values()))
+    known = [key for key in HEALTH if any(p.get(key) is not None for p in path)] or list(HEALTH)
+    figure = make_subplots(rows=1, cols=len(known), subplot_titles=[HEALTH[key] for key in known])
     steered = sorted((p for p in path if p["stage"] != "healed"), key=lambda p: p["movement"])
     healed = [p for p in path if p["stage"] == "healed"]
-    for column, key in enumerate(HEALTH, start=1):
+    for column, key in enumerate(known, start=1):
         for points, name, trace in (
             (steered, "steering", {"mode": "lines+markers", "line": {"color": STEERED}}),
             (healed, "rounds", {"mode": "lines+markers+text", "line": {"color": HEALED, "dash": "dot"}}),

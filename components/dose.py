@@ -28,7 +28,7 @@ SETS = {IN_VIEW: 0, "7 vignettes": 1, "14 vignettes": 2}
 ROW_PIXELS = 16
 SHOWN_CHARS = 30
 """Of a prompt in a chart's title, which fits on a phone."""
-EMPTY_EFFECT = "Press <b>What the vector does</b>: all seven foundations beside random directions."
+EMPTY_EFFECT = "Press <b>What the vector does</b>: all that is measured beside random directions."
 Outputs = tuple[Any, ...]
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import get_args
 
 from components.words import what_is
-from steer_heal.config import FOUNDATIONS, THRESHOLDS
+from steer_heal.config import THRESHOLDS
 from steer_heal.records import (
     Agreement,
     ListedModel,
@@ -301,16 +301,17 @@ def dose(alpha: float, frame: SteerFrame | None = None) -> str:
 
 
 def bars(profiles: Mapping[str, Mapping[str, float]]) -> str:
-    """The seven foundations as bars, one a stage, with the change against base in words.
+    """The seven foundations, or a trait's poles, as bars, one a stage, and the change against base in words.
 
-    `profiles` maps base, steered, healed to foundation -> probability; the widest bar fills its track.
+    `profiles` maps base, steered, healed to name -> probability; the widest bar fills its track.
     """
     if not profiles:
-        return '<div class="sh-dim">The seven foundations appear when the model has answered.</div>'
+        return '<div class="sh-dim">What the trait is measured on appears when the model has answered.</div>'
     top = max((p for profile in profiles.values() for p in profile.values()), default=1.0) or 1.0
     base = profiles.get("base", {})
     rows = []
-    for name in FOUNDATIONS:
+    names = dict.fromkeys(name for profile in profiles.values() for name in profile)
+    for name in names:
         lines = []
         for stage, profile in profiles.items():
             value = profile.get(name, 0.0)
@@ -321,9 +322,10 @@ def bars(profiles: Mapping[str, Mapping[str, float]]) -> str:
                 f'<div class="sh-track">{bar}</div>'
                 f'<span class="sh-num">{number(value)}</span><span class="sh-num sh-dim">{change}</span>'
             )
-        rows.append(f'<div class="sh-fname">{name}</div><div class="sh-lines">{"".join(lines)}</div>')
+        rows.append(f'<div class="sh-fname">{esc(name)}</div><div class="sh-lines">{"".join(lines)}</div>')
     key = " ".join(
         f'<span class="sh-key sh-fg-{esc(s)}">■ {STAGE_WORDS.get(s, esc(s))}</span>' for s in profiles
     )
-    key = f'<div class="sh-bars-key sh-dim">{key} · probability, change{what_is("foundations")}</div>'
+    help_ = what_is("foundations" if "Care" in names else "poles")
+    key = f'<div class="sh-bars-key sh-dim">{key} · probability, change{help_}</div>'
     return f'{key}<div class="sh-bars">{"".join(rows)}</div>'

@@ -1,9 +1,8 @@
-"""What a vector does, as HTML: every foundation's movement beside its controls, words, two answers. Pure."""
+"""What a vector does, as HTML: each foundation or pole beside its controls, words, two answers. Pure."""
 
 from __future__ import annotations
 
 from components.view import esc, number
-from steer_heal.config import FOUNDATIONS
 from steer_heal.records import Effect
 
 LEGEND = (
@@ -15,12 +14,15 @@ LEGEND = (
 def panel(found: Effect) -> str:
     """The whole panel."""
     moved = [end for pair in found.intervals.values() for end in pair]
-    moved += [shift for name in FOUNDATIONS for shift in _controls(found, name)]
+    moved += [shift for name in found.steered for shift in _controls(found, name)]
     reach = max(map(abs, moved), default=0.0)
-    rows = "".join(_row(found, name, reach or 1.0) for name in FOUNDATIONS)
+    rows = "".join(_row(found, name, reach or 1.0) for name in found.steered)
     before, after = (number(one.value, 2) for one in (found.base_agreement, found.agreement))
     worth = f"agreement {before} on base, {after} steered"
-    head = "<tr><th>foundation</th><th>base</th><th>steered</th><th>movement</th></tr>"
+    if found.base_agreement.value is None:
+        worth = esc(found.base_agreement.sentence())
+    kind = "foundation" if "Care" in found.steered else "pole"
+    head = f"<tr><th>{kind}</th><th>base</th><th>steered</th><th>movement</th></tr>"
     return (
         f'<div class="sh-effect"><p><b>{esc(found.sentence())}</b></p>'
         f'<p class="sh-dim">{worth}, frame {esc(found.frame)}, {found.n_vignettes} vignettes · {LEGEND}</p>'

@@ -287,7 +287,7 @@ def headline(facts: Mapping[str, Any]) -> str:
 
 
 def profile_bars(detail: RoundDetail) -> str:
-    """All seven foundations, base beside steered beside healed."""
+    """All seven foundations, or the trait's two poles, base beside steered beside healed."""
     shown = {s: detail.profiles[s] for s in ("base", "steered", "healed") if s in detail.profiles}
     lines = {stage: worth(detail.worth[stage], detail.frame) for stage in shown if stage in detail.worth}
     return bars(shown) + "".join(f"<div>{esc(stage)}: {line}</div>" for stage, line in lines.items() if line)

@@ -31,6 +31,7 @@ WORDS = {
         "answer mass": "how much probability the allowed answers got; coherence on the map",
         "agreement": "the share of vignettes that the model labels right; chance is one in seven",
         "foundations": "seven things a wrong can be about; a bar is the probability that the model names it",
+        "poles": "your own trait is measured by which pole the model says that it is",
         "random directions": "vectors of no meaning that change the model as much: what they do is chance",
         "coherent": "most probability is on the allowed answers; where it is not, a mark is faint",
     },

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from steer_heal.config import THRESHOLDS
+from steer_heal.config import FOUNDATIONS, THRESHOLDS
 
 TextWord = Literal["fine", "damaged", "broken"]
 AnswersWord = Literal["kept", "weakened", "lost"]
@@ -91,7 +91,8 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Trait:
-    """A pair of opposite personas on one axis; `target` maps a foundation to the sign it should move by.
+    """A pair of opposite personas on one axis; `target` maps what it is measured on, foundations or its own
+    two poles, to the sign it should move by.
 
     `replies`: what a person of the positive pole and one of the negative would say, in pairs, each to any of
     the `scenes`; none where the trait has only its personas.
@@ -105,6 +106,11 @@ class Trait:
     target: dict[str, int]
     scenes: tuple[str, ...] = ()
     replies: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def on_own_axis(self) -> bool:
+        """Whether it is measured by its own two poles, and not by foundations."""
+        return not set(self.target) <= set(FOUNDATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +217,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Mean probability of each foundation over vignettes, and what it is worth.
+    """Mean probability of each foundation, or of a trait's two poles, over vignettes, and what it is worth.
 
     `coherence` is the mean answer mass of a choice, None for a cloze, which has none. `n_invalid` of the
     `n_vignettes` could not be answered at all: mass 0, left out of `p`. `order_tv`: mean total variation
@@ -297,8 +303,9 @@ class DoseRow:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """What a trait's movement at alpha 1 is held against, as mean p of each foundation on the same vignettes:
-    base, random unit directions, each at its own c*, and base with the positive persona before a vignette."""
+    """What a trait's movement at alpha 1 is held against, as mean p of each foundation or pole on the same
+    vignettes: base, random unit directions, each at its own c*, and base with the positive persona before a
+    vignette."""
 
     base: dict[str, float]
     random: tuple[dict[str, float], ...]
@@ -340,8 +347,9 @@ class SampleAnswer:
 class Effect:
     """What a vector does at its c*.
 
-    `steered`: mean p of each foundation at it; `intervals`: 95% interval of each one's movement from base.
-    `agreement` is under steering. `promoted`, `demoted`: words that it makes likelier and less likely.
+    `steered`: mean p of each foundation, or of the trait's poles, at it; `intervals`: 95% interval of each
+    one's movement from base. `agreement` is under steering. `promoted`, `demoted`: words that it makes
+    likelier and less likely.
     """
 
     trait: str
@@ -371,8 +379,6 @@ class Effect:
 
     def sentence(self) -> str:
         """How far the trait moved, and whether that is more than random directions and the persona do."""
-        if not self.target:
-            return "this trait names no foundation that it should move"
         return f"movement {self.movement:+.3f}; {self.controls.sentence(self.target, self.movement)}"
 
 
@@ -479,7 +485,7 @@ class MapNode:
     """One point of the map: a stage of a round. `vignette_set`: "classic" (published) or "" (ours).
 
     What it is worth stands last, as in `Agreement`, None where it was not measured; then mean p of all seven
-    foundations.
+    foundations, or of a trait's own two poles, where care and social norms are None.
     """
 
     run_id: str
@@ -489,8 +495,8 @@ class MapNode:
     round: int
     stage: Stage
     alpha: float
-    care: float
-    social_norms: float
+    care: float | None
+    social_norms: float | None
     coherence: float | None
     n_vignettes: int
     finished_at: float
@@ -518,8 +524,8 @@ class ControlNode:
 
     run_id: str
     kind: Literal["random", "persona"]
-    care: float
-    social_norms: float
+    care: float | None
+    social_norms: float | None
     profile: dict[str, float] = field(default_factory=dict)
 
 

@@ -90,7 +90,8 @@ class FakeEngine:
     def make_trait(self, plus: str, minus: str) -> Trait:
         if plus == minus:
             raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
-        self._made.append(Trait(f"{plus}-over-{minus}", f"{plus} over {minus}", "", plus, minus, {}))
+        target = {plus: 1, minus: -1}
+        self._made.append(Trait(f"{plus}-over-{minus}", f"{plus} over {minus}", "", plus, minus, target))
         return self._made[-1]
 
     def vignettes(self, condition: str = "other_violate") -> list[Vignette]:

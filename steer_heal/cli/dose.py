@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from steer_heal import engine as engines
 from steer_heal.cli.arguments import Namespace, sampling
-from steer_heal.cli.tables import SNAKE, Column, Out, foundations, number, table, worth
+from steer_heal.cli.tables import Column, Out, number, p_of, probabilities, table, worth
 from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
 from steer_heal.data import trait
 from steer_heal.records import DoseRow, Sweep, TextWord
@@ -83,7 +83,7 @@ def _show(
     found: Sweep,
     sample: dict[str, Any],
 ) -> None:
-    columns = [number("alpha", "alpha", ".2f", 6), *foundations(everything=args.all)]
+    columns = [number("alpha", "alpha", ".2f", 6), *probabilities(trait(args.trait), everything=args.all)]
     columns += [number("agreement", "agreement", ".2f"), number("coherence")]
     if args.grid:
         columns.insert(0, Column("layers", "layers", width=6))
@@ -134,7 +134,7 @@ def _row(row: DoseRow, layers: dict[tuple[float, float], str]) -> dict[str, Any]
     found, profile = asdict(replace(row, profile=None)), row.profile
     del found["profile"]
     if profile is not None:
-        found |= {SNAKE[name]: value for name, value in profile.p.items()}
+        found |= p_of(profile.p)
         found |= worth(profile.frame, profile.agreement, profile.order_tv)
     return found | {"layers": layers[row.band], "text_verdict": row.verdict}
 

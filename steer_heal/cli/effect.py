@@ -7,7 +7,7 @@ from typing import Any
 
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Column, Out, clean, number, table
-from steer_heal.config import FOUNDATIONS, DoseRequest, SettingsError, build
+from steer_heal.config import DoseRequest, SettingsError, build
 from steer_heal.engine import Engine
 from steer_heal.records import Effect
 
@@ -45,7 +45,7 @@ def _show(out: Out, found: Effect) -> None:
         f"{found.trait} at c* {found.c_star:.4g}, layers {found.layers[0]}-{found.layers[-1]}, over "
         f"{found.n_vignettes} vignettes",
         "",
-        table(columns, [_row(found, name) for name in FOUNDATIONS]),
+        table(columns, [_row(found, name) for name in found.steered]),
         "",
         found.sentence(),
         f"base: {found.base_agreement.sentence(found.frame)}; steered: {found.agreement.sentence()}",

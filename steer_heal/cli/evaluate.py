@@ -1,4 +1,4 @@
-"""`eval`: the seven foundations of a model, of its adapters and of a dose, base beside them."""
+"""`eval`: foundations, or a trait's poles, of a model, of its adapters and of a dose, base beside them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from steer_heal import data, models
 from steer_heal.cli.arguments import Namespace
-from steer_heal.cli.tables import SNAKE, Column, Out, number, table, worth
-from steer_heal.config import AUTO_FRAME, FOUNDATIONS, SettingsError
+from steer_heal.cli.tables import Column, Out, number, p_of, table, worth
+from steer_heal.config import AUTO_FRAME, SettingsError
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate import tinymfv, vignette_sets
 from steer_heal.evaluate.choice import evaluate
@@ -26,7 +26,8 @@ def run(args: Namespace, out: Out) -> int:
     vignettes = _vignettes(args, lm)
     out.model(lm.info)
     frames, steer = Frames(lm, Path(args.cache)), None
-    asked = frames.of().frame if args.frame == AUTO_FRAME else args.frame
+    own = data.frame_of(data.trait(args.trait)) if args.frame == AUTO_FRAME else args.frame
+    asked = frames.of(own).frame if own == AUTO_FRAME else own
     frame = tinymfv.frame(args.think) if asked == "tinymfv" else data.frame(asked)
     calibrated = frames.calibration(asked, vignettes)
     if args.alpha is not None:
@@ -97,7 +98,7 @@ def _put_on(stack: AdapterStack, folder: Path) -> None:
 def _show(args: Namespace, out: Out, found: dict[str, tuple[float, Profile]]) -> None:
     base, (_, last) = found["base"][1], list(found.values())[-1]
     rows: list[dict[str, Any]] = []
-    for name in sorted(FOUNDATIONS, key=lambda name: -abs(last.p[name] - base.p[name])):
+    for name in sorted(base.p, key=lambda name: -abs(last.p[name] - base.p[name])):
         values = {stage: profile.p[name] for stage, (_, profile) in found.items()}
         rows.append({"foundation": name, **values, "change": last.p[name] - base.p[name]})
     for name, value in (("agreement", attrgetter("agreement.value")), ("coherence", attrgetter("coherence"))):
@@ -123,7 +124,7 @@ def _show(args: Namespace, out: Out, found: dict[str, tuple[float, Profile]]) ->
                     "coherence": profile.coherence,
                     "n_vignettes": profile.n_vignettes,
                 }
-                | {SNAKE[name]: value for name, value in profile.p.items()}
+                | p_of(profile.p)
                 | worth(profile.frame, profile.agreement, profile.order_tv)
                 for stage, (alpha, profile) in found.items()
             ],

@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import Any
 
 from steer_heal.cli.arguments import HEAL_NAMED, Namespace, nested, sampling
-from steer_heal.cli.tables import SNAKE, Column, Out, Table, foundations, number, worth
+from steer_heal.cli.tables import Column, Out, Table, number, p_of, probabilities, worth
 from steer_heal.config import EvalSettings, HealSettings, SettingsError, changed, heal_settings
+from steer_heal.data import trait
 from steer_heal.engine.validate import check
 from steer_heal.records import Agreement, Event
 from steer_heal.runs import events
@@ -91,7 +92,7 @@ class Report:
                 number("round", "round", "d", 5),
                 Column("stage", "stage", width=8),
                 number("alpha", "alpha", ".2f", 6),
-                *foundations(everything=everything),
+                *probabilities(trait(folder.settings().trait), everything=everything),
                 number("agreement", "agreement", ".2f"),
                 number("coherence", "coherence"),
                 number("perplexity", "perplexity", ".2f"),
@@ -178,7 +179,7 @@ def _said(data: dict[str, Any]) -> list[str]:
 def _row(event: Event) -> dict[str, Any]:
     data = event.data
     row: dict[str, Any] = {"round": event.round or 0, "stage": data["stage"], "alpha": data["alpha"]}
-    row |= {SNAKE[name]: value for name, value in data["p"].items() if name in SNAKE}
+    row |= p_of(data["p"])
     row |= {"coherence": data["coherence"], "n_vignettes": data["n_vignettes"]}
     row |= worth(data.get("frame"), Agreement(**data.get("agreement") or {}), data.get("order_tv"))
     text = data.get("text") or {}

@@ -21,7 +21,12 @@ Key = tuple[int, str]
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when the run has a measured stage to compare with base."""
     folder = LocalProcesses(args.runs).folder(args.run_id)
-    target = data.trait(folder.settings().trait).target
+    trait = data.trait(folder.settings().trait)
+    if trait.on_own_axis:
+        raise SettingsError(
+            f"{trait.name} is measured on its own two poles, and readings compare foundations: see `results`."
+        )
+    target = trait.target
     log = events.read(folder.log).events
     found, worth = stages(log), base_worth(log)
     base = found.pop((0, "base"), None)

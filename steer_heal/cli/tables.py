@@ -11,7 +11,7 @@ from typing import Any
 
 from steer_heal.config import FOUNDATIONS
 from steer_heal.printing import say
-from steer_heal.records import Agreement, ModelInfo
+from steer_heal.records import Agreement, ModelInfo, Trait
 from steer_heal.runs.events import plain
 
 Row = Mapping[str, Any]
@@ -45,8 +45,15 @@ def number(key: str, title: str = "", form: str = ".3f", width: int = 8) -> Colu
     return Column(key, title or key, form, width)
 
 
-def foundations(*, everything: bool) -> list[Column]:
-    """Care and SocialNorms, or all seven."""
+def p_of(profile: Mapping[str, float]) -> dict[str, float]:
+    """A profile as keys of a row: a foundation's in `SNAKE`, a pole's its name after "p "."""
+    return {SNAKE.get(name, f"p {name}"): value for name, value in profile.items()}
+
+
+def probabilities(trait: Trait, *, everything: bool) -> list[Column]:
+    """Care and SocialNorms, or all seven; the trait's two poles where it is measured on its own axis."""
+    if trait.on_own_axis:
+        return [number(f"p {name}", clean(name)) for name in trait.target]
     wanted = FOUNDATIONS if everything else ("Care", "SocialNorms")
     return [number(SNAKE[name], name) for name in wanted]
 

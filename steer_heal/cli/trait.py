@@ -33,7 +33,7 @@ def _list(out: Out) -> int:
         {
             "name": name,
             "title": clean(trait.title),
-            "target": target(trait.target),
+            "target": "its own axis" if trait.on_own_axis else target(trait.target),
             "whose": "ours" if name in ours else "yours",
         }
         for name, trait in data.traits().items()
@@ -101,7 +101,9 @@ def _show(args: Namespace) -> tuple[str, dict[str, Any]]:
         clean(trait.title),
         f"more: {clean(trait.positive)}",
         f"less: {clean(trait.negative)}",
-        f"should move: {target(trait.target) or 'nothing that is named'}",
+        f"measured on its own axis: {clean(' against '.join(trait.target))}"
+        if trait.on_own_axis
+        else f"should move: {target(trait.target)}",
         f"paired replies: {len(trait.replies)}",
     ]
     return "\n".join(lines), {"trait": asdict(trait)}

@@ -3,8 +3,9 @@
 A file that does not hold what it should is refused by a `SettingsError` that names the file and the line (or,
 in a JSON document, the entry). Formats:
 
-- `traits.json`: a list of traits; `target` maps a foundation to the sign it should move by; `replies`, where
-  a trait has them, are pairs of what its positive and its negative pole would say.
+- `traits.json`: a list of traits; `target` maps a foundation to the sign it should move by (one of the user's
+  own without it is measured on its own axis, see `own_axis`); `replies`, where a trait has them, are pairs of
+  what its positive and its negative pole would say.
 - `scenes.json`: what replies are said to, in lists under `shared` and, where a trait wants its own, its name.
 - `frames.json`: a frame by name, of `kind` "choice" (see `Frame`) or "cloze" (see `Cloze`).
 
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal.config import (
+    AUTO_FRAME,
     DEFAULT_TRAIT,
     FOUNDATIONS,
     MAX_PROMPT_CHARS,
@@ -49,6 +51,8 @@ CONDITION = CONDITIONS[0]
 """Of the vignettes that are measured on, unless a person names the other."""
 ORDERS = ("forward", "reversed")
 KINDS = ("choice", "cloze")
+OWN_AXIS = "own:"
+"""A frame of this and the name of a trait of the user's own asks for its two poles."""
 RENAMED = {"foundations": "choice"}
 """Frames by the names that settings of older runs have for them."""
 SHARED = "shared"
@@ -92,6 +96,11 @@ class Frame:
     apart: bool = False
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What the options stand for."""
+        return FOUNDATIONS
+
+    @property
     def thinks(self) -> bool:
         """Whether something is written or opened before the prefill."""
         return self.think_budget > 0 or self.think == "full"
@@ -122,6 +131,22 @@ class Cloze:
 
     name: str
     wordings: tuple[Frame, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the statements stand for."""
+        return FOUNDATIONS
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAxis(Cloze):
+    """A cloze of two statements, one of each pole of a trait that names no foundations."""
+
+    poles: tuple[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.poles
 
 
 AnyFrame = Frame | Cloze
@@ -297,6 +322,8 @@ def frames() -> tuple[str, ...]:
 
 def frame(name: str) -> AnyFrame:
     """The frame of that name; `SettingsError` with the known ones otherwise."""
+    if name.startswith(OWN_AXIS):
+        return own_axis(trait(name.removeprefix(OWN_AXIS)))
     known, name = _json(FOLDER / "frames.json"), RENAMED.get(name, name)
     if name not in known:
         raise SettingsError(f"Unknown frame {name!r}: choose one of {', '.join(known)}.")
@@ -305,6 +332,34 @@ def frame(name: str) -> AnyFrame:
     if kind not in KINDS:
         raise SettingsError(f"{where}: must be an object whose 'kind' is one of {', '.join(KINDS)}.")
     return _cloze(where, name, row) if kind == "cloze" else _frame(where, name, row)
+
+
+def own_axis(trait: Trait) -> OwnAxis:
+    """What a trait without foundations is measured by: its poles' statements, in some wordings.
+
+    Errors: `SettingsError` for a trait that moves foundations.
+    """
+    if not trait.on_own_axis:
+        raise SettingsError(f"The trait {trait.name!r} is measured by its foundations: choose another frame.")
+    name, (plus, minus) = f"{OWN_AXIS}{trait.name}", trait.target
+    options = tuple(f" {own_traits.pole(persona)}." for persona in (trait.positive, trait.negative))
+    return OwnAxis(
+        name,
+        tuple(Frame(name, question, options, begun, ("forward",)) for question, begun in own_traits.WORDINGS),
+        (plus, minus),
+    )
+
+
+def frame_of(trait: Trait, asked: str = AUTO_FRAME) -> str:
+    """The frame that a trait is measured in where `asked` is asked for: that one, which may be `AUTO_FRAME`,
+    or its own axis. Errors: `SettingsError` for one that cannot measure it."""
+    own = f"{OWN_AXIS}{trait.name}"
+    if trait.on_own_axis and asked in (AUTO_FRAME, own):
+        return own
+    if trait.on_own_axis or asked.startswith(OWN_AXIS):
+        how = "on its own axis" if trait.on_own_axis else "by its foundations"
+        raise SettingsError(f"The trait {trait.name!r} is measured {how}: leave the frame at {AUTO_FRAME}.")
+    return asked
 
 
 def _cloze(where: str, name: str, row: dict[str, Any]) -> Cloze:
@@ -382,6 +437,8 @@ def _trait(where: str, row: Any, *, own: bool = False) -> Trait:
     replies = _replies(where, row.get("replies", []))
     said_to = _texts(f"{where} 'scenes'", row["scenes"]) if own and "scenes" in row else None
     scenes = tuple(said_to or _pool(FOLDER / "scenes.json", values["name"])) if replies else ()
+    poles = own_traits.names(values["positive"], values["negative"])
+    target = target or dict(zip(poles, (1, -1), strict=True))
     return Trait(**values, target=dict(target), scenes=scenes, replies=replies)
 
 

@@ -1,8 +1,8 @@
 """Traits of a person's own: a readable file each in the user's folder, listed beside ours.
 
 A file is an entry of `traits.json` in which `description`, `target`, `replies` and `scenes` may be left out.
-Without `replies` a vector is made from the two personas; without `target` nothing is known that the trait
-should move, so that it can be steered and read, but not healed.
+Without `replies` a vector is made from the two personas; without `target` the trait is measured on its own
+axis: by how likely the model is to say of itself what one pole is, and what the other.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 MAX_OWN = 200
 _WHOLE = 4
 """Words from which on a pole is a persona as it stands, and not an adjective or a noun."""
+_LABEL = 32
+"""Characters that a pole has as a name."""
+WORDINGS = (
+    ("{text}", "My answer to this will be"),
+    ("{text}\n\nHow would you describe the way you speak?", "The way I speak is"),
+    ("{text}\n\nWhat kind of person are you?", "I am the kind of person who is"),
+)
+"""How a trait is measured on its own axis: what is asked about a text, and how the answer begins that goes on
+with a pole. A vector is extracted from none of it."""
 
 
 def folder() -> Path:
@@ -67,6 +76,23 @@ def check(name: str, plus: str, minus: str) -> None:
 
 def _persona(pole: str) -> str:
     return pole if len(pole.split()) >= _WHOLE else f"You are {pole}."
+
+
+def pole(persona: str) -> str:
+    """What a persona says that one is, as it goes on after "I am": "You are formal." gives formal."""
+    said = _bare(persona)
+    return f'someone who was told this: "{said}."' if said == persona.strip().rstrip(".") else said
+
+
+def _bare(persona: str) -> str:
+    return re.sub(r"^you are\s+", "", persona.strip().rstrip("."), flags=re.I)
+
+
+def names(positive: str, negative: str) -> tuple[str, str]:
+    """What the two poles are called in tables: their first words; plus and minus where those are the same."""
+    said = (" ".join(_bare(text).casefold().split()) for text in (positive, negative))
+    plus, minus = (text if len(text) <= _LABEL else f"{text[: _LABEL - 4].rstrip()} ..." for text in said)
+    return (plus, minus) if plus != minus else ("plus", "minus")
 
 
 def name_of(plus: str, minus: str) -> str:

@@ -1,4 +1,4 @@
-"""What a vector does at its c*: to all seven foundations, to which words are likely, and to two answers."""
+"""What a vector does at its c*: to what its trait is measured on, to the likeliest words, to two answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steer_heal import data
-from steer_heal.config import FOUNDATIONS, SampleSettings, build
+from steer_heal.config import SampleSettings, build
 from steer_heal.dose import controls
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate.agreement import Z_95
@@ -73,14 +73,14 @@ def measure(
 
 
 def intervals(base: Profile, steered: Profile) -> dict[str, tuple[float, float]]:
-    """95% interval of each foundation's movement: the mean of the paired differences over vignettes, by the
-    normal approximation; nothing for fewer than two vignettes answered in both."""
+    """95% interval of the movement of each foundation or pole: the mean of the paired differences over
+    vignettes, by the normal approximation; nothing for fewer than two vignettes answered in both."""
     before = {row.id: row.p for row in base.per_vignette if row.mass > 0.0}
     pairs = [(row.p, before[row.id]) for row in steered.per_vignette if row.mass > 0.0 and row.id in before]
     if len(pairs) < 2:
         return {}
     found = {}
-    for name in FOUNDATIONS:
+    for name in base.p:
         moved = [p[name] - p_base[name] for p, p_base in pairs]
         half = Z_95 * stdev(moved) / len(moved) ** 0.5
         found[name] = (fmean(moved) - half, fmean(moved) + half)

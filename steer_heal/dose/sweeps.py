@@ -228,7 +228,7 @@ class _Measure:
             kl_p95=text_health.quantile(kls, 0.95) if kls else None,
             repetition=text.get("repetition"),
             perplexity=text.get("perplexity"),
-            trait_shift=trait_shift(profile.p, self.base.profile.p, self._target) if self._target else None,
+            trait_shift=trait_shift(profile.p, self.base.profile.p, self._target),
             verdict=text_health.set_verdict(text),
             sample=written[0].text if written else "",
             perplexity_ratio=text.get("perplexity_ratio"),

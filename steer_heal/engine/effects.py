@@ -20,7 +20,7 @@ from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.cloze import LEAST
 from steer_heal.evaluate.frames import Frames
 from steer_heal.models import LanguageModel, digest
-from steer_heal.records import Agreement, Controls, Effect, Profile, SampleAnswer, Stopped, Vignette
+from steer_heal.records import Agreement, Controls, Effect, Profile, SampleAnswer, Stopped, Trait, Vignette
 
 
 class Effects:
@@ -42,16 +42,17 @@ class Effects:
             yield "the direction and its c*"
             steer = self._vectors.steer(asked.trait, asked.band, asked.method, say=say)
             yield "which question suits the model"
-            reading = self._frames.of(asked.frame, stop=stop)
+            trait = data.trait(asked.trait)
+            reading = self._frames.of(data.frame_of(trait, asked.frame), stop=stop)
             n, vignettes = asked.controls, self._lm.material.vignettes(condition=data.CONDITION, limit=LEAST)
-            file = f"effect-{self._key(asked.trait, steer, reading, vignettes, n)}.json"
+            file = f"effect-{self._key(trait, steer, reading, vignettes, n)}.json"
             found = measurements.read(self._cache_dir, file, effect_of)
             if found is None:
                 yield f"c* of {n} random directions"
                 c_stars = self._vectors.random(asked.trait, steer.layers, n, say=say) if n else ()
                 yield f"{len(vignettes)} vignettes: base, steered, random directions and the persona"
                 found = effect.measure(
-                    self._lm, data.trait(asked.trait), steer, vignettes, reading, c_stars, stop=stop
+                    self._lm, trait, steer, vignettes, reading, c_stars, stop=stop
                 )  # fmt: skip
                 measurements.write(self._cache_dir, file, {"model": self._lm.name, "effect": asdict(found)})
             yield found
@@ -63,7 +64,7 @@ class Effects:
 
     def _key(
         self,
-        trait: str,
+        trait: Trait,
         steer: CalibratedVector,
         reading: Profile,
         vignettes: list[Vignette],
@@ -71,7 +72,7 @@ class Effects:
     ) -> str:
         directions = steer.vector.directions_LD.contiguous().numpy().tobytes()
         return digest(
-            effect.VERSION, controls.VERSION, self._lm.fingerprint, asdict(data.trait(trait)), steer.layers,
+            effect.VERSION, controls.VERSION, self._lm.fingerprint, asdict(trait), steer.layers,
             steer.calibration.c_star, hashlib.sha256(directions).hexdigest(),
             asdict(data.frame(reading.frame)), reading.calibration, [asdict(row) for row in vignettes],
             self._lm.material.fixed_prompts(), n_controls,

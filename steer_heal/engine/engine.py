@@ -152,9 +152,10 @@ class Engine:
             self.scheduler.stop(f"{work} {session}")
 
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
-        """The seven foundations for this prompt as a vignette: base and steered, in the frame that suits the
-        model; base's agreement is that frame's over our own vignettes, and the steered one has none."""
-        reading = self._reading()
+        """The seven foundations, or the trait's poles, for this prompt as a vignette: base and steered, in
+        the frame that suits the model; base's agreement is that frame's over our own vignettes, and the
+        steered one has none."""
+        reading = self._reading(data.frame_of(data.trait(request.trait)))
 
         def measure() -> tuple[Profile, Profile]:
             encode(self._lm, request.prompt)
@@ -234,16 +235,16 @@ class Engine:
         self.scheduler.close()
         self._answers.close()
 
-    def _reading(self) -> Profile:
+    def _reading(self, frame: str) -> Profile:
         """In which frame the model is asked and what that is worth; found out once, in slices."""
         frames = self._frames
 
         def steps(request: Request[Profile | None]) -> Iterator[Profile | None]:
-            return while_wanted(request, lambda stop: iter([frames.of(stop=stop)]))
+            return while_wanted(request, lambda stop: iter([frames.of(frame, stop=stop)]))
 
         with self._choosing:
             name = f"once {next(self._numbers)}"
-            items = self.scheduler.run(name, steps, patient=True, brief=frames.ready())
+            items = self.scheduler.run(name, steps, patient=True, brief=frames.ready(frame))
             return next(item for item in items if isinstance(item, Profile))
 
     def _once(self, work: Callable[[], T]) -> T:

@@ -39,12 +39,12 @@ class Sweeps:
 
     def dose(self, asked: DoseRequest, request: Request[Sweep | None]) -> Iterator[Sweep | None]:
         """The rows so far by alpha whenever there is news, None after each slice in between."""
-
         held: list[Controls] = []
+        asked_in = frame_of(asked)
 
         def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
             steer = self._vectors.steer(asked.trait, asked.band, asked.method, say=ending(stop))
-            reading = self._frames.of(asked.frame, stop=stop)
+            reading = self._frames.of(asked_in, stop=stop)
             vignettes, frame = self._vignettes(asked), data.frame(reading.frame)
             part = CONTROLS_FROM if asked.controls else 1.0
             base: list[Profile] = []
@@ -66,14 +66,15 @@ class Sweeps:
             if item is None:
                 yield None
             else:
-                yield replace(self._by_alpha(item, asked.frame), controls=held[-1] if held else None)
+                yield replace(self._by_alpha(item, asked_in), controls=held[-1] if held else None)
 
     def grid(self, asked: DoseRequest, request: Request[Sweep | None]) -> Iterator[Sweep | None]:
         """The cells so far whenever there is news, None after each slice in between."""
+        asked_in = frame_of(asked)
 
         def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
             calibrated_at = partial(self._vectors.at, asked.trait, method=asked.method, say=ending(stop))
-            reading = self._frames.of(asked.frame, stop=stop)
+            reading = self._frames.of(asked_in, stop=stop)
             return sweeps.grid(
                 self._lm, calibrated_at, asked,
                 sweeps.grid_bands(self._lm.n_layers), self._vignettes(asked), data.frame(reading.frame),
@@ -81,7 +82,7 @@ class Sweeps:
             )  # fmt: skip
 
         for item in _streamed(rows, request):
-            yield None if item is None else self._with_reading(item, asked.frame)
+            yield None if item is None else self._with_reading(item, asked_in)
 
     def _with_reading(self, item: Sweep, frame: str) -> Sweep:
         return replace(item, reading=self._frames.of(frame)) if item.rows else item
@@ -100,6 +101,11 @@ class Sweeps:
             texts = enumerate(asked.prompts)
             return [Vignette(f"prompt {i}", "", text, data.CONDITION) for i, text in texts]
         return self._lm.material.vignettes(condition=data.CONDITION, limit=asked.n_vignettes)
+
+
+def frame_of(asked: DoseRequest) -> str:
+    """The frame in which the trait is measured; errors as `data.frame_of`."""
+    return data.frame_of(data.trait(asked.trait), asked.frame)
 
 
 def ending(stop: Callable[[], bool]) -> Say:

@@ -18,8 +18,8 @@ def check(settings: HealSettings, *, loaded: bool = False, files_in: Path | None
     Raises: `SettingsError` for an unknown trait, frame or model, or bad vignettes.
     """
     trait = data.trait(settings.trait)
-    if settings.evaluate.frame != AUTO_FRAME:
-        data.frame(settings.evaluate.frame)
+    if (frame := data.frame_of(trait, settings.evaluate.frame)) != AUTO_FRAME:
+        data.frame(frame)
     file = settings.evaluate.vignettes
     if file is not None:
         if files_in is not None and not vignette_sets.is_set(file) and not _inside(file, files_in):
@@ -29,11 +29,6 @@ def check(settings: HealSettings, *, loaded: bool = False, files_in: Path | None
         vignette_sets.named(file, condition=data.CONDITION)
     if not loaded:
         sources.find(settings.model)
-    if not trait.target:
-        raise SettingsError(
-            f"The trait {trait.name!r} names no foundation that it should move, so that no run can tell "
-            "whether it healed: give it a target, such as Care=1."
-        )
     method = decided_method(settings.extract.method, settings.model, replies=bool(trait.replies))
     if method == REPLIES:
         data.check_replies(trait)

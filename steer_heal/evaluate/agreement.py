@@ -10,6 +10,7 @@ from steer_heal.records import Agreement, Vignette, VignetteScore
 
 LEAST = 14
 """Fewer vignettes, two a foundation, tell nothing from chance."""
+NO_LABELS = "a trait measured on its own axis has no labels to agree with"
 Z_95 = 1.959964
 """A normal variable lies within so many standard deviations of its mean in 95%."""
 

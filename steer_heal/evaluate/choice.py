@@ -1,4 +1,5 @@
-"""Which of the seven foundations a model names, for every vignette and dose: by a choice, or by a cloze.
+"""Which of the seven foundations a model names, for every vignette and dose: by a choice, or by a cloze; or
+which of a trait's two poles it says that it is, by a cloze.
 
 A choice is asked with the answers listed in every order of the frame: the log-probabilities of the seven
 answer words after the prefill are averaged over the orders, which cancels a preference for a place in the
@@ -17,13 +18,13 @@ import torch
 from torch import Tensor
 
 from steer_heal.config import FOUNDATIONS, SettingsError
-from steer_heal.data import AnyFrame, Cloze, Frame
-from steer_heal.evaluate.agreement import agreement
+from steer_heal.data import AnyFrame, Cloze, Frame, OwnAxis
+from steer_heal.evaluate.agreement import NO_LABELS, agreement
 from steer_heal.evaluate.cloze import Calibration, calibration, fits, less
 from steer_heal.evaluate.questions import Answer, answer_ids, ask
 from steer_heal.evaluate.scoring import answers
 from steer_heal.models import LanguageModel
-from steer_heal.records import Profile, Vignette, VignetteScore
+from steer_heal.records import Agreement, Profile, Vignette, VignetteScore
 from steer_heal.vectors.steering import Operator
 from steer_heal.vectors.vector import SteeringVector
 
@@ -94,6 +95,10 @@ def _cloze(
     stop: Stop | None,
 ) -> tuple[Asked, Calibration]:
     """Every wording asked, with its calibration taken off; and that calibration."""
+    if isinstance(frame, OwnAxis) and any(map(lm.chat.holds_control, frame.wordings[0].options)):
+        raise SettingsError(
+            f"A pole of the trait holds a control token of {lm.name}: make it again without that."
+        )
     n, found = len(frame.wordings), []
     for number, wording in enumerate(frame.wordings):
 
@@ -149,11 +154,12 @@ def score(vignette: Vignette, orders: Sequence[Answer], frame: AnyFrame | None =
     p_F = mean_F.softmax(dim=0) if valid else torch.zeros_like(mean_F)
     each_OF = logp_OF.softmax(dim=1)
     pairs = [0.5 * float((a_F - b_F).abs().sum()) for a_F, b_F in combinations(each_OF, 2)]
+    names = frame.names if frame else FOUNDATIONS
     return VignetteScore(
         id=vignette.id,
         foundation=vignette.foundation,
-        score=dict(zip(FOUNDATIONS, mean_F.tolist(), strict=True)),
-        p=dict(zip(FOUNDATIONS, p_F.tolist(), strict=True)),
+        score=dict(zip(names, mean_F.tolist(), strict=True)),
+        p=dict(zip(names, p_F.tolist(), strict=True)),
         mass=mass if valid else 0.0,
         prefill_nll=fmean(answer.prefill_nll for answer in orders),
         order_tv=fmean(pairs) if valid and pairs else 0.0,
@@ -165,14 +171,15 @@ def profile(
 ) -> Profile:
     """Mean over the vignettes that could be answered; coherence is the mean answer mass over all of them."""
     valid = [row for row in scores if row.mass > 0.0]
+    names = frame.names if frame else FOUNDATIONS
     return Profile(
-        p={name: fmean(row.p[name] for row in valid) if valid else 0.0 for name in FOUNDATIONS},
+        p={name: fmean(row.p[name] for row in valid) if valid else 0.0 for name in names},
         coherence=None if isinstance(frame, Cloze) else fmean(row.mass for row in scores),
         n_vignettes=len(scores),
         per_vignette=tuple(scores),
         n_invalid=len(scores) - len(valid),
         frame=frame.name if frame else "",
-        agreement=agreement(scores),
+        agreement=Agreement(why=NO_LABELS) if isinstance(frame, OwnAxis) else agreement(scores),
         order_tv=fmean(row.order_tv for row in valid) if valid else None,
         calibration=calibrated,
     )

@@ -29,11 +29,11 @@ class Frames:
 
     def __init__(self, lm: LanguageModel, cache_dir: Path | None = None) -> None:
         self._lm, self._cache_dir = lm, cache_dir
-        self._known: dict[str, Profile] = {}
+        self._known: dict[data.AnyFrame, Profile] = {}
 
     def ready(self, name: str = AUTO_FRAME) -> bool:
         """Whether `of` has nothing to measure."""
-        return all(one in self._known for one in _wanted(name))
+        return all(data.frame(one) in self._known for one in _wanted(name))
 
     def of(
         self, name: str = AUTO_FRAME, *, progress: Progress | None = None, stop: Stop | None = None
@@ -60,8 +60,8 @@ class Frames:
         return self.of(name, progress=progress, stop=stop).calibration
 
     def _one(self, name: str, progress: Progress | None, stop: Stop | None) -> Profile:
-        if name not in self._known:
-            frame = data.frame(name)
+        frame = data.frame(name)  # a trait's own axis has another once its poles are others
+        if frame not in self._known:
             vignettes = self._lm.material.vignettes(condition=data.CONDITION, limit=LEAST)
             file = self._file(frame, vignettes)
             found = measurements.read(self._cache_dir, file, lambda kept: profile_of(kept["profile"]))
@@ -70,8 +70,8 @@ class Frames:
                 found = replace(whole, per_vignette=())
                 document = {"model": self._lm.name, "profile": asdict(found)}
                 measurements.write(self._cache_dir, file, document)
-            self._known[name] = found
-        return self._known[name]
+            self._known[frame] = found
+        return self._known[frame]
 
     def _file(self, frame: data.AnyFrame, vignettes: Sequence[Vignette]) -> str:
         parts = asdict(frame), [asdict(row) for row in vignettes]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal import data
-from steer_heal.config import DEMO, FOUNDATIONS, SMOLLM2, HealSettings, SettingsError, decided_method
+from steer_heal.config import DEMO, SMOLLM2, HealSettings, SettingsError, decided_method
 from steer_heal.records import Trait
 from steer_heal.sources import find
 from steer_heal.vectors.methods import METHODS
@@ -117,18 +117,18 @@ def _trait(trait: Trait) -> str:
 
 
 def _profile(measured: Measured, trait: Trait) -> str:
-    """A row a foundation, the trait's own in bold; a column a stage."""
+    """A row a foundation or pole, those that the trait should move in bold; a column a stage."""
     stages = [stage for stage in _STAGES if stage in measured]
     rows = [
         "## Measured profile",
         "",
-        "Mean probability of each foundation; *steered* is the student before this "
-        "round's training at alpha 1, *healed* is this one without steering.",
+        f"Mean probability of each {'pole' if trait.on_own_axis else 'foundation'}; *steered* is the student "
+        "before this round's training at alpha 1, *healed* is this one without steering.",
         "",
         f"| | {' | '.join(stages)} |",
         f"| --- |{' ---: |' * len(stages)}",
     ]
-    for name in FOUNDATIONS:
+    for name in next((measured[stage]["p"] for stage in stages), ()):
         shown = f"**{name}**" if name in trait.target else name
         rows.append(
             f"| {shown} | {' | '.join(_number(measured[stage]['p'].get(name)) for stage in stages)} |"

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from steer_heal import data
-from steer_heal.config import AUTO_FRAME, HealSettings, SampleSettings, build
+from steer_heal.config import AUTO_FRAME, HealSettings, SampleSettings, SettingsError, build
 from steer_heal.dose import controls
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate import text_health, vignette_sets
@@ -61,7 +61,9 @@ class Measures:
             top_k=made.top_k, top_p=made.top_p,
         )  # fmt: skip
         self.cache_dir, self._frames = cache_dir, Frames(lm, cache_dir)
-        self.frame = None if asked.frame == AUTO_FRAME else data.frame(asked.frame)
+        trait = data.trait(settings.trait)
+        self._asked = data.frame_of(trait, asked.frame)
+        self.frame = None if self._asked == AUTO_FRAME else data.frame(self._asked)
         self.calibrated: tuple[tuple[float, ...], ...] = ()
         self.cannot_answer = False
         self.held_prompts, self.fixed_prompts = material.held_out_prompts(), material.fixed_prompts()
@@ -70,7 +72,7 @@ class Measures:
         never |= {vignette.text for vignette in (*self.vignettes, *material.vignettes())}
         self.prompts = [text for text in material.heal_prompts(settings.trait) if text not in never]
         self.plain_prompts = [text for text in material.plain_prompts() if text not in never]
-        self._persona = data.trait(settings.trait).positive
+        self._persona, self._target = trait.positive, trait.target
         greedy = partial(self.write, tick=None, seed=0, greedy=True)
         self.cost = Cost(lm, stack, facts, neutral, greedy)
         self._base: Profile | None = None
@@ -79,8 +81,7 @@ class Measures:
 
     def base_profile(self, tick: Tick) -> Profile:
         """The base's, in the frame that is asked for or that suits it, which all later ones are asked in."""
-        asked = self._settings.evaluate.frame
-        reading = None
+        asked, reading = self._asked, None
         if self.frame is None:
             reading = self._frames.of(progress=tick, stop=self._stop)
             asked = reading.frame
@@ -93,8 +94,13 @@ class Measures:
         return found
 
     def recall(self, base: Mapping[str, Any]) -> None:
-        """What the base's `profile` event holds, as `base_profile` left it."""
-        self.frame = data.frame(base.get("frame") or self._settings.evaluate.frame)
+        """What the base's `profile` event holds, as `base_profile` left it. Errors: `SettingsError` where the
+        trait is another since."""
+        if not set(self._target) <= set(base["p"]):
+            raise SettingsError(
+                f"The trait {self._settings.trait!r} has other poles than when this run began: start another."
+            )
+        self.frame = data.frame(base.get("frame") or self._asked)
         self.calibrated = tuple(map(tuple, base.get("calibration", ())))
         self.cannot_answer = base.get("cannot_answer", False)
         self.own = Own(base["text"]["own_perplexity"], base["text"].get("relevance"))
@@ -104,7 +110,7 @@ class Measures:
         )
 
     def profile(self, tick: Tick | None) -> Profile:
-        """The seven foundations on the run's vignettes."""
+        """The seven foundations, or the trait's two poles, on the run's vignettes."""
         return self.profiles(tick)[0]
 
     def profiles(

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steer_heal.config import FOUNDATIONS
-
 DRAWS = 1000
 
 Floats = NDArray[np.float64]
@@ -17,9 +15,9 @@ Data = Mapping[str, Any]
 
 
 def answers(profile: Data) -> dict[str, Floats]:
-    """p (7,) of each vignette that was answered, from a `profile` event's data or a `Profile` as a dict."""
+    """p (F,) of each vignette that was answered, from a `profile` event's data or a `Profile` as a dict."""
     return {
-        row["id"]: np.array([row["p"][name] for name in FOUNDATIONS])
+        row["id"]: np.array([row["p"][name] for name in profile["p"]])
         for row in profile["per_vignette"]
         if row["mass"] > 0.0
     }
@@ -30,12 +28,14 @@ def report(
 ) -> dict[str, Any]:
     """Of a round: 95% bootstrap intervals over vignettes, one set of draws for all: differences are paired.
 
-    `intervals`: stage -> foundation -> [low, high] of the mean p. `differences`: healed minus base and minus
+    `intervals`: stage -> name -> [low, high] of the mean p. `differences`: healed minus base and minus
     steered, [mean, low, high] of the target's signed sum. `retention_interval`: of the ratio of shifts (None
     where steering's shift is not above 0 in every draw). `shift_cosine`: of healed minus base with steered
-    minus base, over the seven foundations. `steered` is the first round's, the base under steering.
+    minus base, over the seven foundations; None over two poles, of which one says all. `steered` is the first
+    round's, the base under steering.
     """
     found = {"base": answers(base), "steered": answers(steered), "healed": answers(healed)}
+    names = tuple(base["p"])
     ids = sorted(set.intersection(*(set(rows) for rows in found.values())))
     if not ids:
         return {}
@@ -44,13 +44,13 @@ def report(
     drawn_KN = rng.integers(0, len(ids), size=(DRAWS, len(ids)))
     weights_KN = np.apply_along_axis(np.bincount, 1, drawn_KN, minlength=len(ids)) / len(ids)
     means_SKF = np.einsum("kn,snf->skf", weights_KN, p_SNF)
-    sign_F = np.array([target.get(name, 0) for name in FOUNDATIONS], dtype=np.float64)
+    sign_F = np.array([target.get(name, 0) for name in names], dtype=np.float64)
     traits_SK, trait_S = means_SKF @ sign_F, p_SNF.mean(axis=1) @ sign_F
     moved_K, steered_K = traits_SK[2] - traits_SK[0], traits_SK[1] - traits_SK[0]
     shifts_SF = p_SNF.mean(axis=1) - p_SNF[0].mean(axis=0)
     return {
         "intervals": {
-            stage: {name: _interval(means_SKF[place, :, index]) for index, name in enumerate(FOUNDATIONS)}
+            stage: {name: _interval(means_SKF[place, :, index]) for index, name in enumerate(names)}
             for place, stage in enumerate(found)
         },
         "differences": {
@@ -58,7 +58,7 @@ def report(
             "healed-steered": [float(trait_S[2] - trait_S[1]), *_interval(traits_SK[2] - traits_SK[1])],
         },
         "retention_interval": _interval(moved_K / steered_K) if (steered_K > 0).all() else None,
-        "shift_cosine": cosine(shifts_SF[2], shifts_SF[1]),
+        "shift_cosine": cosine(shifts_SF[2], shifts_SF[1]) if len(names) > 2 else None,
     }
 
 

@@ -240,6 +240,10 @@ class ChatEncoder:
             start + 1 for start, end in found if any(start < stop and first < end for first, stop in spans)
         ]
 
+    def holds_control(self, text: str) -> bool:
+        """Whether the text of a control token is in it."""
+        return bool(self._control) and self._pattern.search(text) is not None
+
     def _tokenize(self, text: str) -> list[int]:
         return self._tokenize_all([text])[0]
 

@@ -1,5 +1,6 @@
 """The cloze's scores against transformers' own forward, a sequence at a time, on every architecture."""
 
+from itertools import combinations
 from statistics import fmean
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from steer_heal import forward
 from steer_heal.config import FOUNDATIONS
+from steer_heal.data import checked_trait, own_axis
+from steer_heal.data.own_traits import of_poles
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.questions import answer_ids
 from steer_heal.forward import ours
@@ -19,14 +22,15 @@ from tests.unit.test_cloze import CLOZE, doses
 BEGUN = "Late on a cold evening, "
 """Longer than `prefix_batch.MIN_TRUNK`: read once for the vignettes that are read together."""
 TEXTS = ("you see a man.", "you see a man take what a friend lent to him for a day.", "you see it.")
+OWN = own_axis(checked_trait("a trait", of_poles("blunt", "blunt", "a man who is tactful")))
 VIGNETTES = [Vignette(f"v{i}", FOUNDATIONS[i], BEGUN + text, "other_violate") for i, text in enumerate(TEXTS)]
 
 
 @torch.no_grad()
-def by_hand(lm, vector, dose_L):
-    """(wordings, vignettes, 7): the log-prob of every statement, summed over its tokens."""
+def by_hand(lm, frame, vector, dose_L):
+    """(wordings, vignettes, statements): the log-prob of every statement, summed over its tokens."""
     found = []
-    for wording in CLOZE.wordings:
+    for wording in frame.wordings:
         rows = []
         for vignette in VIGNETTES:
             text = wording.question.replace("{text}", vignette.text)
@@ -43,26 +47,29 @@ def by_hand(lm, vector, dose_L):
 
 @pytest.mark.parametrize("arch", tiny.ARCHS)
 @pytest.mark.parametrize("plain", [False, True], ids=["ours", "plain"])
-def test_every_score_is_that_of_a_plain_pass(arch, plain, monkeypatch):
+@pytest.mark.parametrize("frame", [CLOZE, OWN], ids=["foundations", "own axis"])
+def test_every_score_is_that_of_a_plain_pass(arch, plain, frame, monkeypatch):
     lm = tiny.shared(arch)
     asked = doses(lm, 0.0, 1.7, -3.4)
     vector, rows_KL = asked["vector"], asked["coefficients_RL"]
-    wanted = [by_hand(lm, vector, dose_L) for dose_L in rows_KL]
+    wanted = [by_hand(lm, frame, vector, dose_L) for dose_L in rows_KL]
     common = wanted[0].mean(dim=1, keepdim=True)
     monkeypatch.setattr(ours, "TOGETHER", 2)
     if plain:
         monkeypatch.setattr(forward, "unsupported_reason", lambda _lm: "this test wants transformers' own")
-    base = evaluate(lm, VIGNETTES, CLOZE, batch_size=2)[0]
+    base = evaluate(lm, VIGNETTES, frame, batch_size=2)[0]
     assert [list(row) for row in base.calibration] == [
         pytest.approx(row, abs=1e-4) for row in common[:, 0].tolist()
     ]
-    found = evaluate(lm, VIGNETTES, CLOZE, calibrated=base.calibration, batch_size=4, **asked)
+    found = evaluate(lm, VIGNETTES, frame, calibrated=base.calibration, batch_size=4, **asked)
     for profile, logp in zip(found, wanted, strict=True):
         each = (logp - common).softmax(-1)
         mean = (logp - common).mean(dim=0)
         for row, score, p in zip(profile.per_vignette, mean, mean.softmax(-1), strict=True):
             assert list(row.score.values()) == pytest.approx(score.tolist(), abs=1e-4)
             assert list(row.p.values()) == pytest.approx(p.tolist(), abs=1e-4)
-        tv = 0.5 * (each[0] - each[1]).abs().sum(-1)
-        assert profile.order_tv == pytest.approx(float(tv.mean()), abs=1e-4)
-        assert profile.p["Care"] == pytest.approx(fmean(row.p["Care"] for row in profile.per_vignette))
+        tvs = [0.5 * float((a - b).abs().sum(-1).mean()) for a, b in combinations(each, 2)]
+        assert profile.order_tv == pytest.approx(fmean(tvs), abs=1e-4)
+        first = frame.names[0]
+        assert profile.p[first] == pytest.approx(fmean(row.p[first] for row in profile.per_vignette))
+        assert sum(profile.p.values()) == pytest.approx(1.0)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from steer_heal import heal
 from steer_heal.config import SettingsError, heal_settings
+from steer_heal.data import own_traits
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.heal import algorithm
 from steer_heal.heal.progress import live
@@ -337,3 +338,27 @@ def test_live_raises_the_work_s_error_and_stops_when_told():
     items = live(endless, lambda: False)
     next(items)
     items.close()
+
+
+def test_a_trait_is_healed_on_its_own_axis(tmp_path):
+    own_traits.write(own_traits.of_poles("formal", "formal", "casual"))
+    few = {"n_vignettes": 3, "n_answers": 2, "controls": 0}
+    settings = fast(rounds=1, trait="formal", evaluate=few)
+    events = play(tmp_path, settings)
+    profiles = {event.data["stage"]: event.data for event in of_kind(events, "profile")}
+    assert list(profiles) == ["base", "steered", "healed"]
+    assert {tuple(found["p"]) for found in profiles.values()} == {("formal", "casual")}
+    assert {found["agreement"]["value"] for found in profiles.values()} == {None}
+    (done,) = of_kind(events, "round")
+    moved = [found["p"]["formal"] - profiles["base"]["p"]["formal"] for found in profiles.values()]
+    assert done.data["retention"] == pytest.approx(moved[2] / moved[1])
+    assert done.data["shift_cosine"] is None
+    assert set(done.data["intervals"]["healed"]) == {"formal", "casual"}
+    card = (tmp_path / done.data["adapter"] / "README.md").read_text()
+    assert "| **formal** | " in card
+    resumed = play(tmp_path, settings, start_round=1, earlier=events)
+    assert [event.kind for event in resumed] == ["finished"]
+    own_traits.delete("formal")
+    own_traits.write(own_traits.of_poles("formal", "stiff", "loose") | {"name": "formal"})
+    changed = play(tmp_path, settings, start_round=1, earlier=events)
+    assert "other poles than when this run began" in changed[-1].data["message"]

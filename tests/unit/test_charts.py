@@ -75,8 +75,17 @@ def test_axes_and_caption_follow_the_trait() -> None:
     assert (trace(figure, "base")["x"], trace(figure, "base")["y"]) == ([0.1], [0.2])
     assert "Loyalty" in figure["layout"]["xaxis"]["title"]["text"]
     assert axes.caption() == "more of fairness over loyalty is up and left"
-    aimless = charts.Axes.of(replace(fairness, target={}))
-    assert (aimless.x, aimless.y, aimless.caption()) == ("SocialNorms", "Care", "Care against SocialNorms")
+    unknown = charts.Axes.of(None)
+    assert (unknown.x, unknown.y, unknown.caption()) == ("SocialNorms", "Care", "Care against SocialNorms")
+
+
+def test_a_trait_on_its_own_axis_has_its_poles_for_axes() -> None:
+    formal = Trait("f", "Formal over <b>", "", "", "", {"formal": 1, "<b>": -1})
+    own = replace(BASE, care=None, social_norms=None, profile={"formal": 0.8, "<b>": 0.2})
+    figure = drawn([own, HEALED], axes=charts.Axes.of(formal))
+    assert (trace(figure, "base")["x"], trace(figure, "base")["y"]) == ([0.2], [0.8])
+    assert (trace(figure, "healed")["x"], trace(figure, "healed")["y"]) == ([None], [None])
+    assert figure["layout"]["xaxis"]["title"]["text"] == "← &lt;b&gt;, mean probability"
 
 
 def test_the_random_directions_have_a_band() -> None:

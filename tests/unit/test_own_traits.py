@@ -7,11 +7,26 @@ from pathlib import Path
 import pytest
 
 from steer_heal import cli, data
-from steer_heal.config import AUTO, DEFAULT_TRAIT, SettingsError, heal_settings
+from steer_heal.config import (
+    AUTO,
+    AUTO_FRAME,
+    DEFAULT_TRAIT,
+    DoseRequest,
+    SampleSettings,
+    SettingsError,
+    build,
+    changed,
+    heal_settings,
+)
 from steer_heal.data import own_traits
-from steer_heal.engine import validate
+from steer_heal.engine import Engine, validate
 from steer_heal.engine.vectors import Vectors
+from steer_heal.evaluate.agreement import NO_LABELS
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.frames import Frames
+from steer_heal.records import Agreement, Effect
 from tests import tiny
+from tests.crowd import BAND, request
 
 FORMAL = ("trait", "make", "formal", "--plus", "formal", "--minus", "casual")
 
@@ -32,10 +47,12 @@ def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
         "You are formal.",
         "You are casual.",
     )
-    assert (made.target, made.replies) == ({}, ())
+    assert (made.target, made.replies) == ({"formal": 1, "casual": -1}, ())
     assert list(data.traits()) == [*data.bundled_traits(), "formal"]
-    assert re.search(r"^formal +yours ", told(capsys, "trait", "list")[1], re.M)
-    assert "more: You are formal." in told(capsys, "trait", "show", "formal")[1]
+    assert re.search(r"^formal +yours +its own axis ", told(capsys, "trait", "list")[1], re.M)
+    shown = told(capsys, "trait", "show", "formal")[1]
+    assert "more: You are formal." in shown
+    assert "measured on its own axis: formal against casual" in shown
     out = tmp_path / "sent.json"
     assert told(capsys, "trait", "export", "formal", "--out", str(out))[0] == 0
     assert told(capsys, "trait", "delete", "formal")[0] == 0
@@ -104,10 +121,96 @@ def test_a_broken_file_is_left_out_and_told_to_who_asks_for_it(capsys: pytest.Ca
         data.trait("formal")
 
 
-def test_its_vector_is_of_its_personas_and_a_run_needs_a_target(tmp_path: Path) -> None:
+def test_its_vector_is_of_its_personas_and_a_run_is_on_its_own_axis(tmp_path: Path) -> None:
     own_traits.write(own_traits.of_poles("formal", "formal", "casual"))
     vectors = Vectors(tiny.shared("llama"), tmp_path)
     assert vectors.method(AUTO, "formal") == "mean_diff"
     assert vectors.vector("formal").meta["positive"] == "You are formal."
-    with pytest.raises(SettingsError, match="names no foundation"):
-        validate.check(heal_settings(model="demo", trait="formal"))
+    run = heal_settings(model="demo", trait="formal")
+    assert validate.check(run).extract.method == "mean_diff"
+    with pytest.raises(SettingsError, match=r"measured on its own axis.*leave the frame at auto"):
+        validate.check(changed(run, evaluate={"frame": "choice"}))
+    with pytest.raises(SettingsError, match=r"measured by its foundations.*leave the frame at auto"):
+        validate.check(changed(run, trait=DEFAULT_TRAIT, evaluate={"frame": "own:formal"}))
+
+
+@pytest.mark.parametrize(
+    ("personas", "statements", "names"),
+    [
+        (("You are formal.", "You are casual."), (" formal.", " casual."), ("formal", "casual")),
+        (
+            ("You are a pirate, who never sleeps and says so.", "you are  Care"),
+            (" a pirate, who never sleeps and says so.", " Care."),
+            ("a pirate, who never sleeps a ...", "care"),
+        ),
+        (
+            ("Speak like a sailor.", "Speak like a Clerk"),
+            (
+                ' someone who was told this: "Speak like a sailor.".',
+                ' someone who was told this: "Speak like a Clerk.".',
+            ),
+            ("speak like a sailor", "speak like a clerk"),
+        ),
+        (
+            (f"You are {'very ' * 9}old.", f"You are {'very ' * 9}young."),
+            (f" {'very ' * 9}old.", f" {'very ' * 9}young."),
+            ("plus", "minus"),
+        ),
+    ],
+)
+def test_its_own_axis_is_what_its_personas_say_that_one_is(
+    personas: tuple[str, str], statements: tuple[str, str], names: tuple[str, str]
+) -> None:
+    row = own_traits.of_poles("x", "a", "b") | dict(zip(("positive", "negative"), personas, strict=True))
+    trait = data.checked_trait("a trait", row)
+    assert trait.on_own_axis
+    frame = data.own_axis(trait)
+    assert frame.names == tuple(trait.target) == names
+    assert {wording.options for wording in frame.wordings} == {statements}
+
+
+def test_a_trait_with_foundations_has_no_own_axis() -> None:
+    own_traits.write(own_traits.of_poles("hard", "hard", "soft", target={"Care": -1}))
+    assert data.frame_of(data.trait("hard")) == AUTO_FRAME
+    with pytest.raises(SettingsError, match="measured by its foundations"):
+        data.frame("own:hard")
+
+
+def test_a_pole_that_holds_a_control_token_is_not_measured() -> None:
+    lm = tiny.shared("llama")
+    own_traits.write(own_traits.of_poles("x", "odd<end_of_turn>", "even"))
+    with pytest.raises(SettingsError, match="holds a control token"):
+        evaluate(lm, lm.material.vignettes(limit=2), data.frame("own:x"))
+
+
+def test_poles_measured_before_are_not_those_of_a_trait_made_again(tmp_path: Path) -> None:
+    frames = Frames(tiny.shared("llama"), tmp_path)
+    for poles in (("formal", "casual"), ("stiff", "loose")):
+        own_traits.write(own_traits.of_poles("x", *poles))
+        assert tuple(frames.of("own:x").p) == poles
+        own_traits.delete("x")
+
+
+def test_what_is_measured_of_it_are_its_two_poles(engine: Engine) -> None:
+    own_traits.write(own_traits.of_poles("formal", "formal", "casual"))
+    asked = build(
+        DoseRequest, trait="formal", alphas=(0.0, 1.0), band=BAND, n_vignettes=3, controls=2,
+        sample=build(SampleSettings, max_new_tokens=3),
+    )  # fmt: skip
+    sweep = list(engine.dose(asked, session="a"))[-1]
+    for row in sweep.rows:
+        assert row.profile is not None
+        assert sum(row.profile.p.values()) == pytest.approx(1.0)
+        assert set(row.profile.p) == {"formal", "casual"}
+        assert row.profile.agreement == Agreement(why=NO_LABELS)
+    base, steered = (row.profile for row in sweep.rows)
+    assert base
+    assert steered
+    moved = steered.p["formal"] - base.p["formal"]
+    assert sweep.movement == pytest.approx(2 * moved)
+    assert sweep.controls
+    assert len(sweep.controls.shifts(data.trait("formal").target)) == 2
+    *_, effect = engine.effect(asked, session="a")
+    assert isinstance(effect, Effect)
+    assert set(effect.steered) == set(effect.intervals) == {"formal", "casual"}
+    assert set(engine.profile(request().model_copy(update={"trait": "formal"}))[1].p) == set(effect.steered)

@@ -66,6 +66,29 @@ def test_the_documented_view_has_its_columns_and_the_map_its_nodes(store: Store,
     assert store.moral_map() == nodes
 
 
+def test_a_run_on_its_trait_s_own_axis_has_no_foundations_but_its_two_poles(
+    store: Store, tmp_path: Path
+) -> None:
+    def poles(formal: float) -> dict[str, float]:
+        return {"formal": formal, "casual": 1.0 - formal}
+
+    with EventLog(tmp_path / "own" / "events.jsonl") as log:
+        settings = heal_settings(model="demo", rounds=1, trait="formal")
+        log.append("started", None, {"settings": settings.model_dump(mode="json"), "pid": 1, "host": "here"})
+        found = {**profile(0.5, 0.2), "coherence": None, "frame": "own:formal", "p": poles(0.5)}
+        log.append("profile", 0, {"stage": "base", "alpha": 0.0, **found})
+        held = {"base": poles(0.5), "random": [poles(0.4)], "persona": poles(0.9), "c_stars": [1.0]}
+        log.append("controls", 1, held)
+        log.append("profile", 1, {"stage": "healed", "alpha": 0.0, **found, "p": poles(0.75)})
+    store.ingest("own", events.read(tmp_path / "own" / "events.jsonl"))
+    base, healed = store.moral_map()
+    assert (base.care, base.social_norms, base.profile) == (None, None, poles(0.5))
+    assert healed.profile == poles(0.75)
+    shown = {node.kind: (node.care, node.profile) for node in store.controls(["own"])}
+    assert shown == {"random": (None, poles(0.4)), "persona": (None, poles(0.9))}
+    assert store.round_detail("own", 0).profiles == {"base": poles(0.5)}
+
+
 def test_round_detail_holds_base_steered_healed_and_what_was_said(store: Store, log: Path) -> None:
     store.ingest("r1", events.read(log))
     detail = store.round_detail("r1", 2)

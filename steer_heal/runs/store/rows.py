@@ -197,7 +197,7 @@ def _profile(state: LogRows, event: Event) -> None:
     state.put(
         "profiles", event, (stage,), stage=stage, alpha=number(data.get("alpha")) or 0.0,
         coherence=number(data.get("coherence")), n_vignettes=number(data.get("n_vignettes")),
-        finished_at=event.time, **_foundations(data.get("p")), **health,
+        finished_at=event.time, **_foundations(data.get("p")), poles=_poles(data.get("p")), **health,
         frame=_text(data.get("frame")) or None, order_tv=number(data.get("order_tv")),
         agreement=number(worth.get("value")), chance=number(worth.get("chance")),
         agreement_low=number(worth.get("low")), agreement_high=number(worth.get("high")),
@@ -257,6 +257,12 @@ def _continued(state: LogRows, event: Event) -> None:
 def _foundations(p: Any) -> Row:
     known = p if isinstance(p, Mapping) else {}
     return {column: number(known.get(name)) for name, column in COLUMNS.items()}
+
+
+def _poles(p: Any) -> Row | None:
+    """Numbers by name, of a profile that has no foundation."""
+    known = p if isinstance(p, Mapping) and not COLUMNS.keys() & p.keys() else {}
+    return {name: found for name, value in known.items() if (found := number(value)) is not None} or None
 
 
 def number(value: Any) -> float | None:

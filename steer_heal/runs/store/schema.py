@@ -107,7 +107,27 @@ ALTER TABLE profiles ADD COLUMN diversity DOUBLE;
 ALTER TABLE answers ADD COLUMN steered VARCHAR;
 """
 
-MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, HEALTH, CONTROLS, DAMAGE)
+OWN_AXIS = """
+ALTER TABLE profiles ADD COLUMN poles JSON;
+CREATE OR REPLACE VIEW controls AS
+    WITH held AS (
+        SELECT run_id, 'random' AS kind, unnest(CAST(data -> '$.random' AS JSON[])) AS p
+        FROM events WHERE events.kind = 'controls'
+        UNION ALL
+        SELECT run_id, 'persona' AS kind, data -> '$.persona' AS p FROM events WHERE events.kind = 'controls'
+    )
+    SELECT run_id, kind,
+           CAST(p ->> '$.Care' AS DOUBLE) AS care, CAST(p ->> '$.Fairness' AS DOUBLE) AS fairness,
+           CAST(p ->> '$.Loyalty' AS DOUBLE) AS loyalty, CAST(p ->> '$.Authority' AS DOUBLE) AS authority,
+           CAST(p ->> '$.Sanctity' AS DOUBLE) AS sanctity, CAST(p ->> '$.Liberty' AS DOUBLE) AS liberty,
+           CAST(p ->> '$.SocialNorms' AS DOUBLE) AS social_norms,
+           CASE WHEN p ->> '$.Care' IS NULL THEN p END AS poles
+    FROM held WHERE json_type(p) = 'OBJECT';
+"""
+"""Of a run whose trait is measured on its own axis the columns of the foundations are null, and `poles` holds
+the mean p of the two poles."""
+
+MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, HEALTH, CONTROLS, DAMAGE, OWN_AXIS)
 """Migration i takes a file from version i to i + 1."""
 
 RECORD = """

@@ -9,7 +9,7 @@ from typing import Any
 
 import duckdb
 
-from steer_heal.config import FOUNDATIONS, SettingsError
+from steer_heal.config import SettingsError
 from steer_heal.records import Agreement, CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 from steer_heal.runs.events import Chunk
 from steer_heal.runs.store.database import PATIENCE_S, Database, transaction
@@ -28,17 +28,17 @@ _MAP = """
 SELECT m.run_id, m.model, m.trait, m.seed, m.round, m.stage, m.alpha, m.care, m.social_norms, m.coherence,
        m.n_vignettes, m.finished_at, d.retention, r.is_example, r.vignette_set, m.agreement, m.frame,
        m.agreement_low, m.agreement_high, m.chance, m.relevance, m.text_verdict, m.answers_verdict,
-       SEVEN AS profile
+       SEVEN AS profile, p.poles
 FROM moral_map m JOIN runs r USING (run_id)
 JOIN profiles p ON p.run_id = m.run_id AND p.round = m.round AND p.stage = m.stage
 LEFT JOIN rounds d ON d.run_id = m.run_id AND d.round = m.round
 WHERE (? IS NULL OR list_contains(?, m.run_id))
-  AND m.care IS NOT NULL AND m.social_norms IS NOT NULL
+  AND (p.poles IS NOT NULL OR m.care IS NOT NULL AND m.social_norms IS NOT NULL)
 ORDER BY r.started_at, m.run_id, m.round, m.finished_at
 """.replace("SEVEN", _SEVEN)
 _CONTROLS = (
-    "SELECT run_id, kind, care, social_norms, SEVEN AS profile FROM controls p "
-    "WHERE list_contains(?, run_id) ORDER BY 1, 2, 3, 4"
+    "SELECT run_id, kind, care, social_norms, SEVEN AS profile, poles FROM controls p "
+    "WHERE list_contains(?, run_id) ORDER BY 1, 2, 3, 4, 6"
 ).replace("SEVEN", _SEVEN)
 _PROFILES = """
 SELECT * FROM profiles
@@ -102,11 +102,11 @@ class Store:
     def moral_map(self, run_ids: Iterable[str] | None = None) -> list[MapNode]:
         """The nodes of the given runs (of all when None), in the order they came."""
         wanted = None if run_ids is None else list(run_ids)
-        return [MapNode(**row) for row in self._query(_MAP, wanted, wanted)]
+        return [MapNode(**_measured(row)) for row in self._query(_MAP, wanted, wanted)]
 
     def controls(self, run_ids: Iterable[str]) -> list[ControlNode]:
         """What random directions and the persona do to the base, of the runs that asked for them."""
-        return [ControlNode(**row) for row in self._query(_CONTROLS, list(run_ids))]
+        return [ControlNode(**_measured(row)) for row in self._query(_CONTROLS, list(run_ids))]
 
     def completions(self, run_id: str, round_: int) -> list[CompletionRow]:
         """What the round generated, kept or not."""
@@ -223,8 +223,15 @@ def _json(text: str | None) -> dict[str, Any]:
     return json.loads(text) if text else {}
 
 
+def _measured(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the poles of its trait as its profile, where it has them."""
+    poles = _json(row.pop("poles"))
+    return row | ({"profile": poles} if poles else {})
+
+
 def _profile(row: dict[str, Any]) -> dict[str, float]:
-    return {name: row[COLUMNS[name]] for name in FOUNDATIONS if row[COLUMNS[name]] is not None}
+    seven = {name: row[column] for name, column in COLUMNS.items()}
+    return _json(row["poles"]) or {name: value for name, value in seven.items() if value is not None}
 
 
 def _worth(row: dict[str, Any]) -> Agreement:
