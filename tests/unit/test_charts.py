@@ -143,8 +143,8 @@ def test_movement_against_health_has_steering_as_a_line_and_the_rounds_as_square
     steering, rounds = (t for t in figure["data"] if t["xaxis"] == "x")
     assert (steering["x"], steering["y"]) == ([0.0, 0.6], [0.7, 0.3])
     assert (rounds["x"], rounds["y"], rounds["text"]) == ([0.5], [0.4], ["1"])
-    facts = [t for t in figure["data"] if t["xaxis"] == "x4"]
-    assert [t["y"] for t in facts] == [[1.0], [0.9]], "what was not measured is no point"
+    facts = [t for t in figure["data"] if t["xaxis"] == "x2"]
+    assert [t["y"] for t in facts] == [[1.0], [0.9]], "what was not measured is no point, and no panel"
 
 
 def test_losses_have_a_line_each() -> None:
