@@ -21,7 +21,7 @@ from steer_heal.config import MAX_QUEUED_RUNS, RUN_ID, HealSettings, SettingsErr
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, Chunk, EventLog
 from steer_heal.runs.jobs.folder import RunFolder
-from steer_heal.runs.jobs.launcher import AT_ONCE, JobState, niceness, room
+from steer_heal.runs.jobs.launcher import AT_ONCE, About, JobState, niceness, room
 from steer_heal.runs.jobs.processes import Running, account, process_record, send
 from steer_heal.runs.jobs.shelf import Shelf
 
@@ -58,22 +58,24 @@ class LocalProcesses:
         self._asked: dict[str, float] = {}
         self._ages: dict[str, tuple[float, str]] = {}
 
-    def start(self, settings: HealSettings) -> str:
+    def start(self, settings: HealSettings, about: About | None = None) -> str:
         """Queues a run, and starts it when there is room. Gives its id."""
         waiting = sum(self.poll(known).status == "queued" for known in self.runs())
         if waiting >= MAX_QUEUED_RUNS:
             raise SettingsError(f"{waiting} runs are waiting already: cancel some, or launch this one later.")
-        run_id = self.create(settings).run_id
+        run_id = self.create(settings, about=about).run_id
         self.advance()
         return run_id
 
-    def create(self, settings: HealSettings, *, worker: Running | None = None) -> RunFolder:
+    def create(
+        self, settings: HealSettings, *, worker: Running | None = None, about: About | None = None
+    ) -> RunFolder:
         """A queued run; with `worker` that process has it already, and nobody else will start it."""
         folder = RunFolder.create(self.runs_dir, settings)
         if worker is not None:
             folder.claim(worker)
         with EventLog(folder.log) as log:
-            log.append("queued", None, {"settings": settings.model_dump(mode="json")})
+            log.append("queued", None, {"settings": settings.model_dump(mode="json"), **(about or {})})
         return folder
 
     def folder(self, run_id: str) -> RunFolder:
