@@ -105,6 +105,12 @@ def sweep(commands: Commands) -> None:
         help="a setting and its values, such as train.divergence=nll,kl_rev or seed=0..4; may be given again",
     )
     made.add_argument("--budget", type=int, default=MAX_SWEEP_RUNS, metavar="N", help="at most so many runs")
+    made.add_argument(
+        "--cluster",
+        metavar="ray://HOST:PORT",
+        help="where the runs are: local, or a Ray cluster; with resume, where they go on (as before if none)",
+    )
+    made.add_argument("--cpus", type=int, default=1, metavar="N", help="of each run on a cluster")
     made.add_argument("--no-wait", action="store_true", help="start the runs and leave them to themselves")
     add_settings(made)
     add_places(made)

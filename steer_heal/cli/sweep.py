@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.heal import settings_of
 from steer_heal.cli.tables import Column, Out, number, table
-from steer_heal.config import SettingsError, axes
+from steer_heal.config import HealSettings, SettingsError, axes
 from steer_heal.engine import sweep_table
 from steer_heal.engine.run_index import RunIndex
-from steer_heal.engine.run_sweeps import GOING, RunSweep, RunSweeps
-from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.engine.run_sweeps import GOING, LOCAL, RunSweep, RunSweeps
+from steer_heal.runs.jobs import JobState, LocalProcesses
+from steer_heal.runs.jobs.ray_cluster import RayCluster
 from steer_heal.runs.store import Store
 
 LOOK_S = 1.0
@@ -23,33 +26,58 @@ INTERRUPTED = 130
 
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when it was done and, where it was waited for them, all runs finished."""
-    launcher = LocalProcesses(args.runs)
-    sweeps = RunSweeps(index := RunIndex(launcher, Store(args.db), every_s=0.0), args.runs)
+    near = LocalProcesses(args.runs)
+    found = RunSweeps(_index(args, near), args.runs)
     if args.action == "list":
-        return _list(sweeps, out)
+        return _list(found, out)
     if args.action == "start":
-        if args.sweep_id:
-            raise SettingsError("A new sweep gets an id of its own: leave it out.")
-        sweep = _start(args, launcher, sweeps)
+        base, varied = _asked(args, near)
+        sweep, where = None, args.cluster or LOCAL
     else:
-        sweep = _named(args, sweeps)
-    if args.action == "stop":
-        out.note(f"{sweeps.stop(sweep)} runs of {sweep.sweep_id} were told to end.")
-    elif args.action == "resume":
-        sweep = sweeps.resume(sweep)
-    if args.action in ("start", "resume"):
-        _said(sweep, out)
-        if not args.no_wait and not _watch(index, sweeps, sweep, out):
+        sweep = _named(args, found)
+        base, varied = None, {}
+        where = LOCAL if args.action == "table" else args.cluster or sweep.cluster
+    with _launcher(args, where) as launcher:
+        index = _index(args, launcher)
+        sweeps = RunSweeps(index, args.runs)
+        if base is not None:
+            if isinstance(launcher, RayCluster):
+                launcher.need(map(str, varied.get("model", [base.model])))
+            sweep = sweeps.start(base, varied, budget=args.budget, cluster=where)
+        assert sweep is not None
+        if args.action == "stop":
+            out.note(f"{sweeps.stop(sweep)} runs of {sweep.sweep_id} were told to end.")
+        elif args.action == "resume":
+            sweep = sweeps.resume(sweep, cluster=where)
+        if args.action in ("start", "resume"):
+            _said(sweep, out)
+        wait = not args.no_wait and (args.action in ("start", "resume") or where != LOCAL)
+        if wait and not _watch(index, sweeps, sweep, out):
             return INTERRUPTED
-    return _show(args, index, sweeps, sweep, out)
+        return _show(args, index, sweeps, sweep, out)
 
 
-def _start(args: Namespace, launcher: LocalProcesses, sweeps: RunSweeps) -> RunSweep:
+def _index(args: Namespace, launcher: LocalProcesses) -> RunIndex:
+    return RunIndex(launcher, Store(args.db), every_s=0.0)
+
+
+@contextmanager
+def _launcher(args: Namespace, where: str) -> Iterator[LocalProcesses]:
+    if where == LOCAL:
+        yield LocalProcesses(args.runs)
+        return
+    with closing(RayCluster(args.runs, where, cpus=args.cpus)) as cluster:
+        yield cluster
+
+
+def _asked(args: Namespace, near: LocalProcesses) -> tuple[HealSettings, axes.Axes]:
+    if args.sweep_id:
+        raise SettingsError("A new sweep gets an id of its own: leave it out.")
     varied = axes.parse(args.axis, args.budget)
     both = [name for path, _ in args.settings if (name := ".".join(path)) in varied]
     if both:
         raise SettingsError(f"{both[0]} is an axis and set as well: give one of both.")
-    return sweeps.start(settings_of(args, launcher), varied, budget=args.budget)
+    return settings_of(args, near), varied
 
 
 def _named(args: Namespace, sweeps: RunSweeps) -> RunSweep:
@@ -73,17 +101,24 @@ def _said(sweep: RunSweep, out: Out) -> None:
 def _watch(index: RunIndex, sweeps: RunSweeps, sweep: RunSweep, out: Out) -> bool:
     """Until every run has ended; False when the person who waits has had enough, and the runs go on."""
     try:
-        while going := [state for state in sweeps.states(sweep) if state and state.status in GOING]:
+        while going := _going(index, sweeps.states(sweep)):
             rows = {row.run_id: row for row in index.rows()}
             mine = [rows[cell.run_id] for cell in sweep.cells if cell.run_id in rows]
             where = [f"{row.name}: round {row.round + 1}, {row.stage}" for row in mine if row.stage]
             share = sum(row.progress for row in mine) / max(1, len(mine))
-            out.progress("; ".join([f"{len(going)} runs to go, {share:.0%} done", *where[:2]]))
+            told = index.message() or "; ".join(where[:2])
+            out.progress(f"{len(going)} runs to go, {share:.0%} done; {told}")
             time.sleep(LOOK_S)
     except KeyboardInterrupt:
         out.note(f"The runs go on: `sweep stop {sweep.sweep_id}` ends them, `sweep table` shows them.")
         return False
     return True
+
+
+def _going(index: RunIndex, states: list[JobState | None]) -> list[JobState]:
+    """Those that have not ended; one that is not heard of while a cluster does not answer is one of them."""
+    lost = ("interrupted",) if index.message() else ()
+    return [state for state in states if state and state.status in (*GOING, *lost)]
 
 
 def _list(sweeps: RunSweeps, out: Out) -> int:

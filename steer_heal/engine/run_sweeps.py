@@ -67,7 +67,7 @@ class RunSweeps:
         cluster: str = LOCAL,
     ) -> RunSweep:
         """Queues a run for each cell that can run; the others keep why not. Nothing is made when none can."""
-        cells = tuple(_checked(base, values) for values in axes.cells(varied))
+        cells = tuple(_checked(base, values, cluster) for values in axes.cells(varied))
         if all(cell.skipped for cell in cells):
             raise SettingsError(f"No cell of the sweep can run: {cells[0].skipped}")
         launcher = self._index.launcher
@@ -111,9 +111,9 @@ class RunSweeps:
         """Cancels the runs that have not ended; gives how many."""
         return self._each(sweep, GOING, self._index.cancel)
 
-    def resume(self, sweep: RunSweep) -> RunSweep:
+    def resume(self, sweep: RunSweep, *, cluster: str | None = None) -> RunSweep:
         """Goes on with what was paused or did not finish, and starts what has not been started or was
-        deleted."""
+        deleted; on another cluster where one is given."""
         self._each(sweep, ("paused", "cancelled", "failed", "interrupted"), self._index.resume)
         states = self.states(sweep)
         known = self._started(sweep) if None in states else {}
@@ -121,7 +121,8 @@ class RunSweeps:
             cell if state else cell.model_copy(update={"run_id": known.get(place, "")})
             for place, (cell, state) in enumerate(zip(sweep.cells, states, strict=True))
         ]
-        return self._begin(sweep.model_copy(update={"cells": tuple(cells)}))
+        where = cluster or sweep.cluster
+        return self._begin(sweep.model_copy(update={"cells": tuple(cells), "cluster": where}))
 
     def _each(self, sweep: RunSweep, status: tuple[str, ...], act: Callable[[str], None]) -> int:
         states = zip(sweep.cells, self.states(sweep), strict=True)
@@ -150,7 +151,8 @@ class RunSweeps:
                 continue
             told = axes.in_words(cell.values)
             name = f"{base.name}: {told}" if base.name else told
-            settings = changed(check(axes.applied(base, cell.values)), name=name[:MAX_RUN_NAME_CHARS])
+            applied = check(axes.applied(base, cell.values), loaded=sweep.cluster != LOCAL)
+            settings = changed(applied, name=name[:MAX_RUN_NAME_CHARS])
             about = {"sweep": {"id": sweep.sweep_id, "cell": place, "values": cell.values}}
             begun = cell.model_copy(update={"run_id": self._index.start(settings, about)})
             cells = (*sweep.cells[:place], begun, *sweep.cells[place + 1 :])
@@ -172,9 +174,10 @@ class RunSweeps:
             ) from error
 
 
-def _checked(base: HealSettings, values: dict[str, Any]) -> Cell:
+def _checked(base: HealSettings, values: dict[str, Any], cluster: str) -> Cell:
+    """A cluster is asked for itself whether it has the model."""
     try:
-        check(axes.applied(base, values))
+        check(axes.applied(base, values), loaded=cluster != LOCAL)
     except SettingsError as error:
         return Cell(values=values, skipped=str(error))
     return Cell(values=values)

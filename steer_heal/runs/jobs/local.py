@@ -22,7 +22,7 @@ from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, Chunk, EventLog
 from steer_heal.runs.jobs.folder import RunFolder
 from steer_heal.runs.jobs.launcher import AT_ONCE, About, JobState, niceness, room
-from steer_heal.runs.jobs.processes import Running, account, process_record, send
+from steer_heal.runs.jobs.processes import CLUSTER, Running, account, process_record, send
 from steer_heal.runs.jobs.shelf import Shelf
 
 LEAST_ROOM = 100_000
@@ -134,6 +134,9 @@ class LocalProcesses:
             return ended
         if folder.asked("cancel"):
             return JobState("cancelled")
+        if process.host.startswith(CLUSTER):
+            said = f"For a minute nobody has listened to {process.host}: `sweep resume` listens again."
+            return JobState("interrupted", said)
         how = account(code, folder.last_memory(), folder.last_line())
         return JobState("interrupted", how["message"], process.pid)
 
@@ -302,14 +305,15 @@ def _busy(state: JobState) -> bool:
 
 def _going(folder: RunFolder, process: Running) -> JobState:
     """The state of a run whose process lives."""
+    pid = None if process.host.startswith(CLUSTER) else process.pid
     if folder.asked("cancel"):
-        return JobState("running", "stopping after its step", process.pid)
+        return JobState("running", "stopping after its step", pid)
     if folder.asked("pause"):
         resting = folder.asked("resting")
-        return JobState("paused" if resting else "running", "" if resting else "pausing", process.pid)
+        return JobState("paused" if resting else "running", "" if resting else "pausing", pid)
     full = shutil.disk_usage(folder.path).free < LEAST_ROOM
     said = "its disk is full: it waits until there is room" if full else ""
-    return JobState("running", said, process.pid)
+    return JobState("running", said, pid)
 
 
 def _close(folder: RunFolder, message: str) -> None:
