@@ -36,6 +36,7 @@ ANSWER_S = 5.0
 AGAIN_S = 15.0
 """How long after a cluster did not answer it is asked again."""
 WAIT_S = 0.3
+LAST = 0
 RESTARTS = 3
 """How often Ray makes a run's actor anew, on this node or another; then the run is interrupted."""
 _PACKAGE = Path(__file__).parents[2]
@@ -43,11 +44,11 @@ _PACKAGE = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What is new of a run: whole lines of its log, and the files of the rounds that end in them. `error`:
-    why its worker ended, where it did so without a last word."""
+    """What is new of a run: whole lines of its log, and by round the files of those that end in them, under
+    `LAST` what is left at its end. `error`: why its worker ended, where it did so without a last word."""
 
     lines: bytes
-    files: dict[str, bytes]
+    files: dict[int, dict[str, bytes]]
     error: str = ""
 
 
@@ -88,14 +89,14 @@ class Remote:
         with open(self._folder.log, "rb") as file:
             file.seek(offset)
             lines = file.read(chunk.offset - offset)
-        kept = [self._folder.worker_log] if any(event.kind in FINAL for event in chunk.events) else []
+        home, files = self._folder.path, {}
         for event in chunk.events:
             if event.kind == "round":
-                kept += self._folder.path.glob(f"*/round-{event.round}.*")
-                kept += (self._folder.path / "adapters" / f"round-{event.round}").rglob("*")
-        files = {
-            str(path.relative_to(self._folder.path)): path.read_bytes() for path in kept if path.is_file()
-        }
+                adapter = home / "adapters" / f"round-{event.round}"
+                kept = [*home.glob(f"vectors/round-{event.round}.*"), *adapter.rglob("*")]
+                files[event.round or LAST] = _read(home, kept)
+            elif event.kind in FINAL:
+                files[LAST] = _read(home, [self._folder.worker_log])
         return Heard(lines, files, "" if failed is None else f"{type(failed).__name__}: {failed}")
 
     def end(self) -> None:
@@ -130,29 +131,31 @@ class Line:
     def files(self) -> dict[str, bytes]:
         """All that the run needs to go on."""
         folder = self.folder.path
-        kept = [folder / "config.json", self.folder.log]
-        kept += [path for part in ("vectors", "adapters") for path in (folder / part).rglob("*")]
-        return {str(path.relative_to(folder)): path.read_bytes() for path in kept if path.is_file()}
+        made = [path for part in ("vectors", "adapters") for path in (folder / part).rglob("*")]
+        return _read(folder, [folder / "config.json", self.folder.log, *made])
 
     def take(self, heard: Heard) -> str:
         """Files first, then the lines that speak of them; gives the kind of the last. Where a pause is asked
         for, what follows a round is left out. Raises: `OSError`, and then the log is as it was."""
-        for name, body in heard.files.items():
+        kept: list[bytes] = []
+        kind, files = "", {}
+        for line in heard.lines.splitlines(keepends=True):
+            kept.append(line)
+            if (event := events.parse(line)) is None:
+                continue
+            kind = event.kind
+            if kind == "round" or kind in FINAL:
+                files |= heard.files.get(event.round or LAST, {})
+            if kind == "round" and self.folder.asked("pause"):
+                break
+        for name, body in files.items():
             path = self.folder.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_name(f".{path.name}.new")
             fresh.write_bytes(body)
             fresh.replace(path)
-        kept: list[bytes] = []
-        kind = ""
-        for line in heard.lines.splitlines(keepends=True):
-            kept.append(line)
-            event = events.parse(line)
-            kind = event.kind if event is not None else kind
-            if kind == "round" and self.folder.asked("pause"):
-                break
         self.log.take(b"".join(kept))
-        if heard.files:
+        if files:
             self.log.sync()
         return kind
 
@@ -356,6 +359,10 @@ class RayCluster(LocalProcesses):
             actor = self._ray.get_actor(run_id)
             self._ray.wait([actor.end.remote()], timeout=1.0)
             self._ray.kill(actor)
+
+
+def _read(folder: Path, files: Iterable[Path]) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
 
 
 def _beat(folder: RunFolder) -> None:
