@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -91,7 +92,8 @@ def test_lines_of_another_log_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+def ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRay:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     made = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", made)
     return made
