@@ -18,6 +18,7 @@ from steer_heal.config import (
     DEMO,
     LITE_PREFIX,
     MAX_ROUNDS,
+    MAX_SWEEP_RUNS,
     MODEL_METHODS,
     OWN_METHODS,
     PRESETS,
@@ -35,6 +36,7 @@ Namespace = argparse.Namespace
 HEAL_NAMED = ("model", "trait", "rounds", "seed", "name", "band")
 """Arguments of `heal` that are settings of the same name."""
 STORE_ACTIONS = ("export", "info", "rebuild", "snapshot")
+SWEEP_ACTIONS = ("start", "list", "stop", "resume", "table")
 TABLES = ("parquet", "csv")
 SAMPLING = ("temperature", "top_p", "top_k")
 MODEL = "a name that `models` lists, a folder, a .gguf file, or a hub id"
@@ -76,36 +78,42 @@ def command(commands: Commands, name: str, about: str, module: str = "") -> argp
 def heal(commands: Commands) -> None:
     about = "Heal a model: extract, calibrate, steer, filter, train, fold, evaluate, for some rounds."
     made = command(commands, "heal", about)
-    made.add_argument("--model", default=default_model()[0], help=MODEL)
-    add_trait(made)
-    add_sampling(made)
-    made.add_argument("--rounds", type=int, default=3, help=f"1 to {MAX_ROUNDS}")
-    made.add_argument("--seed", type=int, default=0, help="same seed, same machine, same numbers")
-    made.add_argument("--preset", default="quick", choices=sorted(PRESETS), help="size of a round")
-    made.add_argument("--name", default="", help="shown in the table of runs")
-    made.add_argument(
-        "--vignettes", metavar="FILE", help="a JSONL file of vignettes; the bundled ones if none"
-    )
-    add_frame(made)
-    add_controls(made, EvalSettings().controls)
-    made.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        type=setting,
-        default=[],
-        metavar="KEY=VALUE",
-        help="any setting, such as train.epochs=3; may be given again",
-    )
+    add_settings(made)
     made.add_argument("--resume", metavar="RUN_ID", help="go on with a run that ended early")
-    made.add_argument(
-        "--clone",
-        metavar="RUN_ID",
-        help="a new run with that one's settings; what else is given here changes",
-    )
     made.add_argument("--all", action="store_true", help="show all seven foundations")
     add_places(made)
-    made.set_defaults(usual={key: made.get_default(key) for key in (*HEAL_NAMED, "preset")})
+
+
+def sweep(commands: Commands) -> None:
+    about = (
+        "Runs that differ in some settings, each a heal run of its own, and what their differences come to."
+    )
+    made = command(commands, "sweep", about)
+    made.add_argument(
+        "action",
+        nargs="?",
+        default="start",
+        choices=SWEEP_ACTIONS,
+        help="start one, list all, or of one: stop its runs, go on with what did not finish, show its table",
+    )
+    made.add_argument("sweep_id", nargs="?", metavar="SWEEP_ID", help="of a sweep that is there")
+    made.add_argument(
+        "--axis",
+        action="append",
+        default=[],
+        metavar="KEY=A,B,...",
+        help="a setting and its values, such as train.divergence=nll,kl_rev or seed=0..4; may be given again",
+    )
+    made.add_argument("--budget", type=int, default=MAX_SWEEP_RUNS, metavar="N", help="at most so many runs")
+    made.add_argument(
+        "--cluster",
+        metavar="ray://HOST:PORT",
+        help="where the runs are: local, or a Ray cluster; with resume, where they go on (as before if none)",
+    )
+    made.add_argument("--cpus", type=int, default=1, metavar="N", help="of each run on a cluster")
+    made.add_argument("--no-wait", action="store_true", help="start the runs and leave them to themselves")
+    add_settings(made)
+    add_places(made)
 
 
 def dose(commands: Commands) -> None:
@@ -276,7 +284,40 @@ def trait(commands: Commands) -> None:
     made.add_argument("--out", metavar="FILE", help="with export: where to; NAME.json if none")
 
 
-COMMANDS = (heal, dose, effect, evaluate, vector, trait, results, readings, store, export, models, doctor)
+COMMANDS = (
+    heal, sweep, dose, effect, evaluate, vector, trait, results, readings, store, export, models, doctor,
+)  # fmt: skip
+
+
+def add_settings(made: argparse.ArgumentParser) -> None:
+    """The settings of a heal run."""
+    made.add_argument("--model", default=default_model()[0], help=MODEL)
+    add_trait(made)
+    add_sampling(made)
+    made.add_argument("--rounds", type=int, default=3, help=f"1 to {MAX_ROUNDS}")
+    made.add_argument("--seed", type=int, default=0, help="same seed, same machine, same numbers")
+    made.add_argument("--preset", default="quick", choices=sorted(PRESETS), help="size of a round")
+    made.add_argument("--name", default="", help="shown in the table of runs")
+    made.add_argument(
+        "--vignettes", metavar="FILE", help="a JSONL file of vignettes; the bundled ones if none"
+    )
+    add_frame(made)
+    add_controls(made, EvalSettings().controls)
+    made.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        type=setting,
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, such as train.epochs=3; may be given again",
+    )
+    made.add_argument(
+        "--clone",
+        metavar="RUN_ID",
+        help="with that run's settings; what else is given here changes",
+    )
+    made.set_defaults(usual={key: made.get_default(key) for key in (*HEAL_NAMED, "preset")})
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from importlib import import_module
 from typing import Any
 
@@ -56,10 +55,11 @@ def run(args: Namespace, out: Out) -> int:
 def _folder(args: Namespace, launcher: LocalProcesses) -> RunFolder:
     if args.resume:
         return launcher.reopen(args.resume, worker=this_process())
-    return launcher.create(check(_settings(args, launcher)), worker=this_process())
+    return launcher.create(check(settings_of(args, launcher)), worker=this_process())
 
 
-def _settings(args: argparse.Namespace, launcher: LocalProcesses) -> HealSettings:
+def settings_of(args: Namespace, launcher: LocalProcesses) -> HealSettings:
+    """What the arguments of `add_settings` ask for. Errors: `SettingsError`."""
     drawn = [(["data", name], value) for name, value in sampling(args).items()]
     changes = nested([*args.settings, *drawn])
     for key in ("vignettes", "frame", "controls"):

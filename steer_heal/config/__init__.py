@@ -1,5 +1,6 @@
 """Frozen settings, presets and limits; every message says what to do."""
 
+from steer_heal.config.axes import MAX_SWEEP_RUNS
 from steer_heal.config.base import (
     AUTO,
     AUTO_FRAME,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from steer_heal.config import MAX_RUN_NAME_CHARS, HealSettings, SettingsError, stored_settings
 from steer_heal.records import CompletionRow, ControlNode, Event, MapNode, RoundDetail, RunRow
 from steer_heal.runs import events
-from steer_heal.runs.jobs import JobState, Launcher
+from steer_heal.runs.jobs import About, JobState, Launcher
 from steer_heal.runs.store import Store, StoreBusy
 from steer_heal.runs.store.rows import number
 
@@ -91,9 +91,9 @@ class RunIndex:
         """Who holds the store, or why it cannot be used; empty when all is well."""
         return self._message
 
-    def start(self, settings: HealSettings) -> str:
+    def start(self, settings: HealSettings, about: About | None = None) -> str:
         """Queues a run. Raises: `SettingsError`."""
-        return self._changed(lambda: self.launcher.start(settings))
+        return self._changed(lambda: self.launcher.start(settings, about))
 
     def cancel(self, run_id: str) -> None:
         self._changed(lambda: self.launcher.cancel(run_id))

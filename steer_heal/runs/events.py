@@ -147,16 +147,31 @@ class EventLog:
         with self._turn:
             event = Event(self.next_seq, time.time(), kind, round_, body)
             line = json.dumps(event.as_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-            before = os.fstat(self._file.fileno()).st_size
-            rest = memoryview(line.encode() + b"\n")
-            try:
-                while rest:
-                    rest = rest[self._file.write(rest) :]
-            except OSError:
-                self._file.truncate(before)
-                raise
+            self._write(line.encode() + b"\n")
             self.next_seq += 1
         return event
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def take(self, lines: bytes) -> None:
+        """Writes whole lines that another log of the same run has after this one's. Raises: `OSError`, as
+        `append`."""
+        with self._turn:
+            self._write(lines)
+            for event in map(parse, lines.split(b"\n")):
+                self.next_seq = self.next_seq if event is None else event.seq + 1
+
+    def _write(self, lines: bytes) -> None:
+        before, rest = self.size, memoryview(lines)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(before)
+            raise
 
     def sync(self) -> None:
         """Makes what was written so far survive a loss of power."""

@@ -16,7 +16,7 @@ from steer_heal.runs.store.rows import ROW_TABLES
 from steer_heal.runs.store.schema import MIGRATIONS
 from tests.runs import play_round, profile, start, write_run
 
-TABLES = ("runs", "events", *ROW_TABLES, "moral_map", "controls")
+TABLES = ("runs", "events", *ROW_TABLES, "moral_map", "controls", "sweep_cells")
 
 
 def tables(store: Store) -> dict[str, list[Any]]:

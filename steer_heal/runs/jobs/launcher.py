@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ NICENESS = "STEER_HEAL_NICENESS"
 GIVE_WAY = 5
 LEAST_URGENT = 19
 
+About = Mapping[str, Any]
+"""What a run's first event says besides its settings: `sweep` of a sweep's run (`id`, `cell`, `values`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobState:
@@ -30,7 +34,7 @@ class JobState:
 class Launcher(Protocol):
     """Where runs execute. Nothing else may assume that a run shares the caller's machine."""
 
-    def start(self, settings: HealSettings) -> str: ...
+    def start(self, settings: HealSettings, about: About | None = None) -> str: ...
     def settings(self, run_id: str) -> HealSettings: ...
     def poll(self, run_id: str) -> JobState: ...
     def cancel(self, run_id: str) -> None: ...

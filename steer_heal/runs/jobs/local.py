@@ -21,8 +21,8 @@ from steer_heal.config import MAX_QUEUED_RUNS, RUN_ID, HealSettings, SettingsErr
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, Chunk, EventLog
 from steer_heal.runs.jobs.folder import RunFolder
-from steer_heal.runs.jobs.launcher import AT_ONCE, JobState, niceness, room
-from steer_heal.runs.jobs.processes import Running, account, process_record, send
+from steer_heal.runs.jobs.launcher import AT_ONCE, About, JobState, niceness, room
+from steer_heal.runs.jobs.processes import CLUSTER, Running, account, process_record, send
 from steer_heal.runs.jobs.shelf import Shelf
 
 LEAST_ROOM = 100_000
@@ -58,22 +58,24 @@ class LocalProcesses:
         self._asked: dict[str, float] = {}
         self._ages: dict[str, tuple[float, str]] = {}
 
-    def start(self, settings: HealSettings) -> str:
+    def start(self, settings: HealSettings, about: About | None = None) -> str:
         """Queues a run, and starts it when there is room. Gives its id."""
         waiting = sum(self.poll(known).status == "queued" for known in self.runs())
         if waiting >= MAX_QUEUED_RUNS:
             raise SettingsError(f"{waiting} runs are waiting already: cancel some, or launch this one later.")
-        run_id = self.create(settings).run_id
+        run_id = self.create(settings, about=about).run_id
         self.advance()
         return run_id
 
-    def create(self, settings: HealSettings, *, worker: Running | None = None) -> RunFolder:
+    def create(
+        self, settings: HealSettings, *, worker: Running | None = None, about: About | None = None
+    ) -> RunFolder:
         """A queued run; with `worker` that process has it already, and nobody else will start it."""
         folder = RunFolder.create(self.runs_dir, settings)
         if worker is not None:
             folder.claim(worker)
         with EventLog(folder.log) as log:
-            log.append("queued", None, {"settings": settings.model_dump(mode="json")})
+            log.append("queued", None, {"settings": settings.model_dump(mode="json"), **(about or {})})
         return folder
 
     def folder(self, run_id: str) -> RunFolder:
@@ -132,6 +134,9 @@ class LocalProcesses:
             return ended
         if folder.asked("cancel"):
             return JobState("cancelled")
+        if process.host.startswith(CLUSTER):
+            said = f"For a minute nobody has listened to {process.host}: `sweep resume` listens again."
+            return JobState("interrupted", said)
         how = account(code, folder.last_memory(), folder.last_line())
         return JobState("interrupted", how["message"], process.pid)
 
@@ -300,14 +305,15 @@ def _busy(state: JobState) -> bool:
 
 def _going(folder: RunFolder, process: Running) -> JobState:
     """The state of a run whose process lives."""
+    pid = None if process.host.startswith(CLUSTER) else process.pid
     if folder.asked("cancel"):
-        return JobState("running", "stopping after its step", process.pid)
+        return JobState("running", "stopping after its step", pid)
     if folder.asked("pause"):
         resting = folder.asked("resting")
-        return JobState("paused" if resting else "running", "" if resting else "pausing", process.pid)
+        return JobState("paused" if resting else "running", "" if resting else "pausing", pid)
     full = shutil.disk_usage(folder.path).free < LEAST_ROOM
     said = "its disk is full: it waits until there is room" if full else ""
-    return JobState("running", said, process.pid)
+    return JobState("running", said, pid)
 
 
 def _close(folder: RunFolder, message: str) -> None:

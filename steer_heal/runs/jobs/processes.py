@@ -14,13 +14,16 @@ import psutil
 _SAME_START_S = 1.0
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _VMSTAT = Path("/proc/vmstat")
+CLUSTER = "ray://"
+"""How the host begins of a run that is on a cluster."""
 LITTLE = 0.03
 """Share of the machine's memory below which a kill is put down to want of memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A process: `created` in seconds after the machine's start, and which start that was (`boot`)."""
+    """A process: `created` in seconds after the machine's start, and which start that was (`boot`). Of a run
+    on a cluster `host` is the cluster's address, and the process the one that began to listen to it."""
 
     pid: int
     created: float

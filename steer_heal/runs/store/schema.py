@@ -127,7 +127,26 @@ CREATE OR REPLACE VIEW controls AS
 """Of a run whose trait is measured on its own axis the columns of the foundations are null, and `poles` holds
 the mean p of the two poles."""
 
-MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, HEALTH, CONTROLS, DAMAGE, OWN_AXIS)
+SWEEPS = """
+CREATE VIEW sweep_cells AS
+    WITH cells AS (
+        SELECT run_id, data ->> '$.sweep.id' AS sweep_id, CAST(data ->> '$.sweep.cell' AS INTEGER) AS cell,
+               data -> '$.sweep.values' AS varied
+        FROM events WHERE kind = 'queued' AND (data ->> '$.sweep.id') IS NOT NULL
+    )
+    SELECT c.sweep_id, c.cell, c.run_id, c.varied, r.model, r.trait, r.seed, r.status, d.round,
+           CAST(d.facts ->> '$.path[#-1].movement' AS DOUBLE) AS movement, p.care, p.social_norms,
+           p.coherence, d.retention, p.relevance, p.perplexity_ratio, p.looping,
+           CAST(d.facts ->> '$.facts_kept' AS DOUBLE) AS facts_kept,
+           CAST(d.facts ->> '$.neutral_kl' AS DOUBLE) AS neutral_kl,
+           d.facts ->> '$.headline.word' AS headline, d.kept, d.made, d.seconds, d.finished_at
+    FROM cells c JOIN runs r USING (run_id)
+    LEFT JOIN rounds d ON d.run_id = c.run_id
+    LEFT JOIN profiles p ON p.run_id = d.run_id AND p.round = d.round AND p.stage = 'healed';
+"""
+"""Of each run that a sweep started a row a finished round, one without a round where none has finished."""
+
+MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, HEALTH, CONTROLS, DAMAGE, OWN_AXIS, SWEEPS)
 """Migration i takes a file from version i to i + 1."""
 
 RECORD = """

@@ -58,7 +58,7 @@ _STEPS = (
     "SELECT step, total, loss, nll, divergence, lr, barrier, distil, held_out_nll FROM steps "
     "WHERE run_id = ? AND round = ? ORDER BY step"
 )
-_EXPORTS = ("runs", *ROW_TABLES, "moral_map", "controls")
+_EXPORTS = ("runs", *ROW_TABLES, "moral_map", "controls", "sweep_cells")
 
 
 class Store:
@@ -107,6 +107,11 @@ class Store:
     def controls(self, run_ids: Iterable[str]) -> list[ControlNode]:
         """What random directions and the persona do to the base, of the runs that asked for them."""
         return [ControlNode(**_measured(row)) for row in self._query(_CONTROLS, list(run_ids))]
+
+    def sweep_cells(self, sweep_id: str) -> Rows:
+        """The rows of the view `sweep_cells` of one sweep; `varied` holds the value of each axis."""
+        rows = self._query("FROM sweep_cells WHERE sweep_id = ? ORDER BY cell, run_id, round", sweep_id)
+        return [{**row, "varied": _json(row["varied"])} for row in rows]
 
     def completions(self, run_id: str, round_: int) -> list[CompletionRow]:
         """What the round generated, kept or not."""

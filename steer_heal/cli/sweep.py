@@ -1,0 +1,223 @@
+"""`sweep`: runs that differ in some settings, started, watched, stopped, resumed, and read side by side."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from steer_heal.cli.arguments import Namespace
+from steer_heal.cli.heal import settings_of
+from steer_heal.cli.tables import Column, Out, number, table
+from steer_heal.config import HealSettings, SettingsError, axes
+from steer_heal.engine import sweep_table
+from steer_heal.engine.run_index import RunIndex
+from steer_heal.engine.run_sweeps import GOING, LOCAL, RunSweep, RunSweeps
+from steer_heal.runs.jobs import JobState, LocalProcesses
+from steer_heal.runs.jobs.ray_cluster import RayCluster
+from steer_heal.runs.store import Store
+
+LOOK_S = 1.0
+INTERRUPTED = 130
+
+
+def run(args: Namespace, out: Out) -> int:
+    """Exit code 0 when it was done and, where it was waited for them, all runs finished."""
+    near = LocalProcesses(args.runs)
+    found = RunSweeps(_index(args, near), args.runs)
+    if args.action == "list":
+        return _list(found, out)
+    if args.action == "start":
+        base, varied = _asked(args, near)
+        sweep, where = None, args.cluster or LOCAL
+    else:
+        sweep = _named(args, found)
+        base, varied = None, {}
+        where = LOCAL if args.action == "table" else args.cluster or sweep.cluster
+    with _launcher(args, where) as launcher:
+        index = _index(args, launcher)
+        sweeps = RunSweeps(index, args.runs)
+        if base is not None:
+            if isinstance(launcher, RayCluster):
+                launcher.need(map(str, varied.get("model", [base.model])))
+            sweep = sweeps.start(base, varied, budget=args.budget, cluster=where)
+        assert sweep is not None
+        if args.action == "stop":
+            out.note(f"{sweeps.stop(sweep)} runs of {sweep.sweep_id} were told to end.")
+        elif args.action == "resume":
+            sweep = sweeps.resume(sweep, cluster=where)
+        if args.action in ("start", "resume"):
+            _said(sweep, out)
+        wait = not args.no_wait and (args.action in ("start", "resume") or where != LOCAL)
+        if wait and not _watch(index, sweeps, sweep, out):
+            return INTERRUPTED
+        return _show(args, index, sweeps, sweep, out)
+
+
+def _index(args: Namespace, launcher: LocalProcesses) -> RunIndex:
+    return RunIndex(launcher, Store(args.db), every_s=0.0)
+
+
+@contextmanager
+def _launcher(args: Namespace, where: str) -> Iterator[LocalProcesses]:
+    if where == LOCAL:
+        yield LocalProcesses(args.runs)
+        return
+    with closing(RayCluster(args.runs, where, cpus=args.cpus)) as cluster:
+        yield cluster
+
+
+def _asked(args: Namespace, near: LocalProcesses) -> tuple[HealSettings, axes.Axes]:
+    if args.sweep_id:
+        raise SettingsError("A new sweep gets an id of its own: leave it out.")
+    varied = axes.parse(args.axis, args.budget)
+    both = [name for path, _ in args.settings if (name := ".".join(path)) in varied]
+    if both:
+        raise SettingsError(f"{both[0]} is an axis and set as well: give one of both.")
+    return settings_of(args, near), varied
+
+
+def _named(args: Namespace, sweeps: RunSweeps) -> RunSweep:
+    if args.axis:
+        raise SettingsError(f"`sweep {args.action}` takes a sweep as it is: leave --axis out.")
+    if not args.sweep_id:
+        raise SettingsError(
+            f"`sweep {args.action}` needs a sweep: name it by its id, which `sweep list` shows."
+        )
+    return sweeps.find(args.sweep_id)
+
+
+def _said(sweep: RunSweep, out: Out) -> None:
+    begun = sum(bool(cell.run_id) for cell in sweep.cells)
+    out.note(f"Sweep {sweep.sweep_id}: {begun} runs of {len(sweep.cells)} cells")
+    for cell in sweep.cells:
+        if cell.skipped:
+            out.note(f"{axes.in_words(cell.values)} is skipped: {cell.skipped}")
+
+
+def _watch(index: RunIndex, sweeps: RunSweeps, sweep: RunSweep, out: Out) -> bool:
+    """Until every run has ended; False when the person who waits has had enough, and the runs go on."""
+    try:
+        while going := _going(index, sweeps.states(sweep)):
+            rows = {row.run_id: row for row in index.rows()}
+            mine = [rows[cell.run_id] for cell in sweep.cells if cell.run_id in rows]
+            where = [f"{row.name}: round {row.round + 1}, {row.stage}" for row in mine if row.stage]
+            share = sum(row.progress for row in mine) / max(1, len(mine))
+            told = index.message() or "; ".join(where[:2])
+            out.progress(f"{len(going)} runs to go, {share:.0%} done; {told}")
+            time.sleep(LOOK_S)
+    except KeyboardInterrupt:
+        out.note(f"The runs go on: `sweep stop {sweep.sweep_id}` ends them, `sweep table` shows them.")
+        return False
+    return True
+
+
+def _going(index: RunIndex, states: list[JobState | None]) -> list[JobState]:
+    """Those that have not ended; one that is not heard of while a cluster does not answer is one of them."""
+    lost = ("interrupted",) if index.message() else ()
+    return [state for state in states if state and state.status in (*GOING, *lost)]
+
+
+def _list(sweeps: RunSweeps, out: Out) -> int:
+    rows = []
+    for sweep in sweeps.all():
+        stand = Counter(state.status if state else "none" for state in sweeps.states(sweep))
+        row = {"sweep_id": sweep.sweep_id, "at": sweep.at, "cells": len(sweep.cells), "axes": sweep.axes}
+        rows.append(row | {"cluster": sweep.cluster, "status": dict(stand)})
+    columns = [
+        Column("sweep_id", "sweep"), number("cells", "cells", "d", 5), Column("stand", "runs"),
+        Column("varied", "axes"),
+    ]  # fmt: skip
+    shown = [
+        row
+        | {"stand": ", ".join(f"{n} {what}" for what, n in row["status"].items())}
+        | {"varied": axes.in_words(row["axes"])}
+        for row in rows
+    ]
+    out.text(table(columns, shown) if rows else "No sweeps yet: start one with `sweep --axis seed=0..2`.")
+    out.document({"command": "sweep", "action": "list", "sweeps": rows})
+    return 0
+
+
+def _show(args: Namespace, index: RunIndex, sweeps: RunSweeps, sweep: RunSweep, out: Out) -> int:
+    index.watermark()
+    if index.message():
+        raise SettingsError(index.message())
+    rows = index.store.sweep_cells(sweep.sweep_id)
+    last = sweep_table.last_rounds(rows)
+    groups, apart = sweep_table.groups(last), sweep_table.differences(last)
+    cells: list[dict[str, Any]] = [
+        {"values": cell.values, "run_id": cell.run_id, "status": state.status if state else "none"}
+        | {"message": cell.skipped or (state.message if state else "")}
+        for cell, state in zip(sweep.cells, sweeps.states(sweep), strict=True)
+    ]
+    out.text(*_cells(cells), *_groups(groups), *_differences(apart))
+    out.document(
+        {
+            "command": "sweep",
+            "action": args.action,
+            "sweep_id": sweep.sweep_id,
+            "cluster": sweep.cluster,
+            "base": sweep.base,
+            "axes": sweep.axes,
+            "cells": cells,
+            "rounds": rows,
+            "groups": [asdict(group) for group in groups],
+            "differences": [asdict(one) | {"verdict": one.verdict} for one in apart],
+        }
+    )
+    waited = args.action in ("start", "resume") and not args.no_wait
+    return int(waited and any(cell["status"] != "finished" for cell in cells))
+
+
+def _cells(cells: list[dict[str, Any]]) -> list[str]:
+    columns = [
+        Column("told", "cell"), Column("run_id", "run"), Column("status", "status"), Column("message", ""),
+    ]  # fmt: skip
+    return [table(columns, [cell | {"told": axes.in_words(cell["values"])} for cell in cells]), ""]
+
+
+def _groups(groups: list[sweep_table.Group]) -> list[str]:
+    if not groups:
+        return ["No run has finished yet, so there is nothing to compare."]
+    columns = [
+        Column("told", "setting"),
+        number("n", "seeds", "d", 5),
+        *(Column(name, name) for name in sweep_table.READINGS),
+    ]
+    shown = [
+        {"told": sweep_table.told(group.values), "n": len(group.seeds)}
+        | {name: _around(group.mean[name], group.spread[name]) for name in sweep_table.READINGS}
+        for group in groups
+    ]
+    return ["Mean and standard deviation over seeds, of each run's last round", table(columns, shown)]
+
+
+def _around(mean: float | None, spread: float | None) -> str | None:
+    if mean is None:
+        return None
+    return f"{mean:.3f}" if spread is None else f"{mean:.3f} ± {spread:.3f}"
+
+
+def _differences(apart: list[sweep_table.Difference]) -> list[str]:
+    if not apart:
+        return []
+    columns = [
+        Column("one", "of"), Column("other", "and"), Column("reading", "reading"),
+        number("n", "seeds", "d", 5), number("mean", "difference", "+.3f"),
+        Column("interval", "95% interval"), Column("verdict", ""),
+    ]  # fmt: skip
+    shown = [
+        {
+            **asdict(one),
+            "one": sweep_table.told(one.one),
+            "other": sweep_table.told(one.other),
+            "interval": None if one.low is None else f"{one.low:+.3f} to {one.high:+.3f}",
+            "verdict": one.verdict,
+        }
+        for one in apart
+    ]
+    return ["", "The second minus the first, seed by seed; each interval for itself", table(columns, shown)]

@@ -1,0 +1,92 @@
+"""The axes of a sweep: which settings vary, over which values."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import chain, product
+from math import prod
+from typing import Any
+
+from steer_heal.config.base import MAX_QUEUED_RUNS, SettingsError
+from steer_heal.config.healing import HealSettings, changed, describe_settings, json_or_text
+
+MAX_SWEEP_RUNS = MAX_QUEUED_RUNS
+SEED = "seed"
+"""The axis that repeats a setting rather than being one."""
+_PLAIN = ("model", "trait", "rounds", SEED, "band")
+_RANGE = re.compile(r"(\d{1,10})\.\.(\d{1,10})")
+
+Axes = dict[str, list[Any]]
+
+
+def parse(texts: Iterable[str], budget: int = MAX_SWEEP_RUNS) -> Axes:
+    """Lines such as `train.divergence=nll,kl_rev` and `seed=0..4` as values by setting.
+
+    Values are JSON, or text where they are none; `0..4` is 0, 1, 2, 3, 4. Errors: `SettingsError` for no
+    setting, one that is given twice, no value or the same one twice, and a grid of more than `budget` cells.
+    """
+    parts: dict[str, list[Sequence[Any]]] = {}
+    for text in texts:
+        name, equals, values = (piece.strip() for piece in text.partition("="))
+        if not equals or not name:
+            raise SettingsError(f"{text[:80]!r} is no axis: give one like train.divergence=nll,kl_rev.")
+        if name in parts:
+            raise SettingsError(f"{name} is an axis twice: give all its values at once.")
+        parts[_known(name)] = _parts(values)
+    if not parts:
+        raise SettingsError("A sweep needs an axis: give one like --axis seed=0..4.")
+    count = prod(sum(map(len, some)) for some in parts.values())
+    if not 0 < budget <= MAX_SWEEP_RUNS:
+        raise SettingsError(f"A sweep has 1 to {MAX_SWEEP_RUNS} runs, not {budget}: give another --budget.")
+    if count > budget:
+        raise SettingsError(f"{count:,} runs are more than the {budget} allowed: give the axes fewer values.")
+    axes = {name: [*chain(*some)] for name, some in parts.items()}
+    for name, values in axes.items():
+        if not values or any(value in values[:place] for place, value in enumerate(values)):
+            what = "has a value twice: give each once" if values else "has no value: give one or more"
+            raise SettingsError(f"The axis {name} {what}.")
+    return axes
+
+
+def cells(axes: Axes) -> list[dict[str, Any]]:
+    """The grid: one value of each axis, in every combination; the last axis changes fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def applied(base: HealSettings, values: dict[str, Any]) -> HealSettings:
+    """One cell's settings. Errors: `SettingsError` for a value that its setting cannot have."""
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        part, _, key = name.rpartition(".")
+        (changes.setdefault(part, {}) if part else changes)[key] = value
+    return changed(base, **changes)
+
+
+def in_words(values: dict[str, Any]) -> str:
+    """`train.divergence=nll seed=0`."""
+    told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return " ".join(f"{name}={value}" for name, value in told.items())
+
+
+def _known(name: str) -> str:
+    known = [*_PLAIN, *(setting for setting, _, _ in describe_settings())]
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"perhaps {near[0]}" if near else f"such as {', '.join(_PLAIN)} or train.lam"
+    raise SettingsError(f"The axis {name[:80]!r} names no setting: give one, {hint}.")
+
+
+def _parts(text: str) -> list[Sequence[Any]]:
+    with suppress(ValueError, RecursionError):
+        return [json.loads(f"[{text}]")]
+    return [_span(part.strip()) for part in text.split(",")]
+
+
+def _span(text: str) -> Sequence[Any]:
+    ends = _RANGE.fullmatch(text)
+    return range(int(ends[1]), int(ends[2]) + 1) if ends else [json_or_text(text)]

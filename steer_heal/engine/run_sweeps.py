@@ -1,0 +1,183 @@
+"""Sweeps of heal runs: each a file of settings and run ids, each of its cells an ordinary run."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from steer_heal.config import (
+    MAX_QUEUED_RUNS,
+    MAX_RUN_NAME_CHARS,
+    HealSettings,
+    Settings,
+    SettingsError,
+    axes,
+    changed,
+    check_run_id,
+    stored_settings,
+)
+from steer_heal.engine.run_index import RunIndex
+from steer_heal.engine.validate import check
+from steer_heal.runs.jobs import JobState
+from steer_heal.runs.jobs.folder import write_whole
+
+GOING = ("queued", "running", "paused")
+LOCAL = "local"
+
+
+class Cell(Settings):
+    """One combination of the axes' values: its run, or why it cannot run; neither before it is started."""
+
+    values: dict[str, Any]
+    run_id: str = ""
+    skipped: str = ""
+
+
+class RunSweep(Settings):
+    """What `runs/sweeps/<id>.json` holds. `at`: when it was made, in seconds since the epoch; `base`: the
+    settings that its cells change; `cluster`: where its runs are."""
+
+    sweep_id: str
+    at: float
+    cluster: str = LOCAL
+    base: dict[str, Any]
+    axes: axes.Axes
+    budget: int
+    cells: tuple[Cell, ...]
+
+
+class RunSweeps:
+    """The sweeps in a folder of runs. Bad input raises `SettingsError`."""
+
+    def __init__(self, index: RunIndex, runs_dir: str | Path) -> None:
+        self._index, self._folder = index, Path(runs_dir) / "sweeps"
+
+    def start(
+        self,
+        base: HealSettings,
+        varied: axes.Axes,
+        *,
+        budget: int = axes.MAX_SWEEP_RUNS,
+        cluster: str = LOCAL,
+    ) -> RunSweep:
+        """Queues a run for each cell that can run; the others keep why not. Nothing is made when none can."""
+        cells = tuple(_checked(base, values, cluster) for values in axes.cells(varied))
+        if all(cell.skipped for cell in cells):
+            raise SettingsError(f"No cell of the sweep can run: {cells[0].skipped}")
+        launcher = self._index.launcher
+        waiting = sum(launcher.poll(run_id).status == "queued" for run_id in launcher.runs())
+        if waiting + len(cells) > MAX_QUEUED_RUNS:
+            raise SettingsError(
+                f"{waiting} runs are waiting already, and {MAX_QUEUED_RUNS} may: cancel some, or make a "
+                f"sweep of fewer than {len(cells)}."
+            )
+        now = time.time()
+        sweep_id = f"sweep-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(2)}"
+        return self._begin(
+            RunSweep(
+                sweep_id=sweep_id, at=now, cluster=cluster, base=base.model_dump(mode="json"), axes=varied,
+                budget=budget, cells=cells,
+            )
+        )  # fmt: skip
+
+    def all(self) -> list[RunSweep]:
+        """The newest first."""
+        found = [self.find(path.stem) for path in self._folder.glob("*.json")]
+        return sorted(found, key=lambda sweep: -sweep.at)
+
+    def find(self, sweep_id: str) -> RunSweep:
+        """The sweep of that id."""
+        try:
+            return RunSweep.model_validate_json(self._file(check_run_id(sweep_id)).read_bytes())
+        except FileNotFoundError as error:
+            raise SettingsError(f"There is no sweep {sweep_id}: copy an id from `sweep list`.") from error
+        except (OSError, ValidationError) as error:
+            raise SettingsError(f"{self._file(sweep_id)} cannot be read: it is no sweep of ours.") from error
+
+    def states(self, sweep: RunSweep) -> list[JobState | None]:
+        """How each cell's run stands; None for one that has none (any more)."""
+        here = set(self._index.launcher.runs())
+        return [
+            self._index.launcher.poll(cell.run_id) if cell.run_id in here else None for cell in sweep.cells
+        ]
+
+    def stop(self, sweep: RunSweep) -> int:
+        """Cancels the runs that have not ended; gives how many."""
+        return self._each(sweep, GOING, self._index.cancel)
+
+    def resume(self, sweep: RunSweep, *, cluster: str | None = None) -> RunSweep:
+        """Goes on with what was paused or did not finish, and starts what has not been started or was
+        deleted; on another cluster where one is given."""
+        self._each(sweep, ("paused", "cancelled", "failed", "interrupted"), self._index.resume)
+        states = self.states(sweep)
+        known = self._started(sweep) if None in states else {}
+        cells = [
+            cell if state else cell.model_copy(update={"run_id": known.get(place, "")})
+            for place, (cell, state) in enumerate(zip(sweep.cells, states, strict=True))
+        ]
+        where = cluster or sweep.cluster
+        return self._begin(sweep.model_copy(update={"cells": tuple(cells), "cluster": where}))
+
+    def _each(self, sweep: RunSweep, status: tuple[str, ...], act: Callable[[str], None]) -> int:
+        states = zip(sweep.cells, self.states(sweep), strict=True)
+        chosen = [cell.run_id for cell, state in states if state and state.status in status]
+        for run_id in chosen:
+            act(run_id)
+        return len(chosen)
+
+    def _started(self, sweep: RunSweep) -> dict[int, str]:
+        """By cell the run whose log says that it is of this sweep: one may have been started without being
+        noted, when whoever did was killed."""
+        found = {}
+        for run_id in self._index.launcher.runs():
+            log = self._index.launcher.events(run_id).events
+            said = log[0].data.get("sweep") if log else None
+            if isinstance(said, dict) and said.get("id") == sweep.sweep_id:
+                found[said.get("cell")] = run_id
+        return found
+
+    def _begin(self, sweep: RunSweep) -> RunSweep:
+        """Starts what has no run; the file says so after each."""
+        self._write(sweep)
+        base = stored_settings(json.dumps(sweep.base))[0]
+        for place, cell in enumerate(sweep.cells):
+            if cell.run_id or cell.skipped:
+                continue
+            told = axes.in_words(cell.values)
+            name = f"{base.name}: {told}" if base.name else told
+            applied = check(axes.applied(base, cell.values), loaded=sweep.cluster != LOCAL)
+            settings = changed(applied, name=name[:MAX_RUN_NAME_CHARS])
+            about = {"sweep": {"id": sweep.sweep_id, "cell": place, "values": cell.values}}
+            begun = cell.model_copy(update={"run_id": self._index.start(settings, about)})
+            cells = (*sweep.cells[:place], begun, *sweep.cells[place + 1 :])
+            sweep = sweep.model_copy(update={"cells": cells})
+            self._write(sweep)
+        return sweep
+
+    def _file(self, sweep_id: str) -> Path:
+        return self._folder / f"{sweep_id}.json"
+
+    def _write(self, sweep: RunSweep) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file(sweep.sweep_id), sweep.model_dump_json(indent=1))
+        except OSError as error:
+            why = error.strerror or error
+            raise SettingsError(
+                f"Cannot write {self._folder} ({why}): choose another with --runs."
+            ) from error
+
+
+def _checked(base: HealSettings, values: dict[str, Any], cluster: str) -> Cell:
+    """A cluster is asked for itself whether it has the model."""
+    try:
+        check(axes.applied(base, values), loaded=cluster != LOCAL)
+    except SettingsError as error:
+        return Cell(values=values, skipped=str(error))
+    return Cell(values=values)

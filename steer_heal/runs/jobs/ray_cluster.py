@@ -1,0 +1,391 @@
+"""Runs on a Ray cluster: each an actor that works the run's folder on some node. Its log and its files come
+back, so that the folder here holds everything. Ray places the actors and makes lost ones anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from filelock import Timeout
+
+from steer_heal import sources
+from steer_heal.config import HealSettings, SettingsError
+from steer_heal.runs import events
+from steer_heal.runs.events import FINAL, EventLog
+from steer_heal.runs.jobs.folder import RunFolder
+from steer_heal.runs.jobs.launcher import About, JobState
+from steer_heal.runs.jobs.local import LocalProcesses
+from steer_heal.runs.jobs.processes import CLUSTER, Running
+
+PORT = 10001
+"""Where a head listens unless it is told otherwise."""
+ANSWER_S = 5.0
+AGAIN_S = 15.0
+"""How long after a cluster did not answer it is asked again."""
+WAIT_S = 0.3
+LAST = 0
+RESTARTS = 3
+"""How often Ray makes a run's actor anew, on this node or another; then the run is interrupted."""
+_PACKAGE = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What is new of a run: whole lines of its log, and by round the files of those that end in them, under
+    `LAST` what is left at its end. `error`: why its worker ended, where it did so without a last word."""
+
+    lines: bytes
+    files: dict[int, dict[str, bytes]]
+    error: str = ""
+
+
+class Remote:
+    """On a node: one run's worker, in a folder of its own. One that Ray made anew is empty, and says so: what
+    it was made with may be old by then."""
+
+    def __init__(self, run_id: str, files: dict[str, bytes]) -> None:
+        self._home = Path(tempfile.mkdtemp(prefix="steer-heal-"))
+        self._pool = ThreadPoolExecutor(1)
+        self._work: Any = None
+        if not import_module("ray").get_runtime_context().was_current_actor_reconstructed:
+            self.begin(run_id, files)
+
+    def begin(self, run_id: str, files: dict[str, bytes]) -> None:
+        """Works the run from where its files are; once."""
+        if self._work is not None:
+            return
+        self._folder = RunFolder(self._home / "runs" / run_id)
+        for name, body in files.items():
+            path = self._folder.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(body)
+        self._work = self._pool.submit(self._worked)
+
+    def _worked(self) -> None:
+        with open(self._folder.worker_log, "a", encoding="utf-8") as out, redirect_stderr(out):
+            import_module("steer_heal.runs.worker").work(self._folder, threading.Event())
+
+    def look(self, offset: int, cancel: bool) -> Heard | None:
+        """What is new after byte `offset` of the log; None of an empty one. With `cancel` it is to end."""
+        if self._work is None:
+            return None
+        if cancel:
+            self._folder.ask("cancel")
+        failed = self._work.exception() if self._work.done() else None
+        chunk = events.read(self._folder.log, offset)
+        with open(self._folder.log, "rb") as file:
+            file.seek(offset)
+            lines = file.read(chunk.offset - offset)
+        home, files = self._folder.path, {}
+        for event in chunk.events:
+            if event.kind == "round":
+                adapter = home / "adapters" / f"round-{event.round}"
+                kept = [*home.glob(f"vectors/round-{event.round}.*"), *adapter.rglob("*")]
+                files[event.round or LAST] = _read(home, kept)
+            elif event.kind in FINAL:
+                files[LAST] = _read(home, [self._folder.worker_log])
+        return Heard(lines, files, "" if failed is None else f"{type(failed).__name__}: {failed}")
+
+    def end(self) -> None:
+        """Leaves nothing on the node."""
+        shutil.rmtree(self._home, ignore_errors=True)
+
+
+def lacks(models: list[str]) -> str:
+    """On a node: why one of the models is not there; empty when all are."""
+    try:
+        for model in models:
+            sources.find(model)
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
+class Line:
+    """From here to one run's actor. While it is open nobody else works in the run's folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        folder.lock.acquire(blocking=False)
+        self.folder, self.log = folder, EventLog(folder.log)
+        self.look: Any = None
+        self.since = 0.0
+        self.begun = False
+
+    def close(self) -> None:
+        self.log.close()
+        self.folder.lock.release()
+
+    def files(self) -> dict[str, bytes]:
+        """All that the run needs to go on."""
+        folder = self.folder.path
+        made = [path for part in ("vectors", "adapters") for path in (folder / part).rglob("*")]
+        return _read(folder, [folder / "config.json", self.folder.log, *made])
+
+    def take(self, heard: Heard) -> str:
+        """Files first, then the lines that speak of them; gives the kind of the last. Where a pause is asked
+        for, what follows a round is left out. Raises: `OSError`, and then the log is as it was."""
+        kept: list[bytes] = []
+        kind, files = "", {}
+        for line in heard.lines.splitlines(keepends=True):
+            kept.append(line)
+            if (event := events.parse(line)) is None:
+                continue
+            kind = event.kind
+            if kind == "round" or kind in FINAL:
+                files |= heard.files.get(event.round or LAST, {})
+            if kind == "round" and self.folder.asked("pause"):
+                break
+        for name, body in files.items():
+            path = self.folder.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_name(f".{path.name}.new")
+            fresh.write_bytes(body)
+            fresh.replace(path)
+        self.log.take(b"".join(kept))
+        if files:
+            self.log.sync()
+        return kind
+
+
+class RayCluster(LocalProcesses):
+    """As `LocalProcesses`, of which it has the folder, but what it starts runs on the cluster at `address`,
+    `ray://HOST:PORT`; each run has `cpus` CPUs and, where the cluster has some, a GPU.
+
+    A run goes on there while nobody listens, and what it did is heard later. Asked to pause, it leaves its
+    place after its round. Raises `SettingsError` where Ray is not installed, nobody answers, or the versions
+    differ.
+    """
+
+    def __init__(self, runs_dir: str | Path, address: str, *, cpus: int = 1) -> None:
+        super().__init__(runs_dir, at_once=0)
+        self.address, self._cpus = address, cpus
+        self._ray: Any = None
+        self._lines: dict[str, Line] = {}
+        self._again, self._trouble = 0.0, ""
+        self._connect()
+        self.advance()
+
+    def create(
+        self, settings: HealSettings, *, worker: Running | None = None, about: About | None = None
+    ) -> RunFolder:
+        """A run that is the cluster's from the first."""
+        folder = super().create(settings, worker=worker or self._here(), about=about)
+        _beat(folder)
+        return folder
+
+    def reopen(self, run_id: str, *, worker: Running | None = None) -> RunFolder:
+        """The same of one that ended early, wherever it was."""
+        folder = super().reopen(run_id, worker=worker or self._here())
+        _beat(folder)
+        return folder
+
+    def poll(self, run_id: str) -> JobState:
+        """How the run stands, as far as it was heard."""
+        state, line = super().poll(run_id), self._lines.get(run_id)
+        if self._trouble and state.status == "running" and self._is_ours(self.folder(run_id)):
+            return JobState("interrupted", self._trouble)
+        if line is not None and not line.begun and state.status == "running" and not state.message:
+            return JobState("running", f"waits for a place on {self.address}")
+        return state
+
+    def need(self, models: Iterable[str]) -> None:
+        """Raises: `SettingsError` where a node lacks one of the models, or what the project needs."""
+        node_of = import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        ask = self._ray.remote(num_cpus=0)(lacks)
+        asked = [
+            ask.options(scheduling_strategy=node_of(node["NodeID"], soft=False)).remote(sorted(set(models)))
+            for node in nodes
+        ]
+        for node, answer in zip(nodes, asked, strict=True):
+            where = f"node {node['NodeManagerAddress']} of {self.address}"
+            try:
+                lacking = self._ray.get(answer)
+            except self._ray.exceptions.RayError as error:
+                said = str(error).strip().splitlines()[-1]
+                raise SettingsError(
+                    f"The {where} cannot run this ({said}): install steer-heal[ray] there."
+                ) from error
+            if lacking:
+                raise SettingsError(f"The {where} lacks a model. There: {lacking}")
+
+    def advance(self) -> None:
+        """Hears of every run of ours, and starts what is not on the cluster yet. Call it often."""
+        super().advance()
+        try:
+            self._connect()
+            self._listen()
+        except (ConnectionError, self._ray.exceptions.RaySystemError, TimeoutError) as error:
+            self._lose(f"The cluster at {self.address} does not answer: its runs are heard of when it does.")
+            raise SettingsError(self._trouble) from error
+
+    def close(self) -> None:
+        """Listens no more; the runs go on."""
+        for line in self._lines.values():
+            line.close()
+        self._lines.clear()
+        self._ray.shutdown()
+
+    def _lose(self, trouble: str) -> None:
+        self._again, self._trouble = time.monotonic() + AGAIN_S, trouble
+        self.close()
+
+    def _here(self) -> Running:
+        return Running(os.getpid(), 0.0, self.address)
+
+    def _is_ours(self, folder: RunFolder) -> bool:
+        process = folder.process()
+        return process is not None and process.host == self.address
+
+    def _connect(self) -> None:
+        if self._ray is not None and self._ray.is_initialized():
+            return
+        if time.monotonic() < self._again:
+            raise SettingsError(self._trouble)
+        try:
+            self._ray = import_module("ray")
+        except ImportError as error:
+            raise SettingsError(
+                "A cluster needs Ray, which is not installed: pip install 'steer-heal[ray]'."
+            ) from error
+        _reach(self.address)
+        try:
+            self._ray.init(
+                self.address, namespace=f"steer-heal {socket.gethostname()} {self.runs_dir}",
+                runtime_env={"py_modules": [str(_PACKAGE)]}, log_to_driver=False, logging_level="ERROR",
+            )  # fmt: skip
+        except ConnectionError as error:
+            raise _nobody(self.address) from error
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise SettingsError(
+                f"The cluster at {self.address} takes no work from here ({said[:400]}): use one Ray and one "
+                "Python on both sides."
+            ) from error
+        self._trouble = ""
+
+    def _listen(self) -> None:
+        ours = {
+            run_id: folder
+            for run_id in self.runs()
+            if self._ended(folder := RunFolder(self.runs_dir / run_id)) is None and self._is_ours(folder)
+        }
+        for name in self._ray.util.list_named_actors():
+            if name not in ours:
+                self._dismiss(name)
+        for run_id, folder in ours.items():
+            _beat(folder)
+            if folder.asked("resting") and folder.asked("pause"):
+                continue
+            folder.rest(False)
+            with suppress(Timeout):
+                line = self._lines.get(run_id) or Line(folder)
+                self._lines[run_id] = line
+                self._ask(line)
+        looks = [line.look for line in self._lines.values() if line.look is not None]
+        ready = self._ray.wait(looks, num_returns=len(looks), timeout=WAIT_S)[0] if looks else []
+        for line in list(self._lines.values()):
+            if line.look in ready:
+                self._hear(line)
+            elif line.folder.asked("cancel") and time.monotonic() > line.since + ANSWER_S:
+                line.log.append("cancelled", None, {"message": "cancelled before it had a place"})
+                self._leave(line)
+
+    def _ask(self, line: Line) -> None:
+        if line.look is None:
+            run_id = line.folder.run_id
+            try:
+                actor = self._ray.get_actor(run_id)
+            except ValueError:
+                gpus = int(self._ray.cluster_resources().get("GPU", 0) > 0)
+                actor = self._ray.remote(Remote).options(
+                    name=run_id, lifetime="detached", num_cpus=self._cpus, num_gpus=gpus,
+                    max_restarts=RESTARTS, max_task_retries=-1,
+                ).remote(run_id, line.files())  # fmt: skip
+            line.look = actor.look.remote(line.log.size, line.folder.asked("cancel"))
+            line.since = time.monotonic()
+
+    def _hear(self, line: Line) -> None:
+        """What the actor answered: begins an empty one, takes what is new, dismisses one that has ended."""
+        look, line.look = line.look, None
+        run_id, failures = line.folder.run_id, self._ray.exceptions
+        try:
+            heard: Heard | None = self._ray.get(look)
+            if heard is None:
+                self._ray.get_actor(run_id).begin.remote(run_id, line.files())
+                return
+        except (failures.ActorUnavailableError, ValueError):
+            return  # gone for a moment, or since it answered
+        except failures.RaySystemError:
+            raise
+        except failures.RayError as error:
+            said = f"Its place on {self.address} was lost for good ({' '.join(str(error).split())[:300]})."
+            line.log.append("interrupted", None, {"message": f"{said} Resume it."})
+            return self._leave(line)
+        line.begun = True
+        try:
+            kind = line.take(heard)
+        except OSError:
+            return  # a full disk, which the run's state tells: asked again, the actor says the same again
+        if heard.error and kind not in FINAL:
+            kind = line.log.append("failed", None, {"message": heard.error}).kind
+        if kind == "round" and line.folder.asked("pause"):
+            line.log.append("paused", None, {})
+            line.folder.rest(True)
+        elif kind not in FINAL:
+            return
+        self._leave(line)
+
+    def _leave(self, line: Line) -> None:
+        self._lines.pop(line.folder.run_id).close()
+        self._dismiss(line.folder.run_id)
+
+    def _dismiss(self, run_id: str) -> None:
+        """Frees a run's place on the cluster."""
+        with suppress(ValueError):  # it is gone already
+            actor = self._ray.get_actor(run_id)
+            self._ray.wait([actor.end.remote()], timeout=1.0)
+            self._ray.kill(actor)
+
+
+def _read(folder: Path, files: Iterable[Path]) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+
+
+def _beat(folder: RunFolder) -> None:
+    with suppress(OSError):
+        folder.write("heartbeat", json.dumps({}))
+
+
+def _reach(address: str) -> None:
+    """`SettingsError` unless somebody listens at the address, which is told in no time."""
+    try:
+        place = urlsplit(address)
+        host, port = place.hostname, place.port or PORT
+    except ValueError:
+        host = None
+    if not address.startswith(CLUSTER) or not host:
+        raise SettingsError(f"{address!r} is no cluster: give local, or ray://HOST:{PORT}.")
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise _nobody(address) from error
+
+
+def _nobody(address: str) -> SettingsError:
+    return SettingsError(
+        f"Nobody answers at {address}: check the address, or start a head there with `ray start --head`."
+    )

@@ -1,0 +1,165 @@
+"""Sweeps: cells are ordinary runs, bad ones are skipped, what was cut short goes on, and the store tells."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer_heal.config import MAX_QUEUED_RUNS, SettingsError, axes, heal_settings
+from steer_heal.engine.run_index import RunIndex
+from steer_heal.engine.run_sweeps import RunSweeps
+from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.runs.store import Store
+from tests.jobs import COMMAND, until
+
+BASE = heal_settings(model="demo", rounds=1)
+
+
+@pytest.fixture
+def index(tmp_path: Path, jobs: LocalProcesses) -> RunIndex:
+    return RunIndex(jobs, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
+
+
+@pytest.fixture
+def sweeps(index: RunIndex, jobs: LocalProcesses) -> RunSweeps:
+    return RunSweeps(index, jobs.runs_dir)
+
+
+def varied(*texts: str) -> axes.Axes:
+    return axes.parse(texts)
+
+
+def finish(index: RunIndex, sweeps: RunSweeps, sweep_id: str) -> list[str]:
+    def stand() -> list[str]:
+        index.watermark()
+        return [state.status for state in sweeps.states(sweeps.find(sweep_id)) if state]
+
+    until(lambda: not {"queued", "running"} & set(stand()))
+    return stand()
+
+
+def test_each_cell_is_a_run_of_its_own_and_the_store_tells_of_it(
+    index: RunIndex, sweeps: RunSweeps, tmp_path: Path
+) -> None:
+    made = sweeps.start(BASE, varied("train.divergence=nll,kl_rev", "seed=3"))
+    assert finish(index, sweeps, made.sweep_id) == ["finished", "finished"]
+    assert sweeps.find(made.sweep_id) == made
+    assert [sweep.sweep_id for sweep in sweeps.all()] == [made.sweep_id]
+    runs = {row.run_id: row for row in index.rows()}
+    names = [runs[cell.run_id].name for cell in made.cells]
+    assert names == ["train.divergence=nll seed=3", "train.divergence=kl_rev seed=3"]
+    assert index.settings(made.cells[1].run_id).train.divergence == "kl_rev"
+
+    rows = index.store.sweep_cells(made.sweep_id)
+    assert [(row["cell"], row["run_id"], row["round"]) for row in rows] == [
+        (place, cell.run_id, 1) for place, cell in enumerate(made.cells)
+    ]
+    assert rows[0]["varied"] == {"train.divergence": "nll", "seed": 3}
+    assert (rows[0]["movement"], rows[0]["retention"], rows[0]["care"]) == (0.5, 0.81, 0.33)
+    anew = RunIndex(index.launcher, Store(tmp_path / "anew.duckdb"), example=None, every_s=0.0)
+    anew.watermark()
+    assert anew.store.sweep_cells(made.sweep_id) == rows
+
+
+def test_a_cell_that_cannot_run_is_skipped_and_the_others_go_on(index: RunIndex, sweeps: RunSweeps) -> None:
+    made = sweeps.start(BASE, varied("train.divergence=nll,nonsense", "model=demo,nowhere"))
+    skipped = [cell.skipped for cell in made.cells]
+    assert skipped[0] == ""
+    assert "nowhere" in skipped[1]
+    assert "train.divergence" in skipped[2]
+    assert finish(index, sweeps, made.sweep_id) == ["finished"]
+    assert sweeps.resume(made) == made
+
+
+def test_a_sweep_of_which_nothing_can_run_or_too_much_would_wait_makes_nothing(
+    sweeps: RunSweeps, jobs: LocalProcesses
+) -> None:
+    with pytest.raises(SettingsError, match="No cell of the sweep can run"):
+        sweeps.start(BASE, varied("train.epochs=0,-1"))
+    jobs.create(BASE)
+    with pytest.raises(SettingsError, match="1 runs are waiting already"):
+        sweeps.start(BASE, varied(f"seed=1..{MAX_QUEUED_RUNS}"))
+    assert sweeps.all() == []
+    assert len(jobs.runs()) == 1
+
+
+def test_stopped_it_goes_on_where_it_was(index: RunIndex, sweeps: RunSweeps) -> None:
+    made = sweeps.start(heal_settings(model="demo", name="hang"), varied("seed=0,1"))
+    assert sweeps.stop(made) == 2
+    assert finish(index, sweeps, made.sweep_id) == ["cancelled", "cancelled"]
+    assert sweeps.stop(made) == 0
+    sweeps.resume(made)
+    assert [state and state.status in ("queued", "running") for state in sweeps.states(made)] == [True, True]
+    sweeps.stop(made)
+    finish(index, sweeps, made.sweep_id)
+
+
+def test_a_deleted_cell_and_one_started_unnoted_are_not_lost_and_not_doubled(
+    index: RunIndex, sweeps: RunSweeps, jobs: LocalProcesses
+) -> None:
+    made = sweeps.start(BASE, varied("seed=0,1"))
+    finish(index, sweeps, made.sweep_id)
+    index.delete(made.cells[1].run_id)
+    file = jobs.runs_dir / "sweeps" / f"{made.sweep_id}.json"
+    document = json.loads(file.read_text())
+    document["cells"][0]["run_id"] = ""
+    file.write_text(json.dumps(document))
+    again = sweeps.resume(sweeps.find(made.sweep_id))
+    assert again.cells[0] == made.cells[0]
+    assert again.cells[1].run_id not in ("", made.cells[1].run_id)
+    assert finish(index, sweeps, made.sweep_id) == ["finished", "finished"]
+
+
+def test_a_file_that_is_no_sweep_and_one_that_is_not_there_are_said(sweeps: RunSweeps, jobs: LocalProcesses):
+    (jobs.runs_dir / "sweeps").mkdir(parents=True)
+    (jobs.runs_dir / "sweeps" / "sweep-1.json").write_text("{}")
+    for sweep_id, said in (("sweep-1", "cannot be read"), ("sweep-2", "no sweep"), ("../x", "not a run id")):
+        with pytest.raises(SettingsError, match=said):
+            sweeps.find(sweep_id)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_command_starts_waits_compares_lists_and_shows(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steer_heal.cli.sweep.LocalProcesses", partial(LocalProcesses, command=COMMAND))
+    monkeypatch.setattr("steer_heal.cli.sweep.LOOK_S", 0.05)
+    arguments = ("sweep", "--model", "demo", "--axis", "train.lam=1,2,-1", "--axis", "seed=0,1")
+    code, out, err = run(*arguments, "--rounds", "1", "--json")
+    document = json.loads(out)
+    assert code == 1  # two cells could not run
+    assert "train.lam=-1 seed=0 is skipped: train.lam must be at least 0, not -1." in err
+    assert [cell["status"] for cell in document["cells"]] == ["finished"] * 4 + ["none"] * 2
+    assert [(group["values"], group["seeds"]) for group in document["groups"]] == [
+        ({"train.lam": 1}, [0, 1]), ({"train.lam": 2}, [0, 1])
+    ]  # fmt: skip
+    assert document["groups"][0]["mean"]["movement"] == 0.5
+    assert {one["verdict"] for one in document["differences"]} == {"no different"}
+
+    code, out, _ = run("sweep", "table", document["sweep_id"])
+    assert code == 0
+    assert "no different" in out
+    listed = json.loads(run("sweep", "list", "--json")[1])["sweeps"]
+    assert [(one["sweep_id"], one["status"]) for one in listed] == [
+        (document["sweep_id"], {"finished": 4, "none": 2})
+    ]
+    assert run("sweep", "resume", document["sweep_id"])[0] == 1
+    assert run("sweep", "stop", document["sweep_id"])[0] == 0
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["stop"],
+        ["table", "sweep-1"],
+        ["table", "sweep-1", "--axis", "seed=1"],
+        ["start", "sweep-1", "--axis", "seed=1"],
+        ["--axis", "seed=1", "--set", "seed=2"],
+    ],
+)
+def test_a_command_that_says_too_little_or_too_much_is_refused(run: Any, arguments: list[str]) -> None:
+    code, _, err = run("sweep", *arguments)
+    assert (code, err.count("\n")) == (2, 1)
