@@ -38,6 +38,9 @@ FILES = {
 THREADS = 256
 CALLS_AT_ONCE = 64
 """Calls of one endpoint that are answered at a time; an answer that streams is one until its end."""
+LOOK_S = 0.01
+"""How often an idle queue looks for calls. Gradio's own thousand times a second takes the interpreter away
+from the model's thread as often."""
 MAX_SESSIONS = 200
 """Sessions whose state is kept, 0.2 MB each (a program's call is one); the one unused longest goes first."""
 MAX_WAITING = 512
@@ -74,6 +77,7 @@ def application(engine: Engine, port: int, login: Login | None = None) -> ASGIAp
     page.max_threads = THREADS
     page.state_session_capacity = MAX_SESSIONS
     page.queue(default_concurrency_limit=CALLS_AT_ONCE, max_size=MAX_WAITING, api_open=False)
+    page._queue.sleep_when_free = LOOK_S
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/ui", own_files(engine))
     gr.mount_gradio_app(

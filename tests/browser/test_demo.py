@@ -22,7 +22,7 @@ def launch_small(page: Page, name: str) -> None:
     for more in ("#run-more", "#run-every"):
         page.locator(f"{more} button, {more} .label-wrap").first.click()
     type_into(page, "#run-others", "data.n_plain=8\nevaluate.n_answers=4\nevaluate.controls=0")
-    for box, value in (("rounds", 1), ("run-completions", 16), ("run-vignettes", 14), ("run-epochs", 1)):
+    for box, value in (("rounds", 1), ("run-completions", 16), ("run-vignettes", 7), ("run-epochs", 1)):
         type_into(page, f"#{box}", str(value))
     type_into(page, "#run-name", name)
     page.locator("#launch").click()
