@@ -101,11 +101,6 @@ class Frame:
         return FOUNDATIONS
 
     @property
-    def thinks(self) -> bool:
-        """Whether something is written or opened before the prefill."""
-        return self.think_budget > 0 or self.think == "full"
-
-    @property
     def answers(self) -> tuple[str, ...]:
         """What is answered, in the order of the list as it is shown."""
         return tuple(map(str, range(len(self.options)))) if self.answer == "index" else self.options
