@@ -197,5 +197,5 @@ def _wire_choosers(engine: Engine, knobs: Controls) -> Callable[..., Any]:
         return say_layers(engine, first, last)
 
     # Not `.change`: after a model of another depth was chosen, gradio's sliders report one again and again.
-    gr.on([w.input for w in band], say, band, knobs.layers, **INTERNAL)
+    gr.on([w.input for w in band], say, band, knobs.layers, trigger_mode="always_last", **INTERNAL)
     return lambda listener: listener(say, band, knobs.layers, **INTERNAL)

@@ -124,7 +124,7 @@ def test_it_answers_the_foundations_above_chance_and_a_sweep_moves_it(engine: En
 SMALL = {
     "extract": {"method": "mean_diff", "n_contexts": 8},
     "calibrate": {"n_prompts": 1, "n_tokens": 4, "tolerance": 0.3},
-    "data": {"n_answers": 8, "n_plain": 0, "min_kept": 2, "max_new_tokens": 6},
+    "data": {"n_answers": 8, "n_plain": 0, "min_kept": 2, "max_new_tokens": 8},
     "filter": OPEN,
     "train": {"epochs": 1, "batch_size": 4},
     "evaluate": {"n_vignettes": 7, "n_answers": 2, "controls": 0},
