@@ -251,9 +251,11 @@ window.SteerHeal = (() => {
   function mark(element, trigger, seconds) {
     let seen = "", asking = false, server = null, missed = 0;
     if (sessionStorage.getItem("steer-heal-away")) {
-      sessionStorage.removeItem("steer-heal-away");
       say("The page's server was started anew. Everything is as you left it; go on.");
-      setTimeout(say, 15000, "");
+      setTimeout(() => { // not before: gradio may load the page once more
+        sessionStorage.removeItem("steer-heal-away");
+        say("");
+      }, 15000);
     }
     async function look() {
       if (!element.isConnected) return clearInterval(timer);
