@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from html import escape
 from typing import Any
 
 import gradio as gr
 
+from components.charts import plain
 from components.theme import PANEL_HEAD
 
 REVEAL = "() => SteerHeal.reveal()"
@@ -19,8 +19,7 @@ def whole(figure: dict[str, Any], about: str = "") -> str:
     of nested values it copies each several times in the browser, and of a list that grows in the middle it
     sends what changed, which is put together wrongly there."""
     if about:
-        text = escape(about, quote=False)
-        title = {"text": text, "font": {"size": 12}, "x": 0.01, "y": 0.995, "yanchor": "top"}
+        title = {"text": plain(about), "font": {"size": 12}, "x": 0.01, "y": 0.995, "yanchor": "top"}
         figure = {**figure, "layout": {**figure["layout"], "title": title}}
     return json.dumps(figure)
 

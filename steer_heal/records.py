@@ -183,6 +183,11 @@ class VignetteScore:
     prefill_nll: float
     order_tv: float
 
+    @property
+    def likeliest(self) -> str | None:
+        """What has the highest probability; None where nothing was answered."""
+        return max(self.p, key=self.p.__getitem__) if self.mass > 0.0 else None
+
 
 CANNOT_ANSWER = "this model cannot answer this question"
 

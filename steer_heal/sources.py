@@ -90,6 +90,11 @@ class Source:
     kind: Literal["demo", "wheel", "gguf", "folder", "hub"]
     path: Path | None = None
 
+    @property
+    def pinned(self) -> bool:
+        """Whether its files can only be those that this project was tried with."""
+        return self.kind in ("demo", "wheel")
+
 
 def home() -> Path:
     """The folder in which fetched and converted models are kept: STEER_HEAL_HOME, else the user's cache."""
@@ -203,7 +208,7 @@ def find(name: str) -> Source:
 def described(source: Source) -> ModelInfo | None:
     """What the files of a known model tell of it before it is loaded; None where there are none to be read,
     and for any other: what people bring is checked by loading it."""
-    if source.path is None or source.kind not in ("demo", "wheel"):
+    if source.path is None or not source.pinned:
         return None
     config = _json(source.path / "config.json")
     try:

@@ -30,7 +30,7 @@ def agreement(scores: Sequence[VignetteScore]) -> Agreement:
     if why := why_no_agreement(scores):
         return Agreement(why=why)
     n = len(scores)
-    agree = sum(row.mass > 0.0 and max(row.p, key=row.p.__getitem__) == row.foundation for row in scores)
+    agree = sum(row.likeliest == row.foundation for row in scores)
     chance = max(Counter(row.foundation for row in scores).values()) / n
     return Agreement(agree / n, *wilson(agree, n), chance)
 

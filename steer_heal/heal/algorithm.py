@@ -372,8 +372,8 @@ class _Loop:
 
     def _held_out(self, stage: str, round_: int, alpha: float, found: Profile) -> Emission:
         """What the medians and shares of one measurement are of, for intervals: the answers to the held-out
-        prompts with their relevances, and the likeliest foundation of each vignette."""
-        likeliest = [max(row.p, key=row.p.__getitem__) if row.mass else None for row in found.per_vignette]
+        prompts with their relevances, and the likeliest foundation or pole of each vignette."""
+        likeliest = [row.likeliest for row in found.per_vignette]
         of = {"stage": stage, "alpha": alpha, "likeliest": likeliest}
         return "held_out", round_, of | self.measures.held_out
 

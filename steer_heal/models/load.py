@@ -228,10 +228,7 @@ def load(
     with one_sentence(lambda error: _explain(source, error)):
         check_text(name)
         lm = _loaded(source, device, dtype, {"trust_remote_code": trust_remote_code}, progress)
-        if source.kind not in (
-            "demo",
-            "wheel",
-        ):  # those were tried, and their files are known by their hashes
+        if not source.pinned:
             _answer(lm)
         return lm
 

@@ -74,7 +74,7 @@ CREATE OR REPLACE VIEW moral_map AS
 """
 
 CONTROLS = """
-CREATE VIEW controls AS
+CREATE OR REPLACE VIEW controls AS
     WITH held AS (
         SELECT run_id, 'random' AS kind, unnest(CAST(data -> '$.random' AS JSON[])) AS p
         FROM events WHERE events.kind = 'controls'
@@ -85,8 +85,9 @@ CREATE VIEW controls AS
            CAST(p ->> '$.Care' AS DOUBLE) AS care, CAST(p ->> '$.Fairness' AS DOUBLE) AS fairness,
            CAST(p ->> '$.Loyalty' AS DOUBLE) AS loyalty, CAST(p ->> '$.Authority' AS DOUBLE) AS authority,
            CAST(p ->> '$.Sanctity' AS DOUBLE) AS sanctity, CAST(p ->> '$.Liberty' AS DOUBLE) AS liberty,
-           CAST(p ->> '$.SocialNorms' AS DOUBLE) AS social_norms
-    FROM held WHERE p ->> '$.Care' IS NOT NULL;
+           CAST(p ->> '$.SocialNorms' AS DOUBLE) AS social_norms,
+           CASE WHEN p ->> '$.Care' IS NULL THEN p END AS poles
+    FROM held WHERE json_type(p) = 'OBJECT';
 """
 """What random directions, and the persona as text, do to the base of a run that asked for them."""
 
@@ -107,25 +108,9 @@ ALTER TABLE profiles ADD COLUMN diversity DOUBLE;
 ALTER TABLE answers ADD COLUMN steered VARCHAR;
 """
 
-OWN_AXIS = """
-ALTER TABLE profiles ADD COLUMN poles JSON;
-CREATE OR REPLACE VIEW controls AS
-    WITH held AS (
-        SELECT run_id, 'random' AS kind, unnest(CAST(data -> '$.random' AS JSON[])) AS p
-        FROM events WHERE events.kind = 'controls'
-        UNION ALL
-        SELECT run_id, 'persona' AS kind, data -> '$.persona' AS p FROM events WHERE events.kind = 'controls'
-    )
-    SELECT run_id, kind,
-           CAST(p ->> '$.Care' AS DOUBLE) AS care, CAST(p ->> '$.Fairness' AS DOUBLE) AS fairness,
-           CAST(p ->> '$.Loyalty' AS DOUBLE) AS loyalty, CAST(p ->> '$.Authority' AS DOUBLE) AS authority,
-           CAST(p ->> '$.Sanctity' AS DOUBLE) AS sanctity, CAST(p ->> '$.Liberty' AS DOUBLE) AS liberty,
-           CAST(p ->> '$.SocialNorms' AS DOUBLE) AS social_norms,
-           CASE WHEN p ->> '$.Care' IS NULL THEN p END AS poles
-    FROM held WHERE json_type(p) = 'OBJECT';
-"""
+OWN_AXIS = f"ALTER TABLE profiles ADD COLUMN poles JSON;{CONTROLS}"
 """Of a run whose trait is measured on its own axis the columns of the foundations are null, and `poles` holds
-the mean p of the two poles."""
+the mean p of the two poles, in `profiles` and in the view `controls`, which is made anew in older files."""
 
 SWEEPS = """
 CREATE VIEW sweep_cells AS
