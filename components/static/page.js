@@ -250,12 +250,13 @@ window.SteerHeal = (() => {
   // Asks for one short value while the tab is in view; tells Python only when it has changed.
   function mark(element, trigger, seconds) {
     let seen = "", asking = false, server = null, missed = 0;
-    if (sessionStorage.getItem("steer-heal-away")) {
+    // Gradio may load the page by itself once the server is back: which one was here last is kept beside it.
+    function welcome(started) {
+      const last = sessionStorage.getItem("steer-heal-server") ?? started;
+      const keep = () => sessionStorage.setItem("steer-heal-server", started);
+      if (last === started) return keep();
       say("The page's server was started anew. Everything is as you left it; go on.");
-      setTimeout(() => { // not before: gradio may load the page once more
-        sessionStorage.removeItem("steer-heal-away");
-        say("");
-      }, 15000);
+      setTimeout(() => { keep(); say(""); }, 15000);
     }
     async function look() {
       if (!element.isConnected) return clearInterval(timer);
@@ -266,10 +267,8 @@ window.SteerHeal = (() => {
         const now = reply.ok ? await reply.text() : seen, started = reply.headers.get("X-Started");
         if (missed) say("");
         missed = 0;
-        if (server && started && started !== server) {
-          sessionStorage.setItem("steer-heal-away", "1");
-          return location.reload();
-        }
+        if (server && started && started !== server) return location.reload();
+        if (!server && started) welcome(started);
         server = started ?? server;
         if (now !== seen) trigger("click", { mark: (seen = now) });
       } catch (_) { // ask again next time
