@@ -30,7 +30,7 @@ from steer_heal.config import (
 )
 
 TWICE_S = 2.0
-"""A second press within it is the first one's."""
+"""A second press of the same within it is the first one's."""
 
 
 @dataclass(frozen=True)
@@ -177,15 +177,15 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
     preset, basis = widgets["preset"], gr.State("")
     form = list(widgets.values())
 
-    pressed: dict[str, float] = {}
+    pressed: dict[str, tuple[float, Any]] = {}
 
     def start(request: gr.Request, value: Any, like: str, *values: Any) -> tuple[Any, Any, Any]:
         session, now = request.session_hash or "", time.monotonic()
-        for other in [other for other, then in pressed.items() if now - then >= TWICE_S]:
+        for other in [other for other, (then, _) in pressed.items() if now - then >= TWICE_S]:
             pressed.pop(other, None)
-        if session in pressed:
+        if session in pressed and pressed[session][1] == values:
             return gr.skip(), gr.skip(), gr.skip()
-        pressed[session] = now
+        pressed[session] = now, values
         try:
             known = engine.runs.settings(like) if like else None
             given = dict(zip(widgets, values, strict=True))

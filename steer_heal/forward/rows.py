@@ -11,7 +11,7 @@ from torch import Tensor
 
 FLOAT32_LIMIT = 1 << 24
 """Logits turned into float32 at once."""
-_READ_OUT = 64
+_READ_OUT = 128
 """Positions read out at once: each is a number for every token there is."""
 
 Ids = Sequence[int]

@@ -47,6 +47,14 @@ def test_two_presses_start_one_run_whose_card_stands_under_the_button(page: Page
     expect(page.locator("#round [aria-pressed=true]")).to_have_text("base")
 
 
+def test_another_run_asked_for_at_once_is_no_second_press(page: Page) -> None:
+    launch(page, 1, "the one")
+    launch(page, 1, "the other")
+    for name in ("the one", "the other"):
+        expect(page.locator("#runs tr", has_text=name)).to_have_count(1)
+    quiet(page)
+
+
 def test_a_run_is_renamed_hidden_and_deleted_after_asking(page: Page) -> None:
     quiet(page)
     page.wait_for_timeout(2000)
