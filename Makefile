@@ -1,5 +1,4 @@
-# make app, make test: each makes the environment it needs. The rest: check, docs, test-cpus, faults, bench,
-# demo-model, screenshots.
+# make app, make test: each makes the environment it needs. The rest: check, docs, test-cpus, faults, demo-model, screenshots.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -7,7 +6,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export GRADIO_ANALYTICS_ENABLED = False
 
-.PHONY: app test test-cpus check docs faults gemma-path measured bench demo-model screenshots clean chromium
+.PHONY: app test test-cpus check docs faults gemma-path measured demo-model screenshots clean chromium
 .DEFAULT_GOAL := app
 
 app: $(VENV)/.app  ## get a real model once, serve the page (ARGS="--model demo --port 7860")
@@ -47,9 +46,6 @@ gemma-path: $(VENV)/.dev chromium  ## gemma-3-1b-it's tokenizer, template and sh
 
 measured: $(VENV)/.app  ## steer_heal/data/measured anew: smollm2's vector, c* and frames that ship with the project
 	$(PY) -m benchmarks.measured
-
-bench: $(VENV)/.dev  ## what the bundled model must do: a table and JSON
-	$(PY) -m benchmarks.demo_check
 
 demo-model: $(VENV)/.app  ## train the bundled model again (up to an hour on 2 cores)
 	$(PY) -m demo_model.train $(ARGS)
