@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from demo_model.acts import GROUPS, Act
+from demo_model.acts import GROUPS
 from demo_model.scene import pair_held_out
 
 ORDERERS = (
