@@ -42,6 +42,7 @@ def keep(names: Sequence[str]) -> str:
   if (form.greedy) view.set('greedy', '1');
   for (const name of {json.dumps(SAMPLING)}) if (form[name] !== null) view.set(name, form[name]);
   if (form.method !== 'auto') view.set('method', form.method);
+  if (form.where !== 'both') view.set('where', form.where);
   for (const name of ['runs', 'open']) if (before.has(name)) view.set(name, before.get(name));
   SteerHeal.visit(view);
   return [form];
@@ -53,7 +54,9 @@ def read(query: Mapping[str, str], vignettes: Sequence[Vignette]) -> dict[str, A
 
     `vignette` may stand there by its id instead of the `prompt`.
     """
-    found: dict[str, Any] = {key: query[key] for key in ("prompt", "trait", "method") if key in query}
+    found: dict[str, Any] = {
+        key: query[key] for key in ("prompt", "trait", "method", "where") if key in query
+    }
     named = next((v for v in vignettes if v.id == query.get("vignette")), None)
     if named is not None and "prompt" not in found:
         found["prompt"] = named.text

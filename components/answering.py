@@ -16,7 +16,7 @@ import gradio as gr
 from components import view
 from components.controls import filled, sample
 from components.engine import Engine
-from steer_heal.config import SettingsError, SteerRequest, build
+from steer_heal.config import EVERYWHERE, SettingsError, SteerRequest, build
 from steer_heal.records import Profile, SteerFrame, Token
 
 LOG = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def asked_for(form: dict[str, Any]) -> SteerRequest:
         raise SettingsError("alpha is empty: type a number, 0 for the unsteered model.")
     return build(
         SteerRequest, trait=form["trait"], prompt=form["prompt"], alpha=form["exact"],
-        band=form["band"], sample=sample(form), method=form["method"],
+        band=form["band"], sample=sample(form), method=form["method"], where=form["where"],
     )  # fmt: skip
 
 
@@ -137,6 +137,7 @@ def draw(
     profiles: tuple[Profile, Profile] | None,
     grows: bool,
     before: tuple[Token, ...] = (),
+    where: str = EVERYWHERE,
 ) -> tuple[Any, ...]:
     """One frame as the panel's outputs: base (when it `grows`), steered, status, dose, verdict,
     measures, bars.
@@ -147,6 +148,7 @@ def draw(
     if profiles is not None:
         at_0, at_alpha = profiles
         bars = view.bars({"base": at_0.p, "steered": at_alpha.p}) + view.worth(at_0.agreement, at_0.frame)
+        bars += "" if where == EVERYWHERE else view.note("Measured with every token steered.")
     if readable(frame) or not before:
         steered = view.answer(frame.steered, done=frame.done, empty=frame.message or "…")
         judged = (view.verdict(frame) or ("" if frame.done else gr.skip()), view.measures(frame, profiles))
@@ -156,7 +158,7 @@ def draw(
         view.answer(frame.base, done=frame.base_done) if grows else gr.skip(),
         steered,
         view.status(frame),
-        view.dose(alpha, frame),
+        view.dose(alpha, frame, where),
         *judged,
         bars,
     )
@@ -187,7 +189,7 @@ def answering(
 
         def drawn(frame: SteerFrame, profiles: tuple[Profile, Profile] | None) -> tuple[Any, ...]:
             grows = newest.grows(session, asked, len(frame.base), model)
-            return draw(frame, asked.alpha, profiles, grows, before)
+            return draw(frame, asked.alpha, profiles, grows, before, asked.where)
 
         for frame in engine.steer(asked, session=session):
             if frame.superseded or not newest.shows(session, stamp):

@@ -22,6 +22,7 @@ from steer_heal.config import (
     AUTO,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
+    EVERYWHERE,
     DoseRequest,
     SampleSettings,
     SettingsError,
@@ -138,6 +139,7 @@ def _asking(engine: Engine) -> list[Callable[..., Any]]:
         temperature: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
+        where: str = EVERYWHERE,
     ) -> Iterator[dict]:
         """Answer a prompt twice, without and with steering; each item holds both texts so far.
 
@@ -300,5 +302,6 @@ def _frame(frame: Any) -> dict[str, Any]:
         "dose_beyond": frame.dose_beyond,
         "health": None if frame.health is None else asdict(frame.health),
         "base_health": None if frame.base_health is None else asdict(frame.base_health),
+        "shares": [1.0 if token.share is None else token.share for token in frame.steered],
         "message": frame.message,
     }

@@ -15,6 +15,8 @@ from steer_heal.config import (
     AUTO,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
+    EVERYWHERE,
+    GATES,
     MAX_ALPHA,
     MAX_NEW_TOKENS,
     MAX_PROMPT_CHARS,
@@ -28,6 +30,7 @@ FORM = (
     *("prompt", "trait", "exact", "low", "high", "length", "seed", "greedy"),
     *address.SAMPLING,
     "method",
+    "where",
 )
 MAX_METHOD_CHARS = 80
 LIMITS = {
@@ -72,6 +75,7 @@ class Controls:
     top_p: gr.Textbox
     top_k: gr.Textbox
     method: gr.Dropdown
+    where: gr.Dropdown
     stamp: gr.Number
 
     def form(self) -> list[Any]:
@@ -182,6 +186,14 @@ def _drawing(engine: Engine) -> dict[str, Any]:
             min_width=200,
             elem_id="method",
         )
+        where = gr.Dropdown(
+            [(words, gate) for gate, words in GATES.items()],
+            value=EVERYWHERE,
+            label="tokens that are steered, or type: first 20",
+            allow_custom_value=True,
+            min_width=200,
+            elem_id="where",
+        )
         length = gr.Slider(8, 256, 60, step=4, label="at most this many tokens", buttons=[], elem_id="length")
         seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=100, elem_id="seed")
         greedy = gr.Checkbox(
@@ -196,7 +208,8 @@ def _drawing(engine: Engine) -> dict[str, Any]:
         ]
     stamp = gr.Number(visible="hidden")
     named: dict[str, Any] = {"plus": plus, "minus": minus, "make": make}
-    named |= {"length": length, "seed": seed, "greedy": greedy, "method": method, "stamp": stamp}
+    named |= {"length": length, "seed": seed, "greedy": greedy, "method": method, "where": where}
+    named |= {"stamp": stamp}
     return named | dict(zip(address.SAMPLING, drawn, strict=True))
 
 
@@ -279,7 +292,7 @@ def sound(name: str, value: Any, traits: set[str]) -> bool:
         return isinstance(value, str) and value in traits
     if name == "greedy":
         return isinstance(value, bool)
-    if name == "method":
+    if name in ("method", "where"):
         return isinstance(value, str) and len(value) <= MAX_METHOD_CHARS
     if name in address.SAMPLING:
         value = address.number(value) if isinstance(value, str) else None

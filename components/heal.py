@@ -18,6 +18,7 @@ from components.watching import remembered
 from components.words import what_is
 from steer_heal.config import (
     AUTO,
+    EVERYWHERE,
     MAX_ROUNDS,
     MAX_RUN_NAME_CHARS,
     PRESETS,
@@ -51,6 +52,7 @@ class Form:
     vignettes: float | None = None
     epochs: float | None = None
     method: str = AUTO
+    where: str = EVERYWHERE
     vignette_file: str | None = None
     others: str | None = None
 
@@ -61,7 +63,8 @@ class Form:
         return cls(
             basis.trait, *basis.band, name=name, rounds=basis.rounds, preset=basis.preset, seed=basis.seed,
             completions=basis.data.n_answers, vignettes=evaluate.n_vignettes or 0, epochs=basis.train.epochs,
-            method=basis.extract.method, vignette_file=evaluate.vignettes or "", others="",
+            method=basis.extract.method, where=basis.data.where,
+            vignette_file=evaluate.vignettes or "", others="",
         )  # fmt: skip
 
     def settings(self, model: str, basis: HealSettings | None = None) -> HealSettings:
@@ -70,10 +73,10 @@ class Form:
         Errors: `SettingsError`."""
         if self.rounds is None:
             raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"data": {"where": self.where}}
         if self.completions and (basis is None or self.completions != basis.data.n_answers):
             least = max(2, min(16, int(self.completions) // 16))
-            values["data"] = {"n_answers": self.completions, "min_kept": least}
+            values["data"] |= {"n_answers": self.completions, "min_kept": least}
         evaluated = {
             "n_vignettes": self.vignettes or None, "vignettes": (self.vignette_file or "").strip() or None
         }  # fmt: skip
@@ -152,7 +155,7 @@ def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]
     widgets: dict[str, Any] = {
         "trait": knobs.trait, "low": knobs.low, "high": knobs.high, "name": name, "rounds": rounds,
         "preset": preset, "seed": seed, "completions": completions, "vignettes": vignettes, "epochs": epochs,
-        "method": knobs.method, "vignette_file": file, "others": others,
+        "method": knobs.method, "where": knobs.where, "vignette_file": file, "others": others,
     }  # fmt: skip
     return widgets, launch, message, card
 

@@ -156,7 +156,7 @@ def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list
     # A textbox's .input misses what is pasted with the mouse; .change also hears a vignette being chosen.
     texts = [w.change for w in (knobs.prompt, *knobs.drawn())]
     gr.on([*texts, knobs.exact.input, knobs.seed.input], typed, knobs.request(), outputs, **STREAM)
-    chosen = [w.input for w in (knobs.trait, knobs.greedy, knobs.method)]
+    chosen = [w.input for w in (knobs.trait, knobs.greedy, knobs.method, knobs.where)]
     gr.on([*chosen, knobs.prompt.submit], stream, knobs.request(), outputs, **STREAM)
     dragged = {
         "alpha": ([knobs.slider], knobs.request(alpha=knobs.slider)),

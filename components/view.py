@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import get_args
 
 from components.words import what_is
-from steer_heal.config import THRESHOLDS
+from steer_heal.config import EVERYWHERE, THRESHOLDS, gate_in_words, steered_share
 from steer_heal.records import (
     Agreement,
     ListedModel,
@@ -128,6 +128,7 @@ def legend() -> str:
     chips = "".join(f'<span class="sh-t k{i}">{name}</span>' for i, name in enumerate(names))
     unit = f"nats per token{what_is('nats')}"
     about = f"KL(steered ‖ base), {unit}: {chips} · point at a token for more"
+    about += ' · <span class="sh-at">underlined</span>: steered itself, where not every token is'
     return f'<div class="sh-legend sh-dim">{about}</div>'
 
 
@@ -137,15 +138,19 @@ def tooltip(token: Token) -> str:
     if token.base_top:
         top = ", ".join(f"{a.text!r} {number(a.p_base, 2)}" for a in token.base_top)
         lines.append(f"base preferred {top}")
+    if token.share is not None:
+        lines.append(f"steered with {token.share:.0%} of the dose" if token.share else "itself not steered")
     return "\n".join(lines)
 
 
 def tokens(written: Sequence[Token]) -> str:
-    """The text; tokens that carry a KL are shaded by it and say more when pointed at."""
+    """The text; tokens that carry a KL are shaded by it and say more when pointed at. Those that are steered
+    are underlined where others are not."""
     return "".join(
         esc(t.text)
         if t.kl is None
-        else f'<span class="sh-t k{kl_bucket(t.kl)}" title="{esc(tooltip(t))}">{esc(t.text)}</span>'
+        else f'<span class="sh-t k{kl_bucket(t.kl)}{" sh-at" if t.share else ""}" '
+        f'title="{esc(tooltip(t))}">{esc(t.text)}</span>'
         for t in written
     )
 
@@ -287,9 +292,12 @@ def worth(agreement: Agreement, frame: str) -> str:
     return f'<div class="sh-dim sh-worth">{esc(said)}{what_is("agreement")}</div>' if said else ""
 
 
-def dose(alpha: float, frame: SteerFrame | None = None) -> str:
-    """What alpha means here: nats, the share of the residual's norm, and c*."""
+def dose(alpha: float, frame: SteerFrame | None = None, where: str = EVERYWHERE) -> str:
+    """What alpha means here: the tokens that it is for, nats, the share of the residual's norm, and c*."""
     parts = [f"alpha {alpha:g}"]
+    if where != EVERYWHERE:
+        of_prompt = ' class="sh-at-prompt"' if steered_share(where, -1) else ""
+        parts.append(f"<span{of_prompt}>{esc(gate_in_words(where))}</span>")
     if frame is not None and frame.dose_nats is not None:
         measured = "more than" if frame.dose_beyond else "about"
         parts.append(f"{measured} {number(frame.dose_nats, 2)} nats")

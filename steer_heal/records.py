@@ -123,7 +123,8 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One written token. KL(steered || base) in nats; it and what follows are empty without a shadow row."""
+    """One written token. KL(steered || base) in nats; it, base's probability and favourites are empty without
+    a shadow row. `share`: of its dose, where not every token gets all of it."""
 
     id: int
     text: str
@@ -131,6 +132,7 @@ class Token:
     kl: float | None = None
     p_base: float | None = None
     base_top: tuple[Alternative, ...] = ()
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from steer_heal.config import (
+    EVERYWHERE,
     FOUNDATIONS,
     GEMMA,
     SMOLLM2,
@@ -16,6 +17,7 @@ from steer_heal.config import (
     SteerRequest,
     changed,
     check_band,
+    steered_share,
 )
 from steer_heal.records import (
     Agreement,
@@ -44,6 +46,7 @@ DULL, KIND = BORING.split(), KINDLY.split()
 FORM_VALUES = {
     "prompt": "hello", "trait": "care_over_authority", "exact": 1.0, "low": 4, "high": 5, "length": 60,
     "seed": 0, "greedy": False, "method": "mean_diff", "temperature": "", "top_p": "", "top_k": "",
+    "where": "both",
 }  # fmt: skip
 """What the page's form holds, by its names."""
 
@@ -148,8 +151,17 @@ class FakeEngine:
         if abs(request.alpha) > 2.5:
             words = known + ["need"] * len(KIND)
         top = (Alternative(" <i>the</i>", 0.4), Alternative(" a", 0.2), Alternative(" no", 0.1))
+        gated = request.where != EVERYWHERE
         return [
-            Token(i, f"{w} ", 0.6, kl=abs(request.alpha) * (i % 6) / 3, p_base=0.1, base_top=top)
+            Token(
+                i,
+                f"{w} ",
+                0.6,
+                kl=abs(request.alpha) * (i % 6) / 3,
+                p_base=0.1,
+                base_top=top,
+                share=steered_share(request.where, i) if gated else None,
+            )
             for i, w in enumerate(words)
         ][: request.sample.max_new_tokens]
 

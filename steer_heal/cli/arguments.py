@@ -7,6 +7,7 @@ imported when it is chosen.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 from steer_heal import __version__
@@ -16,6 +17,7 @@ from steer_heal.config import (
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     DEMO,
+    EVERYWHERE,
     LITE_PREFIX,
     MAX_ROUNDS,
     MAX_SWEEP_RUNS,
@@ -24,7 +26,10 @@ from steer_heal.config import (
     PRESETS,
     VECTOR_FORMATS,
     EvalSettings,
+    SampleSettings,
     SettingsError,
+    build,
+    check_gate,
     check_method,
     json_or_text,
 )
@@ -116,6 +121,20 @@ def sweep(commands: Commands) -> None:
     add_places(made)
 
 
+def steer(commands: Commands) -> None:
+    made = command(commands, "steer", "Answer a prompt twice, without and with steering.")
+    made.add_argument("prompt", metavar="PROMPT", help="what the model is told")
+    add_model(made)
+    add_trait(made)
+    add_method(made)
+    made.add_argument("--alpha", type=float, default=1.0, help="dose in units of c*; 0 is base")
+    made.add_argument(
+        "--where", type=gate, default=EVERYWHERE, metavar="GATE",
+        help="which tokens are steered: both, prompt, answer, or of the answer first N, after N, ramp N",
+    )  # fmt: skip
+    add_drawing(made)
+
+
 def dose(commands: Commands) -> None:
     made = command(commands, "dose", "Measure what each dose does; alpha is in units of c*.")
     add_model(made)
@@ -131,10 +150,7 @@ def dose(commands: Commands) -> None:
     made.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="answered freely; may be repeated"
     )
-    made.add_argument("--tokens", type=int, default=60, metavar="N", help="length of the free answers")
-    made.add_argument("--seed", type=int, default=0, help="of the free answers")
-    made.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    add_sampling(made)
+    add_drawing(made)
     made.add_argument("--refine", action="store_true", help="close in on where coherence breaks")
     made.add_argument(
         "--grid", action="store_true", help="every layer and three-layer band x alpha, no free text"
@@ -285,7 +301,8 @@ def trait(commands: Commands) -> None:
 
 
 COMMANDS = (
-    heal, sweep, dose, effect, evaluate, vector, trait, results, readings, store, export, models, doctor,
+    heal, sweep, steer, dose, effect, evaluate, vector, trait, results, readings, store, export, models,
+    doctor,
 )  # fmt: skip
 
 
@@ -360,6 +377,14 @@ def add_controls(parser: argparse.ArgumentParser, usual: int = 8) -> None:
     )
 
 
+def add_drawing(parser: argparse.ArgumentParser) -> None:
+    """How long free answers are, and how they are drawn."""
+    parser.add_argument("--tokens", type=int, default=60, metavar="N", help="length of the free answers")
+    parser.add_argument("--seed", type=int, default=0, help="of the free answers")
+    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    add_sampling(parser)
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How free answers are drawn; what is not given is the model's own."""
     for flag, kind, about in (
@@ -375,6 +400,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def sampling(args: Namespace) -> dict[str, float]:
     """What was given of `add_sampling`'s arguments, by the settings' names."""
     return {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+
+
+def drawing(args: Namespace) -> SampleSettings:
+    """The settings of `add_drawing`'s arguments. Errors: `SettingsError`."""
+    given = {"max_new_tokens": args.tokens, "seed": args.seed, "greedy": args.greedy}
+    return build(SampleSettings, **given, **sampling(args))
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -393,8 +424,17 @@ def band(text: str) -> tuple[float, float]:
 
 def method(text: str) -> str:
     """The name of an extraction method."""
+    return _checked(check_method, text)
+
+
+def gate(text: str) -> str:
+    """Which tokens are steered."""
+    return _checked(check_gate, text)
+
+
+def _checked(check: Callable[[str], str], text: str) -> str:
     try:
-        return check_method(text)
+        return check(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from steer_heal import engine as engines
-from steer_heal.cli.arguments import Namespace, sampling
+from steer_heal.cli.arguments import Namespace, drawing
 from steer_heal.cli.tables import Column, Out, number, p_of, probabilities, table, worth
-from steer_heal.config import THRESHOLDS, DoseRequest, SampleSettings, SettingsError, build
+from steer_heal.config import THRESHOLDS, DoseRequest, SettingsError, build
 from steer_heal.data import trait
 from steer_heal.records import DoseRow, Sweep, TextWord
 
@@ -46,9 +46,7 @@ def run(args: Namespace, out: Out) -> int:
         alphas=args.alphas if args.alphas is not None else default,
         n_vignettes=n_vignettes,
         controls=args.controls,
-        sample=build(
-            SampleSettings, max_new_tokens=args.tokens, seed=args.seed, greedy=args.greedy, **sampling(args)
-        ),
+        sample=drawing(args),
     )
     if args.figure and not Path(args.figure).absolute().parent.is_dir():
         raise SettingsError(f"There is no folder for {args.figure}: make it first.")

@@ -43,6 +43,7 @@ from steer_heal.config.base import (
     one_sentence,
     sound_band,
 )
+from steer_heal.config.gates import EVERYWHERE, GATES, check_gate, gate_in_words, steered_share
 from steer_heal.config.healing import (
     HEAL_THRESHOLDS,
     MAX_RUN_NAME_CHARS,

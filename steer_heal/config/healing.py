@@ -25,6 +25,7 @@ from steer_heal.config.base import (
     build,
     check_band,
 )
+from steer_heal.config.gates import EVERYWHERE, FORMS, Gate
 from steer_heal.config.requests import THRESHOLDS
 
 
@@ -34,6 +35,10 @@ class DataSettings(Settings):
 
     alphas: tuple[Alpha, ...] = Field(
         default=(0.8,), min_length=1, description="Doses at which each prompt is answered, in units of c*."
+    )
+    where: Gate = Field(
+        default=EVERYWHERE,
+        description=f"Tokens that are steered, here and in the writer that is imitated: {FORMS}.",
     )
     later: float = Field(
         default=0.3, gt=0.0, le=1.0, description="All doses of a round as a share of the last round's."

@@ -18,10 +18,11 @@ from steer_heal.config.base import (
     Settings,
     check_band,
 )
+from steer_heal.config.gates import EVERYWHERE, Gate
 
 
 class SteerRequest(Settings):
-    """One steered answer as the page asks for it; alpha in units of c*."""
+    """One steered answer as the page asks for it; alpha in units of c*, `where` as in `gates`."""
 
     trait: str = DEFAULT_TRAIT
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
@@ -29,6 +30,7 @@ class SteerRequest(Settings):
     band: Band = DEFAULT_BAND
     sample: SampleSettings = SampleSettings()
     method: Method = AUTO
+    where: Gate = EVERYWHERE
 
     _band = field_validator("band")(check_band)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from steer_heal.config import MAX_PROMPT_TOKENS, SettingsError, SteerRequest
+from steer_heal.config import EVERYWHERE, MAX_PROMPT_TOKENS, SettingsError, SteerRequest
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate.text_health import health, perplexity
 from steer_heal.generate import Row
@@ -56,7 +56,8 @@ class Answer:
         assert self.steered_by is not None
         alpha, sample = self.asked.alpha, self.asked.sample
         coefficients_L = self.steered_by.coefficients_RL(alpha)[0]
-        return Row(self.prompt, coefficients_L, shadow=True, alpha=alpha, sample=sample)
+        where = self.asked.where
+        return Row(self.prompt, coefficients_L, shadow=True, alpha=alpha, sample=sample, where=where)
 
     def base_row(self) -> Row:
         """The same for base's."""
@@ -79,7 +80,9 @@ class Answer:
         if self.steered_by is None:
             return so_far
         alpha, calibration = self.asked.alpha, self.steered_by.calibration
-        nats, beyond = self.steered_by.nats(alpha) or (None, False)
+        # What calibration measured is of texts that are steered everywhere.
+        known = self.steered_by.nats(alpha) if self.asked.where == EVERYWHERE else None
+        nats, beyond = known or (None, False)
         return replace(
             so_far, dose_nats=nats, dose_beyond=beyond, dose_fraction=self.steered_by.fraction(alpha),
             c_star=calibration.c_star, message=so_far.message or calibration.message,

@@ -28,12 +28,12 @@ class Forward(Protocol):
 
     def begin(
         self, prompts: Sequence[tuple[int, ...]], coefficients_BL: Tensor, room: int, *,
-        n_more: int = 0, store: PrefixStore | None = None,
+        n_more: int = 0, store: PrefixStore | None = None, gates: Sequence[str] = (),
     ) -> Rows:  # fmt: skip
         """Prompts read as rows in this order, each under its own coefficients; `room` tokens can follow.
 
         `n_more`: how many rows may come to be beside them. `store` keeps prompts for the next call on the
-        same weights.
+        same weights. `gates`: one a row, where not every token is steered; then one token is read at a time.
         """
         ...
 

@@ -70,6 +70,7 @@ class Continuation:
         places_Rn = (self._lengths_R + self._end - self._n_text)[:, None] + depth_n
         reach = int(places_Rn.max())
         masks: Masks = {}
+        steering = self._steering.at(self._end - self._n_text)
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             block, group = network.blocks[layer], q.shape[1] // k.shape[1]
@@ -85,7 +86,7 @@ class Continuation:
             return made[0].unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1).flatten(1)
 
         def behind(layer: int, hidden: Tensor) -> Tensor:
-            return self._steering.plus(layer, hidden.unflatten(0, (n_rows, -1))).flatten(0, 1)
+            return steering.plus(layer, hidden.unflatten(0, (n_rows, -1))).flatten(0, 1)
 
         ends_M = None
         if n_ends < n:

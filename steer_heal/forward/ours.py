@@ -22,7 +22,7 @@ from steer_heal.forward.shared_prompts import SharedPrompts, worth_sharing
 from steer_heal.forward.store import PrefixStore
 from steer_heal.models import LanguageModel
 from steer_heal.records import Stopped
-from steer_heal.vectors.steering import Steering
+from steer_heal.vectors.steering import Steering, of_prompt
 
 T = TypeVar("T")
 
@@ -95,13 +95,15 @@ class OurForward:
 
     def begin(
         self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, *, n_more: int = 0,
-        store: PrefixStore | None = None,
+        store: PrefixStore | None = None, gates: Sequence[str] = (),
     ) -> Rows:  # fmt: skip
-        """One row a prompt, each under its own coefficients."""
-        steering = Steering(self._directions_LD, coefficients_BL)
-        of_row, distinct = keys(prompts, coefficients_BL), list(dict.fromkeys(prompts))
+        """One row a prompt, each under its own coefficients and gate."""
+        steering = Steering(self._directions_LD, coefficients_BL).gated(gates)
+        read_BL = of_prompt(coefficients_BL, gates)
+        of_row, distinct = keys(prompts, read_BL), list(dict.fromkeys(prompts))
         variants = {key: row for row, key in enumerate(of_row) if key[1]}
-        first = steering.layers[0] if variants else self._n_layers - 1
+        reading = steering if read_BL is coefficients_BL else Steering(self._directions_LD, read_BL)
+        first = reading.layers[0] if variants else self._n_layers - 1
         depth = first + 1 if all(steered for _, steered in of_row) else self._n_layers
         if store is None:
             found = self.reads(distinct, depth, {first, depth - 1})
@@ -111,7 +113,7 @@ class OurForward:
         reads = dict(zip(distinct, found, strict=True))
         apart: dict[Key, Read] = {}
         if variants:
-            begun, rows_VL = [prompt for prompt, _ in variants], coefficients_BL[list(variants.values())]
+            begun, rows_VL = [prompt for prompt, _ in variants], read_BL[list(variants.values())]
             read = self._steered_reads(begun, [reads[prompt] for prompt in begun], rows_VL, first)
             apart = dict(zip(variants, read, strict=True))
         last = self._n_layers - 1

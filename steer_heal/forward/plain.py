@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steer_heal.config import EVERYWHERE
 from steer_heal.forward.cache import RoomyCache, gather
 from steer_heal.forward.rows import Asked, Rows, keys, picked
 from steer_heal.forward.store import PrefixStore
 from steer_heal.models import LanguageModel, Padded, computing, left_pad
 from steer_heal.records import Stopped
-from steer_heal.vectors.steering import Operator, Steering, steering_of
+from steer_heal.vectors.steering import Operator, Steering, of_prompt, steering_of
 
 Ids = tuple[int, ...]
 BlockOutput = Any
@@ -42,13 +43,16 @@ class _Read:
 
 
 class PlainRows(Rows):
-    """Rows padded on the left: their texts, the logits of their last positions, and what reading on needs."""
+    """Rows padded on the left: their texts, the logits of their last positions, and what reading on needs.
+
+    `steering`: what they read on under.
+    """
 
     def __init__(
         self, lm: LanguageModel, steering: Steering, texts: Sequence[Ids], batch: Padded, logits_BnV: Tensor,
         cache: RoomyCache | None,
     ) -> None:  # fmt: skip
-        self._lm, self._steering, self._texts = lm, steering, list(texts)
+        self._lm, self.steering, self._texts, self._n_read = lm, steering, list(texts), 0
         self._logits_BnV, self.cache = logits_BnV, cache
         self.mask_BT = None if batch.full else batch.mask_BT
         self.positions_B = batch.positions_BT[:, -1] + 1
@@ -63,8 +67,9 @@ class PlainRows(Rows):
             self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(ids_Bn.shape)], dim=1)
         steps_n = torch.arange(ids_Bn.shape[1], device=self.positions_B.device)
         positions_Bn = self.positions_B[:, None] + steps_n
-        with self._steering.attached(self._lm.blocks):
+        with self.steering.at(self._n_read).attached(self._lm.blocks):
             self._logits_BnV = logits_of(self._lm, ids_Bn, self.mask_BT, positions_Bn, self.cache, n_ends)
+        self._n_read += len(steps_n)
         self.positions_B = self.positions_B + len(steps_n)
         self._texts = [(*text, *ids) for text, ids in zip(self._texts, ids_Bn.tolist(), strict=True)]
 
@@ -72,7 +77,7 @@ class PlainRows(Rows):
         assert self.cache is not None
         index = torch.tensor(kept, device=self._lm.device)
         self.cache.batch_select_indices(index)
-        self._steering.keep(index)
+        self.steering.keep(index)
         self.mask_BT = None if self.mask_BT is None else self.mask_BT[index]
         self.positions_B, self._logits_BnV = self.positions_B[index], self._logits_BnV[index]
         self._texts = [self._texts[row] for row in kept]
@@ -87,7 +92,7 @@ class PlainRows(Rows):
         for column, ids in enumerate(words):
             if len(ids) > 1:
                 batch = left_pad([(*text, *ids) for text in self._texts], self._lm.pad_id, self._lm.device)
-                with self._steering.attached(self._lm.blocks):
+                with self.steering.attached(self._lm.blocks):
                     logits_BnV = _read_batch(self._lm, batch, None, len(ids))[:, :-1]
                 wanted = torch.tensor(list(ids[1:]), device=logits_BnV.device)
                 each = [picked(logits_nV, wanted).sum() for logits_nV in logits_BnV]
@@ -117,9 +122,17 @@ class PlainForward:
 
     def begin(
         self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, *, n_more: int = 0,
-        store: PrefixStore | None = None,
+        store: PrefixStore | None = None, gates: Sequence[str] = (),
     ) -> Rows:  # fmt: skip
-        """One row a prompt, each under its own coefficients."""
+        """One row a prompt, each under its own coefficients and gate."""
+        rows = self._begin(prompts, of_prompt(coefficients_BL, gates), room, store)
+        if any(gate != EVERYWHERE for gate in gates):
+            rows.steering = steering_of(self._directions_LD, coefficients_BL).gated(gates)
+        return rows
+
+    def _begin(
+        self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, store: PrefixStore | None
+    ) -> PlainRows:
         if not isinstance(self._directions_LD, Tensor):
             return self.apart(prompts, coefficients_BL, room)
         lm, distinct = self._lm, list(dict.fromkeys(prompts))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steer_heal import forward
-from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
+from steer_heal.config import EVERYWHERE, MAX_PROMPT_TOKENS, SampleSettings, SettingsError, steered_share
 from steer_heal.generate.divergence import diverge, probability
 from steer_heal.generate.rows import Plan, Row, plan
 from steer_heal.generate.sampling import draw, sampler
@@ -136,6 +136,7 @@ class _Batch:
                 room,
                 n_more=sum(lane.n_more for lane in made.lanes),
                 store=store,
+                gates=[lane.where for lane in made.lanes],
             )
         self._n_lanes = len(made.lanes)
         self._streams = {lane: TextStream(lm.decode) for lane in self._writers}
@@ -164,6 +165,9 @@ class _Batch:
         lasts = [self._last_step[lane] for lane in writers]
         ended = [token in self._lm.eos_ids or step == last for token, last in zip(ids, lasts, strict=True)]
         self._next = {lane: token for lane, token, over in zip(writers, ids, ended, strict=True) if not over}
+        for i, lane in enumerate(writers):
+            if (gate := self._plan.lanes[lane].where) != EVERYWHERE:
+                measured[i]["share"] = steered_share(gate, step)
         return [
             (
                 lane,

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from steer_heal.config import SampleSettings, SettingsError
+from steer_heal.config import EVERYWHERE, SampleSettings, SettingsError
 
-Key = tuple[tuple[int, ...], bytes, int, SampleSettings | None]
-"""Prompt, coefficients, stream of random numbers, and how tokens are drawn."""
+Key = tuple[tuple[int, ...], bytes, int, SampleSettings | None, str]
+"""Prompt, coefficients, stream of random numbers, how tokens are drawn, and which of them are steered."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Row:
     `coefficients_L`: what is added along each layer's direction, (L, M) where M vectors are mixed; none means
     base. `shadow`: also measure every token against base. `rng_stream`: rows of one number share their random
     numbers. `sample`: how this row is drawn, where not as the call says. `alpha` and `prompt` are handed
-    through to the completion.
+    through to the completion. `where`: its gate.
     """
 
     prompt_ids: tuple[int, ...]
@@ -31,6 +31,7 @@ class Row:
     rng_stream: int = 0
     prompt: str = ""
     sample: SampleSettings | None = None
+    where: str = EVERYWHERE
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ class Lane:
     writes: bool = True
     n_more: int = 0
     sample: SampleSettings | None = None
+    where: str = EVERYWHERE
 
     @property
     def steered(self) -> bool:
@@ -53,7 +55,8 @@ class Lane:
 
     @property
     def key(self) -> Key:
-        return self.prompt_ids, self.coefficients_L.numpy().tobytes(), self.rng_stream, self.sample
+        steered = self.coefficients_L.numpy().tobytes()
+        return self.prompt_ids, steered, self.rng_stream, self.sample, self.where
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,7 @@ def plan(rows: Sequence[Row], shape: tuple[int, ...]) -> Plan:
     known: dict[Key, int] = {}
     for index, row in enumerate(rows):
         lane = Lane(tuple(row.prompt_ids), _coefficients(row, shape), row.rng_stream, sample=row.sample)
+        lane = replace(lane, where=row.where) if lane.steered else lane
         number = known.setdefault(lane.key, len(made.lanes))
         if number == len(made.lanes):
             made.lanes.append(lane)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ from steer_heal.records import (
 )
 from steer_heal.vectors import vector
 from steer_heal.vectors.bridges.extraction import extract
-from steer_heal.vectors.steering import steer
+from steer_heal.vectors.steering import shares, steer
 from steer_heal.vectors.vector import SteeringVector
 
 STAGES = ("base", "extract", "calibrate", "generate", "filter", "train", "evaluate")
@@ -298,7 +299,7 @@ class _Loop:
         alphas = [alpha * self.share(round_) for alpha in made.alphas]
 
         def work(tick: Tick) -> list[Completion]:
-            return self.measures.write(asked, tick, seed=seed, dose=dose, alphas=alphas)
+            return self.measures.write(asked, tick, seed=seed, dose=dose, alphas=alphas, where=made.where)
 
         steered = yield from self._live("generate", round_, work)
         plain = yield from self._live(
@@ -331,7 +332,13 @@ class _Loop:
         ]
         self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)
         taught = dose.coefficients_RL(settings.teacher_alpha * self.share(round_))
-        writer = partial(steer, self.lm.blocks, dose.vector.steers, taught)
+
+        def writer(batch: Sequence[Example]) -> AbstractContextManager[Any]:
+            """Steered as the answers were, each token by its place."""
+            lengths = [(len(row.prompt_ids), len(row.completion_ids)) for row in batch]
+            gated_BT = shares(self.settings.data.where, lengths)
+            return steer(self.lm.blocks, dose.vector.steers, taught, gated_BT)
+
         steps = train_round(
             self.lm, self.stack, examples, settings, seed=seed, steer=writer,
             temperature=self.measures.temperature, stop=self.stop,

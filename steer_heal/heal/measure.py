@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from steer_heal import data
-from steer_heal.config import AUTO_FRAME, HealSettings, SampleSettings, SettingsError, build
+from steer_heal.config import AUTO_FRAME, EVERYWHERE, HealSettings, SampleSettings, SettingsError, build
 from steer_heal.dose import controls
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate import text_health, vignette_sets
@@ -139,8 +139,10 @@ class Measures:
         dose: CalibratedVector | None = None,
         alphas: Sequence[float] = (0.0,),
         greedy: bool = False,
+        where: str = EVERYWHERE,
     ) -> list[Completion]:
-        """Answers to the prompts, each at its alpha (they go round), with random numbers of its own."""
+        """Answers to the prompts, each at its alpha (they go round) and steered in `where`, with random
+        numbers of its own."""
         rows = []
         for number, prompt in enumerate(prompts):
             alpha = alphas[number % len(alphas)]
@@ -151,6 +153,7 @@ class Measures:
                     alpha=alpha,
                     rng_stream=number,
                     prompt=prompt,
+                    where=where,
                 )
             )
         sample = self._sample.model_copy(update={"greedy": greedy, "seed": seed})

@@ -16,8 +16,8 @@ from steer_heal.heal.frozen_prefix import FrozenPrefix
 from steer_heal.heal.lm_head import hidden_states
 from steer_heal.models import LanguageModel
 
-Steer = Callable[[], AbstractContextManager[Any]]
-"""Steers the model as long as the context lasts."""
+Steer = Callable[[Sequence[Example]], AbstractContextManager[Any]]
+"""Steers the model, which reads these examples padded on the left, as long as the context lasts."""
 
 
 class Reference:
@@ -56,18 +56,18 @@ class Reference:
         new = [row for row in dict.fromkeys(batch) if row not in self._kept]
         for steered in (True, False):
             if some := [row for row in new if row.steered == steered]:
-                with self._model(steered) as frozen:
+                with self._model(some, steered) as frozen:
                     found_ND = hidden_states(self._lm, some, frozen)
                 self._kept |= _by_example(some, found_ND)
 
     @contextmanager
-    def _model(self, steered: bool) -> Iterator[FrozenPrefix | None]:
-        """The reference of such examples as long as it lasts, and the states that it has in common."""
+    def _model(self, some: Sequence[Example], steered: bool) -> Iterator[FrozenPrefix | None]:
+        """The reference of these examples as long as it lasts, and the states that it has in common."""
         if self._which == "base" or (self._which == "writer" and not steered):
             with self._stack.off():
                 yield None
         else:
-            with self._stack.previous(), self._steer() if self._which == "writer" else nullcontext():
+            with self._stack.previous(), self._steer(some) if self._which == "writer" else nullcontext():
                 yield self._frozen
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from copy import copy
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,16 @@ class RowwiseSteering(Steering):
     def layers(self) -> tuple[int, ...]:
         return self._layers
 
+    def times(self, shares_BT: Tensor) -> Self:
+        """Errors: `SettingsError` where the positions of a row get different shares."""
+        if shares_BT.shape[1] != 1:
+            raise SettingsError("This method steers whole texts: choose one that adds a direction.")
+        made = copy(self)
+        made._coefficients_BL = self._coefficients_BL * shares_BT
+        return made
+
     def keep(self, rows: Tensor) -> None:
+        self._keep_gates(rows)
         self._coefficients_BL = self._coefficients_BL[rows.cpu()]
 
     @contextmanager

@@ -1,7 +1,7 @@
 """The coefficient matrix: row b's residual after block l gets C[b, l] * v[l] at every position.
 
 Where several vectors v[0] to v[M - 1] are mixed, C has one more axis: the row gets the sum over m of
-C[b, l, m] * v[m, l].
+C[b, l, m] * v[m, l]. Where a row has a gate, what it gets at a position is the gate's share of that.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from steer_heal.config import SettingsError
+from steer_heal.config import EVERYWHERE, SettingsError, steered_share
 
 
 def coefficients(n_layers: int, layers: Sequence[int], c: float, rows: int = 1) -> Tensor:
@@ -25,6 +25,27 @@ def coefficients(n_layers: int, layers: Sequence[int], c: float, rows: int = 1) 
     matrix = torch.zeros(rows, n_layers)
     matrix[:, list(layers)] = c
     return matrix
+
+
+def of_prompt(coefficients_BL: Tensor, gates: Sequence[str]) -> Tensor:
+    """The coefficients that the rows' prompts are read under."""
+    if all(gate == EVERYWHERE for gate in gates):
+        return coefficients_BL
+    shares_B = torch.tensor([steered_share(gate, -1) for gate in gates], device=coefficients_BL.device)
+    return coefficients_BL * shares_B.view(-1, *[1] * (coefficients_BL.ndim - 1))
+
+
+def shares(gate: str, lengths: Sequence[tuple[int, int]]) -> Tensor | None:
+    """The gate's share at each token of rows of so many prompt and answer tokens, padded on the left, (B, T);
+    None where it is 1 everywhere."""
+    if gate == EVERYWHERE:
+        return None
+    longest = max(map(sum, lengths))
+    rows = [
+        [steered_share(gate, -1)] * (longest - answer) + [steered_share(gate, at) for at in range(answer)]
+        for _, answer in lengths
+    ]
+    return torch.tensor(rows)
 
 
 class Operator(Protocol):
@@ -44,6 +65,8 @@ def steering_of(directions: Tensor | Operator, coefficients_BL: Tensor) -> Steer
 
 class Steering:
     """What a running steering context adds, by layer; rows can leave while it runs."""
+
+    _gates: tuple[str, ...] = ()
 
     def __init__(self, directions_LD: Tensor, coefficients_BL: Tensor) -> None:
         """`directions_LD` with `coefficients_BL`, or of M vectors (M, L, D) with (B, L, M)."""
@@ -70,10 +93,34 @@ class Steering:
         """The layers where any row is steered."""
         return tuple(self._added_B1D)
 
+    def gated(self, gates: Sequence[str]) -> Self:
+        """The same with a gate for each row, which counts from `at` on."""
+        made = copy(self)
+        made._gates = () if all(gate == EVERYWHERE for gate in gates) else tuple(gates)
+        return made
+
+    def at(self, place: int) -> Self:
+        """What is added at this place of the answers, from 0: this itself where no row has a gate."""
+        shares = [steered_share(gate, place) for gate in self._gates]
+        return self if all(share == 1.0 for share in shares) else self.times(torch.tensor(shares)[:, None])
+
+    def times(self, shares_BT: Tensor) -> Self:
+        """A share of what is added, for each row and position; T is 1 where all positions get the same."""
+        made = copy(self)
+        made._added_B1D = {
+            layer: added * shares_BT[..., None].to(added) for layer, added in self._added_B1D.items()
+        }
+        return made
+
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows (indices or a mask), in this order."""
+        self._keep_gates(rows)
         for layer, added in self._added_B1D.items():
             self._added_B1D[layer] = added[rows.to(added.device)]
+
+    def _keep_gates(self, rows: Tensor) -> None:
+        if self._gates:
+            self._gates = tuple(self._gates[row] for row in torch.arange(len(self._gates))[rows.cpu()])
 
     def hook(self, layer: int) -> Any:
         """A forward hook for block `layer`; its output may be a tensor or a tuple led by one."""
@@ -111,16 +158,22 @@ class Steering:
 
 @contextmanager
 def steer(
-    blocks: Sequence[nn.Module], directions_LD: Tensor | Operator, coefficients_BL: Tensor
+    blocks: Sequence[nn.Module],
+    directions_LD: Tensor | Operator,
+    coefficients_BL: Tensor,
+    shares_BT: Tensor | None = None,
 ) -> Iterator[Steering]:
     """Add C[b, l] * v[l] to the output of block l, at every position, while the context lasts.
 
     `directions_LD`: one direction a layer, or (M, L, D) of M vectors. `coefficients_BL`: a row for each row
-    of the batch (one row serves any batch); layers whose column is zero get no hook. The model is exactly as
-    before on leaving, however it is left. Source: activation addition (Turner et al., 2023,
-    arXiv:2308.10248).
+    of the batch (one row serves any batch); layers whose column is zero get no hook. `shares_BT`: the share
+    of it that each position gets; all of it when none. The model is exactly as before on leaving, however it
+    is left. Source: activation addition (Turner et al., 2023, arXiv:2308.10248).
     """
     if isinstance(directions_LD, Tensor) and len(blocks) != directions_LD.shape[-2]:
         raise ValueError(f"{directions_LD.shape[-2]} directions for {len(blocks)} blocks")
-    with steering_of(directions_LD, coefficients_BL).attached(blocks) as steering:
+    steering = steering_of(directions_LD, coefficients_BL)
+    if shares_BT is not None:
+        steering = steering.times(shares_BT)
+    with steering.attached(blocks):
         yield steering

@@ -49,5 +49,10 @@ def test_a_method_that_was_chosen_stands_in_the_address_and_none_means_the_model
     assert "if (form.method !== 'auto') view.set('method', form.method)" in keep(FORM)
 
 
+def test_where_it_is_steered_stands_in_the_address_unless_it_is_everywhere():
+    assert opened("where=first+8")["where"] == "first 8"
+    assert "if (form.where !== 'both') view.set('where', form.where)" in keep(FORM)
+
+
 def test_the_script_knows_every_field():
     assert "[" + ", ".join(f'"{name}"' for name in FORM) + "]" in keep(FORM)

@@ -70,6 +70,14 @@ def test_how_tokens_are_drawn_can_be_said(client, engine):
         client.predict([1.0], top_p=7, api_name="/sweep")
 
 
+def test_which_tokens_are_steered_can_be_said(client, engine):
+    found = client.submit("gated", where="first 2", tokens=4, api_name="/steer").result()
+    assert found["shares"] == [1.0, 1.0, 0.0, 0.0]
+    assert engine.calls[-1].where == "first 2"
+    with pytest.raises(AppError, match="says no place: write both, prompt, answer, first N"):
+        client.predict("gated", where="nowhere", api_name="/steer")
+
+
 def test_a_sweep_gives_a_row_a_dose(client):
     found = client.predict(alphas=[0.0, 1.0], api_name="/sweep")
     assert [row["alpha"] for row in found["rows"]] == [0.0, 1.0]

@@ -52,6 +52,8 @@ BAD = [
     ["dose", "--model", "tiny", "--trait", "nonsense"],
     ["dose", "--model", "tiny", "--band", "0.01-0.02"],
     ["eval", "--alpha", "much"],
+    ["steer"],
+    ["steer", "Hi", "--model", "tiny", "--where", "nowhere"],
     ["eval", "--model", "tiny", "--vignettes", "/no/such.jsonl"],
     ["vector"],
     ["vector", "--model", "tiny", "--out", "/dev/null/x/v.safetensors"],
@@ -94,6 +96,15 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     assert held["as_far"] == sum(x >= document["rows"][1]["trait_shift"] for x in held["random"])
     assert "dose.html" in err
     assert "plotly" in (here / "dose.html").read_text()
+    code, out, _ = run("steer", "Hi", *few, "--where", "after  2", "--tokens", "4", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["where"] == "after 2"
+    shares = [token["share"] for token in document["tokens"]]
+    assert shares == [0.0, 0.0, 1.0, 1.0][: len(shares)]
+    code, out, _ = run("steer", "Hi", *few, "--tokens", "4", "--greedy")
+    assert code == 0
+    assert "alpha 1, steered: prompt and answer" in out
     code, out, _ = run("effect", *few, "--controls", "2", "--json")
     assert code == 0
     document = json.loads(out)

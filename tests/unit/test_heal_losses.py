@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -132,7 +131,7 @@ def test_the_writer_of_a_steered_answer_is_the_steered_history_and_of_a_plain_on
         steered = hidden_states(lm, [asked]).detach()
     stack.fresh(2, SETTINGS, seed=0)
     settings = SETTINGS.model_copy(update={"reference": "writer"})
-    how = partial(steer, lm.blocks, directions_LD, matrix_BL)
+    how = lambda _batch: steer(lm.blocks, directions_LD, matrix_BL)  # noqa: E731
     found = Reference(lm, stack, settings, steer=how).hidden([plain, asked])
     assert torch.equal(found, torch.cat([base, steered]))
     assert not torch.equal(steered, Reference(lm, stack, settings).hidden([asked]))
@@ -149,7 +148,7 @@ def test_a_student_that_imitates_comes_nearer_to_the_writer(lm, examples):
     settings = TrainSettings(rank=4, lr=1e-2, epochs=4, likelihood=0.0)
     stack = AdapterStack(lm)
     stack.fresh(1, settings, seed=0)
-    how = partial(steer, lm.blocks, directions_LD, matrix_BL)
+    how = lambda _batch: steer(lm.blocks, directions_LD, matrix_BL)  # noqa: E731
     steps = list(train_round(lm, stack, examples[:8], settings, seed=0, steer=how))
     assert all(step["loss"] == step["divergence"] for step in steps)
     assert 0 < steps[-1]["divergence"] < 0.5 * steps[0]["divergence"]

@@ -115,6 +115,7 @@ def test_the_form_becomes_settings() -> None:
     assert (settings.rounds, settings.data.n_answers, settings.evaluate.n_vignettes) == (2, 32, 14)
     assert settings.train.epochs == 3
     assert FORM.settings("demo").data == heal_settings("quick", model="demo").data
+    assert replace(FORM, where="answer").settings("demo").data.where == "answer"
     assert replace(FORM, completions=0, vignettes=0, epochs=0).settings("demo") == FORM.settings("demo")
     chosen = replace(FORM, method="pca", vignette_file=" v.jsonl ").settings("demo")
     assert (chosen.extract.method, chosen.evaluate.vignettes) == ("pca", "v.jsonl")

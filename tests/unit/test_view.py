@@ -91,6 +91,17 @@ def test_a_token_is_shaded_by_its_kl_and_says_why() -> None:
     assert view.tokens((Token(1, "plain", 0.5),)) == "plain"
 
 
+def test_what_is_steered_is_marked_where_not_all_is() -> None:
+    token = Token(1, "help", 0.6, kl=1.5)
+    marks = {share: view.tokens((replace(token, share=share),)) for share in (None, 0.0, 0.25)}
+    assert [share for share, html in marks.items() if "sh-at" in html] == [0.25]
+    assert "steered with 25% of the dose" in marks[0.25]
+    assert "itself not steered" in marks[0.0]
+    assert "sh-at-prompt" in view.dose(1.0, None, "prompt")
+    assert "the first 12 tokens of the answer" in view.dose(1.0, None, "first 12")
+    assert "the answer" not in view.dose(1.0)
+
+
 @pytest.mark.parametrize(
     ("kl", "bucket"), [(0.0, 0), (0.099, 0), (0.1, 1), (0.5, 2), (1.0, 3), (3.9, 4), (9.0, 5)]
 )

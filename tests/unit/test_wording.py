@@ -32,6 +32,12 @@ NEEDED = {
         (SteerRequest, {"alpha": "a lot"}, "alpha must be a number, not 'a lot'."),
         (SteerRequest, {"alpha": 65}, "alpha must be at most 64, not 65."),
         (SteerRequest, {"band": (0.9, 0.6)}, "The band 0.9-0.6 is reversed: give the lower end first."),
+        (
+            SteerRequest,
+            {"where": "here"},
+            "where: 'here' says no place: write both, prompt, answer, first N, after N or ramp N, such as "
+            "first 8.",
+        ),
         (SteerRequest, {"colour": 1}, "colour is not a setting: see --help or the settings of a run."),
         (HealSettings, {"rounds": 0}, "rounds must be at least 1, not 0."),
         (HealSettings, {"rounds": 33}, "rounds must be at most 32, not 33."),

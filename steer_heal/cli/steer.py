@@ -1,0 +1,47 @@
+"""`steer`: one prompt, answered by base and steered."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from steer_heal.cli.arguments import Namespace, drawing
+from steer_heal.cli.tables import Out, clean
+from steer_heal.config import SteerRequest, build, gate_in_words
+from steer_heal.engine import Engine
+from steer_heal.records import SteerFrame
+
+
+def run(args: Namespace, out: Out) -> int:
+    """Exit code 0 when both answers were written."""
+    given = {name: getattr(args, name) for name in ("prompt", "trait", "alpha", "band", "method", "where")}
+    request = build(SteerRequest, **given, sample=drawing(args))
+    engine = Engine(args.model, cache_dir=args.cache)
+    out.model(engine.info)
+    try:
+        for frame in engine.steer(request, session="cli"):
+            out.progress(frame.message or f"{len(frame.steered)} tokens")
+    finally:
+        engine.close()
+    _show(request, frame, out)
+    return 0
+
+
+def _show(request: SteerRequest, frame: SteerFrame, out: Out) -> None:
+    texts = {name: "".join(token.text for token in getattr(frame, name)) for name in ("base", "steered")}
+    health = frame.health
+    about = [f"alpha {request.alpha:g}, steered: {gate_in_words(request.where)}"]
+    about += [] if frame.c_star is None else [f"c* {frame.c_star:.4g}"]
+    about += [] if health is None else [f"text {health.verdict}"]
+    about += [] if health is None or health.kl_p95 is None else [f"p95 KL {health.kl_p95:.2f} nats"]
+    out.text(*(f"{name}: {clean(text)}" for name, text in texts.items()), ", ".join(about))
+    if frame.message:
+        out.note(frame.message)
+    tokens = [
+        {"text": token.text, "kl": token.kl, "share": 1.0 if token.share is None else token.share}
+        for token in frame.steered
+    ]
+    asked = request.model_dump(exclude={"sample"}) | {"sample": request.sample.model_dump(exclude_none=True)}
+    out.document(
+        {"command": "steer", **asked, **texts, "c_star": frame.c_star, "dose_nats": frame.dose_nats}
+        | {"health": health and asdict(health), "message": frame.message, "tokens": tokens}
+    )

@@ -1,0 +1,99 @@
+"""Whatever is steered where: each row of a batch gets what a plain forward pass with a hook gives it alone,
+one row, no cache, the whole text read anew for every token."""
+
+from contextlib import ExitStack
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steer_heal import forward
+from steer_heal.config import EVERYWHERE, SampleSettings, build, steered_share
+from steer_heal.config.gates import check_gate
+from steer_heal.generate import Row, complete
+from steer_heal.vectors.steering import coefficients, shares, steer
+from tests import tiny
+from tests.close import assert_near, model_rounding
+
+N = 6
+PROMPTS = ((2, 9, 30, 41, 7), (2, 60, 61), (2, *range(40, 57)))
+SAMPLE = build(SampleSettings, max_new_tokens=N, greedy=True)
+gates = st.sampled_from([EVERYWHERE, "prompt", "answer", "first 2", "after 1", "after 3", "ramp 4"])
+row = st.tuples(
+    st.sampled_from(PROMPTS), st.sampled_from([-4.0, 2.0, 6.0]), st.sampled_from([(0,), (1, 2), (3,)]), gates
+)
+
+
+def plain_forward(lm, ids, n_prompt, added_LD, gate):
+    """log p of the token after `ids`, `added_LD` being added behind the blocks by each position's share."""
+    n_answer = len(ids) - n_prompt
+    places = [-1] * n_prompt + list(range(n_answer))
+    shares_T1 = torch.tensor([[steered_share(gate, place)] for place in places])
+    with torch.no_grad(), ExitStack() as hooks:
+        for block, added_D in zip(lm.blocks, added_LD, strict=True):
+
+            def hook(_block, _inputs, output, added_D=added_D):
+                hidden = output[0] if isinstance(output, tuple) else output
+                hidden = hidden + shares_T1 * added_D
+                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+            hooks.callback(block.register_forward_hook(hook).remove)
+        return lm.model(torch.tensor([ids]), use_cache=False).logits[0, -1].double().log_softmax(-1)
+
+
+def assert_as_alone(lm, asked, added_LD, written):
+    """Every token's p and KL are those of the plain pass over the tokens before it."""
+    ids = list(asked.prompt_ids)
+    for place, token in enumerate(written.tokens):
+        logp = plain_forward(lm, ids, len(asked.prompt_ids), added_LD, asked.where)
+        logq = plain_forward(lm, ids, len(asked.prompt_ids), 0 * added_LD, EVERYWHERE)
+        nats = float(torch.cat([logp, logq]).abs().max())
+        p, kl = float(logp[token.id].exp()), float((logp.exp() * (logp - logq)).sum())
+        assert_near(token.p, p, model_rounding(lm), whole=nats * p)
+        assert_near(token.kl, kl, model_rounding(lm), whole=nats)
+        assert token.share == (None if asked.where == EVERYWHERE else steered_share(asked.where, place))
+        ids.append(token.id)
+
+
+@settings(max_examples=15)
+@given(st.sampled_from(tiny.ARCHS), st.booleans(), st.lists(row, min_size=1, max_size=4))
+def test_a_gated_row_is_a_plain_pass_with_a_hook_whoever_is_beside_it(arch, ours, asked):
+    lm = tiny.shared(arch)
+    directions_LD = tiny.directions(lm)
+    rows = [
+        Row(prompt, coefficients(lm.n_layers, layers, c)[0], shadow=True, where=gate)
+        for prompt, c, layers, gate in asked
+    ]
+    with patch.object(forward, "unsupported_reason", return_value="" if ours else "asked for"):
+        written = complete(lm, rows, directions_LD, SAMPLE)
+    for one, found in zip(rows, written, strict=True):
+        assert_as_alone(lm, one, one.coefficients_L[:, None] * directions_LD, found)
+
+
+@given(gates, st.integers(0, 3), st.integers(1, 5))
+def test_a_whole_text_at_once_gets_what_its_tokens_get_one_by_one(gate, padding, n_answer):
+    """As a heal run's writer is read when it is imitated: padded on the left, without a cache."""
+    lm = tiny.shared("llama")
+    ids, n_prompt = list(range(30, 34 + n_answer)), 4
+    matrix_BL, directions_LD = coefficients(lm.n_layers, (1, 2), 3.0), tiny.directions(lm)
+    shares_BT = shares(gate, [(n_prompt, n_answer), (n_prompt + padding, n_answer)])
+    mask_BT = torch.ones(2, n_prompt + padding + n_answer, dtype=torch.long)
+    mask_BT[0, :padding] = 0
+    batch = torch.tensor([[0] * padding + ids, [9] * padding + ids])
+    positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad(), steer(lm.blocks, directions_LD, matrix_BL, shares_BT):
+        found = lm.model(batch, attention_mask=mask_BT, position_ids=positions_BT).logits[0, -1]
+    wanted = plain_forward(lm, ids, n_prompt, matrix_BL[0][:, None] * directions_LD, gate)
+    assert_near(found.double().log_softmax(-1), wanted, model_rounding(lm))
+
+
+@pytest.mark.parametrize("wrong", ["", "middle", "first", "first 0", "first -1", "ramp 999", "both 3"])
+def test_what_says_no_place_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"first N|first 8|give 1 to"):
+        check_gate(wrong)
+
+
+def test_a_gate_is_written_in_one_way():
+    assert [check_gate(text) for text in ("Both", " first   08 ", "RAMP 3")] == ["both", "first 8", "ramp 3"]
