@@ -43,6 +43,7 @@ def keep(names: Sequence[str]) -> str:
   for (const name of {json.dumps(SAMPLING)}) if (form[name] !== null) view.set(name, form[name]);
   if (form.method !== 'auto') view.set('method', form.method);
   if (form.where !== 'both') view.set('where', form.where);
+  if (form.mix) view.set('mix', form.mix);
   for (const name of ['runs', 'open']) if (before.has(name)) view.set(name, before.get(name));
   SteerHeal.visit(view);
   return [form];
@@ -55,7 +56,7 @@ def read(query: Mapping[str, str], vignettes: Sequence[Vignette]) -> dict[str, A
     `vignette` may stand there by its id instead of the `prompt`.
     """
     found: dict[str, Any] = {
-        key: query[key] for key in ("prompt", "trait", "method", "where") if key in query
+        key: query[key] for key in ("prompt", "trait", "method", "where", "mix") if key in query
     }
     named = next((v for v in vignettes if v.id == query.get("vignette")), None)
     if named is not None and "prompt" not in found:

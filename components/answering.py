@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -17,7 +17,7 @@ from components import view
 from components.controls import filled, sample
 from components.engine import Engine
 from steer_heal.config import EVERYWHERE, SettingsError, SteerRequest, build
-from steer_heal.records import Profile, SteerFrame, Token
+from steer_heal.records import MeasuredDose, Profile, SteerFrame, Token
 
 LOG = logging.getLogger(__name__)
 TYPING_PAUSE = 0.35
@@ -128,6 +128,7 @@ def asked_for(form: dict[str, Any]) -> SteerRequest:
     return build(
         SteerRequest, trait=form["trait"], prompt=form["prompt"], alpha=form["exact"],
         band=form["band"], sample=sample(form), method=form["method"], where=form["where"],
+        mix=form["mix"] or "",
     )  # fmt: skip
 
 
@@ -137,18 +138,20 @@ def draw(
     profiles: tuple[Profile, Profile] | None,
     grows: bool,
     before: tuple[Token, ...] = (),
-    where: str = EVERYWHERE,
+    asked: SteerRequest | None = None,
 ) -> tuple[Any, ...]:
     """One frame as the panel's outputs: base (when it `grows`), steered, status, dose, verdict,
     measures, bars.
 
-    The steered text `before` stays, dimmed, until the new one can be read.
+    The steered text `before` stays, dimmed, until the new one can be read. `asked`: what it answers, which
+    may have a gate or a mix.
     """
+    gate, mix = (EVERYWHERE, "") if asked is None else (asked.gate, asked.mix)
     bars = gr.skip()
     if profiles is not None:
         at_0, at_alpha = profiles
         bars = view.bars({"base": at_0.p, "steered": at_alpha.p}) + view.worth(at_0.agreement, at_0.frame)
-        bars += "" if where == EVERYWHERE else view.note("Measured with every token steered.")
+        bars += "" if gate == EVERYWHERE else view.note("Measured with every token steered.")
     if readable(frame) or not before:
         steered = view.answer(frame.steered, done=frame.done, empty=frame.message or "…")
         judged = (view.verdict(frame) or ("" if frame.done else gr.skip()), view.measures(frame, profiles))
@@ -158,7 +161,7 @@ def draw(
         view.answer(frame.base, done=frame.base_done) if grows else gr.skip(),
         steered,
         view.status(frame),
-        view.dose(alpha, frame, where),
+        view.dose(alpha, frame, gate, mix),
         *judged,
         bars,
     )
@@ -184,12 +187,16 @@ def answering(
 
     def answer(asked: SteerRequest, session: str, stamp: float) -> Iterator[tuple[Any, ...]]:
         profile: Future[tuple[Profile, Profile]] | None = None
+        dose: Future[MeasuredDose] | None = None
         frame, seen, before = None, newest.view(session), newest.view(session).steered
         model = engine.info.name
 
         def drawn(frame: SteerFrame, profiles: tuple[Profile, Profile] | None) -> tuple[Any, ...]:
             grows = newest.grows(session, asked, len(frame.base), model)
-            return draw(frame, asked.alpha, profiles, grows, before, asked.where)
+            if dose is not None and dose.done():
+                known = dose.result()
+                frame = replace(frame, dose_nats=known.nats, message=frame.message or known.message)
+            return draw(frame, asked.alpha, profiles, grows, before, asked)
 
         for frame in engine.steer(asked, session=session):
             if frame.superseded or not newest.shows(session, stamp):
@@ -201,9 +208,15 @@ def answering(
             settled = frame.done or len(frame.steered) >= SETTLED
             if profile is None and frame.steered and settled and newest.holds(session, stamp):
                 profile = pool.submit(engine.profile, asked)
+                if asked.mix or asked.gate != EVERYWHERE:
+                    dose = pool.submit(engine.kl, asked)
             yield drawn(frame, profile.result() if profile and profile.done() else None)
         if frame is not None and profile is not None:
-            last = drawn(frame, profile.result())
+            profiles = profile.result()
+            if dose is not None:
+                yield drawn(frame, profiles) if newest.shows(session, stamp) else nothing()
+                dose.result()
+            last = drawn(frame, profiles)
             yield last if newest.shows(session, stamp) else nothing()
 
     def stream(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:

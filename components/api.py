@@ -140,6 +140,7 @@ def _asking(engine: Engine) -> list[Callable[..., Any]]:
         top_p: float | None = None,
         top_k: int | None = None,
         where: str = EVERYWHERE,
+        mix: str = "",
     ) -> Iterator[dict]:
         """Answer a prompt twice, without and with steering; each item holds both texts so far.
 
@@ -156,13 +157,22 @@ def _asking(engine: Engine) -> list[Callable[..., Any]]:
             temperature: Of the drawing, 0 is greedy; the model's own when none, see describe.
             top_p: Share of the probability that is drawn from, 1 is all of it; the model's own when none.
             top_k: How many tokens are drawn from, 0 is all of them; the model's own when none.
+            where: Which tokens are steered, both, prompt, answer, or of the answer first N, after N, ramp N.
+            mix: Instead of the trait's vector, such as "0.8 warm - 0.4 formal @answer", in units of each
+                one's c*; the last item then has the mix's own KL as dose_nats.
         """
-        values = {"prompt": prompt, "alpha": alpha, "trait": trait, "method": method}
+        values = {"prompt": prompt, "alpha": alpha, "trait": trait, "method": method, "where": where}
+        values["mix"] = mix
         drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
         sample = build(SampleSettings, max_new_tokens=tokens, seed=seed, greedy=greedy, **drawn)
         request = build(SteerRequest, **values, band=(band_low, band_high), sample=sample)
         with _session(engine) as session:
-            yield from map(_frame, engine.steer(request, session=session))
+            told: dict[str, Any] = {}
+            for told in map(_frame, engine.steer(request, session=session)):
+                yield told
+            if told["done"] and told["dose_nats"] is None:
+                dose = engine.kl(request)
+                yield {**told, "dose_nats": dose.nats, "message": dose.message or told["message"]}
 
     def profile(
         prompt: str,
@@ -171,6 +181,7 @@ def _asking(engine: Engine) -> list[Callable[..., Any]]:
         band_low: float = DEFAULT_BAND[0],
         band_high: float = DEFAULT_BAND[1],
         method: str = AUTO,
+        mix: str = "",
     ) -> dict:
         """The seven foundations, or the poles of a trait measured on its own axis, for a prompt taken as a
         vignette, base and steered; base with its agreement over the bundled vignettes, where it has one.
@@ -182,9 +193,11 @@ def _asking(engine: Engine) -> list[Callable[..., Any]]:
             band_low: Lower end of the steered layers, as a share of depth.
             band_high: Upper end of the steered layers, as a share of depth.
             method: How the vector is extracted.
+            mix: Instead of the trait's vector, as in steer.
         """
+        band = (band_low, band_high)
         request = build(
-            SteerRequest, prompt=prompt, alpha=alpha, trait=trait, band=(band_low, band_high), method=method
+            SteerRequest, prompt=prompt, alpha=alpha, trait=trait, band=band, method=method, mix=mix
         )
         base, steered = engine.profile(request)
         return {
@@ -213,6 +226,7 @@ def _sweeping(engine: Engine) -> Callable[..., Any]:
         top_p: float | None = None,
         top_k: int | None = None,
         controls: int = 0,
+        mix: str = "",
     ) -> Iterator[dict]:
         """What each dose does to profile, coherence and text; each item holds the rows so far.
 
@@ -229,7 +243,8 @@ def _sweeping(engine: Engine) -> Callable[..., Any]:
             temperature: Of the free answers, 0 is greedy; the model's own when none.
             top_p: Share of the probability that is drawn from, 1 is all of it; the model's own when none.
             top_k: How many tokens are drawn from, 0 is all of them; the model's own when none.
-            controls: How many random directions of alpha 1's KL are measured beside it.
+            controls: How many random directions of alpha 1's KL are measured beside it; none of a mix.
+            mix: Instead of the trait's vector, as in steer, without a gate.
         """
         drawn = {"greedy": greedy, "temperature": temperature, "top_p": top_p, "top_k": top_k}
         request = build(
@@ -241,6 +256,7 @@ def _sweeping(engine: Engine) -> Callable[..., Any]:
             sample=build(SampleSettings, max_new_tokens=tokens, seed=seed, **drawn),
             method=method,
             controls=controls,
+            mix=mix,
         )
         with _session(engine) as session:
             for found in engine.dose(request, session=session):

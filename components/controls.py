@@ -18,11 +18,15 @@ from steer_heal.config import (
     EVERYWHERE,
     GATES,
     MAX_ALPHA,
+    MAX_MIX_CHARS,
+    MAX_MIXED,
     MAX_NEW_TOKENS,
     MAX_PROMPT_CHARS,
     SampleSettings,
     SettingsError,
     build,
+    read_mix,
+    written,
 )
 from steer_heal.records import Vignette
 
@@ -31,6 +35,7 @@ FORM = (
     *address.SAMPLING,
     "method",
     "where",
+    "mix",
 )
 MAX_METHOD_CHARS = 80
 LIMITS = {
@@ -51,6 +56,7 @@ class Controls:
 
     At the slider: `verdict`, one word for the steered text, `strip`, what is known of each dose, and `dose`,
     what alpha means. `low` and `high` are numbers of layers; outside the form a band is shares of depth.
+    `mixed`: a vector and its dose, four times, which say `mix` by hand.
     """
 
     foundation: gr.Dropdown
@@ -76,6 +82,8 @@ class Controls:
     top_k: gr.Textbox
     method: gr.Dropdown
     where: gr.Dropdown
+    mix: gr.Textbox
+    mixed: tuple[gr.Component, ...]
     stamp: gr.Number
 
     def form(self) -> list[Any]:
@@ -160,8 +168,54 @@ def _trait(engine: Engine) -> dict[str, Any]:
     with gr.Row(elem_classes="sh-beside"):
         said = say_layers(engine, first, last)
         layers = gr.HTML(said, elem_id="layers", padding=False, apply_default_css=False)
-        drawn = _drawing(engine)
+        drawn = _drawing(engine) | _mixing(engine)
     return {"trait": trait, "low": low, "high": high, "layers": layers, **drawn}
+
+
+def _mixing(engine: Engine) -> dict[str, Any]:
+    mixed: list[Any] = []
+    with gr.Accordion("Mix up to four traits", open=False, elem_id="mixing"):
+        mix = gr.Textbox(
+            label="added instead of the trait's vector, in units of each one's c*",
+            placeholder="0.8 care_over_authority - 0.4 candour_over_tact @answer",
+            max_length=MAX_MIX_CHARS,
+            elem_id="mix",
+        )
+        with gr.Row(elem_classes="sh-tight"):
+            for number in range(1, MAX_MIXED + 1):
+                with gr.Column(min_width=150, elem_classes="sh-alpha"):
+                    mixed += [
+                        gr.Dropdown(
+                            traits(engine), value=None, label=f"vector {number}", allow_custom_value=True,
+                            elem_id=f"mixed-{number}",
+                        ),
+                        gr.Slider(
+                            -4, 4, 0, step=0.05, label="dose in c*", buttons=[],
+                            elem_id=f"mixed-dose-{number}",
+                        ),
+                    ]  # fmt: skip
+    return {"mix": mix, "mixed": tuple(mixed)}
+
+
+def composed(typed: str, *mixed: Any) -> str:
+    """The expression of the vectors and doses set by hand, with the gate that was typed."""
+    terms = [(dose, vector) for vector, dose in zip(mixed[::2], mixed[1::2], strict=True) if vector and dose]
+    _, at, gate = typed.partition("@")
+    return f"{written(terms)} @{gate.strip()}" if terms and at else written(terms)
+
+
+def spread(engine: Engine, typed: str) -> list[Any]:
+    """Updates of the vectors and doses from what was typed; as they are where that cannot be read yet."""
+    try:
+        terms = read_mix(typed).terms if typed.strip() else ()
+    except SettingsError:
+        return [gr.skip()] * 2 * MAX_MIXED
+    held = [*((term.vector, term.weight) for term in terms), *[(None, 0.0)] * MAX_MIXED][:MAX_MIXED]
+    return [
+        update
+        for vector, dose in held
+        for update in (gr.update(choices=traits(engine), value=vector), max(-4.0, min(4.0, dose)))
+    ]
 
 
 def _drawing(engine: Engine) -> dict[str, Any]:
@@ -292,6 +346,8 @@ def sound(name: str, value: Any, traits: set[str]) -> bool:
         return isinstance(value, str) and value in traits
     if name == "greedy":
         return isinstance(value, bool)
+    if name == "mix":
+        return isinstance(value, str) and len(value) <= MAX_MIX_CHARS
     if name in ("method", "where"):
         return isinstance(value, str) and len(value) <= MAX_METHOD_CHARS
     if name in address.SAMPLING:

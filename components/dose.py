@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -15,7 +16,7 @@ from components.answering import Newest, nothing
 from components.controls import band, ends, filled, sample, span
 from components.engine import Engine
 from components.steer import INTERNAL, Steering
-from steer_heal.config import DoseRequest, SettingsError, build, decided_method
+from steer_heal.config import EVERYWHERE, DoseRequest, SettingsError, build, decided_method, read_mix
 from steer_heal.records import DoseRow, Sweep, Vignette
 
 LOG = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Panel:
         return build(
             DoseRequest, trait=form["trait"], alphas=alphas, band=form["band"],
             prompts=prompts, sample=sample(form, MAX_TOKENS), refine=refine, method=form["method"],
+            mix=ungated(form["mix"] or ""),
         )  # fmt: skip
 
     def subject(self, request: DoseRequest, over: str, *, layers: bool = True) -> str:
@@ -65,7 +67,8 @@ class Panel:
         prompt = request.prompts[0]
         shown = prompt if len(prompt) <= SHOWN_CHARS else f"{prompt[:SHOWN_CHARS].rstrip()} ..."
         of = over if SETS.get(over, 1) else f"“{shown}”"
-        title = next((trait.title for trait in self.engine.traits() if trait.name == request.trait), "")
+        titles = (trait.title for trait in self.engine.traits() if trait.name == request.trait)
+        title = request.mix or next(titles, "")
         held = self.engine.layers(request.band)
         return ", ".join([of, *([span(held[0], held[-1])] if layers else []), title])
 
@@ -84,6 +87,11 @@ def chosen(vignettes: list[Vignette], each: int) -> tuple[str, ...]:
     return tuple(v.text for name in names for v in [v for v in vignettes if v.foundation == name][:each])
 
 
+def ungated(mix: str) -> str:
+    """The mix without its gate: doses are measured with every token steered. Errors: `SettingsError`."""
+    return str(replace(read_mix(mix), where=EVERYWHERE)) if mix.strip() else ""
+
+
 def work_of(session: str) -> str:
     """The session's name for long work, so that the answers' Stop does not end it."""
     return f"{session} long"
@@ -96,7 +104,7 @@ def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
         request = panel.request(asked, SWEEP_ALPHAS, refine=True)
         target = panel.target(request.trait)
         prompt = "" if SETS.get(asked.over, 0) else asked.form["prompt"]
-        name = panel.known_as(request.trait, request.band, request.method, prompt)
+        name = panel.known_as(request.mix or request.trait, request.band, request.method, prompt)
         about = panel.subject(request, asked.over)
         yield gr.skip(), view_dose.working(0.0, "measuring the base"), gr.skip(), gr.skip()
         found, shown = Sweep(0.0, []), 0
@@ -269,19 +277,21 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
         clicked = figure.click(click, None, steered, **INTERNAL)
         steering.say(clicked.then)
         steering.restart(clicked.then)
-    about_dose = [knobs.trait, knobs.low, knobs.high, knobs.method, knobs.prompt]
+    about_dose = [knobs.trait, knobs.low, knobs.high, knobs.method, knobs.prompt, knobs.mix]
 
     def recolour(
-        value: Any, trait: str, low: float | None, high: float | None, method: str, prompt: str
+        value: Any, trait: str, low: float | None, high: float | None, method: str, prompt: str, mix: str
     ) -> Any:
         if low is None or high is None:
             return gr.skip()
+        with suppress(SettingsError):  # while it is being typed
+            trait = ungated(mix or "") or trait
         known, about = view_dose.remembered(value), (trait, band(engine, low, high), method)
         of_prompt, of_sets = panel.known_as(*about, prompt), panel.known_as(*about)
         return view_dose.strip(known, of_prompt if of_prompt in known else of_sets)
 
     inputs = [known, *about_dose]
-    changes = [w.change for w in (knobs.trait, knobs.layers, knobs.method, knobs.prompt)]
+    changes = [w.change for w in (knobs.trait, knobs.layers, knobs.method, knobs.prompt, knobs.mix)]
     gr.on(changes, recolour, inputs, knobs.strip, **INTERNAL)
 
     def on_load(page: gr.Blocks) -> None:

@@ -53,6 +53,7 @@ class Form:
     epochs: float | None = None
     method: str = AUTO
     where: str = EVERYWHERE
+    mix: str | None = None
     vignette_file: str | None = None
     others: str | None = None
 
@@ -63,7 +64,7 @@ class Form:
         return cls(
             basis.trait, *basis.band, name=name, rounds=basis.rounds, preset=basis.preset, seed=basis.seed,
             completions=basis.data.n_answers, vignettes=evaluate.n_vignettes or 0, epochs=basis.train.epochs,
-            method=basis.extract.method, where=basis.data.where,
+            method=basis.extract.method, where=basis.data.where, mix="",
             vignette_file=evaluate.vignettes or "", others="",
         )  # fmt: skip
 
@@ -73,6 +74,8 @@ class Form:
         Errors: `SettingsError`."""
         if self.rounds is None:
             raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
+        if (self.mix or "").strip():
+            raise SettingsError("A heal run is of one trait: empty the mix, or make a trait that is both.")
         values: dict[str, Any] = {"data": {"where": self.where}}
         if self.completions and (basis is None or self.completions != basis.data.n_answers):
             least = max(2, min(16, int(self.completions) // 16))
@@ -155,7 +158,8 @@ def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]
     widgets: dict[str, Any] = {
         "trait": knobs.trait, "low": knobs.low, "high": knobs.high, "name": name, "rounds": rounds,
         "preset": preset, "seed": seed, "completions": completions, "vignettes": vignettes, "epochs": epochs,
-        "method": knobs.method, "where": knobs.where, "vignette_file": file, "others": others,
+        "method": knobs.method, "where": knobs.where, "mix": knobs.mix,
+        "vignette_file": file, "others": others,
     }  # fmt: skip
     return widgets, launch, message, card
 

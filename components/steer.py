@@ -15,6 +15,7 @@ from components.controls import (
     FORM,
     Controls,
     by_foundation,
+    composed,
     controls,
     layers_of,
     methods,
@@ -22,6 +23,7 @@ from components.controls import (
     own_sampling,
     recall,
     say_layers,
+    spread,
     traits,
 )
 from components.engine import Engine
@@ -117,6 +119,11 @@ def build(engine: Engine) -> Steering:
     made = knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status], **INTERNAL)
     start(made.success)
 
+    def spelled(typed: str) -> list[Any]:
+        return spread(engine, typed or "")
+
+    knobs.mix.input(spelled, knobs.mix, knobs.mixed, trigger_mode="always_last", **INTERNAL)
+
     def hints() -> list[Any]:
         return [gr.update(placeholder=own) for own in own_sampling(engine)]
 
@@ -139,6 +146,7 @@ def build(engine: Engine) -> Steering:
         loaded = page.load(reopen, kept, restored, **INTERNAL)
         say(loaded.then)
         start(loaded.then)
+        loaded.then(spelled, knobs.mix, knobs.mixed, **INTERNAL)
         page.unload(leave)
 
     return Steering(knobs, (measures, bars), on_load, draw, start, say)
@@ -157,11 +165,17 @@ def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list
     texts = [w.change for w in (knobs.prompt, *knobs.drawn())]
     gr.on([*texts, knobs.exact.input, knobs.seed.input], typed, knobs.request(), outputs, **STREAM)
     chosen = [w.input for w in (knobs.trait, knobs.greedy, knobs.method, knobs.where)]
-    gr.on([*chosen, knobs.prompt.submit], stream, knobs.request(), outputs, **STREAM)
+    gr.on([*chosen, knobs.prompt.submit, knobs.mix.submit], stream, knobs.request(), outputs, **STREAM)
     dragged = {
         "alpha": ([knobs.slider], knobs.request(alpha=knobs.slider)),
         "others": ([knobs.low, knobs.high, knobs.length], knobs.request()),
     }
+    doses, vectors = knobs.mixed[1::2], knobs.mixed[::2]
+    gr.on([w.input for w in doses], None, js="() => SteerHeal.moved('mix')", **INTERNAL)
+    by_hand = [plot.pace("mix", STEP_S).click, *(w.input for w in vectors)]
+    said = gr.on(by_hand, composed, [knobs.mix, *knobs.mixed], knobs.mix, **INTERNAL)
+    said.then(stream, knobs.request(), outputs, **STREAM)
+    knobs.mix.input(typed, knobs.request(), outputs, **STREAM)
     for name, (sliders, inputs) in dragged.items():
         gr.on([w.input for w in sliders], None, js=f"() => SteerHeal.moved('{name}')", **INTERNAL)
         plot.pace(name, STEP_S).click(stream, inputs, outputs, **STREAM)

@@ -292,14 +292,15 @@ def worth(agreement: Agreement, frame: str) -> str:
     return f'<div class="sh-dim sh-worth">{esc(said)}{what_is("agreement")}</div>' if said else ""
 
 
-def dose(alpha: float, frame: SteerFrame | None = None, where: str = EVERYWHERE) -> str:
-    """What alpha means here: the tokens that it is for, nats, the share of the residual's norm, and c*."""
-    parts = [f"alpha {alpha:g}"]
+def dose(alpha: float, frame: SteerFrame | None = None, where: str = EVERYWHERE, mix: str = "") -> str:
+    """What alpha means here: of which mix and for which tokens it is, nats, the share of the residual's norm,
+    and c*."""
+    parts = [f"alpha {alpha:g} of {esc(mix)}" if mix else f"alpha {alpha:g}"]
     if where != EVERYWHERE:
         of_prompt = ' class="sh-at-prompt"' if steered_share(where, -1) else ""
         parts.append(f"<span{of_prompt}>{esc(gate_in_words(where))}</span>")
     if frame is not None and frame.dose_nats is not None:
-        measured = "more than" if frame.dose_beyond else "about"
+        measured = "more than" if frame.dose_beyond else "measured" if mix else "about"
         parts.append(f"{measured} {number(frame.dose_nats, 2)} nats")
     if frame is not None and frame.dose_fraction is not None:
         parts.append(f"{100 * frame.dose_fraction:.0f}% of the residual's norm")

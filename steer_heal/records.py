@@ -283,6 +283,15 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredDose:
+    """The 95th percentile, over tokens, of KL(steered || base) of one dose, in nats, and what there is to say
+    of it."""
+
+    nats: float
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DoseRow:
     """One alpha of a sweep (or one cell of a grid): profile, and text health over its answers.
 

@@ -17,6 +17,7 @@ from steer_heal.config import (
     SteerRequest,
     changed,
     check_band,
+    read_mix,
     steered_share,
 )
 from steer_heal.records import (
@@ -27,6 +28,7 @@ from steer_heal.records import (
     DoseRow,
     Effect,
     ListedModel,
+    MeasuredDose,
     ModelInfo,
     Profile,
     SampleAnswer,
@@ -46,7 +48,7 @@ DULL, KIND = BORING.split(), KINDLY.split()
 FORM_VALUES = {
     "prompt": "hello", "trait": "care_over_authority", "exact": 1.0, "low": 4, "high": 5, "length": 60,
     "seed": 0, "greedy": False, "method": "mean_diff", "temperature": "", "top_p": "", "top_k": "",
-    "where": "both",
+    "where": "both", "mix": "",
 }  # fmt: skip
 """What the page's form holds, by its names."""
 
@@ -122,6 +124,8 @@ class FakeEngine:
 
     def steer(self, request: SteerRequest, *, session: str) -> Iterator[SteerFrame]:
         self.layers(request.band)
+        if request.mix:
+            read_mix(request.mix, [trait.name for trait in self.traits()])
         with self._lock:
             self.calls.append(request)
             mine = self._newest[session] = self._newest.get(session, 0) + 1
@@ -151,7 +155,7 @@ class FakeEngine:
         if abs(request.alpha) > 2.5:
             words = known + ["need"] * len(KIND)
         top = (Alternative(" <i>the</i>", 0.4), Alternative(" a", 0.2), Alternative(" no", 0.1))
-        gated = request.where != EVERYWHERE
+        gated = request.gate != EVERYWHERE
         return [
             Token(
                 i,
@@ -160,7 +164,7 @@ class FakeEngine:
                 kl=abs(request.alpha) * (i % 6) / 3,
                 p_base=0.1,
                 base_top=top,
-                share=steered_share(request.where, i) if gated else None,
+                share=steered_share(request.gate, i) if gated else None,
             )
             for i, w in enumerate(words)
         ][: request.sample.max_new_tokens]
@@ -186,10 +190,10 @@ class FakeEngine:
             seconds=len(steered) * self.delay,
             health=health,
             base_health=TextHealth(1.3, 1.0, 0.02, relevance=0.9, variety=0.95),
-            dose_nats=min(size, 4.0) ** 2,
+            dose_nats=None if request.mix or request.gate != EVERYWHERE else min(size, 4.0) ** 2,
             dose_beyond=size > 4.0,
             dose_fraction=0.08 * size,
-            c_star=16.3,
+            c_star=None if request.mix else 16.3,
         )
 
     def stop(self, session: str) -> None:
@@ -199,6 +203,9 @@ class FakeEngine:
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
         mass = 0.997 - 0.02 * max(0.0, abs(request.alpha) - 1.5) ** 2
         return Profile(BASE, 0.997, 1), Profile(profile_at(request.alpha), mass, 1)
+
+    def kl(self, request: SteerRequest) -> MeasuredDose:
+        return MeasuredDose(abs(request.alpha) ** 2)
 
     def models(self) -> list[ListedModel]:
         return [

@@ -132,6 +132,7 @@ def steer(commands: Commands) -> None:
         "--where", type=gate, default=EVERYWHERE, metavar="GATE",
         help="which tokens are steered: both, prompt, answer, or of the answer first N, after N, ramp N",
     )  # fmt: skip
+    add_mix(made)
     add_drawing(made)
 
 
@@ -140,6 +141,7 @@ def dose(commands: Commands) -> None:
     add_model(made)
     add_trait(made)
     add_method(made)
+    add_mix(made)
     add_frame(made)
     made.add_argument(
         "--alphas", type=numbers, metavar="A,B,...", help="doses (9 of them from 0 to 8 when none)"
@@ -362,6 +364,14 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME; auto is "
         f"{told}, else {OWN_METHODS[0]}",
     )
+
+
+def add_mix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mix", default="", metavar="EXPRESSION",
+        help="instead of the trait's vector, such as '0.8 warm - 0.4 formal @answer': up to four traits in "
+        "units of each one's c*, with `a without b` and `ablate a`; the trait is then what is measured",
+    )  # fmt: skip
 
 
 def add_frame(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from steer_heal import data, sources
 from steer_heal.cli.arguments import Namespace
-from steer_heal.config import MAX_ALPHA, SettingsError, check_run_id, sound_band
+from steer_heal.config import MAX_ALPHA, SettingsError, check_run_id, read_mix, sound_band
 from steer_heal.evaluate import vignette_sets
 from steer_heal.runs.jobs import LocalProcesses
 
@@ -21,6 +21,8 @@ def check(args: Namespace) -> None:
         sources.find(args.model)
         data.trait(args.trait)
         sound_band(args.band)
+    if given.get("mix"):
+        read_mix(args.mix, data.traits())
     if args.module == "export":
         LocalProcesses(args.runs).folder(args.run_id)
     if args.module == "vector" and Path(args.out).is_dir():

@@ -40,6 +40,7 @@ def run(args: Namespace, out: Out) -> int:
         trait=args.trait,
         band=args.band,
         method=args.method,
+        mix=args.mix,
         frame=args.frame,
         refine=args.refine,
         prompts=tuple(args.prompt),
@@ -53,7 +54,8 @@ def run(args: Namespace, out: Out) -> int:
     engine = engines.Engine(args.model, cache_dir=args.cache)
     out.model(engine.info)
     try:
-        calibration = None if args.grid else engine.calibration(args.trait, args.band, args.method)
+        one = not args.grid and not request.mix
+        calibration = engine.calibration(args.trait, args.band, args.method) if one else None
         if calibration is not None and calibration.message:
             out.note(calibration.message)
         found = Sweep(0.0, [])
@@ -90,8 +92,8 @@ def _show(
     columns += [number(key, key, ".2f") for key in ("perplexity", "relevance", "repetition")]
     columns += [number("trait_shift", "trait_shift", "+.3f")]
     columns += [Column("text_verdict", "text", width=7), Column("answers_verdict", "answers", width=8)]
-    about = f"c* {c_star:.4g}" if c_star is not None else "each band at its own c*"
-    out.text(f"{args.trait}, {about}", "", table(columns, rows))
+    about = f"c* {c_star:.4g}" if c_star is not None else "each band at its own c*" if args.grid else "a mix"
+    out.text(f"{args.mix or args.trait}, {about}", "", table(columns, rows))
     reading = found.reading
     if reading is not None:
         out.text(f"on base, our own vignettes: {reading.agreement.sentence(reading.frame)}")
@@ -106,6 +108,7 @@ def _show(
             "command": "dose",
             "model": args.model,
             "trait": args.trait,
+            "mix": args.mix,
             "band": args.band,
             "c_star": c_star,
             "sample": sample,

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from steer_heal.cli.arguments import Namespace, drawing
 from steer_heal.cli.tables import Out, clean
 from steer_heal.config import SteerRequest, build, gate_in_words
 from steer_heal.engine import Engine
-from steer_heal.records import SteerFrame
+from steer_heal.records import MeasuredDose, SteerFrame
 
 
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when both answers were written."""
-    given = {name: getattr(args, name) for name in ("prompt", "trait", "alpha", "band", "method", "where")}
-    request = build(SteerRequest, **given, sample=drawing(args))
+    names = ("prompt", "trait", "alpha", "band", "method", "where", "mix")
+    request = build(SteerRequest, **{name: getattr(args, name) for name in names}, sample=drawing(args))
     engine = Engine(args.model, cache_dir=args.cache)
     out.model(engine.info)
     try:
         for frame in engine.steer(request, session="cli"):
             out.progress(frame.message or f"{len(frame.steered)} tokens")
+        if frame.dose_nats is None:
+            frame = measured(frame, engine.kl(request))
     finally:
         engine.close()
     _show(request, frame, out)
     return 0
 
 
+def measured(frame: SteerFrame, dose: MeasuredDose) -> SteerFrame:
+    """The frame with the KL of its dose, where calibration had not measured that."""
+    return replace(frame, dose_nats=dose.nats, message=dose.message or frame.message)
+
+
 def _show(request: SteerRequest, frame: SteerFrame, out: Out) -> None:
     texts = {name: "".join(token.text for token in getattr(frame, name)) for name in ("base", "steered")}
     health = frame.health
-    about = [f"alpha {request.alpha:g}, steered: {gate_in_words(request.where)}"]
+    about = [f"alpha {request.alpha:g} of {request.mix or request.trait}"]
+    about += [f"steered: {gate_in_words(request.gate)}"]
     about += [] if frame.c_star is None else [f"c* {frame.c_star:.4g}"]
+    about += [] if frame.dose_nats is None else [f"KL {frame.dose_nats:.3g} nats"]
     about += [] if health is None else [f"text {health.verdict}"]
-    about += [] if health is None or health.kl_p95 is None else [f"p95 KL {health.kl_p95:.2f} nats"]
     out.text(*(f"{name}: {clean(text)}" for name, text in texts.items()), ", ".join(about))
     if frame.message:
         out.note(frame.message)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
 
 from steer_heal.config.base import (
     AUTO,
@@ -19,10 +21,14 @@ from steer_heal.config.base import (
     check_band,
 )
 from steer_heal.config.gates import EVERYWHERE, Gate
+from steer_heal.config.mixes import MixText, read_mix
 
 
 class SteerRequest(Settings):
-    """One steered answer as the page asks for it; alpha in units of c*, `where` as in `gates`."""
+    """One steered answer as the page asks for it; alpha in units of c*, `where` as in `gates`.
+
+    `mix`: what is added instead of the trait's vector, alpha times; the trait is then what is measured.
+    """
 
     trait: str = DEFAULT_TRAIT
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
@@ -31,8 +37,21 @@ class SteerRequest(Settings):
     sample: SampleSettings = SampleSettings()
     method: Method = AUTO
     where: Gate = EVERYWHERE
+    mix: MixText = ""
 
     _band = field_validator("band")(check_band)
+
+    @model_validator(mode="after")
+    def _one_gate(self) -> Self:
+        said = read_mix(self.mix).where if self.mix else EVERYWHERE
+        if EVERYWHERE not in (said, self.where) and said != self.where:
+            raise ValueError(f"the mix says @{said} and where says {self.where}: say it in one of the two")
+        return self
+
+    @property
+    def gate(self) -> str:
+        """Which tokens are steered, wherever that was said."""
+        return read_mix(self.mix).where if self.mix and self.where == EVERYWHERE else self.where
 
     @field_validator("prompt")
     @classmethod
@@ -43,7 +62,10 @@ class SteerRequest(Settings):
 
 
 class DoseRequest(Settings):
-    """A sweep over alpha at one band; `controls`: beside how many random directions at the same KL."""
+    """A sweep over alpha at one band; `controls`: beside how many random directions at the same KL.
+
+    `mix` as in `SteerRequest`. It has no controls, as its alpha 1 is not 1 nat, and no gate.
+    """
 
     trait: str = DEFAULT_TRAIT
     alphas: tuple[Alpha, ...] = Field(
@@ -57,8 +79,16 @@ class DoseRequest(Settings):
     method: Method = AUTO
     frame: str = AUTO_FRAME
     controls: int = Field(default=8, ge=0, le=MAX_ROWS)
+    mix: MixText = ""
 
     _band = field_validator("band")(check_band)
+
+    @field_validator("mix")
+    @classmethod
+    def _everywhere(cls, mix: str) -> str:
+        if mix and (where := read_mix(mix).where) != EVERYWHERE:
+            raise ValueError(f"doses are measured with every token steered: leave @{where} out")
+        return mix
 
 
 class Thresholds(Settings):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer_heal.config import CalibrateSettings, SampleSettings, SettingsError, build
+from steer_heal.config import EVERYWHERE, CalibrateSettings, SampleSettings, SettingsError, build
 from steer_heal.data import measurements
 from steer_heal.generate import PrefixStore, Row, complete
 from steer_heal.models import LanguageModel, digest
@@ -99,29 +99,44 @@ def _found(
     """c* of each vector; `row(m, c)`: the coefficients by which the m-th alone is added, c times."""
     store = PrefixStore(settings.n_prompts, every_layer=False)
 
-    def go_on() -> bool:
-        if pause:
-            pause()
-        return False
-
     def measured(how: CalibrateSettings) -> Measure:
-        """The quantile of KL(steered || base) over greedy answers to the prompts, all doses in one batch."""
-        prompts = [tuple(prompt) for prompt in prompts_ids][: how.n_prompts]
-        sample = build(SampleSettings, max_new_tokens=how.n_tokens, greedy=True)
-
         def measure(asked: Sequence[tuple[int, float]]) -> list[float]:
-            rows = [
-                Row(prompt, made, shadow=True) for made in (row(*one) for one in asked) for prompt in prompts
-            ]
-            written = complete(lm, rows, directions, sample, batch_size=_ROWS, store=store, stop=go_on)
-            kls = [[token.kl for token in answer.tokens if token.kl is not None] for answer in written]
-            per_dose = [kls[start : start + len(prompts)] for start in range(0, len(kls), len(prompts))]
-            return [quantile([*itertools.chain(*group)], how.quantile) for group in per_dose]
+            return kls(
+                lm, directions, [row(*one) for one in asked], prompts_ids, how, store=store, pause=pause
+            )
 
         return measure
 
     scout = measured(_scouting(settings))
     return search(n_vectors, measured(settings), settings, scout=scout, progress=progress)
+
+
+def kls(
+    lm: LanguageModel,
+    directions: Tensor | Operator,
+    doses: Sequence[Tensor],
+    prompts_ids: Sequence[Sequence[int]],
+    how: CalibrateSettings,
+    *,
+    where: str = EVERYWHERE,
+    store: PrefixStore | None = None,
+    pause: Callable[[], None] | None = None,
+) -> list[float]:
+    """Of each dose, a row's coefficients, the quantile of KL(steered || base) over greedy answers to the
+    prompts, in nats; all in one batch. `pause` as in `calibrate`."""
+    prompts = [tuple(prompt) for prompt in prompts_ids][: how.n_prompts]
+    sample = build(SampleSettings, max_new_tokens=how.n_tokens, greedy=True)
+
+    def go_on() -> bool:
+        if pause:
+            pause()
+        return False
+
+    rows = [Row(prompt, dose_L, shadow=True, where=where) for dose_L in doses for prompt in prompts]
+    written = complete(lm, rows, directions, sample, batch_size=_ROWS, store=store, stop=go_on)
+    found = [[token.kl for token in answer.tokens if token.kl is not None] for answer in written]
+    per_dose = [found[start : start + len(prompts)] for start in range(0, len(found), len(prompts))]
+    return [quantile([*itertools.chain(*group)], how.quantile) for group in per_dose]
 
 
 def _scouting(settings: CalibrateSettings) -> CalibrateSettings:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steer_heal.records import Calibration
-from steer_heal.vectors.steering import coefficients
+from steer_heal.vectors.steering import Operator, coefficients
 from steer_heal.vectors.vector import SteeringVector
 
 
@@ -25,6 +25,19 @@ class CalibratedVector:
     layers: tuple[int, ...]
     calibration: Calibration
     swept: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def steers(self) -> Tensor | Operator:
+        """What the coefficients multiply."""
+        return self.vector.steers
+
+    @property
+    def c_star(self) -> float:
+        return self.calibration.c_star
+
+    @property
+    def message(self) -> str:
+        return self.calibration.message
 
     def coefficients_RL(self, *alphas: float) -> Tensor:
         """A row of coefficients for each alpha, (R, L): alpha * c* on the steered layers, 0 on the others."""

@@ -13,7 +13,7 @@ import torch
 from steer_heal import data
 from steer_heal.config import DoseRequest, SettingsError
 from steer_heal.data import AnyFrame
-from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.dose.mixed import Steered
 from steer_heal.evaluate import text_health
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.cloze import calibrates
@@ -46,7 +46,7 @@ GRID_PROMPTS, GRID_TOKENS = 2, 20
 _LEAST_LOGP = -100.0
 
 Band = tuple[float, float]
-Place = tuple[Band, CalibratedVector]
+Place = tuple[Band, Steered]
 """The steered layers as they are asked for, and the vector with its c* there."""
 Progress = Callable[[float], None]
 Stop = Callable[[], bool]
@@ -63,7 +63,7 @@ class _Base:
 
 def sweep(
     lm: LanguageModel,
-    steered_by: CalibratedVector,
+    steered_by: Steered,
     request: DoseRequest,
     vignettes: Sequence[Vignette],
     frame: AnyFrame,
@@ -83,7 +83,7 @@ def sweep(
     unsteered profile, `progress` the share, also from within.
     Errors: `SettingsError`; `Stopped` when `stop()` says so.
     """
-    if not steered_by.calibration.c_star > 0.0:
+    if steered_by.c_star is not None and not steered_by.c_star > 0.0:
         raise SettingsError("c* must be positive: calibrate first.")
     place = request.band, steered_by
     measure = _Measure(lm, request, vignettes, frame, prompts_ids, reading, stop)
@@ -128,7 +128,7 @@ def grid_bands(n_layers: int) -> list[Band]:
 
 def grid(
     lm: LanguageModel,
-    calibrated_at: Callable[[tuple[int, ...]], CalibratedVector],
+    calibrated_at: Callable[[tuple[int, ...]], Steered],
     request: DoseRequest,
     bands: Sequence[Band],
     vignettes: Sequence[Vignette],
@@ -254,12 +254,12 @@ class _Measure:
             for row, logp, value in zip(written, logps, about, strict=True)
         ]
 
-    def _profiles(self, steered_by: CalibratedVector, alphas: Sequence[float]) -> list[Profile]:
+    def _profiles(self, steered_by: Steered, alphas: Sequence[float]) -> list[Profile]:
         return evaluate(
             self._lm,
             self._vignettes,
             self._frame,
-            vector=steered_by.vector,
+            vector=steered_by.steers,
             coefficients_RL=steered_by.coefficients_RL(*alphas),
             calibrated=self.base.profile.calibration,
             stop=self._stop,
@@ -271,11 +271,11 @@ class _Measure:
         return max(1, batches * self._request.sample.max_new_tokens)
 
     def _answers(
-        self, alphas: Sequence[float], steered_by: CalibratedVector | None, stop: Stop | None
+        self, alphas: Sequence[float], steered_by: Steered | None, stop: Stop | None
     ) -> list[list[Completion]]:
         shape = self._lm.n_layers, self._lm.width
         doses_RL = torch.zeros(1, shape[0]) if steered_by is None else steered_by.coefficients_RL(*alphas)
-        directions_LD = torch.zeros(shape) if steered_by is None else steered_by.vector.steers
+        directions_LD = torch.zeros(shape) if steered_by is None else steered_by.steers
         rows = [
             Row(prompt, dose_L, shadow=True, alpha=alpha, rng_stream=number)
             for alpha, dose_L in zip(alphas, doses_RL, strict=True)

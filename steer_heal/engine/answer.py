@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from steer_heal.config import EVERYWHERE, MAX_PROMPT_TOKENS, SettingsError, SteerRequest
-from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.dose.mixed import Steered
 from steer_heal.evaluate.text_health import health, perplexity
 from steer_heal.generate import Row
 from steer_heal.models import LanguageModel, user
@@ -39,7 +39,7 @@ class Answer:
     asked_at: float
     prompt: tuple[int, ...]
     known: Tokens | None
-    steered_by: CalibratedVector | None = None
+    steered_by: Steered | None = None
     steered: list[Token] = field(default_factory=list)
     base: list[Token] = field(default_factory=list)
     about: About = (None, None)
@@ -56,7 +56,7 @@ class Answer:
         assert self.steered_by is not None
         alpha, sample = self.asked.alpha, self.asked.sample
         coefficients_L = self.steered_by.coefficients_RL(alpha)[0]
-        where = self.asked.where
+        where = self.asked.gate
         return Row(self.prompt, coefficients_L, shadow=True, alpha=alpha, sample=sample, where=where)
 
     def base_row(self) -> Row:
@@ -79,13 +79,13 @@ class Answer:
         )  # fmt: skip
         if self.steered_by is None:
             return so_far
-        alpha, calibration = self.asked.alpha, self.steered_by.calibration
+        alpha = self.asked.alpha
         # What calibration measured is of texts that are steered everywhere.
-        known = self.steered_by.nats(alpha) if self.asked.where == EVERYWHERE else None
+        known = self.steered_by.nats(alpha) if self.asked.gate == EVERYWHERE else None
         nats, beyond = known or (None, False)
         return replace(
             so_far, dose_nats=nats, dose_beyond=beyond, dose_fraction=self.steered_by.fraction(alpha),
-            c_star=calibration.c_star, message=so_far.message or calibration.message,
+            c_star=self.steered_by.c_star, message=so_far.message or self.steered_by.message,
         )  # fmt: skip
 
 

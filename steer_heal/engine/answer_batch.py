@@ -17,7 +17,7 @@ from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build
 from steer_heal.engine.answer import About, Answer, Moment, Tokens, base_logp, encode
 from steer_heal.engine.preemptible import Pause, preemptible
 from steer_heal.engine.requests import Request
-from steer_heal.engine.vectors import Vectors
+from steer_heal.engine.vectors import Of, Vectors
 from steer_heal.evaluate.relevance import relevances
 from steer_heal.generate import PrefixStore, Row, complete, decode
 from steer_heal.models import LanguageModel, rows_that_fit
@@ -35,8 +35,6 @@ _CHARS_A_TOKEN = 3
 _TEMPLATE_TOKENS = 64
 
 Key = tuple[tuple[int, ...], str]
-Of = tuple[str, tuple[float, float], str]
-"""Trait, band and method: what a vector and its c* are of."""
 Group = dict[Request[Moment], Answer]
 Part = tuple[Request[Moment], list[Token], Row]
 """Whose row it is, where its tokens go, and what it asks."""
@@ -71,11 +69,12 @@ class Answers:
             self.room([asked])
 
     def key(self, asked: SteerRequest) -> Hashable:
-        """The vector; also the band, where that has to be measured first."""
-        method = self._vectors.method(asked.method, asked.trait)
-        if self._vectors.ready(asked.trait, asked.band, method):
-            return asked.trait, method
-        return asked.trait, method, asked.band
+        """The vectors; also the band, where something has to be measured first."""
+        of = self._vectors.needed(asked)
+        terms = self._vectors.mix(asked.mix).terms if asked.mix else ()
+        vectors = (*(term.vector for term in terms), *(self._vectors.method(one[2], one[0]) for one in of))
+        named = (*(one[0] for one in of), *vectors)
+        return named if all(self._vectors.ready(*one) for one in of) else (*named, asked.band)
 
     def room(self, asked: Sequence[SteerRequest]) -> int:
         """How many of these fit in memory together."""
@@ -117,7 +116,7 @@ class Answers:
     def _write(self, group: Group) -> Iterator[None]:
         """All answers in one batch, a token of each a step. Where their vector has yet to be measured, base's
         answers begin alone, and go on beside the steered ones."""
-        of = [_of(answer) for answer in group.values()]
+        of = [one for answer in group.values() for one in self._vectors.needed(answer.asked)]
         bases = [
             (request, answer.base, answer.base_row())
             for request, answer in group.items()
@@ -126,15 +125,16 @@ class Answers:
         ready, begun = all(self._vectors.ready(*one) for one in of), iter(())
         if not ready:
             begun = self._decoded(bases, torch.zeros(self._lm.n_layers, self._lm.width))
-            yield from self._measured(of[0], group, begun)
+            for one in dict.fromkeys(of):
+                yield from self._measured(one, group, begun)
         group = {request: answer for request, answer in group.items() if not request.ended}
         if not group:
             return
         for answer in group.values():
-            answer.steered_by = self._vectors.steer(*_of(answer))
+            answer.steered_by = self._vectors.of(answer.asked)
         steered = [(request, answer.steered, answer.steered_row()) for request, answer in group.items()]
-        vector = self._vectors.steer(*of[0]).vector.steers
-        writing = self._decoded([*steered, *bases] if ready else steered, vector)
+        steers = answer.steered_by.steers
+        writing = self._decoded([*steered, *bases] if ready else steered, steers)
         for _ in zip_longest(writing, begun):
             yield from self._told(group)
             if all(request.ended for request in group):
@@ -261,11 +261,6 @@ class Answers:
         while len(self._bases) > KNOWN_ANSWERS:
             self._abouts.pop(self._bases.popitem(last=False)[0], None)
         return tokens
-
-
-def _of(answer: Answer) -> Of:
-    request = answer.asked
-    return request.trait, request.band, request.method
 
 
 def _measurement(

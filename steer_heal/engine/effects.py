@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal import data
-from steer_heal.config import DoseRequest
+from steer_heal.config import DoseRequest, SettingsError
 from steer_heal.data import measurements
 from steer_heal.dose import controls, effect
 from steer_heal.dose.calibrated import CalibratedVector
@@ -38,6 +38,8 @@ class Effects:
         """
 
         def work(stop: Callable[[], bool]) -> Iterator[Effect | str]:
+            if asked.mix:
+                raise SettingsError("What a vector does is measured of one trait: leave the mix out.")
             say = ending(stop)
             yield "the direction and its c*"
             steer = self._vectors.steer(asked.trait, asked.band, asked.method, say=say)

@@ -20,7 +20,7 @@ from steer_heal.engine.preemptible import while_wanted
 from steer_heal.engine.requests import Request, Waiting
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.scheduler import Scheduler
-from steer_heal.engine.sweeps import Sweeps
+from steer_heal.engine.sweeps import Sweeps, ending
 from steer_heal.engine.validate import check
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.choice import evaluate
@@ -30,6 +30,7 @@ from steer_heal.records import (
     Calibration,
     Effect,
     ListedModel,
+    MeasuredDose,
     ModelInfo,
     Profile,
     SteerFrame,
@@ -159,19 +160,29 @@ class Engine:
 
         def measure() -> tuple[Profile, Profile]:
             encode(self._lm, request.prompt)
-            steer = self._vectors.steer(request.trait, request.band, request.method)
+            steer = self._vectors.of(request)
             vignette = Vignette("prompt", "", request.prompt, data.CONDITION)
             base, steered = evaluate(
                 self._lm,
                 [vignette],
                 data.frame(reading.frame),
-                vector=steer.vector,
+                vector=steer.steers,
                 coefficients_RL=steer.coefficients_RL(0.0, request.alpha),
                 calibrated=reading.calibration,
             )
             return replace(base, agreement=reading.agreement), steered
 
         return self._once(measure)
+
+    def kl(self, request: SteerRequest) -> MeasuredDose:
+        """The KL of the request's own dose, mix and gate, over greedy answers to the prompts that c* is found
+        on; measured in slices, so that answers pass."""
+
+        def steps(wanted: Request[MeasuredDose | None]) -> Iterator[MeasuredDose | None]:
+            return while_wanted(wanted, lambda stop: iter([self._vectors.kl(request, say=ending(stop))]))
+
+        items = self.scheduler.run(f"once {next(self._numbers)}", steps, patient=True)
+        return next(item for item in items if isinstance(item, MeasuredDose))
 
     def methods(self) -> dict[str, str]:
         """The extraction methods that are here: name -> what it is, the loaded model's own first."""

@@ -43,10 +43,11 @@ class Sweeps:
         asked_in = frame_of(asked)
 
         def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
-            steer = self._vectors.steer(asked.trait, asked.band, asked.method, say=ending(stop))
+            steer = self._vectors.of(asked, say=ending(stop))
+            n_controls = 0 if asked.mix else asked.controls
             reading = self._frames.of(asked_in, stop=stop)
             vignettes, frame = self._vignettes(asked), data.frame(reading.frame)
-            part = CONTROLS_FROM if asked.controls else 1.0
+            part = CONTROLS_FROM if n_controls else 1.0
             base: list[Profile] = []
             for row in sweeps.sweep(
                 self._lm, steer, asked, vignettes, frame,
@@ -56,8 +57,8 @@ class Sweeps:
                 if row.kl_p95 is not None and math.isfinite(row.kl_p95):
                     steer.swept[row.alpha] = row.kl_p95
                 yield row
-            if asked.controls:
-                found = self._vectors.random(asked.trait, steer.layers, asked.controls, say=ending(stop))
+            if n_controls:
+                found = self._vectors.random(asked.trait, steer.layers, n_controls, say=ending(stop))
                 persona = data.trait(asked.trait).positive
                 how = steer.layers, found, vignettes, frame, base[0]
                 held.append(controls.measure(self._lm, *how, persona=persona, stop=stop))
@@ -73,7 +74,7 @@ class Sweeps:
         asked_in = frame_of(asked)
 
         def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
-            calibrated_at = partial(self._vectors.at, asked.trait, method=asked.method, say=ending(stop))
+            calibrated_at = partial(self._vectors.of_layers, asked, say=ending(stop))
             reading = self._frames.of(asked_in, stop=stop)
             return sweeps.grid(
                 self._lm, calibrated_at, asked,

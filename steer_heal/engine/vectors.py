@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from steer_heal import data
-from steer_heal.config import AUTO, CalibrateSettings, ExtractSettings, SettingsError, build, decided_method
+from steer_heal.config import (
+    AUTO,
+    EVERYWHERE,
+    MAX_ALPHA,
+    CalibrateSettings,
+    DoseRequest,
+    ExtractSettings,
+    Mix,
+    SettingsError,
+    SteerRequest,
+    build,
+    decided_method,
+    read_mix,
+)
 from steer_heal.data import measurements
 from steer_heal.dose import controls
-from steer_heal.dose.calibrate import cached
+from steer_heal.dose.calibrate import cached, kls
 from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.dose.mixed import MixedVector, Steered, mixed
 from steer_heal.models import LanguageModel, band_layers, digest, user
-from steer_heal.records import Trait
+from steer_heal.records import MeasuredDose, Trait
 from steer_heal.vectors import vector
 from steer_heal.vectors.bridges.extraction import extract, version
 from steer_heal.vectors.bridges.steering_lite import LiteOperator
 from steer_heal.vectors.vector import SteeringVector
 
 Say = Callable[[str], None]
+Of = tuple[str, tuple[float, float], str]
+"""Trait, band and method: what a vector and its c* are of."""
+MIXES = 64
+"""So many are remembered, with the KL that was measured of each."""
 
 
 def _nothing(_text: str) -> None:
@@ -36,6 +57,7 @@ class Vectors:
         self._lm, self._cache_dir = lm, cache_dir
         self._vectors: dict[tuple[str, str], tuple[str, SteeringVector]] = {}
         self._steers: dict[tuple[str, tuple[int, ...], str], CalibratedVector] = {}
+        self._mixes: OrderedDict[Hashable, tuple[list[CalibratedVector], MixedVector]] = OrderedDict()
 
     def ready(self, trait: str, band: tuple[float, float], method: str = AUTO) -> bool:
         """Whether `steer` has nothing to measure. Raises: `SettingsError` for an empty band."""
@@ -71,6 +93,56 @@ class Vectors:
         if key not in self._steers:
             self._steers[key] = self.calibrated(data.trait(trait), found, layers, say=say)
         return self._steers[key]
+
+    def of(self, asked: SteerRequest | DoseRequest, *, say: Say = _nothing) -> Steered:
+        """What alpha is a dose of in the request: a mix where it says one, else its trait's vector."""
+        return self.of_layers(asked, band_layers(self._lm.n_layers, asked.band), say=say)
+
+    def of_layers(
+        self, asked: SteerRequest | DoseRequest, layers: tuple[int, ...], *, say: Say = _nothing
+    ) -> Steered:
+        """The same on other layers than the request's."""
+        if not asked.mix:
+            return self.at(asked.trait, layers, asked.method, say=say)
+        mix = self.mix(asked.mix)
+        parts = {name: self.at(name, layers, asked.method, say=say) for name in mix.traits}
+        key, made = (str(mix), layers, asked.method), list(parts.values())
+        known = self._mixes.pop(key, None)
+        same = known is not None and all(map(operator.is_, known[0], made))
+        self._mixes[key] = known if known is not None and same else (made, mixed(mix, parts))
+        while len(self._mixes) > MIXES:
+            self._mixes.popitem(last=False)
+        return self._mixes[key][1]
+
+    def kl(self, asked: SteerRequest, *, say: Say = _nothing) -> MeasuredDose:
+        """What the request's own dose, mix and gate cost, on the prompts that c* is found on; and of a mix
+        whether any dose of it reaches the KL that c* stands for."""
+        steered, settings = self.of(asked, say=say), build(CalibrateSettings)
+        mix = steered if isinstance(steered, MixedVector) and asked.gate == EVERYWHERE else None
+        known = {} if mix is None else mix.swept
+        alphas = [asked.alpha] if mix is None or MAX_ALPHA in known else [asked.alpha, MAX_ALPHA]
+        alphas = [alpha for alpha in alphas if alpha not in known]
+        found = kls(
+            self._lm, steered.steers, list(steered.coefficients_RL(*alphas)) if alphas else [],
+            self._prompts(asked.trait, settings), settings, where=asked.gate,
+            pause=lambda: say("Measuring the KL of this dose"),
+        )  # fmt: skip
+        known |= dict(zip(alphas, found, strict=True))
+        most = known.get(MAX_ALPHA, math.inf)
+        message = "" if most >= settings.target_kl else (
+            f"This mix never reaches {settings.target_kl:g} nat: even at alpha {MAX_ALPHA:g} its KL is "
+            f"{most:.2g} nats; choose other doses or traits."
+        )  # fmt: skip
+        return MeasuredDose(known[asked.alpha], message)
+
+    def mix(self, text: str) -> Mix:
+        """What the expression says. Raises: `SettingsError`, also for a trait that there is none of."""
+        return read_mix(text, data.traits())
+
+    def needed(self, asked: SteerRequest) -> list[Of]:
+        """What has to be measured for the request."""
+        traits = self.mix(asked.mix).traits if asked.mix else (asked.trait,)
+        return [(trait, asked.band, asked.method) for trait in traits]
 
     def calibrated(
         self,

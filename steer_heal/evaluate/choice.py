@@ -37,7 +37,7 @@ def evaluate(
     vignettes: Sequence[Vignette],
     frame: AnyFrame,
     *,
-    vector: SteeringVector | Tensor | None = None,
+    vector: SteeringVector | Tensor | Operator | None = None,
     coefficients_RL: Tensor | None = None,
     calibrated: Calibration = (),
     batch_size: int = 32,
@@ -61,7 +61,7 @@ def evaluate(
     doses_KL = torch.zeros(1, lm.n_layers) if coefficients_RL is None else coefficients_RL
     if vector is None:
         vector = torch.zeros(lm.n_layers, lm.width)
-    directions_LD = vector if isinstance(vector, Tensor) else vector.steers
+    directions_LD = vector.steers if isinstance(vector, SteeringVector) else vector
     how = (doses_KL, directions_LD, batch_size, progress, stop)
     if isinstance(frame, Frame):
         asked, calibrated = _asked(lm, vignettes, frame, *how), ()

@@ -20,7 +20,7 @@ from steer_heal.forward.plain import PlainForward
 from steer_heal.forward.rows import Asked, Rows
 from steer_heal.forward.store import PrefixStore
 from steer_heal.models import LanguageModel
-from steer_heal.vectors.steering import Operator
+from steer_heal.vectors.steering import Directions, Operator
 
 
 class Forward(Protocol):
@@ -53,19 +53,19 @@ class Forward(Protocol):
 def open(lm: LanguageModel, directions_LD: Tensor | Operator | None = None) -> Forward:
     """The door to the model as it stands now: good until its weights, hooks or adapters change.
 
-    `directions_LD`: one direction a layer, or (M, L, D) of M vectors, or what steers instead; None where no
-    row is steered.
+    `directions_LD`: one direction a layer, or those of M vectors, or what steers instead; None where no row
+    is steered.
     """
     if directions_LD is None:
         directions_LD = torch.zeros(lm.n_layers, lm.width)
-    if isinstance(directions_LD, Tensor) and not unsupported_reason(lm):
+    if isinstance(directions_LD, Tensor | Directions) and not unsupported_reason(lm):
         return OurForward(lm, directions_LD)
     return PlainForward(lm, directions_LD)
 
 
 def forward_used(lm: LanguageModel, directions_LD: Tensor | Operator) -> str:
     """Which forward pass is taken for this model as it stands, and why: one line for a person."""
-    if not isinstance(directions_LD, Tensor):
+    if not isinstance(directions_LD, Tensor | Directions):
         return "transformers' forward: this method steers by hooks of its own"
     reason = unsupported_reason(lm)
     return f"transformers' forward: {reason}" if reason else "our own blocks"

@@ -22,7 +22,7 @@ from steer_heal.forward.shared_prompts import SharedPrompts, worth_sharing
 from steer_heal.forward.store import PrefixStore
 from steer_heal.models import LanguageModel
 from steer_heal.records import Stopped
-from steer_heal.vectors.steering import Steering, of_prompt
+from steer_heal.vectors.steering import Directions, of_prompt, steering_of
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class _Unit:
 class OurForward:
     """A known model, as it stands, with directions that steer it."""
 
-    def __init__(self, lm: LanguageModel, directions_LD: Tensor) -> None:
+    def __init__(self, lm: LanguageModel, directions_LD: Tensor | Directions) -> None:
         """`lm` is one for which `unsupported_reason` has nothing to say."""
         self._network, self._device, self._directions_LD = Network(lm), lm.device, directions_LD
         self._n_layers = lm.n_layers
@@ -98,11 +98,11 @@ class OurForward:
         store: PrefixStore | None = None, gates: Sequence[str] = (),
     ) -> Rows:  # fmt: skip
         """One row a prompt, each under its own coefficients and gate."""
-        steering = Steering(self._directions_LD, coefficients_BL).gated(gates)
+        steering = steering_of(self._directions_LD, coefficients_BL).gated(gates)
         read_BL = of_prompt(coefficients_BL, gates)
         of_row, distinct = keys(prompts, read_BL), list(dict.fromkeys(prompts))
         variants = {key: row for row, key in enumerate(of_row) if key[1]}
-        reading = steering if read_BL is coefficients_BL else Steering(self._directions_LD, read_BL)
+        reading = steering if read_BL is coefficients_BL else steering_of(self._directions_LD, read_BL)
         first = reading.layers[0] if variants else self._n_layers - 1
         depth = first + 1 if all(steered for _, steered in of_row) else self._n_layers
         if store is None:
@@ -158,7 +158,7 @@ class OurForward:
         self, prompts: Sequence[Ids], reads: Sequence[Read], coefficients_VL: Tensor, first: int
     ) -> list[Read]:
         """The same under a coefficient row each, from block `first` on, behind which their residual is."""
-        steering, last = Steering(self._directions_LD, coefficients_VL), self._n_layers - 1
+        steering, last = steering_of(self._directions_LD, coefficients_VL), self._n_layers - 1
         added = [
             steering.of([row]).plus(first, read.residuals[first][None])[0] for row, read in enumerate(reads)
         ]
@@ -211,7 +211,7 @@ class OurForward:
 
         Of each the rows' numbers, the residual at their ends (R, n, D), and what they were read as.
         """
-        steerings = [Steering(self._directions_LD, doses_KL[[dose]]) for dose in doses]
+        steerings = [steering_of(self._directions_LD, doses_KL[[dose]]) for dose in doses]
         last = self._n_layers - 1
         first = min((layer for steering in steerings for layer in steering.layers), default=last)
         n_ends = max(asked[n].n_ends for unit in units for numbers in unit.asked.values() for n in numbers)
@@ -233,7 +233,7 @@ class OurForward:
         doses_KL: Tensor, room: int,
     ) -> tuple[list[int], Rows]:  # fmt: skip
         numbers = [number for part, _, _ in parts for number in part]
-        steering = Steering(self._directions_LD, doses_KL[[asked[number].dose for number in numbers]])
+        steering = steering_of(self._directions_LD, doses_KL[[asked[number].dose for number in numbers]])
         own = side_by_side([row for *_, reads in parts for row in reads], room)
         held = Continuation(self._network, *own, steering, room)
         return numbers, OurRows(self._network, torch.cat([ends for _, ends, _ in parts]), held)

@@ -21,7 +21,7 @@ from steer_heal.forward.rows import Asked, Rows, keys, picked
 from steer_heal.forward.store import PrefixStore
 from steer_heal.models import LanguageModel, Padded, computing, left_pad
 from steer_heal.records import Stopped
-from steer_heal.vectors.steering import Operator, Steering, of_prompt, steering_of
+from steer_heal.vectors.steering import Directions, Operator, Steering, of_prompt, steering_of
 
 Ids = tuple[int, ...]
 BlockOutput = Any
@@ -133,12 +133,12 @@ class PlainForward:
     def _begin(
         self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, store: PrefixStore | None
     ) -> PlainRows:
-        if not isinstance(self._directions_LD, Tensor):
+        if not isinstance(self._directions_LD, Tensor | Directions):
             return self.apart(prompts, coefficients_BL, room)
         lm, distinct = self._lm, list(dict.fromkeys(prompts))
         of_row = keys(prompts, coefficients_BL)
         variants = {key: row for row, key in enumerate(of_row) if key[1]}
-        steering = Steering(self._directions_LD, coefficients_BL)
+        steering = steering_of(self._directions_LD, coefficients_BL)
         stored = store is not None and len(distinct) == 1
         saved, spent = len(variants) * (min(steering.layers, default=0) + 1), len(distinct) * lm.n_layers
         if all(steered for _, steered in of_row) and not stored and saved <= spent:

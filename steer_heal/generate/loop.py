@@ -18,7 +18,7 @@ from steer_heal.generate.sampling import draw, sampler
 from steer_heal.generate.text import TextStream
 from steer_heal.models import LanguageModel
 from steer_heal.records import Alternative, Completion, Token
-from steer_heal.vectors.steering import Operator
+from steer_heal.vectors.steering import Operator, n_mixed
 
 Stop = Callable[[], bool]
 Step = list[tuple[int, Token]]
@@ -45,8 +45,7 @@ def decode(
     if not rows or (stop and stop()):
         return
     _check(lm, rows, sample)
-    mixed = directions_LD.shape[:-2] if isinstance(directions_LD, Tensor) else ()
-    made = plan(rows, (lm.n_layers, *mixed))
+    made = plan(rows, (lm.n_layers, *n_mixed(directions_LD)))
     batch = _Batch(lm, made, directions_LD, sample, store)
     for step in itertools.count():
         if over is not None:

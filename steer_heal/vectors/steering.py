@@ -6,13 +6,16 @@ C[b, l, m] * v[m, l]. Where a row has a gate, what it gets at a position is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from steer_heal.config import EVERYWHERE, SettingsError, steered_share
 
@@ -56,6 +59,28 @@ class Operator(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Directions (M, L, D) of several vectors. Those that are `ablated` are not added: the coefficient is the
+    share of what the residual has along them that is taken away, h -> h - c (h . u) u, u of unit length."""
+
+    directions_MLD: Tensor
+    ablated: tuple[bool, ...]
+
+    def steering(self, coefficients_BL: Tensor) -> Steering:
+        """The matrix for coefficients (B, L, M)."""
+        added, ablated = torch.tensor(self.ablated).logical_not(), torch.tensor(self.ablated)
+        made = Steering(self.directions_MLD[added], coefficients_BL[..., added])
+        return made.ablating(self.directions_MLD[ablated], coefficients_BL[..., ablated])
+
+
+def n_mixed(directions: Tensor | Operator) -> tuple[int, ...]:
+    """What the shape of a row's coefficients has beyond its layers: (M,) for several vectors, else ()."""
+    if isinstance(directions, Directions):
+        directions = directions.directions_MLD
+    return tuple(directions.shape[:-2]) if isinstance(directions, Tensor) else ()
+
+
 def steering_of(directions: Tensor | Operator, coefficients_BL: Tensor) -> Steering:
     """The matrix for directions (L, D) or (M, L, D), or for whatever else steers."""
     if isinstance(directions, Tensor):
@@ -67,6 +92,8 @@ class Steering:
     """What a running steering context adds, by layer; rows can leave while it runs."""
 
     _gates: tuple[str, ...] = ()
+    _taken: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
+    """By layer, shares (B, 1, K) and unit directions (K, D) of what is ablated."""
 
     def __init__(self, directions_LD: Tensor, coefficients_BL: Tensor) -> None:
         """`directions_LD` with `coefficients_BL`, or of M vectors (M, L, D) with (B, L, M)."""
@@ -88,10 +115,17 @@ class Steering:
             for layer in steered
         }
 
+    def ablating(self, directions_KLD: Tensor, shares_BLK: Tensor) -> Self:
+        """The same, with these shares of what the residual has along these directions taken away too."""
+        made, units_KLD = copy(self), functional.normalize(directions_KLD.float(), dim=-1)
+        steered = shares_BLK.ne(0).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+        made._taken = {layer: (shares_BLK[:, None, layer].float(), units_KLD[:, layer]) for layer in steered}
+        return made
+
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers where any row is steered."""
-        return tuple(self._added_B1D)
+        return tuple(sorted({*self._added_B1D, *self._taken}))
 
     def gated(self, gates: Sequence[str]) -> Self:
         """The same with a gate for each row, which counts from `at` on."""
@@ -106,17 +140,20 @@ class Steering:
 
     def times(self, shares_BT: Tensor) -> Self:
         """A share of what is added, for each row and position; T is 1 where all positions get the same."""
+        return self._each(lambda rows: rows * shares_BT[..., None].to(rows))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with `change` of what each row gets."""
         made = copy(self)
-        made._added_B1D = {
-            layer: added * shares_BT[..., None].to(added) for layer, added in self._added_B1D.items()
-        }
+        made._added_B1D = {layer: change(added) for layer, added in self._added_B1D.items()}
+        made._taken = {layer: (change(taken), units) for layer, (taken, units) in self._taken.items()}
         return made
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows (indices or a mask), in this order."""
         self._keep_gates(rows)
-        for layer, added in self._added_B1D.items():
-            self._added_B1D[layer] = added[rows.to(added.device)]
+        kept = self._each(lambda of_rows: of_rows[rows.to(of_rows.device)])
+        self._added_B1D, self._taken = kept._added_B1D, kept._taken
 
     def _keep_gates(self, rows: Tensor) -> None:
         if self._gates:
@@ -134,12 +171,18 @@ class Steering:
 
     def of(self, rows: slice | list[int]) -> Steering:
         """The same for these rows only."""
-        part = copy(self)
-        part._added_B1D = {layer: added[rows] for layer, added in self._added_B1D.items()}
-        return part
+        return self._each(lambda of_rows: of_rows[rows])
 
     def plus(self, layer: int, hidden_BTD: Tensor) -> Tensor:
         """The residual behind block `layer` with what is added there; itself where nothing is."""
+        if layer in self._taken:
+            shares_B1K, units_KD = (part.to(hidden_BTD) for part in self._taken[layer])
+            taken_BTD = (hidden_BTD @ units_KD.T * shares_B1K) @ units_KD
+            # Both are of the residual as it comes: the order of a mix's terms says nothing.
+            return self._with_added(layer, hidden_BTD) - taken_BTD
+        return self._with_added(layer, hidden_BTD)
+
+    def _with_added(self, layer: int, hidden_BTD: Tensor) -> Tensor:
         if layer not in self._added_B1D:
             return hidden_BTD
         added = self._added_B1D[layer]

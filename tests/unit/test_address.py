@@ -54,5 +54,10 @@ def test_where_it_is_steered_stands_in_the_address_unless_it_is_everywhere():
     assert "if (form.where !== 'both') view.set('where', form.where)" in keep(FORM)
 
 
+def test_a_mix_stands_in_the_address():
+    assert opened("mix=0.8+warm+-+formal+%40answer")["mix"] == "0.8 warm - formal @answer"
+    assert "if (form.mix) view.set('mix', form.mix)" in keep(FORM)
+
+
 def test_the_script_knows_every_field():
     assert "[" + ", ".join(f'"{name}"' for name in FORM) + "]" in keep(FORM)

@@ -78,6 +78,18 @@ def test_which_tokens_are_steered_can_be_said(client, engine):
         client.predict("gated", where="nowhere", api_name="/steer")
 
 
+def test_a_mix_is_steered_with_its_own_kl(client, engine):
+    mix = "0.8 care_over_authority - 0.4 candour_over_tact @answer"
+    found = client.submit("mixed", alpha=2.0, mix=mix, tokens=4, api_name="/steer").result()
+    assert found["dose_nats"] == 4.0
+    assert found["shares"] == [1.0] * 4
+    assert engine.calls[-1].mix == mix
+    with pytest.raises(AppError, match=r"character 1: expected a trait .nearest: care_over_authority"):
+        client.predict("mixed", mix="care_over_autority", api_name="/steer")
+    with pytest.raises(AppError, match="leave @answer out"):
+        client.predict(alphas=[1.0], mix=mix, api_name="/sweep")
+
+
 def test_a_sweep_gives_a_row_a_dose(client):
     found = client.predict(alphas=[0.0, 1.0], api_name="/sweep")
     assert [row["alpha"] for row in found["rows"]] == [0.0, 1.0]

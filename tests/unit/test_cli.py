@@ -53,6 +53,8 @@ BAD = [
     ["dose", "--model", "tiny", "--band", "0.01-0.02"],
     ["eval", "--alpha", "much"],
     ["steer"],
+    ["steer", "Hi", "--model", "tiny", "--mix", "care_over_autority"],
+    ["dose", "--model", "tiny", "--mix", "care_over_authority +"],
     ["steer", "Hi", "--model", "tiny", "--where", "nowhere"],
     ["eval", "--model", "tiny", "--vignettes", "/no/such.jsonl"],
     ["vector"],
@@ -105,6 +107,17 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     code, out, _ = run("steer", "Hi", *few, "--tokens", "4", "--greedy")
     assert code == 0
     assert "alpha 1, steered: prompt and answer" in out
+    mix = "0.5 care_over_authority - liberty_over_custom"
+    code, out, _ = run("steer", "Hi", *few, "--mix", f"{mix} @answer", "--tokens", "4", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["c_star"] is None
+    assert document["dose_nats"] > 0.0
+    code, out, _ = run(
+        "dose", *few, "--mix", mix, "--alphas", "0,1", "--n-vignettes", "1", "--tokens", "4", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["controls"] is None
     code, out, _ = run("effect", *few, "--controls", "2", "--json")
     assert code == 0
     document = json.loads(out)

@@ -8,7 +8,7 @@ import pytest
 from components import heal, moral_map, runs, watching
 from components.access import bind
 from components.controls import FORM as FIELDS
-from components.controls import band, ends, layers_of, offer, recall, sound
+from components.controls import band, composed, ends, layers_of, offer, recall, sound, spread
 from components.page import build
 from steer_heal.config import (
     DataSettings,
@@ -55,6 +55,20 @@ def test_a_browser_that_remembers_nothing_is_asked_the_loaded_model_s_first_vign
     kept = recall({"prompt": "Mine.", "exact": 7.0, "seed": -1}, vignettes, [], FakeEngine())
     assert (kept[1]["value"], kept[2]) == (None, 4.0)
     assert kept[3 + FIELDS.index("prompt")] == "Mine."
+
+
+def test_a_mix_is_said_by_hand_or_typed() -> None:
+    engine = FakeEngine()
+    by_hand = ("care_over_authority", 0.8, None, 0, "ablate candour_over_tact", -0.4, "", 1)
+    said = composed("old @ first 8", *by_hand)
+    assert said == "0.8 care_over_authority - 0.4 ablate candour_over_tact @first 8"
+    vectors, doses = (spread(engine, said)[at::2] for at in (0, 1))
+    assert [update["value"] for update in vectors] == [*by_hand[::4][:1], by_hand[4], None, None]
+    assert doses == [0.8, -0.4, 0.0, 0.0]
+    assert composed("@answer", *[None, 0] * 4) == ""
+    assert len(spread(engine, "0.8 care +")) == 8
+    with pytest.raises(SettingsError, match="of one trait: empty the mix"):
+        replace(FORM, mix="2 care_over_authority").settings("demo")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,189 @@
+"""Mixes: what an expression says, what it comes to, and each way in which one cannot be had."""
+
+import pytest
+import torch
+
+from steer_heal.config import DoseRequest, SettingsError, SteerRequest, Term, build, read_mix
+from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.dose.mixed import mixed
+from steer_heal.engine import Engine
+from steer_heal.records import Calibration
+from steer_heal.vectors.steering import Directions
+from steer_heal.vectors.vector import SteeringVector
+from tests import tiny
+from tests.crowd import BAND, Crowd, request
+
+KNOWN = ("warm", "formal", "kind-over-cold", "blunt", "dry", "care_over_authority")
+CARE, LIBERTY, FAIR = "care_over_authority", "liberty_over_custom", "fairness_over_loyalty"
+
+
+@pytest.mark.parametrize(
+    ("text", "terms", "where"),
+    [
+        ("0.8 warm - 0.4 formal @answer", (Term(0.8, "warm"), Term(-0.4, "formal")), "answer"),
+        ("-warm+2*kind-over-cold", (Term(-1.0, "warm"), Term(2.0, "kind-over-cold")), "both"),
+        ("warm without formal @ first  8", (Term(1.0, "warm", "formal"),), "first 8"),
+        (".5 ablate warm + 1. dry", (Term(0.5, "warm", ablates=True), Term(1.0, "dry")), "both"),
+    ],
+)
+def test_an_expression_is_read_and_written_again(text, terms, where):
+    mix = read_mix(text, KNOWN)
+    assert (mix.terms, mix.where) == (terms, where)
+    assert read_mix(str(mix)) == mix
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "character 1: expected a number or a trait's name, not its end."),
+        ("0.8", "character 4: expected a number or a trait's name, not its end."),
+        ("warm formal", "character 6: expected +, - or @, not 'formal'."),
+        ("warm -  - dry", "character 9: expected a number or a trait's name, not '-'."),
+        ("warm @ here", "character 8: expected after @ one of both, prompt, answer, first N"),
+        ("<b>warm", "character 1: expected a number or a trait's name, not '<'."),
+        ("warm - formel", "character 8: expected a trait (nearest: formal"),
+        ("zzzz", "character 1: expected a trait that there is, not 'zzzz'."),
+        ("65 warm", "character 1: expected a dose of at most 64, not '65'."),
+        ("warm without warm", "warm without itself is nothing"),
+        (
+            "warm + formal + blunt + dry + kind-over-cold",
+            "has 5 vectors (warm, formal, blunt, dry",
+        ),
+        ("warm " * 99, "has 495 characters: shorten it to 240 or fewer."),
+    ],
+)
+def test_what_cannot_be_read_is_said_with_its_place_and_what_was_expected(text, said):
+    with pytest.raises(SettingsError) as refused:
+        read_mix(text, KNOWN)
+    assert said in str(refused.value)
+
+
+def test_a_request_says_its_gate_once():
+    assert build(SteerRequest, prompt="a", mix="2 warm @answer").gate == "answer"
+    assert build(SteerRequest, prompt="a", mix="2 warm", where="first 2").gate == "first 2"
+    assert build(SteerRequest, prompt="a", mix="warm @answer", where="answer").gate == "answer"
+    with pytest.raises(SettingsError, match="says @answer and where says prompt: say it in one of the two"):
+        build(SteerRequest, prompt="a", mix="warm @answer", where="prompt")
+    with pytest.raises(SettingsError, match="every token steered: leave @answer out"):
+        build(DoseRequest, mix="warm @answer")
+    with pytest.raises(SettingsError, match=r"character 5: expected .* not its end\.$"):
+        build(SteerRequest, prompt="a", mix="warm+")
+
+
+def calibrated(direction, c_star, n_layers=2):
+    """A vector of one direction at both layers, steered at layer 1."""
+    directions_LD = torch.tensor([direction] * n_layers, dtype=torch.float32)
+    vector = SteeringVector(directions_LD, torch.ones(n_layers), torch.ones(n_layers))
+    return CalibratedVector(vector, (1,), Calibration(c_star, 1.0, 1.0, True, (), residual_norm=10.0))
+
+
+VECTORS = {
+    "warm": calibrated([1.0, 0.0], 2.0),
+    "formal": calibrated([0.6, 0.8], 5.0),
+    "kind": calibrated([1.0, 1e-3], 3.0),
+}
+
+
+def of(text):
+    mix = read_mix(text)
+    return mixed(mix, {name: VECTORS[name] for name in mix.traits})
+
+
+def test_a_mix_is_the_sum_of_its_terms_in_units_of_each_one_s_c_star():
+    made = of("0.5 warm - formal")
+    doses_RLM = made.coefficients_RL(0.0, 2.0)
+    assert doses_RLM[0].count_nonzero() == 0
+    assert doses_RLM[1].tolist() == [[0.0, 0.0], [2.0, -10.0]]
+    assert made.steers.tolist() == [[[1.0, 0.0]] * 2, pytest.approx([[0.6, 0.8]] * 2)]
+    length = torch.tensor([1.0 - 3.0, -4.0]).norm() / 10.0
+    assert made.fraction(2.0) == pytest.approx(2 * float(length))
+    assert made.nats(0.0) == (0.0, False)
+    assert made.nats(1.0) is None
+
+
+def test_what_one_has_without_another_is_orthogonal_to_it():
+    made = of("formal without warm")
+    assert made.steers[0, 1].tolist() == pytest.approx([0.0, 0.8])
+    assert made.coefficients_RL(1.0)[0, 1].tolist() == [5.0]
+
+
+def test_an_ablation_takes_away_a_share_whatever_c_star_is():
+    made = of("0.5 ablate formal + warm")
+    assert isinstance(made.steers, Directions)
+    assert made.steers.ablated == (True, False)
+    assert made.coefficients_RL(1.0)[0, 1].tolist() == [0.5, 2.0]
+    hidden_BTD = torch.tensor([[[10.0, 0.0]]])
+    steering = made.steers.steering(made.coefficients_RL(1.0))
+    assert steering.layers == (1,)
+    assert steering.plus(1, hidden_BTD)[0, 0].tolist() == pytest.approx(
+        [10 - 0.5 * 6 * 0.6 + 2, -0.5 * 6 * 0.8]
+    )
+
+
+def test_a_mix_that_is_nothing_is_refused_and_parallel_vectors_are_told():
+    with pytest.raises(SettingsError, match="adds nothing, as its vectors cancel: choose other doses"):
+        of("3 warm - 2 kind")
+    with pytest.raises(SettingsError, match="kind without warm leaves 0% of it, as the two are parallel"):
+        of("kind without warm")
+    assert of("warm + kind").message == "warm and kind are parallel (cosine 1.00): their doses add up."
+    assert of("warm + formal").message == ""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixes")
+    made = Engine(lm=tiny.endless(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
+    yield made
+    made.close()
+
+
+def asked(mix, **more):
+    return request(**more).model_copy(update={"mix": mix})
+
+
+def test_mixes_of_the_same_vectors_are_written_in_one_batch_each_as_alone(alone, batches):
+    texts = [f"{CARE} - {LIBERTY}", f"0.3 {CARE} - 2 {LIBERTY} @answer", f"-2 {CARE} + 0 {LIBERTY}"]
+    one_by_one = {
+        text: [token.id for token in list(alone.steer(asked(text), session="x"))[-1].steered]
+        for text in texts
+    }
+    batches.clear()
+    crowd = Crowd(alone, {text: asked(text, prompt="What is right?") for text in texts})
+    found = crowd.run()
+    assert {text: steered for text, (_, steered) in found.items()} == one_by_one
+    assert batches == [3]
+    assert crowd.frames[texts[0]][-1].c_star is None
+    assert list(alone.steer(asked(CARE, alpha=0.0), session="x"))[-1].steered[0].kl == pytest.approx(
+        0.0, abs=1e-6
+    )
+
+
+def test_the_kl_of_a_mix_is_measured_and_one_that_cannot_reach_a_nat_is_told(alone):
+    plain = request(alpha=1.0)
+    c_star = alone.calibration(CARE, BAND)
+    assert alone.kl(asked(CARE)).nats == pytest.approx(c_star.kl_p95, rel=0.02)
+    assert alone.kl(plain.model_copy(update={"where": "prompt"})).nats < c_star.kl_p95
+    assert list(alone.steer(asked(CARE), session="x"))[-1].dose_nats == pytest.approx(c_star.kl_p95, rel=0.02)
+    weak = alone.kl(asked(f"0.0001 {CARE}"))
+    assert weak.nats < 1e-3
+    assert "never reaches 1 nat: even at alpha 64 its KL is" in weak.message
+
+
+def test_what_cannot_be_mixed_is_one_sentence(alone):
+    with pytest.raises(SettingsError, match=r"character 1: expected a trait \(nearest: care_over_authority"):
+        list(alone.steer(asked("care_over_autority"), session="x"))
+    with pytest.raises(SettingsError, match="cancel"):
+        list(alone.steer(asked(f"{CARE} - {CARE}"), session="x"))
+    with pytest.raises(SettingsError, match="measured of one trait: leave the mix out"):
+        list(alone.effect(build(DoseRequest, mix=CARE, band=BAND), session="x"))
+
+
+def test_doses_of_a_mix_are_measured_without_controls(alone):
+    doses = build(
+        DoseRequest, mix=f"{CARE} - 0.5 {FAIR}", band=BAND, alphas=(0.0, 1.0), prompts=("Hi",), n_vignettes=7,
+    )  # fmt: skip
+    found = list(alone.dose(doses, session="x"))[-1]
+    assert [row.alpha for row in found.rows] == [0.0, 1.0]
+    assert found.rows[0].trait_shift == pytest.approx(0.0, abs=1e-5)
+    assert found.rows[1].kl_p95 > 0.0
+    assert found.controls is None
