@@ -128,7 +128,7 @@ def asked_for(form: dict[str, Any]) -> SteerRequest:
     return build(
         SteerRequest, trait=form["trait"], prompt=form["prompt"], alpha=form["exact"],
         band=form["band"], sample=sample(form), method=form["method"], where=form["where"],
-        mix=form["mix"] or "",
+        mix=form["mix"] or "", carried=True,
     )  # fmt: skip
 
 

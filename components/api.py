@@ -141,6 +141,7 @@ def _asking(engine: Engine) -> list[Callable[..., Any]]:
         top_k: int | None = None,
         where: str = EVERYWHERE,
         mix: str = "",
+        carried: bool = False,
     ) -> Iterator[dict]:
         """Answer a prompt twice, without and with steering; each item holds both texts so far.
 
@@ -160,9 +161,10 @@ def _asking(engine: Engine) -> list[Callable[..., Any]]:
             where: Which tokens are steered, both, prompt, answer, or of the answer first N, after N, ramp N.
             mix: Instead of the trait's vector, such as "0.8 warm - 0.4 formal @answer", in units of each
                 one's c*; the last item then has the mix's own KL as dose_nats.
+            carried: Whether each token is told with what it carries of the trait, in spreads of neutral text.
         """
         values = {"prompt": prompt, "alpha": alpha, "trait": trait, "method": method, "where": where}
-        values["mix"] = mix
+        values |= {"mix": mix, "carried": carried}
         drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
         sample = build(SampleSettings, max_new_tokens=tokens, seed=seed, greedy=greedy, **drawn)
         request = build(SteerRequest, **values, band=(band_low, band_high), sample=sample)
@@ -319,5 +321,9 @@ def _frame(frame: Any) -> dict[str, Any]:
         "health": None if frame.health is None else asdict(frame.health),
         "base_health": None if frame.base_health is None else asdict(frame.base_health),
         "shares": [1.0 if token.share is None else token.share for token in frame.steered],
+        "carries": {
+            name: [token.carries for token in written]
+            for name, written in (("base", frame.base), ("steered", frame.steered))
+        },
         "message": frame.message,
     }

@@ -72,7 +72,13 @@ def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML]:
                     elem_id=f"{stage}-pane",
                 )
             )
-    gr.HTML(view.legend(), apply_default_css=False)
+    with gr.Row(elem_classes="sh-beside"):
+        gr.HTML(view.legend(), apply_default_css=False)
+        shading = gr.Radio(
+            [("KL to base", "kl"), ("the trait", "trait")], value="kl", show_label=False, container=False,
+            elem_id="shading",
+        )  # fmt: skip
+    shading.input(None, shading, js="(by) => SteerHeal.shade(by)", **INTERNAL)
     return status, stop, panes[0], panes[1]
 
 

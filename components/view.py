@@ -23,6 +23,7 @@ from steer_heal.records import (
 
 VERDICTS: tuple[str, ...] = get_args(TextWord)
 KL_EDGES = (0.1, 0.3, 1.0, 2.0, 4.0)
+TRAIT_EDGES = (0.5, 1.0, 2.0, 4.0)
 BROKE = (
     "The engine failed at this; the terminal says why. Change something and try again, or restart the app."
 )
@@ -121,20 +122,37 @@ def kl_bucket(kl: float) -> int:
     return sum(kl >= edge for edge in KL_EDGES)
 
 
+def trait_bucket(carries: float) -> str:
+    """Which shade what a token carries gets: its sign and the number of `TRAIT_EDGES` that it reaches."""
+    size = sum(abs(carries) >= edge for edge in TRAIT_EDGES)
+    return f"{'p' if carries > 0 else 'n'}{size}" if size else ""
+
+
 def legend() -> str:
-    """The shades of the steered text, in nats."""
+    """The shades of both texts: KL in nats, or what a token carries of the trait, whichever is chosen."""
     low = ("0", *(f"{edge:g}" for edge in KL_EDGES))
     names = [f"{a}–{b}" for a, b in pairwise(low)] + [f"≥ {KL_EDGES[-1]:g}"]
     chips = "".join(f'<span class="sh-t k{i}">{name}</span>' for i, name in enumerate(names))
-    unit = f"nats per token{what_is('nats')}"
-    about = f"KL(steered ‖ base), {unit}: {chips} · point at a token for more"
-    about += ' · <span class="sh-at">underlined</span>: steered itself, where not every token is'
-    return f'<div class="sh-legend sh-dim">{about}</div>'
+    ends = [*(-edge for edge in reversed(TRAIT_EDGES)), 0.0, *TRAIT_EDGES]
+    signed = "".join(f'<span class="sh-t {trait_bucket(end)}">{end:+g}</span>' for end in ends)
+    more = ' · <span class="sh-at">underlined</span>: steered itself, where not every token is'
+    kl = f"KL(steered ‖ base), nats per token{what_is('nats')}: {chips} · point at a token for more{more}"
+    carried = f"of the trait, in spreads of neutral text{what_is('carries')}: {signed} · point for more{more}"
+    return "".join(
+        f'<div class="sh-legend sh-dim sh-of-{by}">{said}</div>'
+        for by, said in (("kl", kl), ("trait", f"what a token carries {carried}"))
+    )
 
 
 def tooltip(token: Token) -> str:
-    """What hovering a steered token says: KL, its probability under both, and what base preferred."""
-    lines = [f"KL {number(token.kl, 2)} nats", f"p steered {number(token.p)}, base {number(token.p_base)}"]
+    """What hovering a token says: what it carries of the trait; of a steered one KL, its probability under
+    both, and what base preferred."""
+    lines = [f"p {number(token.p)}"]
+    if token.kl is not None:
+        both = f"p steered {number(token.p)}, base {number(token.p_base)}"
+        lines = [f"KL {number(token.kl, 2)} nats", both]
+    if token.carries is not None:
+        lines.insert(1, f"carries {token.carries:+.1f} of the trait, in spreads of neutral text")
     if token.base_top:
         top = ", ".join(f"{a.text!r} {number(a.p_base, 2)}" for a in token.base_top)
         lines.append(f"base preferred {top}")
@@ -143,14 +161,19 @@ def tooltip(token: Token) -> str:
     return "\n".join(lines)
 
 
+def _shades(token: Token) -> str:
+    kl = "" if token.kl is None else f"k{kl_bucket(token.kl)}"
+    carries = "" if token.carries is None else trait_bucket(token.carries)
+    return " ".join(filter(None, ("sh-t", kl, carries, "sh-at" if token.share else "")))
+
+
 def tokens(written: Sequence[Token]) -> str:
-    """The text; tokens that carry a KL are shaded by it and say more when pointed at. Those that are steered
-    are underlined where others are not."""
+    """The text; tokens with a KL, or that are told what they carry, are shaded by either and say more when
+    pointed at. Those that are steered are underlined where others are not."""
     return "".join(
         esc(t.text)
-        if t.kl is None
-        else f'<span class="sh-t k{kl_bucket(t.kl)}{" sh-at" if t.share else ""}" '
-        f'title="{esc(tooltip(t))}">{esc(t.text)}</span>'
+        if t.kl is None and t.carries is None
+        else f'<span class="{_shades(t)}" title="{esc(tooltip(t))}">{esc(t.text)}</span>'
         for t in written
     )
 

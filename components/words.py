@@ -14,6 +14,8 @@ WORDS = {
         "alpha": "the dose: how much of the vector is added, in units of c*; 0 is the model as it came",
         "c*": "the size of the vector at which steering moves the next-word probabilities by one nat",
         "nats": "the unit of KL: how far steering moved the probabilities at a token; 0 is not at all",
+        "carries": "how far a token's hidden state lies along the trait's vector, with what steering adds; 0 "
+        "is the mean of neutral text, 1 its standard deviation, minus is the other pole",
         "layers": "the blocks of the network, counted from 0, to which the vector is added",
         "trait": "a pair of opposite poles; positive alpha pushes towards the first",
         "method": "how the vector is made out of what the model does under either pole",

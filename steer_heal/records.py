@@ -124,7 +124,9 @@ class Alternative:
 @dataclass(frozen=True, slots=True)
 class Token:
     """One written token. KL(steered || base) in nats; it, base's probability and favourites are empty without
-    a shadow row. `share`: of its dose, where not every token gets all of it."""
+    a shadow row. `share`: of its dose, where not every token gets all of it. `carries`: how far its residual
+    lies along the trait, in spreads of neutral text; known once the token after it is written.
+    """
 
     id: int
     text: str
@@ -133,6 +135,7 @@ class Token:
     p_base: float | None = None
     base_top: tuple[Alternative, ...] = ()
     share: float | None = None
+    carries: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

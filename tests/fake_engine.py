@@ -130,7 +130,10 @@ class FakeEngine:
             self.calls.append(request)
             mine = self._newest[session] = self._newest.get(session, 0) + 1
         known = f'You wrote "{request.prompt[:120]}" :'.split()
-        base = [Token(i, f"{w} ", 0.5) for i, w in enumerate(known + DULL)][: request.sample.max_new_tokens]
+        base = [
+            Token(i, f"{w} ", 0.5, carries=i % 7 - 3.0 if request.carried else None)
+            for i, w in enumerate(known + DULL)
+        ][: request.sample.max_new_tokens]
         steered = self._steered(known, request)
         yield SteerFrame((), (), False, False, waiting=1)
         for n in range(1, len(steered) + 1):
@@ -165,6 +168,7 @@ class FakeEngine:
                 p_base=0.1,
                 base_top=top,
                 share=steered_share(request.gate, i) if gated else None,
+                carries=request.alpha + i % 3 if request.carried else None,
             )
             for i, w in enumerate(words)
         ][: request.sample.max_new_tokens]

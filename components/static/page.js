@@ -294,5 +294,8 @@ window.SteerHeal = (() => {
   }
   const moved = (name) => paced[name]?.();
 
-  return { chart, actions, mark, pace, moved, reveal, visit, words };
+  // Tokens are shaded by what steering changed, or by what they carry of the trait.
+  const shade = (by) => { document.body.classList.toggle("sh-by-trait", by === "trait"); };
+
+  return { chart, actions, mark, pace, moved, reveal, shade, visit, words };
 })();

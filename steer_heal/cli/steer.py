@@ -14,7 +14,9 @@ from steer_heal.records import MeasuredDose, SteerFrame
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when both answers were written."""
     names = ("prompt", "trait", "alpha", "band", "method", "where", "mix")
-    request = build(SteerRequest, **{name: getattr(args, name) for name in names}, sample=drawing(args))
+    request = build(
+        SteerRequest, **{name: getattr(args, name) for name in names}, sample=drawing(args), carried=True
+    )
     engine = Engine(args.model, cache_dir=args.cache)
     out.model(engine.info)
     try:
@@ -45,11 +47,14 @@ def _show(request: SteerRequest, frame: SteerFrame, out: Out) -> None:
     if frame.message:
         out.note(frame.message)
     tokens = [
-        {"text": token.text, "kl": token.kl, "share": 1.0 if token.share is None else token.share}
+        {"text": token.text, "kl": token.kl, "carries": token.carries}
+        | {"share": 1.0 if token.share is None else token.share}
         for token in frame.steered
     ]
+    base = [{"text": token.text, "carries": token.carries} for token in frame.base]
     asked = request.model_dump(exclude={"sample"}) | {"sample": request.sample.model_dump(exclude_none=True)}
     out.document(
         {"command": "steer", **asked, **texts, "c_star": frame.c_star, "dose_nats": frame.dose_nats}
         | {"health": health and asdict(health), "message": frame.message, "tokens": tokens}
+        | {"base_tokens": base}
     )

@@ -28,6 +28,7 @@ class SteerRequest(Settings):
     """One steered answer as the page asks for it; alpha in units of c*, `where` as in `gates`.
 
     `mix`: what is added instead of the trait's vector, alpha times; the trait is then what is measured.
+    `carried`: whether each token is also told with what it carries of the trait.
     """
 
     trait: str = DEFAULT_TRAIT
@@ -38,6 +39,7 @@ class SteerRequest(Settings):
     method: Method = AUTO
     where: Gate = EVERYWHERE
     mix: MixText = ""
+    carried: bool = False
 
     _band = field_validator("band")(check_band)
 

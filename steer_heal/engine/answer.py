@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from steer_heal.config import EVERYWHERE, MAX_PROMPT_TOKENS, SettingsError, SteerRequest
@@ -15,6 +16,7 @@ from steer_heal.evaluate.text_health import health, perplexity
 from steer_heal.generate import Row
 from steer_heal.models import LanguageModel, user
 from steer_heal.records import SteerFrame, TextHealth, Token
+from steer_heal.vectors.probe import Probe
 
 LEAST_TOKENS = 4
 """A text shorter than this has no health to speak of."""
@@ -32,7 +34,7 @@ class Answer:
 
     `asked_at`: when, by `time.monotonic`; `known`: base's answer where it was written before; `steered_by`:
     none until it was measured; `about`: the relevance of the steered answer and of base's, once both are
-    whole.
+    whole; `probe`: what tells tokens what they carry, where that is asked for.
     """
 
     asked: SteerRequest
@@ -43,6 +45,7 @@ class Answer:
     steered: list[Token] = field(default_factory=list)
     base: list[Token] = field(default_factory=list)
     about: About = (None, None)
+    probe: Probe | None = None
 
     def __post_init__(self) -> None:
         self.start()
@@ -58,6 +61,13 @@ class Answer:
         coefficients_L = self.steered_by.coefficients_RL(alpha)[0]
         where = self.asked.gate
         return Row(self.prompt, coefficients_L, shadow=True, alpha=alpha, sample=sample, where=where)
+
+    def carries(self, seen_K: Sequence[float]) -> float:
+        """What a token carries of the trait, by what the probe saw: the mean over the steered layers."""
+        assert self.probe is not None
+        assert self.steered_by is not None
+        own = self.steered_by.layers
+        return fmean(z for layer, z in zip(self.probe.layers, seen_K, strict=True) if layer in own)
 
     def base_row(self) -> Row:
         """The same for base's."""

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -73,7 +74,7 @@ class Answers:
         of = self._vectors.needed(asked)
         terms = self._vectors.mix(asked.mix).terms if asked.mix else ()
         vectors = (*(term.vector for term in terms), *(self._vectors.method(one[2], one[0]) for one in of))
-        named = (*(one[0] for one in of), *vectors)
+        named = (asked.trait, *(one[0] for one in of), *vectors)
         return named if all(self._vectors.ready(*one) for one in of) else (*named, asked.band)
 
     def room(self, asked: Sequence[SteerRequest]) -> int:
@@ -132,21 +133,53 @@ class Answers:
             return
         for answer in group.values():
             answer.steered_by = self._vectors.of(answer.asked)
+        self._probe(group)
         steered = [(request, answer.steered, answer.steered_row()) for request, answer in group.items()]
         steers = answer.steered_by.steers
-        writing = self._decoded([*steered, *bases] if ready else steered, steers)
+        writing = self._decoded([*steered, *bases] if ready else steered, steers, group)
         for _ in zip_longest(writing, begun):
             yield from self._told(group)
             if all(request.ended for request in group):
                 return
 
-    def _decoded(self, parts: Sequence[Part], vector: Tensor | Operator) -> Iterator[None]:
+    def _probe(self, group: Group) -> None:
+        """Gives those who ask what their tokens carry what sees it, and tells it of base's known answers."""
+        asking = [answer for answer in group.values() if answer.asked.carried]
+        steered = [answer.steered_by for answer in asking if answer.steered_by is not None]
+        layers = sorted({layer for one in steered for layer in one.layers})
+        if asking:
+            probe = self._vectors.probe(asking[0].asked.trait, asking[0].asked.method, layers)
+            for answer in asking:
+                answer.probe = probe
+                if answer.known is not None:
+                    self._carry(answer)
+
+    def _carry(self, answer: Answer) -> None:
+        """What base's tokens carry, where more than the last, which nobody reads, were not told it."""
+        if answer.probe is not None and sum(token.carries is None for token in answer.base) > 1:
+            ids = [token.id for token in answer.base]
+            seen_NK = answer.probe.of_text(self._lm, answer.prompt, ids)
+            answer.base = [
+                replace(token, carries=answer.carries(seen_K))
+                for token, seen_K in zip(answer.base, seen_NK, strict=True)
+            ]
+
+    def _decoded(
+        self, parts: Sequence[Part], vector: Tensor | Operator, group: Group | None = None
+    ) -> Iterator[None]:
         """Writes rows together, a token of each a step, for as long as their requests are not over."""
         requests, texts, rows = zip(*parts, strict=True) if parts else ((), (), ())
         sample = rows[0].sample if rows else SampleSettings()
+        asking = {request: answer for request, answer in (group or {}).items() if answer.probe}
+
+        def carried(row: int, seen_K: list[float]) -> None:
+            if (answer := asking.get(requests[row])) is not None:
+                texts[row][-1] = replace(texts[row][-1], carries=answer.carries(seen_K))
+
         for step in decode(
-            self._lm, rows, vector, sample, over=lambda row: requests[row].over(), store=self._prefixes
-        ):
+            self._lm, rows, vector, sample, over=lambda row: requests[row].over(), store=self._prefixes,
+            probe=next((answer.probe for answer in asking.values()), None), carried=carried,
+        ):  # fmt: skip
             for row, token in step:
                 texts[row].append(token)
             yield
@@ -219,10 +252,12 @@ class Answers:
         """How far it is; the last time when both answers are whole."""
         base_done = self._whole(answer.base, answer.asked)
         if base_done and answer.known is None:
-            answer.known = self._keep(_key(answer.prompt, answer.asked), tuple(answer.base))
+            plain = tuple(replace(token, carries=None) for token in answer.base)
+            answer.known = self._keep(_key(answer.prompt, answer.asked), plain)
         done = base_done and self._whole(answer.steered, answer.asked)
         request.tell(answer.moment(base_done=base_done, message=message))
         if done:
+            self._carry(answer)
             answer.about = self._about(answer)
             request.tell(answer.moment(base_done=True, done=True))
             request.end()

@@ -106,7 +106,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Does ahead what the first answer would wait for: the weights are hashed and packed."""
-        asked = build(SteerRequest, prompt="?", sample=SampleSettings(max_new_tokens=2))
+        asked = build(SteerRequest, prompt="?", sample=SampleSettings(max_new_tokens=2), carried=True)
         if self._vectors.ready(asked.trait, asked.band, self._vectors.method(asked.method, asked.trait)):
             for _ in self.steer(asked, session="warm up"):
                 pass

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from steer_heal import data
 from steer_heal.config import (
@@ -35,6 +37,7 @@ from steer_heal.records import MeasuredDose, Trait
 from steer_heal.vectors import vector
 from steer_heal.vectors.bridges.extraction import extract, version
 from steer_heal.vectors.bridges.steering_lite import LiteOperator
+from steer_heal.vectors.probe import Probe, text_residuals
 from steer_heal.vectors.vector import SteeringVector
 
 Say = Callable[[str], None]
@@ -55,6 +58,7 @@ class Vectors:
 
     def __init__(self, lm: LanguageModel, cache_dir: Path) -> None:
         self._lm, self._cache_dir = lm, cache_dir
+        self._neutral_NLD: Tensor | None = None
         self._vectors: dict[tuple[str, str], tuple[str, SteeringVector]] = {}
         self._steers: dict[tuple[str, tuple[int, ...], str], CalibratedVector] = {}
         self._mixes: OrderedDict[Hashable, tuple[list[CalibratedVector], MixedVector]] = OrderedDict()
@@ -135,13 +139,23 @@ class Vectors:
         )  # fmt: skip
         return MeasuredDose(known[asked.alpha], message)
 
+    def probe(self, trait: str, method: str, layers: Sequence[int]) -> Probe | None:
+        """What shows how much of the trait is in a residual; none for a method without a direction."""
+        found = self.vector(trait, method)
+        if found.operator is not None:
+            return None
+        if self._neutral_NLD is None:
+            self._neutral_NLD = text_residuals(self._lm, self._lm.material.neutral_prompts())
+        return Probe(found.directions_LD, self._neutral_NLD, layers)
+
     def mix(self, text: str) -> Mix:
         """What the expression says. Raises: `SettingsError`, also for a trait that there is none of."""
         return read_mix(text, data.traits())
 
     def needed(self, asked: SteerRequest) -> list[Of]:
         """What has to be measured for the request."""
-        traits = self.mix(asked.mix).traits if asked.mix else (asked.trait,)
+        added = self.mix(asked.mix).traits if asked.mix else (asked.trait,)
+        traits = dict.fromkeys((*added, asked.trait) if asked.carried else added)
         return [(trait, asked.band, asked.method) for trait in traits]
 
     def calibrated(

@@ -20,7 +20,7 @@ from steer_heal.forward.plain import PlainForward
 from steer_heal.forward.rows import Asked, Rows
 from steer_heal.forward.store import PrefixStore
 from steer_heal.models import LanguageModel
-from steer_heal.vectors.steering import Directions, Operator
+from steer_heal.vectors.steering import Directions, Looks, Operator
 
 
 class Forward(Protocol):
@@ -29,11 +29,13 @@ class Forward(Protocol):
     def begin(
         self, prompts: Sequence[tuple[int, ...]], coefficients_BL: Tensor, room: int, *,
         n_more: int = 0, store: PrefixStore | None = None, gates: Sequence[str] = (),
+        probe: Looks | None = None,
     ) -> Rows:  # fmt: skip
         """Prompts read as rows in this order, each under its own coefficients; `room` tokens can follow.
 
         `n_more`: how many rows may come to be beside them. `store` keeps prompts for the next call on the
         same weights. `gates`: one a row, where not every token is steered; then one token is read at a time.
+        `probe`: shown the residuals of what is read on.
         """
         ...
 

@@ -22,7 +22,7 @@ from steer_heal.forward.shared_prompts import SharedPrompts, worth_sharing
 from steer_heal.forward.store import PrefixStore
 from steer_heal.models import LanguageModel
 from steer_heal.records import Stopped
-from steer_heal.vectors.steering import Directions, of_prompt, steering_of
+from steer_heal.vectors.steering import Directions, Looks, of_prompt, steering_of
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class OurForward:
 
     def begin(
         self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, *, n_more: int = 0,
-        store: PrefixStore | None = None, gates: Sequence[str] = (),
+        store: PrefixStore | None = None, gates: Sequence[str] = (), probe: Looks | None = None,
     ) -> Rows:  # fmt: skip
         """One row a prompt, each under its own coefficients and gate."""
         steering = steering_of(self._directions_LD, coefficients_BL).gated(gates)
@@ -133,7 +133,7 @@ class OurForward:
                 for key in of_row
             }
             shared, own = None, side_by_side([[whole[key]] for key in of_row], room)
-        held = Continuation(self._network, *own, steering, room, shared)
+        held = Continuation(self._network, *own, steering.probed(probe), room, shared)
         return OurRows(self._network, ends_BD[:, None], held)
 
     def _whole_reads(self, prompts: Sequence[Ids], wanted: Collection[int]) -> list[Read]:

@@ -21,7 +21,7 @@ from steer_heal.forward.rows import Asked, Rows, keys, picked
 from steer_heal.forward.store import PrefixStore
 from steer_heal.models import LanguageModel, Padded, computing, left_pad
 from steer_heal.records import Stopped
-from steer_heal.vectors.steering import Directions, Operator, Steering, of_prompt, steering_of
+from steer_heal.vectors.steering import Directions, Looks, Operator, Steering, of_prompt, steering_of
 
 Ids = tuple[int, ...]
 BlockOutput = Any
@@ -122,12 +122,13 @@ class PlainForward:
 
     def begin(
         self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, *, n_more: int = 0,
-        store: PrefixStore | None = None, gates: Sequence[str] = (),
+        store: PrefixStore | None = None, gates: Sequence[str] = (), probe: Looks | None = None,
     ) -> Rows:  # fmt: skip
         """One row a prompt, each under its own coefficients and gate."""
         rows = self._begin(prompts, of_prompt(coefficients_BL, gates), room, store)
         if any(gate != EVERYWHERE for gate in gates):
             rows.steering = steering_of(self._directions_LD, coefficients_BL).gated(gates)
+        rows.steering = rows.steering.probed(probe)
         return rows
 
     def _begin(

@@ -18,6 +18,7 @@ from steer_heal.generate.sampling import draw, sampler
 from steer_heal.generate.text import TextStream
 from steer_heal.models import LanguageModel
 from steer_heal.records import Alternative, Completion, Token
+from steer_heal.vectors.probe import Probe
 from steer_heal.vectors.steering import Operator, n_mixed
 
 Stop = Callable[[], bool]
@@ -33,6 +34,8 @@ def decode(
     stop: Stop | None = None,
     over: Callable[[int], bool] | None = None,
     store: forward.PrefixStore | None = None,
+    probe: Probe | None = None,
+    carried: Callable[[int, list[float]], None] | None = None,
 ) -> Iterator[Step]:
     """Write all rows together; each item is one step, (row, token) for every row still writing.
 
@@ -40,13 +43,14 @@ def decode(
     or what steers instead. A row ends with an end-of-answer token, whose text is empty, or at
     `max_new_tokens`. `stop` is asked before every step, and `over` of every row: one that is over leaves, the
     others go on. No hook stays on the model between two items. `store` keeps read prompts for the next call
-    on the same weights. Errors: `SettingsError`.
+    on the same weights. `carried` hears before the next step of each row what `probe` saw, at each of its
+    layers, of the token that was written last. Errors: `SettingsError`.
     """
     if not rows or (stop and stop()):
         return
     _check(lm, rows, sample)
     made = plan(rows, (lm.n_layers, *n_mixed(directions_LD)))
-    batch = _Batch(lm, made, directions_LD, sample, store)
+    batch = _Batch(lm, made, directions_LD, sample, store, probe)
     for step in itertools.count():
         if over is not None:
             batch.leave(over)
@@ -54,6 +58,10 @@ def decode(
             return
         if step:
             batch.advance()
+        if step and probe and carried:
+            for lane, seen_K in batch.seen(probe):
+                for row in batch.rows_of_lane[lane]:
+                    carried(row, seen_K)
         yield [(row, token) for lane, token in batch.draw(step) for row in batch.rows_of_lane[lane]]
 
 
@@ -119,6 +127,7 @@ class _Batch:
         directions_LD: Tensor | Operator,
         sample: SampleSettings,
         store: forward.PrefixStore | None,
+        probe: Probe | None,
     ) -> None:
         self._lm, self._plan = lm, made
         self.rows_of_lane = dict(made.rows_of_lane)
@@ -136,6 +145,7 @@ class _Batch:
                 n_more=sum(lane.n_more for lane in made.lanes),
                 store=store,
                 gates=[lane.where for lane in made.lanes],
+                probe=probe,
             )
         self._n_lanes = len(made.lanes)
         self._streams = {lane: TextStream(lm.decode) for lane in self._writers}
@@ -152,6 +162,10 @@ class _Batch:
             self.rows_of_lane[lane] = [row for row in self.rows_of_lane[lane] if not over(row)]
             if not self.rows_of_lane[lane]:
                 self._next.pop(lane, None)
+
+    def seen(self, probe: Probe) -> Iterator[tuple[int, list[float]]]:
+        """What the probe saw of the token that each writing lane read last."""
+        return zip(self._writers, probe.seen_BK, strict=False)
 
     @torch.inference_mode()
     def draw(self, step: int) -> list[tuple[int, Token]]:

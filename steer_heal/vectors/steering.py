@@ -51,6 +51,14 @@ def shares(gate: str, lengths: Sequence[tuple[int, int]]) -> Tensor | None:
     return torch.tensor(rows)
 
 
+class Looks(Protocol):
+    """What is shown residuals as they are read, changes of them included."""
+
+    layers: tuple[int, ...]
+
+    def look(self, layer: int, hidden_BTD: Tensor) -> None: ...
+
+
 class Operator(Protocol):
     """What steers in another way than by adding one direction a layer."""
 
@@ -94,6 +102,7 @@ class Steering:
     _gates: tuple[str, ...] = ()
     _taken: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
     """By layer, shares (B, 1, K) and unit directions (K, D) of what is ablated."""
+    _probe: Looks | None = None
 
     def __init__(self, directions_LD: Tensor, coefficients_BL: Tensor) -> None:
         """`directions_LD` with `coefficients_BL`, or of M vectors (M, L, D) with (B, L, M)."""
@@ -122,10 +131,16 @@ class Steering:
         made._taken = {layer: (shares_BLK[:, None, layer].float(), units_KLD[:, layer]) for layer in steered}
         return made
 
+    def probed(self, probe: Looks | None) -> Self:
+        """The same, with `probe` shown the residuals."""
+        made = copy(self)
+        made._probe = probe
+        return made
+
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers where any row is steered."""
-        return tuple(sorted({*self._added_B1D, *self._taken}))
+        """The layers where any row is steered, or looked at."""
+        return tuple(sorted({*self._added_B1D, *self._taken, *(self._probe.layers if self._probe else ())}))
 
     def gated(self, gates: Sequence[str]) -> Self:
         """The same with a gate for each row, which counts from `at` on."""
@@ -175,12 +190,14 @@ class Steering:
 
     def plus(self, layer: int, hidden_BTD: Tensor) -> Tensor:
         """The residual behind block `layer` with what is added there; itself where nothing is."""
+        made_BTD = self._with_added(layer, hidden_BTD)
         if layer in self._taken:
+            # Of the residual as it comes: the order of a mix's terms says nothing.
             shares_B1K, units_KD = (part.to(hidden_BTD) for part in self._taken[layer])
-            taken_BTD = (hidden_BTD @ units_KD.T * shares_B1K) @ units_KD
-            # Both are of the residual as it comes: the order of a mix's terms says nothing.
-            return self._with_added(layer, hidden_BTD) - taken_BTD
-        return self._with_added(layer, hidden_BTD)
+            made_BTD = made_BTD - (hidden_BTD @ units_KD.T * shares_B1K) @ units_KD
+        if self._probe is not None:
+            self._probe.look(layer, made_BTD)
+        return made_BTD
 
     def _with_added(self, layer: int, hidden_BTD: Tensor) -> Tensor:
         if layer not in self._added_B1D:

@@ -153,23 +153,23 @@ def _reply_residuals_of(prompt: Sequence[int], whole: Sequence[Sequence[int]], l
     def mean(hidden_NTD: Tensor) -> Tensor:
         return (weights_N1T @ hidden_NTD.double().cpu())[:, 0]
 
-    return _of_blocks(lm, mean, input_ids=ids_NT, past_key_values=cache, use_cache=True)
+    return of_blocks(lm, mean, input_ids=ids_NT, past_key_values=cache, use_cache=True)
 
 
 @torch.inference_mode()
 def _last_residuals_of(prompts: Sequence[Sequence[int]], lm: LanguageModel) -> Tensor:
     batch = left_pad(prompts, lm.pad_id, lm.device)
-    return _of_blocks(
+    return of_blocks(
         lm,
         lambda hidden_BTD: hidden_BTD[:, -1].double().cpu(),
         input_ids=batch.ids_BT,
         attention_mask=batch.mask_BT,
         position_ids=batch.positions_BT,
-        use_cache=False,
     )
 
 
-def _of_blocks(lm: LanguageModel, reduce: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
+@torch.inference_mode()
+def of_blocks(lm: LanguageModel, reduce: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
     """What `reduce` makes, (B, D), of the output of every block in one forward pass: (B, L, D)."""
     taken: list[Tensor] = []
 
@@ -179,7 +179,7 @@ def _of_blocks(lm: LanguageModel, reduce: Callable[[Tensor], Tensor], **inputs: 
     with ExitStack() as hooks:
         for block in lm.blocks:
             hooks.callback(block.register_forward_hook(take).remove)
-        lm.model(**inputs, logits_to_keep=1)
+        lm.model(**{"use_cache": False, **inputs}, logits_to_keep=1)
     return torch.stack(taken, dim=1)
 
 

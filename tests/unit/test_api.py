@@ -90,6 +90,13 @@ def test_a_mix_is_steered_with_its_own_kl(client, engine):
         client.predict(alphas=[1.0], mix=mix, api_name="/sweep")
 
 
+def test_what_tokens_carry_is_told_to_who_asks(client):
+    found = client.submit("carried", carried=True, tokens=4, api_name="/steer").result()
+    assert found["carries"] == {"base": [-3.0, -2.0, -1.0, 0.0], "steered": [1.0, 2.0, 3.0, 1.0]}
+    plain = client.submit("carried", tokens=4, api_name="/steer").result()
+    assert plain["carries"]["steered"] == [None] * 4
+
+
 def test_a_sweep_gives_a_row_a_dose(client):
     found = client.predict(alphas=[0.0, 1.0], api_name="/sweep")
     assert [row["alpha"] for row in found["rows"]] == [0.0, 1.0]

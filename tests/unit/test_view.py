@@ -102,6 +102,17 @@ def test_what_is_steered_is_marked_where_not_all_is() -> None:
     assert "the answer" not in view.dose(1.0)
 
 
+def test_what_a_token_carries_is_a_shade_with_a_sign_and_is_told_beside_kl() -> None:
+    for carries, shade in ((0.4, "sh-t"), (0.5, "sh-t p1"), (-1.5, "sh-t n2"), (9.0, "sh-t p4")):
+        html = view.tokens((Token(1, "help", 0.6, carries=carries),))
+        assert f'class="{shade}"' in html
+        assert f"carries {carries:+.1f} of the trait" in html
+    both = view.tokens((Token(1, "help", 0.6, kl=1.5, carries=-2.0),))
+    assert 'class="sh-t k3 n3"' in both
+    assert "KL 1.50 nats" in both
+    assert view.legend().count("sh-legend") == 2
+
+
 @pytest.mark.parametrize(
     ("kl", "bucket"), [(0.0, 0), (0.099, 0), (0.1, 1), (0.5, 2), (1.0, 3), (3.9, 4), (9.0, 5)]
 )

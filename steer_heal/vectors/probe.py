@@ -1,0 +1,82 @@
+"""What a residual carries of a trait: its projection on the trait's direction, in units of neutral text's.
+
+    z[l] = (h[l] . u[l] - mean[l]) / spread[l]
+
+h[l] is the residual behind block l, with what steering adds there; u[l] the direction at unit length; mean
+and spread (the standard deviation) are of h . u over the tokens of neutral text, unsteered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from steer_heal.models import LanguageModel, left_pad, user
+from steer_heal.vectors.vector import of_blocks
+
+_LEAST_SPREAD = 1e-12
+
+
+class Probe:
+    """Looks at the residual behind some blocks each time that rows are read; `seen_BK` is what the last look
+    found, for each row at each of `layers`."""
+
+    def __init__(self, directions_LD: Tensor, neutral_NLD: Tensor, layers: Sequence[int]) -> None:
+        """`neutral_NLD`: residuals of neutral text, as `text_residuals` gives them."""
+        self.layers = tuple(layers)
+        units_LD = functional.normalize(directions_LD.float(), dim=-1)
+        along_NL = (neutral_NLD * units_LD).sum(dim=-1)
+        spread_L, mean_L = torch.std_mean(along_NL, dim=0)
+        self._units, self._mean = dict(enumerate(units_LD)), mean_L.tolist()
+        self._spread = spread_L.clamp(min=_LEAST_SPREAD).tolist()
+        self._seen: dict[int, Tensor] = {}
+
+    def look(self, layer: int, hidden_BTD: Tensor) -> None:
+        """At the rows' last positions."""
+        if layer in self.layers:
+            self._seen[layer] = self._z(layer, hidden_BTD[:, -1])
+
+    @property
+    def seen_BK(self) -> list[list[float]]:
+        return torch.stack([self._seen[layer] for layer in self.layers], dim=1).tolist()
+
+    def of_text(self, lm: LanguageModel, prompt: Sequence[int], ids: Sequence[int]) -> list[list[float]]:
+        """The same for each of the tokens `ids`, read in one pass after the prompt without steering."""
+        whole_1T = torch.tensor([[*prompt, *ids]], device=lm.device)
+        hidden_TLD = of_blocks(lm, lambda hidden_1TD: hidden_1TD[0, len(prompt) :], input_ids=whole_1T)
+        return torch.stack([self._z(layer, hidden_TLD[:, layer]) for layer in self.layers], dim=1).tolist()
+
+    def _z(self, layer: int, hidden_ND: Tensor) -> Tensor:
+        units_D = self._units[layer] = self._units[layer].to(hidden_ND.device)
+        return ((hidden_ND.float() * units_D).sum(dim=-1) - self._mean[layer]) / self._spread[layer]
+
+
+@torch.inference_mode()
+def text_residuals(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
+    """Output of every block at the tokens of what a user says, without the template's that all of the texts
+    have around them: (N, L, D), float32, on the CPU."""
+    rows = [lm.encode_chat([user(text)]) for text in texts]
+    before, behind = _common(rows), _common([ids[::-1] for ids in rows])
+    batch = left_pad(rows, lm.pad_id, lm.device)
+    longest = batch.ids_BT.shape[1]
+
+    def own(hidden_BTD: Tensor) -> Tensor:
+        starts = [longest - len(ids) + before for ids in rows]
+        parts = [
+            hidden_TD[start : longest - behind] for start, hidden_TD in zip(starts, hidden_BTD, strict=True)
+        ]
+        return torch.cat(parts).float().cpu()
+
+    return of_blocks(
+        lm, own, input_ids=batch.ids_BT, attention_mask=batch.mask_BT, position_ids=batch.positions_BT
+    )
+
+
+def _common(rows: Sequence[Sequence[int]]) -> int:
+    """How many ids the rows begin alike with, fewer than any has."""
+    alike = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, zip(*rows, strict=False)))
+    return min(alike, min(map(len, rows)) - 1)
