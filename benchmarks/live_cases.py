@@ -14,7 +14,7 @@ from torch import Tensor
 from steer_heal.config import DEFAULT_BAND, SampleSettings, build
 from steer_heal.generate import PrefixStore, Row, decode
 from steer_heal.models import LanguageModel, band_layers, left_pad, load
-from steer_heal.vectors.steering import coefficients, steer
+from steer_heal.vectors.steering import Directions, coefficients, steer
 from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 
@@ -89,15 +89,24 @@ def write(case: Case, rows: list[Row]) -> None:
 def steps(case: Case) -> dict[str, float]:
     """Seconds a step after the first, by batch: one step of each in turn, on the same machine."""
     apart = [(*case.prompt[number:], *case.prompt[:number]) for number in range(9)]
+    one = case.vector.directions_LD
+    four_MLD = torch.stack([tiny.directions(case.lm, seed) for seed in range(4)])
+    mixed = [Row(case.prompt, case.at(1.0)[:, None] * torch.tensor([0.8, -0.4, 0.3, 0.5]))]
+    ablating = [Row(case.prompt, case.at(1.0)[:, None] * torch.tensor([0.8, -0.4, 0.3, 0.1]))]
     batches = {
+        "1 steered": [Row(case.prompt, case.at(1.0))],
+        "1 gated": [Row(case.prompt, case.at(1.0), where="ramp 32")],
         "9 rows": case.rows(9),
         "9 unsteered": [Row(case.prompt, rng_stream=number) for number in range(9)],
         "9 unsteered, a prompt each": [Row(prompt) for prompt in apart],
         "base + steered": case.rows(2),
         "base + steered + shadow": case.rows(2, shadow=True),
     }
-    writing = {
-        name: decode(case.lm, rows, case.vector.directions_LD, case.sample) for name, rows in batches.items()
+    writing = {name: decode(case.lm, rows, one, case.sample) for name, rows in batches.items()} | {
+        "1 of 4 vectors": decode(case.lm, mixed, four_MLD, case.sample),
+        "1 of 4 vectors, one ablated": decode(
+            case.lm, ablating, Directions(four_MLD, (False, False, False, True)), case.sample
+        ),
     }
     spent = dict.fromkeys(writing, 0.0)
     for step in range(case.n_new):

@@ -77,13 +77,21 @@ def claims(found: Mapping[str, Timing], model: str) -> list[Claim]:
         ("9 rows, 8 steered, to 9 unsteered of one prompt", "9 rows", "9 unsteered", 1.02),
         ("9 rows, 8 steered, to 9 unsteered, a prompt each", "9 rows", "9 unsteered, a prompt each", 1.02),
         ("base + steered + shadow to base + steered", "base + steered + shadow", "base + steered", 1.25),
+        ("a row of 4 vectors to a row of one", "1 of 4 vectors", "1 steered", 1.05),
+        (
+            "a row of 4 vectors, one ablated, to a row of one",
+            "1 of 4 vectors, one ablated",
+            "1 steered",
+            1.05,
+        ),
+        ("a gated row to one that is not", "1 gated", "1 steered", 1.05),
     )
     made = [
         faster(what, times, found[slow], found[fast], bar)
         for what, times, slow, fast, bar in answers
         if {slow, fast} <= found.keys()
     ]
-    for what, dear, cheap, bar in steps if "steps" in found else ():
+    for what, dear, cheap, bar in [row for row in steps if {row[1], row[2]} <= found.keys()]:
         made.append(costs(f"a step of {what}", ratio(found[dear].per_step, found[cheap].per_step), bar))
     for prefill in ("prefill 1, transformers", "prefill 1, ours"):
         if {"slider", prefill} <= found.keys():

@@ -183,7 +183,7 @@ def _mixing(engine: Engine) -> dict[str, Any]:
         )
         with gr.Row(elem_classes="sh-tight"):
             for number in range(1, MAX_MIXED + 1):
-                with gr.Column(min_width=150, elem_classes="sh-alpha"):
+                with gr.Column(min_width=150, elem_classes="sh-tight"):
                     mixed += [
                         gr.Dropdown(
                             traits(engine), value=None, label=f"vector {number}", allow_custom_value=True,

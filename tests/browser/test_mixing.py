@@ -1,0 +1,88 @@
+"""Where it is steered, several vectors at once, and what a token carries, on the page over the fake engine."""
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import finished
+from tests.browser.test_page import text, type_into
+
+SHADE = "e => getComputedStyle(e).backgroundColor"
+LINE = "e => getComputedStyle(e).textDecorationLine"
+
+
+def opened_part(page: Page, name: str) -> None:
+    page.locator(f"#{name} button, #{name} .label-wrap").first.click()
+
+
+def test_the_steered_tokens_are_marked(page: Page) -> None:
+    opened_part(page, "drawing")
+    box = page.locator("#where input")
+    box.fill("first 3")
+    box.press("Enter")
+    box.press("Tab")
+    expect(page.locator("#dose")).to_contain_text("the first 3 tokens of the answer")
+    finished(page)
+    marked = page.locator("#steered-text .sh-at")
+    expect(marked).to_have_count(3)
+    assert marked.first.evaluate(LINE) == "underline"
+    assert "steered with 100% of the dose" in (marked.first.get_attribute("title") or "")
+    page.wait_for_function("new URLSearchParams(location.search).get('where') === 'first 3'")
+    page.reload()
+    finished(page)
+    expect(marked).to_have_count(3)
+    box.fill("prompt")
+    box.press("Enter")
+    box.press("Tab")
+    expect(marked).to_have_count(0)
+    assert page.locator("#prompt textarea").evaluate(LINE) == "underline"
+    box.fill("nowhere")
+    box.press("Enter")
+    box.press("Tab")
+    expect(page.locator("#status .sh-error")).to_contain_text("says no place: write both, prompt")
+
+
+def test_a_mix_is_typed_dragged_shared_and_refused(page: Page) -> None:
+    opened_part(page, "mixing")
+    type_into(page, "#mix", "0.8 care_over_authority - 0.4 candour_over_tact @answer")
+    expect(page.locator("#dose")).to_contain_text(
+        "alpha 1 of 0.8 care_over_authority - 0.4 candour_over_tact"
+    )
+    finished(page)
+    expect(page.locator("#dose")).to_contain_text("measured 1.00 nats")
+    expect(page.locator("#mixed-dose-2 input[type=number]")).to_have_value("-0.4")
+    dose = page.locator("#mixed-dose-1 input[type=range]")
+    dose.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#mix textarea, #mix input").first).to_have_value(
+        re.compile(r"^0\.85 care.* @answer$")
+    )
+    expect(page.locator("#dose")).to_contain_text("of 0.85 care_over_authority")
+    page.wait_for_function("new URLSearchParams(location.search).get('mix')?.startsWith('0.85 care')")
+    page.reload()
+    finished(page)
+    expect(page.locator("#dose")).to_contain_text("of 0.85 care_over_authority")
+    page.locator("#launch").click()
+    expect(page.locator("#heal-message .sh-error")).to_contain_text("empty the mix")
+    opened_part(page, "mixing")
+    expect(page.locator("#mixed-dose-1 input[type=number]")).to_have_value("0.85")
+    type_into(page, "#mix", "0.8 care_over_autority")
+    expect(page.locator("#status .sh-error")).to_contain_text("nearest: care_over_authority")
+    type_into(page, "#mix", "")
+    finished(page)
+    assert " of " not in text(page, "#dose").split("·")[0]
+
+
+def test_the_shading_switches_to_what_a_token_carries(page: Page) -> None:
+    token = page.locator("#steered-text .sh-t").nth(1)
+    base = page.locator("#base-text .sh-t").first
+    for part in ("KL", "carries +2.0 of the trait"):
+        assert part in (token.get_attribute("title") or "")
+    assert "carries -3.0" in (base.get_attribute("title") or "")
+    by_kl = token.evaluate(SHADE)
+    assert base.evaluate(SHADE) == "rgba(0, 0, 0, 0)"
+    page.locator("#shading").get_by_text("the trait").click()
+    expect(page.locator(".sh-of-trait").first).to_be_visible()
+    expect(page.locator(".sh-of-kl").first).to_be_hidden()
+    assert token.evaluate(SHADE) != by_kl
+    assert "114, 178" in base.evaluate(SHADE)
