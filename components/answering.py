@@ -187,15 +187,14 @@ def answering(
 
     def answer(asked: SteerRequest, session: str, stamp: float) -> Iterator[tuple[Any, ...]]:
         profile: Future[tuple[Profile, Profile]] | None = None
-        dose: Future[MeasuredDose] | None = None
+        dose: MeasuredDose | None = None
         frame, seen, before = None, newest.view(session), newest.view(session).steered
         model = engine.info.name
 
         def drawn(frame: SteerFrame, profiles: tuple[Profile, Profile] | None) -> tuple[Any, ...]:
             grows = newest.grows(session, asked, len(frame.base), model)
-            if dose is not None and dose.done():
-                known = dose.result()
-                frame = replace(frame, dose_nats=known.nats, message=frame.message or known.message)
+            if dose is not None:
+                frame = replace(frame, dose_nats=dose.nats, message=frame.message or dose.message)
             return draw(frame, asked.alpha, profiles, grows, before, asked)
 
         for frame in engine.steer(asked, session=session):
@@ -208,14 +207,12 @@ def answering(
             settled = frame.done or len(frame.steered) >= SETTLED
             if profile is None and frame.steered and settled and newest.holds(session, stamp):
                 profile = pool.submit(engine.profile, asked)
-                if asked.mix or asked.gate != EVERYWHERE:
-                    dose = pool.submit(engine.kl, asked)
             yield drawn(frame, profile.result() if profile and profile.done() else None)
         if frame is not None and profile is not None:
             profiles = profile.result()
-            if dose is not None:
-                yield drawn(frame, profiles) if newest.shows(session, stamp) else nothing()
-                dose.result()
+            if asked.has_own_kl and newest.holds(session, stamp):
+                yield drawn(frame, profiles)
+                dose = engine.kl(asked, session=session)
             last = drawn(frame, profiles)
             yield last if newest.shows(session, stamp) else nothing()
 

@@ -37,7 +37,8 @@ def serve(engine: Engine) -> None:
     """Add the endpoints to the page being built."""
     for function in (
         *_telling(engine),
-        *_asking(engine),
+        _steering(engine),
+        _profiling(engine),
         _sweeping(engine),
         effecting(engine),
         *api_runs.actions(engine),
@@ -123,7 +124,7 @@ def _telling(engine: Engine) -> list[Callable[..., Any]]:
     return [describe, make_trait]
 
 
-def _asking(engine: Engine) -> list[Callable[..., Any]]:
+def _steering(engine: Engine) -> Callable[..., Any]:
     """What is asked of the model."""
 
     def steer(
@@ -172,9 +173,14 @@ def _asking(engine: Engine) -> list[Callable[..., Any]]:
             told: dict[str, Any] = {}
             for told in map(_frame, engine.steer(request, session=session)):
                 yield told
-            if told["done"] and told["dose_nats"] is None:
-                dose = engine.kl(request)
+            if told["done"] and request.has_own_kl and (dose := engine.kl(request, session=session)):
                 yield {**told, "dose_nats": dose.nats, "message": dose.message or told["message"]}
+
+    return steer
+
+
+def _profiling(engine: Engine) -> Callable[..., Any]:
+    """What is measured of a prompt."""
 
     def profile(
         prompt: str,
@@ -208,7 +214,7 @@ def _asking(engine: Engine) -> list[Callable[..., Any]]:
             for name, found in (("base", base), ("steered", steered))
         }
 
-    return [steer, profile]
+    return profile
 
 
 def _sweeping(engine: Engine) -> Callable[..., Any]:

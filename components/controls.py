@@ -83,7 +83,7 @@ class Controls:
     method: gr.Dropdown
     where: gr.Dropdown
     mix: gr.Textbox
-    mixed: tuple[gr.Component, ...]
+    mixed: tuple[Any, ...]
     stamp: gr.Number
 
     def form(self) -> list[Any]:
@@ -174,7 +174,7 @@ def _trait(engine: Engine) -> dict[str, Any]:
 
 def _mixing(engine: Engine) -> dict[str, Any]:
     mixed: list[Any] = []
-    with gr.Accordion("Mix up to four traits", open=False, elem_id="mixing"):
+    with gr.Accordion("Mix", open=False, elem_id="mixing"):
         mix = gr.Textbox(
             label="added instead of the trait's vector, in units of each one's c*",
             placeholder="0.8 care_over_authority - 0.4 candour_over_tact @answer",

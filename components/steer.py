@@ -72,10 +72,10 @@ def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML]:
                     elem_id=f"{stage}-pane",
                 )
             )
-    with gr.Row(elem_classes="sh-beside"):
+    with gr.Row(elem_classes="sh-beside sh-shading"):
         gr.HTML(view.legend(), apply_default_css=False)
         shading = gr.Radio(
-            [("KL to base", "kl"), ("the trait", "trait")], value="kl", show_label=False, container=False,
+            [("KL to base", "kl"), ("the trait", "trait")], value="kl", label="Shade by", container=False,
             elem_id="shading",
         )  # fmt: skip
     shading.input(None, shading, js="(by) => SteerHeal.shade(by)", **INTERNAL)
@@ -122,13 +122,15 @@ def build(engine: Engine) -> Steering:
             return gr.skip(), view.error(str(problem))
         return gr.update(choices=traits(engine), value=trait.name), gr.skip()
 
-    made = knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status], **INTERNAL)
-    start(made.success)
-
     def spelled(typed: str) -> list[Any]:
         return spread(engine, typed or "")
 
-    knobs.mix.input(spelled, knobs.mix, knobs.mixed, trigger_mode="always_last", **INTERNAL)
+    made = knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status], **INTERNAL)
+    start(made.success)
+    made.success(spelled, knobs.mix, knobs.mixed, **INTERNAL)
+
+    said = [knobs.mix.input, knobs.mix.submit]
+    gr.on(said, spelled, knobs.mix, knobs.mixed, trigger_mode="always_last", **INTERNAL)
 
     def hints() -> list[Any]:
         return [gr.update(placeholder=own) for own in own_sampling(engine)]
@@ -179,7 +181,9 @@ def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list
     doses, vectors = knobs.mixed[1::2], knobs.mixed[::2]
     gr.on([w.input for w in doses], None, js="() => SteerHeal.moved('mix')", **INTERNAL)
     by_hand = [plot.pace("mix", STEP_S).click, *(w.input for w in vectors)]
-    said = gr.on(by_hand, composed, [knobs.mix, *knobs.mixed], knobs.mix, **INTERNAL)
+    said = gr.on(
+        by_hand, composed, [knobs.mix, *knobs.mixed], knobs.mix, trigger_mode="always_last", **INTERNAL
+    )
     said.then(stream, knobs.request(), outputs, **STREAM)
     knobs.mix.input(typed, knobs.request(), outputs, **STREAM)
     for name, (sliders, inputs) in dragged.items():

@@ -135,7 +135,7 @@ def legend() -> str:
     chips = "".join(f'<span class="sh-t k{i}">{name}</span>' for i, name in enumerate(names))
     ends = [*(-edge for edge in reversed(TRAIT_EDGES)), 0.0, *TRAIT_EDGES]
     signed = "".join(f'<span class="sh-t {trait_bucket(end)}">{end:+g}</span>' for end in ends)
-    more = ' · <span class="sh-at">underlined</span>: steered itself, where not every token is'
+    more = '<span class="sh-marked"> · <span class="sh-at">underlined</span>: steered itself</span>'
     kl = f"KL(steered ‖ base), nats per token{what_is('nats')}: {chips} · point at a token for more{more}"
     carried = f"of the trait, in spreads of neutral text{what_is('carries')}: {signed} · point for more{more}"
     return "".join(

@@ -194,7 +194,7 @@ class FakeEngine:
             seconds=len(steered) * self.delay,
             health=health,
             base_health=TextHealth(1.3, 1.0, 0.02, relevance=0.9, variety=0.95),
-            dose_nats=None if request.mix or request.gate != EVERYWHERE else min(size, 4.0) ** 2,
+            dose_nats=None if request.has_own_kl else min(size, 4.0) ** 2,
             dose_beyond=size > 4.0,
             dose_fraction=0.08 * size,
             c_star=None if request.mix else 16.3,
@@ -208,7 +208,7 @@ class FakeEngine:
         mass = 0.997 - 0.02 * max(0.0, abs(request.alpha) - 1.5) ** 2
         return Profile(BASE, 0.997, 1), Profile(profile_at(request.alpha), mass, 1)
 
-    def kl(self, request: SteerRequest) -> MeasuredDose:
+    def kl(self, request: SteerRequest, *, session: str) -> MeasuredDose | None:
         return MeasuredDose(abs(request.alpha) ** 2)
 
     def models(self) -> list[ListedModel]:

@@ -8,7 +8,7 @@ from steer_heal.cli.arguments import Namespace, drawing
 from steer_heal.cli.tables import Out, clean
 from steer_heal.config import SteerRequest, build, gate_in_words
 from steer_heal.engine import Engine
-from steer_heal.records import MeasuredDose, SteerFrame
+from steer_heal.records import SteerFrame
 
 
 def run(args: Namespace, out: Out) -> int:
@@ -22,17 +22,12 @@ def run(args: Namespace, out: Out) -> int:
     try:
         for frame in engine.steer(request, session="cli"):
             out.progress(frame.message or f"{len(frame.steered)} tokens")
-        if frame.dose_nats is None:
-            frame = measured(frame, engine.kl(request))
+        if request.has_own_kl and (dose := engine.kl(request, session="cli")):
+            frame = replace(frame, dose_nats=dose.nats, message=dose.message or frame.message)
     finally:
         engine.close()
     _show(request, frame, out)
     return 0
-
-
-def measured(frame: SteerFrame, dose: MeasuredDose) -> SteerFrame:
-    """The frame with the KL of its dose, where calibration had not measured that."""
-    return replace(frame, dose_nats=dose.nats, message=dose.message or frame.message)
 
 
 def _show(request: SteerRequest, frame: SteerFrame, out: Out) -> None:

@@ -153,12 +153,14 @@ class _Reader:
 
 
 def check_mix(text: str) -> str:
-    """The expression in one way to write it; `ValueError` for what is none. Empty is no mix. Names are not
-    checked."""
+    """The expression as it is; `ValueError` for what is none. Blanks are no mix. Names are not checked."""
+    if not text.strip():
+        return ""
     try:
-        return str(read_mix(text)) if text.strip() else ""
+        read_mix(text)
     except SettingsError as error:
         raise ValueError(str(error).rstrip(".")) from error
+    return text
 
 
 MixText = Annotated[str, AfterValidator(check_mix)]

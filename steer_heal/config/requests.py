@@ -55,6 +55,11 @@ class SteerRequest(Settings):
         """Which tokens are steered, wherever that was said."""
         return read_mix(self.mix).where if self.mix and self.where == EVERYWHERE else self.where
 
+    @property
+    def has_own_kl(self) -> bool:
+        """Whether what calibration measured of the trait's vector says nothing of its KL."""
+        return bool(self.mix) or self.gate != EVERYWHERE
+
     @field_validator("prompt")
     @classmethod
     def _not_blank(cls, prompt: str) -> str:

@@ -84,7 +84,7 @@ def mixed(mix: Mix, of: Mapping[str, CalibratedVector]) -> MixedVector:
     steers = Directions(directions_MLD, ablated) if any(ablated) else directions_MLD
     return MixedVector(
         steers, some.layers, unit_LM, float(together.mean()), some.calibration.residual_norm,
-        _parallel(mix, of, layers),
+        _to_say(mix, of, layers),
     )  # fmt: skip
 
 
@@ -104,11 +104,13 @@ def _direction(term: Term, of: Mapping[str, CalibratedVector], layers: list[int]
     return left_LD
 
 
-def _parallel(mix: Mix, of: Mapping[str, CalibratedVector], layers: list[int]) -> str:
-    """Which two are as good as one."""
+def _to_say(mix: Mix, of: Mapping[str, CalibratedVector], layers: list[int]) -> str:
+    """Which c* was not reached, else which two vectors are as good as one."""
+    for one in of.values():
+        if one.message:
+            return one.message
     for one, other in combinations(mix.traits, 2):
         alike = cosine(of[one].vector, of[other].vector, layers)
         if abs(alike) > PARALLEL:
-            how = "add up" if alike > 0 else "cancel"
-            return f"{one} and {other} are parallel (cosine {alike:.2f}): their doses {how}."
+            return f"{one} and {other} are parallel (cosine {alike:.2f}): together they act as one vector."
     return ""

@@ -90,7 +90,7 @@ class Answer:
         if self.steered_by is None:
             return so_far
         alpha = self.asked.alpha
-        # What calibration measured is of texts that are steered everywhere.
+        # What is known of doses is of texts that are steered everywhere.
         known = self.steered_by.nats(alpha) if self.asked.gate == EVERYWHERE else None
         nats, beyond = known or (None, False)
         return replace(

@@ -131,11 +131,12 @@ class Answers:
         group = {request: answer for request, answer in group.items() if not request.ended}
         if not group:
             return
-        for answer in group.values():
-            answer.steered_by = self._vectors.of(answer.asked)
+        steered_by = [self._vectors.of(answer.asked) for answer in group.values()]
+        for answer, one in zip(group.values(), steered_by, strict=True):
+            answer.steered_by = one
         self._probe(group)
         steered = [(request, answer.steered, answer.steered_row()) for request, answer in group.items()]
-        steers = answer.steered_by.steers
+        steers = steered_by[0].steers
         writing = self._decoded([*steered, *bases] if ready else steered, steers, group)
         for _ in zip_longest(writing, begun):
             yield from self._told(group)

@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ from steer_heal.records import (
     ModelInfo,
     Profile,
     SteerFrame,
+    Stopped,
     Sweep,
     Trait,
     Vignette,
@@ -143,13 +145,14 @@ class Engine:
         several sessions are written in one batch, each as if alone; `waiting` counts who is ahead while there
         are many. Who reads slowly gets the newest frame.
         """
+        self.scheduler.stop(f"kl {session}")
         for item in self.scheduler.join(f"steer {session}", request, self._answers):
             waiting = isinstance(item, Waiting)
             yield SteerFrame((), (), False, False, waiting=item.ahead) if waiting else item()
 
     def stop(self, session: str) -> None:
         """Ends what the session has running, within a token."""
-        for work in ("steer", "dose"):
+        for work in ("steer", "dose", "kl"):
             self.scheduler.stop(f"{work} {session}")
 
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
@@ -174,15 +177,19 @@ class Engine:
 
         return self._once(measure)
 
-    def kl(self, request: SteerRequest) -> MeasuredDose:
+    def kl(self, request: SteerRequest, *, session: str) -> MeasuredDose | None:
         """The KL of the request's own dose, mix and gate, over greedy answers to the prompts that c* is found
-        on; measured in slices, so that answers pass."""
+        on; measured in slices, so that answers pass. None where it was ended before: by the session's next
+        answer, or by `stop`."""
 
         def steps(wanted: Request[MeasuredDose | None]) -> Iterator[MeasuredDose | None]:
-            return while_wanted(wanted, lambda stop: iter([self._vectors.kl(request, say=ending(stop))]))
+            with suppress(Stopped):
+                yield from while_wanted(
+                    wanted, lambda stop: iter([self._vectors.kl(request, say=ending(stop))])
+                )
 
-        items = self.scheduler.run(f"once {next(self._numbers)}", steps, patient=True)
-        return next(item for item in items if isinstance(item, MeasuredDose))
+        items = self.scheduler.run(f"kl {session}", steps, patient=True)
+        return next((item for item in items if isinstance(item, MeasuredDose)), None)
 
     def methods(self) -> dict[str, str]:
         """The extraction methods that are here: name -> what it is, the loaded model's own first."""

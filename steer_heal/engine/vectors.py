@@ -58,7 +58,7 @@ class Vectors:
 
     def __init__(self, lm: LanguageModel, cache_dir: Path) -> None:
         self._lm, self._cache_dir = lm, cache_dir
-        self._neutral_NLD: Tensor | None = None
+        self._neutral: tuple[object, Tensor] | None = None
         self._vectors: dict[tuple[str, str], tuple[str, SteeringVector]] = {}
         self._steers: dict[tuple[str, tuple[int, ...], str], CalibratedVector] = {}
         self._mixes: OrderedDict[Hashable, tuple[list[CalibratedVector], MixedVector]] = OrderedDict()
@@ -144,9 +144,10 @@ class Vectors:
         found = self.vector(trait, method)
         if found.operator is not None:
             return None
-        if self._neutral_NLD is None:
-            self._neutral_NLD = text_residuals(self._lm, self._lm.material.neutral_prompts())
-        return Probe(found.directions_LD, self._neutral_NLD, layers)
+        if self._neutral is None or self._neutral[0] != self._lm.state:
+            texts = self._lm.material.neutral_prompts()
+            self._neutral = self._lm.state, text_residuals(self._lm, texts)
+        return Probe(found.directions_LD, self._neutral[1], layers)
 
     def mix(self, text: str) -> Mix:
         """What the expression says. Raises: `SettingsError`, also for a trait that there is none of."""

@@ -1,11 +1,11 @@
-"""Where it is steered, several vectors at once, and what a token carries, on the page over the fake engine."""
+"""Where it is steered, several vectors at once, and what a token carries: over the fake engine."""
 
 import re
 
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import finished
-from tests.browser.test_page import text, type_into
+from tests.browser.test_page import text
 
 SHADE = "e => getComputedStyle(e).backgroundColor"
 LINE = "e => getComputedStyle(e).textDecorationLine"
@@ -13,6 +13,12 @@ LINE = "e => getComputedStyle(e).textDecorationLine"
 
 def opened_part(page: Page, name: str) -> None:
     page.locator(f"#{name} button, #{name} .label-wrap").first.click()
+
+
+def typed(page: Page, mix: str) -> None:
+    box = page.locator("#mix textarea, #mix input").first
+    box.fill(mix)
+    box.press("Enter")
 
 
 def test_the_steered_tokens_are_marked(page: Page) -> None:
@@ -31,6 +37,7 @@ def test_the_steered_tokens_are_marked(page: Page) -> None:
     page.reload()
     finished(page)
     expect(marked).to_have_count(3)
+    opened_part(page, "drawing")
     box.fill("prompt")
     box.press("Enter")
     box.press("Tab")
@@ -44,7 +51,7 @@ def test_the_steered_tokens_are_marked(page: Page) -> None:
 
 def test_a_mix_is_typed_dragged_shared_and_refused(page: Page) -> None:
     opened_part(page, "mixing")
-    type_into(page, "#mix", "0.8 care_over_authority - 0.4 candour_over_tact @answer")
+    typed(page, "0.8 care_over_authority - 0.4 candour_over_tact @answer")
     expect(page.locator("#dose")).to_contain_text(
         "alpha 1 of 0.8 care_over_authority - 0.4 candour_over_tact"
     )
@@ -66,9 +73,9 @@ def test_a_mix_is_typed_dragged_shared_and_refused(page: Page) -> None:
     expect(page.locator("#heal-message .sh-error")).to_contain_text("empty the mix")
     opened_part(page, "mixing")
     expect(page.locator("#mixed-dose-1 input[type=number]")).to_have_value("0.85")
-    type_into(page, "#mix", "0.8 care_over_autority")
+    typed(page, "0.8 care_over_autority")
     expect(page.locator("#status .sh-error")).to_contain_text("nearest: care_over_authority")
-    type_into(page, "#mix", "")
+    typed(page, "")
     finished(page)
     assert " of " not in text(page, "#dose").split("·")[0]
 

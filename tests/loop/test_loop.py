@@ -16,6 +16,7 @@ from steer_heal.heal import algorithm
 from steer_heal.heal.progress import live
 from steer_heal.records import Agreement, Controls, Stopped
 from steer_heal.runs.events import EventLog, plain, read
+from steer_heal.vectors.steering import steer
 from tests import tiny
 from tests.rounds import OPEN
 
@@ -362,3 +363,24 @@ def test_a_trait_is_healed_on_its_own_axis(tmp_path):
     own_traits.write(own_traits.of_poles("formal", "stiff", "loose") | {"name": "formal"})
     changed = play(tmp_path, settings, start_round=1, earlier=events)
     assert "other poles than when this run began" in changed[-1].data["message"]
+
+
+def test_a_gated_run_steers_and_imitates_the_answers_tokens_alone(whole, tmp_path, monkeypatch):
+    shown = []
+
+    def watched(blocks, directions_LD, doses_BL, shares_BT=None):
+        shown.append(shares_BT)
+        return steer(blocks, directions_LD, doses_BL, shares_BT)
+
+    monkeypatch.setattr(algorithm, "steer", watched)
+    data = {**fast().data.model_dump(), "where": "answer"}
+    events = play(tmp_path, fast(rounds=1, data=data))
+    assert events[-1].kind == "finished"
+    assert shown
+    assert all(shares_BT[:, -1].eq(1.0).all() and shares_BT[:, 0].eq(0.0).all() for shares_BT in shown)
+    gated, usual = (
+        [event.data["text"] for event in some if event.kind == "completion" and event.round == 1]
+        for some in (events, whole[1])
+    )
+    assert len(gated) == len(usual)
+    assert gated != usual

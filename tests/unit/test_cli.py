@@ -106,7 +106,7 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     assert shares == [0.0, 0.0, 1.0, 1.0][: len(shares)]
     code, out, _ = run("steer", "Hi", *few, "--tokens", "4", "--greedy")
     assert code == 0
-    assert "alpha 1, steered: prompt and answer" in out
+    assert "alpha 1 of care_over_authority, steered: prompt and answer" in out
     mix = "0.5 care_over_authority - liberty_over_custom"
     code, out, _ = run("steer", "Hi", *few, "--mix", f"{mix} @answer", "--tokens", "4", "--json")
     assert code == 0

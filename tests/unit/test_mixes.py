@@ -66,7 +66,7 @@ def test_a_request_says_its_gate_once():
         build(SteerRequest, prompt="a", mix="warm @answer", where="prompt")
     with pytest.raises(SettingsError, match="every token steered: leave @answer out"):
         build(DoseRequest, mix="warm @answer")
-    with pytest.raises(SettingsError, match=r"character 5: expected .* not its end\.$"):
+    with pytest.raises(SettingsError, match=r"character 6: expected .* not its end\.$"):
         build(SteerRequest, prompt="a", mix="warm+")
 
 
@@ -94,7 +94,7 @@ def test_a_mix_is_the_sum_of_its_terms_in_units_of_each_one_s_c_star():
     doses_RLM = made.coefficients_RL(0.0, 2.0)
     assert doses_RLM[0].count_nonzero() == 0
     assert doses_RLM[1].tolist() == [[0.0, 0.0], [2.0, -10.0]]
-    assert made.steers.tolist() == [[[1.0, 0.0]] * 2, pytest.approx([[0.6, 0.8]] * 2)]
+    assert torch.equal(made.steers, torch.tensor([[[1.0, 0.0]] * 2, [[0.6, 0.8]] * 2]))
     length = torch.tensor([1.0 - 3.0, -4.0]).norm() / 10.0
     assert made.fraction(2.0) == pytest.approx(2 * float(length))
     assert made.nats(0.0) == (0.0, False)
@@ -125,7 +125,9 @@ def test_a_mix_that_is_nothing_is_refused_and_parallel_vectors_are_told():
         of("3 warm - 2 kind")
     with pytest.raises(SettingsError, match="kind without warm leaves 0% of it, as the two are parallel"):
         of("kind without warm")
-    assert of("warm + kind").message == "warm and kind are parallel (cosine 1.00): their doses add up."
+    assert of("warm + kind").message == (
+        "warm and kind are parallel (cosine 1.00): together they act as one vector."
+    )
     assert of("warm + formal").message == ""
 
 
@@ -161,10 +163,10 @@ def test_mixes_of_the_same_vectors_are_written_in_one_batch_each_as_alone(alone,
 def test_the_kl_of_a_mix_is_measured_and_one_that_cannot_reach_a_nat_is_told(alone):
     plain = request(alpha=1.0)
     c_star = alone.calibration(CARE, BAND)
-    assert alone.kl(asked(CARE)).nats == pytest.approx(c_star.kl_p95, rel=0.02)
-    assert alone.kl(plain.model_copy(update={"where": "prompt"})).nats < c_star.kl_p95
+    assert alone.kl(asked(CARE), session="x").nats == pytest.approx(c_star.kl_p95, rel=0.02)
+    assert alone.kl(plain.model_copy(update={"where": "prompt"}), session="x").nats < c_star.kl_p95
     assert list(alone.steer(asked(CARE), session="x"))[-1].dose_nats == pytest.approx(c_star.kl_p95, rel=0.02)
-    weak = alone.kl(asked(f"0.0001 {CARE}"))
+    weak = alone.kl(asked(f"0.0001 {CARE}"), session="x")
     assert weak.nats < 1e-3
     assert "never reaches 1 nat: even at alpha 64 its KL is" in weak.message
 
