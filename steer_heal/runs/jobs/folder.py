@@ -134,7 +134,8 @@ class RunFolder:
         """Who works or worked here; None before the first start."""
         raw = self._read("process.json")
         try:
-            return Running(int(raw["pid"]), float(raw["created"]), str(raw["host"]), str(raw.get("boot", "")))
+            said = (str(raw.get(key, "")) for key in ("boot", "gpus"))
+            return Running(int(raw["pid"]), float(raw["created"]), str(raw["host"]), *said)
         except (ValueError, KeyError, TypeError):
             return None
 
