@@ -61,4 +61,5 @@ from steer_heal.config.healing import (
     stored_settings,
 )
 from steer_heal.config.requests import THRESHOLDS, DoseRequest, SteerRequest, Thresholds
+from steer_heal.config.run_sweep import LOCAL, Cell, Draw, RunSweep
 from steer_heal.config.wording import first_line
