@@ -13,10 +13,7 @@ from steer_heal.config.axes import in_words
 from steer_heal.records import ControlNode, MapNode, SweepTable, trait_shift
 
 DAMAGE, MOVEMENT = "neutral_kl", "movement"
-LINES = {
-    "random": ("the furthest of the random directions", "dot"),
-    "persona": ("the persona as text", "dash"),
-}
+LINES = {"random": ("furthest random direction", "dot"), "persona": ("persona as text", "dash")}
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -80,26 +77,25 @@ def chart(table: SweepTable, controls: Mapping[str, float]) -> dict[str, Any]:
         hovertext=[plain(in_words(one.values) or "all") for _, one in groups],
         hovertemplate="%{hovertext}<br>movement %{y:.3f}, damage %{x:.3f}<extra></extra>",
     )  # fmt: skip
+    right = max(x for x, _ in (*places, *filter(None, map(_place, runs))))
+    for kind, level in controls.items():
+        name, dash = LINES[kind]
+        figure.add_scatter(
+            x=[0.0, right], y=[level, level], name=name, mode="lines", hoverinfo="skip",
+            line={"color": NEUTRAL, "width": 1.2, "dash": dash},
+        )  # fmt: skip
     figure.update_layout(
-        xaxis={"title": {"text": "damage: KL from base on neutral prompts, nats a token"}},
+        xaxis={
+            "title": {"text": "damage: KL from base on neutral prompts, nats a token"}, "rangemode": "tozero"
+        },
         yaxis={"title": {"text": "movement of the trait"}},
-        shapes=[_line(kind, level) for kind, level in controls.items()],
         margin={"l": 56, "r": 12, "t": 8, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
         hovermode="closest",
-    )
+    )  # fmt: skip
     return as_json(figure)
 
 
 def _place(of: Mapping[str, Any]) -> tuple[float, float] | None:
     damage, movement = of[DAMAGE], of[MOVEMENT]
     return None if damage is None or movement is None else (damage, movement)
-
-
-def _line(kind: str, level: float) -> dict[str, Any]:
-    said, dash = LINES[kind]
-    return {
-        "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level, "layer": "below",
-        "name": kind, "line": {"color": NEUTRAL, "width": 1.2, "dash": dash},
-        "label": {"text": said, "textposition": "end", "font": {"size": 11}},
-    }  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from components.view import duration, esc, heading, number, progress
 from components.view_runs import when
-from steer_heal.config import LOCAL, RunSweep
+from steer_heal.config import LOCAL, RunSweep, axes
 from steer_heal.config.axes import in_words
 from steer_heal.records import RunRow, SweepDifference, SweepForecast, SweepGroup, SweepTable
 
@@ -58,7 +58,7 @@ def _row(sweep: RunSweep, runs: Mapping[str, RunRow], shown: Collection[str], op
     here = [run_id for run_id in sweep.run_ids if run_id in runs]
     stand = Counter("skipped" if c.skipped else "none" for c in sweep.cells if c.run_id not in runs)
     stand.update(runs[run_id].status for run_id in here)
-    told, name = in_words(sweep.axes), esc(sweep.sweep_id)
+    told, name = axes.told(sweep.axes), esc(sweep.sweep_id)
 
     def about(label: str) -> str:
         return f'data-run="{name}" aria-label="{label} {esc(told)}"'
@@ -75,7 +75,7 @@ def _row(sweep: RunSweep, runs: Mapping[str, RunRow], shown: Collection[str], op
         f'data-action="show-sweep" {about("On the map:")}></button>',
         f'<button class="sh-link" data-action="open-sweep" data-run="{name}" aria-expanded='
         f'"{str(opened).lower()}">{esc(told)}</button><div class="sh-dim">{name}{_where(sweep)}</div>',
-        progress(sum(runs[run_id].progress for run_id in here) / max(1, len(sweep.cells)))
+        progress(sum(runs[run_id].progress for run_id in here) / max(1, len(here) + stand["none"]))
         + f'<span class="sh-dim">{esc(", ".join(f"{n} {one}" for one, n in stand.items()))}</span>',
         when(sweep.at),
         " ".join(
@@ -98,7 +98,7 @@ def compared(sweep: RunSweep, table: SweepTable) -> str:
         for cell in table.cells
     )
     cells = _folded(f"{len(table.cells)} cells", ("Cell", "Run", "Status", ""), rows)
-    title = f'<div class="sh-round"><h3>{esc(in_words(sweep.axes))}</h3></div>'
+    title = f'<div class="sh-round"><h3>{esc(axes.told(sweep.axes))}</h3></div>'
     if not table.groups:
         return f'{title}<div class="sh-empty">No run has finished yet: nothing to compare.</div>{cells}'
     return title + _groups(table.groups) + _differences(table.differences) + cells

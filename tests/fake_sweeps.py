@@ -59,7 +59,7 @@ class FakeSweeps:
                     found = dict.fromkeys(sweep_table.READINGS) | {"care": node.care}
                     found |= {
                         "movement": node.care - 0.2,
-                        "neutral_kl": 0.1 * node.round,
+                        "neutral_kl": 0.1 * node.round + 0.01 * len(rounds),
                         "varied": cell.values,
                     }
                     about = {"run_id": cell.run_id, "round": node.round, "seed": node.seed}

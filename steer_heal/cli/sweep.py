@@ -135,7 +135,7 @@ def _list(sweeps: RunSweeps, out: Out) -> int:
     shown = [
         row
         | {"stand": ", ".join(f"{n} {what}" for what, n in row["status"].items())}
-        | {"varied": axes.in_words(row["axes"])}
+        | {"varied": axes.told(row["axes"])}
         for row in rows
     ]
     out.text(table(columns, shown) if rows else "No sweeps yet: start one with `sweep --axis seed=0..2`.")

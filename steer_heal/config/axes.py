@@ -74,8 +74,16 @@ def applied(base: HealSettings, values: dict[str, Any]) -> HealSettings:
 
 def in_words(values: dict[str, Any]) -> str:
     """`train.divergence=nll seed=0`."""
-    told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-    return " ".join(f"{name}={value}" for name, value in told.items())
+    return told({name: [value] for name, value in values.items()})
+
+
+def told(axes: Axes) -> str:
+    """`train.divergence=nll,kl_rev seed=0,1`."""
+    texts = {
+        name: ",".join(value if isinstance(value, str) else json.dumps(value) for value in values)
+        for name, values in axes.items()
+    }
+    return " ".join(f"{name}={text}" for name, text in texts.items())
 
 
 def _known(name: str) -> str:

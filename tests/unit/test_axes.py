@@ -61,6 +61,7 @@ def test_the_grid_has_every_combination_and_a_cell_is_settings() -> None:
         for divergence in ("nll", "kl_rev")
         for seed in (0, 1)
     ]
+    assert axes.told(varied) == "train.divergence=nll,kl_rev train.lam=2 seed=0,1"
     base = heal_settings(model="demo", train={"epochs": 2})
     made = axes.applied(base, cells[-1])
     assert (made.train.divergence, made.train.lam, made.train.epochs, made.seed) == ("kl_rev", 2.0, 2, 1)

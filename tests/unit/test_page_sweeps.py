@@ -78,7 +78,7 @@ def test_the_open_sweep_is_a_table_and_a_chart_with_what_it_is_held_against() ->
     assert "train.divergence=kl_rev" in table
     assert "no different" in table
     assert figure is not None
-    for said in ("the persona as text", "the furthest of the random directions", '"front"', "settings"):
+    for said in ("persona as text", "furthest random direction", '"front"', "settings"):
         assert said in figure
 
 
