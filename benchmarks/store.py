@@ -72,7 +72,7 @@ def fill(db: Path) -> None:
         connection.execute(
             "INSERT INTO events SELECT run_id, 100000 + round * 1000 + n, 0.0, "
             "CASE WHEN n % 4 THEN 'completion' ELSE 'step' END, round, '{}' "
-            "FROM rounds, range(?) AS some(n)",
+            "FROM rounds, range(?) AS events_of_it(n)",
             [FILLER],
         )
 
