@@ -100,7 +100,9 @@ def measure(folder: Path, runs: int) -> list[dict[str, Any]]:
     fill(db)
     index.watermark()
     ids = sweeps[0].run_ids
-    found = RunSweeps(index, runs_dir)
+    page = RunIndex(LocalProcesses(runs_dir, at_once=0), store, example=None)  # looks as often as the page's
+    page.watermark()
+    found = RunSweeps(page, runs_dir)
     asked: dict[str, Callable[[], Any]] = {
         "map of 6 runs": lambda: store.moral_map(ids[:6]),
         f"map of a sweep's {CELLS} runs": lambda: store.moral_map(ids),

@@ -41,7 +41,11 @@ class RunFolder:
         self.path = Path(path)
         self.run_id = check_run_id(self.path.name)
         self.log = self.path / "events.jsonl"
-        self.worker_log = self.path / "worker.log"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the worker printed."""
+        return self.path / "worker.log"
 
     @cached_property
     def lock(self) -> FileLock:

@@ -101,7 +101,7 @@ class LocalProcesses:
         except OSError:
             return []
         known = self._ages
-        here = [name for name in names if os.path.exists(self.runs_dir / name / "events.jsonl")]
+        here = [name for name in names if os.path.exists(f"{self.runs_dir}/{name}/events.jsonl")]
         self._ages = ages = {name: known.get(name) or self._age(name) for name in here}
         return sorted(ages, key=ages.__getitem__)
 
@@ -113,11 +113,11 @@ class LocalProcesses:
 
     def events(self, run_id: str, offset: int = 0) -> Chunk:
         """The run's events after byte `offset` of its log."""
-        log = RunFolder(self.runs_dir / check_run_id(run_id)).log
+        log = f"{self.runs_dir}/{check_run_id(run_id)}/events.jsonl"
         with suppress(OSError):
-            if log.stat().st_size == offset:
+            if os.stat(log).st_size == offset:
                 return Chunk((), offset)
-        return events.read(log, offset)
+        return events.read(Path(log), offset)
 
     def poll(self, run_id: str) -> JobState:
         """How the run stands: its last word when it said one, else whether its process lives."""
