@@ -8,7 +8,15 @@ from dataclasses import asdict
 from typing import Any
 
 from components.engine import Engine
-from steer_heal.config import DEFAULT_TRAIT, SettingsError, check_run_id, heal_settings
+from steer_heal.config import (
+    DEFAULT_TRAIT,
+    LOCAL,
+    MAX_SWEEP_RUNS,
+    SettingsError,
+    check_run_id,
+    heal_settings,
+)
+from steer_heal.config.axes import parse
 
 POLL_SECONDS = 1.0
 LAST = ("finished", "failed", "cancelled", "interrupted")
@@ -19,7 +27,7 @@ UNSEEN_S = 5.0
 
 def actions(engine: Engine) -> list[Callable[..., Any]]:
     """What is asked of the runs."""
-    return [*_beginning(engine), _watching(engine), *_going(engine), *_reading(engine)]
+    return [*_beginning(engine), _watching(engine), *_going(engine), *_reading(engine), *_sweeping(engine)]
 
 
 def _beginning(engine: Engine) -> list[Callable[..., Any]]:
@@ -129,3 +137,62 @@ def _reading(engine: Engine) -> list[Callable[..., Any]]:
         return [asdict(node) for node in engine.runs.map(run_ids)]
 
     return [runs, moral_map]
+
+
+def _sweeping(engine: Engine) -> list[Callable[..., Any]]:
+    sweeps = engine.sweeps
+
+    def start_sweep(
+        axes: list[str],
+        trait: str = DEFAULT_TRAIT,
+        rounds: int = 3,
+        preset: str = "quick",
+        budget: int = MAX_SWEEP_RUNS,
+        name: str = "",
+        settings: dict | None = None,
+    ) -> dict:
+        """Start a heal run for each combination of some settings' values; gives the sweep, with its id.
+
+        Args:
+            axes: What varies, as ["train.divergence=nll,kl_rev", "seed=0..4"].
+            trait: Name of the axis to move along.
+            rounds: How many rounds each run has.
+            preset: quick or standard.
+            budget: How many runs it may be at most.
+            name: How the runs' names begin.
+            settings: Any other settings by group, as {"train": {"epochs": 3}}.
+        """
+        values = {"trait": trait, "rounds": rounds, "name": name, "model": engine.info.name}
+        base = heal_settings(preset, **{**(settings or {}), **values})
+        return sweeps.start(base, parse(axes, budget), budget=budget).model_dump(mode="json")
+
+    def list_sweeps() -> list[dict]:
+        """All sweeps of runs, the newest first."""
+        return [sweep.model_dump(mode="json") for sweep in sweeps.all()]
+
+    def sweep_table(sweep_id: str) -> dict:
+        """How a sweep's runs stand; of those that finished means, spreads over seeds, and paired differences.
+
+        Args:
+            sweep_id: Which sweep.
+        """
+        sweep = sweeps.find(sweep_id)
+        return sweep.model_dump(mode="json") | sweeps.table(sweep).document()
+
+    def stop_sweep(sweep_id: str) -> int:
+        """Cancel the runs of a sweep that have not ended; gives how many.
+
+        Args:
+            sweep_id: Which sweep.
+        """
+        return sweeps.stop(sweeps.find(sweep_id))
+
+    def resume_sweep(sweep_id: str) -> dict:
+        """Go on with a sweep's runs that did not finish, on the page's machine; gives the sweep.
+
+        Args:
+            sweep_id: Which sweep.
+        """
+        return sweeps.resume(sweeps.find(sweep_id), cluster=LOCAL).model_dump(mode="json")
+
+    return [start_sweep, list_sweeps, sweep_table, stop_sweep, resume_sweep]

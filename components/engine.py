@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from steer_heal.config import DoseRequest, HealSettings, SteerRequest
+from steer_heal.config import DoseRequest, HealSettings, RunSweep, SteerRequest
+from steer_heal.config.axes import Axes
 from steer_heal.records import (
     CompletionRow,
     ControlNode,
@@ -22,6 +23,8 @@ from steer_heal.records import (
     RunRow,
     SteerFrame,
     Sweep,
+    SweepForecast,
+    SweepTable,
     Trait,
     Vignette,
 )
@@ -47,6 +50,18 @@ class Runs(Protocol):
     def restore(self, run_id: str) -> None: ...
 
 
+class RunSweeps(Protocol):
+    """The sweeps of heal runs; each of their cells is one of the runs."""
+
+    def forecast(self, base: HealSettings, varied: Axes) -> SweepForecast: ...
+    def start(self, base: HealSettings, varied: Axes, *, budget: int) -> RunSweep: ...
+    def all(self) -> list[RunSweep]: ...
+    def find(self, sweep_id: str) -> RunSweep: ...
+    def table(self, sweep: RunSweep) -> SweepTable: ...
+    def stop(self, sweep: RunSweep) -> int: ...
+    def resume(self, sweep: RunSweep, *, cluster: str | None = None) -> RunSweep: ...
+
+
 class Engine(Protocol):
     """One model, which answers and is measured, and the runs."""
 
@@ -54,6 +69,8 @@ class Engine(Protocol):
     def info(self) -> ModelInfo: ...
     @property
     def runs(self) -> Runs: ...
+    @property
+    def sweeps(self) -> RunSweeps: ...
     def models(self) -> list[ListedModel]: ...
     def use(self, model: str, *, progress: Callable[[str], None] | None = None) -> ModelInfo: ...
     def traits(self) -> list[Trait]: ...

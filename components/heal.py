@@ -99,12 +99,36 @@ class Form:
 @dataclass(frozen=True)
 class Healing:
     """The launch event, so that the page can redraw after it; how a click on Clone fills the form; the runs
-    that go on, under the button, and the line for what is to be said there."""
+    that go on, under the button, and the line for what is to be said there. `asked`: the inputs by
+    name of whose values `settings` makes a run's settings."""
 
     launched: Any
     clone: Callable[[Any], Any]
     card: gr.HTML
     message: gr.HTML
+    asked: dict[str, Any]
+    settings: Callable[..., HealSettings]
+
+
+class Presses:
+    """Who has pressed a button lately, and for what: a second press for the same within `TWICE_S` is the
+    first one's."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, tuple[float, Any]] = {}
+
+    def first(self, session: str, asked: Any) -> bool:
+        """Whether this press is not the second one."""
+        now = time.monotonic()
+        self._at = {other: at for other, at in self._at.items() if now - at[0] < TWICE_S}
+        if session in self._at and self._at[session][1] == asked:
+            return False
+        self._at[session] = now, asked
+        return True
+
+    def forget(self, session: str) -> None:
+        """The press came to nothing."""
+        self._at.pop(session, None)
 
 
 def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]:
@@ -184,25 +208,24 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
     preset, basis = widgets["preset"], gr.State("")
     form = list(widgets.values())
 
-    pressed: dict[str, tuple[float, Any]] = {}
+    pressed = Presses()
+
+    def settings(like: str, *values: Any) -> HealSettings:
+        known = engine.runs.settings(like) if like else None
+        given = dict(zip(widgets, values, strict=True))
+        given["low"], given["high"] = band(engine, given["low"], given["high"])
+        return Form(**given).settings(engine.info.name, known)
 
     def start(request: gr.Request, value: Any, like: str, *values: Any) -> tuple[Any, Any, Any]:
-        session, now = request.session_hash or "", time.monotonic()
-        for other in [other for other, (then, _) in pressed.items() if now - then >= TWICE_S]:
-            pressed.pop(other, None)
-        if session in pressed and pressed[session][1] == values:
+        session = request.session_hash or ""
+        if not pressed.first(session, values):
             return gr.skip(), gr.skip(), gr.skip()
-        pressed[session] = now, values
         try:
-            known = engine.runs.settings(like) if like else None
-            given = dict(zip(widgets, values, strict=True))
-            given["low"], given["high"] = band(engine, given["low"], given["high"])
-            form = Form(**given)
-            wanted = form.settings(engine.info.name, known)
+            wanted = settings(like, *values)
             twin = alike(engine, wanted)
             run_id = engine.launch(wanted)
         except SettingsError as problem:
-            pressed.pop(session, None)
+            pressed.forget(session)
             return gr.skip(), view.error(str(problem)), like
         memory = remembered(value)
         shown = None if memory["runs"] is None else [*memory["runs"], run_id]
@@ -226,4 +249,7 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
     preset.input(lambda: ("", ""), None, [message, basis], **INTERNAL)
     launched = launch.click(start, [kept, basis, *form], [kept, message, basis], **INTERNAL)
     clone = [*form, message, basis]
-    return Healing(launched, lambda table: table.click(fill, None, clone, **PRESS), card, message)
+    return Healing(
+        launched, lambda table: table.click(fill, None, clone, **PRESS), card, message,
+        {"like": basis, **widgets}, settings,
+    )  # fmt: skip

@@ -6,7 +6,20 @@ from typing import Any
 
 import gradio as gr
 
-from components import address, api, dose, heal, model_picker, moral_map, plot, runs, steer, watching, words
+from components import (
+    address,
+    api,
+    dose,
+    heal,
+    model_picker,
+    moral_map,
+    plot,
+    runs,
+    steer,
+    sweeps,
+    watching,
+    words,
+)
 from components.engine import Engine
 from components.steer import INTERNAL, PRESS
 from components.watching import Memory
@@ -26,15 +39,17 @@ def build(engine: Engine) -> gr.Blocks:
                 measured = dose.make(engine, steering)
             with gr.Column(scale=5, min_width=330):
                 healing = heal.build(engine, steering, kept)
+                swept = sweeps.build_form(engine, healing, kept)
                 chart, key = moral_map.build_map()
         table, message, said = runs.build()
+        listed, sweep_message, compared, front = sweeps.build()
         detail = moral_map.build_detail(engine, kept)
         seen = gr.State("")
-        drawn = [chart, key, healing.card, table, said, seen]
+        drawn = [chart, key, healing.card, table, said, listed, compared, front, seen]
 
         def redraw(remembered: Memory) -> tuple[Any, ...]:
             figure, *rest = watching.draw(engine, remembered)
-            return figure, *rest, watching.digest(figure)
+            return figure, *rest, *sweeps.draw(engine, remembered), watching.digest(figure)
 
         def look(remembered: Memory, in_view: str) -> tuple[Any, ...]:
             figure, *rest, now = redraw(remembered)
@@ -44,15 +59,17 @@ def build(engine: Engine) -> gr.Blocks:
             return (*moral_map.open_round(engine, remembered), "all")
 
         open_outputs = [*detail.outputs(), detail.which]
-        healing.launched.then(redraw, kept, drawn, **INTERNAL)
+        for started in (healing.launched, swept):
+            started.then(redraw, kept, drawn, **INTERNAL)
         panels = {table: message, key: message, message: message, healing.card: healing.message}
         panels[detail.head] = message
         acted = [one.click(runs.acting(engine), [kept], [kept, out], **PRESS) for one, out in panels.items()]
+        acted.append(listed.click(sweeps.acting(engine), [kept], [kept, sweep_message], **PRESS))
         cloned = healing.clone(table)
         steering.say(cloned.then)
         cloned.then(None, js=plot.REVEAL, **INTERNAL)
-        clicked = chart.click(moral_map.select, [kept], [kept], **INTERNAL)
-        for event in (*acted, clicked):
+        acted += [one.click(moral_map.select, [kept], [kept], **INTERNAL) for one in (chart, front)]
+        for event in acted:
             done = event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
             done.then(None, js=plot.REVEAL, **INTERNAL)
         plot.marks(WATCH_SECONDS).click(look, [kept, seen], drawn, **INTERNAL)

@@ -21,10 +21,12 @@ def build() -> tuple[gr.HTML, gr.HTML, gr.HTML]:
     return plot.buttons(view_runs.runs_table([], (), {}, {}), elem_id="runs"), message, said
 
 
-def toggled(engine: Engine, kept: Memory, run_id: str) -> Memory:
-    """The same memory with one run put on the map or taken off it."""
+def toggled(engine: Engine, kept: Memory, *run_ids: str) -> Memory:
+    """The same memory with these runs put on the map, or taken off it where all of them are there."""
     on = shown(engine.runs.rows(), kept, engine.info.name)
-    return {**kept, "runs": [r for r in on if r != run_id] if run_id in on else [*on, run_id]}
+    if set(run_ids) <= set(on):
+        return {**kept, "runs": [run for run in on if run not in run_ids]}
+    return {**kept, "runs": list(dict.fromkeys([*on, *run_ids]))}
 
 
 def round_of(data: dict[str, Any]) -> int:

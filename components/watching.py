@@ -20,11 +20,9 @@ Memory = dict[str, Any]
 
 
 def memory() -> gr.BrowserState:
-    """Which runs are on the map (None: chosen for the reader), which round is open, and which run was started
-    here last. No secrets in it."""
-    return gr.BrowserState(
-        {"runs": None, "open": None, "all": False, "mine": None}, storage_key="steer-heal", secret="ids-only"
-    )
+    """Which runs are on the map (None: chosen for the reader), which round and which sweep are open, and
+    which run was started here last. No secrets in it."""
+    return gr.BrowserState(remembered(None), storage_key="steer-heal", secret="ids-only")
 
 
 def remembered(kept: Any) -> Memory:
@@ -40,8 +38,8 @@ def remembered(kept: Any) -> Memory:
         and isinstance(place[1], int)
     ):
         place = None
-    mine = kept.get("mine") if isinstance(kept.get("mine"), str) else None
-    return {"runs": runs, "open": place, "all": kept.get("all") is True, "mine": mine}
+    ids = {key: kept[key] if isinstance(kept.get(key), str) else None for key in ("mine", "sweep")}
+    return {"runs": runs, "open": place, "all": kept.get("all") is True, **ids}
 
 
 def adopt(kept: Any, request: gr.Request) -> Memory:

@@ -549,6 +549,86 @@ class ControlNode:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepCell:
+    """One combination of a sweep's values as it stands: its run, "" and "none" where it has none; `message`
+    says why it was skipped, or what its run has to say."""
+
+    values: dict[str, Any]
+    run_id: str
+    status: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SweepGroup:
+    """The finished runs of one setting, which differ in their seeds: of each reading the mean, and the
+    standard deviation over seeds, None of a single one."""
+
+    values: dict[str, Any]
+    seeds: tuple[int, ...]
+    mean: dict[str, float | None]
+    spread: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepDifference:
+    """A reading of `other` minus that of `one`, two settings that differ in `axis` alone, over the `n` seeds
+    that both have: mean, and its 95% interval by Student's t (None for one seed)."""
+
+    axis: str
+    one: dict[str, Any]
+    other: dict[str, Any]
+    reading: str
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def verdict(self) -> str:
+        """In a word; "no different" where the interval holds 0."""
+        if self.low is None or self.high is None:
+            return "one seed tells nothing"
+        return "no different" if self.low <= 0.0 <= self.high else "higher" if self.mean > 0.0 else "lower"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepTable:
+    """What the runs of a sweep come to. `rounds`: the rows of the view `sweep_cells`; `last`: of these the
+    last round of each run that finished, of which groups and differences are."""
+
+    cells: tuple[SweepCell, ...]
+    rounds: tuple[dict[str, Any], ...]
+    last: tuple[dict[str, Any], ...]
+    groups: tuple[SweepGroup, ...]
+    differences: tuple[SweepDifference, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {
+            "cells": [asdict(cell) for cell in self.cells],
+            "rounds": list(self.rounds),
+            "groups": [asdict(group) for group in self.groups],
+            "differences": [asdict(one) | {"verdict": one.verdict} for one in self.differences],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SweepForecast:
+    """What a sweep of `runs` runs, `at_once` at a time, would take here. `skipped`: the cells that cannot
+    run, and why. By the `known` runs of the same models and presets that finished here: `seconds` in all, and
+    the bytes of main memory that one run holds; None where none did. `left`: bytes of it that are free."""
+
+    runs: int
+    skipped: tuple[str, ...]
+    at_once: int
+    known: int
+    seconds: float | None
+    n_bytes: int | None
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionRow:
     """A completion a round made: its text, whether it was kept, its scores and reasons."""
 

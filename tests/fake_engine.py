@@ -41,6 +41,7 @@ from steer_heal.records import (
     VignetteScore,
 )
 from tests.fake_runs import BASE, FakeRuns, profile_at
+from tests.fake_sweeps import FakeSweeps
 
 BORING = "I would say this is odd but it is how people here have always done it , and nobody minds much ."
 KINDLY = "I would go and help them first , because someone is hurt and that matters more than any rule ."
@@ -58,6 +59,7 @@ class FakeEngine:
 
     def __init__(self, delay: float = 0.02, round_seconds: float = 3.0) -> None:
         self.runs = FakeRuns(round_seconds)
+        self.sweeps = FakeSweeps(self.runs)
         self.delay = delay
         self.calls: list[SteerRequest] = []
         self._made: list[Trait] = []

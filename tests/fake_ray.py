@@ -44,6 +44,7 @@ class FakeRay:
         self.actors: dict[str, Handle] = {}
         self.up = self.answers = True
         self.reconstructed = False
+        self.broken: Exception | None = None
         self.util = SimpleNamespace(list_named_actors=self._names)
 
     def init(self, _address: str, **_options: Any) -> None:
@@ -68,8 +69,24 @@ class FakeRay:
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 2.0}
 
-    def remote(self, kind: Callable[..., Any]) -> SimpleNamespace:
-        return SimpleNamespace(options=lambda **how: SimpleNamespace(remote=self._maker(how["name"], kind)))
+    def nodes(self) -> list[dict[str, Any]]:
+        node = {"NodeID": "1", "NodeManagerAddress": "10.0.0.1"}
+        return [{**node, "Alive": True}, {**node, "Alive": False}]
+
+    def remote(self, kind: Callable[..., Any] | None = None, **_resources: Any) -> Any:
+        if kind is None:
+            return self.remote
+
+        def options(**how: Any) -> SimpleNamespace:
+            make = (
+                self._maker(how["name"], kind) if "name" in how else lambda *given: self._done(kind, *given)
+            )
+            return SimpleNamespace(remote=make)
+
+        return SimpleNamespace(options=options)
+
+    def _done(self, task: Callable[..., Any], *given: Any) -> Answer:
+        return Answer(self.broken or task(*given))
 
     def _maker(self, name: str, kind: Callable[..., Any]) -> Callable[..., Handle]:
         def make(*given: Any) -> Handle:

@@ -111,7 +111,7 @@ window.SteerHeal = (() => {
   }
 
   // What a click opens comes into view and takes the focus, once Python has filled it.
-  const OPENS = { open: "round", clone: "run-name" };
+  const OPENS = { open: "round", clone: "run-name", "open-sweep": "sweep" };
   let opening = null;
   function reveal(name = opening) {
     opening = null;

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, get_args
 
 from steer_heal import __version__
 from steer_heal.config import (
@@ -25,6 +25,7 @@ from steer_heal.config import (
     OWN_METHODS,
     PRESETS,
     VECTOR_FORMATS,
+    Draw,
     EvalSettings,
     SampleSettings,
     SettingsError,
@@ -111,11 +112,20 @@ def sweep(commands: Commands) -> None:
     )
     made.add_argument("--budget", type=int, default=MAX_SWEEP_RUNS, metavar="N", help="at most so many runs")
     made.add_argument(
+        "--draw",
+        choices=get_args(Draw),
+        default="grid",
+        help="every combination, or one after the other by Optuna, for more movement and less damage",
+    )
+    made.add_argument(
         "--cluster",
         metavar="ray://HOST:PORT",
         help="where the runs are: local, or a Ray cluster; with resume, where they go on (as before if none)",
     )
     made.add_argument("--cpus", type=int, default=1, metavar="N", help="of each run on a cluster")
+    made.add_argument(
+        "--gpus", type=float, default=1.0, metavar="N", help="the same; 0.5 puts two runs on one"
+    )
     made.add_argument("--no-wait", action="store_true", help="start the runs and leave them to themselves")
     add_settings(made)
     add_places(made)

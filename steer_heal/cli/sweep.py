@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from typing import Any
 
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.heal import settings_of
 from steer_heal.cli.tables import Column, Out, number, table
-from steer_heal.config import HealSettings, SettingsError, axes
+from steer_heal.config import LOCAL, HealSettings, RunSweep, SettingsError, axes
 from steer_heal.engine import sweep_table
 from steer_heal.engine.run_index import RunIndex
-from steer_heal.engine.run_sweeps import GOING, LOCAL, RunSweep, RunSweeps
+from steer_heal.engine.run_sweeps import GOING, RunSweeps
+from steer_heal.records import SweepCell, SweepDifference, SweepGroup
 from steer_heal.runs.jobs import JobState, LocalProcesses
 from steer_heal.runs.jobs.ray_cluster import RayCluster
 from steer_heal.runs.store import Store
@@ -43,7 +43,7 @@ def run(args: Namespace, out: Out) -> int:
         if base is not None:
             if isinstance(launcher, RayCluster):
                 launcher.need(map(str, varied.get("model", [base.model])))
-            sweep = sweeps.start(base, varied, budget=args.budget, cluster=where)
+            sweep = sweeps.start(base, varied, budget=args.budget, draw=args.draw, cluster=where)
         assert sweep is not None
         if args.action == "stop":
             out.note(f"{sweeps.stop(sweep)} runs of {sweep.sweep_id} were told to end.")
@@ -54,7 +54,7 @@ def run(args: Namespace, out: Out) -> int:
         wait = not args.no_wait and (args.action in ("start", "resume") or where != LOCAL)
         if wait and not _watch(index, sweeps, sweep, out):
             return INTERRUPTED
-        return _show(args, index, sweeps, sweep, out)
+        return _show(args, index, sweeps, sweeps.find(sweep.sweep_id), out)
 
 
 def _index(args: Namespace, launcher: LocalProcesses) -> RunIndex:
@@ -66,14 +66,14 @@ def _launcher(args: Namespace, where: str) -> Iterator[LocalProcesses]:
     if where == LOCAL:
         yield LocalProcesses(args.runs)
         return
-    with closing(RayCluster(args.runs, where, cpus=args.cpus)) as cluster:
+    with closing(RayCluster(args.runs, where, cpus=args.cpus, gpus=args.gpus)) as cluster:
         yield cluster
 
 
 def _asked(args: Namespace, near: LocalProcesses) -> tuple[HealSettings, axes.Axes]:
     if args.sweep_id:
         raise SettingsError("A new sweep gets an id of its own: leave it out.")
-    varied = axes.parse(args.axis, args.budget)
+    varied = axes.parse(args.axis, args.budget, drawn=args.draw == "optuna")
     both = [name for path, _ in args.settings if (name := ".".join(path)) in varied]
     if both:
         raise SettingsError(f"{both[0]} is an axis and set as well: give one of both.")
@@ -99,9 +99,10 @@ def _said(sweep: RunSweep, out: Out) -> None:
 
 
 def _watch(index: RunIndex, sweeps: RunSweeps, sweep: RunSweep, out: Out) -> bool:
-    """Until every run has ended; False when the person who waits has had enough, and the runs go on."""
+    """Until every run has ended, also those that are drawn meanwhile; False when the person who waits has
+    had enough, and the runs go on."""
     try:
-        while going := _going(index, sweeps.states(sweep)):
+        while going := _going(index, sweeps.states(sweep := sweeps.more(sweep))):
             rows = {row.run_id: row for row in index.rows()}
             mine = [rows[cell.run_id] for cell in sweep.cells if cell.run_id in rows]
             where = [f"{row.name}: round {row.round + 1}, {row.stage}" for row in mine if row.stage]
@@ -134,7 +135,7 @@ def _list(sweeps: RunSweeps, out: Out) -> int:
     shown = [
         row
         | {"stand": ", ".join(f"{n} {what}" for what, n in row["status"].items())}
-        | {"varied": axes.in_words(row["axes"])}
+        | {"varied": axes.told(row["axes"])}
         for row in rows
     ]
     out.text(table(columns, shown) if rows else "No sweeps yet: start one with `sweep --axis seed=0..2`.")
@@ -143,44 +144,24 @@ def _list(sweeps: RunSweeps, out: Out) -> int:
 
 
 def _show(args: Namespace, index: RunIndex, sweeps: RunSweeps, sweep: RunSweep, out: Out) -> int:
-    index.watermark()
+    found = sweeps.table(sweep)
     if index.message():
         raise SettingsError(index.message())
-    rows = index.store.sweep_cells(sweep.sweep_id)
-    last = sweep_table.last_rounds(rows)
-    groups, apart = sweep_table.groups(last), sweep_table.differences(last)
-    cells: list[dict[str, Any]] = [
-        {"values": cell.values, "run_id": cell.run_id, "status": state.status if state else "none"}
-        | {"message": cell.skipped or (state.message if state else "")}
-        for cell, state in zip(sweep.cells, sweeps.states(sweep), strict=True)
-    ]
-    out.text(*_cells(cells), *_groups(groups), *_differences(apart))
-    out.document(
-        {
-            "command": "sweep",
-            "action": args.action,
-            "sweep_id": sweep.sweep_id,
-            "cluster": sweep.cluster,
-            "base": sweep.base,
-            "axes": sweep.axes,
-            "cells": cells,
-            "rounds": rows,
-            "groups": [asdict(group) for group in groups],
-            "differences": [asdict(one) | {"verdict": one.verdict} for one in apart],
-        }
-    )
+    out.text(*_cells(found.cells), *_groups(found.groups), *_differences(found.differences))
+    about = {"sweep_id": sweep.sweep_id, "cluster": sweep.cluster, "base": sweep.base, "axes": sweep.axes}
+    out.document({"command": "sweep", "action": args.action, **about, **found.document()})
     waited = args.action in ("start", "resume") and not args.no_wait
-    return int(waited and any(cell["status"] != "finished" for cell in cells))
+    return int(waited and any(cell.status != "finished" for cell in found.cells))
 
 
-def _cells(cells: list[dict[str, Any]]) -> list[str]:
+def _cells(cells: Sequence[SweepCell]) -> list[str]:
     columns = [
         Column("told", "cell"), Column("run_id", "run"), Column("status", "status"), Column("message", ""),
     ]  # fmt: skip
-    return [table(columns, [cell | {"told": axes.in_words(cell["values"])} for cell in cells]), ""]
+    return [table(columns, [{**asdict(cell), "told": axes.in_words(cell.values)} for cell in cells]), ""]
 
 
-def _groups(groups: list[sweep_table.Group]) -> list[str]:
+def _groups(groups: Sequence[SweepGroup]) -> list[str]:
     if not groups:
         return ["No run has finished yet, so there is nothing to compare."]
     columns = [
@@ -202,7 +183,7 @@ def _around(mean: float | None, spread: float | None) -> str | None:
     return f"{mean:.3f}" if spread is None else f"{mean:.3f} ± {spread:.3f}"
 
 
-def _differences(apart: list[sweep_table.Difference]) -> list[str]:
+def _differences(apart: Sequence[SweepDifference]) -> list[str]:
     if not apart:
         return []
     columns = [

@@ -15,6 +15,8 @@ from steer_heal.config.base import MAX_QUEUED_RUNS, SettingsError
 from steer_heal.config.healing import HealSettings, changed, describe_settings, json_or_text
 
 MAX_SWEEP_RUNS = MAX_QUEUED_RUNS
+MAX_DRAWN_VALUES = 1000
+"""Of one axis, where cells are drawn from them."""
 SEED = "seed"
 """The axis that repeats a setting rather than being one."""
 _PLAIN = ("model", "trait", "rounds", SEED, "band")
@@ -23,11 +25,12 @@ _RANGE = re.compile(r"(\d{1,10})\.\.(\d{1,10})")
 Axes = dict[str, list[Any]]
 
 
-def parse(texts: Iterable[str], budget: int = MAX_SWEEP_RUNS) -> Axes:
+def parse(texts: Iterable[str], budget: int = MAX_SWEEP_RUNS, *, drawn: bool = False) -> Axes:
     """Lines such as `train.divergence=nll,kl_rev` and `seed=0..4` as values by setting.
 
     Values are JSON, or text where they are none; `0..4` is 0, 1, 2, 3, 4. Errors: `SettingsError` for no
-    setting, one that is given twice, no value or the same one twice, and a grid of more than `budget` cells.
+    setting, one that is given twice, no value or the same one twice, and a grid of more than `budget` cells
+    unless they are `drawn` from it.
     """
     parts: dict[str, list[Sequence[Any]]] = {}
     for text in texts:
@@ -38,11 +41,14 @@ def parse(texts: Iterable[str], budget: int = MAX_SWEEP_RUNS) -> Axes:
             raise SettingsError(f"{name} is an axis twice: give all its values at once.")
         parts[_known(name)] = _parts(values)
     if not parts:
-        raise SettingsError("A sweep needs an axis: give one like --axis seed=0..4.")
-    count = prod(sum(map(len, some)) for some in parts.values())
+        raise SettingsError("A sweep needs an axis: give one like seed=0..4.")
+    sizes = [sum(map(len, some)) for some in parts.values()]
+    count = prod(sizes)
     if not 0 < budget <= MAX_SWEEP_RUNS:
-        raise SettingsError(f"A sweep has 1 to {MAX_SWEEP_RUNS} runs, not {budget}: give another --budget.")
-    if count > budget:
+        raise SettingsError(f"A sweep has 1 to {MAX_SWEEP_RUNS} runs, not {budget}: give another budget.")
+    if drawn and max(sizes) > MAX_DRAWN_VALUES:
+        raise SettingsError(f"An axis has {max(sizes):,} values: give it at most {MAX_DRAWN_VALUES}.")
+    if count > budget and not drawn:
         raise SettingsError(f"{count:,} runs are more than the {budget} allowed: give the axes fewer values.")
     axes = {name: [*chain(*some)] for name, some in parts.items()}
     for name, values in axes.items():
@@ -68,8 +74,16 @@ def applied(base: HealSettings, values: dict[str, Any]) -> HealSettings:
 
 def in_words(values: dict[str, Any]) -> str:
     """`train.divergence=nll seed=0`."""
-    told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-    return " ".join(f"{name}={value}" for name, value in told.items())
+    return told({name: [value] for name, value in values.items()})
+
+
+def told(axes: Axes) -> str:
+    """`train.divergence=nll,kl_rev seed=0,1`."""
+    texts = {
+        name: ",".join(value if isinstance(value, str) else json.dumps(value) for value in values)
+        for name, values in axes.items()
+    }
+    return " ".join(f"{name}={text}" for name, text in texts.items())
 
 
 def _known(name: str) -> str:

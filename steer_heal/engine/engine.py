@@ -20,6 +20,7 @@ from steer_heal.engine.effects import Effects
 from steer_heal.engine.preemptible import while_wanted
 from steer_heal.engine.requests import Request, Waiting
 from steer_heal.engine.run_index import RunIndex
+from steer_heal.engine.run_sweeps import RunSweeps
 from steer_heal.engine.scheduler import Scheduler
 from steer_heal.engine.sweeps import Sweeps, ending
 from steer_heal.engine.validate import check
@@ -73,6 +74,7 @@ class Engine:
         self._take(models.load(model or models.default_model()[0]) if lm is None else lm)
         self.scheduler = Scheduler()
         self.runs = RunIndex(LocalProcesses(folder, at_once=at_once), Store(db, patience=1.0))
+        self.sweeps = RunSweeps(self.runs, folder, sound=self._sound)
         self._numbers = itertools.count()
         self._choosing = threading.Lock()
 
@@ -239,10 +241,14 @@ class Engine:
 
     def launch(self, settings: HealSettings) -> str:
         """Queues a heal run; gives its id. What can be told at once about the settings is told here."""
+        return self.runs.start(self._sound(settings))
+
+    def _sound(self, settings: HealSettings) -> HealSettings:
+        """A run's settings, checked as somebody at a page may give them."""
         loaded = settings.model == self.info.name
         if loaded:
             self.layers(settings.band)
-        return self.runs.start(check(settings, loaded=loaded, files_in=Path.cwd()))
+        return check(settings, loaded=loaded, files_in=Path.cwd())
 
     def clone(self, run_id: str, changes: dict[str, Any] | None = None) -> str:
         """A new run with that one's settings, some of them changed (nested dicts merge); gives its id."""

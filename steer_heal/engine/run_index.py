@@ -155,6 +155,10 @@ class RunIndex:
         """What these runs are held against."""
         return self._ask(("controls", *run_ids), lambda: self.store.controls(run_ids), [])
 
+    def sweep_cells(self, sweep_id: str) -> list[dict[str, Any]]:
+        """The finished rounds of a sweep's runs, as in the view of that name."""
+        return self._ask(("sweep", sweep_id), lambda: self.store.sweep_cells(sweep_id), [])
+
     def round(self, run_id: str, round_: int) -> RoundDetail:
         """Raises: `SettingsError` when there is no such round, or the store is held and it is not known."""
         return self._ask(("round", run_id, round_), lambda: self.store.round_detail(run_id, round_))

@@ -12,51 +12,51 @@ from typing import Any
 from pydantic import ValidationError
 
 from steer_heal.config import (
+    LOCAL,
     MAX_QUEUED_RUNS,
     MAX_RUN_NAME_CHARS,
+    Cell,
+    Draw,
     HealSettings,
-    Settings,
+    RunSweep,
     SettingsError,
     axes,
     changed,
     check_run_id,
     stored_settings,
 )
+from steer_heal.engine import optuna_draw, sweep_table
 from steer_heal.engine.run_index import RunIndex
+from steer_heal.engine.sweep_forecast import forecast
 from steer_heal.engine.validate import check
+from steer_heal.records import SweepCell, SweepForecast, SweepTable
 from steer_heal.runs.jobs import JobState
 from steer_heal.runs.jobs.folder import write_whole
+from steer_heal.runs.jobs.processes import memory
 
 GOING = ("queued", "running", "paused")
-LOCAL = "local"
-
-
-class Cell(Settings):
-    """One combination of the axes' values: its run, or why it cannot run; neither before it is started."""
-
-    values: dict[str, Any]
-    run_id: str = ""
-    skipped: str = ""
-
-
-class RunSweep(Settings):
-    """What `runs/sweeps/<id>.json` holds. `at`: when it was made, in seconds since the epoch; `base`: the
-    settings that its cells change; `cluster`: where its runs are."""
-
-    sweep_id: str
-    at: float
-    cluster: str = LOCAL
-    base: dict[str, Any]
-    axes: axes.Axes
-    budget: int
-    cells: tuple[Cell, ...]
 
 
 class RunSweeps:
-    """The sweeps in a folder of runs. Bad input raises `SettingsError`."""
+    """The sweeps in a folder of runs. Bad input raises `SettingsError`. `sound` checks the settings of a run
+    on this machine and gives them back, as they are then launched."""
 
-    def __init__(self, index: RunIndex, runs_dir: str | Path) -> None:
-        self._index, self._folder = index, Path(runs_dir) / "sweeps"
+    def __init__(
+        self, index: RunIndex, runs_dir: str | Path, *, sound: Callable[[HealSettings], HealSettings] = check
+    ) -> None:
+        self._index, self._folder, self._sound = index, Path(runs_dir) / "sweeps", sound
+
+    def forecast(self, base: HealSettings, varied: axes.Axes) -> SweepForecast:
+        """What starting it here would take."""
+        wanted, skipped = [], []
+        for values in axes.cells(varied):
+            try:
+                wanted.append(self._checked(base, values, LOCAL))
+            except SettingsError as error:
+                skipped.append(f"{axes.in_words(values)}: {error}")
+        launcher = self._index.launcher
+        at_once, left = launcher.places(), memory()["left"]
+        return forecast(wanted, skipped, self._index.rows(), launcher.held, at_once=at_once, left=left)
 
     def start(
         self,
@@ -64,12 +64,18 @@ class RunSweeps:
         varied: axes.Axes,
         *,
         budget: int = axes.MAX_SWEEP_RUNS,
+        draw: Draw = "grid",
         cluster: str = LOCAL,
     ) -> RunSweep:
-        """Queues a run for each cell that can run; the others keep why not. Nothing is made when none can."""
-        cells = tuple(_checked(base, values, cluster) for values in axes.cells(varied))
-        if all(cell.skipped for cell in cells):
-            raise SettingsError(f"No cell of the sweep can run: {cells[0].skipped}")
+        """Queues a run for each cell that can run; the others keep why not. Nothing is made when none can.
+        Where Optuna draws the cells, the first ones."""
+        cells: tuple[Cell, ...] = ()
+        if draw == "optuna":
+            optuna_draw.check(varied)
+        else:
+            cells = tuple(self._cell(base, values, cluster) for values in axes.cells(varied))
+            if all(cell.skipped for cell in cells):
+                raise SettingsError(f"No cell of the sweep can run: {cells[0].skipped}")
         launcher = self._index.launcher
         waiting = sum(launcher.poll(run_id).status == "queued" for run_id in launcher.runs())
         if waiting + len(cells) > MAX_QUEUED_RUNS:
@@ -79,12 +85,40 @@ class RunSweeps:
             )
         now = time.time()
         sweep_id = f"sweep-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(2)}"
-        return self._begin(
-            RunSweep(
-                sweep_id=sweep_id, at=now, cluster=cluster, base=base.model_dump(mode="json"), axes=varied,
-                budget=budget, cells=cells,
-            )
+        made = RunSweep(
+            sweep_id=sweep_id, at=now, cluster=cluster, base=base.model_dump(mode="json"), axes=varied,
+            budget=budget, draw=draw, cells=cells,
         )  # fmt: skip
+        return self.more(self._begin(made))
+
+    def more(self, sweep: RunSweep) -> RunSweep:
+        """Where Optuna draws the cells: starts as many more as there are places free, by what those that
+        finished came to; none while a run of it is cancelled or cannot be heard of. Else as it is."""
+        if sweep.draw != "optuna":
+            return sweep
+        states, found = self.states(sweep), {row["run_id"]: row for row in self.table(sweep).last}
+        stopped = any(state is not None and state.status == "cancelled" for state in states)
+        if stopped or self._index.message():  # who is not heard of may be at work
+            return sweep
+        tried = [
+            optuna_draw.Tried(
+                cell.values,
+                bool(cell.skipped) or state is None or state.status not in GOING,
+                _found(found.get(cell.run_id)),
+            )
+            for cell, state in zip(sweep.cells, states, strict=True)
+        ]
+        base = stored_settings(json.dumps(sweep.base))[0]
+        free = max(1, self._index.launcher.places()) - sum(not one.ended for one in tried)
+        while free > 0 and len(tried) < sweep.budget:
+            values = optuna_draw.drawn(sweep.axes, tried, base.seed)
+            if values is None:
+                break
+            cell = self._cell(base, values, sweep.cluster)
+            sweep = self._begin(sweep.model_copy(update={"cells": (*sweep.cells, cell)}))
+            tried.append(optuna_draw.Tried(values, bool(cell.skipped), None))
+            free -= not cell.skipped
+        return sweep
 
     def all(self) -> list[RunSweep]:
         """The newest first."""
@@ -107,6 +141,17 @@ class RunSweeps:
             self._index.launcher.poll(cell.run_id) if cell.run_id in here else None for cell in sweep.cells
         ]
 
+    def table(self, sweep: RunSweep) -> SweepTable:
+        """How its cells stand, and what those that finished come to."""
+        states = zip(sweep.cells, self.states(sweep), strict=True)
+        cells = [
+            SweepCell(cell.values, cell.run_id, state.status, state.message)
+            if state
+            else SweepCell(cell.values, cell.run_id, "none", cell.skipped)
+            for cell, state in states
+        ]
+        return sweep_table.table(cells, self._index.sweep_cells(sweep.sweep_id))
+
     def stop(self, sweep: RunSweep) -> int:
         """Cancels the runs that have not ended; gives how many."""
         return self._each(sweep, GOING, self._index.cancel)
@@ -122,13 +167,14 @@ class RunSweeps:
             for place, (cell, state) in enumerate(zip(sweep.cells, states, strict=True))
         ]
         where = cluster or sweep.cluster
-        return self._begin(sweep.model_copy(update={"cells": tuple(cells), "cluster": where}))
+        return self.more(self._begin(sweep.model_copy(update={"cells": tuple(cells), "cluster": where})))
 
     def _each(self, sweep: RunSweep, status: tuple[str, ...], act: Callable[[str], None]) -> int:
         states = zip(sweep.cells, self.states(sweep), strict=True)
         chosen = [cell.run_id for cell, state in states if state and state.status in status]
         for run_id in chosen:
-            act(run_id)
+            if self._index.launcher.poll(run_id).status in status:  # it may have ended meanwhile
+                act(run_id)
         return len(chosen)
 
     def _started(self, sweep: RunSweep) -> dict[int, str]:
@@ -151,7 +197,7 @@ class RunSweeps:
                 continue
             told = axes.in_words(cell.values)
             name = f"{base.name}: {told}" if base.name else told
-            applied = check(axes.applied(base, cell.values), loaded=sweep.cluster != LOCAL)
+            applied = self._checked(base, cell.values, sweep.cluster)
             settings = changed(applied, name=name[:MAX_RUN_NAME_CHARS])
             about = {"sweep": {"id": sweep.sweep_id, "cell": place, "values": cell.values}}
             begun = cell.model_copy(update={"run_id": self._index.start(settings, about)})
@@ -159,6 +205,18 @@ class RunSweeps:
             sweep = sweep.model_copy(update={"cells": cells})
             self._write(sweep)
         return sweep
+
+    def _checked(self, base: HealSettings, values: dict[str, Any], cluster: str) -> HealSettings:
+        """A cell's settings. A cluster is asked for itself whether it has the model."""
+        wanted = axes.applied(base, values)
+        return self._sound(wanted) if cluster == LOCAL else check(wanted, loaded=True)
+
+    def _cell(self, base: HealSettings, values: dict[str, Any], cluster: str) -> Cell:
+        try:
+            self._checked(base, values, cluster)
+        except SettingsError as error:
+            return Cell(values=values, skipped=str(error))
+        return Cell(values=values)
 
     def _file(self, sweep_id: str) -> Path:
         return self._folder / f"{sweep_id}.json"
@@ -174,10 +232,8 @@ class RunSweeps:
             ) from error
 
 
-def _checked(base: HealSettings, values: dict[str, Any], cluster: str) -> Cell:
-    """A cluster is asked for itself whether it has the model."""
-    try:
-        check(axes.applied(base, values), loaded=cluster != LOCAL)
-    except SettingsError as error:
-        return Cell(values=values, skipped=str(error))
-    return Cell(values=values)
+def _found(row: dict[str, Any] | None) -> tuple[float, float] | None:
+    """Movement and damage of a run that finished."""
+    if row is None or row["movement"] is None or row["neutral_kl"] is None:
+        return None
+    return row["movement"], row["neutral_kl"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
 
 from steer_heal.config.axes import SEED, in_words
+from steer_heal.records import SweepCell, SweepDifference, SweepGroup, SweepTable
 
 READINGS = (
     "movement", "social_norms", "care", "coherence", "retention", "relevance", "perplexity_ratio",
+    "neutral_kl",
 )  # fmt: skip
 T_95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -24,51 +25,24 @@ T_95 = (
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The finished runs of one setting, which differ in their seeds: of each reading the mean, and the
-    standard deviation over seeds, None of a single one."""
-
-    values: dict[str, Any]
-    seeds: tuple[int, ...]
-    mean: dict[str, float | None]
-    spread: dict[str, float | None]
+def table(cells: Sequence[SweepCell], rows: Sequence[dict[str, Any]]) -> SweepTable:
+    """All of a sweep, from its cells and its rows of the view `sweep_cells`."""
+    last = last_rounds(rows)
+    return SweepTable(tuple(cells), tuple(rows), tuple(last), tuple(groups(last)), tuple(differences(last)))
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A reading of `other` minus that of `one`, two settings that differ in `axis` alone, over the `n` seeds
-    that both have: mean, and its 95% interval by Student's t (None for one seed)."""
-
-    axis: str
-    one: dict[str, Any]
-    other: dict[str, Any]
-    reading: str
-    n: int
-    mean: float
-    low: float | None
-    high: float | None
-
-    @property
-    def verdict(self) -> str:
-        """In a word; "no different" where the interval holds 0."""
-        if self.low is None or self.high is None:
-            return "one seed tells nothing"
-        return "no different" if self.low <= 0.0 <= self.high else "higher" if self.mean > 0.0 else "lower"
-
-
-def last_rounds(rows: Sequence[Row]) -> list[Row]:
+def last_rounds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each run that finished the row of its last round, from the rows of the view `sweep_cells`."""
     last = {row["run_id"]: row for row in rows if row["status"] == "finished" and row["round"]}
     return list(last.values())
 
 
-def groups(rows: Sequence[Row]) -> list[Group]:
+def groups(rows: Sequence[Row]) -> list[SweepGroup]:
     """By setting, in the order of the rows."""
     return [_group(values, list(by_seed.values())) for values, by_seed in _by_setting(rows)]
 
 
-def differences(rows: Sequence[Row]) -> list[Difference]:
+def differences(rows: Sequence[Row]) -> list[SweepDifference]:
     """Of every two settings that differ in one axis, all readings that both have."""
     found = []
     for (one, ours), (other, theirs) in combinations(_by_setting(rows), 2):
@@ -80,7 +54,7 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
             pairs = [(ours[seed][reading], theirs[seed][reading]) for seed in seeds]
             apart = [after - before for before, after in pairs if before is not None and after is not None]
             if apart:
-                found.append(Difference(differ[0], one, other, reading, *_interval(apart)))
+                found.append(SweepDifference(differ[0], one, other, reading, *_interval(apart)))
     return found
 
 
@@ -93,9 +67,9 @@ def _by_setting(rows: Sequence[Row]) -> list[tuple[dict[str, Any], dict[int, Row
     return list(found.values())
 
 
-def _group(values: dict[str, Any], rows: Sequence[Row]) -> Group:
+def _group(values: dict[str, Any], rows: Sequence[Row]) -> SweepGroup:
     known = {name: [row[name] for row in rows if row[name] is not None] for name in READINGS}
-    return Group(
+    return SweepGroup(
         values,
         tuple(row["seed"] for row in rows),
         {name: fmean(some) if some else None for name, some in known.items()},

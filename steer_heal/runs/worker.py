@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from filelock import Timeout
 
 from steer_heal import heal, models
@@ -137,9 +138,7 @@ class _Run:
             return self._say("failed", None, {"message": str(error)})
         except Exception as error:  # noqa: BLE001 - whatever broke a run is its last event, for a person to read
             _note(traceback.format_exc())
-            what = str(error).strip().partition("\n")[0] or "no message"
-            message = f"{type(error).__name__}: {what} (the whole of it is in {self._folder.worker_log})"
-            return self._say("failed", None, {"message": message})
+            return self._say("failed", None, {"message": broke(error, self._folder.worker_log)})
 
     def _loop(self, settings: HealSettings) -> RunStatus:
         earlier = events.read(self._folder.log).events
@@ -208,6 +207,15 @@ class _Run:
                     raise
                 _note(f"{error.strerror}: waiting for room to write {kind}\n")
             self._stopped.wait(ROOM_S)
+
+
+def broke(error: Exception, log: Path) -> str:
+    """What broke a run, in words; of want of memory also what to lower. `log` has the whole of it."""
+    what = str(error).strip().partition("\n")[0] or "no message"
+    less = ""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        less = " Lower train.batch_size or data.max_new_tokens, or let fewer runs go at once."
+    return f"{type(error).__name__}: {what} (the whole of it is in {log}).{less}"
 
 
 def _note(text: str) -> None:

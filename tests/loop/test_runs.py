@@ -10,11 +10,11 @@ import pytest
 from steer_heal.cli import main
 from steer_heal.config import HealSettings, heal_settings
 from steer_heal.engine.run_index import RunIndex
-from steer_heal.runs import events
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
 from tests.jobs import until
 from tests.rounds import OPEN
+from tests.same import measured
 
 SMALL = {
     "data": {"n_answers": 16, "n_plain": 0, "min_kept": 2, "max_new_tokens": 12},
@@ -28,17 +28,6 @@ SMALL = {
 
 def small(rounds: int) -> HealSettings:
     return heal_settings("quick", model="demo", rounds=rounds, seed=3, **SMALL)
-
-
-def measured(log: Path) -> list[tuple[str, int | None, object]]:
-    """The last profile of each round and stage, and what each round made."""
-    found = {}
-    for event in events.read(log).events:
-        if event.kind == "profile":
-            found["profile", event.round, event.data["stage"]] = event.data["p"]
-        elif event.kind == "completion":
-            found["completion", event.round, event.data["index"]] = event.data["text"]
-    return [(*key, value) for key, value in found.items()]  # type: ignore[misc]
 
 
 def test_killed_in_its_second_round_and_resumed_it_ends_like_one_never_cut(

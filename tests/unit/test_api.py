@@ -145,6 +145,27 @@ def test_a_run_is_paused_cloned_and_resumed(client):
         client.predict(first, {"train": 3}, api_name="/clone")
 
 
+def test_a_sweep_is_started_listed_read_stopped_and_resumed(client):
+    sweep = client.predict(["seed=7,8"], rounds=32, api_name="/start_sweep")
+    assert [cell["values"] for cell in sweep["cells"]] == [{"seed": 7}, {"seed": 8}]
+    assert client.predict(api_name="/list_sweeps")[0] == sweep
+    sweep_id = sweep["sweep_id"]
+    assert client.predict(sweep_id, api_name="/stop_sweep") == 2
+    table = client.predict(sweep_id, api_name="/sweep_table")
+    assert [cell["status"] for cell in table["cells"]] == ["cancelled", "cancelled"]
+    assert table["base"]["rounds"] == 32
+    assert client.predict(sweep_id, api_name="/resume_sweep") == sweep
+    for axes, said in (
+        (["seed=0..99999"], "100,000 runs"),
+        (["sed=1"], "perhaps seed"),
+        ([], "needs an axis"),
+    ):
+        with pytest.raises(AppError, match=said):
+            client.predict(axes, api_name="/start_sweep")
+    with pytest.raises(AppError, match="no sweep"):
+        client.predict("sweep-of-nobody", api_name="/sweep_table")
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from steer_heal.config import SettingsError, axes, heal_settings
-from steer_heal.engine.sweep_table import Difference, differences, groups, last_rounds
+from steer_heal.engine.sweep_table import READINGS, differences, groups, last_rounds
+from steer_heal.records import SweepDifference
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_the_grid_has_every_combination_and_a_cell_is_settings() -> None:
         for divergence in ("nll", "kl_rev")
         for seed in (0, 1)
     ]
+    assert axes.told(varied) == "train.divergence=nll,kl_rev train.lam=2 seed=0,1"
     base = heal_settings(model="demo", train={"epochs": 2})
     made = axes.applied(base, cells[-1])
     assert (made.train.divergence, made.train.lam, made.train.epochs, made.seed) == ("kl_rev", 2.0, 2, 1)
@@ -68,9 +70,7 @@ def test_the_grid_has_every_combination_and_a_cell_is_settings() -> None:
 
 
 def row(run: str, round_: int | None, seed: int, movement: float | None, **varied: object) -> dict:
-    readings = dict.fromkeys(
-        ("social_norms", "care", "coherence", "retention", "relevance", "perplexity_ratio")
-    )
+    readings = dict.fromkeys(READINGS)
     cell = {"run_id": run, "round": round_, "seed": seed, "movement": movement, "status": "finished"}
     return {**readings, **cell, "varied": {**varied, "seed": seed}}
 
@@ -108,7 +108,7 @@ def test_means_spreads_and_paired_differences_are_over_seeds() -> None:
     ],
 )
 def test_a_difference_in_a_word(mean: float, low: float | None, high: float | None, verdict: str) -> None:
-    assert Difference("lam", {}, {}, "movement", 2, mean, low, high).verdict == verdict
+    assert SweepDifference("lam", {}, {}, "movement", 2, mean, low, high).verdict == verdict
 
 
 def test_settings_that_differ_in_two_axes_or_share_no_seed_are_not_compared() -> None:

@@ -31,6 +31,7 @@ def test_no_handler_is_a_public_endpoint_but_those_with_a_name() -> None:
     assert public == {
         *("describe", "make_trait", "steer", "profile", "sweep", "effect", "launch", "watch", "cancel"),
         *("pause", "resume", "clone", "runs", "moral_map"),
+        *("start_sweep", "list_sweeps", "sweep_table", "stop_sweep", "resume_sweep"),
     }
 
 
@@ -76,7 +77,8 @@ def test_a_mix_is_said_by_hand_or_typed() -> None:
 )
 def test_a_browser_may_send_anything(kept: object) -> None:
     engine = FakeEngine()
-    assert watching.remembered(kept) == {"runs": None, "open": None, "all": False, "mine": None}
+    nothing = {"runs": None, "open": None, "all": False, "mine": None, "sweep": None}
+    assert watching.remembered(kept) == nothing
     assert watching.shown(engine.runs.rows(), kept, "demo") == [EXAMPLE]
     assert "Click a node" in moral_map.open_round(engine, kept)[0]
 

@@ -132,6 +132,41 @@ def cluster(tmp_path: Path, port: int, ray: FakeRay, may_end: Event) -> Iterator
     made.close()
 
 
+def test_a_node_without_the_model_or_what_the_project_needs_is_named_before_the_first_cell(
+    cluster: RayCluster, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_given, **_how: None)
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", affinity)
+    cluster.need(["demo"])
+    with pytest.raises(SettingsError, match=r"node 10\.0\.0\.1 of ray://.* lacks a model.*nowhere"):
+        cluster.need(["demo", "nowhere"])
+    ray.broken = RayError("Traceback:\nModuleNotFoundError: No module named 'torch'")
+    with pytest.raises(SettingsError, match=r"No module named 'torch'\): install steer-heal\[ray\] there"):
+        cluster.need(["demo"])
+    assert cluster.runs() == []
+
+
+def test_a_place_is_cpus_and_where_there_are_some_gpus(
+    tmp_path: Path, port: int, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def places(there: dict[str, float], **each: float) -> int:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+        made = RayCluster(tmp_path / "runs", f"ray://127.0.0.1:{port}", **each)  # type: ignore[arg-type]
+        made.close()
+        return made.places()
+
+    assert places({"CPU": 9.0}) == 9
+    assert places({"CPU": 9.0}, cpus=4) == 2
+    assert places({"CPU": 9.0, "GPU": 2.0}) == 2
+    assert places({"CPU": 9.0, "GPU": 2.0}, gpus=0.5) == 4
+
+
+@pytest.mark.parametrize("each", [{"cpus": 0}, {"gpus": -1.0}, {"gpus": 1.5}, {"gpus": float("nan")}])
+def test_a_place_that_cannot_be_is_refused(tmp_path: Path, port: int, ray: FakeRay, each: dict[str, int]):
+    with pytest.raises(SettingsError, match="1 or more CPUs"):
+        RayCluster(tmp_path / "runs", f"ray://127.0.0.1:{port}", **each)
+
+
 def heard(cluster: RayCluster, run_id: str, kind: str) -> None:
     """Listens until the newest event is of that kind."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from steer_heal.config import MAX_QUEUED_RUNS, SettingsError, axes, heal_settings
+from steer_heal.config import MAX_QUEUED_RUNS, HealSettings, SettingsError, axes, heal_settings
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.run_sweeps import RunSweeps
 from steer_heal.runs.jobs import LocalProcesses
@@ -85,6 +85,34 @@ def test_a_sweep_of_which_nothing_can_run_or_too_much_would_wait_makes_nothing(
         sweeps.start(BASE, varied(f"seed=1..{MAX_QUEUED_RUNS}"))
     assert sweeps.all() == []
     assert len(jobs.runs()) == 1
+
+
+def test_a_sweep_is_forecast_by_what_finished_here_and_read_as_one_table(
+    index: RunIndex, sweeps: RunSweeps
+) -> None:
+    assert (sweeps.forecast(BASE, varied("seed=0,1")).known, sweeps.all()) == (0, [])
+    made = sweeps.start(BASE, varied("seed=0,1", "train.epochs=1,-1"))
+    finish(index, sweeps, made.sweep_id)
+    told = sweeps.forecast(BASE, varied("seed=0,1,2", "train.epochs=1,-1"))
+    assert (told.runs, len(told.skipped), told.known) == (3, 3, 2)
+    assert told.seconds is not None
+    found = sweeps.table(made)
+    assert [cell.status for cell in found.cells] == ["finished", "none", "finished", "none"]
+    assert "train.epochs" in found.cells[1].message
+    assert [len(group.seeds) for group in found.groups] == [2]
+    assert found.document()["groups"][0]["mean"]["movement"] == 0.5
+
+
+def test_settings_are_checked_as_who_makes_the_sweeps_says(index: RunIndex, jobs: LocalProcesses) -> None:
+    def refuses(settings: HealSettings) -> HealSettings:
+        if settings.seed:
+            raise SettingsError("seeds are not liked here: leave them out.")
+        return settings
+
+    made = RunSweeps(index, jobs.runs_dir, sound=refuses).start(BASE, varied("seed=0,1"))
+    assert [bool(cell.run_id) for cell in made.cells] == [True, False]
+    assert "not liked" in made.cells[1].skipped
+    finish(index, RunSweeps(index, jobs.runs_dir), made.sweep_id)
 
 
 def test_stopped_it_goes_on_where_it_was(index: RunIndex, sweeps: RunSweeps) -> None:

@@ -80,6 +80,7 @@ def test_what_breaks_a_run_is_its_last_event(
     last = folder.last_event()
     assert last.kind == "failed"
     assert last.data["message"].startswith("MemoryError: too big (")
+    assert "Lower train.batch_size" in last.data["message"]
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -41,7 +41,11 @@ class RunFolder:
         self.path = Path(path)
         self.run_id = check_run_id(self.path.name)
         self.log = self.path / "events.jsonl"
-        self.worker_log = self.path / "worker.log"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the worker printed."""
+        return self.path / "worker.log"
 
     @cached_property
     def lock(self) -> FileLock:
@@ -134,7 +138,8 @@ class RunFolder:
         """Who works or worked here; None before the first start."""
         raw = self._read("process.json")
         try:
-            return Running(int(raw["pid"]), float(raw["created"]), str(raw["host"]), str(raw.get("boot", "")))
+            said = (str(raw.get(key, "")) for key in ("boot", "gpus"))
+            return Running(int(raw["pid"]), float(raw["created"]), str(raw["host"]), *said)
         except (ValueError, KeyError, TypeError):
             return None
 

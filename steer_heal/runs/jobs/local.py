@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from steer_heal.config import MAX_QUEUED_RUNS, RUN_ID, HealSettings, SettingsError, check_run_id
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, Chunk, EventLog
+from steer_heal.runs.jobs import gpus
 from steer_heal.runs.jobs.folder import RunFolder
 from steer_heal.runs.jobs.launcher import AT_ONCE, About, JobState, niceness, room
 from steer_heal.runs.jobs.processes import CLUSTER, Running, account, process_record, send
@@ -35,7 +36,8 @@ class LocalProcesses:
 
     Several of these may share a folder, in one process or in many: a file lock lets one decide at a time, so
     no run starts twice. `at_once` is the environment's `STEER_HEAL_RUNS_AT_ONCE`, else 1, when not given; a
-    paused run keeps its place. Runs give way to the page as far as `STEER_HEAL_NICENESS` says. `command` plus
+    paused run keeps its place. Runs that go at once share out the GPUs of `CUDA_VISIBLE_DEVICES`, and give
+    way to the page as far as `STEER_HEAL_NICENESS` says. `command` plus
     the folder is what is started; `grace_s` is how long a cancelled run has to end by itself. Bad input and
     folders that cannot be written raise `SettingsError`.
     """
@@ -99,7 +101,7 @@ class LocalProcesses:
         except OSError:
             return []
         known = self._ages
-        here = [name for name in names if os.path.exists(self.runs_dir / name / "events.jsonl")]
+        here = [name for name in names if os.path.exists(f"{self.runs_dir}/{name}/events.jsonl")]
         self._ages = ages = {name: known.get(name) or self._age(name) for name in here}
         return sorted(ages, key=ages.__getitem__)
 
@@ -111,11 +113,11 @@ class LocalProcesses:
 
     def events(self, run_id: str, offset: int = 0) -> Chunk:
         """The run's events after byte `offset` of its log."""
-        log = RunFolder(self.runs_dir / check_run_id(run_id)).log
+        log = f"{self.runs_dir}/{check_run_id(run_id)}/events.jsonl"
         with suppress(OSError):
-            if log.stat().st_size == offset:
+            if os.stat(log).st_size == offset:
                 return Chunk((), offset)
-        return events.read(log, offset)
+        return events.read(Path(log), offset)
 
     def poll(self, run_id: str) -> JobState:
         """How the run stands: its last word when it said one, else whether its process lives."""
@@ -139,6 +141,14 @@ class LocalProcesses:
             return JobState("interrupted", said)
         how = account(code, folder.last_memory(), folder.last_line())
         return JobState("interrupted", how["message"], process.pid)
+
+    def places(self) -> int:
+        """How many runs go at a time."""
+        return self.at_once
+
+    def held(self, run_id: str) -> int | None:
+        """The bytes of memory that the run's process held at its last heartbeat."""
+        return self.folder(run_id).last_memory().get("held")
 
     def _ended(self, folder: RunFolder) -> JobState | None:
         """The state a run's last word leaves it in; read again only when the log has changed."""
@@ -235,8 +245,16 @@ class LocalProcesses:
                     self._enforce(self.folder(run_id), state)
             free = self.at_once - sum(state.pid is not None for state in states.values() if _busy(state))
             waiting = [run_id for run_id, state in states.items() if state.status == "queued"]
+            here, busy = gpus.visible(), [run_id for run_id, state in states.items() if _busy(state)]
+            taken = [gpu for run_id in busy for gpu in self._gpus_of(run_id)]
             for run_id in waiting[: max(0, free)]:
-                self._spawn(self.folder(run_id))
+                given = gpus.share(here, taken, self.at_once)
+                taken += given
+                self._spawn(self.folder(run_id), gpus.environment(here, given))
+
+    def _gpus_of(self, run_id: str) -> list[str]:
+        process = self.folder(run_id).process()
+        return process.gpus.split(",") if process and process.gpus else []
 
     def _enforce(self, folder: RunFolder, state: JobState) -> None:
         """Kills what did not end in time; writes the last word of what could not say it itself."""
@@ -266,18 +284,18 @@ class LocalProcesses:
         except (Timeout, OSError, SettingsError):
             return
 
-    def _spawn(self, folder: RunFolder) -> None:
+    def _spawn(self, folder: RunFolder, given: dict[str, str]) -> None:
         path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         with open(folder.worker_log, "ab") as out:
             child = subprocess.Popen(
                 (*self._command, str(folder.path)), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": path, AT_ONCE: str(self.at_once)},
+                env={**os.environ, "PYTHONPATH": path, AT_ONCE: str(self.at_once), **given},
             )  # fmt: skip
         self._children[folder.run_id] = child
         self._asked.pop(folder.run_id, None)
         try:
-            folder.claim_if_free(process_record(child.pid))
+            folder.claim_if_free(process_record(child.pid, given.get(gpus.ALLOWED, "")))
             psutil.Process(child.pid).nice(max(self._niceness, psutil.Process().nice()))
         except psutil.NoSuchProcess:
             return

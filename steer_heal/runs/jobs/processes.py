@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+from steer_heal.runs.jobs import gpus
+
 _SAME_START_S = 1.0
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _VMSTAT = Path("/proc/vmstat")
@@ -22,23 +24,26 @@ LITTLE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A process: `created` in seconds after the machine's start, and which start that was (`boot`). Of a run
-    on a cluster `host` is the cluster's address, and the process the one that began to listen to it."""
+    """A process: `created` in seconds after the machine's start, and which start that was (`boot`); `gpus`:
+    those that it may use, where that was said. Of a run on a cluster `host` is the cluster's address, and the
+    process the one that began to listen to it."""
 
     pid: int
     created: float
     host: str
     boot: str = ""
+    gpus: str = ""
 
 
 def this_process() -> Running:
     """The calling process."""
-    return process_record(os.getpid())
+    return process_record(os.getpid(), os.environ.get(gpus.ALLOWED, ""))
 
 
-def process_record(pid: int) -> Running:
-    """The record of a living process on this host. Raises: `psutil.NoSuchProcess`."""
-    return Running(pid, _created(psutil.Process(pid)), socket.gethostname(), _boot())
+def process_record(pid: int, given: str = "") -> Running:
+    """The record of a living process on this host, which was `given` these GPUs. Raises:
+    `psutil.NoSuchProcess`."""
+    return Running(pid, _created(psutil.Process(pid)), socket.gethostname(), _boot(), given)
 
 
 def lives_here(process: Running) -> bool:

@@ -162,16 +162,19 @@ class Line:
 
 class RayCluster(LocalProcesses):
     """As `LocalProcesses`, of which it has the folder, but what it starts runs on the cluster at `address`,
-    `ray://HOST:PORT`; each run has `cpus` CPUs and, where the cluster has some, a GPU.
+    `ray://HOST:PORT`; each run has `cpus` CPUs and, where the cluster has some, that many or that share of
+    `gpus`.
 
     A run goes on there while nobody listens, and what it did is heard later. Asked to pause, it leaves its
     place after its round. Raises `SettingsError` where Ray is not installed, nobody answers, or the versions
     differ.
     """
 
-    def __init__(self, runs_dir: str | Path, address: str, *, cpus: int = 1) -> None:
+    def __init__(self, runs_dir: str | Path, address: str, *, cpus: int = 1, gpus: float = 1.0) -> None:
+        if cpus < 1 or not (0 <= gpus <= 1 or (gpus > 0 and gpus % 1 == 0)):
+            raise SettingsError("A run has 1 or more CPUs, and a share of one GPU or several whole ones.")
         super().__init__(runs_dir, at_once=0)
-        self.address, self._cpus = address, cpus
+        self.address, self._cpus, self._gpus = address, cpus, gpus
         self._ray: Any = None
         self._lines: dict[str, Line] = {}
         self._again, self._trouble = 0.0, ""
@@ -200,6 +203,12 @@ class RayCluster(LocalProcesses):
         if line is not None and not line.begun and state.status == "running" and not state.message:
             return JobState("running", f"waits for a place on {self.address}")
         return state
+
+    def places(self) -> int:
+        """How many runs the cluster has room for."""
+        there = self._ray.cluster_resources()
+        by_cpu, gpus = int(there.get("CPU", 0) // self._cpus), there.get("GPU")
+        return min(by_cpu, int(gpus / self._gpus)) if gpus and self._gpus else by_cpu
 
     def need(self, models: Iterable[str]) -> None:
         """Raises: `SettingsError` where a node lacks one of the models, or what the project needs."""
@@ -310,7 +319,7 @@ class RayCluster(LocalProcesses):
             try:
                 actor = self._ray.get_actor(run_id)
             except ValueError:
-                gpus = int(self._ray.cluster_resources().get("GPU", 0) > 0)
+                gpus = self._gpus if self._ray.cluster_resources().get("GPU") else 0
                 actor = self._ray.remote(Remote).options(
                     name=run_id, lifetime="detached", num_cpus=self._cpus, num_gpus=gpus,
                     max_restarts=RESTARTS, max_task_retries=-1,

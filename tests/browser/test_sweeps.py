@@ -1,0 +1,52 @@
+"""A sweep on the page: said beforehand, started, compared, shown on the map as one, stopped; fake engine."""
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.test_page import nodes, type_into
+
+
+def test_a_sweep_from_its_form_to_its_chart(page: Page) -> None:
+    page.get_by_role("button", name="Several runs: a sweep").click()
+    type_into(page, "#rounds", "1")
+    type_into(page, "#sweep-axes", "train.divergance=nll")
+    said = page.locator("#sweep-said")
+    expect(said).to_contain_text("perhaps train.divergence")
+    type_into(page, "#sweep-axes", "train.divergence=nll,kl_rev\nseed=3,4")
+    expect(said).to_contain_text("4 runs, 1 at a time. Time: about 6 min. Memory: 0.4 GB a run")
+    page.locator("#sweep-start").click()
+    expect(said).to_contain_text("4 runs are queued")
+    sweep = page.locator("#sweeps tbody tr", has_text="train.divergence").first
+    expect(sweep).to_contain_text("4 finished")
+    expect(page.locator("#sweep h3")).to_contain_text("train.divergence")
+    expect(page.locator("#sweep")).to_contain_text("no different")
+    for name in ("front", "settings", "runs"):
+        expect(page.locator("#sweep-chart .legendtext", has_text=re.compile(f"^{name}$"))).to_be_visible()
+    before = nodes(page, "healed")
+    sweep.locator("[data-action=show-sweep]").click()
+    expect(sweep.locator("[role=checkbox]")).to_have_attribute("aria-checked", "true")
+    shown = "document.querySelector('#map .sh-plot').data.find(t => t.name === 'healed').x.length"
+    page.wait_for_function(f"{shown} > {min(before, 4)}")
+    sweep.locator("[data-action=show-sweep]").click()
+    expect(sweep.locator("[role=checkbox]")).to_have_attribute("aria-checked", "false")
+    sweep.locator("[data-action=open-sweep]").click()
+    expect(page.locator("#sweep h3")).to_have_count(0)
+
+
+def test_a_sweep_is_stopped_after_asking_and_resumed(page: Page) -> None:
+    page.get_by_role("button", name="Several runs: a sweep").click()
+    type_into(page, "#rounds", "30")
+    type_into(page, "#sweep-axes", "train.lam=1,2")
+    expect(page.locator("#sweep-said")).to_contain_text("2 runs")
+    page.locator("#sweep-start").click()
+    sweep = page.locator("#sweeps tbody tr", has_text="train.lam").first
+    expect(sweep).to_contain_text("2 running")
+    page.once("dialog", lambda dialog: dialog.accept())
+    sweep.locator("[data-action=stop-sweep]").click()
+    expect(sweep).to_contain_text("2 cancelled")
+    sweep.locator("[data-action=resume-sweep]").click()
+    expect(sweep).to_contain_text("2 running")
+    page.once("dialog", lambda dialog: dialog.accept())
+    sweep.locator("[data-action=stop-sweep]").click()
+    expect(sweep).to_contain_text("2 cancelled")
