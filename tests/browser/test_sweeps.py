@@ -1,10 +1,21 @@
 """A sweep on the page: said beforehand, started, compared, shown on the map as one, stopped; fake engine."""
 
 import re
+from collections.abc import Iterator
 
+import pytest
 from playwright.sync_api import Page, expect
 
+from tests.browser.conftest import free_port, serving
 from tests.browser.test_page import nodes, type_into
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of its own: a sweep's runs would take the places on the map of others that tests wait for."""
+    port, log = free_port(), tmp_path_factory.mktemp("fake") / "server.log"
+    with serving("-m", "tests.browser.serve_fake", str(port), "2", port=port, log=log) as url:
+        yield url
 
 
 def test_a_sweep_from_its_form_to_its_chart(page: Page) -> None:
