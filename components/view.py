@@ -316,19 +316,22 @@ def worth(agreement: Agreement, frame: str) -> str:
 
 
 def dose(alpha: float, frame: SteerFrame | None = None, where: str = EVERYWHERE, mix: str = "") -> str:
-    """What alpha means here: of which mix and for which tokens it is, nats, the share of the residual's norm,
-    and c*."""
-    parts = [f"alpha {alpha:g} of {esc(mix)}" if mix else f"alpha {alpha:g}"]
-    if where != EVERYWHERE:
-        of_prompt = ' class="sh-at-prompt"' if steered_share(where, -1) else ""
-        parts.append(f"<span{of_prompt}>{esc(gate_in_words(where))}</span>")
+    """What alpha means here: nats, the share of the residual's norm, c*, for which tokens it is, and of which
+    mix."""
+    parts = [f"alpha {alpha:g}"]
     if frame is not None and frame.dose_nats is not None:
-        measured = "more than" if frame.dose_beyond else "measured" if mix else "about"
+        own = mix or where != EVERYWHERE
+        measured = "more than" if frame.dose_beyond else "measured" if own else "about"
         parts.append(f"{measured} {number(frame.dose_nats, 2)} nats")
     if frame is not None and frame.dose_fraction is not None:
         parts.append(f"{100 * frame.dose_fraction:.0f}% of the residual's norm")
     if frame is not None and frame.c_star is not None:
         parts.append(f"c* = {number(frame.c_star, 1)}{what_is('c*')}")
+    if where != EVERYWHERE:
+        of_prompt = ' class="sh-at-prompt"' if steered_share(where, -1) else ""
+        parts.append(f"<span{of_prompt}>{esc(gate_in_words(where))}</span>")
+    if mix:  # last, as a line has room for so much and no more
+        parts.append(f"of {esc(mix)}")
     return f'<div class="sh-dim sh-dose">{" · ".join(parts)}</div>'
 
 
