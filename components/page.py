@@ -44,16 +44,17 @@ def build(engine: Engine) -> gr.Blocks:
         table, message, said = runs.build()
         listed, sweep_message, compared, front = sweeps.build()
         detail = moral_map.build_detail(engine, kept)
-        seen = gr.State("")
+        # What was drawn last: a look that began before a press must not draw what the press has left behind.
+        seen = gr.State(("", None))
         drawn = [chart, key, healing.card, table, said, listed, compared, front, seen]
 
         def redraw(remembered: Memory) -> tuple[Any, ...]:
             figure, *rest = watching.draw(engine, remembered)
-            return figure, *rest, *sweeps.draw(engine, remembered), watching.digest(figure)
+            return figure, *rest, *sweeps.draw(engine, remembered), (watching.digest(figure), remembered)
 
-        def look(remembered: Memory, in_view: str) -> tuple[Any, ...]:
-            figure, *rest, now = redraw(remembered)
-            return figure if now != in_view else gr.skip(), *rest, now
+        def look(last: tuple[str, Memory]) -> tuple[Any, ...]:
+            figure, *rest, now = redraw(last[1])
+            return figure if now != last else gr.skip(), *rest, now
 
         def reopen(remembered: Memory) -> tuple[Any, ...]:
             return (*moral_map.open_round(engine, remembered), "all")
@@ -72,7 +73,7 @@ def build(engine: Engine) -> gr.Blocks:
         for event in acted:
             done = event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
             done.then(None, js=plot.REVEAL, **INTERNAL)
-        plot.marks(WATCH_SECONDS).click(look, [kept, seen], drawn, **INTERNAL)
+        plot.marks(WATCH_SECONDS).click(look, seen, drawn, **INTERNAL)
         plot.knock().click(lambda: None, None, None, **INTERNAL)
         loaded = page.load(watching.adopt, kept, kept, **INTERNAL).then(redraw, kept, drawn, **INTERNAL)
         loaded.then(reopen, kept, open_outputs, **INTERNAL)
