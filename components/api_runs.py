@@ -140,8 +140,6 @@ def _reading(engine: Engine) -> list[Callable[..., Any]]:
 
 
 def _sweeping(engine: Engine) -> list[Callable[..., Any]]:
-    sweeps = engine.sweeps
-
     def start_sweep(
         axes: list[str],
         trait: str = DEFAULT_TRAIT,
@@ -164,11 +162,11 @@ def _sweeping(engine: Engine) -> list[Callable[..., Any]]:
         """
         values = {"trait": trait, "rounds": rounds, "name": name, "model": engine.info.name}
         base = heal_settings(preset, **{**(settings or {}), **values})
-        return sweeps.start(base, parse(axes, budget), budget=budget).model_dump(mode="json")
+        return engine.sweeps.start(base, parse(axes, budget), budget=budget).model_dump(mode="json")
 
     def list_sweeps() -> list[dict]:
         """All sweeps of runs, the newest first."""
-        return [sweep.model_dump(mode="json") for sweep in sweeps.all()]
+        return [sweep.model_dump(mode="json") for sweep in engine.sweeps.all()]
 
     def sweep_table(sweep_id: str) -> dict:
         """How a sweep's runs stand; of those that finished means, spreads over seeds, and paired differences.
@@ -176,8 +174,8 @@ def _sweeping(engine: Engine) -> list[Callable[..., Any]]:
         Args:
             sweep_id: Which sweep.
         """
-        sweep = sweeps.find(sweep_id)
-        return sweep.model_dump(mode="json") | sweeps.table(sweep).document()
+        sweep = engine.sweeps.find(sweep_id)
+        return sweep.model_dump(mode="json") | engine.sweeps.table(sweep).document()
 
     def stop_sweep(sweep_id: str) -> int:
         """Cancel the runs of a sweep that have not ended; gives how many.
@@ -185,7 +183,7 @@ def _sweeping(engine: Engine) -> list[Callable[..., Any]]:
         Args:
             sweep_id: Which sweep.
         """
-        return sweeps.stop(sweeps.find(sweep_id))
+        return engine.sweeps.stop(engine.sweeps.find(sweep_id))
 
     def resume_sweep(sweep_id: str) -> dict:
         """Go on with a sweep's runs that did not finish, on the page's machine; gives the sweep.
@@ -193,6 +191,6 @@ def _sweeping(engine: Engine) -> list[Callable[..., Any]]:
         Args:
             sweep_id: Which sweep.
         """
-        return sweeps.resume(sweeps.find(sweep_id), cluster=LOCAL).model_dump(mode="json")
+        return engine.sweeps.resume(engine.sweeps.find(sweep_id), cluster=LOCAL).model_dump(mode="json")
 
     return [start_sweep, list_sweeps, sweep_table, stop_sweep, resume_sweep]
