@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from steer_heal.config import DoseRequest, HealSettings, SteerRequest
+from steer_heal.config import DoseRequest, HealSettings, SteerRequest, TalkRequest
 from steer_heal.records import (
     CompletionRow,
     ControlNode,
@@ -22,6 +22,7 @@ from steer_heal.records import (
     RunRow,
     SteerFrame,
     Sweep,
+    TalkFrame,
     Trait,
     Vignette,
 )
@@ -67,6 +68,7 @@ class Engine(Protocol):
     def dose(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]: ...
     def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]: ...
     def effect(self, request: DoseRequest, *, session: str) -> Iterator[Effect | str]: ...
+    def talk(self, request: TalkRequest, *, session: str) -> Iterator[TalkFrame]: ...
     def stop(self, session: str) -> None: ...
     def launch(self, settings: HealSettings) -> str: ...
     def clone(self, run_id: str, changes: dict[str, Any] | None = None) -> str: ...

@@ -6,7 +6,20 @@ from typing import Any
 
 import gradio as gr
 
-from components import address, api, dose, heal, model_picker, moral_map, plot, runs, steer, watching, words
+from components import (
+    address,
+    api,
+    dose,
+    heal,
+    model_picker,
+    moral_map,
+    plot,
+    runs,
+    steer,
+    talk,
+    watching,
+    words,
+)
 from components.engine import Engine
 from components.steer import INTERNAL, PRESS
 from components.watching import Memory
@@ -27,6 +40,7 @@ def build(engine: Engine) -> gr.Blocks:
             with gr.Column(scale=5, min_width=330):
                 healing = heal.build(engine, steering, kept)
                 chart, key = moral_map.build_map()
+        talked = talk.build(engine, steering.knobs)
         table, message, said = runs.build()
         detail = moral_map.build_detail(engine, kept)
         seen = gr.State("")
@@ -48,6 +62,8 @@ def build(engine: Engine) -> gr.Blocks:
         panels = {table: message, key: message, message: message, healing.card: healing.message}
         panels[detail.head] = message
         acted = [one.click(runs.acting(engine), [kept], [kept, out], **PRESS) for one, out in panels.items()]
+        to_it = detail.head.click(talk.opening(engine), None, [talked.drawer, talked.voices], **INTERNAL)
+        to_it.then(None, js=plot.REVEAL, **INTERNAL)
         cloned = healing.clone(table)
         steering.say(cloned.then)
         cloned.then(None, js=plot.REVEAL, **INTERNAL)
