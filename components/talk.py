@@ -16,6 +16,7 @@ from components.engine import Engine
 from components.steer import INTERNAL
 from components.talking import Conversation, Exchange, as_json, as_markdown, request, steering, title
 from steer_heal.config import BASE, MAX_PROMPT_CHARS, MAX_SAMPLES, MAX_VOICES, STEERED, SettingsError
+from steer_heal.records import TalkFrame
 
 LOG = logging.getLogger(__name__)
 STEP_S = 0.15
@@ -60,6 +61,7 @@ def talking(engine: Engine, again: bool) -> Callable[..., Iterator[tuple[Any, ..
         asked = request(before, text, take, names, int(n), filled(engine, form))
         about, called, told, frame = steering(asked, names), names_of(engine), 0.0, None
         now, cleared = said, again
+        yield gr.skip(), view_talk.status(TalkFrame(())), gr.skip(), gr.skip(), gr.skip()
         for frame in engine.talk(asked, session=session):
             if not frame.done and time.monotonic() < told + STEP_S:
                 continue

@@ -22,7 +22,7 @@ from steer_heal.evaluate.relevance import relevances
 from steer_heal.evaluate.text_health import health, perplexity
 from steer_heal.generate import Row, decode
 from steer_heal.models import LanguageModel
-from steer_heal.records import Spoken, TalkFrame, Token
+from steer_heal.records import Spoken, Stopped, TalkFrame, Token
 from steer_heal.vectors.steering import Operator
 
 Ids = tuple[int, ...]
@@ -78,7 +78,19 @@ class Talk:
             if stop():
                 yield replace(frame(), done=True, message="Stopped.")
                 return
-        yield self._judged([one for column in texts for one in column], frame())
+        over = False
+
+        def ends() -> bool:
+            nonlocal over
+            over = stop()
+            return over
+
+        try:
+            yield self._judged([one for column in texts for one in column], frame(), ends)
+        except Stopped:
+            if not over:  # the work itself is being put away, and nobody reads on
+                raise
+            yield replace(frame(), done=True, message="Stopped.")
 
     def _encode(self, voice: Voice, asked: TalkRequest) -> Ids:
         """The conversation as ids. Errors: `SettingsError` where it and the answer are too long."""
@@ -125,12 +137,12 @@ class Talk:
         where, coefficients_L = asked.steering(alpha).gate, steered_by.coefficients_RL(alpha)[0]
         return Row(text.prompt, coefficients_L, rng_stream=text.sample, where=where)
 
-    def _judged(self, texts: list[_Text], frame: TalkFrame) -> TalkFrame:
+    def _judged(self, texts: list[_Text], frame: TalkFrame, stop: Callable[[], bool]) -> TalkFrame:
         """The last frame: each answer's health under base, in units of base's own answer of that number where
-        base is among the voices."""
+        base is among the voices. Raises `Stopped` when `stop()` says so."""
         prompts, ids = [one.prompt for one in texts], [[token.id for token in one.tokens] for one in texts]
-        logp = text_logp(self._lm, prompts, ids)
-        about = relevances(self._lm, prompts, ids, logp)
+        logp = text_logp(self._lm, prompts, ids, stop=stop)
+        about = relevances(self._lm, prompts, ids, logp, stop=stop)
         own = {one.sample: row for row, one in enumerate(texts) if one.is_base}
         spoken: list[Spoken] = []
         for row, one in enumerate(texts):

@@ -6,6 +6,8 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import finished
+from tests.browser.test_page import launch
+from tests.browser.test_runs import row
 
 
 def opened_talk(page: Page) -> None:
@@ -72,21 +74,25 @@ def test_a_conversation_goes_on_is_edited_answered_again_and_saved(page: Page) -
 
 
 def test_a_healed_round_is_talked_to_until_its_run_is_deleted(page: Page) -> None:
-    page.locator("#launch").click()
-    name = page.locator("#runs tbody tr").first
-    expect(name).to_contain_text("finished", timeout=60_000)
-    name.locator("[data-action=open]").first.click()
+    launch(page, 2, "to talk to")
+    expect(row(page, "to talk to")).to_contain_text("finished")
+    row(page, "to talk to").locator("[data-action=open]").first.click()
+    expect(page.locator("#round h3")).to_contain_text("round 2")
     page.locator("#round [data-action=talk]").click()
     expect(page.locator("#talk-voices")).to_contain_text("round")
     expect(page.locator("#talk-text")).to_be_visible()
+    page.locator("#talk-voices input").click()
+    page.get_by_role("option", name="to talk to, round 1").click()
+    page.keyboard.press("Escape")
     say(page, "hello")
     done(page, 1)
     titles = page.locator("#talk-log .sh-answer-title")
     expect(titles.nth(0)).to_have_text("Base")
-    expect(titles.nth(1)).to_contain_text("round 3")
+    expect(titles.nth(1)).to_have_text("to talk to, round 2")
+    expect(titles.nth(2)).to_have_text("to talk to, round 1")
     page.once("dialog", lambda dialog: dialog.accept())
-    page.locator("#runs tbody tr").first.locator("[data-action=delete]").click()
-    expect(page.locator("#runs-message")).to_contain_text("deleted")
+    row(page, "to talk to").locator("[data-action=delete]").click()
+    expect(page.locator("#runs-message [data-action=restore]")).to_be_visible()
     say(page, "still there?")
     expect(page.locator("#talk-status .sh-error")).to_contain_text("There is no run")
     expect(page.locator("#talk-log .sh-turn")).to_have_count(1)
