@@ -20,6 +20,7 @@ from components import api_runs
 from components.engine import Engine
 from steer_heal.config import (
     AUTO,
+    BASE,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     EVERYWHERE,
@@ -27,7 +28,10 @@ from steer_heal.config import (
     SampleSettings,
     SettingsError,
     SteerRequest,
+    TalkRequest,
+    Voice,
     build,
+    read_voice,
 )
 
 _FOLDERS = re.compile(r"(?<![\w/.])~?/(?:[^\s/:'\"]+/)+")
@@ -38,6 +42,7 @@ def serve(engine: Engine) -> None:
     for function in (
         *_telling(engine),
         _steering(engine),
+        _talking(engine),
         _profiling(engine),
         _sweeping(engine),
         effecting(engine),
@@ -177,6 +182,62 @@ def _steering(engine: Engine) -> Callable[..., Any]:
                 yield {**told, "dose_nats": dose.nats, "message": dose.message or told["message"]}
 
     return steer
+
+
+def _talking(engine: Engine) -> Callable[..., Any]:
+    """A conversation."""
+
+    def talk(
+        messages: list[dict[str, str]],
+        voices: list[str] | None = None,
+        alpha: float = 1.0,
+        trait: str = DEFAULT_TRAIT,
+        band_low: float = DEFAULT_BAND[0],
+        band_high: float = DEFAULT_BAND[1],
+        n: int = 1,
+        tokens: int = 60,
+        seed: int = 0,
+        greedy: bool = False,
+        method: str = AUTO,
+        where: str = EVERYWHERE,
+        mix: str = "",
+    ) -> Iterator[dict]:
+        """The next answers of a conversation by up to four voices; each item holds all texts so far, the last
+        one each text's health too.
+
+        Args:
+            messages: What was said, each with a role (system, user or assistant) and a content.
+            voices: Who answers, base, steered or RUN/ROUND, a healed round; base when none.
+            alpha: Dose of the steered voice in units of c*.
+            trait: Name of the axis to move along, see describe.
+            band_low: Lower end of the steered layers, as a share of depth from 0 to 1.
+            band_high: Upper end of the steered layers, as a share of depth from 0 to 1.
+            n: How many answers each voice gives.
+            tokens: Longest answer, in tokens.
+            seed: Of the random numbers that answers of one number share.
+            greedy: Always take the likeliest token.
+            method: How the vector is extracted, see describe.
+            where: Which tokens are steered, as in steer.
+            mix: Instead of the trait's vector, as in steer.
+        """
+        names = voices or [BASE]
+        said = tuple(build(Voice, messages=messages, **read_voice(name, alpha)) for name in names)
+        sample = build(SampleSettings, max_new_tokens=tokens, seed=seed, greedy=greedy)
+        request = build(
+            TalkRequest, voices=said, n=n, sample=sample, trait=trait, band=(band_low, band_high),
+            method=method, where=where, mix=mix,
+        )  # fmt: skip
+        with _session(engine) as session:
+            for frame in engine.talk(request, session=session):
+                yield {
+                    "answers": [
+                        [{"text": one.text, "health": one.health and asdict(one.health)} for one in some]
+                        for some in frame.voices
+                    ],
+                    "done": frame.done, "together": frame.together, "message": frame.message,
+                }  # fmt: skip
+
+    return talk
 
 
 def _profiling(engine: Engine) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from steer_heal.config import DoseRequest, HealSettings, RunSweep, SteerRequest
+from steer_heal.config import DoseRequest, HealSettings, RunSweep, SteerRequest, TalkRequest
 from steer_heal.config.axes import Axes
 from steer_heal.records import (
     CompletionRow,
@@ -25,6 +25,7 @@ from steer_heal.records import (
     Sweep,
     SweepForecast,
     SweepTable,
+    TalkFrame,
     Trait,
     Vignette,
 )
@@ -84,6 +85,7 @@ class Engine(Protocol):
     def dose(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]: ...
     def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]: ...
     def effect(self, request: DoseRequest, *, session: str) -> Iterator[Effect | str]: ...
+    def talk(self, request: TalkRequest, *, session: str) -> Iterator[TalkFrame]: ...
     def stop(self, session: str) -> None: ...
     def launch(self, settings: HealSettings) -> str: ...
     def clone(self, run_id: str, changes: dict[str, Any] | None = None) -> str: ...

@@ -17,6 +17,7 @@ from components import (
     runs,
     steer,
     sweeps,
+    talk,
     watching,
     words,
 )
@@ -41,6 +42,7 @@ def build(engine: Engine) -> gr.Blocks:
                 healing = heal.build(engine, steering, kept)
                 swept = sweeps.build_form(engine, healing, kept)
                 chart, key = moral_map.build_map()
+        talked = talk.build(engine, steering.knobs)
         table, message, said = runs.build()
         listed, sweep_message, compared, front = sweeps.build()
         detail = moral_map.build_detail(engine, kept)
@@ -66,6 +68,8 @@ def build(engine: Engine) -> gr.Blocks:
         panels[detail.head] = message
         acted = [one.click(runs.acting(engine), [kept], [kept, out], **PRESS) for one, out in panels.items()]
         acted.append(listed.click(sweeps.acting(engine), [kept], [kept, sweep_message], **PRESS))
+        to_it = detail.head.click(talk.opening(engine), None, [talked.drawer, talked.voices], **INTERNAL)
+        to_it.then(None, js=plot.REVEAL, **INTERNAL)
         cloned = healing.clone(table)
         steering.say(cloned.then)
         cloned.then(None, js=plot.REVEAL, **INTERNAL)

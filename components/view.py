@@ -285,9 +285,14 @@ def _answers(profiles: tuple[Profile, Profile]) -> str:
 
 def verdict(frame: SteerFrame) -> str:
     """One word for the steered text, and by which reading; nothing while there is too little of it."""
-    if frame.health is None or not (word := frame.health.verdict):
+    return text_word(frame.health)
+
+
+def text_word(health: TextHealth | None) -> str:
+    """One word for a text, and by which reading; nothing where it was not judged."""
+    if health is None or not (word := health.verdict):
         return ""
-    why = "; ".join(_beyond(frame.health).values())
+    why = "; ".join(_beyond(health).values())
     said = f'<span class="sh-why sh-dim" title="{esc(why)}">{esc(why)}</span>' if why else ""
     return f'{said}<span class="sh-word sh-{word}" title="{esc(why)}">{word}</span>'
 

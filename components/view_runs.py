@@ -258,7 +258,13 @@ def _rounds(run: RunRow | None, shown: int | None = None) -> str:
         f'aria-pressed="{str(n == shown).lower()}">{f"round {n}" if n else "base"}</button>'
         for n in range(run.round + 1)
     )
-    return f"<p>{' '.join(buttons)}</p>"
+    talk = (
+        f' <button class="sh-button" data-action="talk" data-run="{esc(run.run_id)}" '
+        f'data-round="{shown}">talk to it</button>'
+        if shown and not run.is_example
+        else ""
+    )
+    return f"<p>{' '.join(buttons)}{talk}</p>"
 
 
 def headline(facts: Mapping[str, Any]) -> str:

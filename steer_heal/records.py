@@ -456,6 +456,33 @@ class SteerFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class Spoken:
+    """One answer in a conversation as far as it is written; its health once all are whole. `cut`: whether it
+    ended at the limit of tokens."""
+
+    tokens: tuple[Token, ...]
+    health: TextHealth | None = None
+    cut: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(token.text for token in self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class TalkFrame:
+    """A moment of a conversation's answers: of each voice each of its samples. `together`: how they are
+    written, in words. `done` is the last frame."""
+
+    voices: tuple[tuple[Spoken, ...], ...]
+    together: str = ""
+    done: bool = False
+    waiting: int = 0
+    seconds: float = 0.0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One line of a run's log. `seq` rises from 0 without gaps; `time` is seconds since the epoch."""
 

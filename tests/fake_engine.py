@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 from steer_heal.config import (
     EVERYWHERE,
@@ -15,6 +16,7 @@ from steer_heal.config import (
     HealSettings,
     SettingsError,
     SteerRequest,
+    TalkRequest,
     changed,
     check_band,
     read_mix,
@@ -32,8 +34,10 @@ from steer_heal.records import (
     ModelInfo,
     Profile,
     SampleAnswer,
+    Spoken,
     SteerFrame,
     Sweep,
+    TalkFrame,
     TextHealth,
     Token,
     Trait,
@@ -204,7 +208,42 @@ class FakeEngine:
 
     def stop(self, session: str) -> None:
         with self._lock:
-            self._newest[session] = -abs(self._newest.get(session, 0)) - 1
+            for name in (session, f"talk {session}"):
+                self._newest[name] = -abs(self._newest.get(name, 0)) - 1
+
+    def talk(self, request: TalkRequest, *, session: str) -> Iterator[TalkFrame]:
+        for voice in request.voices:
+            if voice.run and (model := self.runs.settings(voice.run).model) != self.info.name:
+                raise SettingsError(f"Run {voice.run} healed {model}: choose another.")
+            if len(voice.messages) > 9:
+                raise SettingsError("This conversation has 2100 tokens: begin a new conversation.")
+        with self._lock:
+            mine = self._newest[f"talk {session}"] = abs(self._newest.get(f"talk {session}", 0)) + 1
+        columns = [
+            [
+                f"{len(voice.messages)} messages , <b>{voice.messages[-1].content}</b> : sample {i} of seed "
+                f"{request.sample.seed} {'KIND' if voice.alpha else voice.run or 'DULL'}".split()
+                for i in range(request.n)
+            ]
+            for voice in request.voices
+        ]
+        slow = "haltingly" in request.voices[0].messages[-1].content
+
+        def frame(n: int, **more: Any) -> TalkFrame:
+            health = TextHealth(1.3, 1.0, 0.02) if more.get("done") else None
+            said = tuple(
+                tuple(Spoken(tuple(Token(0, f"{w} ", 0.5) for w in words[:n]), health) for words in some)
+                for some in columns
+            )
+            return TalkFrame(said, "in one batch", **more)
+
+        for n in range(1, 1 + max(len(words) for some in columns for words in some)):
+            time.sleep(self.delay * (20 if slow else 1))
+            if self._newest[f"talk {session}"] != mine:
+                yield frame(n - 1, done=True, message="Stopped.")
+                return
+            yield frame(n)
+        yield frame(99, done=True)
 
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
         mass = 0.997 - 0.02 * max(0.0, abs(request.alpha) - 1.5) ** 2

@@ -103,15 +103,20 @@ window.SteerHeal = (() => {
     const flat = rows.map(({ profile, ...row }) => ({ ...row, ...profile }));
     const cell = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
     const lines = [Object.keys(flat[0]), ...flat.map(Object.values)].map((line) => line.map(cell).join(","));
+    save(`${name}.csv`, lines.join("\n") + "\n");
+  }
+
+  // A text as a file.
+  function save(name, text) {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
-    link.download = `${name}.csv`;
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
+    link.download = name;
     link.click();
     URL.revokeObjectURL(link.href);
   }
 
   // What a click opens comes into view and takes the focus, once Python has filled it.
-  const OPENS = { open: "round", clone: "run-name", "open-sweep": "sweep" };
+  const OPENS = { open: "round", clone: "run-name", "open-sweep": "sweep", talk: "talk" };
   let opening = null;
   function reveal(name = opening) {
     opening = null;
@@ -297,5 +302,5 @@ window.SteerHeal = (() => {
   // Tokens are shaded by what steering changed, or by what they carry of the trait.
   const shade = (by) => { document.body.classList.toggle("sh-by-trait", by === "trait"); };
 
-  return { chart, actions, mark, pace, moved, reveal, shade, visit, words };
+  return { chart, actions, mark, pace, moved, reveal, save, shade, visit, words };
 })();

@@ -64,4 +64,14 @@ from steer_heal.config.healing import (
 from steer_heal.config.mixes import MAX_MIX_CHARS, MAX_MIXED, Mix, Term, check_mix, read_mix, written
 from steer_heal.config.requests import THRESHOLDS, DoseRequest, SteerRequest, Thresholds
 from steer_heal.config.run_sweep import LOCAL, Cell, Draw, RunSweep
+from steer_heal.config.talks import (
+    BASE,
+    MAX_SAMPLES,
+    MAX_VOICES,
+    STEERED,
+    TalkRequest,
+    Turn,
+    Voice,
+    read_voice,
+)
 from steer_heal.config.wording import first_line

@@ -12,17 +12,28 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from steer_heal import data, models, sources
-from steer_heal.config import AUTO, DoseRequest, HealSettings, SampleSettings, SteerRequest, build, changed
+from steer_heal.config import (
+    AUTO,
+    DoseRequest,
+    HealSettings,
+    SampleSettings,
+    SteerRequest,
+    TalkRequest,
+    build,
+    changed,
+)
 from steer_heal.data import own_traits
 from steer_heal.engine.answer import encode
 from steer_heal.engine.answer_batch import Answers
 from steer_heal.engine.effects import Effects
+from steer_heal.engine.healed import HealedRounds
 from steer_heal.engine.preemptible import while_wanted
 from steer_heal.engine.requests import Request, Waiting
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.run_sweeps import RunSweeps
 from steer_heal.engine.scheduler import Scheduler
 from steer_heal.engine.sweeps import Sweeps, ending
+from steer_heal.engine.talk import Talk
 from steer_heal.engine.validate import check
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.choice import evaluate
@@ -38,6 +49,7 @@ from steer_heal.records import (
     SteerFrame,
     Stopped,
     Sweep,
+    TalkFrame,
     Trait,
     Vignette,
 )
@@ -71,9 +83,9 @@ class Engine:
     ) -> None:
         folder = Path(runs_dir).absolute()
         self._cache_dir = Path(cache_dir) if cache_dir else folder.parent / "cache"
+        self.runs = RunIndex(LocalProcesses(folder, at_once=at_once), Store(db, patience=1.0))
         self._take(models.load(model or models.default_model()[0]) if lm is None else lm)
         self.scheduler = Scheduler()
-        self.runs = RunIndex(LocalProcesses(folder, at_once=at_once), Store(db, patience=1.0))
         self.sweeps = RunSweeps(self.runs, folder, sound=self._sound)
         self._numbers = itertools.count()
         self._choosing = threading.Lock()
@@ -106,6 +118,7 @@ class Engine:
         self._lm, self._vectors, self._answers, self._frames = lm, vectors, answers, frames
         self._sweeps = Sweeps(lm, vectors, frames)
         self._effects = Effects(lm, vectors, frames, self._cache_dir)
+        self._talk = Talk(lm, vectors, HealedRounds(lm, self.runs))
         self.info: ModelInfo = lm.info
 
     def warm_up(self) -> None:
@@ -152,9 +165,23 @@ class Engine:
             waiting = isinstance(item, Waiting)
             yield SteerFrame((), (), False, False, waiting=item.ahead) if waiting else item()
 
+    def talk(self, request: TalkRequest, *, session: str) -> Iterator[TalkFrame]:
+        """The next answers of a conversation as they are written, a frame a token; the last is `done` and has
+        each one's health under base. A session's newer request ends its older one. Adapters of a healed round
+        are on the model only while its rows begin: whoever else is answered meanwhile gets the base."""
+        talk = self._talk
+
+        def steps(wanted: Request[TalkFrame | None]) -> Iterator[TalkFrame | None]:
+            with suppress(Stopped):
+                yield from while_wanted(wanted, lambda stop: talk.answer(request, stop))
+
+        for item in self.scheduler.run(f"talk {session}", steps):
+            if item is not None:
+                yield TalkFrame((), waiting=item.ahead) if isinstance(item, Waiting) else item
+
     def stop(self, session: str) -> None:
         """Ends what the session has running, within a token."""
-        for work in ("steer", "dose", "kl"):
+        for work in ("steer", "dose", "kl", "talk"):
             self.scheduler.stop(f"{work} {session}")
 
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:

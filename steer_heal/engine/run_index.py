@@ -110,6 +110,17 @@ class RunIndex:
         except (OSError, ValueError) as error:
             raise SettingsError("The example's settings cannot be read: clone another run.") from error
 
+    def adapters(self, run_id: str) -> Path:
+        """The folder of the run's adapters. Raises: `SettingsError` for a run that is not there (any more)
+        and for the example."""
+        if run_id == EXAMPLE_ID:
+            raise SettingsError("The example run came without its adapters: start a run of your own.")
+        try:
+            return self.launcher.adapters(run_id)
+        except SettingsError as error:
+            said = f"There is no run {run_id} to talk to: it was deleted, or lies elsewhere; choose another."
+            raise SettingsError(said) from error
+
     def rename(self, run_id: str, name: str) -> None:
         """Raises: `SettingsError`."""
         if not 0 < len(name.strip()) <= MAX_RUN_NAME_CHARS:

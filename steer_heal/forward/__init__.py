@@ -60,9 +60,15 @@ def open(lm: LanguageModel, directions_LD: Tensor | Operator | None = None) -> F
     """
     if directions_LD is None:
         directions_LD = torch.zeros(lm.n_layers, lm.width)
-    if isinstance(directions_LD, Tensor | Directions) and not unsupported_reason(lm):
+    if isinstance(directions_LD, Tensor | Directions) and holds_on(lm, directions_LD):
         return OurForward(lm, directions_LD)
     return PlainForward(lm, directions_LD)
+
+
+def holds_on(lm: LanguageModel, directions_LD: Tensor | Operator) -> bool:
+    """Whether rows that were begun read on with the adapters that were on the model then, whatever is put on
+    it or taken off since: our own blocks hold on to the layers themselves, transformers' forward does not."""
+    return isinstance(directions_LD, Tensor | Directions) and not unsupported_reason(lm)
 
 
 def forward_used(lm: LanguageModel, directions_LD: Tensor | Operator) -> str:

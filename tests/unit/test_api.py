@@ -57,6 +57,23 @@ def test_steering_streams_both_texts(client):
     assert len(job.outputs()) > 1
 
 
+def test_talking_streams_every_voice_and_refuses_what_is_none(client):
+    said = [{"role": "user", "content": "hello"}]
+    job = client.submit(said, ["base", "steered"], n=2, seed=3, api_name="/talk")
+    last = job.result()
+    assert last["done"]
+    assert [len(some) for some in last["answers"]] == [2, 2]
+    assert "seed 3" in last["answers"][0][1]["text"]
+    assert last["answers"][0][0]["health"]["verdict"] == "fine"
+    assert len(job.outputs()) > 1
+    with pytest.raises(AppError, match="is nobody who answers"):
+        client.predict(said, ["somebody"], api_name="/talk")
+    with pytest.raises(AppError, match="must take turns"):
+        client.predict(said * 2, api_name="/talk")
+    with pytest.raises(AppError, match="There is no run"):
+        client.predict(said, ["no-such-run/1"], api_name="/talk")
+
+
 def test_how_tokens_are_drawn_can_be_said(client, engine):
     client.predict("as told", temperature=0, top_p=0.5, top_k=-1, api_name="/steer")
     client.predict("as the model is", api_name="/steer")

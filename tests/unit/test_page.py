@@ -30,7 +30,7 @@ def test_no_handler_is_a_public_endpoint_but_those_with_a_name() -> None:
     public = {fn.api_name for fn in build(FakeEngine()).fns.values() if fn.api_visibility != "private"}
     assert public == {
         *("describe", "make_trait", "steer", "profile", "sweep", "effect", "launch", "watch", "cancel"),
-        *("pause", "resume", "clone", "runs", "moral_map"),
+        *("pause", "resume", "clone", "runs", "moral_map", "talk"),
         *("start_sweep", "list_sweeps", "sweep_table", "stop_sweep", "resume_sweep"),
     }
 

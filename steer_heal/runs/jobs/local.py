@@ -93,6 +93,10 @@ class LocalProcesses:
         """What the run was launched with."""
         return self.folder(run_id).settings()
 
+    def adapters(self, run_id: str) -> Path:
+        """The folder on this machine in which the run's adapters lie, a round each."""
+        return self.folder(run_id).path / "adapters"
+
     def runs(self) -> list[str]:
         """The ids of all runs in the folder, the oldest first."""
         try:

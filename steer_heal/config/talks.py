@@ -1,0 +1,108 @@
+"""A conversation: what was said in turns, and who answers: base, the steered model or a healed round."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from steer_heal.config.base import (
+    AUTO,
+    DEFAULT_BAND,
+    DEFAULT_TRAIT,
+    MAX_PROMPT_CHARS,
+    MAX_ROUNDS,
+    Alpha,
+    Band,
+    Method,
+    SampleSettings,
+    Settings,
+    SettingsError,
+    build,
+    check_band,
+    check_run_id,
+)
+from steer_heal.config.gates import EVERYWHERE, Gate
+from steer_heal.config.mixes import MixText
+from steer_heal.config.requests import SteerRequest
+
+MAX_VOICES = 4
+MAX_SAMPLES = 4
+MAX_MESSAGES = 401
+BASE, STEERED = "base", "steered"
+
+
+class Turn(Settings):
+    """One message. What somebody typed stays below the limit of a prompt; what a model wrote always does."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str = Field(max_length=MAX_PROMPT_CHARS)
+
+
+class Voice(Settings):
+    """Who answers, and what was said before: with the adapters of `run` up to its `round` where a run is
+    named, at `alpha` in units of c*.
+
+    The messages take turns after a system text, which may come first, and the last is a user's.
+    """
+
+    messages: tuple[Turn, ...] = Field(min_length=1, max_length=MAX_MESSAGES)
+    alpha: Alpha = 0.0
+    run: str = ""
+    round: int = Field(default=0, ge=0, le=MAX_ROUNDS)
+
+    @field_validator("messages")
+    @classmethod
+    def _in_turns(cls, messages: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        roles = [turn.role for turn in messages]
+        spoken = roles[1:] if roles[0] == "system" else roles
+        if not spoken or spoken[0] != "user" or spoken[-1] != "user" or "system" in spoken:
+            raise ValueError("messages must begin, after a system text at most, and end with a user's")
+        if any(one == next_ for one, next_ in pairwise(spoken)):
+            raise ValueError("messages must take turns: a user's, an assistant's, a user's")
+        if not messages[-1].content.strip():
+            raise ValueError("messages end with an empty one: type something")
+        return messages
+
+    @model_validator(mode="after")
+    def _of_a_run(self) -> Self:
+        if bool(self.run) != bool(self.round):
+            raise ValueError("a healed round has a run and a number from 1: give both or neither")
+        return self
+
+
+class TalkRequest(Settings):
+    """The next answers of up to four voices, `n` of each; what steers those with an alpha is as in
+    `SteerRequest`. Answers of one number share their random numbers."""
+
+    voices: tuple[Voice, ...] = Field(min_length=1, max_length=MAX_VOICES)
+    n: int = Field(default=1, ge=1, le=MAX_SAMPLES)
+    trait: str = DEFAULT_TRAIT
+    band: Band = DEFAULT_BAND
+    sample: SampleSettings = SampleSettings()
+    method: Method = AUTO
+    where: Gate = EVERYWHERE
+    mix: MixText = ""
+
+    _band = field_validator("band")(check_band)
+
+    def steering(self, alpha: float) -> SteerRequest:
+        """What is added at this alpha. Errors: `SettingsError`."""
+        return build(
+            SteerRequest, prompt="?", alpha=alpha, trait=self.trait, band=self.band, sample=self.sample,
+            method=self.method, where=self.where, mix=self.mix,
+        )  # fmt: skip
+
+
+def read_voice(name: str, alpha: float) -> dict[str, object]:
+    """What a voice's name says, as fields of `Voice`: `base`, `steered` (at this alpha) or `RUN/ROUND`.
+
+    Errors: `SettingsError`.
+    """
+    if name in (BASE, STEERED):
+        return {"alpha": alpha if name == STEERED else 0.0}
+    run, slash, number = name.rpartition("/")
+    if not slash or not number.isdecimal() or not 1 <= int(number) <= MAX_ROUNDS:
+        raise SettingsError(f"{name[:80]!r} is nobody who answers: give {BASE}, {STEERED} or RUN/ROUND.")
+    return {"run": check_run_id(run), "round": int(number)}
