@@ -36,7 +36,7 @@ def run(args: Namespace, out: Out) -> int:
     if args.effect:
         request = build(DoseRequest, trait=args.trait, band=args.band, method=args.method)
         effect = measured(Engine(lm=lm, cache_dir=args.cache), request, out)
-    made = vector_card.travelling(steer, args.model, effect)
+    made = vector_card.travelling(steer, lm.name, effect)
     path = formats.write(made, args.out, format=args.format, layers=wanted, coefficient=known.c_star)
     text = vector_card.card(made, path.name, data.traits().get(made.meta.get("trait", "")))
     beside = vector_card.write_beside(path, text)
@@ -49,7 +49,7 @@ def run(args: Namespace, out: Out) -> int:
         *([made.meta["effect"]] if effect else []),
         *([address] if address else []),
     )
-    for said in (known.message, formats.origin(steer.vector, args.model)):
+    for said in (known.message, formats.origin(steer.vector, lm.name)):
         if said:
             out.note(said)
     if beside is None:
@@ -61,7 +61,7 @@ def run(args: Namespace, out: Out) -> int:
             "card": None if beside is None else str(beside),
             "pushed": address,
             "effect": made.meta.get("effect"),
-            "origin": formats.origin(steer.vector, args.model),
+            "origin": formats.origin(steer.vector, lm.name),
             "from": args.source,
             "model": args.model,
             "trait": args.trait,

@@ -61,7 +61,7 @@ def card(vector: SteeringVector, file: str, trait: Trait | None) -> str:
         "" if "effect" in meta else "\n\nWhat it does was not measured: see `python -m steer_heal effect`."
     )
     parts = [
-        cards.front_matter(meta.get("model", meta["measured_on"]), [], ["steering-vector"]),
+        cards.front_matter(meta["measured_on"], [], ["steering-vector"]),
         f"# {title}: a steering vector",
         f"`{file}` holds a direction a layer; c* times it, added to the residual stream behind each steered "
         "layer, is a KL of about 1 nat to the model without it.",

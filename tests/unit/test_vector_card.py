@@ -63,14 +63,14 @@ def test_what_it_does_and_its_controls_are_written_down_where_they_are_measured(
 def test_one_made_on_another_model_of_the_same_width_says_so(run: Any, here: Path) -> None:
     assert run("vector", *FEW, "--out", "a/v.safetensors")[0] == 0
     made = formats.read("a/v.safetensors")
-    assert formats.origin(made, "some/where/tiny") == ""
+    assert formats.origin(made, "some/where/tiny-gemma3") == ""
     made.meta["model"] = "owner/other-1b"
     formats.write(made, "b/v.gguf")
     code, out, err = run("vector", *FEW, "--from", "b/v.gguf", "--out", "c/v.safetensors")
     assert code == 0
-    assert "made on owner/other-1b, not on tiny" in out + err
+    assert "made on owner/other-1b, not on tiny-gemma3" in out + err
     assert "| made on | owner/other-1b |" in Path("c", NAME).read_text()
-    assert "| dose measured on | tiny |" in Path("c", NAME).read_text()
+    assert "| dose measured on | tiny-gemma3 |" in Path("c", NAME).read_text()
 
 
 def test_a_readme_that_is_no_card_of_ours_stays(run: Any, here: Path) -> None:
