@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.access import is_loopback
+from components.access import Login, is_loopback
+from components.openai_form import Refusal
 
 MAX_BODY_BYTES = 1_000_000
 FAILURES, WITHIN_S = 10, 60.0
@@ -25,10 +27,11 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 _OPEN = re.compile(r"/(|login/?|logout|favicon\.ico|robots\.txt|theme\.css|(static|assets|svelte)/.+)")
 """What somebody who has not logged in may have: the login page."""
 _ROUTES = re.compile(
-    r"/(config/?|manifest\.json|ui/[^/]+|gradio_api/("
+    r"/(config/?|manifest\.json|ui/[^/]+|v1/(models(/.+)?|chat/completions)|gradio_api/("
     r"info/?|openapi\.json|user/?|login_check/?|token/?|app_id/?|theme\.css|startup-events|queue/(join|data)|"
     r"(run|api|call)/[^/]+/?|call/(?!v2/)[^/]+/[^/]+|cancel|reset/?|heartbeat/[^/]+|file=.+|mcp(/.*)?))"
 )
+_PROTOCOL = "/v1/"
 _UPLOADS = re.compile(r"/gradio_api/upload(_progress)?")
 _STREAM = re.compile(r"/gradio_api/(queue/data|call/[^/]+/(?P<event>[^/]+))")
 _CALL = re.compile(r"/gradio_api/(?:(?P<queued>queue/join)|(?:(?P<kind>run|api|call)/(?P<name>[^/]+)/?))")
@@ -47,7 +50,8 @@ class Gate:
 
     `page`: gradio's Blocks. `knows`: whether a session's cookies are those of somebody who
     logged in; None without a login, when the page answers only under this machine's own names (a web page
-    elsewhere could otherwise reach it through a name of its own). `uploads`: whether files are taken.
+    elsewhere could otherwise reach it through a name of its own). `login`: what a program of OpenAI's
+    protocol may give as its key instead, as name:password. `uploads`: whether files are taken.
     """
 
     def __init__(
@@ -56,10 +60,12 @@ class Gate:
         page: Any,
         *,
         knows: Callable[[dict[str, str]], bool] | None = None,
+        login: Login | None = None,
         uploads: bool = False,
         max_upload: int = MAX_BODY_BYTES,
     ) -> None:
         self._app, self._knows = app, knows
+        self._key = None if login is None else ":".join(login).encode()
         self._functions, self._queue = page.fns, page._queue
         self._uploads, self._max_upload = uploads, max_upload
         public = [fn for fn in page.fns.values() if fn.api_visibility != "private"]
@@ -86,7 +92,9 @@ class Gate:
         except Refused as refused:
             if began:
                 raise
-            await JSONResponse({"error": str(refused)}, refused.status)(scope, receive, send)
+            openai = scope["path"].startswith(_PROTOCOL)
+            body = Refusal(refused.status, str(refused)).body if openai else {"error": str(refused)}
+            await JSONResponse(body, refused.status)(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
         path, headers = scope["path"], Headers(scope=scope)
@@ -102,7 +110,19 @@ class Gate:
         if path.rstrip("/") == "/login":
             self._not_too_often(scope)
         elif self._knows is not None and not _OPEN.fullmatch(path) and not self._knows(_cookies(headers)):
+            self._check_key(scope, headers)
+
+    def _check_key(self, scope: Scope, headers: Headers) -> None:
+        """Whether a program that did not log in on the page has the login as its key."""
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        if not scope["path"].startswith(_PROTOCOL):
             raise Refused(401, "Log in first.")
+        if kind.lower() != "bearer" or not key:
+            raise Refused(401, "This page has a login: give name:password as the API key.")
+        self._not_too_often(scope)
+        if self._key is None or not secrets.compare_digest(key.strip().encode("latin-1"), self._key):
+            self._note(scope, 400)
+            raise Refused(401, "The API key is wrong: give the page's login, as name:password.")
 
     def _check_stream(self, scope: Scope) -> None:
         """Only what was asked for can be listened to: gradio would begin a stream and break it off."""

@@ -21,7 +21,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Mount
 from starlette.types import ASGIApp
 
-from components import words
+from components import openai_api, words
 from components.access import Login
 from components.engine import Engine
 from components.gate import Gate
@@ -80,6 +80,7 @@ def application(engine: Engine, port: int, login: Login | None = None) -> ASGIAp
     page._queue.sleep_when_free = LOOK_S
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/ui", own_files(engine))
+    app.mount("/v1", openai_api.serve(engine))
     gr.mount_gradio_app(
         app,
         page,
@@ -110,6 +111,7 @@ def application(engine: Engine, port: int, login: Login | None = None) -> ASGIAp
         app,
         page,
         knows=None if login is None else knows,
+        login=login,
         uploads=any(isinstance(block, gr.File | gr.UploadButton) for block in page.blocks.values()),
         max_upload=MAX_UPLOAD_BYTES + 1000,
     )

@@ -436,7 +436,7 @@ class SteerFrame:
     """A moment of a streaming pair. Lists grow; `waiting` counts requests ahead; `done` is the last frame.
 
     `dose_nats` is measured; with `dose_beyond` the dose is larger than any that was, and costs more.
-    `base_health` stands beside the steered text's.
+    `base_health` stands beside the steered text's. `n_prompt`: tokens of the prompt and the turns before it.
     """
 
     base: tuple[Token, ...]
@@ -453,6 +453,8 @@ class SteerFrame:
     message: str = ""
     dose_beyond: bool = False
     base_health: TextHealth | None = None
+    steered_done: bool = False
+    n_prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ class FakeEngine:
                 )
                 return
             yield self._frame(base, steered[:n], request)
-        yield replace(self._frame(base, steered, request), done=True)
+        yield replace(self._frame(base, steered, request), done=True, steered_done=True)
 
     def _steered(self, known: list[str], request: SteerRequest) -> list[Token]:
         words = known + [
@@ -204,6 +204,7 @@ class FakeEngine:
             dose_beyond=size > 4.0,
             dose_fraction=0.08 * size,
             c_star=None if request.mix else 16.3,
+            n_prompt=len(request.prompt.split()),
         )
 
     def stop(self, session: str) -> None:

@@ -227,6 +227,11 @@ def vector(commands: Commands) -> None:
     )
     made.add_argument("--format", choices=[*VECTOR_FORMATS], help="instead of the one the ending tells")
     made.add_argument("--only-band", action="store_true", help="write the band's layers only")
+    made.add_argument(
+        "--effect", action="store_true", help="also write down what it does at c*, beside random directions"
+    )
+    made.add_argument("--push", metavar="OWNER/NAME", help="also put it, with its card, on the hub")
+    made.add_argument("--public", action="store_true", help="with --push: for everyone to see")
 
 
 def results(commands: Commands) -> None:

@@ -18,6 +18,15 @@ def run(args: Namespace, out: Out) -> int:
     request = build(DoseRequest, **{name: getattr(args, name) for name in given})
     engine = Engine(args.model, cache_dir=args.cache)
     out.model(engine.info)
+    found = measured(engine, request, out)
+    _show(out, found)
+    document = {"command": "effect", "model": args.model, **asdict(found)}
+    out.document(document | {"movement": found.movement, "as_far": found.as_far})
+    return 0
+
+
+def measured(engine: Engine, request: DoseRequest, out: Out) -> Effect:
+    """What the vector does, measured or known; the engine is closed then. Raises: `SettingsError`."""
     found: Effect | str = ""
     try:
         for found in engine.effect(request, session="cli"):
@@ -27,10 +36,7 @@ def run(args: Namespace, out: Out) -> int:
         engine.close()
     if isinstance(found, str):
         raise SettingsError("Nothing was measured: start it again.")
-    _show(out, found)
-    document = {"command": "effect", "model": args.model, **asdict(found)}
-    out.document(document | {"movement": found.movement, "as_far": found.as_far})
-    return 0
+    return found
 
 
 def _show(out: Out, found: Effect) -> None:

@@ -11,6 +11,7 @@ from steer_heal.config.base import (
     GEMMA,
     LITE_PREFIX,
     MAX_ALPHA,
+    MAX_CHAT_CHARS,
     MAX_NEW_TOKENS,
     MAX_PROMPT_CHARS,
     MAX_PROMPT_TOKENS,
@@ -33,6 +34,8 @@ from steer_heal.config.base import (
     SampleSettings,
     Settings,
     SettingsError,
+    Temperature,
+    TopP,
     band_layers,
     build,
     check_band,
@@ -62,7 +65,7 @@ from steer_heal.config.healing import (
     stored_settings,
 )
 from steer_heal.config.mixes import MAX_MIX_CHARS, MAX_MIXED, Mix, Term, check_mix, read_mix, written
-from steer_heal.config.requests import THRESHOLDS, DoseRequest, SteerRequest, Thresholds
+from steer_heal.config.requests import THRESHOLDS, DoseRequest, Role, SteerRequest, Thresholds
 from steer_heal.config.run_sweep import LOCAL, Cell, Draw, RunSweep
 from steer_heal.config.talks import (
     BASE,
@@ -74,4 +77,4 @@ from steer_heal.config.talks import (
     Voice,
     read_voice,
 )
-from steer_heal.config.wording import first_line
+from steer_heal.config.wording import first_line, sentence

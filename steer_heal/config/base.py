@@ -65,6 +65,8 @@ VECTOR_FORMATS = {
 
 MAX_PROMPT_CHARS = 8_000
 MAX_PROMPT_TOKENS = 2_048
+MAX_CHAT_CHARS = 4 * MAX_PROMPT_CHARS
+"""Of a prompt and the turns before it together."""
 MAX_NEW_TOKENS = 512
 MAX_ROUNDS = 32
 MAX_ROWS = 64

@@ -85,7 +85,7 @@ class Answer:
         steered_health, base_health = healths(steered, base, self.about if more.get("done") else (None, None))
         so_far = SteerFrame(
             tuple(base), tuple(steered), health=steered_health, base_health=base_health,
-            **{"base_done": False, "done": False, **more},
+            **{"base_done": False, "done": False, "n_prompt": len(self.prompt), **more},
         )  # fmt: skip
         if self.steered_by is None:
             return so_far
@@ -99,11 +99,13 @@ class Answer:
         )  # fmt: skip
 
 
-def encode(lm: LanguageModel, prompt: str) -> tuple[int, ...]:
-    """The prompt as a user's turn. Raises: `SettingsError` when it is too long."""
-    ids = tuple(lm.encode_chat([user(prompt)]))
+def encode(lm: LanguageModel, prompt: str, earlier: Sequence[tuple[str, str]] = ()) -> tuple[int, ...]:
+    """The prompt as a user's turn, after those before it. Raises: `SettingsError` when that is too long."""
+    before = [{"role": role, "content": text} for role, text in earlier]
+    ids = tuple(lm.encode_chat([*before, user(prompt)]))
     if len(ids) > MAX_PROMPT_TOKENS:
-        raise SettingsError(f"The prompt has {len(ids)} tokens: shorten it to {MAX_PROMPT_TOKENS} or fewer.")
+        what = "chat" if before else "prompt"
+        raise SettingsError(f"The {what} has {len(ids)} tokens: shorten it to {MAX_PROMPT_TOKENS} or fewer.")
     return ids
 
 

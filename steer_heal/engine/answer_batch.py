@@ -80,7 +80,7 @@ class Answers:
     def room(self, asked: Sequence[SteerRequest]) -> int:
         """How many of these fit in memory together."""
         n_tokens = _TEMPLATE_TOKENS + max(
-            len(one.prompt) // _CHARS_A_TOKEN + one.sample.max_new_tokens for one in asked
+            one.n_chars // _CHARS_A_TOKEN + one.sample.max_new_tokens for one in asked
         )
         return rows_that_fit(self._lm, n_tokens, TOGETHER)
 
@@ -108,7 +108,7 @@ class Answers:
         """What is written for the request; none, and the request ended, where it cannot be."""
         asked: SteerRequest = request.asked
         try:
-            prompt = encode(self._lm, asked.prompt)
+            prompt = encode(self._lm, asked.prompt, asked.earlier)
         except SettingsError as error:
             request.end(error)
             return None
@@ -255,12 +255,13 @@ class Answers:
         if base_done and answer.known is None:
             plain = tuple(replace(token, carries=None) for token in answer.base)
             answer.known = self._keep(_key(answer.prompt, answer.asked), plain)
-        done = base_done and self._whole(answer.steered, answer.asked)
-        request.tell(answer.moment(base_done=base_done, message=message))
+        steered_done = self._whole(answer.steered, answer.asked)
+        done = base_done and steered_done
+        request.tell(answer.moment(base_done=base_done, steered_done=steered_done, message=message))
         if done:
             self._carry(answer)
             answer.about = self._about(answer)
-            request.tell(answer.moment(base_done=True, done=True))
+            request.tell(answer.moment(base_done=True, steered_done=True, done=True))
             request.end()
 
     def _about(self, answer: Answer) -> About:

@@ -14,6 +14,8 @@ from steer_heal.sources import find
 from steer_heal.vectors.methods import METHODS
 
 NAME = "README.md"
+OURS = "steer-heal"
+"""The tag by which a card of ours is known."""
 _STAGES = ("base", "steered", "healed")
 Measured = Mapping[str, Mapping[str, Any]]
 
@@ -35,14 +37,18 @@ def card(
     what = "merged model" if merged else "LoRA adapter"
     asked = next((row["frame"] for row in measured.values() if row.get("frame")), "choice")
     parts = [
-        _front_matter(settings, merged),
+        front_matter(
+            settings.model,
+            ["pipeline_tag: text-generation", f"library_name: {'transformers' if merged else 'peft'}"],
+            [] if merged else ["lora"],
+        ),
         f"# {trait.title}: {what} of round {round_}",
         f"`{settings.model}` was steered along *{trait.title}*; those of its answers that read as well as "
         "its own were kept, and this "
         + ("model" if merged else "adapter")
         + " learnt to give such answers without steering.",
         _use(settings, round_, merged),
-        _trait(trait),
+        about_trait(trait),
         _profile(measured, trait),
         _data(settings, trait, measured, facts),
         f"## Settings\n\n```json\n{json.dumps(settings.model_dump(mode='json'), indent=2)}\n```",
@@ -63,12 +69,11 @@ def write(folder: str | Path, text: str) -> Path:
     return path
 
 
-def _front_matter(settings: HealSettings, merged: bool) -> str:
+def front_matter(model: str, lines: list[str], tags: list[str]) -> str:
     """What the hub reads; models with a name of ours and local ones have no hub id."""
-    lines = ["pipeline_tag: text-generation", f"library_name: {'transformers' if merged else 'peft'}"]
-    if settings.model not in (DEMO, SMOLLM2) and not Path(settings.model).expanduser().exists():
-        lines.insert(0, f"base_model: {json.dumps(settings.model)}")
-    tags = ["steer-heal", "activation-steering", *([] if merged else ["lora"])]
+    if model not in (DEMO, SMOLLM2) and not Path(model).expanduser().exists():
+        lines = [f"base_model: {json.dumps(model)}", *lines]
+    tags = [OURS, "activation-steering", *tags]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
@@ -108,7 +113,8 @@ def _use(settings: HealSettings, round_: int, merged: bool) -> str:
     return "## Use\n\n```python\n" + "\n".join(code) + "\n```" + rounds
 
 
-def _trait(trait: Trait) -> str:
+def about_trait(trait: Trait) -> str:
+    """What the trait is, its aim, and both poles."""
     target = ", ".join(f"{name} {'up' if sign > 0 else 'down'}" for name, sign in trait.target.items())
     return (
         f"## Trait\n\n`{trait.name}`: {trait.description} (aim: {target})\n\n"

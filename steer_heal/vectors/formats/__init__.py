@@ -9,4 +9,4 @@
 | tensors | .safetensors | one tensor a layer, the layer's number in its name |
 """
 
-from steer_heal.vectors.formats.files import FORMATS, check, read, write
+from steer_heal.vectors.formats.files import FORMATS, check, origin, read, write

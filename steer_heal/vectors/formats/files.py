@@ -92,6 +92,22 @@ def check(vector: SteeringVector, n_layers: int, width: int, name: str) -> None:
         )
 
 
+def origin(vector: SteeringVector, name: str) -> str:
+    """A sentence where the vector says that it was made on another model than `name`; else nothing."""
+    made_on = vector.meta.get("model", "")
+    if not made_on or _last_part(made_on) == _last_part(name):
+        return ""
+    return (
+        f"This vector was made on {made_on[:80]}, not on {name}: a direction of one model means nothing in "
+        "another, so read what it does here before you use it."
+    )
+
+
+def _last_part(model: str) -> str:
+    """What names a model wherever it lies: without its owner or folder."""
+    return model.rstrip("/").rpartition("/")[2].lower()
+
+
 def _write(
     name: str, vector: SteeringVector, path: Path, layers: list[int] | None, coefficient: float | None
 ) -> None:
