@@ -33,7 +33,7 @@ def test_the_recipe_rides_in_the_file_and_stands_on_the_card(
     if form != "npz":  # which has no place for it
         assert (meta["trait"], meta["measured_on"], meta["steered_layers"]) == (
             "care_over_authority",
-            "tiny",
+            "tiny-gemma3",
             "1,2",
         )
         assert float(meta["c_star"]) == pytest.approx(float(c_star), rel=1e-3)
