@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from threading import Lock
 from typing import Any
 
 import gradio as gr
@@ -116,19 +117,22 @@ class Presses:
 
     def __init__(self) -> None:
         self._at: dict[str, tuple[float, Any]] = {}
+        self._lock = Lock()
 
     def first(self, session: str, asked: Any) -> bool:
         """Whether this press is not the second one."""
         now = time.monotonic()
-        self._at = {other: at for other, at in self._at.items() if now - at[0] < TWICE_S}
-        if session in self._at and self._at[session][1] == asked:
-            return False
-        self._at[session] = now, asked
-        return True
+        with self._lock:
+            self._at = {other: at for other, at in self._at.items() if now - at[0] < TWICE_S}
+            if session in self._at and self._at[session][1] == asked:
+                return False
+            self._at[session] = now, asked
+            return True
 
     def forget(self, session: str) -> None:
         """The press came to nothing."""
-        self._at.pop(session, None)
+        with self._lock:
+            self._at.pop(session, None)
 
 
 def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]:
@@ -247,7 +251,9 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
         return [*(filled[key] for key in widgets), view.note(said), like]
 
     preset.input(lambda: ("", ""), None, [message, basis], **INTERNAL)
-    launched = launch.click(start, [kept, basis, *form], [kept, message, basis], **INTERNAL)
+    # The page itself would drop, unheard, what is pressed while the first press is on its way.
+    pressing: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
+    launched = launch.click(start, [kept, basis, *form], [kept, message, basis], **pressing)
     clone = [*form, message, basis]
     return Healing(
         launched, lambda table: table.click(fill, None, clone, **PRESS), card, message,

@@ -115,19 +115,21 @@ def build(engine: Engine) -> Steering:
         vignettes = engine.vignettes()
         return recall(address.read(query, vignettes) or value, vignettes, methods(engine), engine)
 
-    def make(plus: str, minus: str) -> tuple[Any, Any]:
+    fresh = gr.State("")
+
+    def make(plus: str, minus: str) -> tuple[Any, Any, Any]:
         try:
             trait = engine.make_trait(plus or "", minus or "")
         except SettingsError as problem:
-            return gr.skip(), view.error(str(problem))
-        return gr.update(choices=traits(engine), value=trait.name), gr.skip()
+            return gr.skip(), view.error(str(problem)), gr.skip()
+        return gr.update(choices=traits(engine), value=trait.name), gr.skip(), trait.name
 
     def spelled(typed: str) -> list[Any]:
         return spread(engine, typed or "")
 
-    made = knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status], **INTERNAL)
-    start(made.success)
-    made.success(spelled, knobs.mix, knobs.mixed, **INTERNAL)
+    knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status, fresh], **INTERNAL)
+    start(fresh.change)  # an answer to a trait that was not made would wipe out why
+    fresh.change(spelled, knobs.mix, knobs.mixed, **INTERNAL)
 
     said = [knobs.mix.input, knobs.mix.submit]
     gr.on(said, spelled, knobs.mix, knobs.mixed, trigger_mode="always_last", **INTERNAL)

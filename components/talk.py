@@ -94,8 +94,10 @@ def build(engine: Engine, knobs: Controls) -> Panel:
     """Make the panel and wire it."""
     with gr.Accordion("Talk to what you made", open=False, elem_id="talk") as drawer:
         with gr.Row(elem_classes="sh-tight"):
+            # The rounds are offered once it opens: the page may be there before its engine.
             voices = gr.Dropdown(
-                offered(engine), value=[BASE, STEERED], multiselect=True, max_choices=MAX_VOICES,
+                [(title(name, {}), name) for name in (BASE, STEERED)], value=[BASE, STEERED],
+                multiselect=True, max_choices=MAX_VOICES,
                 allow_custom_value=True, label=f"who answers, up to {MAX_VOICES}", scale=5, min_width=220,
                 elem_id="talk-voices",
             )  # fmt: skip

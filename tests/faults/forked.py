@@ -98,7 +98,7 @@ class Forked:
 class ForkedProcesses(LocalProcesses):
     """The launcher, except that workers come from the nursery and work on the tiny model."""
 
-    def _spawn(self, folder: RunFolder) -> None:
+    def _spawn(self, folder: RunFolder, given: dict[str, str]) -> None:
         pid = nursery().fork(folder)
         self._children[folder.run_id] = Forked(pid)  # type: ignore[assignment]
         with suppress(psutil.NoSuchProcess):
