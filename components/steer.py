@@ -115,24 +115,7 @@ def build(engine: Engine) -> Steering:
         vignettes = engine.vignettes()
         return recall(address.read(query, vignettes) or value, vignettes, methods(engine), engine)
 
-    fresh = gr.State("")
-
-    def make(plus: str, minus: str) -> tuple[Any, Any, Any]:
-        try:
-            trait = engine.make_trait(plus or "", minus or "")
-        except SettingsError as problem:
-            return gr.skip(), view.error(str(problem)), gr.skip()
-        return gr.update(choices=traits(engine), value=trait.name), gr.skip(), trait.name
-
-    def spelled(typed: str) -> list[Any]:
-        return spread(engine, typed or "")
-
-    knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status, fresh], **INTERNAL)
-    start(fresh.change)  # an answer to a trait that was not made would wipe out why
-    fresh.change(spelled, knobs.mix, knobs.mixed, **INTERNAL)
-
-    said = [knobs.mix.input, knobs.mix.submit]
-    gr.on(said, spelled, knobs.mix, knobs.mixed, trigger_mode="always_last", **INTERNAL)
+    spelled = _wire_traits(engine, knobs, status, start)
 
     def hints() -> list[Any]:
         return [gr.update(placeholder=own) for own in own_sampling(engine)]
@@ -160,6 +143,29 @@ def build(engine: Engine) -> Steering:
         page.unload(leave)
 
     return Steering(knobs, (measures, bars), on_load, draw, start, say)
+
+
+def _wire_traits(engine: Engine, knobs: Controls, status: gr.HTML, start: Any) -> Callable[[str], list[Any]]:
+    """A trait made of two words is chosen and answered with; a mix that is typed sets its sliders, as what is
+    returned does."""
+    fresh = gr.State("")
+
+    def make(plus: str, minus: str) -> tuple[Any, Any, Any]:
+        try:
+            trait = engine.make_trait(plus or "", minus or "")
+        except SettingsError as problem:
+            return gr.skip(), view.error(str(problem)), gr.skip()
+        return gr.update(choices=traits(engine), value=trait.name), gr.skip(), trait.name
+
+    def spelled(typed: str) -> list[Any]:
+        return spread(engine, typed or "")
+
+    knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status, fresh], **INTERNAL)
+    start(fresh.change)  # an answer to a trait that was not made would wipe out why
+    fresh.change(spelled, knobs.mix, knobs.mixed, **INTERNAL)
+    said = [knobs.mix.input, knobs.mix.submit]
+    gr.on(said, spelled, knobs.mix, knobs.mixed, trigger_mode="always_last", **INTERNAL)
+    return spelled
 
 
 def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list[Any]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Talking to base, to the steered model and to a healed round: over the fake engine."""
 
 import json
+import re
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
@@ -104,7 +105,7 @@ def test_it_is_stopped_and_fits_a_phone(page: Page) -> None:
     finished(page)
     opened_talk(page)
     say(page, "haltingly")
-    expect(page.locator("#talk-status")).to_contain_text("writing: 2")
+    expect(page.locator("#talk-status")).to_contain_text(re.compile(r"writing: ([2-9]|\d\d)"))
     page.locator("#talk-stop").click()
     expect(page.locator("#talk-status")).to_contain_text("Stopped.")
     expect(page.locator("#talk-log .sh-said").first).to_contain_text("1 messages")
