@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,7 +25,7 @@ from steer_heal.config.base import (
 )
 from steer_heal.config.gates import EVERYWHERE, Gate
 from steer_heal.config.mixes import MixText
-from steer_heal.config.requests import SteerRequest
+from steer_heal.config.requests import Role, SteerRequest
 
 MAX_VOICES = 4
 MAX_SAMPLES = 4
@@ -36,7 +36,7 @@ BASE, STEERED = "base", "steered"
 class Turn(Settings):
     """One message. What somebody typed stays below the limit of a prompt; what a model wrote always does."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str = Field(max_length=MAX_PROMPT_CHARS)
 
 
