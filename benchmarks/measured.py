@@ -1,8 +1,9 @@
 """Measures what ships with the project: `python -m benchmarks.measured`, by `make measured`.
 
-On smollm2 the default trait's vector, its c* and those of random directions at the default layers, and what
-each frame is worth on base, in both number formats that a CPU loads it in. They are read for as long as
-nothing that decides them has changed (tests/real says when they are stale); then this makes them anew.
+On smollm2 the default trait's vector, how neutral text lies along it, its c* and those of random directions
+at the default layers, and what each frame is worth on base, in both number formats that a CPU loads it in.
+They are read for as long as nothing that decides them has changed (tests/real says when they are stale);
+then this makes them anew.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from steer_heal import data
-from steer_heal.config import DEFAULT_BAND, DEFAULT_TRAIT, SMOLLM2, DoseRequest
+from steer_heal.config import AUTO, DEFAULT_BAND, DEFAULT_TRAIT, SMOLLM2, DoseRequest
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.frames import Frames
 from steer_heal.models import load
@@ -26,6 +27,7 @@ def main() -> None:
             lm = load(SMOLLM2, dtype=dtype)
             vectors = Vectors(lm, Path(made))
             steer = vectors.steer(DEFAULT_TRAIT, DEFAULT_BAND)
+            vectors.probe(DEFAULT_TRAIT, AUTO, steer.layers)
             vectors.random(DEFAULT_TRAIT, steer.layers, DoseRequest().controls)
             best = Frames(lm, Path(made)).of()
             print(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -34,10 +35,10 @@ from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.dose.mixed import MixedVector, Steered, mixed
 from steer_heal.models import LanguageModel, band_layers, digest, user
 from steer_heal.records import MeasuredDose, Trait
-from steer_heal.vectors import vector
+from steer_heal.vectors import probe, vector
 from steer_heal.vectors.bridges.extraction import extract, version
 from steer_heal.vectors.bridges.steering_lite import LiteOperator
-from steer_heal.vectors.probe import Probe, text_residuals
+from steer_heal.vectors.probe import Neutral, Probe
 from steer_heal.vectors.vector import SteeringVector
 
 Say = Callable[[str], None]
@@ -58,7 +59,7 @@ class Vectors:
 
     def __init__(self, lm: LanguageModel, cache_dir: Path) -> None:
         self._lm, self._cache_dir = lm, cache_dir
-        self._neutral: tuple[object, Tensor] | None = None
+        self._residuals: tuple[object, Tensor] | None = None
         self._vectors: dict[tuple[str, str], tuple[str, SteeringVector]] = {}
         self._steers: dict[tuple[str, tuple[int, ...], str], CalibratedVector] = {}
         self._mixes: OrderedDict[Hashable, tuple[list[CalibratedVector], MixedVector]] = OrderedDict()
@@ -144,10 +145,22 @@ class Vectors:
         found = self.vector(trait, method)
         if found.operator is not None:
             return None
-        if self._neutral is None or self._neutral[0] != self._lm.state:
-            texts = self._lm.material.neutral_prompts()
-            self._neutral = self._lm.state, text_residuals(self._lm, texts)
-        return Probe(found.directions_LD, self._neutral[1], layers)
+        return Probe(
+            found.directions_LD, self._along(found, self.key(trait, self.method(method, trait))), layers
+        )
+
+    def _along(self, found: SteeringVector, key: str) -> Neutral:
+        """Neutral text along the vector of this key; kept, as the vector is."""
+        texts = self._lm.material.neutral_prompts()
+        file = f"neutral-{digest(probe.VERSION, key, texts)}.json"
+        known = measurements.read(self._cache_dir, file, _neutral)
+        if known is not None:
+            return known
+        if self._residuals is None or self._residuals[0] != self._lm.state:
+            self._residuals = self._lm.state, probe.text_residuals(self._lm, texts)
+        made = probe.neutral(found.directions_LD, self._residuals[1])
+        measurements.write(self._cache_dir, file, {"model": self._lm.name, "neutral": asdict(made)})
+        return made
 
     def mix(self, text: str) -> Mix:
         """What the expression says. Raises: `SettingsError`, also for a trait that there is none of."""
@@ -242,3 +255,7 @@ class Vectors:
         if found.operator is None:
             vector.save(found, self._cache_dir / file)
         return found
+
+
+def _neutral(document: Any) -> Neutral:
+    return Neutral(**{name: tuple(map(float, values)) for name, values in document["neutral"].items()})

@@ -9,6 +9,7 @@ and spread (the standard deviation) are of h . u over the tokens of neutral text
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
@@ -18,21 +19,34 @@ from torch.nn import functional
 from steer_heal.models import LanguageModel, left_pad, user
 from steer_heal.vectors.vector import of_blocks
 
+VERSION = 1
+"""To be raised by hand with every change of what `neutral` gives: no older ones are then found again."""
 _LEAST_SPREAD = 1e-12
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Mean and spread of neutral text along a direction, behind each block."""
+
+    mean_L: tuple[float, ...]
+    spread_L: tuple[float, ...]
+
+
+def neutral(directions_LD: Tensor, residuals_NLD: Tensor) -> Neutral:
+    """Of the residuals of neutral text, as `text_residuals` gives them, along the direction."""
+    along_NL = (residuals_NLD * functional.normalize(directions_LD.float(), dim=-1)).sum(dim=-1)
+    spread_L, mean_L = torch.std_mean(along_NL, dim=0)
+    return Neutral(tuple(mean_L.tolist()), tuple(spread_L.clamp(min=_LEAST_SPREAD).tolist()))
 
 
 class Probe:
     """Looks at the residual behind some blocks each time that rows are read; `seen_BK` is what the last look
     found, for each row at each of `layers`."""
 
-    def __init__(self, directions_LD: Tensor, neutral_NLD: Tensor, layers: Sequence[int]) -> None:
-        """`neutral_NLD`: residuals of neutral text, as `text_residuals` gives them."""
+    def __init__(self, directions_LD: Tensor, of_neutral: Neutral, layers: Sequence[int]) -> None:
         self.layers = tuple(layers)
-        units_LD = functional.normalize(directions_LD.float(), dim=-1)
-        along_NL = (neutral_NLD * units_LD).sum(dim=-1)
-        spread_L, mean_L = torch.std_mean(along_NL, dim=0)
-        self._units, self._mean = dict(enumerate(units_LD)), mean_L.tolist()
-        self._spread = spread_L.clamp(min=_LEAST_SPREAD).tolist()
+        self._units = dict(enumerate(functional.normalize(directions_LD.float(), dim=-1)))
+        self._neutral = of_neutral
         self._seen: dict[int, Tensor] = {}
 
     def look(self, layer: int, hidden_BTD: Tensor) -> None:
@@ -52,7 +66,8 @@ class Probe:
 
     def _z(self, layer: int, hidden_ND: Tensor) -> Tensor:
         units_D = self._units[layer] = self._units[layer].to(hidden_ND.device)
-        return ((hidden_ND.float() * units_D).sum(dim=-1) - self._mean[layer]) / self._spread[layer]
+        along_N = (hidden_ND.float() * units_D).sum(dim=-1)
+        return (along_N - self._neutral.mean_L[layer]) / self._neutral.spread_L[layer]
 
 
 @torch.inference_mode()

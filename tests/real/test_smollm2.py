@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from steer_heal.config import (
+    AUTO,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     SMOLLM2,
@@ -104,8 +105,10 @@ def test_its_first_answer_needs_no_measuring(smollm2: LanguageModel, tmp_path: P
     def silent(text: str) -> None:
         pytest.fail(f"this was measured anew: {text}")
 
-    steer = Vectors(smollm2, tmp_path).steer(DEFAULT_TRAIT, DEFAULT_BAND, say=silent)
+    vectors = Vectors(smollm2, tmp_path)
+    steer = vectors.steer(DEFAULT_TRAIT, DEFAULT_BAND, say=silent)
     assert steer.calibration.reached
+    vectors.probe(DEFAULT_TRAIT, AUTO, steer.layers)
     Frames(smollm2, tmp_path).of()
     assert not list(tmp_path.iterdir())
 

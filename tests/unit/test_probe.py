@@ -8,7 +8,8 @@ import torch
 from steer_heal.engine import Engine
 from steer_heal.engine.vectors import Vectors
 from steer_heal.models import user
-from steer_heal.vectors.probe import Probe, text_residuals
+from steer_heal.vectors import probe as probe_module
+from steer_heal.vectors.probe import Probe, neutral, text_residuals
 from steer_heal.vectors.steering import coefficients, shares, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding
@@ -91,9 +92,22 @@ def test_neutral_text_is_the_users_words_alone():
 def test_a_probe_of_neutral_text_itself_is_standard():
     generator = torch.Generator().manual_seed(3)
     neutral_NLD = 5.0 + 3.0 * torch.randn(200, 2, 4, generator=generator)
-    probe = Probe(torch.ones(2, 4), neutral_NLD, (1,))
+    probe = Probe(torch.ones(2, 4), neutral(torch.ones(2, 4), neutral_NLD), (1,))
     probe.look(0, neutral_NLD[:, :1])
     probe.look(1, neutral_NLD[:, 1:])
     z_N = torch.tensor(probe.seen_BK)[:, 0]
     assert float(z_N.mean()) == pytest.approx(0.0, abs=1e-4)
     assert float(z_N.std()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_neutral_text_is_read_once(tmp_path, monkeypatch):
+    lm, asked = tiny.shared("llama"), ("care_over_authority", "mean_diff", LAYERS)
+    first = Vectors(lm, tmp_path).probe(*asked)
+    monkeypatch.delattr(probe_module, "text_residuals")
+    again = Vectors(lm, tmp_path).probe(*asked)
+    assert first is not None
+    assert again is not None
+    for layer in LAYERS:
+        first.look(layer, torch.ones(1, 1, lm.width))
+        again.look(layer, torch.ones(1, 1, lm.width))
+    assert first.seen_BK == again.seen_BK
