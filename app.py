@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from components import access, quick_import
-from steer_heal.config import SettingsError
+from steer_heal.config import LOCAL, SettingsError
 from steer_heal.engine.starting import Starting
 from steer_heal.printing import print_anything
 from steer_heal.sources import default_model, find
@@ -32,6 +32,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where heal runs are kept")
     parser.add_argument("--db", default="runs.duckdb", metavar="FILE", help="the readable index of the runs")
     parser.add_argument("--runs-at-once", type=int, default=1, metavar="N", help="the others are queued")
+    parser.add_argument("--cluster", default=LOCAL, metavar="ray://HOST:PORT", help="where runs go")
     parser.add_argument(
         "--login-file", metavar="FILE", help=f"holds name:password; or set {access.LOGIN} in the environment"
     )
@@ -45,12 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_anything()
     args = arguments(argv)
     model, note = (args.model, "") if args.model else default_model()
-    if note:
-        print(note, flush=True)
+    print(note, flush=True, end="\n" if note else "")
 
     def engine_of_the_page() -> Any:
-        make = import_module("steer_heal.engine").Engine
-        engine = make(model, runs_dir=args.runs, db=args.db, at_once=args.runs_at_once)
+        asked = {"runs_dir": args.runs, "db": args.db, "at_once": args.runs_at_once, "cluster": args.cluster}
+        engine = import_module("steer_heal.engine").Engine(model, **asked)
         gc.freeze()  # what is loaded stays to the end: no collection need look at it
         gc.enable()
         return engine

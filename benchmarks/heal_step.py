@@ -34,7 +34,7 @@ from benchmarks.memory import Peak
 from steer_heal.config import DEMO, SMOLLM2, TrainSettings
 from steer_heal.heal import Example, Objective, loss_of, needed_bytes
 from steer_heal.heal.adapters import AdapterStack
-from steer_heal.heal.algorithm import BESIDE
+from steer_heal.heal.schedule import trained_layers
 from steer_heal.models import LanguageModel, band_layers, load
 from tests.tiny import gemma_shape
 
@@ -52,8 +52,7 @@ def example(lm: LanguageModel, n_prompt: int, n_completion: int) -> Example:
 
 def adapted(lm: LanguageModel, settings: TrainSettings) -> tuple[AdapterStack, list[int]]:
     """An adapter on the blocks that a round trains, moved off zero."""
-    layers = band_layers(lm.n_layers, BAND)
-    near = [layer for layer in range(layers[0] - BESIDE, layers[-1] + BESIDE + 1) if 0 <= layer < lm.n_layers]
+    near = trained_layers(lm.n_layers, BAND)
     stack, generator = AdapterStack(lm), torch.Generator().manual_seed(4)
     stack.fresh(1, settings, seed=0, layers=near)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """A store of 10,000 rounds from 2,000 runs in 20 sweeps: what map, table and a sweep cost there.
 
-`python -m benchmarks.store [--runs N] [--json FILE]`. Medians of seven, in milliseconds.
+`python -m benchmarks.store [--runs N] [--page] [--json FILE]`. Medians of seven, in milliseconds. With
+`--page` also what a browser has to wait for, with that store and with an empty one in turn.
 The logs hold what these queries read; the events of completions and steps, which lie in the table that the
 views look through, are put into the store by the million with no log behind them.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+from playwright.sync_api import sync_playwright
 
 from steer_heal.config import LOCAL, Cell, RunSweep, axes, heal_settings
 from steer_heal.engine.run_index import RunIndex
@@ -25,9 +27,13 @@ from steer_heal.engine.run_sweeps import RunSweeps
 from steer_heal.runs.events import EventLog
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
+from tests.browser.conftest import app
 from tests.runs import play_round, start
 
 ROUNDS, CELLS = 5, 100
+VISITS = 7
+PAINTED = "performance.getEntriesByName('first-contentful-paint')"
+DRAWN = "document.querySelector('#map .point') && document.querySelector('#runs tbody tr')"
 FILLER = 180
 """Events of completions and steps a round, as `heal --preset quick` has them."""
 VARIED = axes.parse([f"seed=0..{CELLS // 4 - 1}", "train.lam=0.25,0.5,1,2"])
@@ -117,14 +123,47 @@ def measure(folder: Path, runs: int) -> list[dict[str, Any]]:
     return rows + [{"what": what, "ms": timed(work)} for what, work in asked.items()]
 
 
+def paints(folder: Path) -> dict[str, list[float]]:
+    """Milliseconds from asking a page that is there for itself to its first paint, to map and table of runs,
+    and the kilobytes of that table, each time that Debian's chromium opens it anew."""
+    found: dict[str, list[float]] = {"first paint": [], "map and table": [], "table, kB": []}
+    with app(folder, "--model", "demo") as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for _ in range(1 + VISITS):
+            page = browser.new_page(viewport={"width": 1400, "height": 900})
+            page.goto(url)
+            page.wait_for_function(DRAWN, polling="raf", timeout=120_000)
+            drawn = page.evaluate("performance.now()")
+            page.wait_for_function(f"{PAINTED}.length > 0")
+            found["first paint"].append(page.evaluate(f"{PAINTED}[0].startTime"))
+            found["map and table"].append(drawn)
+            found["table, kB"].append(page.evaluate("document.querySelector('#runs').innerHTML.length") / 1e3)
+            page.close()
+        browser.close()
+    return {what: took[1:] for what, took in found.items()}  # the first one waits for the model
+
+
+def visited(folder: Path) -> list[dict[str, Any]]:
+    """Of the page with the store in the folder and with an empty one, what each visit waits for."""
+    rows = []
+    with tempfile.TemporaryDirectory() as empty:
+        for which, place in (("this store", folder), ("an empty one", Path(empty))):
+            rows += [
+                {"what": f"page with {which}: {what}", "ms": statistics.median(took), "each": took}
+                for what, took in paints(place).items()
+            ]
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=2000, metavar="N")
+    parser.add_argument("--page", action="store_true", help="what a browser waits for, too")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="store-"))
     try:
-        rows = measure(folder, args.runs)
+        rows = [*measure(folder, args.runs), *(visited(folder) if args.page else ())]
         size = (folder / "runs.duckdb").stat().st_size / 1e6
     finally:
         shutil.rmtree(folder)

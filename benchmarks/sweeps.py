@@ -17,7 +17,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from steer_heal.config import LOCAL, RunSweep, axes
+from steer_heal.config import RunSweep, axes
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.run_sweeps import GOING, RunSweeps
 from steer_heal.runs import events
@@ -31,11 +31,11 @@ from tests.same import differing
 LOOK_S = 0.5
 
 
-def played(launcher: LocalProcesses, folder: Path, texts: list[str], where: str) -> tuple[RunSweep, float]:
+def played(launcher: LocalProcesses, folder: Path, texts: list[str]) -> tuple[RunSweep, float]:
     """The sweep once all of it has ended, and how many seconds that took."""
     index = RunIndex(launcher, Store(folder / "runs.duckdb"), example=None, every_s=0.0)
     sweeps, began = RunSweeps(index, folder / "runs"), time.perf_counter()
-    sweep = sweeps.start(small(2), axes.parse(texts), cluster=where)
+    sweep = sweeps.start(small(2), axes.parse(texts))
     while any(state and state.status in GOING for state in sweeps.states(sweep)):
         index.watermark()
         time.sleep(LOOK_S)
@@ -61,11 +61,11 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="sweeps-") as name:
         here, there = Path(name) / "here", Path(name) / "there"
-        near, near_s = played(LocalProcesses(here / "runs", at_once=2), here, texts, LOCAL)
+        near, near_s = played(LocalProcesses(here / "runs", at_once=2), here, texts)
         with two_nodes() as nodes, closing(RayCluster(there / "runs", nodes.address)) as cluster:
             while cluster.places() < 2:
                 time.sleep(LOOK_S)
-            far, far_s = played(cluster, there, texts, nodes.address)
+            far, far_s = played(cluster, there, texts)
         apart = {
             axes.in_words(one.values): found
             for one, other in zip(near.cells, far.cells, strict=True)

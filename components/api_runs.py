@@ -10,7 +10,6 @@ from typing import Any
 from components.engine import Engine
 from steer_heal.config import (
     DEFAULT_TRAIT,
-    LOCAL,
     MAX_SWEEP_RUNS,
     SettingsError,
     check_run_id,
@@ -186,11 +185,11 @@ def _sweeping(engine: Engine) -> list[Callable[..., Any]]:
         return engine.sweeps.stop(engine.sweeps.find(sweep_id))
 
     def resume_sweep(sweep_id: str) -> dict:
-        """Go on with a sweep's runs that did not finish, on the page's machine; gives the sweep.
+        """Go on with a sweep's runs that did not finish, where the page's runs go; gives the sweep.
 
         Args:
             sweep_id: Which sweep.
         """
-        return engine.sweeps.resume(engine.sweeps.find(sweep_id), cluster=LOCAL).model_dump(mode="json")
+        return engine.sweeps.resume(engine.sweeps.find(sweep_id)).model_dump(mode="json")
 
     return [start_sweep, list_sweeps, sweep_table, stop_sweep, resume_sweep]

@@ -51,8 +51,10 @@ def build(engine: Engine) -> gr.Blocks:
         drawn = [chart, key, healing.card, table, said, listed, compared, front, seen]
 
         def redraw(remembered: Memory) -> tuple[Any, ...]:
-            figure, *rest = watching.draw(engine, remembered)
-            return figure, *rest, *sweeps.draw(engine, remembered), (watching.digest(figure), remembered)
+            runs = engine.runs.rows()
+            figure, *rest = watching.draw(engine, runs, remembered)
+            of_sweeps = sweeps.draw(engine, runs, remembered)
+            return figure, *rest, *of_sweeps, (watching.digest(figure), remembered)
 
         def look(last: tuple[str, Memory]) -> tuple[Any, ...]:
             figure, *rest, now = redraw(last[1])

@@ -49,8 +49,8 @@ def acting(engine: Engine) -> Callable[..., tuple[Any, str]]:
                 case "open":
                     mine = None if kept["mine"] == run_id else kept["mine"]  # its card has done its work
                     return {**kept, "open": [run_id, round_of(data)], "mine": mine}, ""
-                case "all":
-                    return {**kept, "all": not kept["all"]}, ""
+                case "all" | "older" as which:
+                    return {**kept, which: not kept[which]}, ""
                 case "rename":
                     runs.rename(run_id, str(data.get("said", "")))
                 case "hide":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -13,8 +13,9 @@ from components.heal import Healing, Presses
 from components.runs import toggled
 from components.steer import INTERNAL
 from components.watching import Memory, remembered, shown
-from steer_heal.config import LOCAL, MAX_SWEEP_RUNS, SettingsError
+from steer_heal.config import MAX_SWEEP_RUNS, SettingsError
 from steer_heal.config.axes import Axes, parse
+from steer_heal.records import RunRow
 
 
 def read(text: str | None, budget: float | None) -> Axes:
@@ -45,7 +46,8 @@ def build_form(engine: Engine, healing: Healing, kept: gr.BrowserState) -> Any:
         if not (text or "").strip():
             return ""
         try:
-            return view_sweeps.takes(engine.sweeps.forecast(healing.settings(*values), read(text, budget)))
+            told = engine.sweeps.forecast(healing.settings(*values), read(text, budget))
+            return view_sweeps.takes(told, engine.sweeps.address)
         except SettingsError as problem:
             return view.note(str(problem))
 
@@ -79,9 +81,10 @@ def build() -> tuple[gr.HTML, gr.HTML, gr.HTML, gr.HTML]:
     return listed, message, table, plot.chart(elem_id="sweep-chart", height=320, empty="")
 
 
-def draw(engine: Engine, value: Any) -> tuple[str, str, str | None]:
-    """The list, and table and chart of the open sweep, which are empty where none is."""
-    kept, runs = remembered(value), engine.runs.rows()
+def draw(engine: Engine, runs: Sequence[RunRow], value: Any) -> tuple[str, str, str | None]:
+    """The list, and table and chart of the open sweep, which are empty where none is. `runs`: the rows of
+    all runs."""
+    kept = remembered(value)
     try:
         sweeps = engine.sweeps.all()
         opened = next((sweep for sweep in sweeps if sweep.sweep_id == kept["sweep"]), None)
@@ -89,7 +92,7 @@ def draw(engine: Engine, value: Any) -> tuple[str, str, str | None]:
     except SettingsError as problem:
         return view.error(str(problem)), "", None
     on = shown(runs, kept, engine.info.name)
-    listed = view_sweeps.listed(sweeps, runs, on, opened.sweep_id if opened else None)
+    listed = view_sweeps.listed(sweeps, runs, on, opened.sweep_id if opened else None, engine.sweeps.address)
     if opened is None or table is None:
         return listed, "", None
     ids = [row["run_id"] for row in table.last]
@@ -115,7 +118,7 @@ def acting(engine: Engine) -> Callable[..., tuple[Any, str]]:
                 case "stop-sweep":
                     engine.sweeps.stop(sweep)
                 case "resume-sweep":
-                    engine.sweeps.resume(sweep, cluster=LOCAL)
+                    engine.sweeps.resume(sweep)
         except SettingsError as problem:
             return gr.skip(), view.error(str(problem))
         return gr.skip(), ""

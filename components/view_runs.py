@@ -108,6 +108,13 @@ def undo(run_id: str) -> str:
     return f'<div class="sh-note">Deleted. {again} within a minute.</div>'
 
 
+def older(n: int, left_out: bool) -> str:
+    """How many older runs are left out of the table, and how to see them or not; nothing where there are
+    none."""
+    says = f"show {n:,} older" if left_out else "leave out older ones"
+    return f'<p><button class="sh-link" data-action="older">{says}</button></p>' if n else ""
+
+
 def hidden(runs: Sequence[RunRow], left_out: bool) -> str:
     """How many runs are hidden, and how to see them or not; nothing where there are none."""
     n = sum(run.hidden for run in runs)
@@ -130,10 +137,14 @@ def _button(action: str, run: RunRow) -> str:
 
 
 def letters(runs: Sequence[RunRow]) -> dict[str, str]:
-    """A letter for each run, the oldest first, so that a run keeps its own: A to Z, then AA."""
+    """A letter for each run, the oldest first, so that a run keeps its own: A to Z, AA to ZZ, AAA."""
     begun = {r.run_id: math.inf if r.started_at is None else r.started_at for r in runs}
     oldest = sorted(runs, key=lambda r: (not r.is_example, begun[r.run_id], r.run_id))
-    return {r.run_id: (chr(64 + i // 26) if i >= 26 else "") + chr(65 + i % 26) for i, r in enumerate(oldest)}
+    return {r.run_id: _letter(i) for i, r in enumerate(oldest)}
+
+
+def _letter(place: int) -> str:
+    return (_letter(place // 26 - 1) if place >= 26 else "") + chr(65 + place % 26)
 
 
 def map_key(

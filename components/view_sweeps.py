@@ -20,17 +20,18 @@ TITLES = {
 }  # fmt: skip
 
 
-def takes(told: SweepForecast) -> str:
-    """What a sweep would take, in words."""
+def takes(told: SweepForecast, address: str) -> str:
+    """What a sweep would take, in words. `address`: where its runs go."""
     n = f"{told.runs} runs" if told.runs != 1 else "1 run"
-    if not told.known:
-        says = f"{n}, {told.at_once} at a time. How long and how much memory: not known, as no run of this "
-        says += "model and preset has finished here."
-    else:
-        long = "not known" if told.seconds is None else f"about {duration(told.seconds)}"
-        held = "not known" if told.n_bytes is None else f"{told.n_bytes / 1e9:.1f} GB a run"
-        says = f"{n}, {told.at_once} at a time. Time: {long}. Memory: {held}, {told.left / 1e9:.1f} GB are "
-        says += f"free. By {told.known} finished here with this model and preset."
+    where = "" if address == LOCAL else f" on {address}"
+    long = "not known, as none of this model and preset has finished"
+    if told.seconds is not None:
+        long = f"about {duration(told.seconds)}, by {told.known} of this model and preset that finished"
+    held = "not known, as a model is not on this machine"
+    if told.n_bytes is not None:
+        held = f"up to {told.n_bytes / 1e9:.1f} GB a run"
+    room = "" if told.left is None else f"; {told.left / 1e9:.1f} GB are free"
+    says = f"{n}, {told.at_once} at a time{where}. Time: {long}. Memory: {held}{room}."
     return f'<div class="sh-note">{esc(says)}{skipped(told.skipped)}</div>'
 
 
@@ -41,20 +42,27 @@ def skipped(reasons: Sequence[str]) -> str:
 
 
 def listed(
-    sweeps: Sequence[RunSweep], runs: Sequence[RunRow], shown: Collection[str], opened: str | None
+    sweeps: Sequence[RunSweep],
+    runs: Sequence[RunRow],
+    shown: Collection[str],
+    opened: str | None,
+    address: str,
 ) -> str:
-    """The sweeps: what varies, how the runs stand, what can be done; nothing where there are none."""
+    """The sweeps: what varies, how the runs stand, what can be done; nothing where there are none.
+    `address`: where runs go now."""
     if not sweeps:
         return ""
     by_id = {run.run_id: run for run in runs}
     about = "tick one to put all its runs on the map; click what it varies to compare them"
     head = "".join(f"<th>{name}</th>" for name in ("Map", "Varies", "Runs", "Started", "Actions"))
-    body = "".join(_row(sweep, by_id, shown, sweep.sweep_id == opened) for sweep in sweeps)
+    body = "".join(_row(sweep, by_id, shown, sweep.sweep_id == opened, address) for sweep in sweeps)
     table = f'<table class="sh-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return heading("Sweeps", about) + table
 
 
-def _row(sweep: RunSweep, runs: Mapping[str, RunRow], shown: Collection[str], opened: bool) -> str:
+def _row(
+    sweep: RunSweep, runs: Mapping[str, RunRow], shown: Collection[str], opened: bool, address: str
+) -> str:
     here = [run_id for run_id in sweep.run_ids if run_id in runs]
     stand = Counter("skipped" if c.skipped else "none" for c in sweep.cells if c.run_id not in runs)
     stand.update(runs[run_id].status for run_id in here)
@@ -69,7 +77,8 @@ def _row(sweep: RunSweep, runs: Mapping[str, RunRow], shown: Collection[str], op
         sure = "Cancel the runs of this sweep that have not ended?"
         acts.append(("stop-sweep", "Stop", f'data-sure="{sure}"'))
     if any(stand[one] for one in RESUMABLE):
-        acts.append(("resume-sweep", "Resume" if sweep.cluster == LOCAL else "Resume here", ""))
+        elsewhere = "Resume here" if address == LOCAL else "Resume on the cluster"
+        acts.append(("resume-sweep", "Resume" if sweep.cluster == address else elsewhere, ""))
     cells = (
         f'<button class="sh-check" role="checkbox" aria-checked="{str(checked).lower()}" '
         f'data-action="show-sweep" {about("On the map:")}></button>',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import gradio as gr
@@ -16,6 +16,9 @@ from steer_heal.records import RunRow
 
 AUTOMATIC = 6
 MAX_CARDS = 2
+MAX_ROWS = 100
+"""Of the table of runs: thousands would take a browser seconds, whenever anything changes."""
+GOING = ("running", "paused", "queued")
 Memory = dict[str, Any]
 
 
@@ -39,7 +42,8 @@ def remembered(kept: Any) -> Memory:
     ):
         place = None
     ids = {key: kept[key] if isinstance(kept.get(key), str) else None for key in ("mine", "sweep")}
-    return {"runs": runs, "open": place, "all": kept.get("all") is True, **ids}
+    wanted = {key: kept.get(key) is True for key in ("all", "older")}
+    return {"runs": runs, "open": place, **wanted, **ids}
 
 
 def adopt(kept: Any, request: gr.Request) -> Memory:
@@ -78,10 +82,10 @@ def axes_of(engine: Engine, runs: Sequence[RunRow]) -> charts.Axes:
     return charts.Axes.of(next((t for t in engine.traits() if t.name == name), None))
 
 
-def draw(engine: Engine, kept: Any) -> tuple[str, str, str, str, str]:
+def draw(engine: Engine, every: Sequence[RunRow], kept: Any) -> tuple[str, str, str, str, str]:
     """The map, what stands under it, the cards of runs that go on, the table of runs, and what the store has
-    to say."""
-    every, model = engine.runs.rows(), engine.info.name
+    to say. `every`: the rows of all runs."""
+    model = engine.info.name
     runs = [r for r in every if remembered(kept)["all"] or not r.hidden]
     ids, names = shown(runs, kept, model), {r.run_id: r.name for r in runs}
     axes, letters = axes_of(engine, [r for r in runs if r.run_id in ids]), view_runs.letters(every)
@@ -89,7 +93,10 @@ def draw(engine: Engine, kept: Any) -> tuple[str, str, str, str, str]:
     figure = plot.whole(charts.moral_map(engine.runs.map(ids), look, engine.runs.controls(ids)))
     key = view_runs.map_key(runs, ids, letters, model, axes.caption())
     titles = {t.name: t.title for t in engine.traits()}
-    table = view_runs.runs_table(runs, ids, letters, titles) + view_runs.hidden(every, len(every) > len(runs))
+    newest = recent(runs, ids)
+    n_older, older = len(runs) - len(newest), remembered(kept)["older"]
+    table = view_runs.runs_table(runs if older else newest, ids, letters, titles)
+    table += view_runs.older(n_older, not older) + view_runs.hidden(every, len(every) > len(runs))
     busy = going(every)
     cards = "".join(view_runs.card(r, letters[r.run_id], last_answer(engine, r)) for r in busy)
     mine = [r for r in every if r.run_id == remembered(kept)["mine"] and r not in busy]
@@ -97,10 +104,19 @@ def draw(engine: Engine, kept: Any) -> tuple[str, str, str, str, str]:
     return figure, key, cards, table, view.note(engine.runs.message())
 
 
+def recent(runs: Sequence[RunRow], on_map: Collection[str]) -> list[RunRow]:
+    """The newest of the runs, what else is on the map or goes on, and the example. `runs`: newest first."""
+
+    def stays(run: RunRow) -> bool:
+        return run.run_id in on_map or run.status in GOING or run.is_example
+
+    return [*runs[:MAX_ROWS], *filter(stays, runs[MAX_ROWS:])]
+
+
 def going(runs: Sequence[RunRow]) -> list[RunRow]:
     """The runs that go on, those at work first."""
-    found = [r for r in runs if r.status in ("running", "paused", "queued")]
-    return sorted(found, key=lambda r: ("running", "paused", "queued").index(r.status))[:MAX_CARDS]
+    found = [r for r in runs if r.status in GOING]
+    return sorted(found, key=lambda r: GOING.index(r.status))[:MAX_CARDS]
 
 
 def last_answer(engine: Engine, run: RunRow) -> str:

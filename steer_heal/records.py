@@ -644,9 +644,10 @@ class SweepTable:
 
 @dataclass(frozen=True, slots=True)
 class SweepForecast:
-    """What a sweep of `runs` runs, `at_once` at a time, would take here. `skipped`: the cells that cannot
-    run, and why. By the `known` runs of the same models and presets that finished here: `seconds` in all, and
-    the bytes of main memory that one run holds; None where none did. `left`: bytes of it that are free."""
+    """What a sweep of `runs` runs, `at_once` at a time, would take. `skipped`: the cells that cannot run, and
+    why. `seconds` in all by the `known` runs of the same models and presets that finished; None where none
+    did. `n_bytes`: main memory that the largest run needs; None where a model is not on this machine.
+    `left`: bytes of it that are free here; None for runs on a cluster."""
 
     runs: int
     skipped: tuple[str, ...]
@@ -654,7 +655,7 @@ class SweepForecast:
     known: int
     seconds: float | None
     n_bytes: int | None
-    left: int
+    left: int | None
 
 
 @dataclass(frozen=True, slots=True)

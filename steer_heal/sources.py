@@ -205,6 +205,16 @@ def find(name: str) -> Source:
     )
 
 
+def here(source: Source) -> Path | None:
+    """The folder that transformers opens; None where it must be fetched or converted first."""
+    if source.kind == "hub":
+        return _snapshot(source.name) if in_cache(source.name) else None
+    if source.kind == "gguf" and source.path is not None:
+        folder = converted(sha256(source.path))
+        return folder if folder.is_dir() else None
+    return source.path
+
+
 def described(source: Source) -> ModelInfo | None:
     """What the files of a known model tell of it before it is loaded; None where there are none to be read,
     and for any other: what people bring is checked by loading it."""

@@ -45,6 +45,9 @@ class FakeRay:
         self.up = self.answers = True
         self.reconstructed = False
         self.broken: Exception | None = None
+        self.answer: Any = None
+        self.options: dict[str, Any] = {}
+        self.node = {"CPU": 2.0, "memory": 1e12}
         self.util = SimpleNamespace(list_named_actors=self._names)
 
     def init(self, _address: str, **_options: Any) -> None:
@@ -70,7 +73,7 @@ class FakeRay:
         return {"CPU": 2.0}
 
     def nodes(self) -> list[dict[str, Any]]:
-        node = {"NodeID": "1", "NodeManagerAddress": "10.0.0.1"}
+        node = {"NodeID": "1", "NodeManagerAddress": "10.0.0.1", "Resources": self.node}
         return [{**node, "Alive": True}, {**node, "Alive": False}]
 
     def remote(self, kind: Callable[..., Any] | None = None, **_resources: Any) -> Any:
@@ -78,6 +81,7 @@ class FakeRay:
             return self.remote
 
         def options(**how: Any) -> SimpleNamespace:
+            self.options = how
             make = (
                 self._maker(how["name"], kind) if "name" in how else lambda *given: self._done(kind, *given)
             )
@@ -86,7 +90,7 @@ class FakeRay:
         return SimpleNamespace(options=options)
 
     def _done(self, task: Callable[..., Any], *given: Any) -> Answer:
-        return Answer(self.broken or task(*given))
+        return Answer(self.broken or self.answer or task(*given))
 
     def _maker(self, name: str, kind: Callable[..., Any]) -> Callable[..., Handle]:
         def make(*given: Any) -> Handle:

@@ -12,6 +12,8 @@ from tests.fake_runs import FakeRuns
 class FakeSweeps:
     """What `components.engine.RunSweeps` asks for."""
 
+    address = LOCAL
+
     def __init__(self, runs: FakeRuns) -> None:
         self._runs = runs
         self._all: dict[str, RunSweep] = {}
@@ -73,8 +75,7 @@ class FakeSweeps:
             self._runs.cancel(run_id)
         return len(going)
 
-    def resume(self, sweep: RunSweep, *, cluster: str | None = None) -> RunSweep:
-        assert cluster == LOCAL
+    def resume(self, sweep: RunSweep) -> RunSweep:
         runs = {row.run_id: row.status for row in self._runs.rows()}
         for run_id in sweep.run_ids:
             if runs[run_id] == "cancelled":

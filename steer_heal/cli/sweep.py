@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 
 from steer_heal.cli.arguments import Namespace
@@ -37,18 +37,16 @@ def run(args: Namespace, out: Out) -> int:
         sweep = _named(args, found)
         base, varied = None, {}
         where = LOCAL if args.action == "table" else args.cluster or sweep.cluster
-    with _launcher(args, where) as launcher:
+    with closing(_launcher(args, where)) as launcher:
         index = _index(args, launcher)
         sweeps = RunSweeps(index, args.runs)
         if base is not None:
-            if isinstance(launcher, RayCluster):
-                launcher.need(map(str, varied.get("model", [base.model])))
-            sweep = sweeps.start(base, varied, budget=args.budget, draw=args.draw, cluster=where)
+            sweep = sweeps.start(base, varied, budget=args.budget, draw=args.draw)
         assert sweep is not None
         if args.action == "stop":
             out.note(f"{sweeps.stop(sweep)} runs of {sweep.sweep_id} were told to end.")
         elif args.action == "resume":
-            sweep = sweeps.resume(sweep, cluster=where)
+            sweep = sweeps.resume(sweep)
         if args.action in ("start", "resume"):
             _said(sweep, out)
         wait = not args.no_wait and (args.action in ("start", "resume") or where != LOCAL)
@@ -61,13 +59,10 @@ def _index(args: Namespace, launcher: LocalProcesses) -> RunIndex:
     return RunIndex(launcher, Store(args.db), every_s=0.0)
 
 
-@contextmanager
-def _launcher(args: Namespace, where: str) -> Iterator[LocalProcesses]:
+def _launcher(args: Namespace, where: str) -> LocalProcesses:
     if where == LOCAL:
-        yield LocalProcesses(args.runs)
-        return
-    with closing(RayCluster(args.runs, where, cpus=args.cpus, gpus=args.gpus)) as cluster:
-        yield cluster
+        return LocalProcesses(args.runs)
+    return RayCluster(args.runs, where, cpus=args.cpus, gpus=args.gpus)
 
 
 def _asked(args: Namespace, near: LocalProcesses) -> tuple[HealSettings, axes.Axes]:

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 from steer_heal import data, models, sources
 from steer_heal.config import (
     AUTO,
+    LOCAL,
     DoseRequest,
     HealSettings,
     SampleSettings,
+    SettingsError,
     SteerRequest,
     TalkRequest,
     build,
@@ -34,10 +36,10 @@ from steer_heal.engine.run_sweeps import RunSweeps
 from steer_heal.engine.scheduler import Scheduler
 from steer_heal.engine.sweeps import Sweeps, ending
 from steer_heal.engine.talk import Talk
-from steer_heal.engine.validate import check
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.frames import Frames
+from steer_heal.heal.validate import check
 from steer_heal.models import LanguageModel, band_layers
 from steer_heal.records import (
     Calibration,
@@ -54,6 +56,7 @@ from steer_heal.records import (
     Vignette,
 )
 from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.runs.jobs.ray_cluster import RayCluster
 from steer_heal.runs.store import Store
 from steer_heal.vectors.bridges.extraction import titles
 
@@ -68,7 +71,7 @@ class Engine:
     Bad input raises `SettingsError`, one sentence, and changes nothing. All methods may be called from any
     thread; the model itself is used by one. `cache_dir` keeps vectors and calibrations; beside `runs_dir`
     when none. `model` is the default one when none (see `sources`); `lm` takes the place of loading it.
-    `at_once`: heal runs that may go at a time.
+    `at_once`: heal runs that may go at a time; `cluster`: the address of a Ray cluster on which they go.
     """
 
     def __init__(
@@ -80,10 +83,13 @@ class Engine:
         cache_dir: str | Path | None = None,
         lm: LanguageModel | None = None,
         at_once: int = 1,
+        cluster: str = LOCAL,
     ) -> None:
         folder = Path(runs_dir).absolute()
         self._cache_dir = Path(cache_dir) if cache_dir else folder.parent / "cache"
-        self.runs = RunIndex(LocalProcesses(folder, at_once=at_once), Store(db, patience=1.0))
+        here = cluster == LOCAL
+        launcher = LocalProcesses(folder, at_once=at_once) if here else RayCluster(folder, cluster)
+        self.runs = RunIndex(launcher, Store(db, patience=1.0))
         self._take(models.load(model or models.default_model()[0]) if lm is None else lm)
         self.scheduler = Scheduler()
         self.sweeps = RunSweeps(self.runs, folder, sound=self._sound)
@@ -268,7 +274,10 @@ class Engine:
 
     def launch(self, settings: HealSettings) -> str:
         """Queues a heal run; gives its id. What can be told at once about the settings is told here."""
-        return self.runs.start(self._sound(settings))
+        sound = self._sound(settings)
+        if unfit := self.runs.launcher.unfit([sound])[0]:
+            raise SettingsError(unfit)
+        return self.runs.start(sound)
 
     def _sound(self, settings: HealSettings) -> HealSettings:
         """A run's settings, checked as somebody at a page may give them."""
@@ -285,6 +294,7 @@ class Engine:
         """Ends what is running on the model. Runs go on: they are processes of their own."""
         self.scheduler.close()
         self._answers.close()
+        self.runs.launcher.close()
 
     def _reading(self, frame: str) -> Profile:
         """In which frame the model is asked and what that is worth; found out once, in slices."""

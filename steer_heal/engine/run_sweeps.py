@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from steer_heal.config import (
 from steer_heal.engine import optuna_draw, sweep_table
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.sweep_forecast import forecast
-from steer_heal.engine.validate import check
+from steer_heal.heal.memory import run_bytes
+from steer_heal.heal.validate import check
 from steer_heal.records import SweepCell, SweepForecast, SweepTable
 from steer_heal.runs.jobs import JobState
 from steer_heal.runs.jobs.folder import write_whole
@@ -46,17 +47,19 @@ class RunSweeps:
     ) -> None:
         self._index, self._folder, self._sound = index, Path(runs_dir) / "sweeps", sound
 
+    @property
+    def address(self) -> str:
+        """Where runs go: `LOCAL`, or a cluster's address."""
+        return self._index.launcher.address
+
     def forecast(self, base: HealSettings, varied: axes.Axes) -> SweepForecast:
-        """What starting it here would take."""
-        wanted, skipped = [], []
-        for values in axes.cells(varied):
-            try:
-                wanted.append(self._checked(base, values, LOCAL))
-            except SettingsError as error:
-                skipped.append(f"{axes.in_words(values)}: {error}")
-        launcher = self._index.launcher
-        at_once, left = launcher.places(), memory()["left"]
-        return forecast(wanted, skipped, self._index.rows(), launcher.held, at_once=at_once, left=left)
+        """What starting it would take."""
+        cells, wanted = self._tried(base, axes.cells(varied))
+        skipped = [f"{axes.in_words(cell.values)}: {cell.skipped}" for cell in cells if cell.skipped]
+        left = memory()["left"] if self.address == LOCAL else None
+        sizes = [run_bytes(settings) for settings in wanted]
+        at_once = self._index.launcher.places()
+        return forecast(wanted, skipped, self._index.rows(), sizes, at_once=at_once, left=left)
 
     def start(
         self,
@@ -65,7 +68,6 @@ class RunSweeps:
         *,
         budget: int = axes.MAX_SWEEP_RUNS,
         draw: Draw = "grid",
-        cluster: str = LOCAL,
     ) -> RunSweep:
         """Queues a run for each cell that can run; the others keep why not. Nothing is made when none can.
         Where Optuna draws the cells, the first ones."""
@@ -73,7 +75,7 @@ class RunSweeps:
         if draw == "optuna":
             optuna_draw.check(varied)
         else:
-            cells = tuple(self._cell(base, values, cluster) for values in axes.cells(varied))
+            cells = tuple(self._tried(base, axes.cells(varied))[0])
             if all(cell.skipped for cell in cells):
                 raise SettingsError(f"No cell of the sweep can run: {cells[0].skipped}")
         launcher = self._index.launcher
@@ -86,7 +88,7 @@ class RunSweeps:
         now = time.time()
         sweep_id = f"sweep-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(2)}"
         made = RunSweep(
-            sweep_id=sweep_id, at=now, cluster=cluster, base=base.model_dump(mode="json"), axes=varied,
+            sweep_id=sweep_id, at=now, cluster=self.address, base=base.model_dump(mode="json"), axes=varied,
             budget=budget, draw=draw, cells=cells,
         )  # fmt: skip
         return self.more(self._begin(made))
@@ -114,7 +116,7 @@ class RunSweeps:
             values = optuna_draw.drawn(sweep.axes, tried, base.seed)
             if values is None:
                 break
-            cell = self._cell(base, values, sweep.cluster)
+            (cell,), _ = self._tried(base, [values])
             sweep = self._begin(sweep.model_copy(update={"cells": (*sweep.cells, cell)}))
             tried.append(optuna_draw.Tried(values, bool(cell.skipped), None))
             free -= not cell.skipped
@@ -156,9 +158,9 @@ class RunSweeps:
         """Cancels the runs that have not ended; gives how many."""
         return self._each(sweep, GOING, self._index.cancel)
 
-    def resume(self, sweep: RunSweep, *, cluster: str | None = None) -> RunSweep:
+    def resume(self, sweep: RunSweep) -> RunSweep:
         """Goes on with what was paused or did not finish, and starts what has not been started or was
-        deleted; on another cluster where one is given."""
+        deleted, where runs are now: that may be elsewhere than before."""
         self._each(sweep, ("paused", "cancelled", "failed", "interrupted"), self._index.resume)
         states = self.states(sweep)
         known = self._started(sweep) if None in states else {}
@@ -166,8 +168,9 @@ class RunSweeps:
             cell if state else cell.model_copy(update={"run_id": known.get(place, "")})
             for place, (cell, state) in enumerate(zip(sweep.cells, states, strict=True))
         ]
-        where = cluster or sweep.cluster
-        return self.more(self._begin(sweep.model_copy(update={"cells": tuple(cells), "cluster": where})))
+        return self.more(
+            self._begin(sweep.model_copy(update={"cells": tuple(cells), "cluster": self.address}))
+        )
 
     def _each(self, sweep: RunSweep, status: tuple[str, ...], act: Callable[[str], None]) -> int:
         states = zip(sweep.cells, self.states(sweep), strict=True)
@@ -197,8 +200,8 @@ class RunSweeps:
                 continue
             told = axes.in_words(cell.values)
             name = f"{base.name}: {told}" if base.name else told
-            applied = self._checked(base, cell.values, sweep.cluster)
-            settings = changed(applied, name=name[:MAX_RUN_NAME_CHARS])
+            sound = self._sound(axes.applied(base, cell.values))
+            settings = changed(sound, name=name[:MAX_RUN_NAME_CHARS])
             about = {"sweep": {"id": sweep.sweep_id, "cell": place, "values": cell.values}}
             begun = cell.model_copy(update={"run_id": self._index.start(settings, about)})
             cells = (*sweep.cells[:place], begun, *sweep.cells[place + 1 :])
@@ -206,17 +209,21 @@ class RunSweeps:
             self._write(sweep)
         return sweep
 
-    def _checked(self, base: HealSettings, values: dict[str, Any], cluster: str) -> HealSettings:
-        """A cell's settings. A cluster is asked for itself whether it has the model."""
-        wanted = axes.applied(base, values)
-        return self._sound(wanted) if cluster == LOCAL else check(wanted, loaded=True)
-
-    def _cell(self, base: HealSettings, values: dict[str, Any], cluster: str) -> Cell:
-        try:
-            self._checked(base, values, cluster)
-        except SettingsError as error:
-            return Cell(values=values, skipped=str(error))
-        return Cell(values=values)
+    def _tried(
+        self, base: HealSettings, combinations: Sequence[dict[str, Any]]
+    ) -> tuple[list[Cell], list[HealSettings]]:
+        """A cell for each, which keeps why it cannot run; and the settings of those that can."""
+        cells, runs = [], []
+        for values in combinations:
+            try:
+                runs.append(self._sound(axes.applied(base, values)))
+                cells.append(Cell(values=values))
+            except SettingsError as error:
+                cells.append(Cell(values=values, skipped=str(error)))
+        unfit = self._index.launcher.unfit(runs) if runs else []
+        told = iter(unfit)
+        cells = [cell if cell.skipped else Cell(values=cell.values, skipped=next(told)) for cell in cells]
+        return cells, [settings for settings, said in zip(runs, unfit, strict=True) if not said]
 
     def _file(self, sweep_id: str) -> Path:
         return self._folder / f"{sweep_id}.json"

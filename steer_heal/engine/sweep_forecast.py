@@ -1,8 +1,8 @@
-"""What a sweep of runs would take here, by what finished runs took. Pure."""
+"""What a sweep of runs would take: time by what finished runs took, memory as it is reckoned. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 from steer_heal.config import HealSettings
@@ -15,13 +15,13 @@ def forecast(
     wanted: Sequence[HealSettings],
     skipped: Sequence[str],
     runs: Sequence[RunRow],
-    held: Callable[[str], int | None],
+    sizes: Sequence[int | None],
     *,
     at_once: int,
-    left: int,
+    left: int | None,
 ) -> SweepForecast:
     """Of runs with the settings `wanted`, by the `runs` of the same model and preset that finished: the
-    median time of a round in them, and the most memory that one `held`, in bytes."""
+    median time of a round in them. `sizes`: bytes of memory that each needs, where that is known."""
     kinds = {(settings.model, settings.preset) for settings in wanted}
     ended = [run for run in runs if run.status == "finished" and not run.is_example and _kind(run) in kinds]
     paces: dict[Kind, list[float]] = {}
@@ -33,10 +33,9 @@ def forecast(
         pace = {kind: median(found) for kind, found in paces.items()}
         work = sum(settings.rounds * pace[settings.model, settings.preset] for settings in wanted)
         seconds = work / min(max(1, at_once), len(wanted))
-    sizes = [size for run in ended if (size := held(run.run_id)) is not None]
-    return SweepForecast(
-        len(wanted), tuple(skipped), at_once, len(ended), seconds, max(sizes, default=None), left
-    )
+    known = [size for size in sizes if size is not None]
+    largest = max(known) if known and len(known) == len(sizes) else None
+    return SweepForecast(len(wanted), tuple(skipped), at_once, len(ended), seconds, largest, left)
 
 
 def _kind(run: RunRow) -> Kind:

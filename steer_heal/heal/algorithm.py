@@ -26,10 +26,10 @@ from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.examples import Example
 from steer_heal.heal.filter import Text, kept_texts, texts
 from steer_heal.heal.measure import Measures
-from steer_heal.heal.memory import check_memory
+from steer_heal.heal.memory import check_memory, longest_prompt, step_of
 from steer_heal.heal.progress import Emission, Stage, Tick, emitting
 from steer_heal.heal.report import report
-from steer_heal.heal.schedule import seed_of, standing, within_reach
+from steer_heal.heal.schedule import seed_of, standing, trained_layers, within_reach
 from steer_heal.heal.train import train_round
 from steer_heal.models import LanguageModel, band_layers, user
 from steer_heal.records import (
@@ -50,9 +50,6 @@ from steer_heal.vectors.vector import SteeringVector
 STAGES = ("base", "extract", "calibrate", "generate", "filter", "train", "evaluate")
 LEAST_SHIFT = 1e-3
 """Steering that moves the trait less than this gives no retention to speak of."""
-
-BESIDE = 2
-"""Blocks beside the steered ones that carry the LoRA too, as in docs/reports/healing.md."""
 
 CURVE = (0.5, 1.0, 1.5)
 """Alphas at which steering alone is measured; what it costs besides, which takes longest, at 1 alone."""
@@ -109,6 +106,7 @@ class _Loop:
     ) -> None:
         self.lm, self.settings, self.folder, self.stop = lm, settings, folder, stop
         self.layers = band_layers(lm.n_layers, settings.band)
+        self.trained_layers = trained_layers(lm.n_layers, settings.band)
         self.trait = data.trait(settings.trait)
         self.stack = AdapterStack(lm)
         self.measures = Measures(lm, self.stack, settings, cache, stop)
@@ -125,25 +123,17 @@ class _Loop:
     def base_p(self) -> dict[str, float]:
         return self.measured["base"]["p"]
 
-    @property
-    def trained_layers(self) -> list[int]:
-        """The blocks that carry the LoRA: the steered ones and `BESIDE` on either side."""
-        first, last = self.layers[0] - BESIDE, self.layers[-1] + BESIDE
-        return list(range(max(0, first), min(last + 1, self.lm.n_layers)))
-
     def _check_room(self) -> None:
         """`SettingsError` when the longest row fits neither the model nor the memory."""
         asked = [*self.measures.prompts, *self.measures.plain_prompts]
-        longest = max(len(self.lm.encode_chat([user(text)])) for text in asked)
+        longest = longest_prompt(self.lm, asked)
         made, room = self.settings.data, getattr(self.lm.config, "max_position_embeddings", None)
         if room and longest + made.max_new_tokens > room:
             raise SettingsError(
                 f"{self.lm.name} reads {room} tokens at most, and the longest prompt has {longest}: set "
                 f"data.max_new_tokens to {max(0, room - longest)} or fewer, not {made.max_new_tokens}."
             )
-        above = self.lm.n_layers - self.trained_layers[0]
-        n_examples = made.n_answers + made.n_plain
-        check_memory(self.lm, self.settings.train, above, longest, made.max_new_tokens, n_examples)
+        check_memory(self.lm, *step_of(self.lm, self.settings, longest))
 
     def take_up(self, start_round: int, earlier: Sequence[Event]) -> None:
         """Resume: the finished rounds' adapters from the folder, what was measured and made from the log."""

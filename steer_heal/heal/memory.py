@@ -1,14 +1,51 @@
-"""How much memory a training step needs above the weights, and a refusal where there is not as much."""
+"""How much memory a training step needs above the weights, a refusal where there is not as much, and what a
+whole run needs, told before it begins."""
 
 from __future__ import annotations
 
-from steer_heal.config import SettingsError, TrainSettings
+from collections.abc import Sequence
+from functools import lru_cache
+
+from steer_heal.config import HealSettings, SettingsError, TrainSettings
 from steer_heal.heal.frozen_prefix import KEPT_BYTES
 from steer_heal.heal.lm_head import CHUNK_BYTES
-from steer_heal.models import LanguageModel
+from steer_heal.heal.schedule import trained_layers
+from steer_heal.models import LanguageModel, outline, user
 from steer_heal.models.files import GIB, free
 
 SPARE = 1.5
+Step = tuple[TrainSettings, int, int, int, int]
+PROCESS_BYTES = GIB // 2
+"""What Python, torch and transformers hold before there is a model."""
+
+
+def run_bytes(settings: HealSettings) -> int | None:
+    """An upper estimate of what a run's process holds: itself, the weights, and a training step with the
+    longest prompt. Reckoned from the files of its model, as they would be loaded here; None where they are
+    not on this machine. Errors: `SettingsError`."""
+    lm = outline(settings.model)
+    if lm is None:
+        return None
+    weights = sum(parameter.nbytes for parameter in lm.model.parameters())
+    return PROCESS_BYTES + weights + needed_bytes(lm, *step_of(lm, settings, _longest(lm, settings.trait)))
+
+
+@lru_cache(maxsize=16)
+def _longest(outlined: LanguageModel, trait: str) -> int:
+    material = outlined.material
+    return longest_prompt(outlined, [*material.heal_prompts(trait), *material.plain_prompts()])
+
+
+def longest_prompt(lm: LanguageModel, prompts: Sequence[str]) -> int:
+    """Tokens of the longest of the prompts as a chat."""
+    return max(map(len, lm.encode_chats([[user(text)] for text in prompts])))
+
+
+def step_of(lm: LanguageModel, settings: HealSettings, n_prompt: int) -> Step:
+    """What `needed_bytes` asks of a run's training."""
+    layers = lm.n_layers - trained_layers(lm.n_layers, settings.band)[0]
+    made = settings.data
+    return settings.train, layers, n_prompt, made.max_new_tokens, made.n_answers + made.n_plain
 
 
 def needed_bytes(

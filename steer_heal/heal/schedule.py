@@ -1,16 +1,26 @@
-"""What a round begins with: its random numbers, the reach of its dose, and the events that stand."""
+"""What a round begins with: its random numbers, the reach of its dose, the blocks that it trains, and the
+events that stand."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 
-from steer_heal.config import CalibrateSettings
+from steer_heal.config import CalibrateSettings, band_layers
 from steer_heal.records import Event
 
 FARTHEST = 4.0
 """c* is sought up to this many times the first round's: far beyond, a student that repeats one token agrees
 with its unsteered self again, and that is no dose to speak of."""
+
+BESIDE = 2
+"""Blocks beside the steered ones that carry the LoRA too, as in docs/reports/healing.md."""
+
+
+def trained_layers(n_layers: int, band: tuple[float, float]) -> list[int]:
+    """The blocks that carry the LoRA: the steered ones and `BESIDE` on either side."""
+    steered = band_layers(n_layers, band)
+    return list(range(max(0, steered[0] - BESIDE), min(steered[-1] + BESIDE + 1, n_layers)))
 
 
 def within_reach(settings: CalibrateSettings, first_c_star: float) -> CalibrateSettings:

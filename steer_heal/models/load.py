@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from steer_heal.models.files import (
 from steer_heal.models.placement import best_device, chosen_dtype, lay_out, runs_on, spread
 from steer_heal.models.sampling import Answers, of_files, of_transformers
 from steer_heal.records import ModelInfo, SamplingDefaults
-from steer_heal.sources import DEMO_FOLDER, KNOWN, Source, find
+from steer_heal.sources import DEMO_FOLDER, KNOWN, Source, find, here
 
 _PADS = 4
 """Tokens of padding with which a model is tried."""
@@ -233,6 +233,28 @@ def load(
         return lm
 
 
+def outline(name: str) -> LanguageModel | None:
+    """The model without its weights, as its files describe it; None where they are not on this machine.
+    Errors: `SettingsError`."""
+    source = find(name)
+    folder = here(source)
+    if folder is None:
+        return None
+    with one_sentence(lambda error: _explain(source, error)):
+        check_files(folder)
+        changed = max(file.stat().st_mtime_ns for file in folder.iterdir())
+        return _outline(source, folder, changed)
+
+
+@lru_cache(maxsize=4)
+def _outline(source: Source, folder: Path, _changed: int) -> LanguageModel:
+    config = _without_strange_pad(AutoConfig.from_pretrained(folder))
+    tokenizer = _always_the_same(AutoTokenizer.from_pretrained(folder))
+    check_tokenizer(source.name, folder, tokenizer.vocab_files_names.values())
+    model = _empty(config, chosen_dtype(None, config, folder, None), {})
+    return LanguageModel(source.name, model, tokenizer, is_demo=source.kind == "demo", weights_hash="")
+
+
 def prepare(source: Source, progress: Callable[[str], None] | None = None) -> Path:
     """The folder of the model's files, fetched and converted first where they are not here. `progress` hears
     in words what is being done. Errors: `SettingsError`."""
@@ -302,10 +324,14 @@ def _described(config: PreTrainedConfig, dtype: torch.dtype | str, options: dict
     """Bytes of the model that the configuration describes; 0 for a quantised one, whose files are packed."""
     if getattr(config, "quantization_config", None):
         return 0
-    with torch.device("meta"):
-        made: Any = AutoModelForCausalLM.from_config(config, **options)
+    return sum(parameter.nbytes for parameter in _empty(config, dtype, options).parameters())
+
+
+def _empty(config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+    """The model that the configuration describes, which holds no weights."""
     stored = dtype if isinstance(dtype, torch.dtype) else config.dtype
-    return made.num_parameters() * getattr(stored, "itemsize", 2)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=stored, **options)
 
 
 def _check_bos(lm: LanguageModel, folder: Path) -> str:

@@ -25,7 +25,7 @@ def test_a_sweep_from_its_form_to_its_chart(page: Page) -> None:
     said = page.locator("#sweep-said")
     expect(said).to_contain_text("perhaps train.divergence")
     type_into(page, "#sweep-axes", "train.divergence=nll,kl_rev\nseed=3,4")
-    expect(said).to_contain_text("4 runs, 1 at a time. Time: about 6 min. Memory: 0.4 GB a run")
+    expect(said).to_contain_text("4 runs, 1 at a time. Time: about 6 min")
     page.locator("#sweep-start").click()
     expect(said).to_contain_text("4 runs are queued")
     sweep = page.locator("#sweeps tbody tr", has_text="train.divergence").first

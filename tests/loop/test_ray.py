@@ -38,10 +38,10 @@ def indexed(launcher: LocalProcesses, folder: Path) -> RunIndex:
     return RunIndex(launcher, Store(folder / "runs.duckdb"), example=None, every_s=0.0)
 
 
-def begin(launcher: LocalProcesses, folder: Path, where: str) -> tuple[RunIndex, RunSweeps, RunSweep]:
+def begin(launcher: LocalProcesses, folder: Path) -> tuple[RunIndex, RunSweeps, RunSweep]:
     index = indexed(launcher, folder)
     sweeps = RunSweeps(index, folder / "runs")
-    return index, sweeps, sweeps.start(small(2), axes.parse(CELLS), cluster=where)
+    return index, sweeps, sweeps.start(small(2), axes.parse(CELLS))
 
 
 def stand(index: RunIndex, sweeps: RunSweeps, sweep: RunSweep) -> list[str]:
@@ -58,8 +58,7 @@ def kinds(index: RunIndex, run_id: str) -> list[str]:
 def test_a_sweep_on_two_nodes_of_which_one_dies_ends_like_one_here(nodes: Nodes, tmp_path: Path) -> None:
     there = RayCluster(tmp_path / "there" / "runs", nodes.address)
     until(lambda: sum(one["Alive"] for one in ray.nodes()) == 2)
-    there.need(["demo"])
-    index, sweeps, sweep = begin(there, tmp_path / "there", nodes.address)
+    index, sweeps, sweep = begin(there, tmp_path / "there")
     logs = [there.folder(cell.run_id).log for cell in sweep.cells]
 
     def second_round() -> bool:
@@ -79,7 +78,7 @@ def test_a_sweep_on_two_nodes_of_which_one_dies_ends_like_one_here(nodes: Nodes,
         assert seqs == list(range(len(seqs)))
 
     here = tmp_path / "here"
-    index, sweeps, other = begin(LocalProcesses(here / "runs"), here, "local")
+    index, sweeps, other = begin(LocalProcesses(here / "runs"), here)
     until(lambda: stand(index, sweeps, other) == ["finished", "finished"], 600.0)
     for cell, same in zip(sweep.cells, other.cells, strict=True):
         assert differing(tmp_path / "there" / "runs" / cell.run_id, here / "runs" / same.run_id) == []

@@ -77,7 +77,7 @@ def test_a_mix_is_said_by_hand_or_typed() -> None:
 )
 def test_a_browser_may_send_anything(kept: object) -> None:
     engine = FakeEngine()
-    nothing = {"runs": None, "open": None, "all": False, "mine": None, "sweep": None}
+    nothing = {"runs": None, "open": None, "all": False, "older": False, "mine": None, "sweep": None}
     assert watching.remembered(kept) == nothing
     assert watching.shown(engine.runs.rows(), kept, "demo") == [EXAMPLE]
     assert "Click a node" in moral_map.open_round(engine, kept)[0]
@@ -93,18 +93,32 @@ def test_a_run_of_this_browser_that_ended_says_what_came_of_it_until_it_is_opene
     run_id = engine.launch(heal_settings("quick", model="demo", rounds=1, name="mine"))
     until(lambda: engine.runs.rows()[0].status == "finished")
     memory = {**watching.remembered(None), "mine": run_id}
-    cards = watching.draw(engine, memory)[2]
+    cards = watching.draw(engine, engine.runs.rows(), memory)[2]
     assert "mine: finished" in cards
     clicked = SimpleNamespace(_data={"action": "open", "run": run_id, "round": "1"})
     opened, _ = runs.acting(engine)(memory, clicked)
     assert (opened["open"], opened["mine"]) == ([run_id, 1], None)
-    assert "mine: finished" not in watching.draw(engine, opened)[2]
+    assert "mine: finished" not in watching.draw(engine, engine.runs.rows(), opened)[2]
 
 
 def test_the_very_same_run_again_is_said_to_be_one() -> None:
     engine, wanted = FakeEngine(), heal_settings("quick", model="demo", rounds=2, name="again")
     assert "As Example: care over authority" in heal.alike(engine, wanted)
     assert heal.alike(engine, wanted.model_copy(update={"seed": 1})) == ""
+
+
+def test_of_many_runs_the_table_shows_the_newest_and_those_that_matter_until_all_are_wanted() -> None:
+    (row,) = FakeEngine().runs.rows()
+    many = [replace(row, run_id=f"r{i}", is_example=False) for i in range(watching.MAX_ROWS + 5)]
+    many[-1] = replace(many[-1], status="queued")
+    every = [*many, row]
+    some = watching.recent(every, [many[-2].run_id])
+    assert some == [*many[: watching.MAX_ROWS], *many[-2:], row]
+    kept, _ = runs.acting(FakeEngine())(None, SimpleNamespace(_data={"action": "older"}))  # type: ignore[arg-type]
+    for memory, n_left_out, says in ((None, 4, "show 4 older"), (kept, 0, "leave out older ones")):
+        table = watching.draw(FakeEngine(), every, memory)[3]
+        assert table.count("<tr data-run") == len(every) - n_left_out
+        assert says in table
 
 
 def test_toggling_takes_a_run_off_the_map_and_puts_it_back() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from components import charts_sweep, sweeps, view_sweeps, watching
-from steer_heal.config import MAX_SWEEP_RUNS, RunSweep, SettingsError, axes, heal_settings
+from steer_heal.config import LOCAL, MAX_SWEEP_RUNS, RunSweep, SettingsError, axes, heal_settings
 from steer_heal.records import SweepForecast
 from tests.fake_engine import FakeEngine
 from tests.fake_runs import EXAMPLE
@@ -27,6 +27,10 @@ def finished(engine: FakeEngine) -> FakeEngine:
     return engine
 
 
+def drawn(engine: FakeEngine, kept: Any) -> tuple[str, str, str | None]:
+    return sweeps.draw(engine, engine.runs.rows(), kept)
+
+
 def clicked(engine: FakeEngine, kept: Any, action: str, sweep: str) -> tuple[Any, str]:
     event = SimpleNamespace(_data={"action": action, "run": sweep})
     return sweeps.acting(engine)(kept, event)  # type: ignore[arg-type]
@@ -41,29 +45,31 @@ def test_axes_are_lines_and_a_budget_left_empty_is_said() -> None:
 
 
 def test_what_a_sweep_takes_is_said_beforehand_where_it_is_known() -> None:
-    told = view_sweeps.takes(SweepForecast(9, (EVIL,), 2, 3, 750.0, 400_000_000, 7_900_000_000))
-    for said in ("9 runs, 2 at a time", "about 12 min", "0.4 GB a run, 7.9 GB are free", "1 cannot run"):
+    told = view_sweeps.takes(SweepForecast(9, (EVIL,), 2, 3, 750.0, 400_000_000, 7_900_000_000), LOCAL)
+    for said in ("9 runs, 2 at a time.", "about 12 min", "0.4 GB a run; 7.9 GB are free", "1 cannot run"):
         assert said in told
     assert "<img" not in told
-    assert "not known" in view_sweeps.takes(SweepForecast(1, (), 1, 0, None, None, 8))
+    there = view_sweeps.takes(SweepForecast(1, (), 4, 0, None, None, None), "ray://head:1")
+    assert "1 run, 4 at a time on ray://head:1. Time: not known" in there
+    assert "free" not in there
 
 
 def test_a_sweep_is_listed_opened_shown_as_one_stopped_and_resumed() -> None:
     engine = FakeEngine(round_seconds=1e6)
-    assert sweeps.draw(engine, None) == ("", "", None)
+    assert drawn(engine, None) == ("", "", None)
     sweep = started(engine, "seed=0,1")
-    listed, table, figure = sweeps.draw(engine, None)
+    listed, table, figure = drawn(engine, None)
     assert ("2 running" in listed, table, figure) == (True, "", None)
     kept, said = clicked(engine, {"runs": [EXAMPLE]}, "show-sweep", sweep.sweep_id)
     assert (set(kept["runs"]), said) == ({EXAMPLE, *sweep.run_ids}, "")
-    assert 'aria-checked="true"' in sweeps.draw(engine, kept)[0]
+    assert 'aria-checked="true"' in drawn(engine, kept)[0]
     assert clicked(engine, kept, "show-sweep", sweep.sweep_id)[0]["runs"] == [EXAMPLE]
     clicked(engine, kept, "stop-sweep", sweep.sweep_id)
-    assert "2 cancelled" in sweeps.draw(engine, None)[0]
+    assert "2 cancelled" in drawn(engine, None)[0]
     clicked(engine, kept, "resume-sweep", sweep.sweep_id)
-    assert "2 running" in sweeps.draw(engine, None)[0]
+    assert "2 running" in drawn(engine, None)[0]
     kept, _ = clicked(engine, kept, "open-sweep", sweep.sweep_id)
-    assert "nothing to compare" in sweeps.draw(engine, kept)[1]
+    assert "nothing to compare" in drawn(engine, kept)[1]
     assert clicked(engine, kept, "open-sweep", sweep.sweep_id)[0]["sweep"] is None
     assert "sh-error" in clicked(engine, None, "stop-sweep", "../etc")[1]
     assert watching.remembered({"sweep": 3})["sweep"] is None
@@ -73,7 +79,7 @@ def test_the_open_sweep_is_a_table_and_a_chart_with_what_it_is_held_against() ->
     engine = FakeEngine(round_seconds=0.01)
     sweep = started(engine, "train.divergence=nll,kl_rev", "seed=0,1,-1")
     finished(engine)
-    listed, table, figure = sweeps.draw(engine, {"sweep": sweep.sweep_id})
+    listed, table, figure = drawn(engine, {"sweep": sweep.sweep_id})
     assert "4 finished, 2 skipped" in listed or "2 skipped, 4 finished" in listed
     assert "train.divergence=kl_rev" in table
     assert "no different" in table
@@ -102,6 +108,6 @@ def test_what_a_person_wrote_is_no_markup() -> None:
     varied = {"trait": [EVIL, "care_over_authority", {"{0}": EVIL}]}
     made = finished(engine).sweeps.start(BASE, varied, budget=MAX_SWEEP_RUNS)
     finished(engine)
-    listed, table, figure = sweeps.draw(engine, {"sweep": made.sweep_id})
+    listed, table, figure = drawn(engine, {"sweep": made.sweep_id})
     assert "&lt;img" in table
     assert "<img" not in listed + table + (figure or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -14,12 +15,15 @@ from types import SimpleNamespace
 import pytest
 
 from steer_heal.config import SettingsError, heal_settings
+from steer_heal.heal.memory import run_bytes
 from steer_heal.runs.events import EventLog, read
 from steer_heal.runs.jobs import LocalProcesses, RunFolder, Running
 from steer_heal.runs.jobs.ray_cluster import RayCluster
 from tests.fake_ray import FakeRay, RayError
 from tests.jobs import until
 from tests.runs import play_round, start
+
+GET = "the model some/where is not there, run `python -m steer_heal models get some/where` there."
 
 
 @pytest.fixture
@@ -137,13 +141,36 @@ def test_a_node_without_the_model_or_what_the_project_needs_is_named_before_the_
 ) -> None:
     affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_given, **_how: None)
     monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", affinity)
-    cluster.need(["demo"])
-    with pytest.raises(SettingsError, match=r"node 10\.0\.0\.1 of ray://.* lacks a model.*nowhere"):
-        cluster.need(["demo", "nowhere"])
+    demo, missing = heal_settings(model="demo"), heal_settings(model="some/where")
+    assert cluster.unfit([demo]) == [""]
+    said = cluster.unfit([missing, demo])
+    assert said == ["This machine cannot run it: " + GET, ""]
+    with monkeypatch.context() as patch:
+        patch.setattr("steer_heal.runs.jobs.ray_cluster.lacks", lambda texts: [""] * len(texts))
+        ray.answer = [GET, ""]
+        said = cluster.unfit([missing, demo])
+    assert re.fullmatch(rf"The node 10\.0\.0\.1 of ray://\S+ cannot run it: {re.escape(GET)}", said[0])
     ray.broken = RayError("Traceback:\nModuleNotFoundError: No module named 'torch'")
     with pytest.raises(SettingsError, match=r"No module named 'torch'\): install steer-heal\[ray\] there"):
-        cluster.need(["demo"])
+        cluster.unfit([demo])
     assert cluster.runs() == []
+
+
+def test_ray_keeps_the_memory_that_a_run_is_reckoned_to_need_and_too_much_is_refused(
+    cluster: RayCluster, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, may_end: Event
+) -> None:
+    affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_given, **_how: None)
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", affinity)
+    settings = heal_settings(model="demo", rounds=2)
+    begun(cluster)
+    asked = ray.options["memory"]
+    assert asked == run_bytes(settings)
+    more = settings.model_copy(update={"train": settings.train.model_copy(update={"batch_size": 32})})
+    monkeypatch.setitem(ray.node, "memory", float(asked))
+    said = cluster.unfit([settings, more])
+    assert said[0] == ""
+    assert re.search(r"No node of ray://\S+ has the 1 CPUs, 0 GPUs and \d\.\d GB of memory", said[1])
+    assert "lower train.batch_size" in said[1]
 
 
 def test_a_place_is_cpus_and_where_there_are_some_gpus(

@@ -17,20 +17,20 @@ RUNS = [
     replace(ROW, run_id="going", finished_at=1e6, status="running"),
     replace(ROW, run_id="other", finished_at=1e6, model="other"),
 ]
-HELD = {"a": 3, "b": 5, "other": 90}
 TWO = heal_settings("quick", model="demo", rounds=2)
 
 
-def test_time_is_rounds_by_the_median_pace_and_memory_the_most_that_one_held() -> None:
+def test_time_is_rounds_by_the_median_pace_and_memory_the_most_that_one_needs() -> None:
     """Paces 50 and 150 s a round, in the median 100: six rounds, two at a time, are 300 s."""
-    told = forecast([TWO] * 3, ["seed=-1: bad"], RUNS, HELD.get, at_once=2, left=7)
+    told = forecast([TWO] * 3, ["seed=-1: bad"], RUNS, [3, 5, 4], at_once=2, left=7)
     assert (told.runs, told.skipped, told.at_once, told.known) == (3, ("seed=-1: bad",), 2, 2)
     assert (told.seconds, told.n_bytes, told.left) == (300.0, 5, 7)
-    assert forecast([TWO], [], RUNS, HELD.get, at_once=16, left=7).seconds == 200.0
+    assert forecast([TWO], [], RUNS, [3], at_once=16, left=7).seconds == 200.0
 
 
 def test_where_a_model_has_not_finished_a_run_here_the_time_is_not_known() -> None:
     third = heal_settings("quick", model="third", rounds=1)
-    assert forecast([TWO, third], [], RUNS, HELD.get, at_once=1, left=7).seconds is None
-    told = forecast([], [], RUNS, HELD.get, at_once=1, left=7)
+    told = forecast([TWO, third], [], RUNS, [3, None], at_once=1, left=7)
+    assert (told.seconds, told.n_bytes) == (None, None)
+    told = forecast([], [], RUNS, [], at_once=1, left=7)
     assert (told.runs, told.known, told.seconds, told.n_bytes) == (0, 0, None, None)

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from steer_heal.config import MAX_QUEUED_RUNS, RUN_ID, HealSettings, SettingsError, check_run_id
+from steer_heal.config import LOCAL, MAX_QUEUED_RUNS, RUN_ID, HealSettings, SettingsError, check_run_id
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, Chunk, EventLog
 from steer_heal.runs.jobs import gpus
@@ -41,6 +41,8 @@ class LocalProcesses:
     the folder is what is started; `grace_s` is how long a cancelled run has to end by itself. Bad input and
     folders that cannot be written raise `SettingsError`.
     """
+
+    address = LOCAL
 
     def __init__(
         self,
@@ -150,9 +152,12 @@ class LocalProcesses:
         """How many runs go at a time."""
         return self.at_once
 
-    def held(self, run_id: str) -> int | None:
-        """The bytes of memory that the run's process held at its last heartbeat."""
-        return self.folder(run_id).last_memory().get("held")
+    def unfit(self, wanted: Sequence[HealSettings]) -> list[str]:
+        """What keeps runs from being here is told by `heal.validate.check`."""
+        return [""] * len(wanted)
+
+    def close(self) -> None:
+        """Runs are processes of their own, and go on."""
 
     def _ended(self, folder: RunFolder) -> JobState | None:
         """The state a run's last word leaves it in; read again only when the log has changed."""

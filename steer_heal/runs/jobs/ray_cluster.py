@@ -10,9 +10,9 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,9 @@ from urllib.parse import urlsplit
 from filelock import Timeout
 
 from steer_heal import sources
-from steer_heal.config import HealSettings, SettingsError
+from steer_heal.config import HealSettings, SettingsError, stored_settings
+from steer_heal.heal.memory import run_bytes
+from steer_heal.heal.validate import check
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, EventLog
 from steer_heal.runs.jobs.folder import RunFolder
@@ -104,11 +106,17 @@ class Remote:
         shutil.rmtree(self._home, ignore_errors=True)
 
 
-def lacks(models: list[str]) -> str:
-    """On a node: why one of the models is not there; empty when all are."""
+def lacks(wanted: list[str]) -> list[str]:
+    """On a node: of each run, whose settings are given as JSON, why it cannot be there; "" where it can."""
+    return [_lacks(stored_settings(text)[0]) for text in wanted]
+
+
+def _lacks(settings: HealSettings) -> str:
     try:
-        for model in models:
-            sources.find(model)
+        check(settings)
+        if sources.here(sources.find(settings.model)) is None:
+            get = f"python -m steer_heal models get {settings.model}"
+            return f"the model {settings.model} is not there, run `{get}` there."
     except SettingsError as error:
         return str(error)
     return ""
@@ -162,8 +170,8 @@ class Line:
 
 class RayCluster(LocalProcesses):
     """As `LocalProcesses`, of which it has the folder, but what it starts runs on the cluster at `address`,
-    `ray://HOST:PORT`; each run has `cpus` CPUs and, where the cluster has some, that many or that share of
-    `gpus`.
+    `ray://HOST:PORT`; each run has `cpus` CPUs, the memory that `run_bytes` tells and, where the cluster has
+    some, that many or that share of `gpus`.
 
     A run goes on there while nobody listens, and what it did is heard later. Asked to pause, it leaves its
     place after its round. Raises `SettingsError` where Ray is not installed, nobody answers, or the versions
@@ -178,6 +186,7 @@ class RayCluster(LocalProcesses):
         self._ray: Any = None
         self._lines: dict[str, Line] = {}
         self._again, self._trouble = 0.0, ""
+        self._talking = threading.RLock()
         self._connect()
         self.advance()
 
@@ -190,7 +199,10 @@ class RayCluster(LocalProcesses):
         return folder
 
     def reopen(self, run_id: str, *, worker: Running | None = None) -> RunFolder:
-        """The same of one that ended early, wherever it was."""
+        """The same of one that ended early, wherever it was. Errors: `SettingsError` also while the cluster
+        does not answer: the run may be at work there, and goes on when it does."""
+        if self._trouble:
+            raise SettingsError(self._trouble)
         folder = super().reopen(run_id, worker=worker or self._here())
         _beat(folder)
         return folder
@@ -206,40 +218,78 @@ class RayCluster(LocalProcesses):
 
     def places(self) -> int:
         """How many runs the cluster has room for."""
-        there = self._ray.cluster_resources()
+        with self._asking():
+            there = self._ray.cluster_resources()
         by_cpu, gpus = int(there.get("CPU", 0) // self._cpus), there.get("GPU")
         return min(by_cpu, int(gpus / self._gpus)) if gpus and self._gpus else by_cpu
 
-    def need(self, models: Iterable[str]) -> None:
-        """Raises: `SettingsError` where a node lacks one of the models, or what the project needs."""
+    def unfit(self, wanted: Sequence[HealSettings]) -> list[str]:
+        """Where this machine, which reckons the memory of runs, or a node lacks what a run needs, or no node
+        is large enough. Errors: `SettingsError` where a node lacks what the project needs."""
         node_of = import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
-        nodes = [node for node in self._ray.nodes() if node["Alive"]]
-        ask = self._ray.remote(num_cpus=0)(lacks)
-        asked = [
-            ask.options(scheduling_strategy=node_of(node["NodeID"], soft=False)).remote(sorted(set(models)))
-            for node in nodes
+        texts = [settings.model_dump_json() for settings in wanted]
+        with self._asking():
+            nodes = [node for node in self._ray.nodes() if node["Alive"]]
+            ask = self._ray.remote(num_cpus=0)(lacks)
+            asked = [
+                ask.options(scheduling_strategy=node_of(node["NodeID"], soft=False)).remote(texts)
+                for node in nodes
+            ]
+            found = {"This machine": lacks(texts)}
+            for node, answer in zip(nodes, asked, strict=True):
+                where = f"The node {node['NodeManagerAddress']} of {self.address}"
+                found[where] = self._answered(where, answer)
+        lacking = [
+            next(
+                (f"{where} cannot run it: {said[place]}" for where, said in found.items() if said[place]), ""
+            )
+            for place in range(len(wanted))
         ]
-        for node, answer in zip(nodes, asked, strict=True):
-            where = f"node {node['NodeManagerAddress']} of {self.address}"
-            try:
-                lacking = self._ray.get(answer)
-            except self._ray.exceptions.RayError as error:
-                said = str(error).strip().splitlines()[-1]
-                raise SettingsError(
-                    f"The {where} cannot run this ({said}): install steer-heal[ray] there."
-                ) from error
-            if lacking:
-                raise SettingsError(f"The {where} lacks a model. There: {lacking}")
+        return [said or self._too_large(one, nodes) for said, one in zip(lacking, wanted, strict=True)]
+
+    def _answered(self, where: str, answer: Any) -> list[str]:
+        try:
+            return self._ray.get(answer)
+        except self._ray.exceptions.RaySystemError:
+            raise
+        except self._ray.exceptions.RayError as error:
+            said = str(error).strip().splitlines()[-1]
+            raise SettingsError(
+                f"{where} cannot run this ({said}): install steer-heal[ray] there."
+            ) from error
+
+    def _too_large(self, settings: HealSettings, nodes: Sequence[dict[str, Any]]) -> str:
+        each = self._each(settings, any(node["Resources"].get("GPU") for node in nodes))
+        if any(all(node["Resources"].get(name, 0) >= n for name, n in each.items()) for node in nodes):
+            return ""
+        asked = f"{each['CPU']} CPUs, {each['GPU']:g} GPUs and {each['memory'] / 1e9:.1f} GB of memory"
+        return (
+            f"No node of {self.address} has the {asked} that it needs: lower train.batch_size or "
+            "data.max_new_tokens, or start a larger node there."
+        )
+
+    def _each(self, settings: HealSettings, with_gpus: bool) -> dict[str, float]:
+        """What a run takes of a node, by Ray's names."""
+        gpus = self._gpus if with_gpus else 0.0
+        return {"CPU": self._cpus, "GPU": gpus, "memory": run_bytes(settings) or 0}
 
     def advance(self) -> None:
         """Hears of every run of ours, and starts what is not on the cluster yet. Call it often."""
         super().advance()
-        try:
-            self._connect()
+        with self._asking():
             self._listen()
-        except (ConnectionError, self._ray.exceptions.RaySystemError, TimeoutError) as error:
-            self._lose(f"The cluster at {self.address} does not answer: its runs are heard of when it does.")
-            raise SettingsError(self._trouble) from error
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Connected, and no other thread speaks meanwhile. Errors: `SettingsError` where nobody answers."""
+        with self._talking:
+            try:
+                self._connect()
+                yield
+            except (ConnectionError, self._ray.exceptions.RaySystemError, TimeoutError) as error:
+                said = f"The cluster at {self.address} does not answer: its runs are heard of when it does."
+                self._lose(said)
+                raise SettingsError(said) from error
 
     def close(self) -> None:
         """Listens no more; the runs go on."""
@@ -319,10 +369,11 @@ class RayCluster(LocalProcesses):
             try:
                 actor = self._ray.get_actor(run_id)
             except ValueError:
-                gpus = self._gpus if self._ray.cluster_resources().get("GPU") else 0
+                with_gpus = bool(self._ray.cluster_resources().get("GPU"))
+                each = self._each(line.folder.settings(), with_gpus)
                 actor = self._ray.remote(Remote).options(
-                    name=run_id, lifetime="detached", num_cpus=self._cpus, num_gpus=gpus,
-                    max_restarts=RESTARTS, max_task_retries=-1,
+                    name=run_id, lifetime="detached", num_cpus=each["CPU"], num_gpus=each["GPU"],
+                    memory=each["memory"], max_restarts=RESTARTS, max_task_retries=-1,
                 ).remote(run_id, line.files())  # fmt: skip
             line.look = actor.look.remote(line.log.size, line.folder.asked("cancel"))
             line.since = time.monotonic()
