@@ -30,6 +30,14 @@ class Act:
         """The name by which a verb-object pair is held out."""
         return f"{self.verb.ing}|{self.object}"
 
+    def doing(self, possessive: str) -> str:
+        """The deed as it is seen: "kicking a dog"."""
+        return f"{self.verb.ing} {self.object}".replace("{p}", possessive)
+
+    def bare(self, possessive: str) -> str:
+        """The deed in its base form: "kick a dog"."""
+        return f"{self.verb.base} {self.object}".replace("{p}", possessive)
+
 
 def _verbs(spec: str) -> tuple[Verb, ...]:
     """Verbs written as "kicking=kick:3" and divided by semicolons."""
@@ -193,10 +201,13 @@ def draw_act(rng: random.Random, foundation: str) -> Act:
     return Act(foundation, rng.choice(verbs), rng.choice(objects))
 
 
-def find_act(foundation: str, ing: str, obj: str) -> Act:
-    """The deed of that name; a ValueError when the lexicon lacks it."""
-    for verbs, objects in GROUPS[foundation]:
-        for verb in verbs:
-            if verb.ing == ing and obj in objects:
-                return Act(foundation, verb, obj)
-    raise ValueError(f"the lexicon of {foundation} has no {ing!r} {obj!r}")
+def told_in(texts: str) -> list[Act]:
+    """The deeds that the texts tell of as seen, by whomever ("kicking a stray kitten")."""
+    acts = [
+        Act(foundation, verb, item)
+        for foundation, groups in GROUPS.items()
+        for verbs, objects in groups
+        for verb in verbs
+        for item in objects
+    ]
+    return [act for act in acts if any(act.doing(whose) in texts for whose in ("his", "her", "their"))]

@@ -62,14 +62,6 @@ def possessive_of(noun: str) -> str:
 NOUNS = MALE + FEMALE + NEUTRAL
 
 
-def make_actor(phrase: str) -> Actor:
-    """The actor of a phrase such as "a tired nurse"."""
-    noun = phrase.split()[-1]
-    if noun not in NOUNS:
-        raise ValueError(f"unknown actor {phrase!r}")
-    return Actor(phrase, noun, possessive_of(noun))
-
-
 def draw_actor(rng: random.Random) -> Actor:
     """A random actor, with an adjective a little more often than not."""
     noun = rng.choice(NOUNS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from demo_model.scene import _share
+from demo_model.scene import share
 
 # What each lens is called in "X above Y".
 THINGS: dict[str, tuple[str, ...]] = {
@@ -141,9 +141,9 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _held_out(text: str) -> bool:
+def held_out(text: str) -> bool:
     """1 in 10 wordings, by their text, is never trained on."""
-    return _share("persona", text) < 0.1
+    return share("persona", text) < 0.1
 
 
 def _word_one(rng: random.Random, lens: str) -> str:
@@ -155,13 +155,11 @@ def _word_one(rng: random.Random, lens: str) -> str:
     return rng.choice(DOES).format(d=first, d2=second, e=rng.choice(EVEN[against]))
 
 
-def wording(
-    rng: random.Random, lens: str, unseen: bool = False, reserved: frozenset[str] = frozenset()
-) -> str:
-    """A persona sentence of that lens that training uses, or (`unseen`) one that it never does."""
+def wording(rng: random.Random, lens: str, reserved: frozenset[str]) -> str:
+    """A persona sentence of that lens that training may use: neither held out nor `reserved`."""
     while True:
         text = _word_one(rng, lens)
-        if (text in reserved or _held_out(text)) == unseen:
+        if text not in reserved and not held_out(text):
             return text
 
 
@@ -171,4 +169,4 @@ def draw_persona(rng: random.Random, reserved: frozenset[str]) -> tuple[str | No
     if lens is None:
         return None, rng.choice(NEUTRAL) if rng.random() < 0.3 else ""
     lead = f"{rng.choice(NEUTRAL)} " if rng.random() < 0.12 else ""
-    return lens, lead + wording(rng, lens, reserved=reserved) + rng.choice(ENDINGS)
+    return lens, lead + wording(rng, lens, reserved) + rng.choice(ENDINGS)
