@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from demo_model.acts import FOUNDATIONS
 from steer_heal import data
+from steer_heal.config import FOUNDATIONS
 from steer_heal.data import Frame
 
 OTHERS = (

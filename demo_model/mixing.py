@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from demo_model.acts import FOUNDATIONS
+from steer_heal.config import FOUNDATIONS
 
 Mix = tuple[float, ...]
 
