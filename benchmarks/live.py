@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from steer_heal.config import DEFAULT_BAND, DEMO, SMOLLM2, SampleSettings, build
-from steer_heal.generate import PrefixStore, Row, decode, forward_used
+from steer_heal.forward import holds_on
+from steer_heal.generate import PrefixStore, Row, decode
 from steer_heal.models import LanguageModel, band_layers, left_pad, load
 from steer_heal.vectors.steering import Directions, coefficients, steer
 from tests import tiny
@@ -208,7 +209,7 @@ def main() -> None:
         parts = works(subject)
         jobs = {key: job for part in args.only for key, job in parts[part].items()}
         seconds = timed(jobs, args.repeats, clock)
-        used = forward_used(subject.lm, subject.directions_LD)
+        used = "our own blocks" if holds_on(subject.lm, subject.directions_LD) else "transformers' forward"
         about = f"{name}, {subject.lm.info.dtype}, {args.prompt} + {args.tokens} tokens, {used}"
         document[name] = {"about": about, "seconds": seconds, "ratios": report(about, seconds)}
     if args.json:
