@@ -2,7 +2,10 @@
 
 Each measure beside the one it is compared with, in one run, interleaved: medians over repeats, and of a ratio
 the median of the ratios within one repeat. "One at a time" is transformers' own `generate` with a plain
-forward hook, one row, times the number of rows. `--threads 1 --cpu-time` is for a busy machine.
+forward hook, one row, times the number of rows. The part `forward` asks the door to the network the same
+twice, the second time with a hook on the model that does nothing, so that transformers' forward answers; of a
+training step the other side is the loss as one would write it first. `--threads 1 --cpu-time` is for a busy
+machine.
 """
 
 from __future__ import annotations
@@ -19,17 +22,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from steer_heal.config import DEFAULT_BAND, DEMO, SMOLLM2, SampleSettings, build
+from steer_heal import data
+from steer_heal.config import DEFAULT_BAND, DEMO, SMOLLM2, SampleSettings, TrainSettings, build
+from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.logp import text_logp
+from steer_heal.evaluate.relevance import relevances
 from steer_heal.forward import holds_on
-from steer_heal.generate import PrefixStore, Row, decode
+from steer_heal.generate import PrefixStore, Row, complete, decode
+from steer_heal.heal import Example, Objective, loss_of
+from steer_heal.heal.adapters import AdapterStack
 from steer_heal.models import LanguageModel, band_layers, left_pad, load
 from steer_heal.vectors.steering import Directions, coefficients, steer
 from tests import tiny
 
 SHAPE = "shape"
 """gemma-3-1b-it's shape with random bfloat16 weights."""
-PARTS = ("answers", "steps", "first-token", "batch")
+PARTS = ("answers", "steps", "first-token", "batch", "forward")
 UNIT = 4.0
 Work = Callable[[], object]
 RATIOS = (
@@ -47,7 +57,7 @@ RATIOS = (
     ("slider to first token: to one prefill by transformers", 1, "slider", "prefill 1, transformers"),
     ("slider to first token: to one prefill by ours", 1, "slider", "prefill 1, ours"),
 )
-"""What is told, and which measure, so many times, is divided by which."""
+"""What is told, and which measure, so many times, is divided by which; so is what was done plainly by ours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +168,83 @@ def works(case: Case) -> dict[str, dict[str, Work]]:
             "first token, nothing cached": lambda: moved(None),
         },
         "batch": {"generate 9": lambda: generate(case, [case.prompt] * 9, doses_BL)},
+        "forward": doors(case),
     }
+
+
+def doors(case: Case) -> dict[str, Work]:
+    """What is asked of the door to the network, ours and plainly, and a training step."""
+    lm, top = case.lm, min(case.lm.config.vocab_size, 1000)
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(10, top, (n,), generator=generator).tolist())
+
+    long, prompts, texts = ids(600), [ids(60) for _ in range(8)], [ids(40) for _ in range(8)]
+    vignettes = lm.material.vignettes(condition=data.CONDITION, limit=7)
+    few = build(SampleSettings, max_new_tokens=16, greedy=True)
+
+    def asked(frame: str, *alphas: float) -> Work:
+        calibrated = ((0.0,) * 7,) * len(getattr(data.frame(frame), "wordings", ()))
+        doses_KL = torch.stack([case.at(alpha) for alpha in alphas])
+        return lambda: evaluate(
+            lm, vignettes, data.frame(frame), vector=case.directions_LD, coefficients_RL=doses_KL,
+            calibrated=calibrated,
+        )  # fmt: skip
+
+    works: dict[str, Work] = {
+        "9 rows, written": lambda: complete(lm, case.rows(9), case.directions_LD, few),
+        "17 rows, written": lambda: complete(lm, case.rows(9, shadow=True), case.directions_LD, few),
+        "prompt of 600": lambda: list(islice(decode(lm, [Row(long)], case.directions_LD, few), 1)),
+        "choice, one dose": asked("choice", 1.0),
+        "choice, four doses": asked("choice", 0.0, 1.0, 2.0, 3.0),
+        "cloze, one dose": asked("cloze", 1.0),
+        "cloze, four doses": asked("cloze", 0.0, 1.0, 2.0, 3.0),
+        "log-probs": lambda: text_logp(lm, prompts, texts),
+        "relevance": lambda: relevances(lm, prompts, texts, [[-1.0] * 40] * 8),
+    }
+    plainly = {f"{name}, plainly": _plainly(lm, work) for name, work in works.items()}
+    return works | plainly | _training(lm)
+
+
+def _plainly(lm: LanguageModel, work: Work) -> Work:
+    """The same by transformers' own forward."""
+
+    def run() -> None:
+        handle = lm.blocks[0].register_forward_pre_hook(lambda *_: None)
+        try:
+            work()
+        finally:
+            handle.remove()
+
+    return run
+
+
+def _training(lm: LanguageModel) -> dict[str, Work]:
+    """A step, what does not change being kept; its adapter is on the model meanwhile."""
+    settings = TrainSettings(batch_size=1)
+    ids = torch.randint(10, 1000, (160,), generator=torch.Generator().manual_seed(3))
+    row = Example(tuple(ids[:64].tolist()), tuple(ids[64:].tolist()))
+
+    def step(loss: Callable[[Objective], Tensor]) -> Work:
+        def work() -> None:
+            stack = AdapterStack(lm)
+            stack.fresh(1, settings, seed=0, layers=band_layers(lm.n_layers, (0.3, 0.7)))
+            objective = Objective.of(lm, stack, settings)
+            for _ in range(3):
+                lm.model.zero_grad(set_to_none=True)
+                with torch.enable_grad():
+                    loss(objective).backward()
+            stack.unload()
+
+        return work
+
+    def first_written(_: Objective) -> Tensor:
+        logits_TV = lm.model(input_ids=ids[None], use_cache=False).logits[0, 63:-1].float()
+        return cross_entropy(logits_TV, ids[64:])
+
+    ours = step(lambda objective: loss_of(objective, [row])[0])
+    return {"training step": ours, "training step, plainly": step(first_written)}
 
 
 def timed(jobs: dict[str, Work], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
@@ -180,9 +266,10 @@ def report(about: str, found: dict[str, list[float]]) -> dict[str, float]:
     print(f"\n{about}\n\n| what | ms |\n| --- | --- |")
     for name, seconds in found.items():
         print(f"| {name} | {1e3 * median(seconds):.2f} |")
+    plainly = [(name, 1, name, name.removesuffix(", plainly")) for name in found if "plainly" in name]
     ratios = {
         told: median(times * a / b for a, b in zip(found[over], found[under], strict=True))
-        for told, times, over, under in RATIOS
+        for told, times, over, under in (*RATIOS, *plainly)
         if {over, under} <= found.keys()
     }
     print("\n| ratio | |\n| --- | --- |", *(f"| {told} | {x:.2f} |" for told, x in ratios.items()), sep="\n")
