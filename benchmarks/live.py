@@ -57,7 +57,7 @@ RATIOS = (
     ("slider to first token: to one prefill by transformers", 1, "slider", "prefill 1, transformers"),
     ("slider to first token: to one prefill by ours", 1, "slider", "prefill 1, ours"),
 )
-"""What is told, and which measure, so many times, is divided by which; so is what was done plainly by ours."""
+"""What is told, and which measure, so many times, is divided by which; what is done plainly, by ours."""
 
 
 @dataclass(frozen=True, eq=False)
