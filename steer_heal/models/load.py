@@ -49,7 +49,7 @@ from steer_heal.models.sampling import Answers, of_files, of_transformers
 from steer_heal.records import ModelInfo, SamplingDefaults
 from steer_heal.sources import DEMO_FOLDER, KNOWN, Source, find
 
-_NO_CODE = {"trust_remote_code": False}
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 _PADS = 4
 """Tokens of padding with which a model is tried."""
 
