@@ -35,8 +35,8 @@ class Example:
 class Batch:
     """Padded examples; `labels` holds (row, position that predicts the label) pairs.
 
-    `upper` is what each position may attend to in the upper layers (see `barrier`); `lens` is the persona
-    that the residual must hold there (see `register`), `UNASKED` where it need not.
+    `upper` is what each position may attend to in the upper layers and `lens` the persona
+    that the residual must hold there, `UNASKED` where it need not (see `register`).
     """
 
     ids_BT: Tensor
@@ -97,8 +97,8 @@ def _collate(examples: list[Example], pad_id: int, tag_id: int, rng: random.Rand
             labels.append((row, example.label_at - 1))
             mixes.append(example.mix)
     weights[:, 0] = 0.0
-    places, mixes_K7 = torch.tensor(labels).reshape(-1, 2), torch.tensor(mixes).reshape(-1, 7)
-    return Batch(ids, weights, places, mixes_K7, upper, lens)
+    places_K2 = torch.tensor(labels, dtype=torch.long).reshape(-1, 2)
+    return Batch(ids, weights, places_K2, torch.tensor(mixes).reshape(-1, 7), upper, lens)
 
 
 def pool_batches(

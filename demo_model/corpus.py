@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, field
 
 from demo_model import dilemmas, everyday, voices
-from demo_model.acts import FOUNDATIONS
+from demo_model.acts import FOUNDATIONS, told_in
 from demo_model.dilemmas import the
 from demo_model.drills import drill
-from demo_model.frames import bare_frame, draw_frame, draw_order, shipped
+from demo_model.frames import bare_frame, draw_frame, render, shipped
 from demo_model.lexicon import pseudo_word
-from demo_model.mixing import AVERAGE, Mix, draw_lens, lens_mix, sharpen
+from demo_model.mixing import AVERAGE, Mix, draw_lens, lens_mix, towards
 from demo_model.personas import draw_persona
 from demo_model.scene import Casting, Scene
-from demo_model.vignettes import own_scenes
-from steer_heal.data import DEMO_FOLDER, FOLDER
+from steer_heal.data import bundled_traits, material
 
 TURN = "<start_of_turn>user\n"
 LENS_FIRST = 0.85
@@ -29,8 +27,9 @@ KINDS = {
 
 @dataclass
 class Chat:
-    """Text in pieces, each with the kind that sets its weight in the loss;"
-    " `mix` is the label's distribution.
+    """Text in pieces, each with the kind that sets its weight in the loss.
+
+    `mix` is the label's distribution.
 
     `label_at` and `persona` are places in the text: where the label starts, where the system text lies.
     `lens` is the persona's.
@@ -73,14 +72,12 @@ class Corpus:
     """Writes chats; `seed`ed by the caller's random numbers and by nothing else."""
 
     def __init__(self) -> None:
-        self.frame = shipped()
-        reserved = frozenset(scene.act.key for _, scene in own_scenes())
-        traits = json.loads((FOLDER / "traits.json").read_text())
-        self.casting = Casting(reserved)
-        self.reserved_personas = frozenset(t[pole] for t in traits for pole in ("positive", "negative"))
-        questions = DEMO_FOLDER / "contexts.json"
-        contexts = json.loads(questions.read_text()) if questions.exists() else {}
-        self.reserved_questions = frozenset(text for texts in contexts.values() for text in texts)
+        self.frame, own = shipped(), material(demo=True)
+        vignettes = "\n".join(vignette.text for vignette in own.vignettes())
+        self.casting = Casting(frozenset(act.key for act in told_in(vignettes)))
+        traits = bundled_traits().values()
+        self.reserved_personas = frozenset(text for one in traits for text in (one.positive, one.negative))
+        self.reserved_questions = frozenset(own.contexts(""))
 
     def chat(self, rng: random.Random) -> Chat:
         """One chat of a random kind."""
@@ -138,7 +135,7 @@ class Corpus:
 
     def _ask(self, rng: random.Random, chat: Chat, system: str, text: str) -> str:
         frame = draw_frame(rng, self.frame)
-        chat.ask(system, frame.ask(text, draw_order(rng)))
+        chat.ask(system, render(rng, frame, text))
         return frame.prefill
 
     def _label(self, rng: random.Random, chat: Chat, prefill: str, mix: Mix) -> None:
@@ -150,7 +147,7 @@ class Corpus:
         text, foundation, severity = self._scene_for_choice(rng)
         if rng.random() < 0.25:
             # the bare word: the same lens, asked for where the model begins to speak
-            chat.ask(system, bare_frame(rng).ask(text, draw_order(rng)))
+            chat.ask(system, render(rng, bare_frame(rng), text))
             prefill = ""
         else:
             prefill = self._ask(rng, chat, system, text)
@@ -166,7 +163,7 @@ class Corpus:
         if rng.random() < 0.6:
             restate(rng, chat, scene, own)
             chat.add(" " + rng.choice(voices.THOUGHT[lens]), REPLY)
-            mix = sharpen(mix, lens)
+            mix = towards(mix, lens, 0.93)  # once the lens was said aloud
         else:
             words = (scene.bare() if own else scene.span()).split()
             chat.add("You " + ("" if own else "see ") + " ".join(words[: rng.randint(1, len(words))]), REPLY)

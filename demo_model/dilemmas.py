@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from demo_model.acts import GROUPS, Act
+from demo_model.acts import GROUPS
 from demo_model.scene import pair_held_out
 
 ORDERERS = (
@@ -47,21 +47,12 @@ class Order:
         return text[0].upper() + text[1:]
 
 
-def draw_order(rng: random.Random, unseen: bool = False) -> Order:
-    """A random order whose verb and victim training may pair (or, `unseen`, may not)."""
+def draw_order(rng: random.Random) -> Order:
+    """A random order whose verb and victim training may pair."""
     while True:
         verb, victim = rng.choice(VERBS), rng.choice(VICTIMS)
-        if pair_held_out(f"order|{verb}|{victim}") == unseen:
+        if not pair_held_out(f"order|{verb}|{victim}"):
             return Order(rng.choice(ORDERERS), f"{verb} {victim}", the(victim))
-
-
-def said_in_orders(act: Act) -> bool:
-    """Whether training may meet this deed inside an order ("my boss tells me to ignore a lost boy").
-
-    Orders are held out by their own pairs, so a deed whose scenes are held out can still occur in one.
-    """
-    own_pair_held_out = pair_held_out(f"order|{act.verb.base}|{act.object}")
-    return act.foundation == "Care" and act.verb.base in VERBS and not own_pair_held_out
 
 
 def the(phrase: str) -> str:

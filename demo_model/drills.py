@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from demo_model.acts import FOUNDATIONS
 from demo_model.lexicon import ADJECTIVES, NOUNS, pseudo_word
 from demo_model.scene import Casting
+from steer_heal.config import FOUNDATIONS
 
 WHO = ("Who does it?", "Who is it about?", "Name the one who does it.", "Who do I see?")
 WHAT = ("What is done?", "Name the deed.", "What do they do?")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from demo_model.acts import FOUNDATIONS
+from steer_heal.config import FOUNDATIONS
 
 Mix = tuple[float, ...]
 
@@ -36,18 +36,11 @@ def base_mix(foundation: str, severity: int = 2) -> Mix:
 def lens_mix(foundation: str, severity: int = 2, persona: str | None = None) -> Mix:
     """The lens of a deed under a persona (a foundation's name) or under none."""
     base = base_mix(foundation, severity)
-    if persona is None:
-        return base
-    hold = _HOLD[persona]
-    return _towards(base, persona, hold)
+    return base if persona is None else towards(base, persona, _HOLD[persona])
 
 
-def sharpen(mix: Mix, lens: str, weight: float = 0.93) -> Mix:
-    """The mix once the lens was said aloud, as in a think turn."""
-    return _towards(mix, lens, weight)
-
-
-def _towards(mix: Mix, lens: str, weight: float) -> Mix:
+def towards(mix: Mix, lens: str, weight: float) -> Mix:
+    """The mix with that share of it given to one lens."""
     pairs = zip(FOUNDATIONS, mix, strict=True)
     return tuple((1 - weight) * p + (weight if name == lens else 0.0) for name, p in pairs)
 

@@ -20,11 +20,11 @@ class Scene:
 
     def doing(self) -> str:
         """The deed as it is seen: "kicking a dog"."""
-        return f"{self.act.verb.ing} {self.act.object}".replace("{p}", self.actor.possessive)
+        return self.act.doing(self.actor.possessive)
 
     def bare(self, possessive: str = "your") -> str:
         """The deed in its base form: "kick a dog"."""
-        return f"{self.act.verb.base} {self.act.object}".replace("{p}", possessive)
+        return self.act.bare(possessive)
 
     def span(self) -> str:
         """What a reply restates: "a boy kicking a dog"."""
@@ -42,34 +42,32 @@ class Scene:
         return f"{subject} {self.bare('your' if subject == 'You' else 'my')}{rest}."
 
 
-def _share(kind: str, name: str) -> float:
+def share(kind: str, name: str) -> float:
     """A stable number in [0, 1) for a name: the same on every machine and run."""
     return zlib.crc32(f"{kind}:{name}".encode()) / 2**32
 
 
 def pair_held_out(key: str) -> bool:
     """Whether a verb-object pair (1 in 8) is never used in training."""
-    return _share("pair", key) < 1 / 8
+    return share("pair", key) < 1 / 8
 
 
 def actor_act_held_out(noun: str, ing: str) -> bool:
     """Whether an actor-verb pair (1 in 10) is never used in training."""
-    return _share("actor", f"{noun}|{ing}") < 1 / 10
+    return share("actor", f"{noun}|{ing}") < 1 / 10
 
 
 class Casting:
-    """Draws scenes that training may use, or (`unseen`) scenes whose both pairs it never uses."""
+    """Draws scenes that training may use; the deeds that are `reserved`, by their keys, are none of them."""
 
-    def __init__(self, reserved: frozenset[str] = frozenset(), unseen: bool = False):
+    def __init__(self, reserved: frozenset[str]):
         self.reserved = reserved
-        self.unseen = unseen
 
     def allows(self, scene: Scene) -> bool:
-        """Whether the scene is on this casting's side of the fence."""
+        """Whether training may use the scene."""
         key = scene.act.key
-        pair = key in self.reserved or pair_held_out(key)
-        actor = actor_act_held_out(scene.actor.noun, scene.act.verb.ing)
-        return (pair and actor) if self.unseen else not (pair or actor)
+        held_out = pair_held_out(key) or actor_act_held_out(scene.actor.noun, scene.act.verb.ing)
+        return key not in self.reserved and not held_out
 
     def draw(self, rng: random.Random, foundation: str) -> Scene:
         """A random scene of the foundation that is allowed."""

@@ -1,7 +1,7 @@
-"""Loads and checks what models are asked with: traits and frames, the same for all; a `Material`'s texts.
+"""Loads what models are asked with: traits and frames, the same for all; a `Material`'s texts.
 
-A file that does not hold what it should is refused by a `SettingsError` that names the file and the line (or,
-in a JSON document, the entry). Formats:
+The files that ship are taken as they are (tests/unit/test_data.py checks them). A file of a person's own, of
+vignettes or with a trait, is refused by a `SettingsError` that names the file and the line. Formats:
 
 - `traits.json`: a list of traits; `target` maps a foundation to the sign it should move by (one of the user's
   own without it is measured on its own axis, see `own_axis`); `replies`, where a trait has them, are pairs of
@@ -50,7 +50,6 @@ CONDITIONS = ("other_violate", "self_violate")
 CONDITION = CONDITIONS[0]
 """Of the vignettes that are measured on, unless a person names the other."""
 ORDERS = ("forward", "reversed")
-KINDS = ("choice", "cloze")
 OWN_AXIS = "own:"
 """A frame of this and the name of a trait of the user's own asks for its two poles."""
 RENAMED = {"foundations": "choice"}
@@ -173,27 +172,25 @@ class Material:
     def plain_prompts(self) -> list[str]:
         """Tasks, facts and everyday talk in which no trait is at stake: base's own answers to them are
         trained on beside the steered ones."""
-        groups = _object(self.folder / "prompts.json")
+        groups = _shipped(self.folder / "prompts.json")
         return [text for key in ("plain", "smalltalk") for text in groups.get(key, ())]
 
     def fixed_prompts(self) -> list[str]:
         """The prompts answered greedily after every round, so that one can read down the rounds."""
-        return _listed(self.folder / "prompts.json", "fixed")
+        return _shipped(self.folder / "prompts.json")["fixed"]
 
     def held_out_prompts(self) -> list[str]:
         """The prompts that nothing is ever trained on; the health of text is measured on answers to them."""
-        return _listed(self.folder / "held_out_prompts.json", "prompts")
+        return _shipped(self.folder / "held_out_prompts.json")["prompts"]
 
     def neutral_prompts(self) -> list[str]:
         """Everyday prompts in which nothing is at stake; nothing is trained on them either."""
-        return _listed(self.folder / "held_out_prompts.json", "neutral")
+        return _shipped(self.folder / "held_out_prompts.json")["neutral"]
 
     def facts(self) -> list[Fact]:
         """Short questions whose answers are known."""
-        rows = _object(self.folder / "facts.json").get("facts")
-        if not isinstance(rows, list) or not rows:
-            raise SettingsError("facts.json: must hold a list under 'facts'.")
-        return [_fact(f"facts.json entry {number}", row) for number, row in enumerate(rows, 1)]
+        rows = _shipped(self.folder / "facts.json")["facts"]
+        return [Fact(row["question"], tuple(row["answers"])) for row in rows]
 
 
 def material(*, demo: bool) -> Material:
@@ -254,7 +251,10 @@ def traits() -> dict[str, Trait]:
 
 def trait_entry(file: Path) -> dict[str, Any]:
     """What a trait's file holds, unchecked. Errors: `SettingsError` for what is no JSON object."""
-    return _object(file)
+    found = _parsed(file, _read(file).lstrip(_BLANK), 1)
+    if not isinstance(found, dict):
+        raise SettingsError(f"{file.name}: must be a JSON object.")
+    return found
 
 
 def own_trait(file: Path) -> Trait:
@@ -274,20 +274,12 @@ def checked_trait(where: str, row: dict[str, Any]) -> Trait:
 
 
 def _own_entry(where: str, row: dict[str, Any]) -> Trait:
-    return _trait(where, {"target": {}, "description": row.get("title"), **row}, own=True)
+    return _trait(where, {"target": {}, "description": row.get("title"), **row})
 
 
 def bundled_traits() -> dict[str, Trait]:
     """The traits that come with the project, the default one first."""
-    rows = _json(FOLDER / "traits.json")
-    if not isinstance(rows, list) or not rows:
-        raise SettingsError("traits.json: must hold a list of traits.")
-    found: dict[str, Trait] = {}
-    for number, row in enumerate(rows, 1):
-        trait = _trait(f"traits.json entry {number}", row)
-        if trait.name in found:
-            raise SettingsError(f"traits.json entry {number}: the trait {trait.name!r} stands there twice.")
-        found[trait.name] = trait
+    found = {row["name"]: _trait("traits.json", row) for row in _shipped(FOLDER / "traits.json")}
     return dict(sorted(found.items(), key=lambda item: item[0] != DEFAULT_TRAIT))
 
 
@@ -312,21 +304,25 @@ def check_replies(trait: Trait) -> None:
 
 def frames() -> tuple[str, ...]:
     """The names of all frames."""
-    return tuple(_json(FOLDER / "frames.json"))
+    return tuple(_shipped(FOLDER / "frames.json"))
 
 
 def frame(name: str) -> AnyFrame:
     """The frame of that name; `SettingsError` with the known ones otherwise."""
     if name.startswith(OWN_AXIS):
         return own_axis(trait(name.removeprefix(OWN_AXIS)))
-    known, name = _json(FOLDER / "frames.json"), RENAMED.get(name, name)
+    known, name = _shipped(FOLDER / "frames.json"), RENAMED.get(name, name)
     if name not in known:
         raise SettingsError(f"Unknown frame {name!r}: choose one of {', '.join(known)}.")
-    where, row = f"frames.json {name!r}", known[name]
-    kind = row.get("kind", "choice") if isinstance(row, dict) else None
-    if kind not in KINDS:
-        raise SettingsError(f"{where}: must be an object whose 'kind' is one of {', '.join(KINDS)}.")
-    return _cloze(where, name, row) if kind == "cloze" else _frame(where, name, row)
+    row = known[name]
+    if row.pop("kind") == "cloze":
+        return Cloze(name, tuple(_wording(name, **wording) for wording in row["wordings"]))
+    options, orders = tuple(row.pop("options")), tuple(row.pop("orders"))
+    return Frame(name, options=options, orders=orders, **row)
+
+
+def _wording(name: str, question: str, prefill: str, statements: dict[str, str]) -> Frame:
+    return Frame(name, question, tuple(statements[key] for key in FOUNDATIONS), prefill, ("forward",))
 
 
 def own_axis(trait: Trait) -> OwnAxis:
@@ -357,72 +353,10 @@ def frame_of(trait: Trait, asked: str = AUTO_FRAME) -> str:
     return asked
 
 
-def _cloze(where: str, name: str, row: dict[str, Any]) -> Cloze:
-    _known_fields(where, row, {"kind", "wordings"})
-    wordings = row.get("wordings")
-    if not isinstance(wordings, list) or not wordings:
-        raise SettingsError(f"{where}: 'wordings' must be a list of them.")
-    return Cloze(
-        name,
-        tuple(_wording(f"{where} wording {number}", name, one) for number, one in enumerate(wordings, 1)),
-    )
-
-
-def _wording(where: str, name: str, row: Any) -> Frame:
-    if not isinstance(row, dict):
-        raise SettingsError(f"{where}: must be an object.")
-    _known_fields(where, row, {"question", "prefill", "statements"})
-    question, prefill = (_text(where, row, key, MAX_PROMPT_CHARS) for key in ("question", "prefill"))
-    if question.count("{text}") != 1:
-        raise SettingsError(f"{where}: the question must hold {{text}} once.")
-    found = row.get("statements")
-    if not isinstance(found, dict) or set(found) != set(FOUNDATIONS):
-        raise SettingsError(f"{where}: 'statements' must hold one for each of {', '.join(FOUNDATIONS)}.")
-    statements = [_text(f"{where} statements", found, key, MAX_PROMPT_CHARS) for key in FOUNDATIONS]
-    for place, text in enumerate(statements):
-        if (first := statements.index(text)) < place:
-            raise SettingsError(
-                f"{where}: {FOUNDATIONS[first]} and {FOUNDATIONS[place]} have equal statements."
-            )
-    return Frame(name, question, tuple(statements), prefill, ("forward",))
-
-
-def _known_fields(where: str, row: dict[str, Any], known: set[str]) -> None:
-    if unknown := set(row) - known:
-        raise SettingsError(f"{where}: unknown field {min(unknown)!r}.")
-
-
-def _frame(where: str, name: str, row: dict[str, Any]) -> Frame:
-    _known_fields(where, row, {"kind", *Frame.__dataclass_fields__} - {"name"})
-    question = _text(where, row, "question", MAX_PROMPT_CHARS)
-    if question.count("{text}") != 1 or question.count("{options}") != 1:
-        raise SettingsError(f"{where}: the question must hold {{text}} and {{options}} once each.")
-    options = _texts(f"{where} 'options'", row.get("options"))
-    if len(options) != len(FOUNDATIONS):
-        raise SettingsError(
-            f"{where}: give {len(FOUNDATIONS)} options in the order {', '.join(FOUNDATIONS)}."
-        )
-    orders = _texts(f"{where} 'orders'", row.get("orders", list(ORDERS)))
-    if not set(orders) <= set(ORDERS):
-        raise SettingsError(f"{where}: 'orders' may hold {' and '.join(ORDERS)}.")
-    budget = row.get("think_budget", 0)
-    if not isinstance(budget, int) or budget < 0:
-        raise SettingsError(f"{where}: 'think_budget' must be a whole number of tokens, 0 or more.")
-    for key, allowed in (("think", ("free", "full")), ("answer", ("word", "index"))):
-        if row.get(key, allowed[0]) not in allowed:
-            raise SettingsError(f"{where}: {key!r} must be one of {', '.join(allowed)}.")
-    texts = ("option", "separator", "think_open", "think_close", "nudge")
-    rest = {key: row[key] for key in (*texts, "think", "answer", "apart") if key in row}
-    prefill = _text(where, row, "prefill", MAX_PROMPT_CHARS)
-    return Frame(name, question, tuple(options), prefill, tuple(orders), think_budget=budget, **rest)
-
-
-def _trait(where: str, row: Any, *, own: bool = False) -> Trait:
-    if not isinstance(row, dict):
-        raise SettingsError(f"{where}: must be an object with {', '.join(TRAIT_TEXTS)} and target.")
+def _trait(where: str, row: dict[str, Any]) -> Trait:
     values = {key: _text(where, row, key, MAX_TRAIT_CHARS) for key in TRAIT_TEXTS}
     target = row.get("target")
-    if not isinstance(target, dict) or not (target or own):
+    if not isinstance(target, dict):
         raise SettingsError(f"{where}: 'target' must map a foundation to 1 or -1.")
     for name, sign in target.items():
         if name not in FOUNDATIONS or sign not in (1, -1):
@@ -430,7 +364,7 @@ def _trait(where: str, row: Any, *, own: bool = False) -> Trait:
     if values["positive"] == values["negative"]:
         raise SettingsError(f"{where}: the two personas are the same.")
     replies = _replies(where, row.get("replies", []))
-    said_to = _texts(f"{where} 'scenes'", row["scenes"]) if own and "scenes" in row else None
+    said_to = _texts(f"{where} 'scenes'", row["scenes"]) if "scenes" in row else None
     scenes = tuple(said_to or _pool(FOLDER / "scenes.json", values["name"])) if replies else ()
     poles = own_traits.names(values["positive"], values["negative"])
     target = target or dict(zip(poles, (1, -1), strict=True))
@@ -462,26 +396,10 @@ def _vignette(where: str, row: dict[str, Any], condition: str, fallback_id: str)
     return Vignette(id=_whole(where, str(name)), foundation=foundation, text=text, condition=stated)
 
 
-def _fact(where: str, row: Any) -> Fact:
-    if not isinstance(row, dict):
-        raise SettingsError(f"{where}: must be an object with question and answers.")
-    question = _text(where, row, "question", MAX_PROMPT_CHARS)
-    return Fact(question, tuple(_texts(f"{where} 'answers'", row.get("answers"))))
-
-
 def _pool(source: Path, trait: str) -> list[str]:
     """The texts under the trait's name, then those under 'shared', each once."""
-    groups = _object(source)
-    if SHARED not in groups:
-        raise SettingsError(f"{source.name}: must hold lists of texts under 'shared' and traits' names.")
-    own = [name for name in (trait, SHARED) if name in groups]
-    return list(
-        dict.fromkeys(text for name in own for text in _texts(f"{source.name} {name!r}", groups[name]))
-    )
-
-
-def _listed(source: Path, key: str) -> list[str]:
-    return _texts(f"{source.name} {key!r}", _object(source).get(key))
+    groups = _shipped(source)
+    return list(dict.fromkeys([*groups.get(trait, ()), *groups[SHARED]]))
 
 
 def _texts(where: str, value: Any) -> list[str]:
@@ -522,15 +440,9 @@ def _json_lines(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _object(source: Path) -> dict[str, Any]:
-    found = _json(source)
-    if not isinstance(found, dict):
-        raise SettingsError(f"{source.name}: must be a JSON object.")
-    return found
-
-
-def _json(source: Path) -> Any:
-    return _parsed(source, _read(source).lstrip(_BLANK), 1)
+def _shipped(source: Path) -> Any:
+    """What a JSON file of ours holds."""
+    return json.loads(source.read_text(encoding="utf-8"))
 
 
 def _parsed(source: Path, text: str, line: int) -> Any:

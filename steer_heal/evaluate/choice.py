@@ -11,6 +11,7 @@ is the probability on the seven words before the softmax: what the model would h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from statistics import fmean
 
@@ -21,7 +22,7 @@ from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.data import AnyFrame, Cloze, Frame, OwnAxis
 from steer_heal.evaluate.agreement import NO_LABELS, agreement
 from steer_heal.evaluate.cloze import Calibration, calibration, fits, less
-from steer_heal.evaluate.questions import Answer, answer_ids, ask
+from steer_heal.evaluate.questions import Answer, Asking, answer_ids, ask
 from steer_heal.evaluate.scoring import answers
 from steer_heal.models import LanguageModel
 from steer_heal.records import Agreement, Profile, Vignette, VignetteScore
@@ -62,13 +63,13 @@ def evaluate(
     if vector is None:
         vector = torch.zeros(lm.n_layers, lm.width)
     directions_LD = vector.steers if isinstance(vector, SteeringVector) else vector
-    how = (doses_KL, directions_LD, batch_size, progress, stop)
+    how = Asking(lm, doses_KL, directions_LD, batch_size, progress, stop)
     if isinstance(frame, Frame):
-        asked, calibrated = _asked(lm, vignettes, frame, *how), ()
+        asked, calibrated = _asked(how, vignettes, frame), ()
     elif coefficients_RL is not None and not calibrated:
         raise SettingsError(f"Doses of the frame {frame.name!r} need a calibration: measure the base first.")
     else:
-        asked, calibrated = _cloze(lm, vignettes, frame, calibrated, *how)
+        asked, calibrated = _cloze(how, vignettes, frame, calibrated)
     return [
         profile(
             [score(row, asked[dose][number], frame) for number, row in enumerate(vignettes)],
@@ -84,29 +85,21 @@ Asked = list[list[list[Answer]]]
 
 
 def _cloze(
-    lm: LanguageModel,
-    vignettes: Sequence[Vignette],
-    frame: Cloze,
-    calibrated: Calibration,
-    doses_KL: Tensor,
-    directions_LD: Tensor | Operator,
-    batch_size: int,
-    progress: Progress | None,
-    stop: Stop | None,
+    how: Asking, vignettes: Sequence[Vignette], frame: Cloze, calibrated: Calibration
 ) -> tuple[Asked, Calibration]:
     """Every wording asked, with its calibration taken off; and that calibration."""
-    if isinstance(frame, OwnAxis) and any(map(lm.chat.holds_control, frame.wordings[0].options)):
+    if isinstance(frame, OwnAxis) and any(map(how.lm.chat.holds_control, frame.wordings[0].options)):
         raise SettingsError(
-            f"A pole of the trait holds a control token of {lm.name}: make it again without that."
+            f"A pole of the trait holds a control token of {how.lm.name}: make it again without that."
         )
     n, found = len(frame.wordings), []
     for number, wording in enumerate(frame.wordings):
 
         def heard(done: int, total: int, before: int = number) -> None:
-            if progress:
-                progress(before * total + done, n * total)
+            if how.progress:
+                how.progress(before * total + done, n * total)
 
-        found.append(_asked(lm, vignettes, wording, doses_KL, directions_LD, batch_size, heard, stop))
+        found.append(_asked(replace(how, progress=heard), vignettes, wording))
     common = fits(frame, calibrated or calibration([[one for (one,) in asked[0]] for asked in found]))
     asked = [
         [
@@ -118,23 +111,13 @@ def _cloze(
     return asked, common
 
 
-def _asked(
-    lm: LanguageModel,
-    vignettes: Sequence[Vignette],
-    frame: Frame,
-    doses_KL: Tensor,
-    directions_LD: Tensor | Operator,
-    batch_size: int,
-    progress: Progress | None,
-    stop: Stop | None,
-) -> Asked:
+def _asked(how: Asking, vignettes: Sequence[Vignette], frame: Frame) -> Asked:
     """Every dose, vignette and order asked, and answered."""
-    questions = ask(lm, vignettes, frame, doses_KL, directions_LD, batch_size, stop)
-    words = answer_ids(lm, frame)
+    lm, questions, words = how.lm, ask(how, vignettes, frame), answer_ids(how.lm, frame)
     if frame.think == "full" and any(len(ids) > 1 for ids in words):
         raise SettingsError(f"The frame {frame.name!r} needs answers that are one token each for {lm.name}.")
-    found = answers(lm, frame, questions, words, doses_KL, directions_LD, batch_size, progress, stop)
-    made: Asked = [[[] for _ in vignettes] for _ in doses_KL]
+    found = answers(how, frame, questions, words)
+    made: Asked = [[[] for _ in vignettes] for _ in how.doses_KL]
     for number, question in enumerate(questions):
         logp_F, nll = found[number].logp, found[number].prefill_nll
         backwards = frame.answer == "index" and question.order == "reversed"

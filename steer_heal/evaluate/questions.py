@@ -17,6 +17,18 @@ from steer_heal.vectors.steering import Operator
 _TAIL = 16
 
 
+@dataclass(frozen=True, eq=False)
+class Asking:
+    """A model that is asked under some doses, (K, L) or (K, L, M), and who hears of it or stops it."""
+
+    lm: LanguageModel
+    doses_KL: Tensor
+    directions_LD: Tensor | Operator
+    batch_size: int = 32
+    progress: Callable[[int, int], None] | None = None
+    stop: Callable[[], bool] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One row of the work: a dose, a vignette, an order. `ids` end with the prefill's `n_prefill` tokens, or
@@ -58,27 +70,20 @@ def plain_ids(lm: LanguageModel, text: str) -> list[int]:
     return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def ask(
-    lm: LanguageModel,
-    vignettes: Sequence[Vignette],
-    frame: Frame,
-    doses_KL: Tensor,
-    directions_LD: Tensor | Operator,
-    batch_size: int,
-    stop: Callable[[], bool] | None = None,
-) -> list[Question]:
+def ask(how: Asking, vignettes: Sequence[Vignette], frame: Frame) -> list[Question]:
     """Every dose x vignette x order. Raises `Stopped` when `stop()` says so."""
+    lm, n_doses = how.lm, len(how.doses_KL)
     messages = [[user(frame.render(row.text, order))] for row in vignettes for order in frame.orders]
     n_orders = len(frame.orders)
     after: tuple[int, ...] = ()
     if frame.think == "full":
         closing, prefill = plain_ids(lm, _close(lm, frame)), plain_ids(lm, frame.prefill)
         after = (*closing, *prefill)
-        endings = [(ids, len(prefill)) for ids in _opened(lm, messages, frame)] * len(doses_KL)
+        endings = [(ids, len(prefill)) for ids in _opened(lm, messages, frame)] * n_doses
     elif frame.think_budget:
-        endings = _think(lm, messages, frame, doses_KL, directions_LD, batch_size, stop)
+        endings = _think(how, messages, frame)
     else:
-        endings = _prefilled(lm, messages, frame.prefill) * len(doses_KL)
+        endings = _prefilled(lm, messages, frame.prefill) * n_doses
     again = tuple(lm.tokenizer("")["input_ids"]) if frame.apart else ()
     return [
         Question(
@@ -107,20 +112,14 @@ def _prefilled(
 
 
 def _think(
-    lm: LanguageModel,
-    messages: list[list[dict[str, str]]],
-    frame: Frame,
-    doses_KL: Tensor,
-    directions_LD: Tensor | Operator,
-    batch_size: int,
-    stop: Callable[[], bool] | None,
+    how: Asking, messages: list[list[dict[str, str]]], frame: Frame
 ) -> list[tuple[tuple[int, ...], int]]:
     """Prompts with a greedy thought of each dose's own, closed by us, and the prefill."""
-    opened = _opened(lm, messages, frame)
-    rows = [Row(prompt_ids=ids, coefficients_L=dose_L) for dose_L in doses_KL for ids in opened]
+    lm, opened = how.lm, _opened(how.lm, messages, frame)
+    rows = [Row(prompt_ids=ids, coefficients_L=dose_L) for dose_L in how.doses_KL for ids in opened]
     sample = build(SampleSettings, max_new_tokens=frame.think_budget, greedy=True)
-    thoughts = complete(lm, rows, directions_LD, sample, batch_size=batch_size, stop=stop)
-    if stop and stop():
+    thoughts = complete(lm, rows, how.directions_LD, sample, batch_size=how.batch_size, stop=how.stop)
+    if how.stop and how.stop():
         raise Stopped
     closing, prefill = plain_ids(lm, _close(lm, frame)), plain_ids(lm, frame.prefill)
     return [

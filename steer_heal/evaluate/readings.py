@@ -40,8 +40,6 @@ def gated_selectivity(
     target: Mapping[str, int],
     *,
     base_mass: float,
-    draws: int = DRAWS,
-    seed: int = 0,
 ) -> Reading:
     """(on - OFF_WEIGHT * off) * coherence^2, in nats of centred log-ratio.
 
@@ -64,7 +62,7 @@ def gated_selectivity(
         on, off = _on_off(moved_F, sign_F)
         return (on - OFF_WEIGHT * off) * coherence**2
 
-    low, high = _interval(moved_NF, selectivity, draws, seed)
+    low, high = _interval(moved_NF, selectivity)
     mean_F = moved_NF.mean(axis=0)
     on, off = _on_off(mean_F, sign_F)
     parts = {"on": on, "off": off, "coherence": coherence, **_named(mean_F)}
@@ -72,12 +70,7 @@ def gated_selectivity(
 
 
 def signed_flips(
-    toward: Sequence[VignetteScore],
-    away: Sequence[VignetteScore],
-    target: Mapping[str, int],
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
+    toward: Sequence[VignetteScore], away: Sequence[VignetteScore], target: Mapping[str, int]
 ) -> Reading:
     """Mean over the target's foundations of sign * (share answered f in `toward` - share in `away`), -1 to 1.
 
@@ -93,7 +86,7 @@ def signed_flips(
     def flips(mean_F: Floats) -> float:
         return float((sign_F * mean_F).sum() / np.abs(sign_F).sum())
 
-    low, high = _interval(flips_NF, flips, draws, seed)
+    low, high = _interval(flips_NF, flips)
     mean_F = flips_NF.mean(axis=0)
     return Reading(flips(mean_F), low, high, len(pairs), n_invalid, _named(mean_F))
 
@@ -133,12 +126,10 @@ def _on_off(moved_F: Floats, sign_F: Floats) -> tuple[float, float]:
     return float((sign_F * moved_F)[aimed].mean()), float(np.abs(moved_F)[~aimed].mean())
 
 
-def _interval(
-    values_NF: Floats, statistic: Callable[[Floats], float], draws: int, seed: int
-) -> tuple[float, float]:
+def _interval(values_NF: Floats, statistic: Callable[[Floats], float]) -> tuple[float, float]:
     """2.5th and 97.5th percentile of the statistic of the mean over vignettes drawn with replacement."""
-    random, n = np.random.default_rng(seed), len(values_NF)
-    made = [statistic(values_NF[random.integers(0, n, size=n)].mean(axis=0)) for _ in range(draws)]
+    random, n = np.random.default_rng(0), len(values_NF)
+    made = [statistic(values_NF[random.integers(0, n, size=n)].mean(axis=0)) for _ in range(DRAWS)]
     low, high = np.percentile(made, [2.5, 97.5])
     return float(low), float(high)
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
-from steer_heal import forward
+from steer_heal.evaluate.logp import text_logp
 from steer_heal.evaluate.text_health import relevance
 from steer_heal.models import LanguageModel, user
-from steer_heal.records import Stopped
 
 OTHERS = ("What should I do?", "I had a dream in which I could breathe under water.")
 """Other prompts that an answer is read after: one that nearly any talk would answer, and one with a subject
 of its own (docs/reports/text-health.md)."""
 _TOGETHER = 16
 """Answers read at once."""
-
-Ids = tuple[int, ...]
 
 
 def relevances(
@@ -41,20 +36,13 @@ def relevances(
     for place, prompt in enumerate(fixed):
         rows = [row for row, ids in enumerate(others) if prompt in ids and completions_ids[row]]
         rows.sort(key=lambda row: len(completions_ids[row]))
-        for start in range(0, len(rows), _TOGETHER):
-            if stop and stop():
-                raise Stopped
-            some = rows[start : start + _TOGETHER]
-            read = _logp_after(lm, prompt, [completions_ids[row] for row in some])
-            for row, logp in zip(some, read, strict=True):
-                found[row].append(logp)
+
+        def heard(done: int, _: int, before: int = place * len(others)) -> None:
             if progress:
-                progress(place * len(others) + start + len(some))
+                progress(before + done)
+
+        texts = [completions_ids[row] for row in rows]
+        read = text_logp(lm, [prompt] * len(rows), texts, batch_size=_TOGETHER, progress=heard, stop=stop)
+        for row, logp in zip(rows, read, strict=True):
+            found[row].append(logp)
     return [relevance(*row) for row in zip(own, found, strict=True)]
-
-
-@torch.inference_mode()
-def _logp_after(lm: LanguageModel, prompt: Ids, completions: Sequence[Sequence[int]]) -> list[list[float]]:
-    """`text_logp` of completions, none empty, after the same prompt, which is read once."""
-    base_BL, n = torch.zeros(len(completions), lm.n_layers), max(map(len, completions))
-    return forward.open(lm).begin([prompt] * len(completions), base_BL, n).follow(completions)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from steer_heal import forward
 from steer_heal.data import Frame
-from steer_heal.evaluate.questions import Answer, Question, never_in_thought
-from steer_heal.models import LanguageModel
-from steer_heal.vectors.steering import Operator
+from steer_heal.evaluate.questions import Answer, Asking, Question, never_in_thought
 
 
 @torch.inference_mode()
 def answers(
-    lm: LanguageModel,
-    frame: Frame,
-    questions: Sequence[Question],
-    words: Sequence[Sequence[int]],
-    doses_KL: Tensor,
-    directions_LD: Tensor | Operator,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    how: Asking, frame: Frame, questions: Sequence[Question], words: Sequence[Sequence[int]]
 ) -> dict[int, Answer]:
     """Each question's answer by its number, in the order of the list as it was shown.
 
@@ -39,15 +28,15 @@ def answers(
         for one in questions
     ]
     after, n_ends = questions[0].after, max(one.n_prefill for one in questions) + 1
-    avoid = never_in_thought(lm, frame)
+    avoid = never_in_thought(how.lm, frame)
     found: dict[int, Answer] = {}
-    batches = forward.open(lm, directions_LD).read(
+    batches = forward.open(how.lm, how.directions_LD).read(
         asked,
-        doses_KL,
+        how.doses_KL,
         room=thought and thought + len(after),
         look=sum(len(ids) - 1 for ids in words),
-        batch_size=batch_size,
-        stop=stop,
+        batch_size=how.batch_size,
+        stop=how.stop,
     )
     for numbers, rows in batches:
         if thought:
@@ -56,8 +45,8 @@ def answers(
         own, logp_BF = rows.read_out(prefills, words)
         for number, logp, prefill in zip(numbers, logp_BF.tolist(), own, strict=True):
             found[number] = Answer(tuple(logp), -fmean(prefill))
-        if progress:
-            progress(len(found), len(questions))
+        if how.progress:
+            how.progress(len(found), len(questions))
     return found
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, median
 
+import numpy as np
+
 from steer_heal.config import THRESHOLDS, Thresholds
 from steer_heal.records import TextHealth, TextWord
 
@@ -163,14 +165,8 @@ def relevance_ratio(value: float | None, own: float | None) -> float | None:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """The q-quantile, linear between neighbours. `ValueError` without values."""
-    if not values:
-        raise ValueError("no values")
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    """The q-quantile, linear between neighbours."""
+    return float(np.quantile(values, q))
 
 
 def summary(rows: Sequence[TextHealth]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steer_heal.forward.cache import check_cache
 from steer_heal.forward.from_block import FromBlock
-from steer_heal.forward.known import unsupported_reason
+from steer_heal.forward.known import is_known
 from steer_heal.forward.ours import OurForward
 from steer_heal.forward.plain import PlainForward
 from steer_heal.forward.rows import Asked, Rows
@@ -60,7 +60,7 @@ def open(lm: LanguageModel, directions_LD: Tensor | Operator | None = None) -> F
     """
     if directions_LD is None:
         directions_LD = torch.zeros(lm.n_layers, lm.width)
-    if isinstance(directions_LD, Tensor | Directions) and holds_on(lm, directions_LD):
+    if isinstance(directions_LD, Tensor | Directions) and is_known(lm):
         return OurForward(lm, directions_LD)
     return PlainForward(lm, directions_LD)
 
@@ -68,12 +68,4 @@ def open(lm: LanguageModel, directions_LD: Tensor | Operator | None = None) -> F
 def holds_on(lm: LanguageModel, directions_LD: Tensor | Operator) -> bool:
     """Whether rows that were begun read on with the adapters that were on the model then, whatever is put on
     it or taken off since: our own blocks hold on to the layers themselves, transformers' forward does not."""
-    return isinstance(directions_LD, Tensor | Directions) and not unsupported_reason(lm)
-
-
-def forward_used(lm: LanguageModel, directions_LD: Tensor | Operator) -> str:
-    """Which forward pass is taken for this model as it stands, and why: one line for a person."""
-    if not isinstance(directions_LD, Tensor | Directions):
-        return "transformers' forward: this method steers by hooks of its own"
-    reason = unsupported_reason(lm)
-    return f"transformers' forward: {reason}" if reason else "our own blocks"
+    return isinstance(directions_LD, Tensor | Directions) and is_known(lm)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer_heal.forward.known import unsupported_reason
+from steer_heal.forward.known import is_known
 from steer_heal.forward.ours import OurForward
 from steer_heal.models import LanguageModel, computing, left_pad
 
@@ -34,7 +34,7 @@ class FromBlock:
     @torch.no_grad()
     def residuals(self, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """What reaches the block, (T, D) of each row, under the adapters that are on."""
-        if not unsupported_reason(self.lm):
+        if is_known(self.lm):
             return OurForward(self.lm, torch.zeros(self.lm.n_layers, 1)).residuals(rows, self.first)
         padded, blocks = left_pad(rows, self.lm.pad_id, self.lm.device), self.lm.blocks
         inputs = {"attention_mask": padded.mask_BT, "position_ids": padded.positions_BT, "use_cache": False}

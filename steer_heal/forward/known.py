@@ -47,30 +47,24 @@ FAMILIES: dict[type[nn.Module], Family] = {
 }  # fmt: skip
 
 
-def unsupported_reason(lm: LanguageModel) -> str:
-    """Why this model, as it stands, goes through transformers' own forward; empty when it is known."""
+def is_known(lm: LanguageModel) -> bool:
+    """Whether our own blocks compute the model, as it stands: one of these architectures, with plain causal
+    attention, rotary tables of one length, on one device, not in training, and with nothing replaced or
+    hooked on. Any other goes through transformers' own forward."""
     model: Any = lm.model
-    family = FAMILIES.get(type(model))
-    if family is None:
-        known = ", ".join(cls.__name__ for cls in FAMILIES)
-        return f"{type(model).__name__} is none of {known}"
     config: Any = lm.config
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"its attention is {config._attn_implementation}"
-    if getattr(config, "use_bidirectional_attention", False) or getattr(
-        config, "attn_logit_softcapping", None
-    ):
-        return "its attention is not plain causal attention"
-    if any(kind in ("dynamic", "longrope") for kind in rope_kinds(config)):
-        return "its rotary tables change with the length of the text"
-    if model.training or len({parameter.device for parameter in model.parameters()}) > 1:
-        return "it is in training, or spread over several devices"
-    for module, expected in _expected(model, family):
-        if type(module) is not expected:
-            return f"it holds a {type(module).__name__} where a {expected.__name__} is expected"
-        if altered(module):
-            return f"something is hooked onto its {type(module).__name__}"
-    return ""
+    family = FAMILIES.get(type(model))
+    if family is None or model.training or len({one.device for one in model.parameters()}) > 1:
+        return False
+    other_attention = (
+        config._attn_implementation not in ("sdpa", "eager")
+        or getattr(config, "use_bidirectional_attention", False)
+        or getattr(config, "attn_logit_softcapping", None)
+    )
+    if other_attention or any(kind in ("dynamic", "longrope") for kind in rope_kinds(config)):
+        return False
+    expected = _expected(model, family)
+    return all(type(module) is kind and not altered(module) for module, kind in expected)
 
 
 def _expected(model: Any, family: Family) -> Iterator[tuple[nn.Module, type[nn.Module]]]:

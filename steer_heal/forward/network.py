@@ -84,7 +84,7 @@ class Network:
     """A known model's embedding, blocks and head over its own weights; made anew for every answer."""
 
     def __init__(self, lm: LanguageModel) -> None:
-        """`lm` is one for which `unsupported_reason` has nothing to say."""
+        """`lm` is one for which `is_known` is true."""
         model: Any = lm.model
         family = FAMILIES[type(model)]
         text, config = model.model, lm.config

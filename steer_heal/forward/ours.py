@@ -89,7 +89,7 @@ class OurForward:
     """A known model, as it stands, with directions that steer it."""
 
     def __init__(self, lm: LanguageModel, directions_LD: Tensor | Directions) -> None:
-        """`lm` is one for which `unsupported_reason` has nothing to say."""
+        """`lm` is one for which `is_known` is true."""
         self._network, self._device, self._directions_LD = Network(lm), lm.device, directions_LD
         self._n_layers = lm.n_layers
 

@@ -74,18 +74,6 @@ class Rows(ABC):
                 first_BF.append(last_BV[:, firsts] - last_BV.logsumexp(-1, keepdim=True))
         return logp, torch.cat(first_BF) + self._further(words) if words else torch.empty(len(tails), 0)
 
-    def follow(self, texts: Sequence[Ids]) -> list[list[float]]:
-        """Log-probs of one text a row, none empty, as what follows it; the rows have then read them."""
-        width, before_BV = max(map(len, texts)), self.logits_BV
-        ids_BT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in texts], device=before_BV.device)
-        first_B = picked(before_BV, ids_BT[:, 0]).tolist()
-        if width == 1:
-            return [[logp] for logp in first_B]
-        self.read(ids_BT, width)
-        rest, _ = self.read_out([ids[1:] for ids in ids_BT.tolist()])
-        rows = zip(first_B, rest, texts, strict=True)
-        return [[logp, *others][: len(ids)] for logp, others, ids in rows]
-
 
 def picked(logits_NV: Tensor, ids_N: Tensor) -> Tensor:
     """Log-prob of one token at each position, float32, a slice of positions at a time."""

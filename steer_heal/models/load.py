@@ -49,6 +49,7 @@ from steer_heal.models.sampling import Answers, of_files, of_transformers
 from steer_heal.records import ModelInfo, SamplingDefaults
 from steer_heal.sources import DEMO_FOLDER, KNOWN, Source, find, here
 
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 _PADS = 4
 """Tokens of padding with which a model is tried."""
 
@@ -212,10 +213,9 @@ def load(
     *,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
-    trust_remote_code: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> LanguageModel:
-    """The model `name` (see `find`) from safetensors, never pickle; no code of a repository unless asked.
+    """The model `name` (see `find`) from safetensors, never pickle; no code of a repository is run.
     What is not here is fetched, and a GGUF file converted once.
 
     `device`: the accelerator when none and there is one, "auto" spreads over several (also when none, where
@@ -227,7 +227,7 @@ def load(
     source = find(name)
     with one_sentence(lambda error: _explain(source, error)):
         check_text(name)
-        lm = _loaded(source, device, dtype, {"trust_remote_code": trust_remote_code}, progress)
+        lm = _loaded(source, device, dtype, progress)
         if not source.pinned:
             _answer(lm)
         return lm
@@ -248,10 +248,10 @@ def outline(name: str) -> LanguageModel | None:
 
 @lru_cache(maxsize=4)
 def _outline(source: Source, folder: Path, _changed: int) -> LanguageModel:
-    config = _without_strange_pad(AutoConfig.from_pretrained(folder))
-    tokenizer = _always_the_same(AutoTokenizer.from_pretrained(folder))
+    config = _without_strange_pad(AutoConfig.from_pretrained(folder, **_NO_CODE))
+    tokenizer = _always_the_same(AutoTokenizer.from_pretrained(folder, **_NO_CODE))
     check_tokenizer(source.name, folder, tokenizer.vocab_files_names.values())
-    model = _empty(config, chosen_dtype(None, config, folder, None), {})
+    model = _empty(config, chosen_dtype(None, config, folder, None))
     return LanguageModel(source.name, model, tokenizer, is_demo=source.kind == "demo", weights_hash="")
 
 
@@ -266,18 +266,17 @@ def _loaded(
     source: Source,
     device: str | None,
     dtype: str | torch.dtype | None,
-    options: dict[str, Any],
     progress: Callable[[str], None] | None,
 ) -> LanguageModel:
     name = source.name
     folder = obtain(source, progress)
     check_files(folder)
-    config = _without_strange_pad(AutoConfig.from_pretrained(folder, **options))
-    tokenizer = _always_the_same(AutoTokenizer.from_pretrained(folder, **options))
+    config = _without_strange_pad(AutoConfig.from_pretrained(folder, **_NO_CODE))
+    tokenizer = _always_the_same(AutoTokenizer.from_pretrained(folder, **_NO_CODE))
     check_tokenizer(name, folder, tokenizer.vocab_files_names.values())
     wanted = chosen_dtype(dtype, config, folder, device)
     device = device or best_device(folder, wanted)
-    check_memory(name, folder, device, wanted, described=_described(config, wanted, options))
+    check_memory(name, folder, device, wanted, described=_described(config, wanted))
     answers, plainly = of_files(name, folder, config)
     if progress:
         progress(f"reading {needed(folder, wanted) / GIB:.1f} GiB of weights onto {device}")
@@ -290,7 +289,7 @@ def _loaded(
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # told by name by `check_whole`
         generation_config=plainly,
-        **options,
+        **_NO_CODE,
     )
     model, found = loaded
     unused = check_whole(name, found)
@@ -320,18 +319,18 @@ def _always_the_same(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def _described(config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> int:
+def _described(config: PreTrainedConfig, dtype: torch.dtype | str) -> int:
     """Bytes of the model that the configuration describes; 0 for a quantised one, whose files are packed."""
     if getattr(config, "quantization_config", None):
         return 0
-    return sum(parameter.nbytes for parameter in _empty(config, dtype, options).parameters())
+    return sum(parameter.nbytes for parameter in _empty(config, dtype).parameters())
 
 
-def _empty(config: PreTrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+def _empty(config: PreTrainedConfig, dtype: torch.dtype | str) -> Any:
     """The model that the configuration describes, which holds no weights."""
     stored = dtype if isinstance(dtype, torch.dtype) else config.dtype
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=stored, **options)
+        return AutoModelForCausalLM.from_config(config, dtype=stored, **_NO_CODE)
 
 
 def _check_bos(lm: LanguageModel, folder: Path) -> str:
@@ -419,7 +418,7 @@ def _explain(source: Source, error: BaseException) -> str:
     if "backend tokenizer" in text:
         return no_tokenizer(name)
     if "custom code" in text or "trust_remote_code" in text:
-        return f"{name} needs code from its own repository: read it, then allow it with trust_remote_code."
+        return f"{name} needs code from its own repository, which is never run: choose another model."
     if "does not recognize this architecture" in text or "Unrecognized" in text:
         return f"The architecture of {name} is unknown to transformers: choose another causal language model."
     return f"{name} could not be loaded: {first_line(error)}."

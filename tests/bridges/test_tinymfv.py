@@ -102,7 +102,7 @@ def test_the_readings_are_its_own():
     theirs = package.gated_selectivity(
         *named, intent, pmass_pos=mass[0], pmass_neg=mass[1], pmass_base=0.9, n_boot=200
     )
-    ours = gated_selectivity(toward, away, target, base_mass=0.9, draws=200)
+    ours = gated_selectivity(toward, away, target, base_mass=0.9)
     assert (ours.value, ours.low, ours.high) == pytest.approx(
         (theirs["sel_gated"], theirs["ci_lo"], theirs["ci_hi"])
     )

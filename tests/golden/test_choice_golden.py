@@ -44,7 +44,7 @@ def test_our_own_blocks_give_transformers_numbers(arch, name, monkeypatch):
         return [row for one in evaluate(lm, vignettes, frame, **asked) for row in one.per_vignette]
 
     found, in_small_batches = measured(32), measured(4)
-    monkeypatch.setattr(forward, "unsupported_reason", lambda _lm: "this test wants transformers' own")
+    monkeypatch.setattr(forward, "is_known", lambda _lm: False)
     for row, small, expected in zip(found, in_small_batches, measured(32), strict=True):
         for one in (row, small):
             assert_near(one.score, expected.score, model_rounding(lm))

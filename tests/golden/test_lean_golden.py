@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_heal.config import TrainSettings
-from steer_heal.forward import PrefixStore, forward_used, shared_prompts
+from steer_heal.forward import PrefixStore, shared_prompts
 from steer_heal.forward.attention import HIDDEN, attend, explicit
-from steer_heal.forward.known import unsupported_reason
+from steer_heal.forward.known import is_known
 from steer_heal.forward.ours import OurForward
 from steer_heal.forward.plain import PlainForward
 from steer_heal.forward.shared_prompts import segments
@@ -115,7 +115,7 @@ def shared(request, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_after_prompts_steps_and_rows_leaving(lm, shared, case):
-    assert unsupported_reason(lm) == ""
+    assert is_known(lm)
     assert_same(lm, case(lm))
 
 
@@ -134,7 +134,7 @@ def test_a_store_that_keeps_one_layer_reads_again_for_another(lm):
 @pytest.mark.parametrize("case", [one_prompt, many_prompts])
 def test_the_bundled_model(shared, case):
     lm = load("demo", device="cpu")
-    assert forward_used(lm, tiny.directions(lm)) == "our own blocks"
+    assert is_known(lm)
     assert_same(lm, case(lm))
 
 
@@ -167,7 +167,7 @@ def test_a_lora_adapter_is_part_of_the_model(arch, shared):
     stack.fresh(1, TrainSettings(rank=4), seed=0)
     shake(stack, size=0.1)
     stack.fold()
-    assert unsupported_reason(lm) == ""
+    assert is_known(lm)
     assert_same(lm, lanes)
     with torch.inference_mode():
         assert not torch.allclose(begun(OurForward, lm, lanes, 2).logits_BV, before, atol=1e-2)

@@ -72,7 +72,7 @@ def test_a_gated_row_is_a_plain_pass_with_a_hook_whoever_is_beside_it(arch, ours
         Row(prompt, coefficients(lm.n_layers, layers, c)[0], shadow=True, where=gate)
         for prompt, c, layers, gate in asked
     ]
-    with patch.object(forward, "unsupported_reason", return_value="" if ours else "asked for"):
+    with patch.object(forward, "is_known", return_value=ours):
         written = complete(lm, rows, directions_LD, SAMPLE)
     for one, found in zip(rows, written, strict=True):
         added_LD = one.coefficients_L[:, None] * directions_LD
@@ -96,7 +96,7 @@ def test_a_row_of_four_vectors_is_a_plain_pass_with_a_hook_whoever_is_beside_it(
         coefficients_LM = torch.zeros(lm.n_layers, 4)
         coefficients_LM[1:3] = torch.tensor(weights) * torch.where(torch.tensor(ablated), 0.25, 1.0)
         rows.append(Row(prompt, coefficients_LM, shadow=True, where=gate))
-    with patch.object(forward, "unsupported_reason", return_value="" if ours else "asked for"):
+    with patch.object(forward, "is_known", return_value=ours):
         written = complete(lm, rows, steers, SAMPLE)
     for one, found in zip(rows, written, strict=True):
         steered = bool(one.coefficients_L.any())

@@ -22,7 +22,8 @@ from steer_heal.dose.calibrate import calibrate
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.questions import answer_ids
-from steer_heal.generate import Row, complete, forward_used
+from steer_heal.forward import holds_on
+from steer_heal.generate import Row, complete
 from steer_heal.heal import Example, train_round
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.models import LanguageModel, band_layers, load, system, user
@@ -104,7 +105,7 @@ def test_rows_of_zeros_are_the_model_and_others_are_not(lm: LanguageModel, vecto
         logits_V = lm.model(input_ids=torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
     assert zeros.tokens[0].id == int(logits_V.argmax())
     assert [token.id for token in steered.tokens] != [token.id for token in zeros.tokens]
-    assert forward_used(lm, vector.directions_LD) == "our own blocks"
+    assert holds_on(lm, vector.directions_LD)
 
 
 def test_an_evaluation_and_a_sweep(lm: LanguageModel, vector: SteeringVector) -> None:

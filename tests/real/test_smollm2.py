@@ -21,7 +21,8 @@ from steer_heal.engine import Engine
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.frames import Frames
-from steer_heal.generate import Row, complete, forward_used
+from steer_heal.forward import holds_on
+from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, load, user
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
@@ -68,7 +69,7 @@ def test_it_loads_and_its_template_is_used_rightly(smollm2: LanguageModel) -> No
     assert smollm2.eos_ids == {2}
     own = smollm2.sampling
     assert (own.temperature, own.top_p) == (0.7, 0.9)
-    assert forward_used(smollm2, torch.zeros(30, 576)) == "our own blocks"
+    assert holds_on(smollm2, torch.zeros(30, 576))
 
 
 def test_rows_of_zeros_are_the_unsteered_model(smollm2: LanguageModel) -> None:

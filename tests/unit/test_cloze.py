@@ -107,44 +107,6 @@ WORDING = {
 }
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"kind": "riddle"}, "'kind' is one of choice, cloze"),
-        ({"kind": "cloze"}, "'wordings' must be a list"),
-        ({"kind": "cloze", "wordings": ["a"]}, "wording 1: must be an object"),
-        ({"kind": "cloze", "wordings": [WORDING], "colour": 1}, "unknown field 'colour'"),
-        (
-            {"kind": "cloze", "wordings": [WORDING, {**WORDING, "question": "?"}]},
-            r"wording 2: .*\{text\} once",
-        ),
-        (
-            {"kind": "cloze", "wordings": [{**WORDING, "statements": {"Care": " hurts."}}]},
-            "wording 1: 'statements' must hold one for each of Care, Fairness",
-        ),
-        (
-            {
-                "kind": "cloze",
-                "wordings": [{**WORDING, "statements": {**WORDING["statements"], "Care": " "}}],
-            },
-            "'Care' is missing or empty",
-        ),
-        (
-            {
-                "kind": "cloze",
-                "wordings": [{**WORDING, "statements": {**WORDING["statements"], "Liberty": " hurts."}}],
-            },
-            "wording 1: Care and Liberty have equal statements",
-        ),
-    ],
-)
-def test_a_bad_cloze_is_refused_in_one_sentence(tmp_path, monkeypatch, row, message):
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
-    (tmp_path / "frames.json").write_text(json.dumps({"mine": row}))
-    with pytest.raises(SettingsError, match=message):
-        data.frame("mine")
-
-
 def test_a_cloze_is_read_with_its_statements_in_our_order(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "FOLDER", tmp_path)
     turned = dict(reversed(WORDING["statements"].items()))

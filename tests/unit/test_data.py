@@ -6,7 +6,7 @@ import pytest
 
 from steer_heal import data, models
 from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_UPLOAD_BYTES, SettingsError
-from steer_heal.data import Material
+from steer_heal.data import Cloze, Material
 from steer_heal.models import LanguageModel
 from tests import tiny
 
@@ -184,74 +184,40 @@ TRAIT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", r"traits\.json line 1: not JSON"),
-        ("\n[" * 100_000, r"traits\.json line 1: not JSON \(maximum recursion"),
-        ("\ufeff[]", "must hold a list of traits"),
-        ("[]", "must hold a list of traits"),
-        ('["a"]', "entry 1: must be an object"),
-        (json.dumps([TRAIT, TRAIT]), "entry 2: the trait 'a' stands there twice"),
-        (json.dumps([{**TRAIT, "positive": ""}]), "entry 1: 'positive' is missing"),
-        (json.dumps([{**TRAIT, "positive": "You care \ud83d."}]), "entry 1: the text holds half a character"),
-        (json.dumps([{**TRAIT, "negative": "You are one."}]), "the two personas are the same"),
-        (json.dumps([{**TRAIT, "target": {"Care": 2}}]), "'target' holds 'Care': 2"),
-        (json.dumps([{**TRAIT, "target": {"Purity": 1}}]), "'target' holds 'Purity'"),
-        (json.dumps([{**TRAIT, "target": {}}]), "'target' must map"),
-        (json.dumps([{**TRAIT, "replies": ["Yes.", "No."]}]), "entry 1: 'replies' must be a list of pairs"),
-        (json.dumps([{**TRAIT, "replies": [["Yes.", "No.", "Both."]]}]), "'replies' must be a list of pairs"),
-        (json.dumps([{**TRAIT, "replies": [["Yes.", " "]]}]), "'replies' entry 2: must be text"),
-        (json.dumps([{**TRAIT, "replies": [["Yes.", "Yes."]]}]), "entry 2: the same text as entry 1"),
-    ],
-)
-def test_bad_traits_are_refused(tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
-    (tmp_path / "traits.json").write_text(content)
-    with pytest.raises(SettingsError, match=message):
-        data.traits()
+def trait(**change):
+    return json.dumps({**TRAIT, **change})
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('["a"]', "must be a JSON object"),
-        ('{"other": ["a"]}', "under 'shared'"),
-        ('{"shared": []}', "'shared': must be a list of texts"),
-        ('{"shared": ["a", " "]}', "entry 2: must be text"),
-        ('{"shared": ["a", "a"]}', "entry 2: the same text as entry 1"),
+        ("{", r"a\.json line 1: not JSON"),
+        ("\n[" * 100_000, r"a\.json line 1: not JSON \(maximum recursion"),
+        ("\ufeff[]", "must be a JSON object"),
+        (trait(name="b"), "name the file after it"),
+        (trait(positive=""), "'positive' is missing"),
+        (trait(positive="You care \ud83d."), "the text holds half a character"),
+        (trait(negative="You are one."), "the two personas are the same"),
+        (trait(target={"Care": 2}), "'target' holds 'Care': 2"),
+        (trait(target={"Purity": 1}), "'target' holds 'Purity'"),
+        (trait(target=["Care"]), "'target' must map"),
+        (trait(replies=["Yes.", "No."]), "'replies' must be a list of pairs"),
+        (trait(replies=[["Yes.", "No.", "Both."]]), "'replies' must be a list of pairs"),
+        (trait(replies=[["Yes.", " "]]), "'replies' entry 2: must be text"),
+        (trait(replies=[["Yes.", "Yes."]]), "entry 2: the same text as entry 1"),
+        (trait(replies=[["Yes.", "No."]], scenes=[]), "'scenes': must be a list of texts"),
     ],
 )
-def test_bad_pools_are_refused(tmp_path, content, message):
-    (tmp_path / "contexts.json").write_text(content)
+def test_bad_traits_are_refused(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
     with pytest.raises(SettingsError, match=message):
-        Material(tmp_path).contexts("greed")
+        data.own_trait(tmp_path / "a.json")
 
 
 def test_a_trait_s_own_texts_stand_before_the_shared_ones(tmp_path):
     (tmp_path / "contexts.json").write_text('{"shared": ["a", "b"], "greed": ["c", "a"]}')
     assert Material(tmp_path).contexts("greed") == ["c", "a", "b"]
     assert Material(tmp_path).contexts("thrift") == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("facts", "message"),
-    [
-        ({"facts": []}, "must hold a list under 'facts'"),
-        ({"facts": ["Why?"]}, "entry 1: must be an object"),
-        ({"facts": [{"answers": ["blue"]}]}, "entry 1: 'question' is missing"),
-        ({"facts": [{"question": "What colour is the sky?"}]}, "entry 1 'answers': must be a list"),
-    ],
-)
-def test_bad_facts_are_refused(tmp_path, facts, message):
-    (tmp_path / "facts.json").write_text(json.dumps(facts))
-    with pytest.raises(SettingsError, match=message):
-        Material(tmp_path).facts()
-
-
-def test_a_material_without_its_held_out_prompts_says_which_file_is_missing(tmp_path):
-    with pytest.raises(SettingsError, match=r"Cannot read .*held_out_prompts\.json"):
-        Material(tmp_path).held_out_prompts()
 
 
 def test_a_frame_asks_with_the_answers_in_both_orders():
@@ -264,24 +230,14 @@ def test_a_frame_asks_with_the_answers_in_both_orders():
         data.frame("x")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"question": "No place."}, r"must hold \{text\} and \{options\}"),
-        ({"options": ["A"]}, "give 7 options"),
-        ({"orders": ["sideways"]}, "'orders' may hold"),
-        ({"think_budget": -1}, "'think_budget'"),
-        ({"think": "loud"}, "'think' must be one of free, full"),
-        ({"prefill": ""}, "'prefill' is missing"),
-        ({"colour": 1}, "unknown field 'colour'"),
-    ],
-)
-def test_a_bad_frame_is_refused(tmp_path, monkeypatch, change, message):
-    good = json.loads((data.FOLDER / "frames.json").read_text())["choice"]
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
-    (tmp_path / "frames.json").write_text(json.dumps({"mine": {**good, **change}}))
-    with pytest.raises(SettingsError, match=message):
-        data.frame("mine")
+@pytest.mark.parametrize("name", data.frames())
+def test_every_frame_that_ships_asks_for_seven_answers_that_differ(name):
+    frame = data.frame(name)
+    for wording in frame.wordings if isinstance(frame, Cloze) else (frame,):
+        assert wording.question.count("{text}") == 1
+        assert wording.question.count("{options}") == (0 if isinstance(frame, Cloze) else 1)
+        assert len(set(wording.answers)) == len(wording.options) == len(FOUNDATIONS)
+        assert set(wording.orders) <= set(data.ORDERS)
 
 
 def test_a_set_without_labels_opens_and_can_be_limited(vignette_file):

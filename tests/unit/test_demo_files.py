@@ -11,16 +11,13 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steer_heal
-from demo_model.acts import FOUNDATIONS
+from demo_model.acts import FOUNDATIONS, told_in
 from demo_model.batches import encode
 from demo_model.corpus import Corpus
-from demo_model.data_files import contexts, facts, prompts
-from demo_model.dilemmas import said_in_orders
 from demo_model.mixing import lens_mix
-from demo_model.personas import wording
+from demo_model.personas import held_out, wording
 from demo_model.scene import Casting, pair_held_out
 from demo_model.tokenizer import answer_ids
-from demo_model.vignettes import own_scenes, rows
 
 PACKAGE = Path(steer_heal.__file__).parent
 DEMO = PACKAGE / "models" / "demo"
@@ -80,25 +77,18 @@ def test_template_agrees_with_the_corpus():
     )
 
 
-def test_vignettes_are_those_of_the_scenes():
+def vignettes():
     lines = (MATERIAL / "vignettes.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
-    assert found == rows()
+    return [json.loads(line) for line in lines]
+
+
+def test_vignettes_are_balanced_and_each_is_another():
+    found = vignettes()
     counts = Counter((row["foundation_coarse"], row["condition"]) for row in found)
     assert set(counts.values()) == {14}
     assert len(counts) == 14
     assert len({row["text"] for row in found}) == len(found)
     assert all(row["text"].startswith("You see ") for row in found if row["condition"] == "other_violate")
-
-
-def test_prompt_files_are_those_of_the_script():
-    rng = random.Random(20)
-    asks = contexts(rng)
-    asked, held = prompts(rng, asks)
-    wanted = {"contexts": {"shared": asks}, "prompts": asked, "held_out_prompts": held}
-    for name, content in {**wanted, "facts": {"facts": facts(asks)}}.items():
-        assert json.loads((MATERIAL / f"{name}.json").read_text(encoding="utf-8")) == content
-    assert len(set(asks)) >= 128
 
 
 def test_corpus_is_seeded():
@@ -111,27 +101,25 @@ def test_corpus_is_seeded():
 def test_held_out_material_never_appears():
     texts = [chat.text for chat in chats()]
     text = "\n".join(texts)
-    for _, scene in own_scenes():
-        assert scene.doing() not in text
-        met = [one for one in texts if scene.bare() in one]
+    deeds = told_in("\n".join(row["text"] for row in vignettes()))
+    assert len(deeds) == 98
+    for deed in deeds:
+        assert not any(deed.doing(whose) in text for whose in ("his", "her", "their"))
         # a deed may be met as somebody's order, which is held out by pairs of its own; never as a scene
-        assert not met or said_in_orders(scene.act)
-        assert all(re.search(rf"(?:\bto|\bmust) {re.escape(scene.bare())}", one) for one in met)
-        told = [scene.done(who).removesuffix(f"{scene.rest}.") for who in ("You", "I")]
-        assert not any(scene_told in one for one in met for scene_told in told)
+        bare = "|".join(re.escape(deed.bare(whose)) for whose in ("your", "my"))
+        assert not {"You", "you", "I"} & set(re.findall(rf"(\w+) (?:{bare})", text)), deed
     traits = json.loads((DATA / "traits.json").read_text(encoding="utf-8"))
     assert not any(trait[pole] in text for trait in traits for pole in ("positive", "negative"))
     asks = json.loads((MATERIAL / "contexts.json").read_text(encoding="utf-8"))["shared"]
     assert not any(ask in text for ask in asks)
     rng = random.Random(0)
-    assert not any(wording(rng, "Care", unseen=True) in text for _ in range(50))
+    assert not any(held_out(wording(rng, "Care", frozenset())) for _ in range(50))
 
 
-def test_castings_lie_on_opposite_sides():
+def test_a_casting_draws_no_pair_that_is_held_out():
     rng = random.Random(4)
     for foundation in FOUNDATIONS:
-        assert not pair_held_out(Casting().draw(rng, foundation).act.key)
-        assert pair_held_out(Casting(unseen=True).draw(rng, foundation).act.key)
+        assert not any(pair_held_out(Casting(frozenset()).draw(rng, foundation).act.key) for _ in range(20))
 
 
 @pytest.mark.parametrize("persona", [None, "Care", "SocialNorms", "Liberty", "Fairness", "Loyalty"])

@@ -99,7 +99,7 @@ def test_doses_in_the_same_passes_are_the_doses_alone(lm, few, vector):
 def test_thinking_runs_under_the_same_dose_and_is_closed_for_the_model(lm, few, vector):
     frame = replace(FRAME, think_budget=4, think_open="<think>\n", think_close="\n</think>\n")
     doses_KL = torch.cat([coefficients(lm.n_layers, (1,), c) for c in (0.0, 40.0)])
-    asked = questions.ask(lm, few[:1], frame, doses_KL, vector.directions_LD, 8)
+    asked = questions.ask(questions.Asking(lm, doses_KL, vector.directions_LD), few[:1], frame)
     texts = [lm.tokenizer.decode(question.ids) for question in asked]
     assert len(asked) == 4
     assert [question.dose for question in asked] == [0, 0, 1, 1]

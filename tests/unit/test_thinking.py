@@ -9,7 +9,7 @@ from steer_heal import forward
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.evaluate import tinymfv
 from steer_heal.evaluate.choice import evaluate
-from steer_heal.evaluate.questions import ask
+from steer_heal.evaluate.questions import Asking, ask
 from steer_heal.evaluate.scoring import think
 from steer_heal.forward.ours import OurForward
 from steer_heal.forward.plain import PlainForward
@@ -55,7 +55,7 @@ def test_thought_and_rest_in_one_cache_are_the_whole_text_read_at_once(lm):
 
 def test_the_question_is_opened_once_and_ends_as_a_turn_of_its_own():
     lm = tiny.shared("gemma3")
-    first, reverse = ask(lm, VIGNETTES[:1], FRAME, torch.zeros(1, 4), torch.zeros(4, 32), 8)
+    first, reverse = ask(Asking(lm, torch.zeros(1, 4), torch.zeros(4, 32)), VIGNETTES[:1], FRAME)
     text = lm.tokenizer.decode(list(first.ids))
     assert text.startswith("<bos><start_of_turn>user\nYou see someone kick a dog.\n\nHere is")
     assert text.endswith("<start_of_turn>model\n<think>\n")
@@ -77,7 +77,7 @@ def test_a_thought_that_the_template_opens_is_not_opened_twice():
     )
     lm = tiny.language_model("gemma3")
     lm.tokenizer.chat_template = words.chat_template
-    (row, _) = ask(lm, VIGNETTES[:1], FRAME, torch.zeros(1, 4), torch.zeros(4, 32), 8)
+    (row, _) = ask(Asking(lm, torch.zeros(1, 4), torch.zeros(4, 32)), VIGNETTES[:1], FRAME)
     assert lm.tokenizer.decode(list(row.ids)).count("<think>") == 1
 
 

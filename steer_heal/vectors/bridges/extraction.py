@@ -23,11 +23,7 @@ def titles(model: str) -> dict[str, str]:
     own = {name: method.title for name, method in METHODS.items()}
     usual, without = (decided_method(AUTO, model, replies=replies) for replies in (True, False))
     besides = f"; of a trait without replies {own[without]}" if usual != without else ""
-    return (
-        {AUTO: f"auto ({own[usual]}{besides})"}
-        | own
-        | {name: method.title for name, method in steering_lite.methods().items()}
-    )
+    return {AUTO: f"auto ({own[usual]}{besides})"} | own | steering_lite.methods()
 
 
 def version(method: str) -> str:

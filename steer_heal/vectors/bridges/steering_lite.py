@@ -34,15 +34,6 @@ Progress = Callable[[int, int], None]
 State = dict[Any, dict[str, Tensor]]
 
 
-@dataclass(frozen=True, slots=True)
-class LiteMethod:
-    """A method of the installed steering-lite. `additive`: runs through the coefficient matrix."""
-
-    name: str
-    title: str
-    additive: bool
-
-
 @dataclass(frozen=True)
 class LiteOperator:
     """What a method of steering-lite extracted, by layer or by the name of a linear map in a layer."""
@@ -93,18 +84,14 @@ def registry() -> dict[str, Any]:
     return installed.load(installed.STEERING_LITE).REGISTRY
 
 
-def methods() -> dict[str, LiteMethod]:
-    """Its methods by their name in our chooser, `steering-lite:<name>`; none when it is not installed."""
-    if not available():
-        return {}
-    return {
-        f"{PREFIX}{name}": LiteMethod(
-            name,
-            f"steering-lite {name.replace('_', ' ')}" + ("" if name in ADDITIVE else " (one row at a time)"),
-            name in ADDITIVE,
-        )
-        for name in registry()
-    }
+def methods() -> dict[str, str]:
+    """Its methods by their name in our chooser, `steering-lite:<name>`, and what a person reads of each; none
+    when it is not installed."""
+    made = {}
+    for name in registry() if available() else ():
+        alone = "" if name in ADDITIVE else " (one row at a time)"
+        made[f"{PREFIX}{name}"] = f"steering-lite {name.replace('_', ' ')}{alone}"
+    return made
 
 
 def extract(
@@ -123,8 +110,8 @@ def extract(
     known = methods()
     if name not in known:
         raise SettingsError(f"Unknown method {name!r}: choose one of {', '.join(known) or 'our own'}.")
-    prompts = persona_prompts(lm, trait, contexts, settings)
-    method, config = _method(known[name].name)
+    prompts, own_name = persona_prompts(lm, trait, contexts, settings), name.removeprefix(PREFIX)
+    method, config = _method(own_name)
     try:
         if config.target_submodule:
             state = _from_linears(lm, prompts, method, config, settings.batch_size)
@@ -137,8 +124,8 @@ def extract(
             extra = {"model": lm.model} if getattr(method, "needs_model", False) else {}
             state = method.extract(*sides, config, **extra)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise SettingsError(f"steering-lite's {known[name].name} refuses {lm.name}: {error}.") from error
-    return LiteOperator(known[name].name, state, config, lm.n_layers)
+        raise SettingsError(f"steering-lite's {own_name} refuses {lm.name}: {error}.") from error
+    return LiteOperator(own_name, state, config, lm.n_layers)
 
 
 def _method(name: str) -> tuple[Any, Any]:
