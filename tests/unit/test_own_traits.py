@@ -19,7 +19,7 @@ from steer_heal.config import (
     heal_settings,
 )
 from steer_heal.data import own_traits
-from steer_heal.engine import Engine, validate
+from steer_heal.engine import Engine
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.agreement import NO_LABELS
 from steer_heal.evaluate.choice import evaluate
