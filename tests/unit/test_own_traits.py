@@ -24,6 +24,7 @@ from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.agreement import NO_LABELS
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.frames import Frames
+from steer_heal.heal import validate
 from steer_heal.records import Agreement, Effect
 from tests import tiny
 from tests.crowd import BAND, request
