@@ -317,6 +317,26 @@ def test_a_place_that_is_lost_for_good_interrupts_its_run_alone(
     heard(cluster, other, "finished")
 
 
+def test_while_the_head_is_away_its_runs_are_not_begun_anew_and_none_is_made(
+    cluster: RayCluster, ray: FakeRay, may_end: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steer_heal.runs.jobs.ray_cluster.AGAIN_S", 0.0)
+    run_id = begun(cluster)
+    before = whole(cluster, run_id)
+    ray.answers = False
+    with pytest.raises(SettingsError, match="does not answer"):
+        cluster.advance()
+    assert cluster.poll(run_id).status == "interrupted"
+    for asked in (lambda: cluster.resume(run_id), lambda: cluster.unfit([heal_settings(model="demo")])):
+        with pytest.raises(SettingsError, match="answer"):
+            asked()
+    assert whole(cluster, run_id) == before
+    ray.answers = True
+    may_end.set()
+    heard(cluster, run_id, "finished")
+    assert whole(cluster, run_id).count("started") == 1
+
+
 def test_a_full_disk_here_loses_nothing(
     cluster: RayCluster, ray: FakeRay, may_end: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:

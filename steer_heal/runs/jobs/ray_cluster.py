@@ -186,7 +186,7 @@ class RayCluster(LocalProcesses):
         self._ray: Any = None
         self._lines: dict[str, Line] = {}
         self._again, self._trouble = 0.0, ""
-        self._talking = threading.RLock()
+        self._talking = threading.RLock()  # a page asks from many threads
         self._connect()
         self.advance()
 
@@ -293,10 +293,11 @@ class RayCluster(LocalProcesses):
 
     def close(self) -> None:
         """Listens no more; the runs go on."""
-        for line in self._lines.values():
-            line.close()
-        self._lines.clear()
-        self._ray.shutdown()
+        with self._talking:
+            for line in self._lines.values():
+                line.close()
+            self._lines.clear()
+            self._ray.shutdown()
 
     def _lose(self, trouble: str) -> None:
         self._again, self._trouble = time.monotonic() + AGAIN_S, trouble
