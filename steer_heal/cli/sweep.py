@@ -121,7 +121,7 @@ def _going(index: RunIndex, states: list[JobState | None]) -> list[JobState]:
 def _list(sweeps: RunSweeps, out: Out) -> int:
     rows = []
     for sweep in sweeps.all():
-        stand = Counter(state.status if state else "none" for state in sweeps.states(sweep))
+        stand = Counter(cell.status for cell in sweeps.table(sweep).cells)
         row = {"sweep_id": sweep.sweep_id, "at": sweep.at, "cells": len(sweep.cells), "axes": sweep.axes}
         rows.append(row | {"cluster": sweep.cluster, "status": dict(stand)})
     columns = [

@@ -149,7 +149,7 @@ class RunSweeps:
         cells = [
             SweepCell(cell.values, cell.run_id, state.status, state.message)
             if state
-            else SweepCell(cell.values, cell.run_id, "none", cell.skipped)
+            else SweepCell(cell.values, cell.run_id, "skipped" if cell.skipped else "none", cell.skipped)
             for cell, state in states
         ]
         return sweep_table.table(cells, self._index.sweep_cells(sweep.sweep_id))
