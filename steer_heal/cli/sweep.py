@@ -121,7 +121,10 @@ def _going(index: RunIndex, states: list[JobState | None]) -> list[JobState]:
 def _list(sweeps: RunSweeps, out: Out) -> int:
     rows = []
     for sweep in sweeps.all():
-        stand = Counter(cell.status for cell in sweeps.table(sweep).cells)
+        stand = Counter(
+            "skipped" if cell.skipped else state.status if state else "none"
+            for cell, state in zip(sweep.cells, sweeps.states(sweep), strict=True)
+        )
         row = {"sweep_id": sweep.sweep_id, "at": sweep.at, "cells": len(sweep.cells), "axes": sweep.axes}
         rows.append(row | {"cluster": sweep.cluster, "status": dict(stand)})
     columns = [
