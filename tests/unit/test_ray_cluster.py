@@ -100,6 +100,8 @@ def ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRay:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     made = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", made)
+    affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_given, **_how: None)
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", affinity)
     return made
 
 
@@ -139,8 +141,6 @@ def cluster(tmp_path: Path, port: int, ray: FakeRay, may_end: Event) -> Iterator
 def test_a_node_without_the_model_or_what_the_project_needs_is_named_before_the_first_cell(
     cluster: RayCluster, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_given, **_how: None)
-    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", affinity)
     demo, missing = heal_settings(model="demo"), heal_settings(model="some/where")
     assert cluster.unfit([demo]) == [""]
     said = cluster.unfit([missing, demo])
@@ -159,8 +159,6 @@ def test_a_node_without_the_model_or_what_the_project_needs_is_named_before_the_
 def test_ray_keeps_the_memory_that_a_run_is_reckoned_to_need_and_too_much_is_refused(
     cluster: RayCluster, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, may_end: Event
 ) -> None:
-    affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_given, **_how: None)
-    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", affinity)
     settings = heal_settings(model="demo", rounds=2)
     begun(cluster)
     asked = ray.options["memory"]
