@@ -41,7 +41,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until interrupted, which gives 130; 2, and one sentence on stderr, when it cannot start."""
+    """Serve the page until interrupted, which gives 130; 2 and a sentence on stderr when it cannot start."""
     print_anything()
     args = arguments(argv)
     model, note = (args.model, "") if args.model else default_model()
