@@ -23,14 +23,13 @@ from filelock import Timeout
 
 from steer_heal import sources
 from steer_heal.config import HealSettings, SettingsError, stored_settings
-from steer_heal.heal.memory import run_bytes
-from steer_heal.heal.validate import check
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, EventLog
 from steer_heal.runs.jobs.folder import RunFolder
 from steer_heal.runs.jobs.launcher import About, JobState
 from steer_heal.runs.jobs.local import LocalProcesses
 from steer_heal.runs.jobs.processes import CLUSTER, Running
+from steer_heal.runs.validate import check, run_bytes
 
 PORT = 10001
 """Where a head listens unless it is told otherwise."""
