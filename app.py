@@ -41,12 +41,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until interrupted, which gives 130; 2 when it cannot start, with one sentence why on
-    stderr."""
+    """Serve the page until interrupted, which gives 130; 2 and a sentence on stderr when it cannot start."""
     print_anything()
     args = arguments(argv)
     model, note = (args.model, "") if args.model else default_model()
-    print(note, flush=True, end="\n" if note else "")
+    if note:
+        print(note, flush=True)
 
     def engine_of_the_page() -> Any:
         asked = {"runs_dir": args.runs, "db": args.db, "at_once": args.runs_at_once, "cluster": args.cluster}

@@ -17,7 +17,7 @@ from components.controls import band, ends, filled, sample, span
 from components.engine import Engine
 from components.steer import INTERNAL, Steering
 from steer_heal.config import EVERYWHERE, DoseRequest, SettingsError, build, decided_method, read_mix
-from steer_heal.records import DoseRow, Sweep, Vignette
+from steer_heal.records import DoseRow, Sweep, Trait, Vignette
 
 LOG = logging.getLogger(__name__)
 LONG: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_limit": None}
@@ -66,14 +66,14 @@ class Panel:
         """What is measured, which stays true when the form changes afterwards."""
         prompt = request.prompts[0]
         shown = prompt if len(prompt) <= SHOWN_CHARS else f"{prompt[:SHOWN_CHARS].rstrip()} ..."
-        of = over if SETS.get(over, 1) else f"“{shown}”"
-        titles = (trait.title for trait in self.engine.traits() if trait.name == request.trait)
-        title = request.mix or next(titles, "")
+        of = f"“{shown}”" if over == IN_VIEW else over
+        trait = self.trait(request.trait)
+        title = request.mix or (trait.title if trait else "")
         held = self.engine.layers(request.band)
         return ", ".join([of, *([span(held[0], held[-1])] if layers else []), title])
 
-    def target(self, trait: str) -> dict[str, int]:
-        return next((dict(t.target) for t in self.engine.traits() if t.name == trait), {})
+    def trait(self, name: str) -> Trait | None:
+        return next((trait for trait in self.engine.traits() if trait.name == name), None)
 
     def known_as(self, trait: str, band: tuple[float, float], method: str, prompt: str = "") -> str:
         """What a sweep over the prompt is remembered by, or without one a sweep over a set."""
@@ -102,7 +102,8 @@ def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
 
     def stream(asked: Asked, known: Any) -> Iterator[Outputs]:
         request = panel.request(asked, SWEEP_ALPHAS, refine=True)
-        target = panel.target(request.trait)
+        trait = panel.trait(request.trait)
+        target = trait.target if trait else {}
         prompt = "" if SETS.get(asked.over, 0) else asked.form["prompt"]
         name = panel.known_as(request.mix or request.trait, request.band, request.method, prompt)
         about = panel.subject(request, asked.over)

@@ -68,7 +68,8 @@ def build_form(engine: Engine, healing: Healing, kept: gr.BrowserState) -> Any:
         return {**remembered(value), "sweep": sweep.sweep_id}, begun
 
     # A textbox's .input misses what is pasted with the mouse.
-    changes = [one.change for one in (text, budget, healing.asked["rounds"], healing.asked["preset"])]
+    told = [healing.asked[name] for name in ("rounds", "preset", "completions", "others")]
+    changes = [one.change for one in (text, budget, *told)]
     gr.on(changes, forecast, [text, budget, *asked], said, trigger_mode="always_last", **INTERNAL)
     return begin.click(start, [kept, text, budget, *asked], [kept, said], **INTERNAL)
 

@@ -579,8 +579,8 @@ class ControlNode:
 
 @dataclass(frozen=True, slots=True)
 class SweepCell:
-    """One combination of a sweep's values as it stands: its run, "" and "none" where it has none; `message`
-    says why it was skipped, or what its run has to say."""
+    """One combination of a sweep's values as it stands: its run; "" and "skipped" where it cannot run, "none"
+    where it has none (any more). `message` says why it was skipped, or what its run has to say."""
 
     values: dict[str, Any]
     run_id: str

@@ -50,7 +50,7 @@ class FakeSweeps:
         runs = {row.run_id: row for row in self._runs.rows()}
         cells = [
             SweepCell(
-                cell.values, cell.run_id, runs[cell.run_id].status if cell.run_id else "none", cell.skipped
+                cell.values, cell.run_id, runs[cell.run_id].status if cell.run_id else "skipped", cell.skipped
             )
             for cell in sweep.cells
         ]

@@ -9,12 +9,12 @@ from steer_heal.cli.arguments import HEAL_NAMED, Namespace, nested, sampling
 from steer_heal.cli.tables import Column, Out, Table, number, p_of, probabilities, worth
 from steer_heal.config import EvalSettings, HealSettings, SettingsError, changed, heal_settings
 from steer_heal.data import trait
-from steer_heal.heal.validate import check
 from steer_heal.records import Agreement, Event
 from steer_heal.runs import events
 from steer_heal.runs.jobs import LocalProcesses, RunFolder, this_process
 from steer_heal.runs.store import Store, StoreBusy
 from steer_heal.runs.store.rows import TEXT
+from steer_heal.runs.validate import check
 
 _FACTS = (
     "retention", "kept", "made", "c_star", "seconds", "headline", "retention_interval", "intervals",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 
-from steer_heal.cli.arguments import Namespace
+from steer_heal.cli.arguments import HEAL_NAMED, Namespace
 from steer_heal.cli.heal import settings_of
 from steer_heal.cli.tables import Column, Out, number, table
 from steer_heal.config import LOCAL, HealSettings, RunSweep, SettingsError, axes
@@ -69,8 +69,9 @@ def _asked(args: Namespace, near: LocalProcesses) -> tuple[HealSettings, axes.Ax
     if args.sweep_id:
         raise SettingsError("A new sweep gets an id of its own: leave it out.")
     varied = axes.parse(args.axis, args.budget, drawn=args.draw == "optuna")
-    both = [name for path, _ in args.settings if (name := ".".join(path)) in varied]
-    if both:
+    given = {".".join(path) for path, _ in args.settings}
+    given |= {name for name in HEAL_NAMED if getattr(args, name) != args.usual[name]}
+    if both := sorted(given & varied.keys()):
         raise SettingsError(f"{both[0]} is an axis and set as well: give one of both.")
     return settings_of(args, near), varied
 
@@ -120,7 +121,10 @@ def _going(index: RunIndex, states: list[JobState | None]) -> list[JobState]:
 def _list(sweeps: RunSweeps, out: Out) -> int:
     rows = []
     for sweep in sweeps.all():
-        stand = Counter(state.status if state else "none" for state in sweeps.states(sweep))
+        stand = Counter(
+            "skipped" if cell.skipped else state.status if state else "none"
+            for cell, state in zip(sweep.cells, sweeps.states(sweep), strict=True)
+        )
         row = {"sweep_id": sweep.sweep_id, "at": sweep.at, "cells": len(sweep.cells), "axes": sweep.axes}
         rows.append(row | {"cluster": sweep.cluster, "status": dict(stand)})
     columns = [

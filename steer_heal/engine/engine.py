@@ -39,7 +39,6 @@ from steer_heal.engine.talk import Talk
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.frames import Frames
-from steer_heal.heal.validate import check
 from steer_heal.models import LanguageModel, band_layers
 from steer_heal.records import (
     Calibration,
@@ -58,6 +57,7 @@ from steer_heal.records import (
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.jobs.ray_cluster import RayCluster
 from steer_heal.runs.store import Store
+from steer_heal.runs.validate import check
 from steer_heal.vectors.bridges.extraction import titles
 
 T = TypeVar("T")

@@ -28,12 +28,11 @@ from steer_heal.config import (
 from steer_heal.engine import optuna_draw, sweep_table
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.sweep_forecast import forecast
-from steer_heal.heal.memory import run_bytes
-from steer_heal.heal.validate import check
 from steer_heal.records import SweepCell, SweepForecast, SweepTable
 from steer_heal.runs.jobs import JobState
 from steer_heal.runs.jobs.folder import write_whole
 from steer_heal.runs.jobs.processes import memory
+from steer_heal.runs.validate import check, run_bytes
 
 GOING = ("queued", "running", "paused")
 
@@ -149,7 +148,7 @@ class RunSweeps:
         cells = [
             SweepCell(cell.values, cell.run_id, state.status, state.message)
             if state
-            else SweepCell(cell.values, cell.run_id, "none", cell.skipped)
+            else SweepCell(cell.values, cell.run_id, "skipped" if cell.skipped else "none", cell.skipped)
             for cell, state in states
         ]
         return sweep_table.table(cells, self._index.sweep_cells(sweep.sweep_id))

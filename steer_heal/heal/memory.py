@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from steer_heal.config import HealSettings, SettingsError, TrainSettings
+from steer_heal.forward.network import PACKED_BYTES
 from steer_heal.heal.frozen_prefix import KEPT_BYTES
 from steer_heal.heal.lm_head import CHUNK_BYTES
 from steer_heal.heal.schedule import trained_layers
@@ -20,14 +21,15 @@ PROCESS_BYTES = GIB // 2
 
 
 def run_bytes(settings: HealSettings) -> int | None:
-    """An upper estimate of what a run's process holds: itself, the weights, and a training step with the
-    longest prompt. Reckoned from the files of its model, as they would be loaded here; None where they are
-    not on this machine. Errors: `SettingsError`."""
+    """An upper estimate of what a run's process holds: itself, the weights, copies of them that are packed
+    for few tokens, and a training step with the longest prompt. Reckoned from the files of its model, as they
+    would be loaded here; None where they are not on this machine. Errors: `SettingsError`."""
     lm = outline(settings.model)
     if lm is None:
         return None
     weights = sum(parameter.nbytes for parameter in lm.model.parameters())
-    return PROCESS_BYTES + weights + needed_bytes(lm, *step_of(lm, settings, _longest(lm, settings.trait)))
+    step = needed_bytes(lm, *step_of(lm, settings, _longest(lm, settings.trait)))
+    return PROCESS_BYTES + weights + min(weights, PACKED_BYTES) + step
 
 
 @lru_cache(maxsize=16)

@@ -9,9 +9,9 @@ from steer_heal.config import FOUNDATIONS, SettingsError, heal_settings
 from steer_heal.evaluate import tinymfv, vignette_sets
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.readings import gated_selectivity, signed_flips
-from steer_heal.heal.validate import check
 from steer_heal.models import load
 from steer_heal.records import VignetteScore
+from steer_heal.runs.validate import check
 from steer_heal.vectors.bridges import installed
 from tests.close import assert_near, model_rounding
 

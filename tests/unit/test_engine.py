@@ -18,8 +18,8 @@ from steer_heal.config import (
 from steer_heal.engine import Engine
 from steer_heal.engine.answer_batch import Answers
 from steer_heal.engine.vectors import Vectors
-from steer_heal.heal.validate import check
 from steer_heal.records import Agreement
+from steer_heal.runs.validate import check
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding
 from tests.crowd import BAND, ids, request

@@ -114,8 +114,9 @@ def test_of_many_runs_the_table_shows_the_newest_and_those_that_matter_until_all
     every = [*many, row]
     some = watching.recent(every, [many[-2].run_id])
     assert some == [*many[: watching.MAX_ROWS], *many[-2:], row]
-    kept, _ = runs.acting(FakeEngine())(None, SimpleNamespace(_data={"action": "older"}))  # type: ignore[arg-type]
-    for memory, n_left_out, says in ((None, 4, "show 4 older"), (kept, 0, "leave out older ones")):
+    first = watching.remembered({"runs": []})
+    kept, _ = runs.acting(FakeEngine())(first, SimpleNamespace(_data={"action": "older"}))  # type: ignore[arg-type]
+    for memory, n_left_out, says in ((first, 4, "show 4 older"), (kept, 0, "leave out older ones")):
         table = watching.draw(FakeEngine(), every, memory)[3]
         assert table.count("<tr data-run") == len(every) - n_left_out
         assert says in table

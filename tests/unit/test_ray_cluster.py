@@ -100,6 +100,8 @@ def ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRay:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     made = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", made)
+    affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_given, **_how: None)
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", affinity)
     return made
 
 
@@ -139,8 +141,6 @@ def cluster(tmp_path: Path, port: int, ray: FakeRay, may_end: Event) -> Iterator
 def test_a_node_without_the_model_or_what_the_project_needs_is_named_before_the_first_cell(
     cluster: RayCluster, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_given, **_how: None)
-    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", affinity)
     demo, missing = heal_settings(model="demo"), heal_settings(model="some/where")
     assert cluster.unfit([demo]) == [""]
     said = cluster.unfit([missing, demo])
@@ -159,8 +159,6 @@ def test_a_node_without_the_model_or_what_the_project_needs_is_named_before_the_
 def test_ray_keeps_the_memory_that_a_run_is_reckoned_to_need_and_too_much_is_refused(
     cluster: RayCluster, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, may_end: Event
 ) -> None:
-    affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_given, **_how: None)
-    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", affinity)
     settings = heal_settings(model="demo", rounds=2)
     begun(cluster)
     asked = ray.options["memory"]
@@ -315,6 +313,26 @@ def test_a_place_that_is_lost_for_good_interrupts_its_run_alone(
     assert "The actor died and was not made anew." in cluster.poll(lost).message
     may_end.set()
     heard(cluster, other, "finished")
+
+
+def test_while_the_head_is_away_its_runs_are_not_begun_anew_and_none_is_made(
+    cluster: RayCluster, ray: FakeRay, may_end: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steer_heal.runs.jobs.ray_cluster.AGAIN_S", 0.0)
+    run_id = begun(cluster)
+    before = whole(cluster, run_id)
+    ray.answers = False
+    with pytest.raises(SettingsError, match="does not answer"):
+        cluster.advance()
+    assert cluster.poll(run_id).status == "interrupted"
+    for asked in (lambda: cluster.resume(run_id), lambda: cluster.unfit([heal_settings(model="demo")])):
+        with pytest.raises(SettingsError, match="answer"):
+            asked()
+    assert whole(cluster, run_id) == before
+    ray.answers = True
+    may_end.set()
+    heard(cluster, run_id, "finished")
+    assert whole(cluster, run_id).count("started") == 1
 
 
 def test_a_full_disk_here_loses_nothing(

@@ -97,7 +97,7 @@ def test_a_sweep_is_forecast_by_what_finished_here_and_read_as_one_table(
     assert (told.runs, len(told.skipped), told.known) == (3, 3, 2)
     assert told.seconds is not None
     found = sweeps.table(made)
-    assert [cell.status for cell in found.cells] == ["finished", "none", "finished", "none"]
+    assert [cell.status for cell in found.cells] == ["finished", "skipped", "finished", "skipped"]
     assert "train.epochs" in found.cells[1].message
     assert [len(group.seeds) for group in found.groups] == [2]
     assert found.document()["groups"][0]["mean"]["movement"] == 0.5
@@ -159,7 +159,7 @@ def test_the_command_starts_waits_compares_lists_and_shows(run: Any, monkeypatch
     document = json.loads(out)
     assert code == 1  # two cells could not run
     assert "train.lam=-1 seed=0 is skipped: train.lam must be at least 0, not -1." in err
-    assert [cell["status"] for cell in document["cells"]] == ["finished"] * 4 + ["none"] * 2
+    assert [cell["status"] for cell in document["cells"]] == ["finished"] * 4 + ["skipped"] * 2
     assert [(group["values"], group["seeds"]) for group in document["groups"]] == [
         ({"train.lam": 1}, [0, 1]), ({"train.lam": 2}, [0, 1])
     ]  # fmt: skip
@@ -171,7 +171,7 @@ def test_the_command_starts_waits_compares_lists_and_shows(run: Any, monkeypatch
     assert "no different" in out
     listed = json.loads(run("sweep", "list", "--json")[1])["sweeps"]
     assert [(one["sweep_id"], one["status"]) for one in listed] == [
-        (document["sweep_id"], {"finished": 4, "none": 2})
+        (document["sweep_id"], {"finished": 4, "skipped": 2})
     ]
     assert run("sweep", "resume", document["sweep_id"])[0] == 1
     assert run("sweep", "stop", document["sweep_id"])[0] == 0
@@ -186,6 +186,7 @@ def test_the_command_starts_waits_compares_lists_and_shows(run: Any, monkeypatch
         ["table", "sweep-1", "--axis", "seed=1"],
         ["start", "sweep-1", "--axis", "seed=1"],
         ["--axis", "seed=1", "--set", "seed=2"],
+        ["--axis", "seed=1", "--seed", "2"],
     ],
 )
 def test_a_command_that_says_too_little_or_too_much_is_refused(run: Any, arguments: list[str]) -> None:

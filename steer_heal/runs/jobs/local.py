@@ -153,7 +153,7 @@ class LocalProcesses:
         return self.at_once
 
     def unfit(self, wanted: Sequence[HealSettings]) -> list[str]:
-        """What keeps runs from being here is told by `heal.validate.check`."""
+        """What keeps runs from being here is told by `runs.validate.check`."""
         return [""] * len(wanted)
 
     def close(self) -> None:

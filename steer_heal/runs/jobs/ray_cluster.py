@@ -23,14 +23,13 @@ from filelock import Timeout
 
 from steer_heal import sources
 from steer_heal.config import HealSettings, SettingsError, stored_settings
-from steer_heal.heal.memory import run_bytes
-from steer_heal.heal.validate import check
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, EventLog
 from steer_heal.runs.jobs.folder import RunFolder
 from steer_heal.runs.jobs.launcher import About, JobState
 from steer_heal.runs.jobs.local import LocalProcesses
 from steer_heal.runs.jobs.processes import CLUSTER, Running
+from steer_heal.runs.validate import check, run_bytes
 
 PORT = 10001
 """Where a head listens unless it is told otherwise."""
@@ -186,7 +185,7 @@ class RayCluster(LocalProcesses):
         self._ray: Any = None
         self._lines: dict[str, Line] = {}
         self._again, self._trouble = 0.0, ""
-        self._talking = threading.RLock()
+        self._talking = threading.RLock()  # a page asks from many threads
         self._connect()
         self.advance()
 
@@ -293,10 +292,11 @@ class RayCluster(LocalProcesses):
 
     def close(self) -> None:
         """Listens no more; the runs go on."""
-        for line in self._lines.values():
-            line.close()
-        self._lines.clear()
-        self._ray.shutdown()
+        with self._talking:
+            for line in self._lines.values():
+                line.close()
+            self._lines.clear()
+            self._ray.shutdown()
 
     def _lose(self, trouble: str) -> None:
         self._again, self._trouble = time.monotonic() + AGAIN_S, trouble

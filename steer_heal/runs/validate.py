@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from steer_heal import data, sources
@@ -33,6 +34,11 @@ def check(settings: HealSettings, *, loaded: bool = False, files_in: Path | None
     if method == REPLIES:
         data.check_replies(trait)
     return changed(settings, extract={"method": method})
+
+
+def run_bytes(settings: HealSettings) -> int | None:
+    """What `heal.memory` says that a run needs; it brings the network's libraries, which takes seconds."""
+    return import_module("steer_heal.heal.memory").run_bytes(settings)
 
 
 def _inside(file: str, folder: Path) -> bool:
