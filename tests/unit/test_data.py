@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,8 @@ from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_UPLOAD_BYTES, Sett
 from steer_heal.data import Material
 from steer_heal.models import LanguageModel
 from tests import tiny
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.fixture(params=[True, False], ids=["demo", "general"])
@@ -45,10 +48,20 @@ def test_a_limit_keeps_the_foundations_balanced_and_the_order(material):
     assert material.vignettes(condition="other_violate", limit=10_000) == everything
 
 
-def test_spellings_of_a_foundation():
-    said = ("Care (e)", "Care (p, a)", "Social Norms", "social_norms", "LIBERTY", "Purity", "")
-    meant = ["Care", "Care", "SocialNorms", "SocialNorms", "Liberty", None, None]
-    assert [data.foundation_name(name) for name in said] == meant
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("Care (e)", "Care"),
+        ("Care (p, a)", "Care"),
+        ("Social Norms", "SocialNorms"),
+        ("social_norms", "SocialNorms"),
+        ("LIBERTY", "Liberty"),
+        ("Purity", None),
+        ("", None),
+    ],
+)
+def test_spellings_of_a_foundation(name, wanted):
+    assert data.foundation_name(name) == wanted
 
 
 def test_a_file_in_tinymfv_format_is_read(vignette_file):
@@ -200,32 +213,45 @@ def test_bad_traits_are_refused(tmp_path, monkeypatch, content, message):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message"),
+    ("content", "message"),
     [
-        ("contexts", '["a"]', "must be a JSON object"),
-        ("contexts", '{"other": ["a"]}', "under 'shared'"),
-        ("contexts", '{"shared": []}', "'shared': must be a list of texts"),
-        ("contexts", '{"shared": ["a", " "]}', "entry 2: must be text"),
-        ("contexts", '{"shared": ["a", "a"]}', "entry 2: the same text as entry 1"),
-        ("facts", '{"facts": []}', "must hold a list under 'facts'"),
-        ("facts", '{"facts": ["Why?"]}', "entry 1: must be an object"),
-        ("facts", '{"facts": [{"answers": ["blue"]}]}', "entry 1: 'question' is missing"),
-        ("facts", '{"facts": [{"question": "What is blue?"}]}', "entry 1 'answers': must be a list"),
+        ('["a"]', "must be a JSON object"),
+        ('{"other": ["a"]}', "under 'shared'"),
+        ('{"shared": []}', "'shared': must be a list of texts"),
+        ('{"shared": ["a", " "]}', "entry 2: must be text"),
+        ('{"shared": ["a", "a"]}', "entry 2: the same text as entry 1"),
     ],
 )
-def test_bad_pools_and_facts_are_refused(tmp_path, file, content, message):
-    (tmp_path / f"{file}.json").write_text(content)
-    material = Material(tmp_path)
+def test_bad_pools_are_refused(tmp_path, content, message):
+    (tmp_path / "contexts.json").write_text(content)
     with pytest.raises(SettingsError, match=message):
-        material.contexts("greed") if file == "contexts" else material.facts()
-    with pytest.raises(SettingsError, match=r"Cannot read .*held_out_prompts\.json"):
-        material.held_out_prompts()
+        Material(tmp_path).contexts("greed")
 
 
 def test_a_trait_s_own_texts_stand_before_the_shared_ones(tmp_path):
     (tmp_path / "contexts.json").write_text('{"shared": ["a", "b"], "greed": ["c", "a"]}')
     assert Material(tmp_path).contexts("greed") == ["c", "a", "b"]
     assert Material(tmp_path).contexts("thrift") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"facts": []}, "must hold a list under 'facts'"),
+        ({"facts": ["Why?"]}, "entry 1: must be an object"),
+        ({"facts": [{"answers": ["blue"]}]}, "entry 1: 'question' is missing"),
+        ({"facts": [{"question": "What colour is the sky?"}]}, "entry 1 'answers': must be a list"),
+    ],
+)
+def test_bad_facts_are_refused(tmp_path, facts, message):
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(SettingsError, match=message):
+        Material(tmp_path).facts()
+
+
+def test_a_material_without_its_held_out_prompts_says_which_file_is_missing(tmp_path):
+    with pytest.raises(SettingsError, match=r"Cannot read .*held_out_prompts\.json"):
+        Material(tmp_path).held_out_prompts()
 
 
 def test_a_frame_asks_with_the_answers_in_both_orders():
@@ -267,3 +293,12 @@ def test_a_set_without_labels_opens_and_can_be_limited(vignette_file):
 def test_a_frame_of_an_older_run_has_its_new_name():
     assert data.frame("foundations") == data.frame("choice")
     assert {"choice", "cloze"} <= set(data.frames())
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="tinymfv's files are not beside the checkout")
+@pytest.mark.parametrize("condition", ["other_violate", "self_violate"])
+def test_tinymfvs_own_files_open(condition):
+    found = data.vignettes(SHARED / f"vignettes_classic_{condition}.jsonl", condition=condition)
+    assert len(found) == 132
+    assert {row.foundation for row in found} == set(FOUNDATIONS)
+    assert {row.condition for row in found} == {condition}
