@@ -29,6 +29,18 @@ def endless(request: Request[int]) -> Iterator[int]:
         yield (number := number + 1)
 
 
+def test_what_a_step_raises_reaches_the_reader_and_the_thread_goes_on(scheduler: Scheduler) -> None:
+    def fails(_: Request[int]) -> Iterator[int]:
+        yield 1
+        raise ValueError("what happened")
+
+    reader = scheduler.run("a", fails)
+    assert next(reader) == 1
+    with pytest.raises(ValueError, match="what happened"):
+        list(reader)
+    assert list(scheduler.run("a", lambda _: iter([7]))) == [7]
+
+
 def test_sessions_advance_together_step_by_step(scheduler: Scheduler) -> None:
     order: list[str] = []
     go = threading.Event()

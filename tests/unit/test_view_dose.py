@@ -50,14 +50,9 @@ def test_the_layers_that_move_the_trait_most_are_named() -> None:
 
 
 def test_a_browser_may_send_anything() -> None:
-    odd = ([[1.0, "<b>"]], [["1", "broken"]], [[float("nan"), "broken"]])
+    odd = ([[1.0, "<b>"]], [["1", "broken"]], [[float("nan"), "broken"]], [[1.0, ["broken"]]])
     for value in (None, 3, [], {"a": 3}, *({"a": one} for one in odd)):
         assert view_dose.remembered(value) == {}
-
-
-def test_words_that_a_browser_was_given_before_are_read_as_todays() -> None:
-    old = {"a": [[0.0, "coherent"], [1.0, "degraded"], [2.0, "broken"]]}
-    assert view_dose.remembered(old) == {"a": [[0.0, "fine"], [1.0, "damaged"], [2.0, "broken"]]}
 
 
 def test_the_newest_sweeps_are_remembered() -> None:
