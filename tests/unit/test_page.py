@@ -107,6 +107,13 @@ def test_the_very_same_run_again_is_said_to_be_one() -> None:
     assert heal.alike(engine, wanted.model_copy(update={"seed": 1})) == ""
 
 
+def test_toggling_takes_a_run_off_the_map_and_puts_it_back() -> None:
+    engine = FakeEngine()
+    off = runs.toggled(engine, watching.remembered(None), EXAMPLE)
+    assert off["runs"] == []
+    assert runs.toggled(engine, off, EXAMPLE)["runs"] == [EXAMPLE]
+
+
 def test_actions_reach_the_engine_and_errors_stay_in_place() -> None:
     engine = FakeEngine(round_seconds=1e6)
     run_id = engine.launch(FORM.settings("demo"))
