@@ -11,8 +11,6 @@ from typing import Any
 from components.view import VERDICTS, ahead, esc, progress
 from steer_heal.records import DoseRow, Sweep
 
-OLD_WORDS = {"coherent": "fine", "degraded": "damaged"}
-"""What the words were before, to what they are."""
 Known = dict[str, list[list[Any]]]
 ENDS = (-4.0, 4.0)
 MAX_KNOWN = 24
@@ -86,15 +84,10 @@ def key(model: str, trait: str, low: float, high: float, method: str, prompt: st
 
 
 def remembered(value: Any) -> Known:
-    """`value` without whatever is not a list of (alpha, verdict), in today's words: a browser may send
-    anything, also what it was given long ago."""
+    """`value` without whatever is not a list of (alpha, verdict): a browser may send anything."""
     if not isinstance(value, dict):
         return {}
-    return {
-        name: [[alpha, OLD_WORDS.get(word, word)] for alpha, word in rows]
-        for name, rows in value.items()
-        if isinstance(rows, list) and all(map(_sound, rows))
-    }
+    return {name: rows for name, rows in value.items() if isinstance(rows, list) and all(map(_sound, rows))}
 
 
 def _sound(row: Any) -> bool:
@@ -103,7 +96,7 @@ def _sound(row: Any) -> bool:
         and len(row) == 2
         and isinstance(row[0], int | float)
         and math.isfinite(row[0])
-        and row[1] in (*VERDICTS, *OLD_WORDS)
+        and row[1] in VERDICTS
     )
 
 

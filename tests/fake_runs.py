@@ -9,15 +9,11 @@ from steer_heal.records import CompletionRow, ControlNode, MapNode, RoundDetail,
 
 STAGES = ("extract", "calibrate", "generate", "filter", "train", "evaluate")
 EXAMPLE = "example-care-0"
+LOSSES = ("loss", "nll", "divergence")
 BASE = {
-    "Care": 0.25,
-    "Fairness": 0.03,
-    "Loyalty": 0.01,
-    "Authority": 0.005,
-    "Sanctity": 0.005,
-    "Liberty": 0.05,
+    "Care": 0.25, "Fairness": 0.03, "Loyalty": 0.01, "Authority": 0.005, "Sanctity": 0.005, "Liberty": 0.05,
     "SocialNorms": 0.65,
-}
+}  # fmt: skip
 
 
 def profile_at(alpha: float) -> dict[str, float]:
@@ -116,35 +112,16 @@ class FakeRuns:
                 f"Round {round} of {run_id} is not finished: wait for it, or open an earlier one."
             )
         stages = {"base": BASE, "steered": profile_at(0.6 * round + 0.5), "healed": profile_at(0.6 * round)}
-        losses = tuple(
-            {
-                "step": float(i),
-                "total": 40.0,
-                "loss": 2.0 / (i + 1),
-                "nll": 1.8 / (i + 1),
-                "divergence": 0.2 * i / 40,
-                "lr": 4e-3,
-            }
-            for i in range(40)
-        )
+        losses = tuple({"step": float(i), **dict.fromkeys(LOSSES, 2.0 / (i + 1))} for i in range(40))
         answers = tuple(
             {"prompt": p, "base": "As we always do.", "healed": "<b>I would help</b>."}
             for p in ("What would you do?", "Whom do you obey?")
         )
+        text = {"perplexity": 1.41, "repetition": 0.08, "looping": 0.0}
         return RoundDetail(
-            run_id,
-            round,
-            stages,
-            dict.fromkeys(stages, 0.995),
-            0.89,
-            88,
-            128,
-            16.3,
-            {"perplexity": 1.41, "repetition": 0.08, "looping": 0.0},
-            answers,
-            run.settings.model_dump(mode="json"),
-            losses,
-        )
+            run_id, round, stages, dict.fromkeys(stages, 0.995), 0.89, 88, 128, 16.3, text, answers,
+            run.settings.model_dump(mode="json"), losses,
+        )  # fmt: skip
 
     def controls(self, run_ids: list[str]) -> list[ControlNode]:
         care, norms = BASE["Care"], BASE["SocialNorms"]
@@ -163,15 +140,8 @@ class FakeRuns:
         kept = CompletionRow(
             run_id, round, 0, 1.0, "How do you rest?", "I would help <b>them</b> first.", True, scores, ()
         )
-        dropped = replace(
-            kept,
-            index=1,
-            alpha=2.5,
-            text="need need need",
-            kept=False,
-            scores={**scores, "repetition": 0.9},
-            reasons=("repetition 0.90 above 0.30",),
-        )
+        said = {"text": "need need need", "reasons": ("repetition 0.90 above 0.30",)}
+        dropped = replace(kept, index=1, alpha=2.5, kept=False, scores={**scores, "repetition": 0.9}, **said)
         return [kept, dropped] * 6
 
     def _run(self, run_id: str) -> FakeRun:
@@ -195,46 +165,19 @@ class FakeRuns:
         progress = 1.0 if over else min(1.0, (done + within) / s.rounds)
         left = None if status != "running" else self.round_seconds * s.rounds * (1 - progress)
         ended = None if status == "running" else run.started + self.round_seconds * s.rounds
+        counted = (int(16 * within), 16.0, 2.0) if status == "running" else ()
         return RunRow(
-            run.run_id,
-            s.name,
-            s.model,
-            s.trait,
-            s.seed,
-            s.preset,
-            status,
-            s.rounds,
-            done,
-            "" if over else STAGES[int(within * len(STAGES))],
-            progress,
-            left,
-            run.started,
-            ended,
-            0.89 if done else None,
-            run.example,
-            "",
-            run.hidden,
-            *((int(16 * within), 16.0, 2.0) if status == "running" else ()),
-        )
+            run.run_id, s.name, s.model, s.trait, s.seed, s.preset, status, s.rounds, done,
+            "" if over else STAGES[int(within * len(STAGES))], progress, left, run.started, ended,
+            0.89 if done else None, run.example, "", run.hidden, *counted,
+        )  # fmt: skip
 
     def _node(self, run: FakeRun, round: int, stage: str, alpha: float, moved: float) -> MapNode:
         p = profile_at(moved)
         if stage == "healed":
             p["Care"] += 0.015
+        at, retention = run.started + round * self.round_seconds, 0.89 if round else None
         return MapNode(
-            run.run_id,
-            run.settings.model,
-            run.settings.trait,
-            run.settings.seed,
-            round,
-            stage,
-            alpha,
-            p["Care"],
-            p["SocialNorms"],
-            0.99 - 0.02 * round,
-            98,
-            run.started + round * self.round_seconds,
-            0.89 if round else None,
-            run.example,
-            profile=p,
-        )
+            run.run_id, run.settings.model, run.settings.trait, run.settings.seed, round, stage, alpha,
+            p["Care"], p["SocialNorms"], 0.99 - 0.02 * round, 98, at, retention, run.example, profile=p,
+        )  # fmt: skip

@@ -12,18 +12,8 @@ PROMPTS = ("Who should decide?", "What would you do?")
 def profile(social_norms: float, care: float) -> dict[str, Any]:
     rest = (1.0 - social_norms - care) / 5
     p = dict.fromkeys(FOUNDATIONS, rest) | {"SocialNorms": social_norms, "Care": care}
-    scores = [
-        {
-            "id": f"v{index}",
-            "foundation": "Care",
-            "score": p,
-            "p": p,
-            "mass": 0.9,
-            "prefill_nll": 0.1,
-            "order_tv": 0.01,
-        }
-        for index in range(2)
-    ]
+    score = {"foundation": "Care", "score": p, "p": p, "mass": 0.9, "prefill_nll": 0.1, "order_tv": 0.01}
+    scores = [{"id": f"v{index}", **score} for index in range(2)]
     text = {"perplexity": 1.5, "perplexity_ratio": 1.1, "repetition": 0.1, "looping": 0.0}
     text |= {"relevance": 0.7, "diversity": 0.8}
     return {"p": p, "coherence": 0.99, "n_vignettes": 2, "per_vignette": scores, "text": text}
@@ -38,13 +28,8 @@ def start(log: EventLog, settings: HealSettings) -> None:
 
 def point(stage: str, round_: int, movement: float) -> dict:
     health = {"agreement": 0.7 - movement / 2, "relevance": 0.8, "diversity": 0.7, "facts_kept": None}
-    return {
-        "stage": stage,
-        "round": round_,
-        "alpha": float(stage == "steered"),
-        "movement": movement,
-        **health,
-    }
+    at = {"stage": stage, "round": round_, "alpha": float(stage == "steered"), "movement": movement}
+    return at | health
 
 
 def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
@@ -53,21 +38,12 @@ def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
         log.append("progress", round_, {"stage": stage, "done": 1, "total": 2, "eta": 1.0})
     for index in range(3):
         why = [] if index else ["repeats itself"]
-        made = {
-            "index": index,
-            "alpha": 1.5,
-            "prompt": "p",
-            "text": f"<b>r{round_} {index}</b>",
-            "kept": bool(index),
-        }
-        log.append("completion", round_, {**made, "scores": {"repetition": 0.1}, "reasons": why})
+        made = {"index": index, "alpha": 1.5, "prompt": "p", "text": f"<b>r{round_} {index}</b>"}
+        judged = {"kept": bool(index), "scores": {"repetition": 0.1}, "reasons": why}
+        log.append("completion", round_, made | judged)
     for step in range(1, 3):
-        log.append(
-            "step",
-            round_,
-            {"step": step, "total": 2, "loss": 1.0 / step, "nll": 0.9, "divergence": 0.1, "lr": 1e-3}
-            | {"barrier": 0.01, "held_out_nll": 0.95},
-        )
+        losses = {"loss": 1.0 / step, "nll": 0.9, "divergence": 0.1, "barrier": 0.01, "held_out_nll": 0.95}
+        log.append("step", round_, {"step": step, "total": 2, "lr": 1e-3, **losses})
     log.append("profile", round_, {"stage": "steered", "alpha": 1.0, **profile(0.52, 0.35)})
     log.append("profile", round_, {"stage": "healed", "alpha": 0.0, **profile(0.55 - round_ / 100, 0.33)})
     texts = {"texts": ["the child", f"answer {round_}"], "steered": ["steered 0", "steered 1"]}

@@ -1,41 +1,43 @@
-"""What differs between two runs of the same settings: nothing may."""
+"""What two runs of the same settings come to: nothing may differ, however often one was cut."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-
-from safetensors.numpy import load_file
+from typing import Any
 
 from steer_heal.runs import events
 
+VOID = ("queued", "started", "interrupted", "paused", "continued", "progress", "cancelled", "failed")
+CLOCKS = {"seconds", "eta"}
 
-def measured(log: Path) -> list[tuple[str, int | None, object]]:
-    """The last profile of each round and stage, and what each round made."""
-    found = {}
-    for event in events.read(log).events:
-        if event.kind == "profile":
-            found["profile", event.round, event.data["stage"]] = event.data["p"]
-        elif event.kind == "completion":
-            found["completion", event.round, event.data["index"]] = event.data["text"]
-    return [(*key, value) for key, value in found.items()]  # type: ignore[misc]
+
+def outcome(path: Path) -> dict[str, Any]:
+    """By file: a run's events without clocks and without what a resume made void, and a hash of each vector
+    and adapter."""
+    kept: list[tuple[str, int | None, dict[str, Any]]] = []
+    for event in events.read(path / "events.jsonl").events:
+        if event.kind == "resumed":
+            whole_base = any(kind == "answers" and not round_ for kind, round_, _ in kept)
+            kept = [row for row in kept if (row[1] or 0) <= event.data["round"] and (row[1] or whole_base)]
+        elif event.kind not in VOID:
+            data = {key: value for key, value in event.data.items() if key not in CLOCKS}
+            kept.append((event.kind, event.round, data))
+    files = sorted([*path.glob("vectors/*.safetensors"), *path.glob("adapters/*/*.safetensors")])
+    return {"events.jsonl": kept, **{str(file.relative_to(path)): digest(file) for file in files}}
+
+
+def digest(file: Path) -> str:
+    """Of the bytes, the header's in sorted order: safetensors writes metadata in an order that varies."""
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.dumps(json.loads(whole[8 : 8 + length]), sort_keys=True).encode()
+    return hashlib.sha256(header + whole[8 + length :]).hexdigest()
 
 
 def differing(one: Path, other: Path) -> list[str]:
-    """The names of what two runs' folders have not in common, bit for bit: what was measured and written, and
-    each tensor of their adapters and vectors."""
-    ours, theirs = (sorted(map(repr, measured(folder / "events.jsonl"))) for folder in (one, other))
-    found = [] if ours == theirs and ours else ["events.jsonl"]
-    tensors, again = (
-        {
-            f"{path.relative_to(folder)}:{key}": tensor
-            for path in (*folder.rglob("round-*/*.safetensors"), *folder.glob("vectors/*.safetensors"))
-            for key, tensor in load_file(path).items()
-        }
-        for folder in (one, other)
-    )
-    names = sorted({*tensors, *again})
-    assert names, "neither has made anything"
-    return found + [
-        name for name in names
-        if name not in tensors or name not in again or tensors[name].tobytes() != again[name].tobytes()
-    ]  # fmt: skip
+    """The names of what two runs' folders have not in common, bit for bit."""
+    ours, theirs = outcome(one), outcome(other)
+    assert len(ours) > 1, "nothing was made"
+    return [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]

@@ -63,6 +63,15 @@ def app(folder: Path, *options: str) -> Iterator[str]:
 
 
 @contextmanager
+def fake_page(folder: Path, *how: str) -> Iterator[str]:
+    """The page over the fake engine, how fast and with how many runs as `serve_fake` is told: its address."""
+    port = free_port()
+    served = ("-m", "tests.browser.serve_fake", str(port), *how)
+    with serving(*served, port=port, log=folder / "server.log") as url:
+        yield url
+
+
+@contextmanager
 def visit(window: BrowserContext, url: str) -> Iterator[Page]:
     """The page at this address, open in the browser, with nothing remembered afterwards."""
     page = window.new_page()
@@ -82,9 +91,7 @@ def app_page(window: BrowserContext, folder: Path, *options: str) -> Iterator[Pa
 
 @pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page over the fake engine: its address."""
-    port, log = free_port(), tmp_path_factory.mktemp("fake") / "server.log"
-    with serving("-m", "tests.browser.serve_fake", str(port), "4", port=port, log=log) as url:
+    with fake_page(tmp_path_factory.mktemp("fake"), "4") as url:
         yield url
 
 

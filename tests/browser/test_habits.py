@@ -34,13 +34,9 @@ def test_axe_finds_no_fault(shaded: Page) -> None:
 
 def test_words_are_explained_where_they_stand(page: Page) -> None:
     sentences = {term: said for terms in WORDS.values() for term, said in terms.items()}
-    for where, term in (
-        ("#alpha", "alpha"),
-        ("#dose", "c*"),
-        ("#measures", "perplexity"),
-        ("#runs", "retention"),
-    ):
-        page.locator(f"{where} .sh-help[aria-label='What is {term}?']").first.click()
+    places = {"alpha": "alpha", "dose": "c*", "measures": "perplexity", "runs": "retention"}
+    for where, term in places.items():
+        page.locator(f"#{where} .sh-help[aria-label='What is {term}?']").first.click()
         box = page.locator(".sh-popover:popover-open")
         expect(box).to_have_text(f"{term}: {sentences[term]}. more")
         page.keyboard.press("Escape")
@@ -89,33 +85,29 @@ def test_keys_and_the_order_of_the_focus(page: Page) -> None:
         at = page.evaluate(FOCUSED)
         if at and (not order or order[-1] != at):
             order.append(at)
-    wanted = [
-        "alpha-exact",
-        "trait",
-        "low",
-        "high",
-        "vignette",
-        "prompt",
-        "stop",
-        "base-text",
-        "steered-text",
-    ]
-    assert [at for at in order if at in wanted] == wanted
+    wanted = "alpha-exact trait low high vignette prompt stop base-text steered-text"
+    assert " ".join(at for at in order if at in wanted.split()) == wanted
     outline = "getComputedStyle(document.querySelector('#steered-text:focus-visible')).outlineStyle"
     page.locator("#base-text").focus()
     page.keyboard.press("Tab")
     assert page.evaluate(outline) == "solid"
 
 
-def test_nothing_stale_stays(page: Page) -> None:
+def test_bad_input_is_one_sentence_and_nothing_stale_stays(page: Page) -> None:
     vignette = page.locator("#vignette input")
     assert vignette.input_value()
     type_into(page, "#prompt", "my own words")
     expect(vignette).to_have_value("")
     finished(page)
-    for box, wrong, right in (("#alpha-exact", "1000", "1"), ("#prompt", "word " * 3000, "again")):
+    for box, wrong, says, right in (
+        ("#alpha-exact", "1000", "64", "1"),
+        ("#alpha-exact", "", "alpha is empty", "1"),
+        ("#prompt", "word " * 3000, "8000", "again"),
+        ("#prompt", "   ", "prompt is empty", "and again"),
+    ):
         type_into(page, box, wrong)
         expect(page.locator(".sh-error:visible")).to_have_count(1)
+        expect(page.locator("#status .sh-error")).to_contain_text(says)
         for old in ("#steered-pane", "#verdict", "#bars"):
             expect(page.locator(old)).to_have_css("opacity", "0.45")
         type_into(page, box, right)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.conftest import free_port, opened, serving
+from tests.browser.conftest import fake_page, opened
 from tests.browser.test_page import launch, quiet, text
 
 HEALED = "document.querySelector('#map .sh-plot')._fullData.find((t) => t.name === 'healed')"
@@ -55,11 +55,19 @@ def test_another_run_asked_for_at_once_is_no_second_press(page: Page) -> None:
     quiet(page)
 
 
-def test_a_run_is_renamed_hidden_and_deleted_after_asking(page: Page) -> None:
+def test_a_run_is_compared_renamed_hidden_and_deleted_after_asking(page: Page) -> None:
     quiet(page)
     page.wait_for_timeout(2000)
     launch(page, 1, "to be deleted")
     expect(row(page, "to be deleted")).to_contain_text("finished")
+    row(page, "to be deleted").locator("[data-action=open]").click()
+    page.get_by_role("tab", name="Beside another run").click()
+    page.locator("#compare-with input").click()
+    page.get_by_role("option", name="Example").click()
+    compared = page.locator("#compare")
+    expect(compared).to_contain_text("I would help")
+    expect(compared.locator("tr", has_text="rounds")).to_contain_text("1")
+    assert compared.locator(".sh-bars").count() == 2
     page.once("dialog", lambda dialog: dialog.accept('now "renamed" <b>'))
     row(page, "to be deleted").locator("[data-action=rename]").click()
     renamed = row(page, 'now "renamed" <b>')
@@ -77,28 +85,10 @@ def test_a_run_is_renamed_hidden_and_deleted_after_asking(page: Page) -> None:
     expect(renamed).to_be_visible()
 
 
-def test_two_runs_are_compared_side_by_side(page: Page) -> None:
-    quiet(page)
-    page.wait_for_timeout(2000)
-    launch(page, 1, "beside the example")
-    expect(row(page, "beside the example")).to_contain_text("finished")
-    row(page, "beside the example").locator("[data-action=open]").click()
-    page.get_by_role("tab", name="Beside another run").click()
-    page.locator("#compare-with input").click()
-    page.get_by_role("option", name="Example").click()
-    compared = page.locator("#compare")
-    expect(compared).to_contain_text("I would help")
-    expect(compared.locator("tr", has_text="rounds")).to_contain_text("1")
-    assert compared.locator(".sh-bars").count() == 2
-    assert "trait" not in compared.locator("table").first.inner_text()
-
-
 @pytest.fixture
 def many(tab: Page, tmp_path: Path) -> Iterator[Page]:
     """The page with twelve runs of three rounds of its model, and one of another."""
-    port = free_port()
-    command = ("-m", "tests.browser.serve_fake", str(port), "4", "0.02", "13")
-    with serving(*command, port=port, log=tmp_path / "server.log") as url:
+    with fake_page(tmp_path, "4", "0.02", "13") as url:
         yield from opened(tab, url)
 
 

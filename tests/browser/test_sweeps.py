@@ -6,15 +6,14 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import free_port, serving
+from tests.browser.conftest import fake_page
 from tests.browser.test_page import nodes, type_into
 
 
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of its own: a sweep's runs would take the places on the map of others that tests wait for."""
-    port, log = free_port(), tmp_path_factory.mktemp("fake") / "server.log"
-    with serving("-m", "tests.browser.serve_fake", str(port), "2", port=port, log=log) as url:
+    with fake_page(tmp_path_factory.mktemp("fake"), "2") as url:
         yield url
 
 

@@ -16,7 +16,6 @@ import pytest
 from steer_heal.config import heal_settings
 from steer_heal.runs.jobs import LocalProcesses
 from tests.browser.conftest import ROOT, answers, free_port
-from tests.faults.conftest import Tally
 from tests.jobs import until
 from tests.rounds import OPEN
 
@@ -62,7 +61,7 @@ def wait_for(app: App, run_id: str, *statuses: str) -> None:
 
 
 @pytest.mark.faults
-def test_app_killed_while_a_run_goes_on(tmp_path: Path, tally: Tally) -> None:
+def test_app_killed_while_a_run_goes_on(tmp_path: Path) -> None:
     """Two kills of the app; the run goes on through both, once, and is paused and cancelled by the third."""
     app = App(tmp_path)
     run_id = app.call("launch", "care_over_authority", 32, "quick", 0, "overnight", SMALL)
@@ -72,14 +71,12 @@ def test_app_killed_while_a_run_goes_on(tmp_path: Path, tally: Tally) -> None:
     try:
         for _ in range(2):
             app.kill()
-            tally.injected += 1
             seen = (record.parent / "events.jsonl").stat().st_size
             assert psutil.pid_exists(worker)
             app = App(tmp_path)
             wait_for(app, run_id, "running")
             assert json.loads(record.read_text())["pid"] == worker
             until(lambda: (record.parent / "events.jsonl").stat().st_size > seen)  # noqa: B023
-            tally.survived += 1
         app.call("pause", run_id)
         wait_for(app, run_id, "paused")
         app.call("resume", run_id)
@@ -97,7 +94,7 @@ CGROUP = Path("/sys/fs/cgroup/memory")
 
 
 @pytest.mark.faults
-def test_worker_killed_for_want_of_memory(tmp_path: Path, tally: Tally) -> None:
+def test_worker_killed_for_want_of_memory(tmp_path: Path) -> None:
     """A real kill by the kernel becomes an event that says so."""
     group = CGROUP / f"steer-heal-{os.getpid()}"
     try:
@@ -118,14 +115,12 @@ def test_worker_killed_for_want_of_memory(tmp_path: Path, tally: Tally) -> None:
     )
     try:
         run_id = jobs.start(heal_settings(model="demo"))
-        tally.injected += 1
         until(lambda: jobs.poll(run_id).status == "interrupted")
         jobs.advance()
         last = jobs.folder(run_id).last_event()
         assert (last.kind, last.data["out_of_memory"]) == ("interrupted", True)
         assert last.data["signal"] == "SIGKILL"
         assert "want of memory" in last.data["message"]
-        tally.survived += 1
     finally:
         time.sleep(0.2)
         group.rmdir()

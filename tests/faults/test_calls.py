@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.page import build
-from tests.browser.conftest import app, free_port, serving
+from tests.browser.conftest import app, fake_page
 from tests.fake_engine import FakeEngine
-from tests.faults.conftest import Tally
 
 IN_TIME_S = 60.0
 LEAKS = re.compile(r"Traceback|site-packages|File \"|line \d+, in |/work/|/root/|/tmp/|/home/|\.py\b")
@@ -92,8 +91,7 @@ def calls(draw: st.DrawFn) -> tuple[str, str, bytes | None]:
 
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port, log = free_port(), tmp_path_factory.mktemp("fake") / "server.log"
-    with serving("-m", "tests.browser.serve_fake", str(port), "4", "0", port=port, log=log) as url:
+    with fake_page(tmp_path_factory.mktemp("fake"), "4", "0") as url:
         yield url
 
 
@@ -121,7 +119,7 @@ def _sound(status: int, text: str) -> None:
     assert found is None, text[max(0, found.start() - 100) : found.end() + 100]
 
 
-def storm(url: str, examples: int, tally: Tally) -> None:
+def storm(url: str, examples: int) -> None:
     with httpx.Client(base_url=url.rstrip("/"), timeout=IN_TIME_S) as client:
 
         @settings(
@@ -130,9 +128,7 @@ def storm(url: str, examples: int, tally: Tally) -> None:
         )  # fmt: skip
         @given(calls())
         def one(call: tuple[str, str, bytes | None]) -> None:
-            tally.injected += 1
             ask(client, *call)
-            tally.survived += 1
 
         one()
         body = json.dumps({"data": []}).encode()
@@ -140,10 +136,10 @@ def storm(url: str, examples: int, tally: Tally) -> None:
         assert client.get("/config").status_code == 200
 
 
-def test_malformed_calls_to_the_page_over_a_fake_engine(fake: str, tally: Tally) -> None:
-    storm(fake, 40, tally)
+def test_malformed_calls_to_the_page_over_a_fake_engine(fake: str) -> None:
+    storm(fake, 40)
 
 
 @pytest.mark.faults
-def test_malformed_calls_to_the_real_app(real: str, tally: Tally) -> None:
-    storm(real, 500, tally)
+def test_malformed_calls_to_the_real_app(real: str) -> None:
+    storm(real, 500)

@@ -8,84 +8,69 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.runs import events
 from steer_heal.runs.store import Store
-from tests.faults.conftest import COUNTS, FAULTS_ONLY, Tally
-from tests.faults.forked import ForkedProcesses, kill, outcome, settings
-from tests.jobs import until
+from tests.faults.conftest import MANY
+from tests.faults.tiny_runs import kill, launcher, settings
+from tests.jobs import last_kind, until
+from tests.same import differing
 from tests.unit.test_store import tables
+
+pytestmark = pytest.mark.faults
 
 KILLS_A_RUN = 10
 ROUNDS = 3
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Any, Any], float]:
-    """What a run that nobody cut comes to, and how many seconds it takes."""
-    jobs = ForkedProcesses(tmp_path_factory.mktemp("whole") / "runs")
-    began = time.monotonic()
-    run_id = jobs.start(settings(ROUNDS))
-    until(lambda: jobs.poll(run_id).status == "finished")
-    return outcome(jobs.folder(run_id).path), time.monotonic() - began
+def begun(index: RunIndex, run_id: str) -> int:
+    """How many workers have begun to work on it, one after another."""
+    return sum(event.kind in ("started", "resumed") for event in index.launcher.events(run_id).events)
 
 
-@pytest.mark.faults
-def test_the_comparison_sees_a_difference(whole: tuple[dict[Any, Any], float], tmp_path: Path) -> None:
-    jobs = ForkedProcesses(tmp_path / "runs")
-    run_id = jobs.start(settings(ROUNDS).model_copy(update={"seed": 8}))
-    until(lambda: jobs.poll(run_id).status == "finished")
-    other = outcome(jobs.folder(run_id).path)
-    assert other["events"] != whole[0]["events"]
-    assert other["files"].keys() == whole[0]["files"].keys()
-    assert other["files"] != whole[0]["files"]
-
-
-def told(index: RunIndex, jobs: ForkedProcesses, run_id: str) -> bool:
+def told(index: RunIndex, run_id: str) -> bool:
     """Whether the kill has become an event."""
     index.watermark()
-    last = jobs.folder(run_id).last_event()
-    return last is not None and last.kind == "interrupted"
+    return last_kind(index.launcher, run_id) == "interrupted"
 
 
-@pytest.mark.parametrize("kills", COUNTS)
-def test_worker_killed_at_random_moments_over_rounds(
-    whole: tuple[dict[Any, Any], float], tmp_path: Path, tally: Tally, kills: int
-) -> None:
+def test_worker_killed_at_random_moments_over_rounds(tmp_path: Path) -> None:
     """Killed, resumed, killed again; what comes out in the end equals a run that nobody cut, bit for bit."""
-    expected, seconds = whole
-    chance = random.Random(kills)
+    alone = launcher(tmp_path / "whole")
+    whole = alone.start(settings(ROUNDS))
+    until(lambda: alone.poll(whole).status == "finished")
+    log, expected = alone.events(whole).events, alone.folder(whole).path
+    seconds = log[-1].time - next(event.time for event in log if event.kind == "started")
+    chance, hit = random.Random(MANY), 0
     for number in itertools.count():
-        if tally.injected >= kills:
+        if hit >= MANY:
             break
-        jobs = ForkedProcesses(tmp_path / f"runs-{number}")
+        jobs = launcher(tmp_path / f"runs-{number}")
         index = RunIndex(jobs, Store(tmp_path / f"{number}.duckdb"), example=None, every_s=0.0)
-        run_id, hits = index.start(settings(ROUNDS)), 0
-        for _ in range(min(KILLS_A_RUN, kills - tally.injected)):
+        run_id = index.start(settings(ROUNDS))
+        for times in range(min(KILLS_A_RUN, MANY - hit)):
+            until(lambda: begun(index, run_id) > times)  # noqa: B023
             time.sleep(chance.uniform(0.0, 0.5 * seconds))
             done = jobs.folder(run_id).last_round()
             if not kill(jobs, run_id):
                 break
-            hits += 1
-            until(lambda: told(index, jobs, run_id))  # noqa: B023
+            hit += 1
+            until(lambda: told(index, run_id))  # noqa: B023
             row = index.rows()[0]
             assert (row.status, row.round >= done) == ("interrupted", True)
             assert "SIGKILL" in row.message
             index.resume(run_id)
         until(lambda: jobs.poll(run_id).status not in ("running", "queued"))  # noqa: B023
-        tally.injected += hits
         assert jobs.poll(run_id).status == "finished", jobs.folder(run_id).last_line()
-        assert outcome(jobs.folder(run_id).path) == expected
+        assert differing(jobs.folder(run_id).path, expected) == []
         rebuilt = Store(tmp_path / f"{number}-again.duckdb")
         rebuilt.ingest(run_id, jobs.events(run_id))
         assert index.rows()[0].round == ROUNDS
         known, again = tables(index.store), tables(rebuilt)
         assert [name for name in known if known[name] != again[name]] == [], (known["runs"], again["runs"])
-        tally.survived += hits
 
 
 def process(module: str, *arguments: Path) -> subprocess.Popen[str]:
@@ -121,45 +106,23 @@ def taken_in(runs: Path, db: Path, tmp_path: Path) -> None:
     assert len(store.runs()) == len(list(runs.iterdir()))
 
 
-@pytest.mark.faults
-def test_three_apps_take_one_run_into_one_store_at_once(tmp_path: Path, tally: Tally) -> None:
+def test_three_apps_take_one_run_into_one_store_at_once(tmp_path: Path) -> None:
     """Each waits for the others; nothing is taken in twice, nothing is left out, nobody fails."""
     runs, db = tmp_path / "runs", tmp_path / "runs.duckdb"
     writer = process("writer", runs)
     apps = [process("ingester", runs, db) for _ in range(3)]
     try:
-        tally.injected = len(apps)
         time.sleep(4.0)
         assert [app.poll() for app in apps] == [None] * 3
     finally:
         end(writer, *apps)
     taken_in(runs, db, tmp_path)
-    tally.survived = tally.injected
 
 
-@pytest.mark.parametrize("kills", FAULTS_ONLY)
-def test_app_killed_at_random_moments_of_ingest(tmp_path: Path, tally: Tally, kills: int) -> None:
-    runs, db, chance = tmp_path / "runs", tmp_path / "runs.duckdb", random.Random(kills)
-    writer = process("writer", runs)
-    try:
-        for _ in range(kills):
-            ingester = process("ingester", runs, db)
-            time.sleep(chance.uniform(0.0, 0.3))
-            end(ingester)
-            tally.injected += 1
-    finally:
-        end(writer)
-    taken_in(runs, db, tmp_path)
-    tally.survived = tally.injected
-
-
-@pytest.mark.parametrize("kills", FAULTS_ONLY)
-def test_worker_and_app_killed_at_once(tmp_path: Path, tally: Tally, kills: int) -> None:
-    runs, db, chance = tmp_path / "runs", tmp_path / "runs.duckdb", random.Random(kills)
-    for _ in range(kills):
+def test_worker_and_app_killed_at_once(tmp_path: Path) -> None:
+    runs, db, chance = tmp_path / "runs", tmp_path / "runs.duckdb", random.Random(MANY)
+    for _ in range(MANY):
         pair = process("writer", runs), process("ingester", runs, db)
         time.sleep(chance.uniform(0.0, 0.3))
         end(*pair)
-        tally.injected += 1
     taken_in(runs, db, tmp_path)
-    tally.survived = tally.injected

@@ -10,19 +10,7 @@ from steer_heal.runs.events import plain
 from steer_heal.runs.store.rows import HANDLERS, new_run, rows_of
 
 KINDS = [*HANDLERS, "other"]
-KEYS = [
-    "stage",
-    "round",
-    "index",
-    "step",
-    "total",
-    "done",
-    "p",
-    "per_vignette",
-    "settings",
-    "prompts",
-    "texts",
-]
+KEYS = "stage round index step total done p per_vignette settings prompts texts"
 value = (
     st.none()
     | st.booleans()
@@ -33,7 +21,7 @@ value = (
     | st.just({"Care": 0.5, "rounds": 2, "seed": 1, "name": 3})
     | st.just([{"id": "v", "p": {"Care": 1.0}}])
 )
-data = st.dictionaries(st.sampled_from(KEYS), value, max_size=5).map(plain)
+data = st.dictionaries(st.sampled_from(KEYS.split()), value, max_size=5).map(plain)
 event = st.tuples(st.sampled_from(KINDS), st.none() | st.integers(0, 3), data, st.floats(0.0, 1e9))
 
 

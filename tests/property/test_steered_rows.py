@@ -50,14 +50,17 @@ def nothing(_layer, hidden):
 
 
 def assert_as_alone(lm, asked, added, written):
-    """Every token's p and KL are those of the plain pass over the tokens before it."""
+    """Every token is the likeliest of the plain pass over those before it, and has its p and its KL."""
     ids = list(asked.prompt_ids)
     for place, token in enumerate(written.tokens):
         logp = plain_forward(lm, ids, len(asked.prompt_ids), added, asked.where)
         logq = plain_forward(lm, ids, len(asked.prompt_ids), nothing, EVERYWHERE)
         nats = float(torch.cat([logp, logq]).abs().max())
         p, kl = float(logp[token.id].exp()), float((logp.exp() * (logp - logq)).sum())
-        assert_near(token.p, p, model_rounding(lm), whole=nats * p)
+        p_base, top = float(logq[token.id].exp()), logq.topk(3).values.exp()
+        for found, wanted in ((token.p, p), (token.p, float(logp.max().exp())), (token.p_base, p_base)):
+            assert_near(found, wanted, model_rounding(lm), whole=nats * wanted)
+        assert_near([one.p_base for one in token.base_top], top, model_rounding(lm), whole=nats * top)
         assert_near(token.kl, kl, model_rounding(lm), whole=nats)
         assert token.share == (None if asked.where == EVERYWHERE else steered_share(asked.where, place))
         ids.append(token.id)

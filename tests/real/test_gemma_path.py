@@ -16,18 +16,11 @@ import torch
 from playwright.sync_api import BrowserContext, expect
 
 from steer_heal import data
-from steer_heal.config import CalibrateSettings, DoseRequest, SampleSettings, TrainSettings, build
-from steer_heal.dose import sweeps
-from steer_heal.dose.calibrate import calibrate
-from steer_heal.dose.calibrated import CalibratedVector
-from steer_heal.evaluate.choice import evaluate
+from steer_heal.config import SampleSettings
 from steer_heal.evaluate.questions import answer_ids
 from steer_heal.forward import holds_on
 from steer_heal.generate import Row, complete
-from steer_heal.heal import Example, train_round
-from steer_heal.heal.adapters import AdapterStack
-from steer_heal.models import LanguageModel, band_layers, load, system, user
-from steer_heal.records import Calibration
+from steer_heal.models import LanguageModel, load, system, user
 from steer_heal.vectors.steering import coefficients
 from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
@@ -106,54 +99,6 @@ def test_rows_of_zeros_are_the_model_and_others_are_not(lm: LanguageModel, vecto
     assert zeros.tokens[0].id == int(logits_V.argmax())
     assert [token.id for token in steered.tokens] != [token.id for token in zeros.tokens]
     assert holds_on(lm, vector.directions_LD)
-
-
-def test_an_evaluation_and_a_sweep(lm: LanguageModel, vector: SteeringVector) -> None:
-    scenes, frame = lm.material.vignettes(limit=7), data.frame("choice")
-    steered_by = CalibratedVector(vector, tuple(LAYERS), Calibration(40.0, 1.0, 1.0, True, ()))
-    doses_RL = steered_by.coefficients_RL(0.0, 1.0)
-    base, steered = evaluate(lm, scenes, frame, vector=vector, coefficients_RL=doses_RL)
-    assert sum(base.p.values()) == pytest.approx(1.0)
-    assert base.p != steered.p
-    sample = SampleSettings(max_new_tokens=8, seed=1)
-    request = build(DoseRequest, alphas=(0.0, 1.0), sample=sample)
-    prompts = [lm.encode_chat([user("What is good about winter?")])]
-    rows = list(sweeps.sweep(lm, steered_by, request, scenes, frame, prompts))
-    assert [row.alpha for row in rows] == [0.0, 1.0]
-    assert rows[0].trait_shift == pytest.approx(0.0, abs=1e-6)
-    assert rows[0].kl_p95 == 0.0 < (rows[1].kl_p95 or 0.0)
-
-
-def test_a_dose_is_found(lm: LanguageModel, vector: SteeringVector) -> None:
-    """Random weights give nearly even predictions, which no dose moves by a whole nat."""
-    settings = CalibrateSettings(target_kl=0.1, n_prompts=1, n_tokens=3, tolerance=0.2)
-    prompts = [lm.encode_chat([user("What is good about winter?")])]
-    found = calibrate(lm, vector, LAYERS, prompts, settings)
-    assert found.reached
-    assert found.kl_p95 == pytest.approx(0.1, rel=0.5)
-
-
-def test_a_step_of_healing_leaves_the_base_as_it_is(lm: LanguageModel) -> None:
-    prompt = tuple(lm.encode_chat([user("What is good about winter?")]))
-    ids_BT = torch.tensor([prompt])
-    with torch.inference_mode():
-        before = lm.model(input_ids=ids_BT, logits_to_keep=1).logits
-    stack = AdapterStack(lm)
-    settings = TrainSettings(epochs=1, batch_size=2)
-    stack.fresh(1, settings, seed=0, layers=band_layers(lm.n_layers, (0.4, 0.6)))
-    examples = [Example(prompt, tuple(lm.tokenizer("Snow is soft.")["input_ids"][1:]))] * 2
-    steps = list(train_round(lm, stack, examples, settings, seed=0))
-    assert len(steps) == 1
-    with torch.inference_mode():
-        healed = lm.model(input_ids=ids_BT, logits_to_keep=1).logits
-        with stack.off():
-            off = lm.model(input_ids=ids_BT, logits_to_keep=1).logits
-    stack.unload()
-    with torch.inference_mode():
-        after = lm.model(input_ids=ids_BT, logits_to_keep=1).logits
-    assert not torch.equal(before, healed)
-    assert torch.equal(before, off)
-    assert torch.equal(before, after)
 
 
 def test_the_pages_chooser_takes_it(folder: Path, window: BrowserContext, tmp_path: Path) -> None:

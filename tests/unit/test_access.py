@@ -36,17 +36,12 @@ def test_it_is_read_from_the_environment_and_taken_out_of_it() -> None:
     assert access.login(environment) is None
 
 
-def test_a_file_goes_before_the_environment(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("file:0123456789\n")
+def test_a_file_goes_before_the_environment_and_its_byte_order_mark_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("file:0123456789\n", encoding="utf-8-sig")
     (tmp_path / "b").write_text("named:0123456789")
     environment = {access.LOGIN: "said:0123456789", access.LOGIN_FILE: str(tmp_path / "b")}
     assert access.login(dict(environment), tmp_path / "a") == ("file", "0123456789")
     assert access.login(dict(environment)) == ("named", "0123456789")
-
-
-def test_a_file_s_byte_order_mark_is_no_part_of_the_name(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("me:0123456789\n", encoding="utf-8-sig")
-    assert access.login({}, tmp_path / "a") == ("me", "0123456789")
 
 
 @pytest.mark.parametrize("bad", ["", "nobody", ":password", "me:", "me:short"])
@@ -71,7 +66,3 @@ def test_the_app_refuses_before_it_loads_anything(
     assert app.main(["--model", "demo", "--share", "--port", "0"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert [access.LOGIN in line for line in said] == [True, True]
-
-
-def test_no_password_is_ever_an_argument() -> None:
-    assert not [action for action in vars(app.arguments([])) if "password" in action or action == "login"]

@@ -96,17 +96,6 @@ def test_off_and_previous_are_exact_and_come_back(lm):
     assert stack.trainable()
 
 
-def test_the_seed_alone_draws_the_fresh_adapter(lm):
-    stack, drawn = AdapterStack(lm), []
-    for seed, noise in ((5, 1), (5, 2), (6, 1)):
-        torch.manual_seed(noise)
-        stack.fresh(1, SETTINGS, seed=seed)
-        drawn.append(torch.cat([parameter.detach().flatten() for parameter in stack.trainable()]))
-        stack.unload()
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-
-
 def test_rounds_cannot_be_mixed_up(lm, trained):
     with pytest.raises(ValueError, match="round 2"):
         trained.fresh(2, SETTINGS, seed=0)

@@ -16,7 +16,7 @@ def opened(query):
 def test_an_address_holds_the_view():
     assert opened(
         "model=demo&trait=t&prompt=Hi+there&band=0.25-0.5&alpha=-1.5&seed=7&length=60&greedy=1"
-        "&temperature=0.3&top_p=1&top_k=40"
+        "&temperature=0.3&top_p=1&top_k=40&where=first+8&mix=0.8+warm+-+formal+%40answer"
     ) == {
         "trait": "t",
         "prompt": "Hi there",
@@ -29,6 +29,8 @@ def test_an_address_holds_the_view():
         "temperature": "0.3",
         "top_p": "1",
         "top_k": "40",
+        "where": "first 8",
+        "mix": "0.8 warm - formal @answer",
     }
 
 
@@ -47,17 +49,3 @@ def test_a_method_that_was_chosen_stands_in_the_address_and_none_means_the_model
     assert opened("method=mean_diff") == {"method": "mean_diff", "greedy": False}
     assert "method" not in opened("alpha=1")
     assert "if (form.method !== 'auto') view.set('method', form.method)" in keep(FORM)
-
-
-def test_where_it_is_steered_stands_in_the_address_unless_it_is_everywhere():
-    assert opened("where=first+8")["where"] == "first 8"
-    assert "if (form.where !== 'both') view.set('where', form.where)" in keep(FORM)
-
-
-def test_a_mix_stands_in_the_address():
-    assert opened("mix=0.8+warm+-+formal+%40answer")["mix"] == "0.8 warm - formal @answer"
-    assert "if (form.mix) view.set('mix', form.mix)" in keep(FORM)
-
-
-def test_the_script_knows_every_field():
-    assert "[" + ", ".join(f'"{name}"' for name in FORM) + "]" in keep(FORM)

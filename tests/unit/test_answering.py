@@ -61,25 +61,16 @@ def test_a_newer_request_waits_for_the_words_in_view_and_only_the_newest_begins(
     assert newest.take("me", 0.5)
 
 
-def test_one_that_ended_or_failed_lets_the_next_begin() -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_one_that_ended_lets_the_next_begin_and_stop_drops_what_waits(stopped: bool) -> None:
     newest = Newest()
     newest.take("me", 1.0)
     newest.begins("me", 1.0)
     thread, begun = waiting(newest, 2.0)
-    newest.ended("me", 1.0)
+    newest.halt("me") if stopped else newest.ended("me", 1.0)
     thread.join(30)
-    assert begun == [True]
-
-
-def test_stop_also_drops_what_waits() -> None:
-    newest = Newest()
-    newest.take("me", 1.0)
-    newest.begins("me", 1.0)
-    thread, begun = waiting(newest, 2.0)
-    newest.halt("me")
-    thread.join(30)
-    assert begun == [False]
-    assert newest.shows("me", 1.0)
+    assert begun == [not stopped]
+    assert newest.shows("me", 1.0) == stopped
     assert newest.take("me", 3.0)
 
 

@@ -9,24 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ORDER = [
-    "config",
-    "records",
-    "printing",
-    "sources",
-    "data",
-    "models",
-    "vectors",
-    "forward",
-    "generate",
-    "evaluate",
-    "dose",
-    "heal",
-    "runs",
-    "engine",
-    "cli",
-    "__main__",
-]
+ROOMS = "config records printing sources data models vectors forward generate evaluate dose heal runs engine"
+ORDER = [*ROOMS.split(), "cli", "__main__"]
 TORCH_SIDE = {"torch", "transformers", "duckdb", "peft", "safetensors"}
 
 
@@ -168,12 +152,3 @@ def hidden_names(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", sources("tests"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_tests_go_through_what_is_public(path):
     assert set(hidden_names(path)) <= OF_OTHERS
-
-
-@pytest.mark.parametrize(
-    ("imported", "blocked"),
-    [("steer_heal.heal", "gradio"), ("steer_heal.engine.run_index", "torch")],
-)
-def test_each_side_runs_without_the_other(imported, blocked):
-    code = f"import sys; sys.modules[{blocked!r}] = None; import {imported}"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

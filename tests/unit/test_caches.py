@@ -39,10 +39,6 @@ def repair_epsilon(folder):
     edit(folder / "config.json", rms_norm_eps=0.5)
 
 
-def repair_rope(folder):
-    edit(folder / "config.json", rope_parameters={"rope_theta": 7.0, "rope_type": "default"})
-
-
 def repair_tokenizer(folder):
     file = folder / "tokenizer.json"
     values = json.loads(file.read_text())
@@ -62,7 +58,7 @@ def repair_ends(folder):
     edit(folder / "generation_config.json", eos_token_id=[1, 5, 40])
 
 
-REPAIRS = [repair_template, repair_epsilon, repair_rope, repair_tokenizer, repair_one_number]
+REPAIRS = [repair_template, repair_epsilon, repair_tokenizer, repair_one_number]
 
 
 @pytest.fixture(autouse=True)

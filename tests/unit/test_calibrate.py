@@ -86,11 +86,6 @@ def test_a_scout_that_misleads_costs_passes_but_not_the_answer(error):
     assert all(kl == c / 12.5 for c, kl in found.history)
 
 
-def test_the_target_and_the_bracket_are_the_settings():
-    settings = CalibrateSettings(target_kl=4.0, bracket=(1.0, 100.0))
-    assert search(list, settings).c_star == pytest.approx(4.0, rel=0.005)
-
-
 def test_a_tolerance_beyond_the_floats_ends():
     found = search(list, CalibrateSettings(tolerance=1e-300))
     assert found.c_star == pytest.approx(1.0, rel=1e-12)

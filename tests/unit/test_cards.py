@@ -78,12 +78,6 @@ def test_the_bundled_model_is_no_hub_id(tmp_path):
     assert "base_model" not in made(str(tmp_path)).split("---")[1]
 
 
-def test_a_merged_model_is_described_as_one():
-    text = made(merged=True)
-    assert "library_name: transformers" in text
-    assert "PeftModel" not in text
-
-
 def test_what_was_not_measured_is_said():
     settings = HealSettings(model="demo")
     text = cards.card(

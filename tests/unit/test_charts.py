@@ -15,6 +15,7 @@ BASE = MapNode("run-1", "demo", "care", 0, 0, "base", 0.0, 0.25, 0.65, 0.99, 98,
 STEERED = replace(BASE, round=1, stage="steered", alpha=1.0, care=0.35, social_norms=0.52)
 HEALED = replace(STEERED, stage="healed", alpha=0.0, care=0.34, social_norms=0.54, retention=0.9)
 NODES = [BASE, STEERED, HEALED]
+WORTH = {"agreement_low": 0.46, "agreement_high": 0.6, "chance": 1 / 7}
 
 
 def drawn(nodes: list[MapNode], selected: tuple[str, int] | None = None, **more: Any) -> dict:
@@ -33,27 +34,15 @@ def test_nodes_stand_at_social_norms_and_care() -> None:
     assert json.loads(json.dumps(figure)) == figure
 
 
-def paths(figure: dict) -> list[dict]:
-    return [t for t in figure["data"] if t.get("hoverinfo") == "skip"]
-
-
-def test_an_arrow_goes_from_steered_to_healed() -> None:
-    _, healing = paths(drawn(NODES))
+def test_paths_go_from_stage_to_stage_and_are_hidden_with_their_marks() -> None:
+    """An arrow from steered to healed; the next round starts where the one before was healed to."""
+    figure = drawn([*NODES, replace(STEERED, round=2, social_norms=0.40)])
+    steering, healing = (t for t in figure["data"] if t.get("hoverinfo") == "skip")
+    assert steering["x"] == [0.65, 0.52, None, 0.54, 0.40, None]
     assert (healing["x"], healing["y"]) == ([0.52, 0.54, None], [0.35, 0.34, None])
     assert (healing["marker"]["symbol"], healing["marker"]["size"]) == ("arrow", [1, 12, 1])
-
-
-def test_the_legend_hides_a_stages_paths_with_its_marks() -> None:
-    figure = drawn(NODES)
-    steering, healing = paths(figure)
-    assert [one["legendgroup"] for one in (steering, healing)] == ["steered", "healed"]
-    assert [trace(figure, stage)["legendgroup"] for stage in ("steered", "healed")] == ["steered", "healed"]
-
-
-def test_the_next_round_starts_from_the_healed_node() -> None:
-    second = replace(STEERED, round=2, social_norms=0.40)
-    steering, _ = paths(drawn([*NODES, second]))
-    assert steering["x"] == [0.65, 0.52, None, 0.54, 0.40, None]
+    for path, stage in ((steering, "steered"), (healing, "healed")):
+        assert path["legendgroup"] == trace(figure, stage)["legendgroup"] == stage
 
 
 def test_every_run_has_its_letter_where_there_is_room_and_other_models_are_hollow() -> None:
@@ -95,23 +84,18 @@ def test_the_random_directions_have_a_band() -> None:
 
 
 def test_hover_says_everything_escaped_once() -> None:
-    text = charts.hover(replace(HEALED, is_example=True), '"q" <a>')
+    text = charts.hover(replace(HEALED, is_example=True, frame="cl<oze", agreement=0.53, **WORTH), '"q" <a>')
     assert text.startswith('<b>"q" &lt;a&gt;</b> (example)')
-    for part in (
-        "Care 0.340",
-        "SocialNorms 0.540",
-        "coherence 0.990",
-        "98",
-        "0.90",
-    ):
+    worth = "agreement 0.53 (0.46-0.60), chance 0.14, frame cl&lt;oze"
+    for part in ("Care 0.340", "SocialNorms 0.540", "coherence 0.990", "98", "0.90", worth):
         assert part in text
+    assert "coherence" not in charts.hover(replace(HEALED, coherence=None), "mine")
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.5, 0.7), (0.7, 0.99)])
-def test_less_coherent_is_fainter(low: float, high: float) -> None:
-    assert charts.shade(low) < charts.shade(high) <= 1.0
-    figure = drawn([replace(BASE, coherence=low)])
-    assert trace(figure, "base")["marker"]["opacity"] == [charts.shade(low)]
+def test_less_coherent_is_fainter() -> None:
+    assert charts.shade(0.5) < charts.shade(0.7) < charts.shade(0.99) <= charts.shade(None) == 1.0
+    figure = drawn([replace(BASE, coherence=0.7)])
+    assert trace(figure, "base")["marker"]["opacity"] == [charts.shade(0.7)]
 
 
 def test_the_selected_round_is_ringed() -> None:
@@ -126,10 +110,6 @@ def test_people_are_shown_only_where_the_classic_set_was_used() -> None:
     classic = drawn([replace(BASE, vignette_set="classic")])
     people = trace(classic, "people (published)")
     assert (people["x"], people["y"]) == ([0.193], [0.198])
-
-
-def test_no_nodes_no_traces() -> None:
-    assert drawn([])["data"] == []
 
 
 def test_movement_against_health_has_steering_as_a_line_and_the_rounds_as_squares() -> None:
@@ -153,22 +133,6 @@ def test_losses_have_a_line_each() -> None:
     assert [t["name"] for t in figure["data"]] == ["loss", "NLL", "divergence"]
     assert len(figure["data"][0]["x"]) == len(detail.losses)
     assert charts.losses(replace(detail, losses=()))["data"] == []
-
-
-def test_a_node_says_what_it_is_worth() -> None:
-    asked = replace(
-        HEALED,
-        coherence=None,
-        agreement=0.53,
-        frame="cl<oze",
-        agreement_low=0.46,
-        agreement_high=0.6,
-        chance=1 / 7,
-    )
-    text = charts.hover(asked, "mine")
-    assert "agreement 0.53 (0.46-0.60), chance 0.14, frame cl&lt;oze" in text
-    assert "coherence" not in text
-    assert charts.shade(None) == 1.0
 
 
 def test_a_run_whose_model_cannot_answer_is_faint_and_says_so() -> None:

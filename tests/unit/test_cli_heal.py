@@ -72,50 +72,36 @@ def test_heal_prints_base_then_steered_and_healed_of_each_round(run: Any, healin
     assert "Loyalty" not in lines[0]
 
 
-def test_heal_says_what_its_model_lacks(run: Any, healing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heal_says_what_its_model_lacks_and_shows_all_seven_on_request(
+    run: Any, healing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     healing()
     lm = tiny.language_model()
     lm.note = "Its chats do not begin with BOS."
     monkeypatch.setattr("steer_heal.runs.worker.models.load", lambda _name: lm)
-    assert f"tiny-gemma3: {lm.note}\n" in run("heal", "--rounds", "1")[2]
-
-
-def test_heal_shows_all_seven_on_request(run: Any, healing: Any) -> None:
-    healing()
-    _, out, _ = run("heal", "--rounds", "1", "--all")
+    _, out, err = run("heal", "--rounds", "1", "--all")
+    assert f"tiny-gemma3: {lm.note}\n" in err
     assert set(FOUNDATIONS) <= set(out.splitlines()[0].split())
-
-
-def test_heal_json_is_one_document_with_the_words_as_keys(run: Any, healing: Any) -> None:
-    healing()
-    code, out, _ = run(
-        "heal", "--rounds", "1", "--seed", "4", "--json", "--set", "train.epochs=3", "--top-p", "1"
-    )
-    assert code == 0
-    document = json.loads(out)
-    base, steered, healed = document["rows"]
-    assert {"alpha", "round", "stage", "coherence", "retention", *SEVEN} <= set(base)
-    assert {"verdict", "text_verdict", "answers_verdict", "relevance"} <= set(base)
-    assert (steered["kl_p95"], steered["c_star"]) == (1.0, 16.0)
-    assert (healed["retention"], healed["kept"], healed["made"]) == (0.8, 2, 3)
-    assert document["status"] == "finished"
-    assert document["settings"]["seed"] == 4
-    assert document["settings"]["train"]["epochs"] == 3
-    assert document["settings"]["data"]["top_p"] == 1.0
 
 
 SAID = {"word": "healed", "why": "retention 0.80", "thresholds": {"spill": 1.0}}
 
 
 @pytest.mark.parametrize(("as_far", "beyond"), [(None, None), (0, True), (2, False)])
-def test_heal_s_rows_carry_what_a_round_is_judged_by(
+def test_heal_json_is_one_document_whose_rows_carry_what_a_round_is_judged_by(
     run: Any, healing: Any, as_far: int | None, beyond: bool | None
 ) -> None:
     facts = {"facts_kept": 0.95, "neutral_kl": 0.123, "headline": SAID}
     worth = {"value": 0.5, "low": 0.4, "high": 0.6, "chance": 1 / 7}
     healing(worth=worth, **facts, **({} if as_far is None else {"as_far": as_far}))
-    base, steered, healed = json.loads(run("heal", "--rounds", "1", "--json")[1])["rows"]
-    wanted = {**facts, "retention": 0.8, "beyond_random": beyond}
+    code, out, _ = run("heal", "--rounds", "1", "--json", "--top-p", "1")
+    document = json.loads(out)
+    assert (code, document["status"], document["settings"]["data"]["top_p"]) == (0, "finished", 1.0)
+    base, steered, healed = document["rows"]
+    assert {"alpha", "round", "stage", "coherence", *SEVEN} <= set(base)
+    assert {"verdict", "text_verdict", "answers_verdict"} <= set(base)
+    assert (steered["kl_p95"], steered["c_star"]) == (1.0, 16.0)
+    wanted = {**facts, "retention": 0.8, "kept": 2, "made": 3, "beyond_random": beyond}
     assert {key: healed[key] for key in wanted} == wanted
     for row in (base, steered, healed):
         assert (row["agreement"], row["relevance"], row["diversity"]) == (0.5, 0.7, 0.8)

@@ -92,19 +92,8 @@ def test_of_the_facts_that_base_tells_those_count_that_are_told_still(lm):
     assert Cost(lm, stack, facts[2:], NEUTRAL, write).measure()["facts_kept"] is None
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("It is Paris.", True),
-        ("PARIS", True),
-        ("Parisian food", False),
-        ("It is New  York", False),
-        ("In new york, of course.", True),
-        ("1066 it was", True),
-        ("10666", False),
-        ("C++!", True),
-        ("", False),
-    ],
-)
-def test_a_fact_is_told_by_one_of_its_answers_as_words_of_their_own(text, wanted):
-    assert Fact("?", ("Paris", "New York", "1066", "C++")).told_by(text) is wanted
+def test_a_fact_is_told_by_one_of_its_answers_as_words_of_their_own():
+    fact = Fact("?", ("Paris", "New York", "1066", "C++"))
+    telling = ("It is Paris.", "PARIS", "In new york, of course.", "1066 it was", "C++!")
+    assert [text for text in telling if not fact.told_by(text)] == []
+    assert [text for text in ("Parisian food", "It is New  York", "10666", "") if fact.told_by(text)] == []

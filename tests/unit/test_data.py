@@ -1,6 +1,5 @@
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -9,8 +8,6 @@ from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_UPLOAD_BYTES, Sett
 from steer_heal.data import Cloze, Material
 from steer_heal.models import LanguageModel
 from tests import tiny
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.fixture(params=[True, False], ids=["demo", "general"])
@@ -48,20 +45,10 @@ def test_a_limit_keeps_the_foundations_balanced_and_the_order(material):
     assert material.vignettes(condition="other_violate", limit=10_000) == everything
 
 
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [
-        ("Care (e)", "Care"),
-        ("Care (p, a)", "Care"),
-        ("Social Norms", "SocialNorms"),
-        ("social_norms", "SocialNorms"),
-        ("LIBERTY", "Liberty"),
-        ("Purity", None),
-        ("", None),
-    ],
-)
-def test_spellings_of_a_foundation(name, wanted):
-    assert data.foundation_name(name) == wanted
+def test_spellings_of_a_foundation():
+    said = ("Care (e)", "Care (p, a)", "Social Norms", "social_norms", "LIBERTY", "Purity", "")
+    meant = ["Care", "Care", "SocialNorms", "SocialNorms", "Liberty", None, None]
+    assert [data.foundation_name(name) for name in said] == meant
 
 
 def test_a_file_in_tinymfv_format_is_read(vignette_file):
@@ -249,12 +236,3 @@ def test_a_set_without_labels_opens_and_can_be_limited(vignette_file):
 def test_a_frame_of_an_older_run_has_its_new_name():
     assert data.frame("foundations") == data.frame("choice")
     assert {"choice", "cloze"} <= set(data.frames())
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="tinymfv's files are not beside the checkout")
-@pytest.mark.parametrize("condition", ["other_violate", "self_violate"])
-def test_tinymfvs_own_files_open(condition):
-    found = data.vignettes(SHARED / f"vignettes_classic_{condition}.jsonl", condition=condition)
-    assert len(found) == 132
-    assert {row.foundation for row in found} == set(FOUNDATIONS)
-    assert {row.condition for row in found} == {condition}

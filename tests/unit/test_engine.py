@@ -55,12 +55,6 @@ def test_beyond_what_was_measured_a_dose_costs_more_than_what_was(engine: Engine
     assert (back.dose_nats, back.dose_beyond) == (pytest.approx((row.kl_p95 or 0.0) / 2), False)
 
 
-def test_at_alpha_0_the_steered_answer_is_the_base_answer(engine: Engine) -> None:
-    base, steered = ids(list(engine.steer(request("zero", alpha=0.0), session="a"))[-1])
-    assert base == steered
-    assert base
-
-
 def test_a_moved_slider_does_not_write_the_base_answer_again(engine: Engine, batches: list[int]) -> None:
     first = list(engine.steer(request("again", alpha=1.0), session="a"))[-1]
     second = list(engine.steer(request("again", alpha=3.0), session="b"))
@@ -109,16 +103,6 @@ def test_dose_gives_rows_by_alpha_and_a_share_that_reaches_1(engine: Engine) -> 
 
 def small_grid(**changed: Any) -> DoseRequest:
     return build(DoseRequest, alphas=(-1.0, 1.0), prompts=("A man lies.",), **changed)
-
-
-def test_a_grid_has_every_layer_and_every_three_neighbours(engine: Engine) -> None:
-    got = list(engine.grid(small_grid(), session="a"))
-    share, cells = got[-1].share, got[-1].rows
-    assert share == 1.0
-    assert [len(engine.layers(cell.band)) for cell in cells[::2]] == [1, 1, 1, 1, 3, 3]
-    assert [cell.alpha for cell in cells[:2]] == [-1.0, 1.0]
-    assert all(cell.coherence is not None and cell.trait_shift is not None for cell in cells)
-    assert all(cell.verdict is not None for cell in cells)
 
 
 def test_an_answer_is_written_whole_while_a_grid_is_measured(engine: Engine) -> None:
@@ -198,17 +182,7 @@ def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine: Engine,
     assert keys[0] == keys[1] != keys[2]
 
 
-@pytest.mark.parametrize(
-    ("model", "asked", "written"),
-    [
-        ("smollm2", "auto", "replies"),
-        ("demo", "auto", "mean_diff"),
-        ("smollm2", "mean_diff", "mean_diff"),
-    ],
-)
-def test_a_run_s_settings_hold_the_method_it_works_with(
-    monkeypatch: pytest.MonkeyPatch, model: str, asked: str, written: str
-) -> None:
+def test_a_run_s_settings_hold_the_method_it_works_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "find", lambda name: name)
-    settings = check(heal_settings(model=model, extract={"method": asked, "n_contexts": 9}))
-    assert (settings.extract.method, settings.extract.n_contexts) == (written, 9)
+    settings = check(heal_settings(model="smollm2", extract={"method": "auto", "n_contexts": 9}))
+    assert (settings.extract.method, settings.extract.n_contexts) == ("replies", 9)

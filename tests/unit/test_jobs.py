@@ -13,16 +13,6 @@ from steer_heal.runs.jobs import LocalProcesses
 from tests.jobs import COMMAND, begun, last_kind, start, status, until
 
 
-def test_a_run_is_a_process_of_its_own_that_ends_finished(jobs: LocalProcesses) -> None:
-    run_id = jobs.start(heal_settings(model="demo", name="quick", seed=3))
-    until(lambda: status(jobs, run_id) == "finished")
-    kinds = [event.kind for event in jobs.events(run_id).events]
-    assert kinds[:2] == ["queued", "started"]
-    assert kinds[-1] == "finished"
-    assert jobs.folder(run_id).settings().seed == 3
-    assert jobs.runs() == [run_id]
-
-
 @pytest.mark.parametrize(("said", "gives_way_by"), [(None, 5), ("0", 0), ("19", 19)])
 def test_a_run_has_its_own_session_and_gives_way_as_far_as_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, gives_way_by: int
@@ -43,17 +33,6 @@ def test_a_bad_niceness_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("STEER_HEAL_NICENESS", said)
     with pytest.raises(SettingsError, match="STEER_HEAL_NICENESS"):
         LocalProcesses(tmp_path / "runs")
-
-
-def test_the_second_run_waits_and_starts_when_the_first_has_ended(jobs: LocalProcesses) -> None:
-    first, second = (jobs.start(heal_settings(model="demo", name=name)) for name in ("hang", "quick"))
-    until(lambda: begun(jobs, first))
-    jobs.advance()
-    assert [status(jobs, first), status(jobs, second)] == ["running", "queued"]
-    jobs.cancel(first)
-    until(lambda: status(jobs, first) == "cancelled")
-    jobs.advance()
-    until(lambda: status(jobs, second) == "finished")
 
 
 def test_a_queued_run_can_be_cancelled_and_never_starts(jobs: LocalProcesses) -> None:

@@ -65,18 +65,17 @@ def test_an_exit_without_a_word_is_told_with_its_code(jobs: LocalProcesses) -> N
     assert "exit code 3: the last line of its log" in newest.data["message"]
 
 
+NONE_LEFT = {"held": 3_100_000_000, "left": 10**8, "total": 10**10, "kills": 0}
+ROOM = {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}
+
+
 @pytest.mark.parametrize(
     ("code", "last", "kills", "says"),
     [
-        (
-            -9,
-            {"held": 3_100_000_000, "left": 10**8, "total": 10**10, "kills": 0},
-            0,
-            "for want of memory: it held 3.1 GB",
-        ),
-        (-9, {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}, 5, "for want of memory"),
-        (None, {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}, 5, "for want of memory"),
-        (-9, {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}, 4, "by a person or a program"),
+        (-9, NONE_LEFT, 0, "for want of memory: it held 3.1 GB"),
+        (-9, ROOM, 5, "for want of memory"),
+        (None, ROOM, 5, "for want of memory"),
+        (-9, ROOM, 4, "by a person or a program"),
         (-11, {}, 0, "killed by SIGSEGV"),
         (3, {}, 0, "exit code 3: the last words"),
         (None, {}, 0, "is gone: the last words"),

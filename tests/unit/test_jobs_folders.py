@@ -46,13 +46,6 @@ def test_the_clock_moved_by_a_year_does_not_lose_a_worker(
         assert status(jobs, folder.run_id) == "running"
 
 
-def test_a_worker_of_before_the_machine_started_again_is_gone(jobs: LocalProcesses) -> None:
-    mine = this_process()
-    folder = jobs.create(heal_settings(model="demo"), worker=mine)
-    folder.claim(replace(mine, boot="another start"))
-    assert status(jobs, folder.run_id) == "interrupted"
-
-
 def test_a_worker_that_was_quicker_than_its_starter_keeps_its_place(jobs: LocalProcesses) -> None:
     mine = this_process()
     folder = jobs.create(heal_settings(model="demo"), worker=mine)
@@ -65,12 +58,15 @@ def test_a_worker_that_was_quicker_than_its_starter_keeps_its_place(jobs: LocalP
     ]
 
 
-def test_a_reused_pid_is_not_taken_for_the_worker(jobs: LocalProcesses) -> None:
+def test_a_reused_pid_is_not_taken_for_the_worker_nor_one_of_before_the_machine_started_again(
+    jobs: LocalProcesses,
+) -> None:
     mine = this_process()
     folder = jobs.create(heal_settings(model="demo"), worker=mine)
     assert status(jobs, folder.run_id) == "running"
-    folder.claim(processes.Running(mine.pid, mine.created - 1000.0, mine.host))
-    assert status(jobs, folder.run_id) == "interrupted"
+    for other in (replace(mine, created=mine.created - 1000.0), replace(mine, boot="another start")):
+        folder.claim(other)
+        assert status(jobs, folder.run_id) == "interrupted"
 
 
 def test_a_worker_of_another_host_is_known_by_its_heartbeat(jobs: LocalProcesses) -> None:

@@ -9,16 +9,6 @@ from steer_heal.engine.preemptible import preemptible
 from steer_heal.records import Stopped
 
 
-def counting(pause: Callable[[], None]) -> Iterator[int]:
-    for number in range(3):
-        pause()
-        yield number
-
-
-def test_items_come_in_order_with_none_for_each_pause() -> None:
-    assert list(preemptible(counting)) == [None, 0, None, 1, None, 2]
-
-
 def test_the_work_runs_only_while_its_caller_waits() -> None:
     told: list[str] = []
 

@@ -32,16 +32,11 @@ def printed(encoding: str, call: Callable[[], int]) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_results_are_printed_as_far_as_the_output_can(here: Path, encoding: str) -> None:
+def test_results_are_printed_as_far_as_the_output_can_and_json_stays_whole(here: Path, encoding: str) -> None:
     write_run(here / "runs" / "care-1" / "events.jsonl", name=NAME)
     code, said, _ = printed(encoding, lambda: cli.main(["results"]))
     assert code == 0
     assert NAME.encode(encoding, "backslashreplace").decode(encoding) in said
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_json_stays_json_with_every_character(here: Path, encoding: str) -> None:
-    write_run(here / "runs" / "care-1" / "events.jsonl", name=NAME)
     code, said, _ = printed(encoding, lambda: cli.main(["results", "--json"]))
     assert code == 0
     assert NAME in [run["name"] for run in json.loads(said)["runs"]]

@@ -1,4 +1,4 @@
-"""Scheduler: several sessions advance together, a newer request replaces only its own session's older one."""
+"""Scheduler: several sessions advance together, those of one key in one batch, and who waits for whom."""
 
 import threading
 import time
@@ -39,28 +39,6 @@ def test_what_a_step_raises_reaches_the_reader_and_the_thread_goes_on(scheduler:
     with pytest.raises(ValueError, match="what happened"):
         list(reader)
     assert list(scheduler.run("a", lambda _: iter([7]))) == [7]
-
-
-def test_a_newer_request_replaces_the_older_of_its_session_only(scheduler: Scheduler) -> None:
-    older, other = scheduler.run("a", endless), scheduler.run("b", endless)
-    assert next(older) == 1
-    assert next(other) == 1
-    replaced = SEEN["a"]
-    newer = scheduler.run("a", endless)
-    assert next(newer) == 1
-    list(older)
-    assert (replaced.superseded, SEEN["b"].over(), SEEN["a"].over()) == (True, False, False)
-    other.close()  # type: ignore[attr-defined]
-    newer.close()  # type: ignore[attr-defined]
-
-
-def test_stop_ends_the_sessions_work_without_superseding_it(scheduler: Scheduler) -> None:
-    reader = scheduler.run("a", endless)
-    next(reader)
-    scheduler.stop("nobody")
-    scheduler.stop("a")
-    list(reader)
-    assert (SEEN["a"].stopped, SEEN["a"].superseded) == (True, False)
 
 
 def test_sessions_advance_together_step_by_step(scheduler: Scheduler) -> None:
@@ -125,8 +103,6 @@ class Counting:
         self.working, self.done = threading.Event(), threading.Event()
 
     def key(self, asked: int) -> str:
-        if asked < 0:
-            raise ValueError("below 0")
         return "counts"
 
     def room(self, asked: object) -> int:
@@ -175,12 +151,6 @@ def test_a_slow_reader_gets_the_newest_only_and_the_end(scheduler: Scheduler) ->
     rest = list(reader)
     assert isinstance(first, int)
     assert rest == ([] if first == 400 else [400])
-
-
-def test_a_request_that_has_no_key_is_refused_before_it_waits(scheduler: Scheduler) -> None:
-    with pytest.raises(ValueError, match="below 0"):
-        next(scheduler.join("a", -1, Counting(threading.Event())))
-    assert not scheduler.has(1)
 
 
 def test_who_has_waited_long_begins_whatever_is_worked_on(scheduler: Scheduler) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from steer_heal.cli import hub
 from steer_heal.heal import vector_card
@@ -13,23 +14,19 @@ from steer_heal.vectors import formats
 FEW = ("--model", "tiny", "--band", "0.25-0.75")
 
 
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [
-        ("v.safetensors", "steer-heal"),
-        ("v.safetensors", "steering-lite"),
-        ("v.gguf", "gguf"),
-        ("v.npz", "npz"),
-        ("v.safetensors", "tensors"),
-    ],
-)
-def test_the_recipe_rides_in_the_file_and_stands_on_the_card(
-    run: Any, here: Path, name: str, form: str
+@pytest.mark.parametrize("form", formats.FORMATS)
+def test_a_vector_goes_out_with_its_recipe_in_the_file_and_on_the_card_and_comes_back(
+    run: Any, here: Path, form: str
 ) -> None:
+    name = f"v{formats.FORMATS[form]}"
     code, out, _ = run("vector", *FEW, "--out", f"out/{name}", "--format", form)
     assert code == 0
     c_star = out.partition("c* ")[2].split()[0]
-    meta, card = formats.read(f"out/{name}").meta, Path("out", NAME).read_text()
+    code, out, _ = run("vector", *FEW, "--from", f"out/{name}", "--out", "back.safetensors")
+    assert (code, out.partition("c* ")[2].split()[0]) == (0, c_star)
+    made, back = formats.read(f"out/{name}", n_layers=4), formats.read("back.safetensors")
+    assert torch.equal(made.directions_LD, back.directions_LD)
+    meta, card = made.meta, Path("out", NAME).read_text()
     if form != "npz":  # which has no place for it
         assert (meta["trait"], meta["measured_on"], meta["steered_layers"]) == (
             "care_over_authority",

@@ -82,23 +82,12 @@ def test_text_is_never_markup(where: str) -> None:
     assert "<script>b()</script>" in found.text
 
 
-def test_a_token_is_shaded_by_its_kl_and_says_why() -> None:
-    token = Token(1, "help", 0.6, kl=1.5, p_base=0.02, base_top=(Alternative(" wait", 0.4),))
-    html = view.tokens((token,))
-    assert 'class="sh-t k3"' in html
-    for part in ("KL 1.50 nats", "p steered 0.600, base 0.020", "0.40"):
-        assert part in html
-    assert view.tokens((Token(1, "plain", 0.5),)) == "plain"
-
-
 def test_what_is_steered_is_marked_where_not_all_is() -> None:
     token = Token(1, "help", 0.6, kl=1.5)
     marks = {share: view.tokens((replace(token, share=share),)) for share in (None, 0.0, 0.25)}
     assert [share for share, html in marks.items() if "sh-at" in html] == [0.25]
     assert "steered with 25% of the dose" in marks[0.25]
     assert "itself not steered" in marks[0.0]
-    assert "sh-at-prompt" in view.dose(1.0, None, "prompt")
-    assert "the first 12 tokens of the answer" in view.dose(1.0, None, "first 12")
     assert "the answer" not in view.dose(1.0)
 
 
@@ -107,17 +96,11 @@ def test_what_a_token_carries_is_a_shade_with_a_sign_and_is_told_beside_kl() -> 
         html = view.tokens((Token(1, "help", 0.6, carries=carries),))
         assert f'class="{shade}"' in html
         assert f"carries {carries:+.1f} of the trait" in html
-    both = view.tokens((Token(1, "help", 0.6, kl=1.5, carries=-2.0),))
-    assert 'class="sh-t k3 n3"' in both
-    assert "KL 1.50 nats" in both
-    assert view.legend().count("sh-legend") == 2
+    assert 'class="sh-t k3 n3"' in view.tokens((Token(1, "help", 0.6, kl=1.5, carries=-2.0),))
 
 
-@pytest.mark.parametrize(
-    ("kl", "bucket"), [(0.0, 0), (0.099, 0), (0.1, 1), (0.5, 2), (1.0, 3), (3.9, 4), (9.0, 5)]
-)
-def test_kl_buckets(kl: float, bucket: int) -> None:
-    assert view.kl_bucket(kl) == bucket
+def test_kl_buckets() -> None:
+    assert [view.kl_bucket(kl) for kl in (0.0, 0.099, 0.1, 0.5, 1.0, 3.9, 9.0)] == [0, 0, 1, 2, 3, 4, 5]
 
 
 def test_the_word_is_the_text_s_and_the_answers_have_their_own() -> None:
@@ -161,35 +144,15 @@ def test_status(frame: SteerFrame, says: str) -> None:
     assert says in view.status(frame)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "says"),
-    [
-        (None, "–"),
-        (float("nan"), "–"),
-        (-3, "0 s"),
-        (59.4, "59 s"),
-        (125, "2 min 5 s"),
-        (1800, "30 min"),
-        (11400, "3 h 10 min"),
-    ],
-)
-def test_duration(seconds: float | None, says: str) -> None:
-    assert view.duration(seconds) == says
-
-
-def test_header_never_calls_the_demo_gemma() -> None:
-    html = view.header(INFO)
-    assert "not Gemma" in html
-    assert "3.0 M parameters" in html
-    assert "not Gemma" not in view.header(replace(INFO, is_demo=False, name="google/gemma-3-1b-it", note=""))
+def test_duration() -> None:
+    said = [view.duration(seconds) for seconds in (None, float("nan"), -3, 59.4, 125, 1800, 11400)]
+    assert said == ["–", "–", "0 s", "59 s", "2 min 5 s", "30 min", "3 h 10 min"]
 
 
 def test_bars_show_what_was_measured_and_the_change() -> None:
     html = view.bars(
         {"base": {"Care": 0.2, "SocialNorms": 0.6}, "steered": {"Care": 0.3, "SocialNorms": 0.5}}
     )
-    assert "Care" in html
-    assert "SocialNorms" in html
     assert "Loyalty" not in html
     assert "<b>x" not in view.bars({"base": {"<b>x": 1.0}})
     assert "+0.100" in html
@@ -203,38 +166,23 @@ def test_empty_states_say_what_to_do() -> None:
     assert "Click a node" in view_runs.EMPTY_ROUND
 
 
-def test_a_running_run_shows_progress_and_can_be_cancelled() -> None:
-    html = view_runs.runs_table([RUN], ["run-1"], {}, {})
-    for part in (
-        'aria-valuenow="50"',
-        "round 2 of 3: training them in",
-        "about 1 min left",
-    ):
-        assert part in html
-    assert 'data-action="cancel"' in html
-    assert 'aria-checked="true"' in html
+@pytest.mark.parametrize(
+    ("changed", "can"),
+    [
+        ({"status": "interrupted"}, True),
+        ({"status": "failed"}, True),
+        ({"status": "running"}, False),
+        ({"status": "cancelled", "is_example": True}, False),
+    ],
+)
+def test_a_run_that_ended_early_can_be_resumed_but_no_example(changed: dict, can: bool) -> None:
+    assert ('data-action="resume"' in view_runs.runs_table([replace(RUN, **changed)], [], {}, {})) == can
 
 
-@pytest.mark.parametrize("status", ["interrupted", "cancelled", "failed"])
-def test_a_run_that_ended_early_can_be_resumed(status: str) -> None:
-    html = view_runs.runs_table([replace(RUN, status=status)], [], {}, {})  # type: ignore[arg-type]
-    assert 'data-action="resume"' in html
-    assert 'aria-checked="false"' in html
-
-
-def test_an_example_cannot_be_resumed() -> None:
-    html = view_runs.runs_table([replace(RUN, status="cancelled", is_example=True)], [], {}, {})
-    assert 'data-action="resume"' not in html
-    assert "example" in html
-
-
-def test_completions_are_filtered_and_reasons_shown() -> None:
-    rows = FakeEngine().runs.completions(EXAMPLE, 1)
-    assert "need need" in view_runs.completions(rows)
-    assert "need need" not in view_runs.completions(rows, "kept")
-    assert "repetition 0.90 above 0.30" in view_runs.completions(rows, "dropped")
-    many = [rows[0]] * (view_runs.MAX_COMPLETIONS + 5)
-    assert "and 5 more" in view_runs.completions(many)
+def test_completions_are_filtered_and_not_all_are_shown() -> None:
+    kept, dropped, *_ = FakeEngine().runs.completions(EXAMPLE, 1)
+    assert "first." not in view_runs.completions([kept, dropped], "dropped")
+    assert "and 5 more" in view_runs.completions([kept] * (view_runs.MAX_COMPLETIONS + 5))
 
 
 def test_the_words_of_a_run_are_those_of_its_headlines() -> None:
@@ -252,23 +200,15 @@ def test_settings_say_what_they_are_beside_their_names() -> None:
 
 
 def test_the_headline_carries_its_thresholds_and_is_never_markup() -> None:
-    facts = {
-        "headline": {
-            "word": "too little trait kept",
-            "why": "retention <b>0.1</b>",
-            "thresholds": {"spill": 1.0},
-        },
-        "retention_interval": [0.05, 0.2],
-        "facts_kept": 0.95,
-        "neutral_kl": 0.123,
-    }
-    shown = view_runs.headline(facts)
-    assert "too little trait kept" in shown
-    assert "&lt;b&gt;0.1" in shown
-    assert "not specific: movement off the target, of the target&#x27;s own, from 1" in shown
-    assert "0.05 to 0.20" in shown
-    assert "facts kept 95%" in shown
-    assert "on neutral prompts 0.12 nats a token" in shown
+    said = {"word": "too little trait kept", "why": "retention <b>0.1</b>", "thresholds": {"spill": 1.0}}
+    cost = {"facts_kept": 0.95, "neutral_kl": 0.123}
+    shown = view_runs.headline({"headline": said, "retention_interval": [0.05, 0.2], **cost})
+    for part in (
+        "too little trait kept", "&lt;b&gt;0.1", "0.05 to 0.20", "facts kept 95%",
+        "not specific: movement off the target, of the target&#x27;s own, from 1",
+        "on neutral prompts 0.12 nats a token",
+    ):  # fmt: skip
+        assert part in shown
     assert view_runs.headline({}) == ""
 
 

@@ -49,25 +49,10 @@ def test_the_layers_that_move_the_trait_most_are_named() -> None:
     assert view_dose.layers_found([cell((0, 1), None)], layers) == ""
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        None,
-        3,
-        [],
-        {"a": 3},
-        {"a": [[1.0, "<b>"]]},
-        {"a": [["1", "broken"]]},
-        {"a": [[float("nan"), "broken"]]},
-    ],
-)
-def test_a_browser_may_send_anything(value: Any) -> None:
-    assert view_dose.remembered(value) == {}
-
-
-def test_words_that_a_browser_was_given_before_are_read_as_todays() -> None:
-    old = {"a": [[0.0, "coherent"], [1.0, "degraded"], [2.0, "broken"]]}
-    assert view_dose.remembered(old) == {"a": [[0.0, "fine"], [1.0, "damaged"], [2.0, "broken"]]}
+def test_a_browser_may_send_anything() -> None:
+    odd = ([[1.0, "<b>"]], [["1", "broken"]], [[float("nan"), "broken"]], [[1.0, ["broken"]]])
+    for value in (None, 3, [], {"a": 3}, *({"a": one} for one in odd)):
+        assert view_dose.remembered(value) == {}
 
 
 def test_the_newest_sweeps_are_remembered() -> None:
