@@ -122,7 +122,7 @@ def steps(case: Case) -> dict[str, float]:
         "4 vectors": (mixed, four_MLD),
         "4, one ablated": (mixed, ablating),
     }
-    writing = {name: decode(case.lm, *batch, case.sample) for name, batch in batches.items()}
+    writing = {name: decode(case.lm, rows, how, case.sample) for name, (rows, how) in batches.items()}
     spent = dict.fromkeys(writing, 0.0)
     for step in range(case.n_new):
         for name, batch in writing.items():

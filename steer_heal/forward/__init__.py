@@ -60,8 +60,9 @@ def open(lm: LanguageModel, directions_LD: Tensor | Operator | None = None) -> F
     """
     if directions_LD is None:
         directions_LD = torch.zeros(lm.n_layers, lm.width)
-    ours = holds_on(lm, directions_LD)
-    return (OurForward if ours else PlainForward)(lm, directions_LD)
+    if isinstance(directions_LD, Tensor | Directions) and is_known(lm):
+        return OurForward(lm, directions_LD)
+    return PlainForward(lm, directions_LD)
 
 
 def holds_on(lm: LanguageModel, directions_LD: Tensor | Operator) -> bool:
