@@ -221,7 +221,7 @@ def _plainly(lm: LanguageModel, work: Work) -> Work:
 
 
 def _training(case: Case) -> dict[str, float]:
-    """The least seconds of a step, what does not change being kept, and of one as one would write it first."""
+    """The least seconds of a step, what does not change being kept, and of one as first written."""
     lm, settings = case.lm, TrainSettings(batch_size=1)
     stack = AdapterStack(lm)
     stack.fresh(1, settings, seed=0, layers=band_layers(lm.n_layers, (0.3, 0.7)))
