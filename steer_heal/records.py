@@ -245,14 +245,6 @@ class Profile:
     order_tv: float | None = None
     calibration: tuple[tuple[float, ...], ...] = ()
 
-    @property
-    def care(self) -> float:
-        return self.p["Care"]
-
-    @property
-    def social_norms(self) -> float:
-        return self.p["SocialNorms"]
-
     def answers_against(self, base: Profile) -> AnswersWord | None:
         """What is left of base's answers: by their mass, and where they have none by agreement.
 

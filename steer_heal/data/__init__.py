@@ -72,11 +72,10 @@ class Frame:
     `question` holds `{text}` and `{options}`; `options` are the answers in the order of `config.FOUNDATIONS`.
     `orders` names the orders (`ORDERS`) they are listed in; `option` is how one is listed (`{word}`, and
     `{index}`, its place in the list from 0) and `separator` what stands between two. What is answered is the
-    option's word, or with `answer` "index" its place in the list. With a `think_budget` the model first
-    writes up to that many tokens between `think_open` and `think_close`; with `think` "full" it always does,
-    exactly that many, and cannot end its turn before. With a `nudge` the thought ends the model's turn, the
-    user says the nudge, and the prefill opens a second turn. `apart`: prompt and nudge are encoded apart,
-    each with every BOS that template and tokenizer begin a text with, as tinymfv does.
+    option's word, or with `answer` "index" its place in the list. With `think` "full" the model
+    first writes exactly `think_budget` tokens between `think_open` and `think_close`, and cannot end its turn
+    before; then the user says the `nudge`, and the prefill opens a second turn. `apart`: prompt and nudge are
+    encoded apart, each with every BOS that template and tokenizer begin a text with, as tinymfv does.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The rows of a forced choice: every dose x vignette x order, thinking where the frame asks for it."""
+"""The rows of a forced choice: every dose x vignette x order."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from steer_heal.config import SampleSettings, SettingsError, build
+from steer_heal.config import SettingsError
 from steer_heal.data import Frame
-from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, user
-from steer_heal.records import Stopped, Vignette
+from steer_heal.records import Vignette
 from steer_heal.vectors.steering import Operator
 
 _TAIL = 16
@@ -71,17 +70,16 @@ def plain_ids(lm: LanguageModel, text: str) -> list[int]:
 
 
 def ask(how: Asking, vignettes: Sequence[Vignette], frame: Frame) -> list[Question]:
-    """Every dose x vignette x order. Raises `Stopped` when `stop()` says so."""
+    """Every dose x vignette x order."""
     lm, n_doses = how.lm, len(how.doses_KL)
     messages = [[user(frame.render(row.text, order))] for row in vignettes for order in frame.orders]
     n_orders = len(frame.orders)
     after: tuple[int, ...] = ()
     if frame.think == "full":
-        closing, prefill = plain_ids(lm, _close(lm, frame)), plain_ids(lm, frame.prefill)
+        nudged = frame.think_close + lm.chat.interruption(frame.nudge, apart=frame.apart)
+        closing, prefill = plain_ids(lm, nudged), plain_ids(lm, frame.prefill)
         after = (*closing, *prefill)
         endings = [(ids, len(prefill)) for ids in _opened(lm, messages, frame)] * n_doses
-    elif frame.think_budget:
-        endings = _think(how, messages, frame)
     else:
         endings = _prefilled(lm, messages, frame.prefill) * n_doses
     again = tuple(lm.tokenizer("")["input_ids"]) if frame.apart else ()
@@ -111,31 +109,6 @@ def _prefilled(
     return made
 
 
-def _think(
-    how: Asking, messages: list[list[dict[str, str]]], frame: Frame
-) -> list[tuple[tuple[int, ...], int]]:
-    """Prompts with a greedy thought of each dose's own, closed by us, and the prefill."""
-    lm, opened = how.lm, _opened(how.lm, messages, frame)
-    rows = [Row(prompt_ids=ids, coefficients_L=dose_L) for dose_L in how.doses_KL for ids in opened]
-    sample = build(SampleSettings, max_new_tokens=frame.think_budget, greedy=True)
-    thoughts = complete(lm, rows, how.directions_LD, sample, batch_size=how.batch_size, stop=how.stop)
-    if how.stop and how.stop():
-        raise Stopped
-    closing, prefill = plain_ids(lm, _close(lm, frame)), plain_ids(lm, frame.prefill)
-    return [
-        (
-            (
-                *row.prompt_ids,
-                *own_thought(lm, [token.id for token in thought.tokens], frame),
-                *closing,
-                *prefill,
-            ),
-            len(prefill),
-        )
-        for row, thought in zip(rows, thoughts, strict=True)
-    ]
-
-
 def _opened(lm: LanguageModel, messages: list[list[dict[str, str]]], frame: Frame) -> list[tuple[int, ...]]:
     """The prompts with their thought opened, once: some templates open one themselves, whatever is asked."""
     ids, tag = lm.encode_chat(messages[0]), frame.think_open.strip()
@@ -144,24 +117,7 @@ def _opened(lm: LanguageModel, messages: list[list[dict[str, str]]], frame: Fram
     return [tuple(ids) for ids in lm.encode_chats(messages, more)]
 
 
-def _close(lm: LanguageModel, frame: Frame) -> str:
-    """What ends the thought, and with a nudge also the turn."""
-    if not frame.nudge:
-        return frame.think_close
-    return frame.think_close + lm.chat.interruption(frame.nudge, apart=frame.apart)
-
-
 def never_in_thought(lm: LanguageModel, frame: Frame) -> frozenset[int]:
     """What would end a thought of fixed length: ends of answers, and the closing tag where it is a token."""
     tag_ids = plain_ids(lm, frame.think_close.strip())
     return lm.eos_ids | (frozenset(tag_ids) if len(tag_ids) == 1 else frozenset())
-
-
-def own_thought(lm: LanguageModel, ids: list[int], frame: Frame) -> list[int]:
-    """The thought's tokens up to where the model closed it, or ended its turn, by itself."""
-    tag, ends = frame.think_close.strip(), never_in_thought(lm, frame)
-    ids = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
-    at = lm.decode(ids).find(tag) if tag else -1
-    if at < 0:
-        return ids
-    return ids[: max(n for n in range(len(ids)) if len(lm.decode(ids[:n])) <= at)]

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, rms_norm
 from transformers.activations import GELUTanh
 
 from steer_heal.forward.known import FAMILIES, Family, altered
 from steer_heal.forward.packed import PACKED_ROWS, packed
-from steer_heal.forward.pointwise import gated_gelu, norm_early, norm_late
+from steer_heal.forward.pointwise import gated_gelu
 from steer_heal.models import LanguageModel, without_gaps
 
 T = TypeVar("T")
@@ -236,7 +236,10 @@ def _head(module: Any, packed_rows: range) -> Map:
 
 
 def _norm(module: Any, family: Family) -> Map:
-    """RMSNorm in float32 (Zhang and Sennrich, 2019), rounded where the architecture rounds."""
+    """RMSNorm in float32 (Zhang and Sennrich, 2019): Gemma's is rounded after its product with the weight,
+    Llama's before."""
+    shape = module.weight.shape
     if family.zero_centred:
-        return partial(norm_late, weight_D=1.0 + module.weight.float(), eps=module.eps)
-    return partial(norm_early, weight_D=module.weight, eps=module.variance_epsilon)
+        weight_D = 1.0 + module.weight.float()
+        return lambda x: rms_norm(x.float(), shape, weight_D, module.eps).to(x.dtype)
+    return lambda x: module.weight * rms_norm(x.float(), shape, None, module.variance_epsilon).to(x.dtype)

@@ -261,7 +261,7 @@ def _units(asked: Sequence[Asked], batch_size: int) -> Iterator[tuple[tuple[int,
         units: dict[int, list[_Unit]] = {}
         for rows in together:
             some = [asked[by_dose[doses[0]]] for by_dose in rows]
-            read = tree([row.ids for row in some], max(row.n_ends for row in some))
+            read = tree([row.ids for row in some], [row.n_ends for row in some])
             numbers = {dose: tuple(by_dose[dose] for by_dose in rows) for dose in doses}
             units.setdefault(len(rows), []).append(_Unit(read, numbers))
         for found in units.values():

@@ -1,14 +1,13 @@
-"""Elementwise work of our own blocks; where there is much of it, in fewer passes than torch's own takes."""
+"""GELU and what it gates, in fewer passes over memory than torch takes where there is much of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, rms_norm
+from torch.nn.functional import gelu
 
 _MANY = {torch.float32: 1 << 15, torch.bfloat16: 1 << 16}
 """From how many numbers on passes over memory cost more than calls, on a CPU."""
@@ -17,33 +16,8 @@ _AT_ONCE = 1 << 16
 _GELU = math.sqrt(2.0 / math.pi)
 
 
-def norm_late(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """RMSNorm (Zhang and Sennrich, 2019), its product with the weight in float32, then rounded: Gemma's."""
-    if x.is_cpu:
-        return _in_float32(x, lambda part: _rms_norm(part, eps).mul_(weight_D))
-    return rms_norm(x.float(), weight_D.shape, weight_D, eps).to(x.dtype)
-
-
-def norm_early(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """RMSNorm rounded before its product with the weight: Llama's."""
-    if x.is_cpu:
-        return _in_float32(x, lambda part: _rms_norm(part, eps)).mul_(weight_D)
-    return weight_D * rms_norm(x.float(), weight_D.shape, None, eps).to(x.dtype)
-
-
 def _many(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _MANY and x.numel() >= _MANY[x.dtype]
-
-
-def _in_float32(x: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-    """`work` on float32 copies of some rows at a time, which stay in the cache, rounded back."""
-    if x.dtype == torch.float32:
-        return work(x)
-    made = torch.empty(x.shape, dtype=x.dtype)
-    rows = max(1, _AT_ONCE // x.shape[-1])
-    for out, part in zip(made.flatten(0, -2).split(rows), x.flatten(0, -2).split(rows), strict=True):
-        out.copy_(work(part.float()))
-    return made
 
 
 @cache
@@ -51,13 +25,6 @@ def _constant(value: float) -> Tensor:
     """A number as a tensor, which an operation takes without making one of it again and again."""
     with torch.inference_mode(False):
         return torch.tensor(value, dtype=torch.float32)
-
-
-def _rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean x^2 + eps) in two passes; torch's takes five on a CPU."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    share = torch.addcmul(_constant(eps), norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
-    return x * share
 
 
 def gated_gelu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:

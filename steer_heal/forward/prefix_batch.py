@@ -39,11 +39,11 @@ class Tree:
         return len(self.trunk) + sum(map(len, self.branches))
 
 
-def tree(rows: Sequence[Ids], n_ends: int) -> Tree:
-    """The rows as a tree; each keeps at least its last `n_ends` tokens to itself."""
+def tree(rows: Sequence[Ids], n_ends: Sequence[int]) -> Tree:
+    """The rows as a tree; each keeps at least so many of its last tokens to itself."""
     columns = zip(*rows, strict=False) if len(rows) > 1 else ()
     common = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
-    common = min(common, min(map(len, rows)) - n_ends)
+    common = min(common, *(len(row) - n for row, n in zip(rows, n_ends, strict=True)))
     common = common if common >= MIN_TRUNK else 0
     return Tree(rows[0][:common], tuple(row[common:] for row in rows))
 

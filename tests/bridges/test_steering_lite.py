@@ -136,8 +136,6 @@ def test_what_is_additive_is_known():
     additive = {name for name, title in bridge.methods().items() if "one row at a time" not in title}
     assert additive == {"steering-lite:mean_diff", "steering-lite:pca"}
     lm = tiny.shared("llama")
-    with pytest.raises(SettingsError, match="no one direction"):
-        bridge.directions(bridge.extract(lm, TRAIT, CONTEXTS, "steering-lite:spherical", ExtractSettings()))
     with pytest.raises(SettingsError, match="Unknown method"):
         bridge.extract(lm, TRAIT, CONTEXTS, "steering-lite:magic", ExtractSettings())
 

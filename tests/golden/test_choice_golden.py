@@ -19,7 +19,6 @@ FRAMES = {
     "one token a word": OWN,
     "words of several tokens": replace(OWN, options=("yes", "yesno", "no", "Care", "maybe", "x", "zebra")),
     "nothing in common": replace(OWN, question="{options}? {text}", orders=("forward",)),
-    "a thought of its own": replace(OWN, think_budget=5, think_open="<t>", think_close="</t>"),
     "tinymfv without a thought": replace(data.frame("tinymfv"), think_budget=0),
     "tinymfv": replace(data.frame("tinymfv"), think_budget=6),
 }

@@ -1,24 +1,17 @@
-"""What a step tells of its tokens, against torch.distributions, in one piece and in many."""
+"""What a step tells of its tokens, against torch.distributions."""
 
 import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from steer_heal.generate import divergence
 from steer_heal.generate.divergence import diverge, probability
 from tests.close import assert_near, rounding
 
 OF_ROW = [2, 0, 2, 1, 0, 4, 3]
 
 
-@pytest.fixture(params=[1, 25, 2**20])
-def chunk(request, monkeypatch):
-    """One row at once, some, all."""
-    monkeypatch.setattr(divergence, "CHUNK", request.param)
-
-
 @pytest.mark.parametrize("n_base", [1, 5])
-def test_every_row_against_its_own_base(chunk, n_base):
+def test_every_row_against_its_own_base(n_base):
     torch.manual_seed(0)
     logits_BV, base_UV = torch.randn(7, 11), torch.randn(n_base, 11)
     of_row = OF_ROW if n_base > 1 else [0] * 7
@@ -33,7 +26,7 @@ def test_every_row_against_its_own_base(chunk, n_base):
     assert torch.equal(found.top_ids_BN, top.indices)
 
 
-def test_probability_of_what_was_written(chunk):
+def test_probability_of_what_was_written():
     torch.manual_seed(0)
     logits_BV, ids_B = torch.randn(7, 11), torch.randint(11, (7,))
     torch.testing.assert_close(
@@ -41,6 +34,6 @@ def test_probability_of_what_was_written(chunk):
     )
 
 
-def test_a_row_against_itself_is_exactly_zero(chunk):
+def test_a_row_against_itself_is_exactly_zero():
     logits_BV, ids_B = 8 * torch.randn(7, 11), torch.zeros(7, dtype=torch.long)
     assert not diverge(logits_BV, logits_BV, range(7), ids_B).kl_B.any()

@@ -7,7 +7,6 @@ import torch
 
 from steer_heal.config import FOUNDATIONS, SettingsError
 from steer_heal.data import Frame
-from steer_heal.evaluate import questions
 from steer_heal.evaluate.choice import Answer, evaluate, profile, score
 from steer_heal.evaluate.logp import text_logp
 from steer_heal.evaluate.questions import answer_ids
@@ -94,26 +93,6 @@ def test_doses_in_the_same_passes_are_the_doses_alone(lm, few, vector):
         assert_near(got.coherence, wanted.coherence, model_rounding(lm), log_p(wanted) * wanted.coherence)
     assert_near(together[0].p, evaluate(lm, few, FRAME)[0].p, model_rounding(lm), log_p(together[0]))
     assert together[0].p != pytest.approx(together[2].p, abs=1e-3)
-
-
-def test_thinking_runs_under_the_same_dose_and_is_closed_for_the_model(lm, few, vector):
-    frame = replace(FRAME, think_budget=4, think_open="<think>\n", think_close="\n</think>\n")
-    doses_KL = torch.cat([coefficients(lm.n_layers, (1,), c) for c in (0.0, 40.0)])
-    asked = questions.ask(questions.Asking(lm, doses_KL, vector.directions_LD), few[:1], frame)
-    texts = [lm.tokenizer.decode(question.ids) for question in asked]
-    assert len(asked) == 4
-    assert [question.dose for question in asked] == [0, 0, 1, 1]
-    assert all(text.count("<think>") == 1 and text.endswith("\n</think>\n" + frame.prefill) for text in texts)
-    assert asked[0].ids != asked[2].ids
-    assert evaluate(lm, few, frame)[0].n_vignettes == 3
-
-
-def test_a_thought_the_model_closed_itself_is_cut_there(lm):
-    frame = replace(FRAME, think_close="\n</think>\n")
-    thought = questions.plain_ids(lm, "hm so")
-    assert questions.own_thought(lm, thought, frame) == thought
-    assert questions.own_thought(lm, [*thought, *questions.plain_ids(lm, "</think>\nmore")], frame) == thought
-    assert questions.own_thought(lm, [*thought, min(lm.eos_ids), *thought], frame) == thought
 
 
 def test_what_cannot_be_answered_counts_no_mass_and_is_left_out(few):

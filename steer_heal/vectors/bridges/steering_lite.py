@@ -170,8 +170,5 @@ class _Ready:
 
 
 def directions(operator: LiteOperator) -> Tensor:
-    """(L, D) float32 of an additive method. Errors: `SettingsError` for any other."""
-    rows = [operator.state.get(layer, {}).get("v") for layer in range(operator.n_layers)]
-    if operator.method not in ADDITIVE or any(row is None for row in rows):
-        raise SettingsError(f"steering-lite's {operator.method} is no one direction a layer.")
-    return torch.stack([row.float().cpu() for row in rows if row is not None])
+    """(L, D) float32 of a method of `ADDITIVE`."""
+    return torch.stack([operator.state[layer]["v"].float().cpu() for layer in range(operator.n_layers)])
