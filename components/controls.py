@@ -218,6 +218,16 @@ def spread(engine: Engine, typed: str) -> list[Any]:
     ]
 
 
+def measured(engine: Engine, typed: str, trait: str) -> Any:
+    """An update of the trait, which is what bars, doses and a heal run measure: as it is where the mix adds
+    it, else the one that the mix adds most of."""
+    try:
+        adds = read_mix(typed, [name for _, name in traits(engine)]).adds
+    except SettingsError:
+        adds = ()
+    return gr.update(choices=traits(engine), value=adds[0]) if adds and trait not in adds else gr.skip()
+
+
 def _drawing(engine: Engine) -> dict[str, Any]:
     about = "How the vector is made and the answer drawn"
     with gr.Accordion(about, open=False, elem_id="drawing"), gr.Row(elem_classes="sh-tight"):

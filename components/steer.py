@@ -18,6 +18,7 @@ from components.controls import (
     composed,
     controls,
     layers_of,
+    measured,
     methods,
     offer,
     own_sampling,
@@ -146,8 +147,7 @@ def build(engine: Engine) -> Steering:
 
 
 def _wire_traits(engine: Engine, knobs: Controls, status: gr.HTML, start: Any) -> Callable[[str], list[Any]]:
-    """A trait made of two words is chosen and answered with; a mix that is typed sets its sliders, as what is
-    returned does."""
+    """A trait made of two words is chosen and answered with; what is returned sets the sliders of a mix."""
     fresh = gr.State("")
 
     def make(plus: str, minus: str) -> tuple[Any, Any, Any]:
@@ -163,8 +163,6 @@ def _wire_traits(engine: Engine, knobs: Controls, status: gr.HTML, start: Any) -
     knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status, fresh], **INTERNAL)
     start(fresh.change)  # an answer to a trait that was not made would wipe out why
     fresh.change(spelled, knobs.mix, knobs.mixed, **INTERNAL)
-    said = [knobs.mix.input, knobs.mix.submit]
-    gr.on(said, spelled, knobs.mix, knobs.mixed, trigger_mode="always_last", **INTERNAL)
     return spelled
 
 
@@ -181,23 +179,37 @@ def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list
     texts = [w.change for w in (knobs.prompt, *knobs.drawn())]
     gr.on([*texts, knobs.exact.input, knobs.seed.input], typed, knobs.request(), outputs, **STREAM)
     chosen = [w.input for w in (knobs.trait, knobs.greedy, knobs.method, knobs.where)]
-    gr.on([*chosen, knobs.prompt.submit, knobs.mix.submit], stream, knobs.request(), outputs, **STREAM)
+    gr.on([*chosen, knobs.prompt.submit], stream, knobs.request(), outputs, **STREAM)
     dragged = {
         "alpha": ([knobs.slider], knobs.request(alpha=knobs.slider)),
         "others": ([knobs.low, knobs.high, knobs.length], knobs.request()),
     }
-    doses, vectors = knobs.mixed[1::2], knobs.mixed[::2]
-    gr.on([w.input for w in doses], None, js="() => SteerHeal.moved('mix')", **INTERNAL)
-    by_hand = [plot.pace("mix", STEP_S).click, *(w.input for w in vectors)]
-    said = gr.on(
-        by_hand, composed, [knobs.mix, *knobs.mixed], knobs.mix, trigger_mode="always_last", **INTERNAL
-    )
-    said.then(stream, knobs.request(), outputs, **STREAM)
-    knobs.mix.input(typed, knobs.request(), outputs, **STREAM)
+    _wire_mix(engine, knobs, lambda said: said.then(typed, knobs.request(), outputs, **STREAM))
     for name, (sliders, inputs) in dragged.items():
         gr.on([w.input for w in sliders], None, js=f"() => SteerHeal.moved('{name}')", **INTERNAL)
         plot.pace(name, STEP_S).click(stream, inputs, outputs, **STREAM)
     return lambda listener: listener(stream, knobs.request(), outputs, **STREAM)
+
+
+def _wire_mix(engine: Engine, knobs: Controls, then_answer: Callable[[Any], Any]) -> None:
+    """A mix said by hand is written, and one that is typed sets its sliders; either also the trait, where the
+    mix does not add that."""
+    last: dict[str, Any] = {"trigger_mode": "always_last", **INTERNAL}
+
+    def write(trait: str, before: str, *mixed: Any) -> tuple[str, Any]:
+        said = composed(before or "", *mixed)
+        return said, measured(engine, said, trait)
+
+    def spell(trait: str, said: str) -> list[Any]:
+        return [*spread(engine, said or ""), measured(engine, said or "", trait)]
+
+    doses, vectors = knobs.mixed[1::2], knobs.mixed[::2]
+    gr.on([w.input for w in doses], None, js="() => SteerHeal.moved('mix')", **INTERNAL)
+    by_hand = [plot.pace("mix", STEP_S).click, *(w.input for w in vectors)]
+    named = [knobs.trait, knobs.mix]
+    then_answer(gr.on(by_hand, write, [*named, *knobs.mixed], [knobs.mix, knobs.trait], **last))
+    said = [knobs.mix.input, knobs.mix.submit]
+    then_answer(gr.on(said, spell, named, [*knobs.mixed, knobs.trait], **last))
 
 
 def _wire_choosers(engine: Engine, knobs: Controls) -> Callable[..., Any]:
