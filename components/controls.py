@@ -218,14 +218,14 @@ def spread(engine: Engine, typed: str) -> list[Any]:
     ]
 
 
-def measured(engine: Engine, typed: str, trait: str) -> Any:
-    """An update of the trait, which is what bars, doses and a heal run measure: as it is where the mix adds
-    it, else the one that the mix adds most of."""
+def measured(engine: Engine, typed: str, trait: str) -> str:
+    """The trait that bars, doses and a heal run measure: the one that the mix adds most of, where it does not
+    add the chosen one."""
     try:
         adds = read_mix(typed, [name for _, name in traits(engine)]).adds
     except SettingsError:
         adds = ()
-    return gr.update(choices=traits(engine), value=adds[0]) if adds and trait not in adds else gr.skip()
+    return adds[0] if adds and trait not in adds else trait
 
 
 def _drawing(engine: Engine) -> dict[str, Any]:

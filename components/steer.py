@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from components import address, plot, view
-from components.answering import STAMP, STEP_S, TYPING_PAUSE, Newest, answering
+from components.answering import STAMP, STEP_S, TYPING_PAUSE, Newest, answering, nothing
 from components.controls import (
     FORM,
     Controls,
@@ -35,6 +35,8 @@ PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
 """For buttons of a table: gradio's default drops a press while the one before is being answered."""
 STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_limit": None, "js": STAMP}
 
+
+Handler = Callable[..., Iterator[Any]]
 
 STARTING = "Loading the model, then writing a first answer: seconds, the first time up to a minute."
 
@@ -184,32 +186,47 @@ def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list
         "alpha": ([knobs.slider], knobs.request(alpha=knobs.slider)),
         "others": ([knobs.low, knobs.high, knobs.length], knobs.request()),
     }
-    _wire_mix(engine, knobs, lambda said: said.then(typed, knobs.request(), outputs, **STREAM))
+    _wire_mix(engine, knobs, stream, typed, outputs)
     for name, (sliders, inputs) in dragged.items():
         gr.on([w.input for w in sliders], None, js=f"() => SteerHeal.moved('{name}')", **INTERNAL)
         plot.pace(name, STEP_S).click(stream, inputs, outputs, **STREAM)
     return lambda listener: listener(stream, knobs.request(), outputs, **STREAM)
 
 
-def _wire_mix(engine: Engine, knobs: Controls, then_answer: Callable[[Any], Any]) -> None:
-    """A mix said by hand is written, and one that is typed sets its sliders; either also the trait, where the
-    mix does not add that."""
+def _wire_mix(engine: Engine, knobs: Controls, stream: Handler, typed: Handler, outputs: list[Any]) -> None:
+    """A mix said by hand is written, one that is typed sets its sliders, either is answered; and the trait is
+    chosen that it is measured on."""
     last: dict[str, Any] = {"trigger_mode": "always_last", **INTERNAL}
+    changed = gr.State(False)
 
-    def write(trait: str, before: str, *mixed: Any) -> tuple[str, Any]:
+    def chosen(mix: str, trait: str) -> Any:
+        found = measured(engine, mix, trait)
+        return gr.skip() if found == trait else gr.update(choices=traits(engine), value=found)
+
+    def write(trait: str, before: str, *mixed: Any) -> tuple[str, Any, bool]:
         said = composed(before or "", *mixed)
-        return said, measured(engine, said, trait)
+        return said, chosen(said, trait), said != before
 
     def spell(trait: str, said: str) -> list[Any]:
-        return [*spread(engine, said or ""), measured(engine, said or "", trait)]
+        return [*spread(engine, said or ""), chosen(said or "", trait)]
+
+    def by_hand(request: gr.Request, changed: bool, *values: Any) -> Iterator[Any]:
+        yield from stream(request, *values) if changed else [nothing()]
+
+    def by_text(request: gr.Request, *values: Any) -> Iterator[Any]:
+        form = dict(zip(FORM, values, strict=False))
+        form["trait"] = measured(engine, form["mix"] or "", form["trait"])  # as is about to be chosen
+        yield from typed(request, *form.values(), values[-1])
 
     doses, vectors = knobs.mixed[1::2], knobs.mixed[::2]
     gr.on([w.input for w in doses], None, js="() => SteerHeal.moved('mix')", **INTERNAL)
-    by_hand = [plot.pace("mix", STEP_S).click, *(w.input for w in vectors)]
-    named = [knobs.trait, knobs.mix]
-    then_answer(gr.on(by_hand, write, [*named, *knobs.mixed], [knobs.mix, knobs.trait], **last))
+    moved, named = plot.pace("mix", STEP_S).click, [knobs.trait, knobs.mix]
+    gestures, outcome = [moved, *(w.input for w in vectors)], [knobs.mix, knobs.trait, changed]
+    written = gr.on(gestures, write, [*named, *knobs.mixed], outcome, **last)
+    written.then(by_hand, [changed, *knobs.request()], outputs, **STREAM)
     said = [knobs.mix.input, knobs.mix.submit]
-    then_answer(gr.on(said, spell, named, [*knobs.mixed, knobs.trait], **last))
+    gr.on(said, spell, named, [*knobs.mixed, knobs.trait], **last)
+    gr.on(said, by_text, knobs.request(), outputs, **STREAM)
 
 
 def _wire_choosers(engine: Engine, knobs: Controls) -> Callable[..., Any]:

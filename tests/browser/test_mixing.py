@@ -2,14 +2,23 @@
 
 import re
 
-from playwright.sync_api import Page, Request, expect
+from playwright.sync_api import Page, expect
 
-from components.controls import FORM
 from tests.browser.conftest import finished
 from tests.browser.test_page import launch, quiet, text
 
 SHADE = "e => getComputedStyle(e).backgroundColor"
 LINE = "e => getComputedStyle(e).textDecorationLine"
+COUNT = """() => {
+  let state = "done";
+  window.answers = 0;
+  new MutationObserver(() => {
+    const [now] = document.querySelector("#status .sh-status")?.innerText.match(/^(done|writing)/) ?? [state];
+    if (now !== state && now === "writing") window.answers += 1;
+    state = now;
+  }).observe(document.querySelector("#status"), { subtree: true, childList: true, characterData: true });
+}"""
+"""Counts the answers that begin to be written."""
 
 
 def opened_part(page: Page, name: str) -> None:
@@ -81,32 +90,23 @@ def test_a_mix_is_typed_dragged_shared_and_refused(page: Page) -> None:
 
 
 def test_a_mix_is_answered_once_and_measured_on_what_it_adds(page: Page) -> None:
-    asked = []
-
-    def hear(request: Request) -> None:
-        data = (request.post_data_json or {}).get("data", []) if request.method == "POST" else []
-        if len(data) == len(FORM) + 1:  # the form and a stamp: an answer
-            asked.append((data[FORM.index("mix")], data[FORM.index("trait")]))
-
-    page.on("request", hear)
+    page.evaluate(COUNT)
     opened_part(page, "mixing")
     mix = "0.8 candour_over_tact - 0.4 care_over_authority"
-    page.locator("#mix textarea, #mix input").first.fill(mix)
+    typed(page, mix)
     expect(page.locator("#trait input")).to_have_value("Candour over tact")
+    expect(page.locator("#dose")).to_contain_text(f"of {mix}")
+    finished(page)
     expect(page.locator("#dose")).to_contain_text("measured 1.00 nats")
-    assert asked == [(mix, "candour_over_tact")]
+    assert page.evaluate("answers") == 1
     page.locator("#mixed-dose-1 input[type=range]").focus()
     page.keyboard.press("ArrowRight")
-    more = mix.replace("0.8", "0.85")
-    expect(page.locator("#dose")).to_contain_text(f"of {more}")
+    expect(page.locator("#dose")).to_contain_text(f"of {mix.replace('0.8', '0.85')}")
     finished(page)
-    assert asked[1:] == [(more, "candour_over_tact")]
-    page.reload()
-    page.wait_for_selector("#map .point")
-    finished(page)
-    expect(page.locator("#dose")).to_contain_text(f"of {more}")
-    assert asked[2:] == [(more, "candour_over_tact")]
-    page.remove_listener("request", hear)
+    page.locator("#mixed-3 input").click()
+    page.get_by_role("option", name="Care over authority").last.click()
+    page.wait_for_timeout(1000)
+    assert page.evaluate("answers") == 2, "a vector without a dose changes nothing"
 
 
 def test_where_a_mix_breaks_is_measured_as_it_is_steered(page: Page) -> None:
@@ -117,7 +117,7 @@ def test_where_a_mix_breaks_is_measured_as_it_is_steered(page: Page) -> None:
     note = page.locator("#dose-note")
     expect(note).to_contain_text("of 8 random directions of the same KL move it as far")
     expect(note).to_contain_text("Of the texts was steered: answer only")
-    expect(page.locator("#strip")).to_contain_text("broken")
+    expect(page.locator("#strip .sh-seg-broken").first).to_be_visible()
     page.locator("#dose-effect").click()
     expect(page.locator("#effect")).to_contain_text("random directions of the same KL")
     expect(note).to_contain_text("care_over_authority - 0.5 candour_over_tact")
