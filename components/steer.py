@@ -205,12 +205,13 @@ def _wire_mix(engine: Engine, knobs: Controls, stream: Handler, typed: Handler, 
 
     def write(trait: str, before: str, *mixed: Any) -> tuple[str, Any, bool]:
         said = composed(before or "", *mixed)
-        return said, chosen(said, trait), said != before
+        return said, chosen(said, trait), said != (before or "")
 
     def spell(trait: str, said: str) -> list[Any]:
         return [*spread(engine, said or ""), chosen(said or "", trait)]
 
-    def by_hand(request: gr.Request, changed: bool, *values: Any) -> Iterator[Any]:
+    def where_changed(request: gr.Request, changed: bool, *values: Any) -> Iterator[Any]:
+        """A vector that was put in with no dose yet changes nothing."""
         yield from stream(request, *values) if changed else [nothing()]
 
     def by_text(request: gr.Request, *values: Any) -> Iterator[Any]:
@@ -221,9 +222,10 @@ def _wire_mix(engine: Engine, knobs: Controls, stream: Handler, typed: Handler, 
     doses, vectors = knobs.mixed[1::2], knobs.mixed[::2]
     gr.on([w.input for w in doses], None, js="() => SteerHeal.moved('mix')", **INTERNAL)
     moved, named = plot.pace("mix", STEP_S).click, [knobs.trait, knobs.mix]
-    gestures, outcome = [moved, *(w.input for w in vectors)], [knobs.mix, knobs.trait, changed]
-    written = gr.on(gestures, write, [*named, *knobs.mixed], outcome, **last)
-    written.then(by_hand, [changed, *knobs.request()], outputs, **STREAM)
+    by_hand = write, [*named, *knobs.mixed], [knobs.mix, knobs.trait, changed]
+    moved(*by_hand, **last).then(stream, knobs.request(), outputs, **STREAM)
+    put = gr.on([w.input for w in vectors], *by_hand, **last)
+    put.then(where_changed, [changed, *knobs.request()], outputs, **STREAM)
     said = [knobs.mix.input, knobs.mix.submit]
     gr.on(said, spell, named, [*knobs.mixed, knobs.trait], **last)
     gr.on(said, by_text, knobs.request(), outputs, **STREAM)
