@@ -236,3 +236,11 @@ def test_a_mix_of_one_vector_does_what_the_vector_does(alone):
     )
     assert mix.c_star == pytest.approx(vector.c_star, rel=0.02)
     assert mix.movement == pytest.approx(vector.movement, abs=0.05 * abs(vector.movement) + 1e-4)
+
+
+def test_the_layers_of_a_mix_are_mapped(alone):
+    asked_for = build(DoseRequest, mix=f"{CARE} - 0.5 {FAIR}", alphas=(0.0, 1.0), prompts=("Hi",))
+    cells = list(alone.grid(asked_for, session="x"))[-1].rows
+    n_layers = alone.info.n_layers
+    assert len(cells) == 2 * (n_layers + max(0, n_layers - 2))
+    assert all(cell.kl_p95 > 0.0 for cell in cells if cell.alpha)
