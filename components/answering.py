@@ -151,7 +151,7 @@ def draw(
     if profiles is not None:
         at_0, at_alpha = profiles
         bars = view.bars({"base": at_0.p, "steered": at_alpha.p}) + view.worth(at_0.agreement, at_0.frame)
-        bars += "" if gate == EVERYWHERE else view.note("Measured with every token steered.")
+        bars += "" if gate == EVERYWHERE else view.note(f"Measured {view.UNGATED}.")
     if readable(frame) or not before:
         steered = view.answer(frame.steered, done=frame.done, empty=frame.message or "…")
         judged = (view.verdict(frame) or ("" if frame.done else gr.skip()), view.measures(frame, profiles))

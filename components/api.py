@@ -295,6 +295,7 @@ def _sweeping(engine: Engine) -> Callable[..., Any]:
         top_p: float | None = None,
         top_k: int | None = None,
         controls: int = 0,
+        where: str = EVERYWHERE,
         mix: str = "",
     ) -> Iterator[dict]:
         """What each dose does to profile, coherence and text; each item holds the rows so far.
@@ -312,8 +313,9 @@ def _sweeping(engine: Engine) -> Callable[..., Any]:
             temperature: Of the free answers, 0 is greedy; the model's own when none.
             top_p: Share of the probability that is drawn from, 1 is all of it; the model's own when none.
             top_k: How many tokens are drawn from, 0 is all of them; the model's own when none.
-            controls: How many random directions of alpha 1's KL are measured beside it; none of a mix.
-            mix: Instead of the trait's vector, as in steer, without a gate.
+            controls: How many random directions of one nat are measured beside it.
+            where: Which tokens of the free answers are steered, as in steer.
+            mix: Instead of the trait's vector, as in steer; a row is added at the dose of one nat, one_nat.
         """
         drawn = {"greedy": greedy, "temperature": temperature, "top_p": top_p, "top_k": top_k}
         request = build(
@@ -325,12 +327,14 @@ def _sweeping(engine: Engine) -> Callable[..., Any]:
             sample=build(SampleSettings, max_new_tokens=tokens, seed=seed, **drawn),
             method=method,
             controls=controls,
+            where=where,
             mix=mix,
         )
         with _session(engine) as session:
             for found in engine.dose(request, session=session):
                 held = found.controls and asdict(found.controls)
-                yield {"done": found.share, "rows": [_row(row) for row in found.rows], "controls": held}
+                rows = [_row(row) for row in found.rows]
+                yield {"done": found.share, "rows": rows, "controls": held, "one_nat": found.nat}
 
     return sweep
 
@@ -344,9 +348,10 @@ def effecting(engine: Engine) -> Callable[..., Any]:
         band_high: float = DEFAULT_BAND[1],
         method: str = AUTO,
         controls: int = 8,
+        mix: str = "",
     ) -> Iterator[dict]:
-        """What a trait's vector does at its c*: all foundations, words and answers, beside its controls; each
-        item before the last one says what is being measured.
+        """What a vector or a mix does at its c*: all foundations, words and answers, beside its controls.
+        Each item before the last one says what is being measured.
 
         Args:
             trait: Name of the axis to move along.
@@ -354,9 +359,10 @@ def effecting(engine: Engine) -> Callable[..., Any]:
             band_high: Upper end of the steered layers, as a share of depth.
             method: How the vector is extracted.
             controls: How many random directions of the same KL are measured beside it.
+            mix: Instead of the trait's vector, as in steer.
         """
         band = (band_low, band_high)
-        request = build(DoseRequest, trait=trait, band=band, method=method, controls=controls)
+        request = build(DoseRequest, trait=trait, band=band, method=method, controls=controls, mix=mix)
         found = ""
         with _session(engine) as session:
             for found in engine.effect(request, session=session):
@@ -387,7 +393,7 @@ def _frame(frame: Any) -> dict[str, Any]:
         "dose_beyond": frame.dose_beyond,
         "health": None if frame.health is None else asdict(frame.health),
         "base_health": None if frame.base_health is None else asdict(frame.base_health),
-        "shares": [1.0 if token.share is None else token.share for token in frame.steered],
+        "shares": [token.steered for token in frame.steered],
         "carries": {
             name: [token.carries for token in written]
             for name, written in (("base", frame.base), ("steered", frame.steered))

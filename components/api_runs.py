@@ -37,18 +37,21 @@ def _beginning(engine: Engine) -> list[Callable[..., Any]]:
         seed: int = 0,
         name: str = "",
         settings: dict | None = None,
+        mix: str = "",
     ) -> str:
         """Start a heal run in the background; gives its id.
 
         Args:
-            trait: Name of the axis to move along.
+            trait: Name of the axis to move along, and to measure.
             rounds: How many rounds.
             preset: quick or standard.
             seed: Of everything random in the run.
             name: What to call it.
             settings: Any other settings by group, as {"train": {"epochs": 3}}.
+            mix: Instead of the trait's vector, as in steer; the trait is one that it adds.
         """
-        values = {"trait": trait, "rounds": rounds, "seed": seed, "name": name, "model": engine.info.name}
+        values = {"trait": trait, "mix": mix, "rounds": rounds, "seed": seed, "name": name}
+        values["model"] = engine.info.name
         return engine.launch(heal_settings(preset, **{**(settings or {}), **values}))
 
     def clone(run_id: str, changes: dict | None = None) -> str:

@@ -218,6 +218,16 @@ def spread(engine: Engine, typed: str) -> list[Any]:
     ]
 
 
+def measured(engine: Engine, typed: str, trait: str) -> str:
+    """The trait that bars, doses and a heal run measure: the one that the mix adds most of, where it does not
+    add the chosen one."""
+    try:
+        adds = read_mix(typed, [name for _, name in traits(engine)]).adds
+    except SettingsError:
+        adds = ()
+    return adds[0] if adds and trait not in adds else trait
+
+
 def _drawing(engine: Engine) -> dict[str, Any]:
     about = "How the vector is made and the answer drawn"
     with gr.Accordion(about, open=False, elem_id="drawing"), gr.Row(elem_classes="sh-tight"):

@@ -16,7 +16,15 @@ from components.answering import Newest, nothing
 from components.controls import band, ends, filled, sample, span
 from components.engine import Engine
 from components.steer import INTERNAL, Steering
-from steer_heal.config import EVERYWHERE, DoseRequest, SettingsError, build, decided_method, read_mix
+from steer_heal.config import (
+    EVERYWHERE,
+    DoseRequest,
+    SettingsError,
+    build,
+    decided_method,
+    gate_in_words,
+    read_mix,
+)
 from steer_heal.records import DoseRow, Sweep, Trait, Vignette
 
 LOG = logging.getLogger(__name__)
@@ -59,7 +67,7 @@ class Panel:
         return build(
             DoseRequest, trait=form["trait"], alphas=alphas, band=form["band"],
             prompts=prompts, sample=sample(form, MAX_TOKENS), refine=refine, method=form["method"],
-            mix=ungated(form["mix"] or ""),
+            where=form["where"], mix=form["mix"] or "",
         )  # fmt: skip
 
     def subject(self, request: DoseRequest, over: str, *, layers: bool = True) -> str:
@@ -71,6 +79,13 @@ class Panel:
         title = request.mix or (trait.title if trait else "")
         held = self.engine.layers(request.band)
         return ", ".join([of, *([span(held[0], held[-1])] if layers else []), title])
+
+    def gated(self, request: DoseRequest) -> str:
+        """What is measured how, where not every token is steered."""
+        if request.gate == EVERYWHERE:
+            return ""
+        words = gate_in_words(request.gate)
+        return f" Of the texts was steered: {words}; the trait's movement is measured {view.UNGATED}."
 
     def trait(self, name: str) -> Trait | None:
         return next((trait for trait in self.engine.traits() if trait.name == name), None)
@@ -87,9 +102,11 @@ def chosen(vignettes: list[Vignette], each: int) -> tuple[str, ...]:
     return tuple(v.text for name in names for v in [v for v in vignettes if v.foundation == name][:each])
 
 
-def ungated(mix: str) -> str:
-    """The mix without its gate: doses are measured with every token steered. Errors: `SettingsError`."""
-    return str(replace(read_mix(mix), where=EVERYWHERE)) if mix.strip() else ""
+def added(request: DoseRequest) -> str:
+    """What is added, and where, as a sweep is remembered by it."""
+    if request.mix:
+        return str(replace(read_mix(request.mix), where=request.gate))
+    return request.trait if request.gate == EVERYWHERE else f"{request.trait} @{request.gate}"
 
 
 def work_of(session: str) -> str:
@@ -105,7 +122,7 @@ def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
         trait = panel.trait(request.trait)
         target = trait.target if trait else {}
         prompt = "" if SETS.get(asked.over, 0) else asked.form["prompt"]
-        name = panel.known_as(request.mix or request.trait, request.band, request.method, prompt)
+        name = panel.known_as(added(request), request.band, request.method, prompt)
         about = panel.subject(request, asked.over)
         yield gr.skip(), view_dose.working(0.0, "measuring the base"), gr.skip(), gr.skip()
         found, shown = Sweep(0.0, []), 0
@@ -127,7 +144,8 @@ def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
             if found.share >= 1.0
             else f"Stopped: {len(found.rows)} doses measured."
         )
-        yield gr.skip(), view.note(f"{about}: {said}"), view_dose.strip(kept, name), kept
+        note = view.note(f"{about}: {said}{panel.gated(request)}")
+        yield gr.skip(), note, view_dose.strip(kept, name), kept
 
     def handler(request: gr.Request, over: str, known: Any, *form: Any) -> Iterator[Outputs]:
         yield from _guarded(panel, over, form, request, lambda asked: stream(asked, known), 4)
@@ -154,7 +172,8 @@ def mapping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
         drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers), about) if rest else gr.skip()
         said = "" if found.share >= 1.0 else "Stopped: "
         best = view_dose.layers_found(found.rows, panel.engine.layers)
-        yield drawn, view.note(f"{about}: {said}{_cells(found.rows)}. {best}Click a cell to steer there.")
+        said += f"{_cells(found.rows)}. {best}Click a cell to steer there.{panel.gated(request)}"
+        yield drawn, view.note(f"{about}: {said}")
 
     def handler(request: gr.Request, over: str, *form: Any) -> Iterator[Outputs]:
         yield from _guarded(panel, over, form, request, stream, 2)
@@ -172,7 +191,8 @@ def effecting(panel: Panel) -> Callable[..., Iterator[Outputs]]:
                 yield gr.skip(), view.note(f"Measuring {news} ...")
             else:
                 of = panel.subject(request, "our own vignettes")
-                yield view_effect.panel(news), view.note(f"At alpha 1, over {of}.")
+                said = f"At the dose of one nat, with every token steered, over {of}."
+                yield view_effect.panel(news), view.note(said)
         if isinstance(news, str):
             yield gr.skip(), view.note("Stopped before it was measured.")
 
@@ -278,21 +298,20 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
         clicked = figure.click(click, None, steered, **INTERNAL)
         steering.say(clicked.then)
         steering.restart(clicked.then)
-    about_dose = [knobs.trait, knobs.low, knobs.high, knobs.method, knobs.prompt, knobs.mix]
+    about_dose = [knobs.trait, knobs.where, knobs.mix, knobs.low, knobs.high, knobs.method, knobs.prompt]
 
-    def recolour(
-        value: Any, trait: str, low: float | None, high: float | None, method: str, prompt: str, mix: str
-    ) -> Any:
+    def recolour(value: Any, trait: str, where: str, mix: str, low: Any, high: Any, *rest: str) -> Any:
         if low is None or high is None:
             return gr.skip()
+        method, prompt = rest
         with suppress(SettingsError):  # while it is being typed
-            trait = ungated(mix or "") or trait
+            trait = added(build(DoseRequest, trait=trait, where=where, mix=mix or ""))
         known, about = view_dose.remembered(value), (trait, band(engine, low, high), method)
         of_prompt, of_sets = panel.known_as(*about, prompt), panel.known_as(*about)
         return view_dose.strip(known, of_prompt if of_prompt in known else of_sets)
 
     inputs = [known, *about_dose]
-    changes = [w.change for w in (knobs.trait, knobs.layers, knobs.method, knobs.prompt, knobs.mix)]
+    changes = [w.change for w in (knobs.layers, *about_dose) if w not in (knobs.low, knobs.high)]
     gr.on(changes, recolour, inputs, knobs.strip, **INTERNAL)
 
     def on_load(page: gr.Blocks) -> None:

@@ -65,7 +65,7 @@ class Form:
         return cls(
             basis.trait, *basis.band, name=name, rounds=basis.rounds, preset=basis.preset, seed=basis.seed,
             completions=basis.data.n_answers, vignettes=evaluate.n_vignettes or 0, epochs=basis.train.epochs,
-            method=basis.extract.method, where=basis.data.where, mix="",
+            method=basis.extract.method, where=basis.data.where, mix=basis.mix,
             vignette_file=evaluate.vignettes or "", others="",
         )  # fmt: skip
 
@@ -75,8 +75,6 @@ class Form:
         Errors: `SettingsError`."""
         if self.rounds is None:
             raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
-        if (self.mix or "").strip():
-            raise SettingsError("A heal run is of one trait: empty the mix, or make a trait that is both.")
         values: dict[str, Any] = {"data": {"where": self.where}}
         if self.completions and (basis is None or self.completions != basis.data.n_answers):
             least = max(2, min(16, int(self.completions) // 16))
@@ -87,7 +85,7 @@ class Form:
         values["evaluate"] = {key: value for key, value in evaluated.items() if value is not None}
         if self.epochs:
             values["train"] = {"epochs": self.epochs}
-        values |= {"trait": self.trait, "rounds": self.rounds, "seed": self.seed or 0}
+        values |= {"trait": self.trait, "mix": self.mix or "", "rounds": self.rounds, "seed": self.seed or 0}
         values |= {"name": (self.name or "").strip(), "band": (self.low, self.high)}
         values |= {"extract": {"method": self.method}}
         for key, value in named_settings(self.others or "").items():
@@ -138,7 +136,7 @@ class Presses:
 def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]:
     """The widgets by the names of `Form`, those of the steering panel among them; the button; a line for what
     it has to say; and the runs that go on."""
-    about = "over-steer, keep what reads well, train it in; trait and layers as set"
+    about = "over-steer, keep what reads well, train it in; trait or mix, and layers, as set"
     gr.HTML(view.heading("Heal", about + what_is("round")))
     with gr.Row(equal_height=False, elem_classes="sh-pressed sh-tight"):
         name = gr.Textbox(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from components import address, plot, view
-from components.answering import STAMP, STEP_S, TYPING_PAUSE, Newest, answering
+from components.answering import STAMP, STEP_S, TYPING_PAUSE, Newest, answering, nothing
 from components.controls import (
     FORM,
     Controls,
@@ -18,6 +18,7 @@ from components.controls import (
     composed,
     controls,
     layers_of,
+    measured,
     methods,
     offer,
     own_sampling,
@@ -34,6 +35,8 @@ PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
 """For buttons of a table: gradio's default drops a press while the one before is being answered."""
 STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_limit": None, "js": STAMP}
 
+
+Handler = Callable[..., Iterator[Any]]
 
 STARTING = "Loading the model, then writing a first answer: seconds, the first time up to a minute."
 
@@ -146,8 +149,7 @@ def build(engine: Engine) -> Steering:
 
 
 def _wire_traits(engine: Engine, knobs: Controls, status: gr.HTML, start: Any) -> Callable[[str], list[Any]]:
-    """A trait made of two words is chosen and answered with; a mix that is typed sets its sliders, as what is
-    returned does."""
+    """A trait made of two words is chosen and answered with; what is returned sets the sliders of a mix."""
     fresh = gr.State("")
 
     def make(plus: str, minus: str) -> tuple[Any, Any, Any]:
@@ -163,8 +165,6 @@ def _wire_traits(engine: Engine, knobs: Controls, status: gr.HTML, start: Any) -
     knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status, fresh], **INTERNAL)
     start(fresh.change)  # an answer to a trait that was not made would wipe out why
     fresh.change(spelled, knobs.mix, knobs.mixed, **INTERNAL)
-    said = [knobs.mix.input, knobs.mix.submit]
-    gr.on(said, spelled, knobs.mix, knobs.mixed, trigger_mode="always_last", **INTERNAL)
     return spelled
 
 
@@ -181,23 +181,54 @@ def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list
     texts = [w.change for w in (knobs.prompt, *knobs.drawn())]
     gr.on([*texts, knobs.exact.input, knobs.seed.input], typed, knobs.request(), outputs, **STREAM)
     chosen = [w.input for w in (knobs.trait, knobs.greedy, knobs.method, knobs.where)]
-    gr.on([*chosen, knobs.prompt.submit, knobs.mix.submit], stream, knobs.request(), outputs, **STREAM)
+    gr.on([*chosen, knobs.prompt.submit], stream, knobs.request(), outputs, **STREAM)
     dragged = {
         "alpha": ([knobs.slider], knobs.request(alpha=knobs.slider)),
         "others": ([knobs.low, knobs.high, knobs.length], knobs.request()),
     }
-    doses, vectors = knobs.mixed[1::2], knobs.mixed[::2]
-    gr.on([w.input for w in doses], None, js="() => SteerHeal.moved('mix')", **INTERNAL)
-    by_hand = [plot.pace("mix", STEP_S).click, *(w.input for w in vectors)]
-    said = gr.on(
-        by_hand, composed, [knobs.mix, *knobs.mixed], knobs.mix, trigger_mode="always_last", **INTERNAL
-    )
-    said.then(stream, knobs.request(), outputs, **STREAM)
-    knobs.mix.input(typed, knobs.request(), outputs, **STREAM)
+    _wire_mix(engine, knobs, stream, typed, outputs)
     for name, (sliders, inputs) in dragged.items():
         gr.on([w.input for w in sliders], None, js=f"() => SteerHeal.moved('{name}')", **INTERNAL)
         plot.pace(name, STEP_S).click(stream, inputs, outputs, **STREAM)
     return lambda listener: listener(stream, knobs.request(), outputs, **STREAM)
+
+
+def _wire_mix(engine: Engine, knobs: Controls, stream: Handler, typed: Handler, outputs: list[Any]) -> None:
+    """A mix said by hand is written, one that is typed sets its sliders, either is answered; and the trait is
+    chosen that it is measured on."""
+    last: dict[str, Any] = {"trigger_mode": "always_last", **INTERNAL}
+    changed = gr.State(False)
+
+    def chosen(mix: str, trait: str) -> Any:
+        found = measured(engine, mix, trait)
+        return gr.skip() if found == trait else gr.update(choices=traits(engine), value=found)
+
+    def write(trait: str, before: str, *mixed: Any) -> tuple[str, Any, bool]:
+        said = composed(before or "", *mixed)
+        return said, chosen(said, trait), said != (before or "")
+
+    def spell(trait: str, said: str) -> list[Any]:
+        return [*spread(engine, said or ""), chosen(said or "", trait)]
+
+    def where_changed(request: gr.Request, changed: bool, *values: Any) -> Iterator[Any]:
+        """A vector that was put in with no dose yet changes nothing."""
+        yield from stream(request, *values) if changed else [nothing()]
+
+    def by_text(request: gr.Request, *values: Any) -> Iterator[Any]:
+        form = dict(zip(FORM, values, strict=False))
+        form["trait"] = measured(engine, form["mix"] or "", form["trait"])  # as is about to be chosen
+        yield from typed(request, *form.values(), values[-1])
+
+    doses, vectors = knobs.mixed[1::2], knobs.mixed[::2]
+    gr.on([w.input for w in doses], None, js="() => SteerHeal.moved('mix')", **INTERNAL)
+    moved, named = plot.pace("mix", STEP_S).click, [knobs.trait, knobs.mix]
+    by_hand = write, [*named, *knobs.mixed], [knobs.mix, knobs.trait, changed]
+    moved(*by_hand, **last).then(stream, knobs.request(), outputs, **STREAM)
+    put = gr.on([w.input for w in vectors], *by_hand, **last)
+    put.then(where_changed, [changed, *knobs.request()], outputs, **STREAM)
+    said = [knobs.mix.input, knobs.mix.submit]
+    gr.on(said, spell, named, [*knobs.mixed, knobs.trait], **last)
+    gr.on(said, by_text, knobs.request(), outputs, **STREAM)
 
 
 def _wire_choosers(engine: Engine, knobs: Controls) -> Callable[..., Any]:

@@ -27,6 +27,8 @@ TRAIT_EDGES = (0.5, 1.0, 2.0, 4.0)
 BROKE = (
     "The engine failed at this; the terminal says why. Change something and try again, or restart the app."
 )
+UNGATED = "with every token steered, as c* and random directions are, which it is held against"
+"""How a trait's movement is measured whatever the gate."""
 STAGE_WORDS = {"base": "Base", "steered": "Steered", "healed": "Healed"}
 
 

@@ -42,7 +42,8 @@ def found(sweep: Sweep, target: dict[str, int]) -> str:
         said += f"; answers are kept up to alpha {top:g}"
     elif worth is not None:
         said += f"; {worth.agreement.sentence(worth.frame)}"
-    return f"{said}{_against(sweep, target)}. Click the chart to steer at a dose."
+    against = sweep.against(target)
+    return f"{said}{f'; {against}' if against else ''}. Click the chart to steer at a dose."
 
 
 def layers_found(cells: Sequence[DoseRow], layers: Callable[[tuple[float, float]], tuple[int, ...]]) -> str:
@@ -64,14 +65,6 @@ def layers_found(cells: Sequence[DoseRow], layers: Callable[[tuple[float, float]
             f". Of neighbours together {some[0]} to {some[-1]} do: {three[some]:+.2f}, {at_1[some].verdict}"
         )
     return f"{said}. "
-
-
-def _against(sweep: Sweep, target: dict[str, int]) -> str:
-    """The movement at alpha 1 held against the controls; nothing without them or without that dose."""
-    moved = sweep.movement
-    if sweep.controls is None or moved is None or not target:
-        return ""
-    return f"; at alpha 1 the trait moves {moved:+.2f}: {sweep.controls.sentence(target, moved)}"
 
 
 # ---- the strip under the slider ---------------------------------------------------------------------------

@@ -76,5 +76,5 @@ def _answers(found: Effect) -> str:
         f"<tr><td>{esc(one.prompt)}</td><td>{esc(one.base)}</td><td>{esc(one.steered)}</td></tr>"
         for one in found.answers
     )
-    head = "<tr><th>asked</th><th>base</th><th>at alpha 1</th></tr>"
+    head = "<tr><th>asked</th><th>base</th><th>steered</th></tr>"
     return f'<table class="sh-table sh-text"><thead>{head}</thead><tbody>{rows}</tbody></table>'

@@ -137,6 +137,11 @@ class Token:
     share: float | None = None
     carries: float | None = None
 
+    @property
+    def steered(self) -> float:
+        """The share of its dose that it gets."""
+        return 1.0 if self.share is None else self.share
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -406,7 +411,8 @@ class Sweep:
     """How far a sweep or grid has come: the share done and its rows so far; `waiting` counts requests ahead.
 
     `breaks`: for each word of the text or of the answers the least positive alpha from which on one of them
-    is as bad. `reading`: what the frame is worth. `controls`: on the same vignettes, last.
+    is as bad. `reading`: what the frame is worth. `controls`: on the same vignettes, last. `nat`: the alpha
+    that costs as much as they do, 1 but for a mix; None where no dose of the mix does.
     """
 
     share: float
@@ -415,12 +421,22 @@ class Sweep:
     waiting: int = 0
     reading: Profile | None = None
     controls: Controls | None = None
+    nat: float | None = 1.0
 
     @property
     def movement(self) -> float | None:
-        """How far the trait moves at alpha 1, which is what controls are held against; None where that dose
-        was not measured."""
-        return next((row.trait_shift for row in self.rows if row.alpha == 1.0), None)
+        """How far the trait moves at `nat`, which is what controls are held against; None where that dose was
+        not measured."""
+        return next((row.trait_shift for row in self.rows if row.alpha == self.nat), None)
+
+    def against(self, target: dict[str, int]) -> str:
+        """The movement held against the controls, in words; nothing where there is none to hold."""
+        if self.nat is None:
+            return "no dose of this mix costs the nat at which random directions would stand beside it"
+        if self.controls is None or self.movement is None or not target:
+            return ""
+        said = self.controls.sentence(target, self.movement)
+        return f"at alpha {self.nat:g} the trait moves {self.movement:+.3f}: {said}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from steer_heal.sources import default_model
 from steer_heal.vectors.bridges.installed import SETS, THINK_TOKENS
 
 Namespace = argparse.Namespace
-HEAL_NAMED = ("model", "trait", "rounds", "seed", "name", "band")
+HEAL_NAMED = ("model", "trait", "mix", "rounds", "seed", "name", "band")
 """Arguments of `heal` that are settings of the same name."""
 STORE_ACTIONS = ("export", "info", "rebuild", "snapshot")
 SWEEP_ACTIONS = ("start", "list", "stop", "resume", "table")
@@ -138,10 +138,7 @@ def steer(commands: Commands) -> None:
     add_trait(made)
     add_method(made)
     made.add_argument("--alpha", type=float, default=1.0, help="dose in units of c*; 0 is base")
-    made.add_argument(
-        "--where", type=gate, default=EVERYWHERE, metavar="GATE",
-        help="which tokens are steered: both, prompt, answer, or of the answer first N, after N, ramp N",
-    )  # fmt: skip
+    add_where(made)
     add_mix(made)
     add_drawing(made)
 
@@ -151,6 +148,7 @@ def dose(commands: Commands) -> None:
     add_model(made)
     add_trait(made)
     add_method(made)
+    add_where(made)
     add_mix(made)
     add_frame(made)
     made.add_argument(
@@ -173,11 +171,12 @@ def dose(commands: Commands) -> None:
 
 
 def effect(commands: Commands) -> None:
-    about = "What a trait's vector does at its c*, beside random directions and the persona told as text."
+    about = "What a vector or a mix does at its c*, beside random directions and the persona told as text."
     made = command(commands, "effect", about)
     add_model(made)
     add_trait(made)
     add_method(made)
+    add_mix(made)
     add_frame(made)
     add_controls(made)
 
@@ -327,6 +326,7 @@ def add_settings(made: argparse.ArgumentParser) -> None:
     """The settings of a heal run."""
     made.add_argument("--model", default=default_model()[0], help=MODEL)
     add_trait(made)
+    add_mix(made)
     add_sampling(made)
     made.add_argument("--rounds", type=int, default=3, help=f"1 to {MAX_ROUNDS}")
     made.add_argument("--seed", type=int, default=0, help="same seed, same machine, same numbers")
@@ -379,6 +379,14 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME; auto is "
         f"{told}, else {OWN_METHODS[0]}",
     )
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--where", type=gate, default=EVERYWHERE, metavar="GATE",
+        help="which tokens of answers are steered: both, prompt, answer, or of the answer first N, after N, "
+        "ramp N",
+    )  # fmt: skip
 
 
 def add_mix(parser: argparse.ArgumentParser) -> None:

@@ -41,6 +41,7 @@ def run(args: Namespace, out: Out) -> int:
         band=args.band,
         method=args.method,
         mix=args.mix,
+        where=args.where,
         frame=args.frame,
         refine=args.refine,
         prompts=tuple(args.prompt),
@@ -98,8 +99,8 @@ def _show(
     if reading is not None:
         out.text(f"on base, our own vignettes: {reading.agreement.sentence(reading.frame)}")
     held, moved, target = found.controls, found.movement, trait(args.trait).target
-    if held is not None and moved is not None:
-        out.text(f"at alpha 1 the trait moves {moved:+.3f}: {held.sentence(target, moved)}")
+    if said := found.against(target):
+        out.text(said)
     for word, alpha in found.breaks.items():
         of = "text is" if word in WORDS else "answers are"
         out.text(f"{of} {word} from alpha {alpha:.2f}")
@@ -109,6 +110,8 @@ def _show(
             "model": args.model,
             "trait": args.trait,
             "mix": args.mix,
+            "where": args.where,
+            "one_nat": found.nat,
             "band": args.band,
             "c_star": c_star,
             "sample": sample,

@@ -14,13 +14,13 @@ from steer_heal.records import Effect
 
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when everything was measured."""
-    given = ("trait", "band", "method", "frame", "controls")
+    given = ("trait", "mix", "band", "method", "frame", "controls")
     request = build(DoseRequest, **{name: getattr(args, name) for name in given})
     engine = Engine(args.model, cache_dir=args.cache)
     out.model(engine.info)
     found = measured(engine, request, out)
-    _show(out, found)
-    document = {"command": "effect", "model": args.model, **asdict(found)}
+    _show(out, found, args.mix)
+    document = {"command": "effect", "model": args.model, "mix": args.mix, **asdict(found)}
     out.document(document | {"movement": found.movement, "as_far": found.as_far})
     return 0
 
@@ -39,7 +39,7 @@ def measured(engine: Engine, request: DoseRequest, out: Out) -> Effect:
     return found
 
 
-def _show(out: Out, found: Effect) -> None:
+def _show(out: Out, found: Effect, mix: str) -> None:
     columns = [Column("foundation", "foundation"), number("base", "base"), number("steered", "steered")]
     columns += [
         number("low", "moved from", "+.3f"),
@@ -48,7 +48,7 @@ def _show(out: Out, found: Effect) -> None:
     ]
     columns += [number("least", "random, least", ".3f"), number("most", "most", ".3f")]
     out.text(
-        f"{found.trait} at c* {found.c_star:.4g}, layers {found.layers[0]}-{found.layers[-1]}, over "
+        f"{mix or found.trait} at c* {found.c_star:.4g}, layers {found.layers[0]}-{found.layers[-1]}, over "
         f"{found.n_vignettes} vignettes",
         "",
         table(columns, [_row(found, name) for name in found.steered]),

@@ -42,8 +42,7 @@ def _show(request: SteerRequest, frame: SteerFrame, out: Out) -> None:
     if frame.message:
         out.note(frame.message)
     tokens = [
-        {"text": token.text, "kl": token.kl, "carries": token.carries}
-        | {"share": 1.0 if token.share is None else token.share}
+        {"text": token.text, "kl": token.kl, "carries": token.carries, "share": token.steered}
         for token in frame.steered
     ]
     base = [{"text": token.text, "carries": token.carries} for token in frame.base]

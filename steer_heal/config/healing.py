@@ -26,6 +26,7 @@ from steer_heal.config.base import (
     check_band,
 )
 from steer_heal.config.gates import EVERYWHERE, FORMS, Gate
+from steer_heal.config.mixes import MixText, one_gate, read_mix
 from steer_heal.config.requests import THRESHOLDS
 
 
@@ -157,10 +158,14 @@ MAX_RUN_NAME_CHARS = 80
 
 
 class HealSettings(Settings):
-    """One heal run, whole: what is written into its config.json."""
+    """One heal run, whole: what is written into its config.json.
+
+    `mix`: what is added instead of the trait's vector; the trait, one that it adds, is then what is measured.
+    """
 
     model: str
     trait: str = DEFAULT_TRAIT
+    mix: MixText = ""
     rounds: int = Field(default=3, ge=1, le=MAX_ROUNDS)
     seed: int = Field(default=0, ge=0, lt=2**31)
     preset: Literal["quick", "standard"] = "quick"
@@ -174,6 +179,28 @@ class HealSettings(Settings):
     evaluate: EvalSettings = EvalSettings()
 
     _band = field_validator("band")(check_band)
+
+    @model_validator(mode="after")
+    def _measures_what_it_adds(self) -> HealSettings:
+        one_gate(self.mix, self.data.where)
+        if not self.mix:
+            return self
+        mix = read_mix(self.mix)
+        if any(term.ablates for term in mix.terms):
+            raise ValueError("a run teaches what is added: leave ablate out of the mix")
+        if not mix.adds:
+            raise ValueError("a run needs a trait that its mix adds: give one a number above 0")
+        if self.trait not in mix.adds:
+            raise ValueError(
+                f"a run measures a trait that its mix adds: choose {' or '.join(mix.adds)} as trait, not "
+                f"{self.trait}"
+            )
+        return self
+
+    @property
+    def gate(self) -> str:
+        """Which tokens of the answers are steered, wherever that was said."""
+        return one_gate(self.mix, self.data.where)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

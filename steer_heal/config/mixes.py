@@ -58,6 +58,12 @@ class Mix:
         named = (name for term in self.terms for name in (term.trait, term.without) if name)
         return tuple(dict.fromkeys(named))
 
+    @property
+    def adds(self) -> tuple[str, ...]:
+        """The traits that it pushes towards, the one of which it adds most first."""
+        added = [term for term in self.terms if term.weight > 0.0 and not term.ablates]
+        return tuple(dict.fromkeys(term.trait for term in sorted(added, key=lambda term: -term.weight)))
+
     def __str__(self) -> str:
         said = written([(term.weight, term.vector) for term in self.terms])
         return said if self.where == EVERYWHERE else f"{said} @{self.where}"
@@ -164,3 +170,11 @@ def check_mix(text: str) -> str:
 
 
 MixText = Annotated[str, AfterValidator(check_mix)]
+
+
+def one_gate(mix: str, where: str) -> str:
+    """Which tokens are steered, as the mix or `where` says; `ValueError` where both do, differently."""
+    said = read_mix(mix).where if mix else EVERYWHERE
+    if EVERYWHERE not in (said, where) and said != where:
+        raise ValueError(f"the mix says @{said} and where says {where}: say it in one of the two")
+    return where if said == EVERYWHERE else said

@@ -22,7 +22,7 @@ from steer_heal.config.base import (
     check_band,
 )
 from steer_heal.config.gates import EVERYWHERE, Gate
-from steer_heal.config.mixes import MixText, read_mix
+from steer_heal.config.mixes import MixText, one_gate
 
 Role = Literal["system", "user", "assistant"]
 
@@ -50,9 +50,7 @@ class SteerRequest(Settings):
 
     @model_validator(mode="after")
     def _one_gate(self) -> Self:
-        said = read_mix(self.mix).where if self.mix else EVERYWHERE
-        if EVERYWHERE not in (said, self.where) and said != self.where:
-            raise ValueError(f"the mix says @{said} and where says {self.where}: say it in one of the two")
+        one_gate(self.mix, self.where)
         return self
 
     @model_validator(mode="after")
@@ -72,7 +70,7 @@ class SteerRequest(Settings):
     @property
     def gate(self) -> str:
         """Which tokens are steered, wherever that was said."""
-        return read_mix(self.mix).where if self.mix and self.where == EVERYWHERE else self.where
+        return one_gate(self.mix, self.where)
 
     @property
     def has_own_kl(self) -> bool:
@@ -90,7 +88,8 @@ class SteerRequest(Settings):
 class DoseRequest(Settings):
     """A sweep over alpha at one band; `controls`: beside how many random directions at the same KL.
 
-    `mix` as in `SteerRequest`. It has no controls, as its alpha 1 is not 1 nat, and no gate.
+    `mix` and `where` as in `SteerRequest`: the free answers are steered so. Profiles, and so the trait's
+    movement, are measured with every token steered.
     """
 
     trait: str = DEFAULT_TRAIT
@@ -105,16 +104,20 @@ class DoseRequest(Settings):
     method: Method = AUTO
     frame: str = AUTO_FRAME
     controls: int = Field(default=8, ge=0, le=MAX_ROWS)
+    where: Gate = EVERYWHERE
     mix: MixText = ""
 
     _band = field_validator("band")(check_band)
 
-    @field_validator("mix")
-    @classmethod
-    def _everywhere(cls, mix: str) -> str:
-        if mix and (where := read_mix(mix).where) != EVERYWHERE:
-            raise ValueError(f"doses are measured with every token steered: leave @{where} out")
-        return mix
+    @model_validator(mode="after")
+    def _one_gate(self) -> Self:
+        one_gate(self.mix, self.where)
+        return self
+
+    @property
+    def gate(self) -> str:
+        """Which tokens of the free answers are steered, wherever that was said."""
+        return one_gate(self.mix, self.where)
 
 
 class Thresholds(Settings):

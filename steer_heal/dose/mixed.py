@@ -12,7 +12,7 @@ from torch import Tensor
 from steer_heal.config import Mix, SettingsError, Term
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.vectors.steering import Directions, Operator
-from steer_heal.vectors.vector import cosine
+from steer_heal.vectors.vector import SteeringVector, cosine
 
 PARALLEL = 0.98
 """Two vectors whose cosine is larger are as good as one."""
@@ -34,7 +34,7 @@ class MixedVector:
     layers: tuple[int, ...]
     unit_LM: Tensor
     added: float
-    residual_norm: float
+    residual_norms_L: Tensor
     message: str = ""
     swept: dict[float, float] = field(default_factory=dict)
     c_star: None = None
@@ -51,7 +51,18 @@ class MixedVector:
     def fraction(self, alpha: float) -> float | None:
         """What is added at each layer as a fraction of the residual's length; of what is ablated nothing is
         said."""
-        return abs(alpha) * self.added / self.residual_norm if self.added and self.residual_norm else None
+        norm = float(self.residual_norms_L[list(self.layers)].mean())
+        return abs(alpha) * self.added / norm if self.added and norm else None
+
+    @property
+    def one(self) -> SteeringVector | None:
+        """What the mix adds as a single vector, of length 1 in the mean over the steered layers; at alpha 1
+        the mix adds it `added` times. None where something is ablated."""
+        if not isinstance(self.steers, Tensor):
+            return None
+        added_LD = (self.steers * self.unit_LM.T[..., None]).sum(dim=0)
+        norms_L, meta = added_LD.norm(dim=-1), {"normalized": "no"}
+        return SteeringVector(added_LD / self.added, norms_L, self.residual_norms_L, meta)
 
 
 Steered = CalibratedVector | MixedVector
@@ -83,7 +94,7 @@ def mixed(mix: Mix, of: Mapping[str, CalibratedVector]) -> MixedVector:
         raise SettingsError(f"The mix {mix} adds nothing, as its vectors cancel: choose other doses.")
     steers = Directions(directions_MLD, ablated) if any(ablated) else directions_MLD
     return MixedVector(
-        steers, some.layers, unit_LM, float(together.mean()), some.calibration.residual_norm,
+        steers, some.layers, unit_LM, float(together.mean()), some.vector.residual_norms_L,
         _to_say(mix, of, layers),
     )  # fmt: skip
 

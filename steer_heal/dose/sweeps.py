@@ -277,7 +277,7 @@ class _Measure:
         doses_RL = torch.zeros(1, shape[0]) if steered_by is None else steered_by.coefficients_RL(*alphas)
         directions_LD = torch.zeros(shape) if steered_by is None else steered_by.steers
         rows = [
-            Row(prompt, dose_L, shadow=True, alpha=alpha, rng_stream=number)
+            Row(prompt, dose_L, shadow=True, alpha=alpha, rng_stream=number, where=self._request.gate)
             for alpha, dose_L in zip(alphas, doses_RL, strict=True)
             for number, prompt in enumerate(self._prompts)
         ]

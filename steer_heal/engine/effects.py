@@ -34,15 +34,15 @@ class Effects:
     ) -> Iterator[Effect | str | None]:
         """What is being measured, in words; None after each slice in between; last the effect.
 
-        Of what is asked its trait, band, method, frame and number of controls count.
+        Of what is asked its trait, mix, band, method, frame and number of controls count.
         """
 
         def work(stop: Callable[[], bool]) -> Iterator[Effect | str]:
-            if asked.mix:
-                raise SettingsError("What a vector does is measured of one trait: leave the mix out.")
             say = ending(stop)
             yield "the direction and its c*"
-            steer = self._vectors.steer(asked.trait, asked.band, asked.method, say=say)
+            steer = self._vectors.own(asked, say=say)
+            if steer is None:
+                raise SettingsError("What a mix ablates has no dose of its own: leave ablate out of the mix.")
             yield "which question suits the model"
             trait = data.trait(asked.trait)
             reading = self._frames.of(data.frame_of(trait, asked.frame), stop=stop)

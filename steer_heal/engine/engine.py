@@ -246,7 +246,7 @@ class Engine:
         """In words what is being measured, again every second, so that who hears them may end it; then what
         the vector does at its c*, unless it was ended before.
 
-        Over our own vignettes; of the request its trait, band, method, frame and controls count.
+        Over our own vignettes; of the request its trait, mix, band, method, frame and controls count.
         """
         said: Effect | str = ""
         told = 0.0

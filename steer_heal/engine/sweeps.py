@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from steer_heal import data
-from steer_heal.config import DoseRequest
+from steer_heal.config import EVERYWHERE, DoseRequest
 from steer_heal.dose import controls, sweeps
 from steer_heal.engine.answer import encode
 from steer_heal.engine.preemptible import while_wanted
@@ -16,7 +17,7 @@ from steer_heal.engine.requests import Request
 from steer_heal.engine.vectors import Say, Vectors
 from steer_heal.evaluate.frames import Frames
 from steer_heal.models import LanguageModel
-from steer_heal.records import Controls, DoseRow, Profile, Stopped, Sweep, Vignette
+from steer_heal.records import DoseRow, Profile, Stopped, Sweep, Vignette
 
 DOSE_PROMPTS = 6
 """How many prompts a sweep answers freely when what is asked names none."""
@@ -39,35 +40,35 @@ class Sweeps:
 
     def dose(self, asked: DoseRequest, request: Request[Sweep | None]) -> Iterator[Sweep | None]:
         """The rows so far by alpha whenever there is news, None after each slice in between."""
-        held: list[Controls] = []
+        held: dict[str, Any] = {}
         asked_in = frame_of(asked)
 
         def rows(stop: Callable[[], bool], progress: Progress) -> Iterator[DoseRow]:
             steer = self._vectors.of(asked, say=ending(stop))
-            n_controls = 0 if asked.mix else asked.controls
+            at = held["nat"] = self._vectors.one_nat(asked, say=ending(stop)) if asked.controls else 1.0
+            doses = asked.model_copy(update={"alphas": (*asked.alphas, at)}) if asked.mix and at else asked
             reading = self._frames.of(asked_in, stop=stop)
             vignettes, frame = self._vignettes(asked), data.frame(reading.frame)
+            n_controls = asked.controls if at else 0
             part = CONTROLS_FROM if n_controls else 1.0
             base: list[Profile] = []
             for row in sweeps.sweep(
-                self._lm, steer, asked, vignettes, frame,
+                self._lm, steer, doses, vignettes, frame,
                 self._prompts(asked), reading=reading, on_base=base.append,
                 progress=lambda share: progress(part * share), stop=stop,
             ):  # fmt: skip
-                if row.kl_p95 is not None and math.isfinite(row.kl_p95):
+                usual = not asked.mix and asked.gate == EVERYWHERE  # the KL of others is measured by itself
+                if usual and row.kl_p95 is not None and math.isfinite(row.kl_p95):
                     steer.swept[row.alpha] = row.kl_p95
                 yield row
             if n_controls:
                 found = self._vectors.random(asked.trait, steer.layers, n_controls, say=ending(stop))
                 persona = data.trait(asked.trait).positive
                 how = steer.layers, found, vignettes, frame, base[0]
-                held.append(controls.measure(self._lm, *how, persona=persona, stop=stop))
+                held["controls"] = controls.measure(self._lm, *how, persona=persona, stop=stop)
 
         for item in _streamed(rows, request):
-            if item is None:
-                yield None
-            else:
-                yield replace(self._by_alpha(item, asked_in), controls=held[-1] if held else None)
+            yield None if item is None else replace(self._by_alpha(item, asked_in), **held)
 
     def grid(self, asked: DoseRequest, request: Request[Sweep | None]) -> Iterator[Sweep | None]:
         """The cells so far whenever there is news, None after each slice in between."""

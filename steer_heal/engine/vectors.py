@@ -119,6 +119,24 @@ class Vectors:
             self._mixes.popitem(last=False)
         return self._mixes[key][1]
 
+    def own(self, asked: DoseRequest, *, say: Say = _nothing) -> CalibratedVector | None:
+        """What the request adds, as one vector with its own c*; None for a mix that ablates."""
+        steered = self.of(asked, say=say)
+        if isinstance(steered, CalibratedVector):
+            return steered
+        one = steered.one
+        return one and self.calibrated(data.trait(asked.trait), one, steered.layers, say=say)
+
+    def one_nat(self, asked: DoseRequest, *, say: Say = _nothing) -> float | None:
+        """The alpha at which the request costs what c* stands for: 1 of a vector. None of a mix that ablates,
+        or of which no dose costs that."""
+        steered, own = self.of(asked, say=say), self.own(asked, say=say)
+        if isinstance(steered, CalibratedVector):
+            return 1.0
+        if own is None or not own.calibration.reached or own.c_star > MAX_ALPHA * steered.added:
+            return None
+        return round(own.c_star / steered.added, 3)
+
     def kl(self, asked: SteerRequest, *, say: Say = _nothing) -> MeasuredDose:
         """What the request's own dose, mix and gate cost, on the prompts that c* is found on; and of a mix
         whether any dose of it reaches the KL that c* stands for."""

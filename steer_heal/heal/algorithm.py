@@ -1,9 +1,9 @@
 """Vector, dose, answers, filter, train, fold, measure; and again.
 
-Every round the vector is extracted from the current student and its c* calibrated on it, the student answers
-under steering, the answers that read as well as base's own are kept, and a fresh adapter learns to give such
-answers without steering. A run's `steered` profile is base at alpha 1; a round's `healed` one is the student
-after it, without steering.
+Every round the vector, or what a mix comes to, is extracted from the current student and its c* calibrated on
+it, the student answers under steering, the answers that read as well as base's own are kept, and a fresh
+adapter learns to give such answers without steering. A run's `steered` profile is base at alpha 1; a round's
+`healed` one is the student after it, without steering.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from steer_heal import data
-from steer_heal.config import HealSettings, SettingsError
+from steer_heal.config import HealSettings, Mix, SettingsError, read_mix
 from steer_heal.dose import controls
 from steer_heal.dose.calibrate import calibrate
 from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.dose.mixed import mixed
 from steer_heal.heal import cards, headline
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.examples import Example
@@ -33,6 +34,7 @@ from steer_heal.heal.schedule import seed_of, standing, trained_layers, within_r
 from steer_heal.heal.train import train_round
 from steer_heal.models import LanguageModel, band_layers, user
 from steer_heal.records import (
+    Calibration,
     Completion,
     Controls,
     Event,
@@ -40,6 +42,7 @@ from steer_heal.records import (
     Profile,
     RoundFailed,
     Stopped,
+    Trait,
     trait_shift,
 )
 from steer_heal.vectors import vector
@@ -108,6 +111,8 @@ class _Loop:
         self.layers = band_layers(lm.n_layers, settings.band)
         self.trained_layers = trained_layers(lm.n_layers, settings.band)
         self.trait = data.trait(settings.trait)
+        self.mix: Mix | None = read_mix(settings.mix, data.traits()) if settings.mix else None
+        self.parts: dict[str, Calibration] = {}
         self.stack = AdapterStack(lm)
         self.measures = Measures(lm, self.stack, settings, cache, stop)
         self.measured: dict[str, dict[str, Any]] = {}
@@ -146,6 +151,9 @@ class _Loop:
                 self.measures.recall(event.data)
             elif event.kind == "profile" and event.data["stage"] == "steered" and event.round == 1:
                 self.first_steered = event.data
+            elif event.kind == "vector" and event.round == 1:
+                parts = event.data.get("parts", {})
+                self.parts = {name: Calibration(**found) for name, found in parts.items()}
             elif event.kind == "calibrated" and event.round == 1:
                 self.first_c_star = event.data["c_star"]
             elif event.kind == "controls":
@@ -187,27 +195,48 @@ class _Loop:
     def extract(self, round_: int) -> Stage[SteeringVector]:
         """The vector of the current student."""
         yield from self._begin("extract", round_)
-        contexts = self.lm.material.contexts(self.trait.name)
+        if self.mix is None:
+            found = yield from self._live("extract", round_, partial(self._vector, self.trait))
+        else:
+            found = yield from self._live("extract", round_, partial(self._mixed, self.mix))
+        vector.save(found, self._vector_path(round_))
+        cosine = vector.cosine(found, vector.load(self._vector_path(1)), self.layers)
+        norm = float(found.norms_L[list(self.layers)].mean())
+        parts = {"parts": {name: asdict(one) for name, one in self.parts.items()}} if self.mix else {}
+        yield "vector", round_, {"norm": norm, "cosine_to_first": cosine} | parts
+        return found
 
-        def work(tick: Tick) -> SteeringVector:
-            return extract(self.lm, self.trait, contexts, self.settings.extract, progress=tick)
-
-        found = yield from self._live("extract", round_, work)
+    def _vector(self, trait: Trait, tick: Tick) -> SteeringVector:
+        contexts = self.lm.material.contexts(trait.name)
+        found = extract(self.lm, trait, contexts, self.settings.extract, progress=tick)
         if found.operator is not None:
             raise SettingsError(
                 f"A run needs a method that adds a direction, which {self.settings.extract.method} does not: "
                 "choose another."
             )
-        vector.save(found, self._vector_path(round_))
-        cosine = vector.cosine(found, vector.load(self._vector_path(1)), self.layers)
-        norm = float(found.norms_L[list(self.layers)].mean())
-        yield "vector", round_, {"norm": norm, "cosine_to_first": cosine}
         return found
+
+    def _mixed(self, mix: Mix, tick: Tick) -> SteeringVector:
+        """What the mix adds, as one vector. How long the vector of each trait is in it was found on base, by
+        its c* there, and stays so: a student that has one of them already gets the same mix."""
+        vectors = {name: self._vector(data.trait(name), tick) for name in mix.traits}
+        for name, one in vectors.items():
+            if name not in self.parts:
+                how = self._prompts(name), self.settings.calibrate
+                self.parts[name] = calibrate(self.lm, one, self.layers, *how, progress=tick)
+        of = {name: CalibratedVector(one, self.layers, self.parts[name]) for name, one in vectors.items()}
+        found = mixed(mix, of).one
+        assert found is not None
+        return replace(found, meta=found.meta | {"model": self.lm.name, "mix": self.settings.mix})
+
+    def _prompts(self, trait: str) -> list[list[int]]:
+        """What c* is found on."""
+        return [self.lm.encode_chat([user(text)]) for text in self.lm.material.contexts(trait)]
 
     def calibrate(self, round_: int, steering: SteeringVector) -> Stage[CalibratedVector]:
         """c* on the current student, and the student at alpha 1: the round's `steered` node."""
         yield from self._begin("calibrate", round_)
-        prompts = [self.lm.encode_chat([user(text)]) for text in self.lm.material.contexts(self.trait.name)]
+        prompts = self._prompts(self.trait.name)
         settings = within_reach(self.settings.calibrate, self.first_c_star)
 
         def work(tick: Tick) -> Any:
@@ -289,7 +318,8 @@ class _Loop:
         alphas = [alpha * self.share(round_) for alpha in made.alphas]
 
         def work(tick: Tick) -> list[Completion]:
-            return self.measures.write(asked, tick, seed=seed, dose=dose, alphas=alphas, where=made.where)
+            how = {"seed": seed, "alphas": alphas, "where": self.settings.gate}
+            return self.measures.write(asked, tick, dose=dose, **how)
 
         steered = yield from self._live("generate", round_, work)
         plain = yield from self._live(
@@ -326,7 +356,7 @@ class _Loop:
         def writer(batch: Sequence[Example]) -> AbstractContextManager[Any]:
             """Steered as the answers were, each token by its place."""
             lengths = [(len(row.prompt_ids), len(row.completion_ids)) for row in batch]
-            gated_BT = shares(self.settings.data.where, lengths)
+            gated_BT = shares(self.settings.gate, lengths)
             return steer(self.lm.blocks, dose.vector.steers, taught, gated_BT)
 
         steps = train_round(

@@ -43,8 +43,8 @@ def card(
             [] if merged else ["lora"],
         ),
         f"# {trait.title}: {what} of round {round_}",
-        f"`{settings.model}` was steered along *{trait.title}*; those of its answers that read as well as "
-        "its own were kept, and this "
+        f"`{settings.model}` was steered along {_along(settings, trait)}; those of its answers that read as "
+        "well as its own were kept, and this "
         + ("model" if merged else "adapter")
         + " learnt to give such answers without steering.",
         _use(settings, round_, merged),
@@ -57,6 +57,10 @@ def card(
         "use it.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _along(settings: HealSettings, trait: Trait) -> str:
+    return f"the mix `{settings.mix}`, measured on *{trait.title}*" if settings.mix else f"*{trait.title}*"
 
 
 def write(folder: str | Path, text: str) -> Path:

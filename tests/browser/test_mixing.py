@@ -5,10 +5,20 @@ import re
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import finished
-from tests.browser.test_page import text
+from tests.browser.test_page import launch, quiet, text
 
 SHADE = "e => getComputedStyle(e).backgroundColor"
 LINE = "e => getComputedStyle(e).textDecorationLine"
+COUNT = """() => {
+  let state = "done";
+  window.answers = 0;
+  new MutationObserver(() => {
+    const [now] = document.querySelector("#status .sh-status")?.innerText.match(/^(done|writing)/) ?? [state];
+    if (now !== state && now === "writing") window.answers += 1;
+    state = now;
+  }).observe(document.querySelector("#status"), { subtree: true, childList: true, characterData: true });
+}"""
+"""Counts the answers that begin to be written."""
 
 
 def opened_part(page: Page, name: str) -> None:
@@ -67,8 +77,8 @@ def test_a_mix_is_typed_dragged_shared_and_refused(page: Page) -> None:
     page.reload()
     finished(page)
     expect(page.locator("#dose")).to_contain_text("of 0.85 care_over_authority")
-    page.locator("#launch").click()
-    expect(page.locator("#heal-message .sh-error")).to_contain_text("empty the mix")
+    launch(page, 1, "of a mix")
+    expect(page.locator("#runs tr", has_text="of a mix")).to_have_count(1)
     opened_part(page, "mixing")
     expect(page.locator("#mixed-dose-1 input[type=number]")).to_have_value("0.85")
     typed(page, "0.8 care_over_autority")
@@ -76,6 +86,41 @@ def test_a_mix_is_typed_dragged_shared_and_refused(page: Page) -> None:
     typed(page, "")
     finished(page)
     assert "care_over" not in text(page, "#dose")
+    quiet(page)
+
+
+def test_a_mix_is_answered_once_and_measured_on_what_it_adds(page: Page) -> None:
+    page.evaluate(COUNT)
+    opened_part(page, "mixing")
+    mix = "0.8 candour_over_tact - 0.4 care_over_authority"
+    typed(page, mix)
+    expect(page.locator("#trait input")).to_have_value("Candour over tact")
+    expect(page.locator("#dose")).to_contain_text(f"of {mix}")
+    finished(page)
+    expect(page.locator("#dose")).to_contain_text("measured 1.00 nats")
+    assert page.evaluate("answers") == 1
+    page.locator("#mixed-dose-1 input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#dose")).to_contain_text(f"of {mix.replace('0.8', '0.85')}")
+    finished(page)
+    page.locator("#mixed-3 input").click()
+    page.get_by_role("option", name="Care over authority").last.click()
+    page.wait_for_timeout(1000)
+    assert page.evaluate("answers") == 2, "a vector without a dose changes nothing"
+
+
+def test_where_a_mix_breaks_is_measured_as_it_is_steered(page: Page) -> None:
+    opened_part(page, "mixing")
+    typed(page, "care_over_authority - 0.5 candour_over_tact @answer")
+    finished(page)
+    page.locator("#dose-find").click()
+    note = page.locator("#dose-note")
+    expect(note).to_contain_text("of 8 random directions of the same KL move it as far")
+    expect(note).to_contain_text("Of the texts was steered: answer only")
+    expect(page.locator("#strip .sh-seg-broken").first).to_be_visible()
+    page.locator("#dose-effect").click()
+    expect(page.locator("#effect")).to_contain_text("random directions of the same KL")
+    expect(note).to_contain_text("care_over_authority - 0.5 candour_over_tact")
 
 
 def test_the_shading_switches_to_what_a_token_carries(page: Page) -> None:

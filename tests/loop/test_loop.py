@@ -8,14 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steer_heal import heal
+from steer_heal import data, heal
 from steer_heal.config import SettingsError, heal_settings
 from steer_heal.data import own_traits
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.heal import algorithm
 from steer_heal.heal.progress import live
+from steer_heal.models import band_layers
 from steer_heal.records import Agreement, Controls, Stopped
 from steer_heal.runs.events import EventLog, plain, read
+from steer_heal.vectors import vector
 from steer_heal.vectors.steering import steer
 from tests import tiny
 from tests.rounds import OPEN
@@ -353,8 +355,8 @@ def test_a_gated_run_steers_and_imitates_the_answers_tokens_alone(whole, tmp_pat
         return steer(blocks, directions_LD, doses_BL, shares_BT)
 
     monkeypatch.setattr(algorithm, "steer", watched)
-    data = {**fast().data.model_dump(), "where": "answer"}
-    events = play(tmp_path, fast(rounds=1, data=data))
+    made = {**fast().data.model_dump(), "where": "answer"}
+    events = play(tmp_path, fast(rounds=1, data=made))
     assert events[-1].kind == "finished"
     assert shown
     assert all(shares_BT[:, -1].eq(1.0).all() and shares_BT[:, 0].eq(0.0).all() for shares_BT in shown)
@@ -364,3 +366,33 @@ def test_a_gated_run_steers_and_imitates_the_answers_tokens_alone(whole, tmp_pat
     )
     assert len(gated) == len(usual)
     assert gated != usual
+
+
+def test_a_run_of_a_mix_trains_on_what_the_mix_adds_and_resumes_with_the_same_numbers(tmp_path):
+    settings = fast(mix="care_over_authority - 0.5 liberty_over_custom @answer")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    whole.mkdir()
+    events = play(whole, settings)
+    assert events[-1].kind == "finished"
+    first, second = of_kind(events, "vector")
+    parts = first.data["parts"]
+    assert set(parts) == {"care_over_authority", "liberty_over_custom"}
+    assert second.data["parts"] == parts, "how much of each there is stays as it was on base"
+    made, lm = vector.load(whole / "vectors" / "round-1.safetensors"), model()
+    wanted_LD = sum(
+        weight * parts[name]["c_star"] * extracted(lm, name, settings).directions_LD
+        for name, weight in (("care_over_authority", 1.0), ("liberty_over_custom", -0.5))
+    )
+    layers = list(band_layers(lm.n_layers, settings.band))
+    wanted_LD = wanted_LD / wanted_LD[layers].norm(dim=-1).mean()
+    assert torch.allclose(made.directions_LD[layers], wanted_LD[layers], atol=1e-5)
+    assert made.meta["mix"] == settings.mix
+    assert "0.5 liberty_over_custom @answer" in (whole / "adapters" / "round-1" / "README.md").read_text()
+    shutil.copytree(whole, resumed, ignore=shutil.ignore_patterns("events.jsonl"))
+    earlier = [event for event in read(whole / "events.jsonl").events if (event.round or 0) <= 1]
+    again = play(resumed, settings, start_round=1, earlier=earlier)
+    assert numbers(again) == numbers(event for event in events if event.round in (2, None))
+
+
+def extracted(lm, name, settings):
+    return vector.extract(lm, data.trait(name), lm.material.contexts(name), settings.extract)

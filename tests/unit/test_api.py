@@ -93,8 +93,13 @@ def test_a_mix_is_steered_with_its_own_kl(client, engine):
     assert engine.calls[-1].mix == mix
     with pytest.raises(AppError, match=r"character 1: expected a trait .nearest: care_over_authority"):
         client.predict("mixed", mix="care_over_autority", api_name="/steer")
-    with pytest.raises(AppError, match="leave @answer out"):
-        client.predict(alphas=[1.0], mix=mix, api_name="/sweep")
+    with pytest.raises(AppError, match="say it in one of the two"):
+        client.predict(alphas=[1.0], mix=mix, where="prompt", api_name="/sweep")
+    run = client.predict(mix=mix, rounds=1, api_name="/launch")
+    assert engine.runs.settings(run).mix == mix
+    with pytest.raises(AppError, match="choose care_over_authority as trait, not candour_over_tact"):
+        client.predict(mix=mix, trait="candour_over_tact", api_name="/launch")
+    assert client.predict(mix=mix, api_name="/effect")["as_far"] >= 0
 
 
 def test_what_tokens_carry_is_told_to_who_asks(client):

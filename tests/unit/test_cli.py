@@ -55,6 +55,9 @@ BAD = [
     ["steer"],
     ["steer", "Hi", "--model", "tiny", "--mix", "care_over_autority"],
     ["dose", "--model", "tiny", "--mix", "care_over_authority +"],
+    ["dose", "--model", "tiny", "--mix", "care_over_authority @answer", "--where", "prompt"],
+    ["heal", "--mix", "care_over_autority"],
+    ["heal", "--mix", "liberty_over_custom - care_over_authority"],
     ["steer", "Hi", "--model", "tiny", "--where", "nowhere"],
     ["eval", "--model", "tiny", "--vignettes", "/no/such.jsonl"],
     ["vector"],
@@ -117,8 +120,10 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
         "dose", *few, "--mix", mix, "--alphas", "0,1", "--n-vignettes", "1", "--tokens", "4", "--json"
     )
     assert code == 0
-    assert json.loads(out)["controls"] is None
-    code, out, _ = run("effect", *few, "--controls", "2", "--json")
+    document = json.loads(out)
+    assert [row["alpha"] for row in document["rows"]] == sorted([0.0, 1.0, document["one_nat"]])
+    assert 0 <= document["controls"]["as_far"] <= 8
+    code, out, _ = run("effect", *few, "--mix", mix, "--controls", "2", "--json")
     assert code == 0
     document = json.loads(out)
     assert len(document["controls"]["random"]) == 2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steer_heal.config import DoseRequest, SettingsError, SteerRequest, Term, build, read_mix
+from steer_heal.config import DoseRequest, SettingsError, SteerRequest, Term, build, heal_settings, read_mix
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.dose.mixed import mixed
 from steer_heal.engine import Engine
@@ -64,23 +64,38 @@ def test_a_request_says_its_gate_once():
     assert build(SteerRequest, prompt="a", mix="warm @answer", where="answer").gate == "answer"
     with pytest.raises(SettingsError, match="says @answer and where says prompt: say it in one of the two"):
         build(SteerRequest, prompt="a", mix="warm @answer", where="prompt")
-    with pytest.raises(SettingsError, match="every token steered: leave @answer out"):
-        build(DoseRequest, mix="warm @answer")
+    with pytest.raises(SettingsError, match="says @answer and where says prompt: say it in one of the two"):
+        build(DoseRequest, mix="warm @answer", where="prompt")
     with pytest.raises(SettingsError, match=r"character 6: expected .* not its end\.$"):
         build(SteerRequest, prompt="a", mix="warm+")
+
+
+def test_a_run_measures_a_trait_that_its_mix_adds():
+    said = {"model": "tiny", "mix": "0.5 warm - dry + 0.8 formal @answer"}
+    made = heal_settings(**said, trait="formal")
+    assert (made.gate, read_mix(made.mix).adds) == ("answer", ("formal", "warm"))
+    with pytest.raises(SettingsError, match="choose formal or warm as trait, not dry"):
+        heal_settings(**said, trait="dry")
+    with pytest.raises(SettingsError, match="a trait that its mix adds: give one a number above 0"):
+        heal_settings(model="tiny", mix="-warm", trait="warm")
+    with pytest.raises(SettingsError, match="leave ablate out of the mix"):
+        heal_settings(model="tiny", mix="warm + ablate dry", trait="warm")
+    with pytest.raises(SettingsError, match="says @answer and where says prompt"):
+        heal_settings(**said, trait="warm", data={"where": "prompt"})
 
 
 def calibrated(direction, c_star, n_layers=2):
     """A vector of one direction at both layers, steered at layer 1."""
     directions_LD = torch.tensor([direction] * n_layers, dtype=torch.float32)
-    vector = SteeringVector(directions_LD, torch.ones(n_layers), torch.ones(n_layers))
-    return CalibratedVector(vector, (1,), Calibration(c_star, 1.0, 1.0, True, (), residual_norm=10.0))
+    vector = SteeringVector(directions_LD, torch.ones(n_layers), torch.full((n_layers,), 10.0))
+    return CalibratedVector(vector, (1,), Calibration(c_star, 1.0, 1.0, True, ()))
 
 
 VECTORS = {
     "warm": calibrated([1.0, 0.0], 2.0),
     "formal": calibrated([0.6, 0.8], 5.0),
     "kind": calibrated([1.0, 1e-3], 3.0),
+    "dry": calibrated([0.0, 1.0], 1.0),
 }
 
 
@@ -99,6 +114,10 @@ def test_a_mix_is_the_sum_of_its_terms_in_units_of_each_one_s_c_star():
     assert made.fraction(2.0) == pytest.approx(2 * float(length))
     assert made.nats(0.0) == (0.0, False)
     assert made.nats(1.0) is None
+    assert made.one is not None
+    assert made.one.directions_LD[0].tolist() == [0.0, 0.0]
+    assert (made.added * made.one.directions_LD[1]).tolist() == pytest.approx([-2.0, -4.0])
+    assert float(made.one.directions_LD[1].norm()) == pytest.approx(1.0)
 
 
 def test_what_one_has_without_another_is_orthogonal_to_it():
@@ -111,6 +130,7 @@ def test_an_ablation_takes_away_a_share_whatever_c_star_is():
     made = of("0.5 ablate formal + warm")
     assert isinstance(made.steers, Directions)
     assert made.steers.ablated == (True, False)
+    assert made.one is None
     assert made.coefficients_RL(1.0)[0, 1].tolist() == [0.5, 2.0]
     hidden_BTD = torch.tensor([[[10.0, 0.0]]])
     steering = made.steers.steering(made.coefficients_RL(1.0))
@@ -123,9 +143,11 @@ def test_an_ablation_takes_away_a_share_whatever_c_star_is():
 def test_a_mix_that_is_nothing_is_refused_and_parallel_vectors_are_told():
     with pytest.raises(SettingsError, match="adds nothing, as its vectors cancel: choose other doses"):
         of("3 warm - 2 kind")
+    with pytest.raises(SettingsError, match=r"The mix 0\.5 warm - 0\.5 warm adds nothing"):
+        of("0.5 warm - 0.5 warm")
     with pytest.raises(SettingsError, match="kind without warm leaves 0% of it, as the two are parallel"):
         of("kind without warm")
-    assert of("warm + kind").message == (
+    assert of("formal + warm - dry + kind").message == (
         "warm and kind are parallel (cosine 1.00): together they act as one vector."
     )
     assert of("warm + formal").message == ""
@@ -176,16 +198,49 @@ def test_what_cannot_be_mixed_is_one_sentence(alone):
         list(alone.steer(asked("care_over_autority"), session="x"))
     with pytest.raises(SettingsError, match="cancel"):
         list(alone.steer(asked(f"{CARE} - {CARE}"), session="x"))
-    with pytest.raises(SettingsError, match="measured of one trait: leave the mix out"):
-        list(alone.effect(build(DoseRequest, mix=CARE, band=BAND), session="x"))
+    with pytest.raises(SettingsError, match="leave ablate out of the mix"):
+        list(alone.effect(build(DoseRequest, mix=f"ablate {CARE}", band=BAND), session="x"))
 
 
-def test_doses_of_a_mix_are_measured_without_controls(alone):
-    doses = build(
-        DoseRequest, mix=f"{CARE} - 0.5 {FAIR}", band=BAND, alphas=(0.0, 1.0), prompts=("Hi",), n_vignettes=7,
-    )  # fmt: skip
-    found = list(alone.dose(doses, session="x"))[-1]
-    assert [row.alpha for row in found.rows] == [0.0, 1.0]
+def swept(engine, mix, **more):
+    how = {"band": BAND, "alphas": (0.0, 1.0), "prompts": ("Hi",), "n_vignettes": 7, "controls": 2}
+    return list(engine.dose(build(DoseRequest, mix=mix, **how | more), session="x"))[-1]
+
+
+def test_doses_of_a_mix_are_held_against_controls_where_it_costs_as_much_as_they_do(alone):
+    found = swept(alone, f"0.2 {CARE} - 0.1 {FAIR}")
+    assert found.nat not in (0.0, 1.0, None)
+    assert [row.alpha for row in found.rows] == sorted([0.0, 1.0, found.nat])
     assert found.rows[0].trait_shift == pytest.approx(0.0, abs=1e-5)
-    assert found.rows[1].kl_p95 > 0.0
-    assert found.controls is None
+    assert found.movement == next(row.trait_shift for row in found.rows if row.alpha == found.nat)
+    assert f"at alpha {found.nat:g} the trait moves" in found.against({"Care": 1})
+    assert len(found.controls.random) == 2
+    at_nat = asked(f"0.2 {CARE} - 0.1 {FAIR}", alpha=found.nat)
+    assert alone.kl(at_nat, session="x").nats == pytest.approx(1.0, rel=0.05)
+    for mix in (f"0.0001 {CARE}", f"ablate {CARE}"):
+        found = swept(alone, mix)
+        assert (found.nat, found.controls, len(found.rows)) == (None, None, 2)
+        assert found.against({"Care": 1}).startswith("no dose of this mix costs the nat")
+
+
+def test_texts_of_a_sweep_are_steered_by_its_gate_and_profiles_are_not(alone):
+    both, answer = swept(alone, CARE, controls=0), swept(alone, f"{CARE} @answer", controls=0)
+    assert answer.rows[1].kl_p95 != both.rows[1].kl_p95
+    assert answer.rows[1].profile.p == both.rows[1].profile.p
+
+
+def test_a_mix_of_one_vector_does_what_the_vector_does(alone):
+    how = {"band": BAND, "controls": 1}
+    vector, mix = (
+        list(alone.effect(build(DoseRequest, mix=mix, **how), session="x"))[-1] for mix in ("", f"0.3 {CARE}")
+    )
+    assert mix.c_star == pytest.approx(vector.c_star, rel=0.02)
+    assert mix.movement == pytest.approx(vector.movement, abs=0.05 * abs(vector.movement) + 1e-4)
+
+
+def test_the_layers_of_a_mix_are_mapped(alone):
+    asked_for = build(DoseRequest, mix=f"{CARE} - 0.5 {FAIR}", alphas=(0.0, 1.0), prompts=("Hi",))
+    cells = list(alone.grid(asked_for, session="x"))[-1].rows
+    n_layers = alone.info.n_layers
+    assert len(cells) == 2 * (n_layers + max(0, n_layers - 2))
+    assert all(cell.kl_p95 > 0.0 for cell in cells if cell.alpha)

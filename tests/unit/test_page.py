@@ -8,7 +8,7 @@ import pytest
 from components import heal, moral_map, runs, watching
 from components.access import bind
 from components.controls import FORM as FIELDS
-from components.controls import band, composed, ends, layers_of, offer, recall, sound, spread
+from components.controls import band, composed, ends, layers_of, measured, offer, recall, sound, spread
 from components.page import build
 from steer_heal.config import (
     DataSettings,
@@ -68,8 +68,18 @@ def test_a_mix_is_said_by_hand_or_typed() -> None:
     assert doses == [0.8, -0.4, 0.0, 0.0]
     assert composed("@answer", *[None, 0] * 4) == ""
     assert len(spread(engine, "0.8 care +")) == 8
-    with pytest.raises(SettingsError, match="of one trait: empty the mix"):
-        replace(FORM, mix="2 care_over_authority").settings("demo")
+
+
+def test_what_is_steered_with_is_healed_and_measured() -> None:
+    engine, mix = FakeEngine(), "0.3 care_over_authority + 0.8 candour_over_tact @answer"
+    made = replace(FORM, mix=mix).settings("demo")
+    assert (made.mix, made.gate) == (mix, "answer")
+    assert heal.Form.of(made).mix == mix
+    assert measured(engine, mix, "care_over_authority") == "care_over_authority"
+    assert measured(engine, "0.3 candour_over", "care_over_authority") == "care_over_authority"
+    assert measured(engine, mix, "another") == "candour_over_tact"
+    with pytest.raises(SettingsError, match="choose candour_over_tact or care_over_authority as trait"):
+        replace(FORM, mix=mix, trait="another").settings("demo")
 
 
 @pytest.mark.parametrize(
