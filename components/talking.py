@@ -61,7 +61,9 @@ def request(
         for name in names
     )
     drawn = sample(form)
-    drawn = build(SampleSettings, **drawn.model_dump() | {"seed": (drawn.seed + take) % 2**31})
+    # With the numbers of the turn before, a small model says again what it said there.
+    seed = (drawn.seed + len(before) + take) % 2**31
+    drawn = build(SampleSettings, **drawn.model_dump() | {"seed": seed})
     return build(
         TalkRequest, voices=voices, n=n, sample=drawn, mix=form["mix"] or "",
         **{name: form[name] for name in ("trait", "band", "method", "where")},

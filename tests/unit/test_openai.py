@@ -276,6 +276,7 @@ def test_clients_share_a_batch_with_the_page(real: openai.OpenAI, engine: Engine
         ({"messages": [*HELLO, {"role": "assistant", "content": "Hi"}]}, "messages", "end with a user's"),
         ({"messages": [{"role": "tool", "content": "4", "tool_call_id": "a"}]}, "messages", "role"),
         ({"messages": [{"role": "user", "content": " "}]}, "messages", "empty"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "Hi"}] * 5 + HELLO}, None, "begin a new"),
         ({"messages": [{"role": "user", "content": "a" * (MAX_CHAT_CHARS + 1)}]}, "messages", "characters"),
         ({"n": MAX_SAMPLES + 1}, "n", "at most"),
         ({"max_tokens": MAX_NEW_TOKENS + 1}, "max_tokens", "at most"),
@@ -289,7 +290,9 @@ def test_clients_share_a_batch_with_the_page(real: openai.OpenAI, engine: Engine
         ({"response_format": {"type": "json_object"}}, "response_format", "leave it out"),
     ],
 )  # fmt: skip
-def test_a_refusal_is_openai_s_own_form(client: openai.OpenAI, more: Any, param: str, said: str) -> None:
+def test_a_refusal_is_openai_s_own_form(
+    client: openai.OpenAI, more: Any, param: str | None, said: str
+) -> None:
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as caught:
             ask(client, **more, stream=stream)
