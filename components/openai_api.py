@@ -1,6 +1,6 @@
 """OpenAI's chat protocol over the page's engine: `/v1/models` and `/v1/chat/completions`.
 
-A choice is a request of a session of its own, so it shares batches with the page's and with other clients'.
+A call is a conversation with one voice, so it shares batches with the page's and with other clients'.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, closing
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from threading import Event
 from typing import Any
 from uuid import uuid4
 
@@ -28,9 +27,10 @@ from starlette.routing import Route
 
 from components.api import placeless
 from components.engine import Engine
-from components.openai_form import ChatForm, Refusal, read_form, requests
-from steer_heal.config import SettingsError, SteerRequest
-from steer_heal.records import Token
+from components.openai_form import ChatForm, Refusal, read_form, request
+from components.talking import healed_rounds
+from steer_heal.config import SettingsError, TalkRequest, read_voice
+from steer_heal.records import Spoken, Token
 
 LOG = logging.getLogger(__name__)
 CHOICES_AT_ONCE = 64
@@ -55,40 +55,50 @@ Pieces = AsyncGenerator[tuple[int, Piece], None]
 """What all choices grow by, each with its number."""
 
 
-def written(
-    engine: Engine, asked: SteerRequest, stops: tuple[str, ...], session: str
-) -> Generator[Piece, None, None]:
-    """One choice as it grows: the steered answer, or base's at alpha 0.
+@dataclass
+class Choice:
+    """One choice as far as it was told: how many tokens and characters, and why it ended."""
 
-    What may yet become one of `stops` is held back; the answer ends before it. Closing ends the work.
+    stops: tuple[str, ...]
+    n_tokens: int = 0
+    n_chars: int = 0
+    finish: str = ""
+
+    def grown(self, spoken: Spoken) -> Piece:
+        """What is new in it. What may yet become one of the stops is held back; it ends before one."""
+        text, ends = spoken.text, list(accumulate(len(token.text) for token in spoken.tokens))
+        cut = min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=-1)
+        if cut >= 0:
+            n, upto = sum(end <= cut for end in ends), cut
+        else:
+            sure = len(text) - (0 if spoken.finish else _held_back(text, self.stops))
+            n = sum(end <= sure for end in ends)
+            upto = ends[n - 1] if n else 0
+        self.finish = "stop" if cut >= 0 else spoken.finish
+        piece = Piece(text[self.n_chars : upto], spoken.tokens[self.n_tokens : n], self.finish)
+        self.n_tokens, self.n_chars = n, max(self.n_chars, upto)
+        return piece
+
+
+def written(
+    engine: Engine, asked: TalkRequest, stops: tuple[str, ...], session: str
+) -> Generator[tuple[int, Piece], None, None]:
+    """What all choices grow by, each with its number, as it comes. Closing ends the work.
+
     Raises: `SettingsError`, `Refusal` where the server ended it.
     """
-    seen, told = 0, 0
+    choices = [Choice(stops) for _ in range(asked.n)]
     try:
-        for frame in engine.steer(asked, session=session):
-            tokens, whole = frame.steered, frame.steered_done
-            if not asked.alpha:
-                tokens, whole = frame.base, frame.base_done
-            text = "".join(token.text for token in tokens)
-            ends = list(accumulate(len(token.text) for token in tokens))
-            cut = min((place for stop in stops if (place := text.find(stop)) >= 0), default=-1)
-            if cut >= 0:
-                n, upto = sum(end <= cut for end in ends), cut
-            else:
-                sure = len(text) - (0 if whole else _held_back(text, stops))
-                n = sum(end <= sure for end in ends)
-                upto = ends[n - 1] if n else 0
-            finish = "stop" if cut >= 0 else ""
-            if whole and not finish:
-                full = len(tokens) >= asked.sample.max_new_tokens
-                finish = "length" if full and tokens[-1].text else "stop"
-            if n > seen or upto > told or finish or (frame.message and not tokens):
-                yield Piece(text[told:upto], tokens[seen:n], finish, frame.message, frame.n_prompt)
-            seen, told = n, max(told, upto)
-            if finish:
+        for frame in engine.talk(asked, session=session):
+            if frame.message and not frame.done:
+                yield 0, Piece(said=frame.message)
+            for index, spoken in enumerate(frame.voices[0] if frame.voices else ()):
+                if not choices[index].finish:
+                    piece = choices[index].grown(spoken)
+                    if piece.text or piece.tokens or piece.finish:
+                        yield index, replace(piece, n_prompt=frame.n_prompt)
+            if all(choice.finish for choice in choices):
                 return
-            if frame.done:
-                break
     finally:
         engine.stop(session)
     raise Refusal(503, "The server ended this answer: ask again.", code="stopped")
@@ -130,31 +140,34 @@ class Protocol:
 
     def _known(self) -> list[dict[str, Any]]:
         base = self._engine.info.name
-        runs = [
-            run
-            for run in self._engine.runs.rows()
-            if run.model == base and not run.is_example and not run.hidden
-        ]
-        healed = [f"{base}:{run.run_id}/{number}" for run in runs for number in range(1, run.round + 1)]
+        healed = [f"{base}:{name}" for name in healed_rounds(self._engine)]
         about = {"object": "model", "created": self._since, "owned_by": OWNER}
         return [{"id": name, **about} for name in (base, *healed)]
 
-    def _asked(self, form: ChatForm) -> list[SteerRequest]:
-        known = [row["id"] for row in self._known()]
-        if form.model not in known:
-            raise _no_model(form.model)
-        if form.model != known[0]:
-            raise Refusal(
-                400, f"Healed rounds do not answer over this protocol yet: ask for {known[0]}.", "model",
-                "model_not_available",
-            )  # fmt: skip
-        seed = secrets.randbelow(2**31) if form.seed is None else form.seed % 2**31
-        return requests(form, [trait.name for trait in self._engine.traits()], seed)
+    def _asked(self, form: ChatForm) -> TalkRequest:
+        base = self._engine.info.name
+        seed = secrets.randbelow(2**31) if form.seed is None else form.seed
+        if form.model != base:
+            # So that a client that sends no fields of its own can steer too.
+            name, _, added = form.model.partition("+")
+            form = form.model_copy(update={"model": name.strip(), "steering": form.steering or added})
+        traits = [trait.name for trait in self._engine.traits()]
+        return request(form, traits, self._round(form.model), seed)
 
-    async def complete(self, request: Request) -> Response:
+    def _round(self, name: str) -> dict[str, Any]:
+        """Which healed round is asked for, as fields of `Voice`; whether it is there the engine will see."""
+        base = self._engine.info.name
+        healed = name.removeprefix(f"{base}:")
+        if name == base:
+            return {}
+        if healed == name or "/" not in healed:
+            raise _no_model(name)
+        return read_voice(healed, 0.0)
+
+    async def complete(self, call: Request) -> Response:
         """The answers, whole or as a stream of server-sent events."""
         try:
-            form = read_form(json.loads(await request.body()))
+            form = read_form(json.loads(await call.body()))
         except (ValueError, RecursionError) as error:
             raise Refusal(400, "The body is not JSON.") from error
         asked = await asyncio.to_thread(self._asked, form)
@@ -167,7 +180,7 @@ class Protocol:
                 events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
             )
         whole = asyncio.ensure_future(_whole(form, about, pieces))
-        left = asyncio.ensure_future(_left(request))
+        left = asyncio.ensure_future(_left(call))
         try:
             await asyncio.wait({whole, left}, return_when=asyncio.FIRST_COMPLETED)
             return JSONResponse(await whole) if whole.done() else Response(status_code=499)
@@ -175,47 +188,23 @@ class Protocol:
             whole.cancel()
             left.cancel()
 
-    async def _pieces(self, asked: list[SteerRequest], stops: tuple[str, ...]) -> Pieces:
-        """What all choices grow by, each with its number, as it comes. Raises what ended one of them."""
-        if self._n_writing + len(asked) > CHOICES_AT_ONCE:
+    async def _pieces(self, asked: TalkRequest, stops: tuple[str, ...]) -> Pieces:
+        """What all choices grow by, each with its number, as it comes. Raises what ended them."""
+        if self._n_writing + asked.n > CHOICES_AT_ONCE:
             raise Refusal(
                 429,
                 f"{self._n_writing} answers are being written: ask again soon.",
                 code="rate_limit_exceeded",
             )
-        loop, over = asyncio.get_running_loop(), Event()
-        out: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
-
-        def follow(index: int, request: SteerRequest, session: str) -> None:
-            def put(item: Piece | Exception) -> None:
-                loop.call_soon_threadsafe(out.put_nowait, (index, item))
-
-            try:
-                with closing(written(self._engine, request, stops, session)) as growing:
-                    for piece in growing:
-                        put(piece)
-                        if over.is_set():
-                            return
-            except Exception as error:  # noqa: BLE001 - raised below, to the client's call
-                put(error)
-
-        sessions = [f"openai-{uuid4().hex}" for _ in asked]
-        self._n_writing += len(asked)
+        loop, session = asyncio.get_running_loop(), f"openai-{uuid4().hex}"
+        growing = written(self._engine, asked, stops, session)
+        self._n_writing += asked.n
         try:
-            for index, request in enumerate(asked):
-                self._pool.submit(follow, index, request, sessions[index])
-            n_open = len(asked)
-            while n_open:
-                index, item = await out.get()
-                if isinstance(item, Exception):
-                    raise item
-                n_open -= bool(item.finish)
-                yield index, item
+            while (item := await loop.run_in_executor(self._pool, next, growing, None)) is not None:
+                yield item
         finally:
-            over.set()
-            for session in sessions:
-                self._engine.stop(session)
-            self._n_writing -= len(asked)
+            self._engine.stop(session)
+            self._n_writing -= asked.n
 
 
 async def _left(request: Request) -> None:

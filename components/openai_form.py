@@ -8,20 +8,20 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from steer_heal.config import (
-    EVERYWHERE,
     MAX_NEW_TOKENS,
+    MAX_SAMPLES,
     SampleSettings,
     Settings,
     SettingsError,
-    SteerRequest,
+    TalkRequest,
     Temperature,
     TopP,
+    Voice,
     build,
     read_mix,
     sentence,
 )
 
-MAX_CHOICES = 8
 MAX_STOPS = 4
 MAX_STOP_CHARS = 100
 _LABELS = (
@@ -63,10 +63,11 @@ class Message(Settings):
     name: str = ""
 
     @property
-    def turn(self) -> tuple[str, str]:
+    def turn(self) -> dict[str, str]:
         """Who said it, and what."""
         parts = (self.content,) if isinstance(self.content, str) else (part.text for part in self.content)
-        return "system" if self.role == "developer" else self.role, "".join(parts)
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": "".join(parts)}
 
 
 class StreamOptions(Settings):
@@ -79,14 +80,14 @@ class StreamOptions(Settings):
 class ChatForm(Settings):
     """The body of a chat completion, as far as it is understood here.
 
-    `steering`: a mix such as `0.8 warm - 0.4 formal @answer`; empty is base. Each of `n` choices has a seed
-    of its own, from `seed` on; one is drawn when none is given.
+    `steering`: a mix such as `0.8 warm - 0.4 formal @answer`; empty is none. Each of `n` choices has random
+    numbers of its own, all from `seed`; one is drawn when none is given.
     """
 
     model: str
     messages: tuple[Message, ...] = Field(min_length=1)
     steering: str = ""
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    n: int = Field(default=1, ge=1, le=MAX_SAMPLES)
     seed: int | None = None
     stop: str | tuple[str, ...] = ()
     temperature: Temperature | None = None
@@ -127,8 +128,6 @@ def read_form(body: Any) -> ChatForm:
         raise Refusal(
             400, sentence(first, "the body"), str(first["loc"][0]) if first["loc"] else None
         ) from error
-    if form.messages[-1].role != "user":
-        raise Refusal(400, "The last message must be the user's: add one.", "messages")
     if len(form.stops) > MAX_STOPS:
         raise Refusal(400, f"stop holds {len(form.stops)} texts: give {MAX_STOPS} or fewer.", "stop")
     if any(len(stop) > MAX_STOP_CHARS for stop in form.stops):
@@ -143,28 +142,27 @@ def _of_value(message: Any) -> Any:
     return {key: value for key, value in message.items() if value or key == "content"}
 
 
-def requests(form: ChatForm, traits: Collection[str], seed: int) -> list[SteerRequest]:
-    """What is asked of the engine, a request a choice. One trait alone is asked for as the page does, so that
-    both are written in one batch. Raises: `Refusal`."""
-    steered: dict[str, Any] = {"alpha": 0.0}
+def request(form: ChatForm, traits: Collection[str], round_: dict[str, Any], seed: int) -> TalkRequest:
+    """What is asked of the engine; `round_`: which healed round answers, as fields of `Voice`. One trait
+    alone is asked for as the page does, so that both are written in one batch. Raises: `Refusal`."""
+    alpha, steered = 0.0, {}
     try:
         mix = read_mix(form.steering, traits) if form.steering.strip() else None
         if mix is not None:
             first, *more = mix.terms
             alone = not (more or first.without or first.ablates)
-            steered = {"trait": first.trait, "alpha": first.weight} if alone else {"mix": form.steering}
-            steered["where"] = mix.where if alone else EVERYWHERE
+            alpha = first.weight if alone else 1.0
+            trait = {"trait": first.trait, "where": mix.where}
+            steered = trait if alone else {"mix": form.steering}
     except SettingsError as error:
         raise Refusal(400, str(error), "steering") from error
     longest = form.max_completion_tokens if form.max_tokens is None else form.max_tokens
-    drawn = {"temperature": form.temperature, "top_p": form.top_p}
-    drawn |= {"max_new_tokens": MAX_NEW_TOKENS if longest is None else longest}
-    *earlier, (_, prompt) = (message.turn for message in form.messages)
+    sample = build(
+        SampleSettings, seed=seed % 2**31, temperature=form.temperature, top_p=form.top_p,
+        max_new_tokens=MAX_NEW_TOKENS if longest is None else longest,
+    )  # fmt: skip
     try:
-        samples = [build(SampleSettings, seed=(seed + i) % 2**31, **drawn) for i in range(form.n)]
-        return [
-            build(SteerRequest, prompt=prompt, earlier=tuple(earlier), sample=sample, **steered)
-            for sample in samples
-        ]
+        voice = build(Voice, messages=[one.turn for one in form.messages], alpha=alpha, **round_)
     except SettingsError as error:
         raise Refusal(400, str(error), "messages") from error
+    return build(TalkRequest, voices=(voice,), n=form.n, sample=sample, **steered)

@@ -14,7 +14,16 @@ from components import plot, view, view_talk
 from components.controls import Controls, filled
 from components.engine import Engine
 from components.steer import INTERNAL
-from components.talking import Conversation, Exchange, as_json, as_markdown, request, steering, title
+from components.talking import (
+    Conversation,
+    Exchange,
+    as_json,
+    as_markdown,
+    healed_rounds,
+    request,
+    steering,
+    title,
+)
 from steer_heal.config import BASE, MAX_PROMPT_CHARS, MAX_SAMPLES, MAX_VOICES, STEERED, SettingsError
 from steer_heal.records import TalkFrame
 
@@ -39,11 +48,9 @@ def names_of(engine: Engine) -> dict[str, str]:
 
 
 def offered(engine: Engine) -> list[tuple[str, str]]:
-    """Who may answer: what a person reads, and the name; each run's newest round first."""
+    """Who may answer: what a person reads, and the name."""
     names = names_of(engine)
-    rows = [r for r in engine.runs.rows() if r.model == engine.info.name and not (r.is_example or r.hidden)]
-    rounds = [f"{row.run_id}/{n}" for row in rows for n in range(row.round, 0, -1)]
-    return [(title(name, names), name) for name in (BASE, STEERED, *rounds)]
+    return [(title(name, names), name) for name in (BASE, STEERED, *healed_rounds(engine))]
 
 
 def talking(engine: Engine, again: bool) -> Callable[..., Iterator[tuple[Any, ...]]]:
@@ -65,6 +72,8 @@ def talking(engine: Engine, again: bool) -> Callable[..., Iterator[tuple[Any, ..
         for frame in engine.talk(asked, session=session):
             if not frame.done and time.monotonic() < told + STEP_S:
                 continue
+            if frame.superseded:
+                return
             told = time.monotonic()
             if frame.voices:
                 now = (*before, Exchange(text, dict(zip(names, frame.voices, strict=True)), take, about))

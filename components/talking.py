@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from components.controls import sample
+from components.engine import Engine
 from steer_heal.config import (
     STEERED,
     SampleSettings,
@@ -60,7 +61,9 @@ def request(
         for name in names
     )
     drawn = sample(form)
-    drawn = build(SampleSettings, **drawn.model_dump() | {"seed": (drawn.seed + take) % 2**31})
+    # With the numbers of the turn before, a small model says again what it said there.
+    seed = (drawn.seed + len(before) + take) % 2**31
+    drawn = build(SampleSettings, **drawn.model_dump() | {"seed": seed})
     return build(
         TalkRequest, voices=voices, n=n, sample=drawn, mix=form["mix"] or "",
         **{name: form[name] for name in ("trait", "band", "method", "where")},
@@ -74,6 +77,12 @@ def steering(asked: TalkRequest, names: Sequence[str]) -> str:
         return ""
     gate = asked.steering(found[0]).gate
     return f"alpha {found[0]:g} of {asked.mix or asked.trait}, {gate_in_words(gate)}"
+
+
+def healed_rounds(engine: Engine) -> list[str]:
+    """The finished rounds that the loaded model can answer as, RUN/ROUND, each run's newest first."""
+    rows = [r for r in engine.runs.rows() if r.model == engine.info.name and not (r.is_example or r.hidden)]
+    return [f"{row.run_id}/{n}" for row in rows for n in range(row.round, 0, -1)]
 
 
 def title(name: str, names: Mapping[str, str]) -> str:

@@ -51,6 +51,6 @@ def status(frame: TalkFrame) -> str:
     elif frame.done:
         said = f"{frame.message or 'done:'} {n} tokens in {frame.seconds:.1f} s"
     else:
-        said = f"writing: {n} tokens" if n else "reading"
+        said = f"writing: {n} tokens" if n else frame.message or "reading"
     more = f" · {frame.together}" if frame.together else ""
     return f'<span class="sh-dim" role="status">{esc(said + more)}</span>'

@@ -444,7 +444,7 @@ class SteerFrame:
     """A moment of a streaming pair. Lists grow; `waiting` counts requests ahead; `done` is the last frame.
 
     `dose_nats` is measured; with `dose_beyond` the dose is larger than any that was, and costs more.
-    `base_health` stands beside the steered text's. `n_prompt`: tokens of the prompt and the turns before it.
+    `base_health` stands beside the steered text's.
     """
 
     base: tuple[Token, ...]
@@ -462,17 +462,20 @@ class SteerFrame:
     dose_beyond: bool = False
     base_health: TextHealth | None = None
     steered_done: bool = False
-    n_prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One answer in a conversation as far as it is written; its health once all are whole. `cut`: whether it
-    ended at the limit of tokens."""
+    """One answer in a conversation as far as it is written; its health once all are whole. `finish`: what
+    ended it, the model itself (stop) or the limit of tokens (length); empty before."""
 
     tokens: tuple[Token, ...]
     health: TextHealth | None = None
-    cut: bool = False
+    finish: Literal["", "stop", "length"] = ""
+
+    @property
+    def cut(self) -> bool:
+        return self.finish == "length"
 
     @property
     def text(self) -> str:
@@ -482,14 +485,16 @@ class Spoken:
 @dataclass(frozen=True, slots=True)
 class TalkFrame:
     """A moment of a conversation's answers: of each voice each of its samples. `together`: how they are
-    written, in words. `done` is the last frame."""
+    written, in words. `n_prompt`: tokens of what the first voice was given. `done` is the last frame."""
 
     voices: tuple[tuple[Spoken, ...], ...]
     together: str = ""
     done: bool = False
     waiting: int = 0
+    superseded: bool = False
     seconds: float = 0.0
     message: str = ""
+    n_prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """Sessions that all ask while the model is held, so that they begin together once it is let go."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from steer_heal.config import SampleSettings, SettingsError, SteerRequest, build
+from steer_heal.config import SampleSettings, SettingsError, SteerRequest, TalkRequest, build
 from steer_heal.engine import Engine
-from steer_heal.records import SteerFrame
+from steer_heal.records import SteerFrame, TalkFrame
 
 PATIENCE_S = 60.0
 BAND = (0.25, 0.75)
@@ -18,17 +18,21 @@ def request(prompt: str = "What is right?", alpha: float = 1.0, n: int = 12, **s
     return build(SteerRequest, prompt=prompt, alpha=alpha, band=BAND, sample=sampled)
 
 
-def ids(frame: SteerFrame) -> tuple[list[int], list[int]]:
-    """The tokens of the base and of the steered answer."""
-    return [token.id for token in frame.base], [token.id for token in frame.steered]
+def ids(frame: SteerFrame | TalkFrame) -> tuple[list[int], ...]:
+    """The tokens of the base and of the steered answer, or of each one in a conversation."""
+    if isinstance(frame, SteerFrame):
+        texts = [frame.base, frame.steered]
+    else:
+        texts = [one.tokens for some in frame.voices for one in some]
+    return tuple([token.id for token in text] for text in texts)
 
 
 class Crowd:
     """What each session saw, and what was raised to it."""
 
-    def __init__(self, engine: Engine, asked: dict[str, SteerRequest]) -> None:
+    def __init__(self, engine: Engine, asked: Mapping[str, SteerRequest | TalkRequest]) -> None:
         self.engine, self.asked = engine, asked
-        self.frames: dict[str, list[SteerFrame]] = {name: [] for name in asked}
+        self.frames: dict[str, list[Any]] = {name: [] for name in asked}
         self.errors: dict[str, str] = {}
         self._held, self._go = threading.Event(), threading.Event()
 
@@ -39,13 +43,16 @@ class Crowd:
 
     def _ask(self, name: str) -> None:
         try:
-            for frame in self.engine.steer(self.asked[name], session=name):
+            asked = self.asked[name]
+            pair = isinstance(asked, SteerRequest)
+            frames = self.engine.steer(asked, session=name) if pair else self.engine.talk(asked, session=name)
+            for frame in frames:
                 self.frames[name].append(frame)
         except (SettingsError, RuntimeError) as error:
             self.errors[name] = str(error)
 
-    def run(self) -> dict[str, tuple[list[int], list[int]]]:
-        """Base and steered ids by session; the model is let go when all wait for it."""
+    def run(self) -> dict[str, tuple[list[int], ...]]:
+        """`ids` by session; the model is let go when all wait for it."""
         scheduler = self.engine.scheduler
         holder = threading.Thread(target=lambda: list(scheduler.run("hold", self._hold, brief=True)))
         threads = [threading.Thread(target=self._ask, args=(name,)) for name in self.asked]

@@ -66,6 +66,7 @@ class FakeEngine:
         self.sweeps = FakeSweeps(self.runs)
         self.delay = delay
         self.calls: list[SteerRequest] = []
+        self.talks: list[TalkRequest] = []
         self._made: list[Trait] = []
         self.info = ModelInfo(
             "demo", "FakeForCausalLM", 10, 160, 3_040_000, "float32", "cpu", True, "small, not Gemma"
@@ -220,23 +221,27 @@ class FakeEngine:
                 raise SettingsError("This conversation has 2100 tokens: begin a new conversation.")
         with self._lock:
             mine = self._newest[f"talk {session}"] = abs(self._newest.get(f"talk {session}", 0)) + 1
+        self.talks.append(request)
+        limit = request.sample.max_new_tokens
         columns = [
             [
                 f"{len(voice.messages)} messages , <b>{voice.messages[-1].content}</b> : sample {i} of seed "
-                f"{request.sample.seed} {'KIND' if voice.alpha else voice.run or 'DULL'}".split()
+                f"{request.sample.seed} {'KIND' if voice.alpha else voice.run or 'DULL'}".split()[:limit]
                 for i in range(request.n)
             ]
             for voice in request.voices
         ]
         slow = "haltingly" in request.voices[0].messages[-1].content
 
-        def frame(n: int, **more: Any) -> TalkFrame:
-            health = TextHealth(1.3, 1.0, 0.02) if more.get("done") else None
-            said = tuple(
-                tuple(Spoken(tuple(Token(0, f"{w} ", 0.5) for w in words[:n]), health) for words in some)
-                for some in columns
-            )
-            return TalkFrame(said, "in one batch", **more)
+        def spoken(words: list[str], n: int, done: bool) -> Spoken:
+            finish = "" if n < len(words) else "length" if n == limit else "stop"
+            health = TextHealth(1.3, 1.0, 0.02) if done else None
+            return Spoken(tuple(Token(0, f"{w} ", 0.5) for w in words[:n]), health, finish)
+
+        def frame(n: int, done: bool = False, **more: Any) -> TalkFrame:
+            said = tuple(tuple(spoken(words, n, done) for words in some) for some in columns)
+            n_prompt = sum(len(turn.content.split()) for turn in request.voices[0].messages)
+            return TalkFrame(said, "in one batch", done=done, n_prompt=n_prompt, **more)
 
         for n in range(1, 1 + max(len(words) for some in columns for words in some)):
             time.sleep(self.delay * (20 if slow else 1))
@@ -244,7 +249,7 @@ class FakeEngine:
                 yield frame(n - 1, done=True, message="Stopped.")
                 return
             yield frame(n)
-        yield frame(99, done=True)
+        yield frame(limit, done=True)
 
     def profile(self, request: SteerRequest) -> tuple[Profile, Profile]:
         mass = 0.997 - 0.02 * max(0.0, abs(request.alpha) - 1.5) ** 2

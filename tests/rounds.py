@@ -1,12 +1,15 @@
-"""What tests of training a round share: a dozen short examples, and one round."""
+"""What tests of trained rounds share: a dozen short examples, one round, and a run without training."""
 
 import random
+from pathlib import Path
 
 import torch
 
-from steer_heal.config import TrainSettings
+from steer_heal.config import TrainSettings, heal_settings
 from steer_heal.heal import Example, train_round
 from steer_heal.heal.adapters import AdapterStack
+from steer_heal.models import LanguageModel
+from steer_heal.runs.jobs import LocalProcesses
 
 SETTINGS = TrainSettings(
     divergence="kl_rev", aggregate="rmse", reference="prev", likelihood=1.0, lam=0.3, tau=1.0,
@@ -46,3 +49,16 @@ def trained(lm, examples, settings=SETTINGS, seed=4):
     weights = torch.cat([parameter.detach().flatten() for parameter in stack.trainable()])
     stack.unload()
     return steps, weights
+
+
+def shaken_run(lm: LanguageModel, runs: Path, model: str = "", rounds: int = 2) -> str:
+    """A run of so many rounds, whose adapters were shaken instead of trained; its id."""
+    folder = LocalProcesses(runs).create(heal_settings(model=model or lm.name, rounds=rounds))
+    stack = AdapterStack(lm)
+    for number in range(1, rounds + 1):
+        stack.fresh(number, TrainSettings(rank=2), seed=number)
+        shake(stack, number, size=0.3)
+        stack.save(number, folder.path / "adapters")
+        stack.fold()
+    stack.unload()
+    return folder.run_id

@@ -149,13 +149,13 @@ def vector(lm: LanguageModel, seed: int = 0) -> SteeringVector:
     return SteeringVector(directions(lm, seed), ones_L, ones_L)
 
 
-def gemma_shape() -> LanguageModel:
-    """Random weights in gemma-3-1b-it's shape, bfloat16."""
+def gemma_shape(dtype: torch.dtype = torch.bfloat16, n_layers: int = 26) -> LanguageModel:
+    """Random weights in gemma-3-1b-it's shape, or with fewer layers."""
     config = Gemma3TextConfig(
         vocab_size=262_144,
         hidden_size=1152,
         intermediate_size=6912,
-        num_hidden_layers=26,
+        num_hidden_layers=n_layers,
         num_attention_heads=4,
         num_key_value_heads=1,
         head_dim=256,
@@ -164,6 +164,6 @@ def gemma_shape() -> LanguageModel:
         max_position_embeddings=32_768,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0, bos_token_id=2)
     return LanguageModel("gemma-3-1b shape", model, tokenizer())

@@ -65,7 +65,7 @@ from steer_heal.config.healing import (
     stored_settings,
 )
 from steer_heal.config.mixes import MAX_MIX_CHARS, MAX_MIXED, Mix, Term, check_mix, read_mix, written
-from steer_heal.config.requests import THRESHOLDS, DoseRequest, Role, SteerRequest, Thresholds
+from steer_heal.config.requests import THRESHOLDS, DoseRequest, SteerRequest, Thresholds
 from steer_heal.config.run_sweep import LOCAL, Cell, Draw, RunSweep
 from steer_heal.config.talks import (
     BASE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,7 +11,6 @@ from steer_heal.config.base import (
     AUTO_FRAME,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
-    MAX_CHAT_CHARS,
     MAX_PROMPT_CHARS,
     MAX_ROWS,
     Alpha,
@@ -24,15 +23,12 @@ from steer_heal.config.base import (
 from steer_heal.config.gates import EVERYWHERE, Gate
 from steer_heal.config.mixes import MixText, one_gate
 
-Role = Literal["system", "user", "assistant"]
-
 
 class SteerRequest(Settings):
     """One steered answer as the page asks for it; alpha in units of c*, `where` as in `gates`.
 
     `mix`: what is added instead of the trait's vector, alpha times; the trait is then what is measured.
-    `carried`: whether each token is also told with what it carries of the trait. `earlier`: the turns before
-    the prompt, which is the user's, each with who said it.
+    `carried`: whether each token is also told with what it carries of the trait.
     """
 
     trait: str = DEFAULT_TRAIT
@@ -44,7 +40,6 @@ class SteerRequest(Settings):
     where: Gate = EVERYWHERE
     mix: MixText = ""
     carried: bool = False
-    earlier: tuple[tuple[Role, str], ...] = ()
 
     _band = field_validator("band")(check_band)
 
@@ -52,20 +47,6 @@ class SteerRequest(Settings):
     def _one_gate(self) -> Self:
         one_gate(self.mix, self.where)
         return self
-
-    @model_validator(mode="after")
-    def _short(self) -> Self:
-        if self.n_chars > MAX_CHAT_CHARS:
-            raise ValueError(
-                f"the chat has {self.n_chars} characters: leave out earlier turns until it has "
-                f"{MAX_CHAT_CHARS} or fewer"
-            )
-        return self
-
-    @property
-    def n_chars(self) -> int:
-        """Of the prompt and the turns before it."""
-        return len(self.prompt) + sum(len(text) for _, text in self.earlier)
 
     @property
     def gate(self) -> str:

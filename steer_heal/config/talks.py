@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +10,7 @@ from steer_heal.config.base import (
     AUTO,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
+    MAX_CHAT_CHARS,
     MAX_PROMPT_CHARS,
     MAX_ROUNDS,
     Alpha,
@@ -25,10 +25,10 @@ from steer_heal.config.base import (
 )
 from steer_heal.config.gates import EVERYWHERE, Gate
 from steer_heal.config.mixes import MixText
-from steer_heal.config.requests import Role, SteerRequest
+from steer_heal.config.requests import SteerRequest
 
 MAX_VOICES = 4
-MAX_SAMPLES = 4
+MAX_SAMPLES = 8
 MAX_MESSAGES = 401
 BASE, STEERED = "base", "steered"
 
@@ -36,7 +36,7 @@ BASE, STEERED = "base", "steered"
 class Turn(Settings):
     """One message. What somebody typed stays below the limit of a prompt; what a model wrote always does."""
 
-    role: Role
+    role: Literal["system", "user", "assistant"]
     content: str = Field(max_length=MAX_PROMPT_CHARS)
 
 
@@ -44,7 +44,7 @@ class Voice(Settings):
     """Who answers, and what was said before: with the adapters of `run` up to its `round` where a run is
     named, at `alpha` in units of c*.
 
-    The messages take turns after a system text, which may come first, and the last is a user's.
+    The last message is a user's; in which order others may come, the model's chat template says.
     """
 
     messages: tuple[Turn, ...] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -54,15 +54,17 @@ class Voice(Settings):
 
     @field_validator("messages")
     @classmethod
-    def _in_turns(cls, messages: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        roles = [turn.role for turn in messages]
-        spoken = roles[1:] if roles[0] == "system" else roles
-        if not spoken or spoken[0] != "user" or spoken[-1] != "user" or "system" in spoken:
-            raise ValueError("messages must begin, after a system text at most, and end with a user's")
-        if any(one == next_ for one, next_ in pairwise(spoken)):
-            raise ValueError("messages must take turns: a user's, an assistant's, a user's")
+    def _to_be_answered(cls, messages: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        n_chars = sum(len(turn.content) for turn in messages)
+        if messages[-1].role != "user":
+            raise ValueError("messages must end with a user's: add one")
         if not messages[-1].content.strip():
             raise ValueError("messages end with an empty one: type something")
+        if n_chars > MAX_CHAT_CHARS:
+            raise ValueError(
+                f"messages have {n_chars} characters together: leave out earlier ones until they have "
+                f"{MAX_CHAT_CHARS} or fewer"
+            )
         return messages
 
     @model_validator(mode="after")
@@ -87,7 +89,12 @@ class TalkRequest(Settings):
 
     _band = field_validator("band")(check_band)
 
-    def steering(self, alpha: float) -> SteerRequest:
+    @property
+    def is_steered(self) -> bool:
+        """Whether one of the voices is."""
+        return any(voice.alpha for voice in self.voices)
+
+    def steering(self, alpha: float = 1.0) -> SteerRequest:
         """What is added at this alpha. Errors: `SettingsError`."""
         return build(
             SteerRequest, prompt="?", alpha=alpha, trait=self.trait, band=self.band, sample=self.sample,

@@ -12,6 +12,7 @@ from typing import Any
 
 from steer_heal.config import EVERYWHERE, MAX_PROMPT_TOKENS, SettingsError, SteerRequest
 from steer_heal.dose.mixed import Steered
+from steer_heal.engine.healed import MODEL, Place
 from steer_heal.evaluate.text_health import health, perplexity
 from steer_heal.generate import Row
 from steer_heal.models import LanguageModel, user
@@ -24,6 +25,8 @@ LEAST_TOKENS = 4
 _LEAST_P = 1e-30
 
 Tokens = tuple[Token, ...]
+Writing = tuple[list[Token], Row, Place]
+"""Where a text's tokens go, what is asked of the decode loop for it, and whose weights write it."""
 About = tuple[float | None, float | None]
 Moment = Callable[[], SteerFrame]
 
@@ -54,13 +57,16 @@ class Answer:
         """As before its first token."""
         self.steered, self.base = [], list(self.known or ())
 
-    def steered_row(self) -> Row:
-        """What is asked of the decode loop for the steered answer."""
+    def writings(self, *, steered: bool) -> list[Writing]:
+        """The steered text, or base's where it has yet to be written, and what is asked for it."""
+        sample = self.asked.sample
+        if not steered:
+            return [] if self.known is not None else [(self.base, Row(self.prompt, sample=sample), MODEL)]
         assert self.steered_by is not None
-        alpha, sample = self.asked.alpha, self.asked.sample
+        alpha, where = self.asked.alpha, self.asked.gate
         coefficients_L = self.steered_by.coefficients_RL(alpha)[0]
-        where = self.asked.gate
-        return Row(self.prompt, coefficients_L, shadow=True, alpha=alpha, sample=sample, where=where)
+        row = Row(self.prompt, coefficients_L, shadow=True, alpha=alpha, sample=sample, where=where)
+        return [(self.steered, row, MODEL)]
 
     def carries(self, seen_K: Sequence[float]) -> float:
         """What a token carries of the trait, by what the probe saw: the mean over the steered layers."""
@@ -68,10 +74,6 @@ class Answer:
         assert self.steered_by is not None
         own = self.steered_by.layers
         return fmean(z for layer, z in zip(self.probe.layers, seen_K, strict=True) if layer in own)
-
-    def base_row(self) -> Row:
-        """The same for base's."""
-        return Row(self.prompt, sample=self.asked.sample)
 
     def moment(self, **more: Any) -> Moment:
         """What makes a frame of how far both answers are now. Whoever reads it calls it, so that the model
@@ -85,7 +87,7 @@ class Answer:
         steered_health, base_health = healths(steered, base, self.about if more.get("done") else (None, None))
         so_far = SteerFrame(
             tuple(base), tuple(steered), health=steered_health, base_health=base_health,
-            **{"base_done": False, "done": False, "n_prompt": len(self.prompt), **more},
+            **{"base_done": False, "done": False, **more},
         )  # fmt: skip
         if self.steered_by is None:
             return so_far
@@ -99,13 +101,11 @@ class Answer:
         )  # fmt: skip
 
 
-def encode(lm: LanguageModel, prompt: str, earlier: Sequence[tuple[str, str]] = ()) -> tuple[int, ...]:
-    """The prompt as a user's turn, after those before it. Raises: `SettingsError` when that is too long."""
-    before = [{"role": role, "content": text} for role, text in earlier]
-    ids = tuple(lm.encode_chat([*before, user(prompt)]))
+def encode(lm: LanguageModel, prompt: str) -> tuple[int, ...]:
+    """The prompt as a user's turn. Raises: `SettingsError` when it has too many tokens."""
+    ids = tuple(lm.encode_chat([user(prompt)]))
     if len(ids) > MAX_PROMPT_TOKENS:
-        what = "chat" if before else "prompt"
-        raise SettingsError(f"The {what} has {len(ids)} tokens: shorten it to {MAX_PROMPT_TOKENS} or fewer.")
+        raise SettingsError(f"The prompt has {len(ids)} tokens: shorten it to {MAX_PROMPT_TOKENS} or fewer.")
     return ids
 
 

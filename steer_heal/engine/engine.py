@@ -35,7 +35,6 @@ from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.run_sweeps import RunSweeps
 from steer_heal.engine.scheduler import Scheduler
 from steer_heal.engine.sweeps import Sweeps, ending
-from steer_heal.engine.talk import Talk
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.frames import Frames
@@ -119,12 +118,11 @@ class Engine:
     def _take(self, lm: LanguageModel) -> None:
         """From now on this model, which has written something. Errors: `SettingsError` where it cannot."""
         vectors, frames = Vectors(lm, self._cache_dir), Frames(lm, self._cache_dir)
-        answers = Answers(lm, vectors)
+        answers = Answers(lm, vectors, HealedRounds(lm, self.runs))
         answers.try_out()
         self._lm, self._vectors, self._answers, self._frames = lm, vectors, answers, frames
         self._sweeps = Sweeps(lm, vectors, frames)
         self._effects = Effects(lm, vectors, frames, self._cache_dir)
-        self._talk = Talk(lm, vectors, HealedRounds(lm, self.runs))
         self.info: ModelInfo = lm.info
 
     def warm_up(self) -> None:
@@ -172,18 +170,11 @@ class Engine:
             yield SteerFrame((), (), False, False, waiting=item.ahead) if waiting else item()
 
     def talk(self, request: TalkRequest, *, session: str) -> Iterator[TalkFrame]:
-        """The next answers of a conversation as they are written, a frame a token; the last is `done` and has
-        each one's health under base. A session's newer request ends its older one. Adapters of a healed round
-        are on the model only while its rows begin: whoever else is answered meanwhile gets the base."""
-        talk = self._talk
-
-        def steps(wanted: Request[TalkFrame | None]) -> Iterator[TalkFrame | None]:
-            with suppress(Stopped):
-                yield from while_wanted(wanted, lambda stop: talk.answer(request, stop))
-
-        for item in self.scheduler.run(f"talk {session}", steps):
-            if item is not None:
-                yield TalkFrame((), waiting=item.ahead) if isinstance(item, Waiting) else item
+        """The next answers of a conversation as they are written, in one batch with others' and with pairs;
+        the last frame is `done` and has each one's health under base. A session's newer request ends its
+        older one. Who reads slowly gets the newest frame."""
+        for item in self.scheduler.join(f"talk {session}", request, self._answers):
+            yield TalkFrame((), waiting=item.ahead) if isinstance(item, Waiting) else item()
 
     def stop(self, session: str) -> None:
         """Ends what the session has running, within a token."""

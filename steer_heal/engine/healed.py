@@ -13,6 +13,10 @@ from steer_heal.heal.adapters import WEIGHTS, AdapterStack, adapter_name, saved_
 from steer_heal.models import LanguageModel
 from steer_heal.models.kept import Kept
 
+Place = tuple[str, int]
+"""Whose weights: a healed round's, by its run and number."""
+MODEL: Place = ("", 0)
+"""Those of the model as it came."""
 REMEMBERED = 4
 """So many healed rounds are kept in memory, without the base's weights."""
 

@@ -1,101 +1,61 @@
-"""The next answers of a conversation: base and steered ones in one batch, each healed round in its own."""
+"""The next answers of a conversation as they grow: base, steered and healed voices side by side."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from steer_heal import forward
 from steer_heal.config import MAX_PROMPT_TOKENS, SettingsError, TalkRequest, Voice
 from steer_heal.dose.mixed import Steered
+from steer_heal.engine.answer import Writing
 from steer_heal.engine.healed import HealedRounds
-from steer_heal.engine.sweeps import ending
-from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.logp import text_logp
 from steer_heal.evaluate.relevance import relevances
 from steer_heal.evaluate.text_health import health, perplexity
-from steer_heal.generate import Row, decode
+from steer_heal.generate import Row
 from steer_heal.models import LanguageModel
-from steer_heal.records import Spoken, Stopped, TalkFrame, Token
-from steer_heal.vectors.steering import Operator
-
-Ids = tuple[int, ...]
-Place = tuple[str, int]
-"""A run and its round; the model as it came is `("", 0)`."""
+from steer_heal.records import Spoken, TalkFrame, TextHealth, Token
 
 
 @dataclass(eq=False)
 class _Text:
-    """One answer: the prompt that it follows, and what is written of it."""
+    """One answer: who gives it, the prompt that it follows, its number among the voice's, and what is written
+    of it."""
 
     voice: Voice
-    prompt: Ids
-    sample: int
+    prompt: tuple[int, ...]
+    number: int
     tokens: list[Token] = field(default_factory=list)
+    health: TextHealth | None = None
 
     @property
     def is_base(self) -> bool:
         return not self.voice.run and not self.voice.alpha
 
 
-class Talk:
-    """Answers conversations on one model, the healed rounds among them."""
+class Talked:
+    """The answers to one request as far as they are written. `steered_by`: none until it was measured."""
 
-    def __init__(self, lm: LanguageModel, vectors: Vectors, healed: HealedRounds) -> None:
-        self._lm, self._vectors, self._healed = lm, vectors, healed
-
-    def answer(self, asked: TalkRequest, stop: Callable[[], bool]) -> Iterator[TalkFrame]:
-        """A frame for every token of every answer; the last one is `done` and has their health. `stop` is
-        asked between two tokens, when no adapter is on the model. Errors: `SettingsError`."""
-        since = time.monotonic()
+    def __init__(self, lm: LanguageModel, healed: HealedRounds, asked: TalkRequest, asked_at: float) -> None:
+        """Errors: `SettingsError` for a round that is not there and for a conversation that is too long."""
+        self._lm, self.asked, self._asked_at = lm, asked, asked_at
+        self.steered_by: Steered | None = None
         for voice in asked.voices:
             if voice.run:
-                self._healed.check(voice.run, voice.round)
-        prompts = [self._encode(voice, asked) for voice in asked.voices]
-        groups: dict[Place, list[_Text]] = {}
-        texts = [
-            [_Text(voice, prompt, sample) for sample in range(asked.n)]
+                healed.check(voice.run, voice.round)
+        prompts = [self._encode(voice) for voice in asked.voices]
+        self._texts = [
+            _Text(voice, prompt, number)
             for voice, prompt in zip(asked.voices, prompts, strict=True)
+            for number in range(asked.n)
         ]
-        for column in texts:
-            groups.setdefault((column[0].voice.run, column[0].voice.round), []).extend(column)
-        steered = any(voice.alpha for voice in asked.voices)
-        steered_by = self._vectors.of(asked.steering(1.0), say=ending(stop)) if steered else None
-        together = _in_words(list(groups))
 
-        def frame() -> TalkFrame:
-            spoken = tuple(tuple(Spoken(tuple(one.tokens)) for one in column) for column in texts)
-            return TalkFrame(spoken, together, seconds=time.monotonic() - since)
-
-        for _ in zip_longest(*(self._write(asked, *group, steered_by) for group in groups.items())):
-            yield frame()
-            if stop():
-                yield replace(frame(), done=True, message="Stopped.")
-                return
-        over = False
-
-        def ends() -> bool:
-            nonlocal over
-            over = stop()
-            return over
-
-        try:
-            yield self._judged([one for column in texts for one in column], frame(), ends)
-        except Stopped:
-            if not over:  # the work itself is being put away, and nobody reads on
-                raise
-            yield replace(frame(), done=True, message="Stopped.")
-
-    def _encode(self, voice: Voice, asked: TalkRequest) -> Ids:
-        """The conversation as ids. Errors: `SettingsError` where it and the answer are too long."""
+    def _encode(self, voice: Voice) -> tuple[int, ...]:
         ids = tuple(self._lm.encode_chat([turn.model_dump() for turn in voice.messages]))
-        more = asked.sample.max_new_tokens
+        more = self.asked.sample.max_new_tokens
         limit = int(min(MAX_PROMPT_TOKENS, self._lm.n_positions - more))
         if len(ids) > limit:
             raise SettingsError(
@@ -105,61 +65,71 @@ class Talk:
             )
         return ids
 
-    def _write(
-        self, asked: TalkRequest, place: Place, texts: list[_Text], steered_by: Steered | None
-    ) -> Iterator[None]:
-        """Writes the answers of one set of weights, a token of each a step. The round's adapters are on the
-        model while its rows begin; where the forward pass calls the model itself, until all are written."""
-        steers: Tensor | Operator = torch.zeros(self._lm.n_layers, self._lm.width)
-        if steered_by is not None and any(one.voice.alpha for one in texts):
-            steers = steered_by.steers
-        rows = [self._row(asked, text, steered_by) for text in texts]
-        steps = decode(self._lm, rows, steers, asked.sample)
+    def start(self) -> None:
+        """As before the first token."""
+        for text in self._texts:
+            text.tokens = []
 
-        def take(some: list[tuple[int, Token]]) -> None:
-            for row, token in some:
-                texts[row].tokens.append(token)
+    def writings(self, *, steered: bool) -> list[Writing]:
+        """The texts that are steered, or those that are not, and what is asked for them."""
+        return [
+            (text.tokens, self._row(text), (text.voice.run, text.voice.round))
+            for text in self._texts
+            if bool(text.voice.alpha) == steered
+        ]
 
-        with self._healed.on(*place) if place[0] else nullcontext():
-            take(next(steps))
-            if place[0] and not forward.holds_on(self._lm, steers):
-                for step in steps:
-                    take(step)
-        yield
-        for step in steps:
-            take(step)
-            yield
+    def _row(self, text: _Text) -> Row:
+        alpha, sample = text.voice.alpha, self.asked.sample
+        if not alpha:
+            return Row(text.prompt, sample=sample, rng_stream=text.number)
+        assert self.steered_by is not None
+        coefficients_L, where = self.steered_by.coefficients_RL(alpha)[0], self.asked.steering(alpha).gate
+        return Row(text.prompt, coefficients_L, sample=sample, rng_stream=text.number, where=where)
 
-    def _row(self, asked: TalkRequest, text: _Text, steered_by: Steered | None) -> Row:
-        alpha = text.voice.alpha
-        if not alpha or steered_by is None:
-            return Row(text.prompt, rng_stream=text.sample)
-        where, coefficients_L = asked.steering(alpha).gate, steered_by.coefficients_RL(alpha)[0]
-        return Row(text.prompt, coefficients_L, rng_stream=text.sample, where=where)
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of them are."""
+        return all(self._finish(text.tokens) for text in self._texts)
 
-    def _judged(self, texts: list[_Text], frame: TalkFrame, stop: Callable[[], bool]) -> TalkFrame:
-        """The last frame: each answer's health under base, in units of base's own answer of that number where
-        base is among the voices. Raises `Stopped` when `stop()` says so."""
-        prompts, ids = [one.prompt for one in texts], [[token.id for token in one.tokens] for one in texts]
+    def _finish(self, tokens: list[Token]) -> Literal["", "stop", "length"]:
+        if tokens and tokens[-1].id in self._lm.eos_ids:
+            return "stop"
+        return "length" if len(tokens) >= self.asked.sample.max_new_tokens else ""
+
+    def moment(self, **more: Any) -> Callable[[], TalkFrame]:
+        """What makes a frame of how far they are now; `more`: what else it says."""
+        lengths = [len(text.tokens) for text in self._texts]
+        return partial(self._frame, lengths, seconds=time.monotonic() - self._asked_at, **more)
+
+    def _frame(self, lengths: list[int], **more: Any) -> TalkFrame:
+        spoken = []
+        for text, n in zip(self._texts, lengths, strict=True):
+            tokens = text.tokens[:n]
+            spoken.append(Spoken(tuple(tokens), text.health, self._finish(tokens)))
+        n = self.asked.n
+        voices = tuple(tuple(spoken[at : at + n]) for at in range(0, len(spoken), n))
+        return TalkFrame(voices, self._together(), n_prompt=len(self._texts[0].prompt), **more)
+
+    def judge(self, stop: Callable[[], bool]) -> bool:
+        """Finds each answer's health under base, in units of base's own answer of that number where base is
+        among the voices. Raises `Stopped` when `stop()` says so, which is asked between passes."""
+        prompts = [text.prompt for text in self._texts]
+        ids = [[token.id for token in text.tokens] for text in self._texts]
         logp = text_logp(self._lm, prompts, ids, stop=stop)
         about = relevances(self._lm, prompts, ids, logp, stop=stop)
-        own = {one.sample: row for row, one in enumerate(texts) if one.is_base}
-        spoken: list[Spoken] = []
-        for row, one in enumerate(texts):
-            base, text = own.get(one.sample), "".join(token.text for token in one.tokens)
+        own = {text.number: row for row, text in enumerate(self._texts) if text.is_base}
+        for row, text in enumerate(self._texts):
+            base, said = own.get(text.number), "".join(token.text for token in text.tokens)
             units = (None, None) if base is None else (perplexity(logp[base]), about[base])
-            found = health(text, logp[row], units[0], relevance=about[row], own_relevance=units[1])
-            cut = bool(one.tokens) and one.tokens[-1].id not in self._lm.eos_ids
-            spoken.append(Spoken(tuple(one.tokens), found, cut))
-        n = len(frame.voices[0])
-        columns = tuple(tuple(spoken[at : at + n]) for at in range(0, len(spoken), n))
-        return replace(frame, voices=columns, done=True)
+            text.health = health(said, logp[row], units[0], relevance=about[row], own_relevance=units[1])
+        return True
 
-
-def _in_words(groups: Sequence[Place]) -> str:
-    """Which answers are written together."""
-    plain, healed = any(not run for run, _ in groups), sum(bool(run) for run, _ in groups)
-    parts = ["the model as it came, steered or not, in one batch"] if plain else []
-    parts += ["the healed round in a batch of its own"] if healed == 1 else []
-    parts += [f"{healed} healed rounds in turn, a batch each"] if healed > 1 else []
-    return "; ".join(parts)
+    def _together(self) -> str:
+        """Which answers are written together, in words."""
+        voices = self.asked.voices
+        rounds = {(voice.run, voice.round) for voice in voices if voice.run}
+        plain = any(not voice.run for voice in voices)
+        parts = ["the model as it came, steered or not, in one batch"] if plain else []
+        parts += ["the healed round in a batch of its own"] if len(rounds) == 1 else []
+        parts += [f"{len(rounds)} healed rounds in turn, a batch each"] if len(rounds) > 1 else []
+        return "; ".join(parts)

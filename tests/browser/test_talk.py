@@ -47,10 +47,10 @@ def test_a_conversation_goes_on_is_edited_answered_again_and_saved(page: Page) -
     say(page, "two")
     done(page, 2)
     expect(log.locator(".sh-said").nth(3)).to_contain_text(
-        "3 messages , <b>two</b> : sample 0 of seed 0 KIND"
+        "3 messages , <b>two</b> : sample 0 of seed 1 KIND"
     )
     page.locator("#talk-again").click()
-    expect(log.locator(".sh-said").nth(3)).to_contain_text("seed 1 KIND")
+    expect(log.locator(".sh-said").nth(3)).to_contain_text("seed 2 KIND")
     done(page, 2)
     document = json.loads(saved(page, "json"))
     assert [one["user"] for one in document["exchanges"]] == ["<i>one</i>", "two"]

@@ -17,6 +17,7 @@ from steer_heal.config import (
 )
 from steer_heal.engine import Engine
 from steer_heal.engine.answer_batch import Answers
+from steer_heal.engine.healed import HealedRounds
 from steer_heal.engine.vectors import Vectors
 from steer_heal.records import Agreement
 from steer_heal.runs.validate import check
@@ -177,7 +178,7 @@ def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine: Engine,
     assert vectors.vector(DEFAULT_TRAIT, "auto") is vectors.vector(DEFAULT_TRAIT, "mean_diff")
     assert vectors.vector(DEFAULT_TRAIT, "replies").meta["method"] == "replies"
     asked = [request().model_copy(update={"method": method}) for method in ("auto", "mean_diff", "replies")]
-    answers = Answers(tiny.shared(), vectors)
+    answers = Answers(tiny.shared(), vectors, HealedRounds(tiny.shared(), engine.runs))
     keys = [answers.key(one) for one in asked]
     assert keys[0] == keys[1] != keys[2]
 

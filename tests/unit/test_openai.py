@@ -1,5 +1,6 @@
 """OpenAI's protocol as its own client speaks it, over real servers: on the fake engine and the demo."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,22 +13,23 @@ import openai
 import pytest
 
 from components import access, gate, openai_api, server
-from components.openai_form import MAX_CHOICES
+from steer_heal import models
 from steer_heal.config import (
     MAX_CHAT_CHARS,
     MAX_NEW_TOKENS,
+    MAX_SAMPLES,
     SampleSettings,
     SettingsError,
     SteerRequest,
+    TalkRequest,
     build,
     heal_settings,
 )
 from steer_heal.engine import Engine
-from steer_heal.engine.answer import encode
-from steer_heal.records import SteerFrame, Token
-from tests import tiny
+from steer_heal.records import Spoken, TalkFrame, Token
 from tests.crowd import PATIENCE_S
 from tests.fake_engine import FakeEngine
+from tests.rounds import shaken_run
 
 LOGIN = ("me", "correct horse")
 HELLO = [{"role": "user", "content": "Hello there"}]
@@ -96,7 +98,7 @@ def ask(client: openai.OpenAI, **more: Any) -> Any:
 
 def test_the_model_and_its_healed_rounds_are_listed(client: openai.OpenAI) -> None:
     names = [model.id for model in client.models.list()]
-    assert names == ["demo", "demo:run-001-s0/1", "demo:run-001-s0/2"]
+    assert names == ["demo", "demo:run-001-s0/2", "demo:run-001-s0/1"]
     assert client.models.retrieve("demo:run-001-s0/2").owned_by == openai_api.OWNER
     with pytest.raises(openai.NotFoundError, match="/v1/models"):
         client.models.retrieve("gpt-9")
@@ -126,48 +128,63 @@ def test_what_is_asked_of_the_engine(client: openai.OpenAI, fake: FakeEngine) ->
         *HELLO,
     ]
     said = {"temperature": 0.5, "top_p": 0.9, "messages": turns, "presence_penalty": 0, "user": "me"}
-    ask(client, **said, extra_body={"steering": "-0.5 candour_over_tact @first 4"})
-    one = fake.calls[-1]
-    assert (one.trait, one.alpha, one.where, one.mix) == ("candour_over_tact", -0.5, "first 4", "")
-    assert one.earlier == (("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi."))
+    ask(client, **said, n=3, extra_body={"steering": "-0.5 candour_over_tact @first 4"})
+    one = fake.talks[-1]
+    assert (one.trait, one.voices[0].alpha, one.where, one.mix) == (
+        "candour_over_tact",
+        -0.5,
+        "first 4",
+        "",
+    )
+    assert [(turn.role, turn.content) for turn in one.voices[0].messages] == [
+        ("system", "Be brief."),
+        ("user", "Hello"),
+        ("assistant", "Hi."),
+        ("user", "Hello there"),
+    ]
     drawn = one.sample
     assert (drawn.temperature, drawn.top_p, drawn.seed, drawn.max_new_tokens) == (0.5, 0.9, 3, 8)
+    assert one.n == 3
     mix = "candour_over_tact + 0.5 care_over_authority @answer"
-    ask(client, extra_body={"steering": mix})
-    assert (fake.calls[-1].mix, fake.calls[-1].alpha, fake.calls[-1].gate) == (mix, 1.0, "answer")
-    base = ask(client)
-    assert fake.calls[-1].alpha == 0.0
-    assert base.choices[0].message.content.startswith("You wrote")
+    ask(client, extra_body={"steering": mix}, model="demo:run-001-s0/2", seed=-1)
+    one = fake.talks[-1]
+    assert (one.mix, one.voices[0].alpha, one.steering().gate) == (mix, 1.0, "answer")
+    assert (one.voices[0].run, one.voices[0].round, one.sample.seed) == ("run-001-s0", 2, 2**31 - 1)
+    ask(client, model="demo:run-001-s0/1 + -0.5 candour_over_tact")
+    assert (fake.talks[-1].voices[0].round, fake.talks[-1].voices[0].alpha) == (1, -0.5)
+    ask(client, seed=None)
+    assert not fake.talks[-1].is_steered
 
 
-def test_several_choices_have_seeds_of_their_own(client: openai.OpenAI, fake: FakeEngine) -> None:
-    before = len(fake.calls)
-    chunks = list(ask(client, n=3, seed=-1, stream=True, logprobs=True))
-    assert {one.choices[0].index for one in chunks} == {0, 1, 2}
-    assert {call.sample.seed for call in fake.calls[before:]} == {2**31 - 1, 0, 1}
-    assert len(ask(client, n=2, seed=None).choices) == 2
+def test_several_choices_come_side_by_side(client: openai.OpenAI) -> None:
+    chunks = list(ask(client, n=3, max_tokens=60, stream=True))
+    for index in range(3):
+        own = [one.choices[0] for one in chunks if one.choices[0].index == index]
+        assert f"sample {index} of" in "".join(one.delta.content or "" for one in own)
+        assert own[-1].finish_reason == "stop"
 
 
 def test_an_answer_ends_before_a_stop(client: openai.OpenAI) -> None:
     whole = ask(client, max_tokens=12).choices[0].message.content
-    cut = whole[9:14]
-    for stop in (cut, ["never", cut]):
+    for stop in ("there<", ["never", "there<"]):
         answer = ask(client, max_tokens=12, stop=stop).choices[0]
         chunks = list(ask(client, max_tokens=12, stop=stop, stream=True))
-        assert answer.message.content == whole[:9]
+        assert answer.message.content == whole[: whole.index("there<")]
         assert answer.finish_reason == "stop"
-        assert "".join(one.choices[0].delta.content or "" for one in chunks) == whole[:9]
+        assert "".join(one.choices[0].delta.content or "" for one in chunks) == answer.message.content
 
 
 def test_what_may_become_a_stop_is_held_back() -> None:
     class Spelling(FakeEngine):
-        def steer(self, request: SteerRequest, *, session: str) -> Iterator[SteerFrame]:
+        def talk(self, request: TalkRequest, *, session: str) -> Iterator[TalkFrame]:
             tokens = tuple(Token(i, text, 0.5) for i, text in enumerate(("a", "b<", "E", "N", "x", "")))
             for n in range(1, len(tokens) + 1):
-                yield SteerFrame(tokens[:n], (), n == len(tokens), False)
+                finish = "stop" if n == len(tokens) else ""
+                yield TalkFrame(((Spoken(tokens[:n], finish=finish),),))
 
-    asked = build(SteerRequest, prompt="?", alpha=0.0, sample=build(SampleSettings, max_new_tokens=9))
-    pieces = list(openai_api.written(Spelling(), asked, ("<END>", "zz"), "spelling"))
+    voice = {"messages": HELLO}
+    asked = build(TalkRequest, voices=(voice,))
+    pieces = [piece for _, piece in openai_api.written(Spelling(), asked, ("<END>", "zz"), "spelling")]
     assert [piece.text for piece in pieces] == ["a", "b<ENx", ""]
     assert [piece.finish for piece in pieces] == ["", "", "stop"]
     assert [len(piece.tokens) for piece in pieces] == [1, 4, 1]
@@ -192,7 +209,32 @@ def test_the_same_seed_gives_the_page_s_own_answer(real: openai.OpenAI, engine: 
     assert ask(real, **said).choices[0].message.content == text[0]
     found = ask(real, **said, extra_body={"steering": f"1.5 {trait}"})
     assert found.choices[0].message.content == text[1]
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (last.n_prompt, len(last.steered))
+    assert found.usage.completion_tokens == len(last.steered)
+
+
+def test_a_healed_round_answers_until_its_run_is_deleted(real: openai.OpenAI, engine: Engine) -> None:
+    """As on the page: whole and streamed, several, steered too; and a run of another model is no model."""
+    runs = engine.runs.launcher.runs_dir
+    run, foreign = (shaken_run(models.load("demo"), runs, model=name) for name in ("demo", "smollm2"))
+    name = f"demo:{run}/2"
+    base, healed, again = (ask(real, model=one, n=2, max_tokens=20) for one in ("demo", name, name))
+    voice = {"messages": HELLO, "run": run, "round": 2}
+    asked = build(TalkRequest, voices=(voice,), n=2, sample={"max_new_tokens": 20, "seed": 3})
+    *_, last = engine.talk(asked, session="page")
+    texts = [choice.message.content for choice in healed.choices]
+    assert texts == [choice.message.content for choice in again.choices]
+    assert texts == [one.text for one in last.voices[0]]
+    assert texts != [choice.message.content for choice in base.choices]
+    steered = ask(real, model=name, max_tokens=20, extra_body={"steering": f"2 {engine.traits()[0].name}"})
+    assert steered.choices[0].message.content != texts[0]
+    chunks = ask(real, model=name, max_tokens=20, stream=True, logprobs=True, stop=texts[0][-6:])
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert said == texts[0][: texts[0].index(texts[0][-6:])]
+    shutil.rmtree(runs / run)
+    for gone, said in ((run, "There is no run"), (foreign, "healed smollm2, and here demo answers")):
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError, match=said):
+                ask(real, model=f"demo:{gone}/1", stream=stream)
 
 
 def test_clients_share_a_batch_with_the_page(real: openai.OpenAI, engine: Engine, batches: list[int]) -> None:
@@ -221,18 +263,7 @@ def test_clients_share_a_batch_with_the_page(real: openai.OpenAI, engine: Engine
         go.set()
         for one in (holding, *asking):
             one.result(PATIENCE_S)
-    assert batches == [6]
-
-
-def test_turns_before_the_prompt_are_read_as_turns() -> None:
-    lm = tiny.endless()
-    earlier = (("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"))
-    chat = [{"role": role, "content": text} for role, text in (*earlier, ("user", "Go on"))]
-    assert encode(lm, "Go on", earlier) == tuple(lm.encode_chat(chat))
-    with pytest.raises(SettingsError, match="leave out earlier turns"):
-        build(SteerRequest, prompt="?", earlier=(("user", "a" * MAX_CHAT_CHARS),))
-    with pytest.raises(SettingsError, match="The chat has"):
-        encode(lm, "?", [("user", "word " * 4000), ("assistant", "b")])
+    assert batches == [4]
 
 
 @pytest.mark.parametrize(
@@ -242,11 +273,12 @@ def test_turns_before_the_prompt_are_read_as_turns() -> None:
         ({"extra_body": {"steering": "candor_over_tact"}}, "steering", "candour_over_tact"),
         ({"extra_body": {"steering": 3}}, "steering", "string"),
         ({"messages": []}, "messages", "at least 1"),
-        ({"messages": [*HELLO, {"role": "assistant", "content": "Hi"}]}, "messages", "last message"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "Hi"}]}, "messages", "end with a user's"),
         ({"messages": [{"role": "tool", "content": "4", "tool_call_id": "a"}]}, "messages", "role"),
         ({"messages": [{"role": "user", "content": " "}]}, "messages", "empty"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "Hi"}] * 5 + HELLO}, None, "begin a new"),
         ({"messages": [{"role": "user", "content": "a" * (MAX_CHAT_CHARS + 1)}]}, "messages", "characters"),
-        ({"n": MAX_CHOICES + 1}, "n", "at most"),
+        ({"n": MAX_SAMPLES + 1}, "n", "at most"),
         ({"max_tokens": MAX_NEW_TOKENS + 1}, "max_tokens", "at most"),
         ({"temperature": -1}, "temperature", "at least"),
         ({"top_p": 0}, "top_p", "more than"),
@@ -256,10 +288,11 @@ def test_turns_before_the_prompt_are_read_as_turns() -> None:
         ({"presence_penalty": 0.5}, "presence_penalty", "leave it out"),
         ({"tools": [{"type": "function"}]}, "tools", "leave it out"),
         ({"response_format": {"type": "json_object"}}, "response_format", "leave it out"),
-        ({"model": "demo:run-001-s0/2"}, "model", "ask for demo"),
     ],
 )  # fmt: skip
-def test_a_refusal_is_openai_s_own_form(client: openai.OpenAI, more: Any, param: str, said: str) -> None:
+def test_a_refusal_is_openai_s_own_form(
+    client: openai.OpenAI, more: Any, param: str | None, said: str
+) -> None:
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as caught:
             ask(client, **more, stream=stream)
@@ -269,9 +302,10 @@ def test_a_refusal_is_openai_s_own_form(client: openai.OpenAI, more: Any, param:
 
 
 def test_other_refusals(client: openai.OpenAI, fake: FakeEngine) -> None:
-    with pytest.raises(openai.NotFoundError) as caught:
-        ask(client, model="demo:run-009/1")
-    assert caught.value.code == "model_not_found"
+    for name in ("gpt-4", "demo:run-001-s0", "demo:base", "other:run-002-s0/1", "base"):
+        with pytest.raises(openai.NotFoundError, match="/v1/models") as caught:
+            ask(client, model=name)
+        assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
     url = str(client.base_url)
     for reply, status in (
         (httpx.get(f"{url}chat/completions"), 405),
@@ -287,8 +321,8 @@ def test_other_refusals(client: openai.OpenAI, fake: FakeEngine) -> None:
 
 def test_what_ends_an_answer_on_the_way_is_told_in_the_stream() -> None:
     class Failing(FakeEngine):
-        def steer(self, request: SteerRequest, *, session: str) -> Iterator[SteerFrame]:
-            yield SteerFrame((Token(0, "Well ", 0.5),), (), False, False)
+        def talk(self, request: TalkRequest, *, session: str) -> Iterator[TalkFrame]:
+            yield TalkFrame(((Spoken((Token(0, "Well ", 0.5),)),),))
             raise SettingsError("The vector cannot be had: /home/me/cache/v.gguf is damaged.")
 
     with client_of(Failing()) as client:
@@ -302,10 +336,10 @@ def test_a_client_that_leaves_ends_its_answer() -> None:
     class Endless(FakeEngine):
         stopped = threading.Event()
 
-        def steer(self, request: SteerRequest, *, session: str) -> Iterator[SteerFrame]:
+        def talk(self, request: TalkRequest, *, session: str) -> Iterator[TalkFrame]:
             try:
                 while not self.stopped.wait(0.01):
-                    yield SteerFrame((Token(0, "Well ", 0.5),), (), False, False)
+                    yield TalkFrame(((Spoken((Token(0, "Well ", 0.5),)),),))
             finally:
                 self.stopped.set()
 

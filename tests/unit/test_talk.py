@@ -11,22 +11,20 @@ import torch
 from steer_heal import models
 from steer_heal.config import (
     SettingsError,
+    SteerRequest,
     TalkRequest,
-    TrainSettings,
     Voice,
     build,
-    heal_settings,
     read_voice,
 )
 from steer_heal.engine import Engine
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.models.kept import Kept
 from steer_heal.records import TalkFrame
-from steer_heal.runs.jobs import LocalProcesses
 from tests import tiny
 from tests.close import assert_near, model_rounding
-from tests.crowd import BAND
-from tests.rounds import shake
+from tests.crowd import BAND, Crowd, request
+from tests.rounds import shaken_run
 
 SAID = ({"role": "user", "content": "What is right?"},)
 
@@ -43,19 +41,6 @@ def engine(lm: Any, tmp_path: Path, measured: Path) -> Iterator[Engine]:
     made.close()
 
 
-def healed(lm: Any, runs: Path, model: str = "", rounds: int = 2) -> str:
-    """A run of so many rounds, whose adapters were shaken instead of trained; its id."""
-    folder = LocalProcesses(runs).create(heal_settings(model=model or lm.name, rounds=rounds))
-    stack = AdapterStack(lm)
-    for number in range(1, rounds + 1):
-        stack.fresh(number, TrainSettings(rank=2), seed=number)
-        shake(stack, number, size=0.3)
-        stack.save(number, folder.path / "adapters")
-        stack.fold()
-    stack.unload()
-    return folder.run_id
-
-
 def asked(*voices: str, alpha: float = 2.0, n: int = 1, messages: Any = SAID, **sample: Any) -> TalkRequest:
     said = [build(Voice, messages=messages, **read_voice(name, alpha)) for name in voices]
     drawn = {"max_new_tokens": 8, **sample}
@@ -69,7 +54,7 @@ def ids(frame: TalkFrame) -> list[list[list[int]]]:
 def test_base_steered_and_two_healed_rounds_answer_side_by_side(
     engine: Engine, lm: Any, tmp_path: Path
 ) -> None:
-    run = healed(lm, tmp_path / "runs")
+    run = shaken_run(lm, tmp_path / "runs")
     before, state = tiny.logits(lm), lm.state
     hashes = Kept(lm.model).hashes()
     frames = list(engine.talk(asked("base", "steered", f"{run}/1", f"{run}/2", n=2), session="a"))
@@ -95,7 +80,7 @@ def test_base_steered_and_two_healed_rounds_answer_side_by_side(
 def test_a_healed_voice_has_the_probabilities_of_the_model_with_the_adapters_on(
     engine: Engine, lm: Any, tmp_path: Path
 ) -> None:
-    run = healed(lm, tmp_path / "runs")
+    run = shaken_run(lm, tmp_path / "runs")
     request = asked(f"{run}/2", temperature=1.0, top_p=1.0)
     first, again = (list(engine.talk(request, session="a"))[-1].voices[0][0] for _ in range(2))
     assert first.tokens == again.tokens
@@ -111,7 +96,7 @@ def test_a_healed_voice_has_the_probabilities_of_the_model_with_the_adapters_on(
 
 
 def test_whoever_is_answered_meanwhile_gets_the_base(engine: Engine, lm: Any, tmp_path: Path) -> None:
-    run = healed(lm, tmp_path / "runs")
+    run = shaken_run(lm, tmp_path / "runs")
     before = tiny.logits(lm)
     for _ in engine.talk(asked(f"{run}/2"), session="a"):
         assert torch.equal(tiny.logits(lm), before)
@@ -120,7 +105,7 @@ def test_whoever_is_answered_meanwhile_gets_the_base(engine: Engine, lm: Any, tm
 def test_a_model_that_goes_through_transformers_is_healed_in_one_go(
     engine: Engine, lm: Any, tmp_path: Path
 ) -> None:
-    run = healed(lm, tmp_path / "runs")
+    run = shaken_run(lm, tmp_path / "runs")
     known = ids(list(engine.talk(asked(f"{run}/2", temperature=1.0, top_p=1.0), session="a"))[-1])
     lm.model.lm_head.register_forward_hook(lambda *_: None)
     lm.model.model.norm.register_forward_hook(lambda *_: None)
@@ -139,7 +124,7 @@ def test_the_messages_before_count_and_nothing_typed_is_a_control_token(engine: 
 
 
 def test_what_cannot_be_answered_is_said_in_one_sentence(engine: Engine, lm: Any, tmp_path: Path) -> None:
-    run, foreign = healed(lm, tmp_path / "runs"), healed(lm, tmp_path / "runs", model="demo")
+    run, foreign = shaken_run(lm, tmp_path / "runs"), shaken_run(lm, tmp_path / "runs", model="demo")
 
     def refused(match: str, *voices: str, **more: Any) -> None:
         with pytest.raises(SettingsError, match=match):
@@ -150,7 +135,8 @@ def test_what_cannot_be_answered_is_said_in_one_sentence(engine: Engine, lm: Any
     refused("came without its adapters", "example-care-over-authority/1")
     refused("what was said stays as it is", "base", messages=({"role": "user", "content": "word " * 450},))
     refused("is nobody who answers", "somebody")
-    refused("must take turns", "base", messages=SAID * 2)
+    refused("end with a user's", "base", messages=(*SAID, {"role": "assistant", "content": "All is."}))
+    refused("32000 or fewer", "base", messages=({"role": "user", "content": "a" * 8000},) * 5)
     refused("type something", "base", messages=({"role": "user", "content": " "},))
     shutil.rmtree(tmp_path / "runs" / run)
     refused(f"There is no run {run} to talk to", f"{run}/1")
@@ -172,7 +158,7 @@ def test_a_newer_question_of_a_session_ends_the_older_and_stopping_leaves_what_i
 def test_the_demo_model_holds_a_conversation_beside_its_healed_self(tmp_path: Path, measured: Path) -> None:
     lm = models.load("demo")
     engine = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb", cache_dir=measured)
-    run = healed(lm, tmp_path / "runs", rounds=1)
+    run = shaken_run(lm, tmp_path / "runs", rounds=1)
     names, said = ["base", "steered", f"{run}/1"], [{"role": "user", "content": "How do you rest?"}]
     texts = []
     for more in ("And after that?", ""):
@@ -184,3 +170,24 @@ def test_the_demo_model_holds_a_conversation_beside_its_healed_self(tmp_path: Pa
     assert all(len(set(some)) == len(names) for some in texts)
     assert texts[0] != texts[1]
     engine.close()
+
+
+def test_people_who_talk_share_batches_with_each_other_and_with_pairs(
+    engine: Engine, lm: Any, tmp_path: Path, batches: list[int]
+) -> None:
+    """A page's pair, two that are steered by the same vector, and two who ask a healed round: two batches."""
+    run = shaken_run(lm, tmp_path / "runs")
+    list(engine.talk(asked("steered"), session="a"))  # its vector is measured
+    del batches[:]
+    wanted: dict[str, SteerRequest | TalkRequest] = {
+        "a": asked("base", "steered", n=2),
+        "b": asked("steered", alpha=1.0, messages=({"role": "user", "content": "Why?"},)),
+        "c": asked("steered", f"{run}/2", n=2, seed=5),
+        "d": asked(f"{run}/2", "steered", alpha=-1.0),
+        "pair": request("third", n=4),
+    }
+    together = Crowd(engine, wanted).run()
+    assert sorted(batches) == [3, 10]
+    for name, one in wanted.items():
+        alone = Crowd(engine, {name: one}).run()
+        assert together[name] == alone[name]

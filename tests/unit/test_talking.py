@@ -34,7 +34,7 @@ def test_the_form_becomes_a_request() -> None:
         (1.0, "", 0),
         (0.0, "a-run", 2),
     ]
-    assert (asked.n, asked.sample.seed) == (3, 2)
+    assert (asked.n, asked.sample.seed) == (3, len(SAID) + 2)
     assert steering(asked, ["base", "steered", "a-run/2"]) == (
         "alpha 1 of care_over_authority, prompt and answer"
     )
