@@ -344,8 +344,8 @@ def own_axis(trait: Trait) -> OwnAxis:
         raise SettingsError(f"The trait {trait.name!r} is measured by its foundations: choose another frame.")
     if not trait.statements:
         raise SettingsError(
-            f"The trait {trait.name!r} has no statements that it could be measured by: `trait import` of its "
-            "file has the model write some."
+            f"The trait {trait.name!r} has no statements that it could be measured by: delete it and make it "
+            "again, then the model drafts some."
         )
     name, (plus, minus) = f"{OWN_AXIS}{trait.name}", trait.target
     return OwnAxis(

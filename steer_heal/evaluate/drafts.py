@@ -62,8 +62,9 @@ def completed(
     """
     if not lacks(trait):
         return row, ""
-    held_out = lm.material.held_out_prompts()[:N_STATEMENTS]
-    scenes = [text for text in lm.material.contexts("") if text not in held_out][:N_REPLIES]
+    never = lm.material.held_out_prompts()
+    held_out = never[:N_STATEMENTS]
+    scenes = [text for text in lm.material.contexts("") if text not in never][:N_REPLIES]
     prompts = [*held_out, *scenes]
     plus, minus = replies(lm, trait.positive, trait.negative, prompts, pause)
     kept: dict[str, list[str]] = {}

@@ -64,7 +64,7 @@ def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
 ) -> None:
     code, said = told(capsys, *FORMAL)
     assert code == 0
-    assert "18 of 18 pairs of replies that tiny drafted are sound." in said
+    assert "18 of 18 pairs of replies that tiny-llama drafted are sound." in said
     assert "measure + Good day to you, number 0.\nmeasure - Hey there, number 0!\n" in said
     made = data.trait("formal")
     assert made.statements == tuple((PLUS.format(n), MINUS.format(n)) for n in range(6))
@@ -193,7 +193,7 @@ def test_its_own_axis_is_of_its_statements_and_named_after_its_personas(
 
 def test_a_trait_without_statements_is_not_measured_and_is_told_why() -> None:
     tiny.own_trait("x", "odd", "even", statements=[])
-    with pytest.raises(SettingsError, match=r"has no statements.*`trait import`"):
+    with pytest.raises(SettingsError, match=r"has no statements.*make it again"):
         data.frame("own:x")
 
 
@@ -223,7 +223,7 @@ def test_poles_measured_before_are_not_those_of_a_trait_made_again(tmp_path: Pat
 
 def test_on_the_page_it_is_drafted_once_and_its_replies_may_be_edited(engine: Engine) -> None:
     made, said = engine.make_trait("formal", "casual")
-    assert said == "18 of 18 pairs of replies that tiny drafted are sound."
+    assert said == "18 of 18 pairs of replies that tiny-gemma3 drafted are sound."
     assert engine.make_trait("formal", "casual") == (made, "")
     edited = replace(made, replies=(("Good day.", "Hey."),))
     assert engine.make_trait("formal", "casual", edited.replies) == (edited, "")
