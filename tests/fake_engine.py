@@ -101,7 +101,7 @@ class FakeEngine:
     def make_trait(self, plus: str, minus: str, replies: Sequence[tuple[str, str]] = ()) -> tuple[Trait, str]:
         if plus == minus:
             raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
-        target = {plus: 1, minus: -1}
+        target = {"Care": 1, "SocialNorms": -1}  # what it measures of any trait
         said = tuple(replies) or ((f"How {plus} it is.", f"How {minus} it is."),)
         name = f"{plus}-over-{minus}"
         self._made = [trait for trait in self._made if trait.name != name]
