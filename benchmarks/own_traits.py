@@ -1,15 +1,17 @@
-"""Ten traits of two words each, measured on their own axes: `python -m benchmarks.own_traits`, minutes.
+"""Ten traits of two words each, on their own axes: `python -m benchmarks.own_traits`, minutes a trait.
 
-Of each: c*, its movement at alpha 1 and -1, what the same 8 random directions at the same KL move, and what
-the steered answers are, by another reading than the axis: nats a token by which base finds them likelier when
-it is told the plus persona than when it is told the minus one, less the same of its own answers.
+Of each: how many drafted pairs are sound; then of the vector by the personas and of that by drafted replies
+c*, movement at alpha 1 and -1, how many of the same 8 random directions at the same KL move it as far, and
+what the answers are by another reading than the axis: nats a token by which base finds them likelier when it
+is told the plus persona than when it is told the minus one, less the same of its own answers. A trait that
+stands in the file of results is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -26,6 +28,7 @@ from steer_heal.data import own_traits
 from steer_heal.dose import controls
 from steer_heal.dose.calibrate import calibrate
 from steer_heal.dose.calibrated import CalibratedVector
+from steer_heal.evaluate import drafts
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.logp import text_logp
 from steer_heal.generate import Row, complete
@@ -38,10 +41,12 @@ POLES = (
     ("poetic", "plain"), ("optimistic", "pessimistic"), ("technical", "simple"), ("playful", "serious"),
     ("religious", "secular"), ("pirate", "ordinary"),
 )  # fmt: skip
-N_RANDOM, N_VIGNETTES, N_PROMPTS, N_TOKENS = 8, 14, 4, 40
+N_RANDOM, N_VIGNETTES, N_PROMPTS, N_TOKENS = 8, 7, 4, 40
 ALPHAS = (0.0, 1.0, -1.0)
+METHODS = {"mean_diff": "personas", "replies": "replies"}
 HEAD = (
-    "trait", "c*", "at alpha 1", "at -1", "random", "as far", "text at 1", "text at -1", "it says at alpha 1",
+    "trait", "sound", "vector by", "c*", "at alpha 1", "at -1", "random", "as far", "text at 1", "text at -1",
+    "it says at alpha 1",
 )  # fmt: skip
 SHOWN = 140
 """Characters of an answer."""
@@ -60,30 +65,36 @@ class Bench:
         where = Path("cache"), lm, self.layers, self.calibration_ids, settings
         self.random_c_stars = controls.c_stars(*where, N_RANDOM)
 
-    def row(self, plus: str, minus: str) -> list[str]:
-        """The cells of a line of the table, as `HEAD` names them."""
-        trait = data.checked_trait(plus, own_traits.of_poles(plus, plus, minus))
-        vector = extract(self.lm, trait, self.contexts, build(ExtractSettings, method="mean_diff"))
-        found = calibrate(self.lm, vector, self.layers, self.calibration_ids, self.settings)
-        dose = CalibratedVector(vector, self.layers, found)
+    def rows(self, plus: str, minus: str) -> list[list[str]]:
+        """The cells of a trait's lines of the table, as `HEAD` names them, a line a method."""
+        entry = own_traits.of_poles(plus, plus, minus)
+        entry, said = drafts.completed(self.lm, entry, data.checked_trait(plus, entry))
+        trait = data.checked_trait(plus, entry)
         frame = data.own_axis(trait)
         base = evaluate(self.lm, self.vignettes, frame)[0]
-        steered = evaluate(
-            self.lm, self.vignettes, frame, vector=vector, coefficients_RL=dose.coefficients_RL(*ALPHAS[1:]),
-            calibrated=base.calibration,
-        )  # fmt: skip
         held = controls.measure(self.lm, self.layers, self.random_c_stars, self.vignettes, frame, base)
-        moved = [trait_shift(one.p, base.p, trait.target) for one in steered]
         shifts = held.shifts(trait.target)
-        answers = self.answers(dose)
-        text = [fmean(self.towards(trait, some)) for some in answers]
-        return [
-            f"{plus}/{minus}", f"{found.c_star:.2f}", *(f"{one:+.2f}" for one in moved),
-            f"{min(shifts):+.2f} to {max(shifts):+.2f}",
-            f"{held.as_far(trait.target, moved[0])} of {N_RANDOM}",
-            *(f"{one - text[0]:+.2f}" for one in text[1:]),
-            " ".join(answers[1][0].text.replace("|", "/").split())[:SHOWN],
-        ]  # fmt: skip
+        made = []
+        for method, by in METHODS.items():
+            vector = extract(self.lm, trait, self.contexts, build(ExtractSettings, method=method))
+            found = calibrate(self.lm, vector, self.layers, self.calibration_ids, self.settings)
+            dose = CalibratedVector(vector, self.layers, found)
+            steered = evaluate(
+                self.lm, self.vignettes, frame, vector=vector,
+                coefficients_RL=dose.coefficients_RL(*ALPHAS[1:]), calibrated=base.calibration,
+            )  # fmt: skip
+            moved = [trait_shift(one.p, base.p, trait.target) for one in steered]
+            answers = self.answers(dose)
+            text = [fmean(self.towards(trait, some)) for some in answers]
+            made.append([
+                f"{plus}/{minus}", said.split(" pairs")[0], by,
+                f"{found.c_star:.2f}", *(f"{one:+.2f}" for one in moved),
+                f"{min(shifts):+.2f} to {max(shifts):+.2f}",
+                f"{held.as_far(trait.target, moved[0])} of {N_RANDOM}",
+                *(f"{one - text[0]:+.2f}" for one in text[1:]),
+                " ".join(answers[1][0].text.replace("|", "/").split())[:SHOWN],
+            ])  # fmt: skip
+        return made
 
     def answers(self, dose: CalibratedVector) -> list[list[Completion]]:
         """By alpha, greedy answers to the prompts."""
@@ -109,8 +120,19 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=SMOLLM2)
-    bench = Bench(load(parser.parse_args().model), build(CalibrateSettings))
-    for cells in chain((HEAD, ["---"] * len(HEAD)), (bench.row(*poles) for poles in POLES)):
+    parser.add_argument("--traits", nargs="*", default=[plus for plus, _ in POLES], metavar="PLUS")
+    parser.add_argument("--out", type=Path, default=Path("own_traits.jsonl"), help="the file of results")
+    args = parser.parse_args()
+    known = args.out.read_text().splitlines() if args.out.exists() else []
+    done = {json.loads(line)[0].partition("/")[0] for line in known}
+    if wanted := [poles for poles in POLES if poles[0] in args.traits and poles[0] not in done]:
+        bench = Bench(load(args.model), build(CalibrateSettings))
+        for poles in wanted:
+            rows = bench.rows(*poles)
+            with args.out.open("a") as file:
+                file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    found = [json.loads(line) for line in args.out.read_text().splitlines()]
+    for cells in (HEAD, ["---"] * len(HEAD), *found):
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -117,14 +117,16 @@ def _telling(engine: Engine) -> list[Callable[..., Any]]:
             "vignettes": [asdict(vignette) for vignette in engine.vignettes()],
         }
 
-    def make_trait(plus: str, minus: str) -> dict:
+    def make_trait(plus: str, minus: str, replies: list[tuple[str, str]] | None = None) -> dict:
         """Make a trait between two poles, kept on the page's machine; steer along it by its name.
 
         Args:
             plus: what positive alpha pushes towards, a word or two or a whole persona
             minus: its opposite
+            replies: pairs of what either pole would say; the model drafts them when none
         """
-        return asdict(engine.make_trait(plus, minus))
+        trait, said = engine.make_trait(plus, minus, replies or ())
+        return asdict(trait) | {"drafted": said}
 
     return [describe, make_trait]
 

@@ -53,9 +53,13 @@ class Axes:
     up: bool = True
 
     @classmethod
-    def of(cls, trait: Trait | None) -> Axes:
-        """The axes that a trait moves along: foundations, or its own two poles."""
+    def of(cls, trait: Trait | None, nodes: Sequence[MapNode] = ()) -> Axes:
+        """The axes that a trait moves along: foundations, or its own two poles. Of one that was deleted the
+        poles are those of its nodes."""
         if trait is None:
+            poles = next((list(node.profile) for node in nodes if len(node.profile) == 2), None)
+            if poles:
+                return cls(poles[1], poles[0], " over ".join(poles))
             return cls(left=False, up=False)
         x, y = (next((name for name, by in trait.target.items() if by == sign), None) for sign in (-1, 1))
         usual = [name for name in (cls.x, cls.y) if name not in (x, y)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ FORM = (
     "mix",
 )
 MAX_METHOD_CHARS = 80
+MAX_REPLIES_CHARS = 20_000
 LIMITS = {
     "exact": (-MAX_ALPHA, MAX_ALPHA),
     "low": (0.0, 1.0),
@@ -76,6 +77,7 @@ class Controls:
     plus: gr.Textbox
     minus: gr.Textbox
     make: gr.Button
+    replies: gr.Textbox
     greedy: gr.Checkbox
     temperature: gr.Textbox
     top_p: gr.Textbox
@@ -242,6 +244,14 @@ def _drawing(engine: Engine) -> dict[str, Any]:
             label="and less", placeholder="casual", max_length=400, min_width=130, elem_id="minus"
         )
         make = gr.Button("Make it", size="sm", scale=0, min_width=80, elem_id="make-trait")
+        replies = gr.Textbox(
+            visible=False,
+            lines=6,
+            max_lines=12,
+            min_width=400,
+            max_length=MAX_REPLIES_CHARS,
+            elem_id="replies",
+        )
         method = gr.Dropdown(
             methods(engine),
             value=AUTO,
@@ -271,10 +281,24 @@ def _drawing(engine: Engine) -> dict[str, Any]:
             for name, label, own in zip(address.SAMPLING, labels, own_sampling(engine), strict=True)
         ]
     stamp = gr.Number(visible="hidden")
-    named: dict[str, Any] = {"plus": plus, "minus": minus, "make": make}
+    named: dict[str, Any] = {"plus": plus, "minus": minus, "make": make, "replies": replies}
     named |= {"length": length, "seed": seed, "greedy": greedy, "method": method, "where": where}
     named |= {"stamp": stamp}
     return named | dict(zip(address.SAMPLING, drawn, strict=True))
+
+
+def in_lines(replies: Iterable[tuple[str, str]]) -> str:
+    """Pairs of replies as text that can be edited: a line each, the one of the first pole begins with +."""
+    return "\n".join(f"+ {plus}\n- {minus}" for plus, minus in replies)
+
+
+def of_lines(text: str) -> list[tuple[str, str]]:
+    """The pairs that were edited. Errors: `SettingsError` for lines that are no pairs."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if [line[0] for line in lines] != ["+", "-"] * (len(lines) // 2):
+        raise SettingsError("The replies are no pairs: write a line that begins with +, then one with -.")
+    said = [line[1:].strip() for line in lines]
+    return list(zip(said[::2], said[1::2], strict=True))
 
 
 def traits(engine: Engine) -> list[tuple[str, str]]:

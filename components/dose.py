@@ -277,7 +277,8 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
     for button in (find, every, what):
         turn = button.click(lambda tab=button.elem_id: gr.update(selected=tab), None, tabs, **INTERNAL)
         turn.then(None, js="() => SteerHeal.reveal('dose-tabs')", **INTERNAL)
-    find.click(sweeping(panel), [over, known, *knobs.form()], [chart, note, knobs.strip, known], **LONG)
+    found = [chart, note, knobs.strip, known]
+    gr.on([find.click, steering.fresh.change], sweeping(panel), [over, known, *knobs.form()], found, **LONG)
     what.click(effecting(panel), [over, *knobs.form()], [does, note], **LONG)
     every.click(mapping(panel), [over, *knobs.form()], [cells, note], **LONG)
 

@@ -17,9 +17,11 @@ from components.controls import (
     by_foundation,
     composed,
     controls,
+    in_lines,
     layers_of,
     measured,
     methods,
+    of_lines,
     offer,
     own_sampling,
     recall,
@@ -46,7 +48,7 @@ class Steering:
     """What other panels use: the controls, and what makes one more listener offer the loaded model's
     vignettes and show how it is sampled, start an answer, or say which layers are steered after something
     else than a hand has set them. `readings`, of the answer in view, are not yet on the page: the dose panel
-    has their place."""
+    has their place. `fresh` changes when a trait was made."""
 
     knobs: Controls
     readings: tuple[gr.HTML, gr.HTML]
@@ -54,6 +56,7 @@ class Steering:
     draw: Callable[..., Any]
     restart: Callable[..., Any]
     say: Callable[..., Any]
+    fresh: gr.State
 
 
 def _answers() -> tuple[gr.HTML, gr.Button, gr.HTML, gr.HTML]:
@@ -118,7 +121,8 @@ def build(engine: Engine) -> Steering:
         vignettes = engine.vignettes()
         return recall(address.read(query, vignettes) or value, vignettes, methods(engine), engine)
 
-    spelled = _wire_traits(engine, knobs, status, start)
+    fresh = gr.State("")
+    spelled = _wire_traits(engine, knobs, status, start, fresh)
 
     def hints() -> list[Any]:
         return [gr.update(placeholder=own) for own in own_sampling(engine)]
@@ -145,24 +149,37 @@ def build(engine: Engine) -> Steering:
         loaded.then(spelled, knobs.mix, knobs.mixed, **INTERNAL)
         page.unload(leave)
 
-    return Steering(knobs, (measures, bars), on_load, draw, start, say)
+    return Steering(knobs, (measures, bars), on_load, draw, start, say, fresh)
 
 
-def _wire_traits(engine: Engine, knobs: Controls, status: gr.HTML, start: Any) -> Callable[[str], list[Any]]:
+def _wire_traits(
+    engine: Engine, knobs: Controls, status: gr.HTML, start: Any, fresh: gr.State
+) -> Callable[[str], list[Any]]:
     """A trait made of two words is chosen and answered with; what is returned sets the sliders of a mix."""
-    fresh = gr.State("")
 
-    def make(plus: str, minus: str) -> tuple[Any, Any, Any]:
+    def make(plus: str, minus: str, replies: str) -> Iterator[tuple[Any, ...]]:
+        yield (
+            gr.skip(),
+            view.note(f"{engine.info.name} drafts what either would say ..."),
+            gr.skip(),
+            gr.skip(),
+        )
         try:
-            trait = engine.make_trait(plus or "", minus or "")
+            trait, said = engine.make_trait(plus or "", minus or "", of_lines(replies or ""))
         except SettingsError as problem:
-            return gr.skip(), view.error(str(problem)), gr.skip()
-        return gr.update(choices=traits(engine), value=trait.name), gr.skip(), trait.name
+            yield gr.skip(), view.error(str(problem)), gr.skip(), gr.skip()
+            return
+        shown = in_lines(trait.replies)
+        label = f"What either would say. {said} Its vector is made from these: edit them and press Make it."
+        chosen = gr.update(choices=traits(engine), value=trait.name)
+        yield chosen, "", f"{trait.name}: {shown}", gr.update(value=shown, label=label, visible=True)
 
     def spelled(typed: str) -> list[Any]:
         return spread(engine, typed or "")
 
-    knobs.make.click(make, [knobs.plus, knobs.minus], [knobs.trait, status, fresh], **INTERNAL)
+    typed = [knobs.plus, knobs.minus, knobs.replies]
+    knobs.make.click(make, typed, [knobs.trait, status, fresh, knobs.replies], **INTERNAL)
+    gr.on([knobs.plus.input, knobs.minus.input], None, None, knobs.replies, js="() => ''", **INTERNAL)
     start(fresh.change)  # an answer to a trait that was not made would wipe out why
     fresh.change(spelled, knobs.mix, knobs.mixed, **INTERNAL)
     return spelled

@@ -12,7 +12,7 @@ import gradio as gr
 from components import charts, plot, view, view_runs
 from components.engine import Engine
 from steer_heal.config import DEFAULT_TRAIT, SettingsError
-from steer_heal.records import RunRow
+from steer_heal.records import MapNode, RunRow
 
 AUTOMATIC = 6
 MAX_CARDS = 2
@@ -75,11 +75,14 @@ def opened(kept: Any) -> tuple[str, int] | None:
     return None if place is None else (place[0], place[1])
 
 
-def axes_of(engine: Engine, runs: Sequence[RunRow]) -> charts.Axes:
-    """The axes of the trait that most of these runs are of, or of the first of several such."""
+def axes_of(engine: Engine, runs: Sequence[RunRow], nodes: Sequence[MapNode]) -> charts.Axes:
+    """The axes of the trait that most of these runs are of, or of the first of several such, whose
+    `nodes` these are."""
     most = Counter(r.trait for r in runs).most_common(1)
     name = most[0][0] if most else DEFAULT_TRAIT
-    return charts.Axes.of(next((t for t in engine.traits() if t.name == name), None))
+    of_it = {run.run_id for run in runs if run.trait == name}
+    known = next((trait for trait in engine.traits() if trait.name == name), None)
+    return charts.Axes.of(known, [node for node in nodes if node.run_id in of_it])
 
 
 def draw(engine: Engine, every: Sequence[RunRow], kept: Any) -> tuple[str, str, str, str, str]:
@@ -88,9 +91,10 @@ def draw(engine: Engine, every: Sequence[RunRow], kept: Any) -> tuple[str, str, 
     model = engine.info.name
     runs = [r for r in every if remembered(kept)["all"] or not r.hidden]
     ids, names = shown(runs, kept, model), {r.run_id: r.name for r in runs}
-    axes, letters = axes_of(engine, [r for r in runs if r.run_id in ids]), view_runs.letters(every)
+    nodes, letters = engine.runs.map(ids), view_runs.letters(every)
+    axes = axes_of(engine, [r for r in runs if r.run_id in ids], nodes)
     look = charts.Look(letters, names, axes, model, opened(kept))
-    figure = plot.whole(charts.moral_map(engine.runs.map(ids), look, engine.runs.controls(ids)))
+    figure = plot.whole(charts.moral_map(nodes, look, engine.runs.controls(ids)))
     key = view_runs.map_key(runs, ids, letters, model, axes.caption())
     titles = {t.name: t.title for t in engine.traits()}
     newest = recent(runs, ids)

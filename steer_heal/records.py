@@ -95,7 +95,8 @@ class Trait:
     two poles, to the sign it should move by.
 
     `replies`: what a person of the positive pole and one of the negative would say, in pairs, each to any of
-    the `scenes`; none where the trait has only its personas.
+    the `scenes`; none where the trait has only its personas. `statements`: other such pairs, which a trait
+    without foundations is measured by, and from which no vector is made.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Trait:
     target: dict[str, int]
     scenes: tuple[str, ...] = ()
     replies: tuple[tuple[str, str], ...] = ()
+    statements: tuple[tuple[str, str], ...] = ()
 
     @property
     def on_own_axis(self) -> bool:

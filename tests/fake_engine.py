@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -99,12 +99,15 @@ class FakeEngine:
         ]
         return [*ours, *self._made]
 
-    def make_trait(self, plus: str, minus: str) -> Trait:
+    def make_trait(self, plus: str, minus: str, replies: Sequence[tuple[str, str]] = ()) -> tuple[Trait, str]:
         if plus == minus:
             raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
-        target = {plus: 1, minus: -1}
-        self._made.append(Trait(f"{plus}-over-{minus}", f"{plus} over {minus}", "", plus, minus, target))
-        return self._made[-1]
+        target = {"Care": 1, "SocialNorms": -1}  # what it measures of any trait
+        said = tuple(replies) or ((f"How {plus} it is.", f"How {minus} it is."),)
+        name = f"{plus}-over-{minus}"
+        self._made = [trait for trait in self._made if trait.name != name]
+        self._made.append(Trait(name, f"{plus} over {minus}", "", plus, minus, target, ("Hello.",), said))
+        return self._made[-1], "" if replies else "1 of 1 pairs of replies that demo drafted are sound."
 
     def vignettes(self, condition: str = "other_violate") -> list[Vignette]:
         acts = ("leaving a child out in the rain", "taking the last seat", "walking past the queue")

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from steer_heal.config import FOUNDATIONS
+from steer_heal.data import own_traits
 from steer_heal.models import LanguageModel
 from steer_heal.vectors.vector import SteeringVector
 
@@ -122,6 +123,12 @@ def endless() -> LanguageModel:
 def shared(arch: Arch = "gemma3") -> LanguageModel:
     """One tiny model a process, for tests that only read it."""
     return language_model(arch)
+
+
+def own_trait(name: str = "formal", plus: str = "formal", minus: str = "casual", **more: Any) -> None:
+    """Write a trait of one's own that is measured by two short pairs of statements."""
+    statements = [[f"{how} {pole}." for pole in (plus, minus)] for how in ("Be", "How")]
+    own_traits.write(own_traits.of_poles(name, plus, minus, **{"statements": statements, **more}))
 
 
 def save(lm: LanguageModel, folder: Path) -> str:

@@ -305,14 +305,17 @@ def trait(commands: Commands) -> None:
     made.add_argument("--plus", metavar="POLE", help="with make: a word or two, or a whole persona")
     made.add_argument("--minus", metavar="POLE", help="with make: its opposite")
     made.add_argument(
-        "--replies", metavar="FILE", help="with make: JSON, a list of pairs of what either pole would say"
-    )
+        "--replies", metavar="FILE",
+        help="with make: JSON, a list of pairs of what either pole would say, or a trait's file with some; "
+        "the model drafts them where there are none",
+    )  # fmt: skip
     made.add_argument(
         "--target",
         metavar="Care=1,SocialNorms=-1",
         default="",
-        help="with make: foundations that it should move, and which way; a heal run needs some",
+        help="with make: foundations that it should move, and which way; its own axis if none",
     )
+    made.add_argument("--model", default=default_model()[0], help=f"which drafts what is not given: {MODEL}")
     made.add_argument("--out", metavar="FILE", help="with export: where to; NAME.json if none")
 
 

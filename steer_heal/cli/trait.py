@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from steer_heal import data
+from steer_heal import data, models
 from steer_heal.cli.arguments import Namespace
 from steer_heal.cli.tables import Column, Out, clean, table
 from steer_heal.config import SettingsError
 from steer_heal.data import own_traits
+from steer_heal.evaluate import drafts
+from steer_heal.records import Trait
 
 
 def run(args: Namespace, out: Out) -> int:
@@ -78,20 +80,34 @@ def _make(args: Namespace) -> tuple[str, dict[str, Any]]:
     if args.replies:
         more["replies"] = _pairs(Path(args.replies))
     row = own_traits.of_poles(args.name, args.plus, args.minus, **more)
-    trait = data.checked_trait(f"trait {args.name}", row)
+    return _kept(args, row, data.checked_trait(f"trait {args.name}", row))
+
+
+def _kept(args: Namespace, row: dict[str, Any], trait: Trait) -> tuple[str, dict[str, Any]]:
+    """Writes the trait's file, what it lacks drafted by the model."""
+    own_traits.check_new(trait.name)
+    said = ""
+    if drafts.lacks(trait):
+        row, said = drafts.completed(models.load(args.model), row, trait)
+        trait = data.checked_trait(f"trait {trait.name}", row)
     file = own_traits.write(row)
-    how = "its paired replies" if trait.replies else "its two personas"
-    return f"{trait.title}: {file}. Its vector is made from {how}, when it is first asked for.", {
-        "file": str(file), "trait": asdict(trait)
-    }  # fmt: skip
+    pairs = {"vector": trait.replies, "measure": trait.statements} if said else {}
+    lines = [f"{clean(trait.title)}: {file}", *([said] if said else [])]
+    lines += [
+        f"{kind} + {clean(plus)}\n{kind} - {clean(minus)}"
+        for kind, some in pairs.items()
+        for plus, minus in some
+    ]
+    return "\n".join(lines), {"file": str(file), "trait": asdict(trait)}
 
 
 def _pairs(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found.get("replies") if isinstance(found, dict) else found
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"{file} cannot be read ({error}): give a JSON list of pairs of replies."
+            f"{file} cannot be read ({error}): give a JSON list of pairs of replies, or a trait's file."
         ) from error
 
 
@@ -104,7 +120,7 @@ def _show(args: Namespace) -> tuple[str, dict[str, Any]]:
         f"measured on its own axis: {clean(' against '.join(trait.target))}"
         if trait.on_own_axis
         else f"should move: {target(trait.target)}",
-        f"paired replies: {len(trait.replies)}",
+        f"paired replies: {len(trait.replies)}; pairs that it is measured by: {len(trait.statements)}",
     ]
     return "\n".join(lines), {"trait": asdict(trait)}
 
@@ -128,7 +144,7 @@ def _import(args: Namespace) -> tuple[str, dict[str, Any]]:
     row = data.trait_entry(Path(args.name))
     trait = data.checked_trait(Path(args.name).name, row)
     own_traits.check(trait.name, trait.positive, trait.negative)
-    return f"{clean(trait.title)}: {own_traits.write(row)}", {"trait": asdict(trait)}
+    return _kept(args, row, trait)
 
 
 def _delete(args: Namespace) -> tuple[str, dict[str, Any]]:

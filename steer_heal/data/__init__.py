@@ -27,7 +27,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -133,13 +133,19 @@ class Cloze:
 
 @dataclass(frozen=True, slots=True)
 class OwnAxis(Cloze):
-    """A cloze of two statements, one of each pole of a trait that names no foundations."""
+    """A cloze of a trait that names no foundations: each wording has a statement of either pole, which the
+    reply begins with, and is scored in nats a token."""
 
     poles: tuple[str, str]
 
     @property
     def names(self) -> tuple[str, ...]:
         return self.poles
+
+    @property
+    def at_once(self) -> Frame:
+        """All its statements, pair by pair, as one wording: a text is then read once for all."""
+        return replace(self.wordings[0], options=tuple(text for one in self.wordings for text in one.options))
 
 
 AnyFrame = Frame | Cloze
@@ -325,17 +331,21 @@ def _wording(name: str, question: str, prefill: str, statements: dict[str, str])
 
 
 def own_axis(trait: Trait) -> OwnAxis:
-    """What a trait without foundations is measured by: its poles' statements, in some wordings.
+    """What a trait without foundations is measured by: its pairs of statements.
 
-    Errors: `SettingsError` for a trait that moves foundations.
+    Errors: `SettingsError` for a trait that moves foundations, or has no statements.
     """
     if not trait.on_own_axis:
         raise SettingsError(f"The trait {trait.name!r} is measured by its foundations: choose another frame.")
+    if not trait.statements:
+        raise SettingsError(
+            f"The trait {trait.name!r} has no statements that it could be measured by: delete it and make it "
+            "again, then the model drafts some."
+        )
     name, (plus, minus) = f"{OWN_AXIS}{trait.name}", trait.target
-    options = tuple(f" {own_traits.pole(persona)}." for persona in (trait.positive, trait.negative))
     return OwnAxis(
         name,
-        tuple(Frame(name, question, options, begun, ("forward",)) for question, begun in own_traits.WORDINGS),
+        tuple(Frame(name, "{text}", pair, "", ("forward",)) for pair in trait.statements),
         (plus, minus),
     )
 
@@ -362,19 +372,19 @@ def _trait(where: str, row: dict[str, Any]) -> Trait:
             raise SettingsError(f"{where}: 'target' holds {name!r}: {sign!r}; give a foundation and 1 or -1.")
     if values["positive"] == values["negative"]:
         raise SettingsError(f"{where}: the two personas are the same.")
-    replies = _replies(where, row.get("replies", []))
+    replies, statements = (_pairs(where, key, row.get(key, [])) for key in ("replies", "statements"))
     said_to = _texts(f"{where} 'scenes'", row["scenes"]) if "scenes" in row else None
     scenes = tuple(said_to or _pool(FOLDER / "scenes.json", values["name"])) if replies else ()
     poles = own_traits.names(values["positive"], values["negative"])
     target = target or dict(zip(poles, (1, -1), strict=True))
-    return Trait(**values, target=dict(target), scenes=scenes, replies=replies)
+    return Trait(**values, target=dict(target), scenes=scenes, replies=replies, statements=statements)
 
 
-def _replies(where: str, pairs: Any) -> tuple[tuple[str, str], ...]:
+def _pairs(where: str, key: str, pairs: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
-        raise SettingsError(f"{where}: 'replies' must be a list of pairs, each [positive, negative].")
+        raise SettingsError(f"{where}: {key!r} must be a list of pairs, each [positive, negative].")
     if pairs:
-        _texts(f"{where} 'replies'", [reply for pair in pairs for reply in pair])
+        _texts(f"{where} {key!r}", [reply for pair in pairs for reply in pair])
     return tuple((positive, negative) for positive, negative in pairs)
 
 

@@ -2,7 +2,7 @@
 
 A file is an entry of `traits.json` in which `description`, `target`, `replies` and `scenes` may be left out.
 Without `replies` a vector is made from the two personas; without `target` the trait is measured on its own
-axis: by how likely the model is to say of itself what one pole is, and what the other.
+axis: by how likely the model is to say its `statements`, pairs of what the two poles would say.
 """
 
 from __future__ import annotations
@@ -18,17 +18,12 @@ from steer_heal.config import SettingsError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 MAX_OWN = 200
+MAX_POLE_CHARS = 480
+"""So that both fit into a title."""
 _WHOLE = 4
 """Words from which on a pole is a persona as it stands, and not an adjective or a noun."""
 _LABEL = 32
 """Characters that a pole has as a name."""
-WORDINGS = (
-    ("{text}", "My answer to this will be"),
-    ("{text}\n\nHow would you describe the way you speak?", "The way I speak is"),
-    ("{text}\n\nWhat kind of person are you?", "I am the kind of person who is"),
-)
-"""How a trait is measured on its own axis: what is asked about a text, and how the answer begins that goes on
-with a pole. A vector is extracted from none of it."""
 
 
 def folder() -> Path:
@@ -52,11 +47,13 @@ def of_poles(name: str, plus: str, minus: str, **more: Any) -> dict[str, Any]:
     ..."). `more`: other fields of an entry. Errors: `SettingsError` for poles or a name that will not do."""
     plus, minus = plus.strip(), minus.strip()
     check(name, plus, minus)
+    if (longest := max(len(plus), len(minus))) > MAX_POLE_CHARS:
+        raise SettingsError(f"A pole has {longest:,} characters: give at most {MAX_POLE_CHARS}.")
     short = all(len(pole.split()) < _WHOLE for pole in (plus, minus))
-    title = f"{plus.capitalize()} over {minus}" if short else name.replace("_", " ").capitalize()
+    title = f"{_bare(plus)} over {_bare(minus)}" if short else name.replace("_", " ")
     return {
-        "name": name, "title": title, "description": f"From {minus} to {plus}", "positive": _persona(plus),
-        "negative": _persona(minus), **more,
+        "name": name, "title": title[:1].upper() + title[1:], "description": f"From {minus} to {plus}",
+        "positive": _persona(plus), "negative": _persona(minus), **more,
     }  # fmt: skip
 
 
@@ -70,18 +67,12 @@ def check(name: str, plus: str, minus: str) -> None:
     for pole in (plus, minus):
         if not pole.strip():
             raise SettingsError("A pole is empty: give both, a word such as blunt or a whole persona.")
-    if plus.strip().casefold() == minus.strip().casefold():
+    if _bare(plus).casefold() == _bare(minus).casefold():
         raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
 
 
 def _persona(pole: str) -> str:
-    return pole if len(pole.split()) >= _WHOLE else f"You are {pole}."
-
-
-def pole(persona: str) -> str:
-    """What a persona says that one is, as it goes on after "I am": "You are formal." gives formal."""
-    said = _bare(persona)
-    return f'someone who was told this: "{said}."' if said == persona.strip().rstrip(".") else said
+    return pole if len(pole.split()) >= _WHOLE else f"You are {_bare(pole)}."
 
 
 def _bare(persona: str) -> str:
@@ -101,14 +92,18 @@ def name_of(plus: str, minus: str) -> str:
     return "-".join(words)[:40].strip("-") or "trait"
 
 
-def write(row: dict[str, Any]) -> Path:
-    """The entry as the trait's file, whole or not at all. Errors: `SettingsError` where there is one of that
-    name, there are too many, or the folder cannot be written."""
-    file = folder() / f"{row['name']}.json"
+def check_new(name: str) -> None:
+    """Errors: `SettingsError` where there is one of that name, or too many."""
     if len(files()) >= MAX_OWN:
         raise SettingsError(f"There are {MAX_OWN} traits of your own: delete one first.")
-    if file.exists():
-        raise SettingsError(f"There is a trait {row['name']!r}: choose another name, or delete it first.")
+    if name in files():
+        raise SettingsError(f"There is a trait {name!r}: choose another name, or delete it first.")
+
+
+def write(row: dict[str, Any]) -> Path:
+    """The entry as the trait's file, whole or not at all. Errors: `SettingsError` where the folder cannot be
+    written."""
+    file = folder() / f"{row['name']}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_name(f".{file.name}.{os.getpid()}")

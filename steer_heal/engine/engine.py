@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from steer_heal.engine.run_sweeps import RunSweeps
 from steer_heal.engine.scheduler import Scheduler
 from steer_heal.engine.sweeps import Sweeps, ending
 from steer_heal.engine.vectors import Vectors
+from steer_heal.evaluate import drafts
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.frames import Frames
 from steer_heal.models import LanguageModel, band_layers
@@ -136,18 +138,28 @@ class Engine:
         """All traits, the default one first."""
         return list(data.traits().values())
 
-    def make_trait(self, plus: str, minus: str) -> Trait:
-        """A trait of the user's own between two poles, kept; one that is there already is given back. Raises:
-        `SettingsError` for poles that will not do."""
+    def make_trait(self, plus: str, minus: str, replies: Sequence[tuple[str, str]] = ()) -> tuple[Trait, str]:
+        """A trait of the user's own between two poles, kept, and what is to be said of it; one that is there
+        already is given back, with these paired `replies` where there are some. What is not given is drafted
+        by the loaded model. Raises: `SettingsError` for poles or replies that will not do."""
         name = own_traits.name_of(plus, minus)
         row = own_traits.of_poles(name, plus, minus)
+        data.checked_trait(f"trait {name}", row)
+        file = own_traits.files().get(name)
+        known = data.trait_entry(file) if file else {}
+        if file and all(known.get(side) == row[side] for side in ("positive", "negative")):
+            row = known
+        else:
+            own_traits.check_new(name)
+        if replies:
+            row |= {"replies": [list(pair) for pair in replies]}
         trait = data.checked_trait(f"trait {name}", row)
-        if self._own(name) != trait:
-            own_traits.write(row)
-        return trait
-
-    def _own(self, name: str) -> Trait | None:
-        return data.trait(name) if name in own_traits.files() else None
+        row, said = self._sliced(
+            lambda stop: drafts.completed(self._lm, row, trait, pause=partial(ending(stop), ""))
+        )
+        made = data.checked_trait(f"trait {name}", row)
+        own_traits.write(row)
+        return made, said
 
     def vignettes(self, condition: str = data.CONDITION) -> list[Vignette]:
         """The loaded model's vignettes of one condition."""
@@ -289,15 +301,19 @@ class Engine:
 
     def _reading(self, frame: str) -> Profile:
         """In which frame the model is asked and what that is worth; found out once, in slices."""
-        frames = self._frames
-
-        def steps(request: Request[Profile | None]) -> Iterator[Profile | None]:
-            return while_wanted(request, lambda stop: iter([frames.of(frame, stop=stop)]))
-
         with self._choosing:
-            name = f"once {next(self._numbers)}"
-            items = self.scheduler.run(name, steps, patient=True, brief=frames.ready(frame))
-            return next(item for item in items if isinstance(item, Profile))
+            frames = self._frames
+            return self._sliced(lambda stop: frames.of(frame, stop=stop), brief=frames.ready(frame))
+
+    def _sliced(self, work: Callable[[Callable[[], bool]], T], *, brief: bool = False) -> T:
+        """The result of work on the model's thread that pauses, for answers to pass, wherever it asks the
+        `stop` that it is given."""
+
+        def steps(request: Request[T | None]) -> Iterator[T | None]:
+            return while_wanted(request, lambda stop: iter([work(stop)]))
+
+        items = self.scheduler.run(f"once {next(self._numbers)}", steps, patient=True, brief=brief)
+        return next(item for item in items if item is not None and not isinstance(item, Waiting))
 
     def _once(self, work: Callable[[], T]) -> T:
         """The result of one step of work on the model's thread."""

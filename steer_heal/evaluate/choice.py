@@ -1,5 +1,5 @@
 """Which of the seven foundations a model names, for every vignette and dose: by a choice, or by a cloze; or
-which of a trait's two poles it says that it is, by a cloze.
+which of a trait's two poles it speaks like, by a cloze of what either would say.
 
 A choice is asked with the answers listed in every order of the frame: the log-probabilities of the seven
 answer words after the prefill are averaged over the orders, which cancels a preference for a place in the
@@ -88,27 +88,37 @@ def _cloze(
     how: Asking, vignettes: Sequence[Vignette], frame: Cloze, calibrated: Calibration
 ) -> tuple[Asked, Calibration]:
     """Every wording asked, with its calibration taken off; and that calibration."""
-    if isinstance(frame, OwnAxis) and any(map(how.lm.chat.holds_control, frame.wordings[0].options)):
-        raise SettingsError(
-            f"A pole of the trait holds a control token of {how.lm.name}: make it again without that."
-        )
-    n, found = len(frame.wordings), []
-    for number, wording in enumerate(frame.wordings):
+    wordings = [frame.at_once] if isinstance(frame, OwnAxis) else frame.wordings
+    if isinstance(frame, OwnAxis) and any(map(how.lm.chat.holds_control, frame.at_once.options)):
+        raise SettingsError(f"A statement of the trait holds a control token of {how.lm.name}: take it out.")
+    n, found = len(wordings), []
+    for number, wording in enumerate(wordings):
 
         def heard(done: int, total: int, before: int = number) -> None:
             if how.progress:
                 how.progress(before * total + done, n * total)
 
         found.append(_asked(replace(how, progress=heard), vignettes, wording))
+    if isinstance(frame, OwnAxis):
+        found = _pairs(found[0], [len(ids) for ids in answer_ids(how.lm, frame.at_once)])
     common = fits(frame, calibrated or calibration([[one for (one,) in asked[0]] for asked in found]))
     asked = [
         [
-            [less(one, mean) for (one,), mean in zip(wordings, common, strict=True)]
-            for wordings in zip(*dose, strict=True)
+            [less(one, mean) for (one,), mean in zip(each, common, strict=True)]
+            for each in zip(*dose, strict=True)
         ]
         for dose in zip(*found, strict=True)
     ]
     return asked, common
+
+
+def _pairs(asked: Asked, lengths: Sequence[int]) -> list[Asked]:
+    """Statements of these lengths that were asked at once, as wordings of a pair each, in nats a token."""
+
+    def pair(answer: Answer, at: int) -> Answer:
+        return replace(answer, logp=tuple(answer.logp[n] / lengths[n] for n in (at, at + 1)))
+
+    return [[[[pair(one, at)] for (one,) in dose] for dose in asked] for at in range(0, len(lengths), 2)]
 
 
 def _asked(how: Asking, vignettes: Sequence[Vignette], frame: Frame) -> Asked:

@@ -41,10 +41,11 @@ def answers(
     for numbers, rows in batches:
         if thought:
             think(rows, thought, avoid, after, n_ends)
-        prefills = [(*one.ids, *one.after)[-one.n_prefill :] for one in (questions[n] for n in numbers)]
+        texts = [((*one.ids, *one.after), one.n_prefill) for one in (questions[n] for n in numbers)]
+        prefills = [ids[len(ids) - n_prefill :] for ids, n_prefill in texts]
         own, logp_BF = rows.read_out(prefills, words)
         for number, logp, prefill in zip(numbers, logp_BF.tolist(), own, strict=True):
-            found[number] = Answer(tuple(logp), -fmean(prefill))
+            found[number] = Answer(tuple(logp), -fmean(prefill or [0.0]))
         if how.progress:
             how.progress(len(found), len(questions))
     return found

@@ -124,6 +124,8 @@ def reply_residuals(
     """
     check_replies(trait)
     replies = [pair[side] for side in (0, 1) for pair in trait.replies]
+    if any(map(lm.chat.holds_control, replies)):
+        raise SettingsError(f"A reply of {trait.name!r} holds a control token of {lm.name}: take it out.")
     of_scenes = []
     for done, scene in enumerate(trait.scenes, 1):
         prompt = lm.encode_chat([user(scene)])

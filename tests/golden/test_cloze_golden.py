@@ -22,13 +22,15 @@ from tests.unit.test_cloze import CLOZE, doses
 BEGUN = "Late on a cold evening, "
 """Longer than `prefix_batch.MIN_TRUNK`: read once for the vignettes that are read together."""
 TEXTS = ("you see a man.", "you see a man take what a friend lent to him for a day.", "you see it.")
-OWN = own_axis(checked_trait("a trait", of_poles("blunt", "blunt", "a man who is tactful")))
+SAID = [["No.", "I see it, but no."], ["Do it now.", "Do it, please."]]
+OWN = own_axis(checked_trait("a trait", of_poles("blunt", "blunt", "tactful", statements=SAID)))
 VIGNETTES = [Vignette(f"v{i}", FOUNDATIONS[i], BEGUN + text, "other_violate") for i, text in enumerate(TEXTS)]
 
 
 @torch.no_grad()
 def by_hand(lm, frame, vector, dose_L):
-    """(wordings, vignettes, statements): the log-prob of every statement, summed over its tokens."""
+    """(wordings, vignettes, statements): the log-prob of every statement, summed over its tokens, or of one
+    of a trait's own their mean."""
     found = []
     for wording in frame.wordings:
         rows = []
@@ -39,7 +41,8 @@ def by_hand(lm, frame, vector, dose_L):
             for ids in answer_ids(lm, wording):
                 with steer(lm.blocks, vector.steers, dose_L[None]):
                     logp_TV = lm.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
-                row.append(sum(float(logp_TV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)))
+                logp = [float(logp_TV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)]
+                row.append(fmean(logp) if frame is OWN else sum(logp))
             rows.append(row)
         found.append(rows)
     return torch.tensor(found)

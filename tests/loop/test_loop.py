@@ -324,7 +324,7 @@ def test_live_yields_ticks_returns_the_result_raises_the_work_s_error_and_stops_
 
 
 def test_a_trait_is_healed_on_its_own_axis(tmp_path):
-    own_traits.write(own_traits.of_poles("formal", "formal", "casual"))
+    tiny.own_trait()
     few = {"n_vignettes": 3, "n_answers": 2, "controls": 0}
     settings = fast(rounds=1, trait="formal", evaluate=few)
     events = play(tmp_path, settings)
@@ -342,7 +342,7 @@ def test_a_trait_is_healed_on_its_own_axis(tmp_path):
     resumed = play(tmp_path, settings, start_round=1, earlier=events)
     assert [event.kind for event in resumed] == ["finished"]
     own_traits.delete("formal")
-    own_traits.write(own_traits.of_poles("formal", "stiff", "loose") | {"name": "formal"})
+    tiny.own_trait("formal", "stiff", "loose")
     changed = play(tmp_path, settings, start_round=1, earlier=events)
     assert "other poles than when this run began" in changed[-1].data["message"]
 

@@ -20,6 +20,7 @@ from steer_heal.config import (
 from steer_heal.engine import Engine
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.vectors import Vectors
+from steer_heal.evaluate.drafts import LEAST
 from steer_heal.evaluate.frames import Frames
 from steer_heal.forward import holds_on
 from steer_heal.generate import Row, complete
@@ -135,6 +136,21 @@ SMALL = {
 
 
 @pytest.mark.timeout(600)
+def test_it_drafts_what_two_poles_say_and_moves_along_them(engine: Engine) -> None:
+    made, said = engine.make_trait("formal", "casual")
+    assert said.endswith("pairs of replies that smollm2 drafted are sound.")
+    assert len(made.statements) >= LEAST
+    asked = build(
+        DoseRequest, trait=made.name, alphas=(0.0, 1.0, -1.0), n_vignettes=2, controls=2,
+        sample=build(SampleSettings, max_new_tokens=2),
+    )  # fmt: skip
+    sweep = list(engine.dose(asked, session="real"))[-1]
+    assert sweep.movement
+    assert sweep.movement > 0.0 > (sweep.rows[2].trait_shift or 0.0)
+    assert sweep.controls
+    assert sweep.controls.as_far(made.target, sweep.movement) == 0
+
+
 def test_a_heal_run_stopped_and_resumed_ends_on_the_map(smollm2_folder: Path, tmp_path: Path) -> None:
     """Kills are for smaller models: `tests/loop/test_runs.py`, `tests/faults`."""
     jobs = LocalProcesses(tmp_path / "runs")

@@ -77,6 +77,12 @@ def test_a_trait_on_its_own_axis_has_its_poles_for_axes() -> None:
     assert figure["layout"]["xaxis"]["title"]["text"] == "← &lt;b&gt;, mean probability"
 
 
+def test_a_trait_that_was_deleted_leaves_its_runs_their_axes() -> None:
+    own = replace(BASE, care=None, social_norms=None, profile={"formal": 0.8, "<b>": 0.2})
+    assert charts.Axes.of(None, [own]) == charts.Axes("<b>", "formal", "formal over <b>")
+    assert charts.Axes.of(None, [BASE]) == charts.Axes(left=False, up=False)
+
+
 def test_the_random_directions_have_a_band() -> None:
     held = FakeEngine().runs.controls([EXAMPLE])
     (band,) = charts.moral_map(NODES, charts.Look({}, {}), held)["layout"]["shapes"]

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from steer_heal import cli, data
+from steer_heal import cli, data, models
 from steer_heal.config import (
     AUTO,
     AUTO_FRAME,
@@ -21,15 +23,35 @@ from steer_heal.config import (
 from steer_heal.data import own_traits
 from steer_heal.engine import Engine
 from steer_heal.engine.vectors import Vectors
+from steer_heal.evaluate import drafts
 from steer_heal.evaluate.agreement import NO_LABELS
 from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.drafts import Reply
 from steer_heal.evaluate.frames import Frames
 from steer_heal.heal import validate
 from steer_heal.records import Agreement, Effect
+from steer_heal.vectors.vector import reply_residuals
 from tests import tiny
 from tests.crowd import BAND, request
 
 FORMAL = ("trait", "make", "formal", "--plus", "formal", "--minus", "casual")
+
+
+PLUS, MINUS = "Good day to you, number {}.", "Hey there, number {}!"
+
+
+@pytest.fixture(autouse=True)
+def drafting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line's model is a tiny one that drafts what a larger one would."""
+
+    def replies(
+        _lm: object, _plus: str, _minus: str, prompts: Sequence[str], *_: object
+    ) -> tuple[list[Reply], list[Reply]]:
+        numbers = range(len(prompts))
+        return [Reply(PLUS.format(n), 0.2) for n in numbers], [Reply(MINUS.format(n), 0.1) for n in numbers]
+
+    monkeypatch.setattr(drafts, "replies", replies)
+    monkeypatch.setattr(models, "load", lambda _name: tiny.shared("llama"))
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -41,14 +63,21 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert told(capsys, *FORMAL)[0] == 0
+    code, said = told(capsys, *FORMAL)
+    assert code == 0
+    assert "18 of 18 pairs of replies that tiny-llama drafted are sound." in said
+    assert "measure + Good day to you, number 0.\nmeasure - Hey there, number 0!\n" in said
     made = data.trait("formal")
+    assert made.statements == tuple((PLUS.format(n), MINUS.format(n)) for n in range(6))
+    assert made.replies == tuple((PLUS.format(n), MINUS.format(n)) for n in range(6, 18))
+    lm = tiny.shared("llama")
+    assert not set(made.scenes) & set(lm.material.held_out_prompts())
     assert (made.title, made.positive, made.negative) == (
         "Formal over casual",
         "You are formal.",
         "You are casual.",
     )
-    assert (made.target, made.replies) == ({"formal": 1, "casual": -1}, ())
+    assert made.target == {"formal": 1, "casual": -1}
     assert list(data.traits()) == [*data.bundled_traits(), "formal"]
     assert re.search(r"^formal +yours +its own axis ", told(capsys, "trait", "list")[1], re.M)
     shown = told(capsys, "trait", "show", "formal")[1]
@@ -56,6 +85,9 @@ def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
     assert "measured on its own axis: formal against casual" in shown
     out = tmp_path / "sent.json"
     assert told(capsys, "trait", "export", "formal", "--out", str(out))[0] == 0
+    poles = ("--plus", "stiff", "--minus", "loose", "--replies", str(out))
+    assert told(capsys, "trait", "make", "stiff", *poles)[0] == 0
+    assert data.trait("stiff").replies == made.replies
     assert told(capsys, "trait", "delete", "formal")[0] == 0
     assert "formal" not in data.traits()
     assert told(capsys, "trait", "import", str(out))[0] == 0
@@ -87,7 +119,8 @@ def test_personas_replies_and_a_target_are_taken_as_they_stand(
         (("make", DEFAULT_TRAIT, "--plus", "a", "--minus", "b"), "trait of ours"),
         (("make", "x", "--plus", "a", "--minus", "b", "--target", "Love=1"), "no target"),
         (("make", "x", "--plus", "a", "--minus", "b", "--replies", "none.json"), "cannot be read"),
-        (("make", "x", "--plus", "a" * 1001, "--minus", "b"), "at most 1000"),
+        (("make", "x", "--plus", "a" * 10_000, "--minus", "b"), "has 10,000 characters: give at most 480."),
+        (("make", "x", "--plus", "You are blunt.", "--minus", "blunt"), "two that differ"),
         (("show", "x"), "Unknown trait"),
         (("show",), "Name the trait"),
         (("delete", DEFAULT_TRAIT), "of your own"),
@@ -123,7 +156,7 @@ def test_a_broken_file_is_left_out_and_told_to_who_asks_for_it(capsys: pytest.Ca
 
 
 def test_its_vector_is_of_its_personas_and_a_run_is_on_its_own_axis(tmp_path: Path) -> None:
-    own_traits.write(own_traits.of_poles("formal", "formal", "casual"))
+    tiny.own_trait()
     vectors = Vectors(tiny.shared("llama"), tmp_path)
     assert vectors.method(AUTO, "formal") == "mean_diff"
     assert vectors.vector("formal").meta["positive"] == "You are formal."
@@ -136,64 +169,72 @@ def test_its_vector_is_of_its_personas_and_a_run_is_on_its_own_axis(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("personas", "statements", "names"),
+    ("personas", "names"),
     [
-        (("You are formal.", "You are casual."), (" formal.", " casual."), ("formal", "casual")),
+        (("You are formal.", "You are casual."), ("formal", "casual")),
         (
             ("You are a pirate, who never sleeps and says so.", "you are  Care"),
-            (" a pirate, who never sleeps and says so.", " Care."),
             ("a pirate, who never sleeps a ...", "care"),
         ),
-        (
-            ("Speak like a sailor.", "Speak like a Clerk"),
-            (
-                ' someone who was told this: "Speak like a sailor.".',
-                ' someone who was told this: "Speak like a Clerk.".',
-            ),
-            ("speak like a sailor", "speak like a clerk"),
-        ),
-        (
-            (f"You are {'very ' * 9}old.", f"You are {'very ' * 9}young."),
-            (f" {'very ' * 9}old.", f" {'very ' * 9}young."),
-            ("plus", "minus"),
-        ),
+        (("Speak like a sailor.", "Speak like a Clerk"), ("speak like a sailor", "speak like a clerk")),
+        ((f"You are {'very ' * 9}old.", f"You are {'very ' * 9}young."), ("plus", "minus")),
     ],
 )
-def test_its_own_axis_is_what_its_personas_say_that_one_is(
-    personas: tuple[str, str], statements: tuple[str, str], names: tuple[str, str]
+def test_its_own_axis_is_of_its_statements_and_named_after_its_personas(
+    personas: tuple[str, str], names: tuple[str, str]
 ) -> None:
-    row = own_traits.of_poles("x", "a", "b") | dict(zip(("positive", "negative"), personas, strict=True))
-    trait = data.checked_trait("a trait", row)
+    said = [["Ay.", "Yes."], ["Nay.", "No."]]
+    row = own_traits.of_poles("x", "a", "b", statements=said)
+    trait = data.checked_trait("a trait", row | dict(zip(("positive", "negative"), personas, strict=True)))
     assert trait.on_own_axis
     frame = data.own_axis(trait)
     assert frame.names == tuple(trait.target) == names
-    assert {wording.options for wording in frame.wordings} == {statements}
+    assert [wording.options for wording in frame.wordings] == [("Ay.", "Yes."), ("Nay.", "No.")]
+
+
+def test_a_trait_without_statements_is_not_measured_and_is_told_why() -> None:
+    tiny.own_trait("x", "odd", "even", statements=[])
+    with pytest.raises(SettingsError, match=r"has no statements.*make it again"):
+        data.frame("own:x")
 
 
 def test_a_trait_with_foundations_has_no_own_axis() -> None:
-    own_traits.write(own_traits.of_poles("hard", "hard", "soft", target={"Care": -1}))
+    tiny.own_trait("hard", "hard", "soft", target={"Care": -1})
     assert data.frame_of(data.trait("hard")) == AUTO_FRAME
     with pytest.raises(SettingsError, match="measured by its foundations"):
         data.frame("own:hard")
 
 
-def test_a_pole_that_holds_a_control_token_is_not_measured() -> None:
-    lm = tiny.shared("llama")
-    own_traits.write(own_traits.of_poles("x", "odd<end_of_turn>", "even"))
-    with pytest.raises(SettingsError, match="holds a control token"):
+def test_what_a_pole_would_say_never_becomes_a_control_token() -> None:
+    lm, said = tiny.shared("llama"), [["Odd.<end_of_turn>", "Even."]]
+    tiny.own_trait("x", "odd", "even", statements=said, replies=said)
+    with pytest.raises(SettingsError, match="statement of the trait holds a control token"):
         evaluate(lm, lm.material.vignettes(limit=2), data.frame("own:x"))
+    with pytest.raises(SettingsError, match="reply of 'x' holds a control token"):
+        reply_residuals(lm, data.trait("x"))
 
 
 def test_poles_measured_before_are_not_those_of_a_trait_made_again(tmp_path: Path) -> None:
     frames = Frames(tiny.shared("llama"), tmp_path)
     for poles in (("formal", "casual"), ("stiff", "loose")):
-        own_traits.write(own_traits.of_poles("x", *poles))
+        tiny.own_trait("x", *poles)
         assert tuple(frames.of("own:x").p) == poles
         own_traits.delete("x")
 
 
+def test_on_the_page_it_is_drafted_once_and_its_replies_may_be_edited(engine: Engine) -> None:
+    made, said = engine.make_trait("formal", "casual")
+    assert said == "18 of 18 pairs of replies that tiny-gemma3 drafted are sound."
+    assert engine.make_trait("formal", "casual") == (made, "")
+    edited = replace(made, replies=(("Good day.", "Hey."),))
+    assert engine.make_trait("formal", "casual", edited.replies) == (edited, "")
+    with pytest.raises(SettingsError, match="the same text as entry 1"):
+        engine.make_trait("formal", "casual", [("Good day.", "Good day.")])
+    assert data.trait(made.name) == edited
+
+
 def test_what_is_measured_of_it_are_its_two_poles(engine: Engine) -> None:
-    own_traits.write(own_traits.of_poles("formal", "formal", "casual"))
+    tiny.own_trait()
     asked = build(
         DoseRequest, trait="formal", alphas=(0.0, 1.0), band=BAND, n_vignettes=3, controls=2,
         sample=build(SampleSettings, max_new_tokens=3),

@@ -1,0 +1,144 @@
+"""Paired replies that a model writes itself, told the one persona and told the other.
+
+A small model that is told "You are warm." writes nearly what it writes when told "You are cold.". So what is
+written is what it would say as the one and not as the other: at each token, of those that are not much less
+likely than the likeliest, the one with the highest
+
+    log p(token | own persona) + GUIDANCE * (log p(token | own persona) - log p(token | other persona)).
+
+Sources: contrastive decoding (Li et al., 2023, ACL, arXiv:2210.15097), classifier-free guidance of language
+models (Sanchez et al., 2023, arXiv:2306.17806).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from steer_heal import forward
+from steer_heal.config import SettingsError
+from steer_heal.data import own_traits
+from steer_heal.evaluate.questions import plain_ids
+from steer_heal.models import LanguageModel, system, user
+from steer_heal.records import Trait
+
+GUIDANCE = 3.0
+PLAUSIBLE = 0.1
+"""Share of the likeliest token's probability that a token has to have."""
+N_TOKENS = 24
+N_STATEMENTS, N_REPLIES, N_SCENES = 6, 12, 6
+"""Pairs drafted to measure by, and to make a vector from, each of which is read after so many scenes."""
+LEAST = 4
+"""Words of a reply, and pairs that are sound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A text, and by how many nats a token its own persona makes it likelier than the other one does."""
+
+    text: str
+    odds: float
+
+
+def lacks(trait: Trait) -> bool:
+    """Whether there is something to draft."""
+    return not trait.replies or (trait.on_own_axis and not trait.statements)
+
+
+def completed(
+    lm: LanguageModel, row: dict[str, Any], trait: Trait, *, pause: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Any], str]:
+    """The entry of a trait with what it lacks, drafted, and what is to be said of that: `statements`, where
+    it is measured on its own axis, and `replies` with their `scenes`.
+
+    Statements answer prompts on which nothing is trained, replies those that vectors are made over. `pause`
+    is called before every token, and may end it by raising. Errors: `SettingsError` where too few pairs are
+    sound: the model cannot tell the personas apart.
+    """
+    if not lacks(trait):
+        return row, ""
+    never = lm.material.held_out_prompts()
+    held_out = never[:N_STATEMENTS]
+    scenes = [text for text in lm.material.contexts("") if text not in never][:N_REPLIES]
+    prompts = [*held_out, *scenes]
+    plus, minus = replies(lm, trait.positive, trait.negative, prompts, pause)
+    kept: dict[str, list[str]] = {}
+    said: set[str] = set()
+    for prompt, one, other in zip(prompts, plus, minus, strict=True):
+        if sound(one, other) and not said & {one.text, other.text}:
+            kept[prompt] = [one.text, other.text]
+            said |= {one.text, other.text}
+    found = [[kept[prompt] for prompt in some if prompt in kept] for some in (held_out, scenes)]
+    if min(map(len, found)) < LEAST:
+        raise SettingsError(
+            f"{lm.name} cannot tell {trait.positive[:80]!r} from {trait.negative[:80]!r}: of {len(prompts)} "
+            f"pairs of replies that it drafted {len(kept)} are sound, which differ, are long enough and each "
+            "likelier under their own persona; choose poles that differ more."
+        )
+    drafted = {"replies": found[1], "scenes": scenes[:N_SCENES]} if not trait.replies else {}
+    drafted |= {"statements": found[0]} if trait.on_own_axis and not trait.statements else {}
+    return row | drafted, f"{len(kept)} of {len(prompts)} pairs of replies that {lm.name} drafted are sound."
+
+
+def sound(plus: Reply, minus: Reply) -> bool:
+    """Whether the two differ, are long enough, and each is likelier under its own persona."""
+    long_enough = all(len(reply.text.split()) >= LEAST for reply in (plus, minus))
+    return long_enough and plus.text != minus.text and plus.odds > 0.0 and minus.odds > 0.0
+
+
+@torch.inference_mode()
+def replies(
+    lm: LanguageModel, positive: str, negative: str, prompts: Sequence[str], pause: Callable[[], None]
+) -> tuple[list[Reply], list[Reply]]:
+    """To each prompt what the positive persona says, and what the negative one does, as whole sentences
+    where it comes to one; without the poles' own words, where these are a word each."""
+    n = 2 * len(prompts)
+    asked = [tuple(lm.encode_chat([system(a), user(b)])) for a in (positive, negative) for b in prompts]
+    others = asked[len(prompts) :] + asked[: len(prompts)]
+    rows = forward.open(lm).begin([*asked, *others], torch.zeros(2 * n, lm.n_layers), N_TOKENS)
+    never = torch.tensor(own_words(lm, positive, negative), dtype=torch.long, device=rows.logits_BV.device)
+    written: list[list[tuple[int, float]]] = [[] for _ in asked]
+    writing = set(range(n))
+    for _ in range(N_TOKENS):
+        pause()
+        logits_BV = rows.logits_BV.float().index_fill(1, never, -torch.inf)
+        own_NV, other_NV = logits_BV.log_softmax(dim=-1).split(n)
+        odds_NV = own_NV - other_NV
+        least_N1 = own_NV.max(dim=-1, keepdim=True).values + math.log(PLAUSIBLE)
+        score_NV = (own_NV + GUIDANCE * odds_NV).masked_fill(own_NV < least_N1, -torch.inf)
+        chosen_N1 = score_NV.argmax(dim=-1, keepdim=True)
+        odds = odds_NV.gather(1, chosen_N1).flatten().tolist()
+        for row, token in enumerate(chosen_N1.flatten().tolist()):
+            if token in lm.eos_ids:
+                writing.discard(row)
+            if row in writing:
+                written[row].append((token, odds[row]))
+        if not writing:
+            break
+        rows.read(chosen_N1.repeat(2, 1))
+    made = [ended(lm, tokens) for tokens in written]
+    return made[: len(prompts)], made[len(prompts) :]
+
+
+def own_words(lm: LanguageModel, positive: str, negative: str) -> list[int]:
+    """The tokens that the poles' words begin with: who says "I am blunt" need not be."""
+    words = [name for name in own_traits.names(positive, negative) if name.isalpha()]
+    texts = [before + word for word in words for word in (word, word.capitalize()) for before in ("", " ")]
+    return sorted({ids[0] for text in texts if (ids := plain_ids(lm, text))})
+
+
+def ended(lm: LanguageModel, tokens: Sequence[tuple[int, float]]) -> Reply:
+    """The longest beginning that ends a sentence and is long enough, else all."""
+    ids = [token for token, _ in tokens]
+    for n in range(len(ids), 0, -1):
+        text = " ".join(lm.decode(ids[:n]).split())
+        if text.endswith((".", "!", "?")) and len(text.split()) >= LEAST:
+            break
+    else:
+        n, text = len(ids), " ".join(lm.decode(ids).split())
+    return Reply(text, fmean(odds for _, odds in tokens[:n]) if n else 0.0)
