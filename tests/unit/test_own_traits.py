@@ -28,8 +28,8 @@ from steer_heal.evaluate.agreement import NO_LABELS
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.drafts import Reply
 from steer_heal.evaluate.frames import Frames
-from steer_heal.heal import validate
 from steer_heal.records import Agreement, Effect
+from steer_heal.runs import validate
 from steer_heal.vectors.vector import reply_residuals
 from tests import tiny
 from tests.crowd import BAND, request
