@@ -85,7 +85,7 @@ def chart(table: SweepTable, controls: Mapping[str, float]) -> dict[str, Any]:
             line={"color": NEUTRAL, "width": 1.2, "dash": dash},
         )  # fmt: skip
     figure.update_layout(
-        xaxis={"title": {"text": "damage: neutral KL from base, nats a token"}, "rangemode": "tozero"},
+        xaxis={"title": {"text": "damage: neutral KL, nats a token"}, "rangemode": "tozero"},
         yaxis={"title": {"text": "movement of the trait"}},
         margin={"l": 56, "r": 12, "t": 8, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
