@@ -45,7 +45,7 @@ class DataSettings(Settings):
         default=0.3, gt=0.0, le=1.0, description="All doses of a round as a share of the last round's."
     )
     n_answers: int = Field(
-        default=405, ge=4, le=20_000, description="Answers that the steered model writes in a round."
+        default=270, ge=4, le=20_000, description="Answers that the steered model writes in a round."
     )
     n_plain: int = Field(
         default=160,
@@ -121,13 +121,13 @@ class TrainSettings(Settings):
         description="Weight of the kept answers' NLL, at the temperature they were drawn at.",
     )
     teacher_alpha: Alpha = Field(
-        default=1.25, description="Dose of the steered writer that is imitated, in units of c*."
+        default=1.0, description="Dose of the steered writer that is imitated, in units of c*."
     )
     lam: float = Field(default=1.0, ge=0.0, description="Weight of D beyond tau.")
     tau: float = Field(default=0.0, ge=0.0, description="D that costs nothing, in nats a token.")
     rank: int = Field(default=8, ge=1, le=256, description="Rank of the LoRA.")
     lr: float = Field(default=1e-3, gt=0.0, le=1.0, description="Highest learning rate of AdamW.")
-    epochs: int = Field(default=3, ge=1, le=100, description="Times that each kept answer is trained on.")
+    epochs: int = Field(default=2, ge=1, le=100, description="Times that each answer is trained on.")
     batch_size: int = Field(default=8, ge=1, description="Answers in a step.")
     weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's weight decay.")
 
@@ -205,7 +205,7 @@ class HealSettings(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "data": {"n_answers": 270, "n_plain": 120, "max_new_tokens": 48},
+        "data": {"n_answers": 135, "n_plain": 120, "min_kept": 8, "max_new_tokens": 48},
         "evaluate": {"n_vignettes": 70},
     },
     "standard": {},

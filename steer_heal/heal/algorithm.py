@@ -1,9 +1,9 @@
 """Vector, dose, answers, filter, train, fold, measure; and again.
 
 Every round the vector, or what a mix comes to, is extracted from the current student and its c* calibrated on
-it, the student answers under steering, the answers that read as well as base's own are kept, and a fresh
-adapter learns to give such answers without steering. A run's `steered` profile is base at alpha 1; a round's
-`healed` one is the student after it, without steering.
+it, the student answers under steering, and a fresh adapter learns without steering what steering makes of the
+student, above all to give the answers that read as well as base's own. A run's `steered` profile is base at
+alpha 1; a round's `healed` one is the student after it, without steering.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ STAGES = ("base", "extract", "calibrate", "generate", "filter", "train", "evalua
 LEAST_SHIFT = 1e-3
 """Steering that moves the trait less than this gives no retention to speak of."""
 
-CURVE = (0.5, 1.0, 1.5)
-"""Alphas at which steering alone is measured; what it costs besides, which takes longest, at 1 alone."""
+CURVE = (0.5, 0.75, 1.0)
+"""Alphas at which steering alone is measured, where rounds come to lie: over half a c* the curve bends too
+much for a straight line. What it costs besides, which takes longest, at 1 alone."""
 NOT_MEASURED = {"facts_kept": None, "neutral_kl": None}
 
 T = TypeVar("T")
@@ -182,8 +183,8 @@ class _Loop:
         steering = yield from self.extract(round_)
         dose = yield from self.calibrate(round_, steering)
         written = yield from self.generate(round_, dose)
-        kept, plain = yield from self.filter(round_, written)
-        yield from self.train(round_, dose, kept, plain)
+        kept, dropped, plain = yield from self.filter(round_, written)
+        yield from self.train(round_, dose, kept, dropped, plain)
         adapter = self.fold(round_)
         facts = yield from self.evaluate(round_)
         made = self.settings.data.n_answers
@@ -327,9 +328,11 @@ class _Loop:
         )
         return [*steered, *plain]
 
-    def filter(self, round_: int, written: list[Completion]) -> Stage[tuple[list[Text], list[Text]]]:
-        """The steered answers that read well enough to learn, and all of base's own to plain prompts, which
-        are learned as they are; every answer leaves an event, with its readings and reasons where it has."""
+    def filter(
+        self, round_: int, written: list[Completion]
+    ) -> Stage[tuple[list[Text], list[Text], list[Text]]]:
+        """The steered answers that read well enough to be given, the others, and all of base's own to plain
+        prompts; every answer leaves an event, with its readings and reasons where it has."""
         yield from self._begin("filter", round_)
         n, least = self.settings.data.n_answers, self.settings.data.min_kept
         judged = yield from self._live("filter", round_, lambda tick: self.measures.judge(written[:n], tick))
@@ -338,16 +341,29 @@ class _Loop:
             shown = {"index": index, "alpha": row.alpha, "prompt": row.prompt, "text": row.text}
             shown |= {"kept": verdict.kept, "scores": verdict.scores, "reasons": list(verdict.reasons)}
             yield "completion", round_, shown
-        return kept_texts(round_, written[:n], judged, least), texts(written[n:], verdicts[n:])
+        kept = kept_texts(round_, written[:n], judged, least)
+        return kept, texts(written[:n], judged, kept=False), texts(written[n:], verdicts[n:])
 
-    def train(self, round_: int, dose: CalibratedVector, kept: list[Text], plain: list[Text]) -> Stage[None]:
+    def train(
+        self,
+        round_: int,
+        dose: CalibratedVector,
+        kept: list[Text],
+        dropped: list[Text],
+        plain: list[Text],
+    ) -> Stage[None]:
         """A fresh adapter learns to say without steering what steering made the student say, and to plain
-        prompts what base says."""
+        prompts what base says. What the filter dropped is of use only to imitate its writer: nothing in it
+        is made likelier."""
         yield from self._begin("train", round_)
         settings, seed = self.settings.train, seed_of(self.settings.seed, round_, "train")
+        alone = settings.divergence == "nll"
+        imitated = dropped if settings.reference == "writer" and not alone else []
+        # Nobody chose base's own answers to plain prompts: that they are likely says no more than D does.
+        parts = ((kept, True, True), (imitated, True, False), (plain, False, alone))
         examples = [
-            Example(tuple(self.lm.encode_chat([user(text.prompt)])), text.ids, steered=some is kept)
-            for some in (kept, plain)
+            Example(tuple(self.lm.encode_chat([user(text.prompt)])), text.ids, steered, likely)
+            for some, steered, likely in parts
             for text in some
         ]
         self.stack.fresh(round_, settings, seed=seed, layers=self.trained_layers)

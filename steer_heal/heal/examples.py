@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from steer_heal.config import TrainSettings
 
 HELD_OUT = 0.1
-"""Share of the kept answers that is measured after each epoch and never trained on."""
+"""Share of the answers that is measured after each epoch and never trained on."""
 WARMUP = 0.1
 """Share of the steps over which the learning rate rises."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt without steering, an answer that passed the filter, and whether steering wrote it."""
+    """A prompt without steering, an answer, whether steering wrote it, and whether it is made likelier."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     steered: bool = True
+    likely: bool = True
 
     @property
     def ids(self) -> tuple[int, ...]:

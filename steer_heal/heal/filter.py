@@ -69,18 +69,20 @@ def eaten(verdicts: Iterable[FilterVerdict]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Text:
-    """What is trained on: a prompt, and the tokens of an answer that passed the filter."""
+    """What is trained on: a prompt, and the tokens of an answer."""
 
     prompt: str
     ids: tuple[int, ...]
 
 
-def texts(written: Sequence[Completion], verdicts: Sequence[FilterVerdict]) -> list[Text]:
-    """The answers that passed."""
+def texts(
+    written: Sequence[Completion], verdicts: Sequence[FilterVerdict], *, kept: bool = True
+) -> list[Text]:
+    """The answers that passed, or with `kept` false the others."""
     return [
         Text(row.prompt, tuple(token.id for token in row.tokens))
         for row, verdict in zip(written, verdicts, strict=True)
-        if verdict.kept
+        if verdict.kept == kept
     ]
 
 

@@ -3,8 +3,8 @@
     loss = w * NLL(answer | prompt) + lam * relu(D(student, reference) - tau)
 
 D is a divergence over the answer's positions, the prompt without steering. With the answer's writer as the
-reference and tau = 0 the student imitates it token by token, and the likelihood of steered answers says which
-ones it should give: those that passed the filter. As they were drawn at a temperature T, NLL is that of
+reference and tau = 0 the student imitates it token by token, on every answer, and the likelihood of those
+that passed the filter says which ones it should give. As they were drawn at a temperature T, NLL is that of
 softmax(logits / T); at T = 1 it would teach the student to be as sure as the drawing was. With the round
 before or base as the reference, and tau above 0, D is a barrier that holds the likelihood back.
 
@@ -76,14 +76,12 @@ def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dic
         objective.output, hidden_ND, labels(batch, lm.device), settings.divergence, reference_ND,
         learn_labels=settings.likelihood > 0.0, temperature=objective.temperature,
     )  # fmt: skip
-    # Nobody chose base's own answers to plain prompts: that they are likely teaches nothing that D does not.
-    chosen_N = torch.tensor(
-        [float(row.steered or settings.divergence == "nll") for row in batch for _ in row.completion_ids],
-        device=nll_N.device,
+    likely_N = torch.tensor(
+        [float(row.likely) for row in batch for _ in row.completion_ids], device=nll_N.device
     )
     nll, divergence = nll_N.mean(), losses.AGGREGATES[settings.aggregate](d_N)
     barrier = losses.barrier(divergence, settings.lam, settings.tau)
-    loss = settings.likelihood * (nll_N * chosen_N).mean() + barrier
+    loss = settings.likelihood * (nll_N * likely_N).mean() + barrier
     parts = {"loss": loss, "nll": nll, "divergence": divergence, "barrier": barrier}
     return loss, {name: float(value.detach()) for name, value in parts.items()}
 

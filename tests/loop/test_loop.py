@@ -15,7 +15,7 @@ from steer_heal.evaluate.choice import evaluate
 from steer_heal.heal import algorithm
 from steer_heal.heal.progress import live
 from steer_heal.models import band_layers
-from steer_heal.records import Agreement, Controls, Stopped
+from steer_heal.records import Agreement, Controls, FilterVerdict, Stopped
 from steer_heal.runs.events import EventLog, plain, read
 from steer_heal.vectors import vector
 from steer_heal.vectors.steering import steer
@@ -145,6 +145,17 @@ def test_base_answers_plain_prompts_beside_the_steered_ones(tmp_path):
         assert {row["prompt"] for row in of_base} <= set(lm.material.plain_prompts())
     steered = [row["prompt"] for row in (*written[:8], *written[11:19])]
     assert not {*steered} & set(lm.material.plain_prompts())
+
+
+@pytest.mark.parametrize(("train", "wanted"), [({}, {True, False}), ({"divergence": "nll"}, {True})])
+def test_what_the_filter_drops_is_imitated_and_no_more(tmp_path, monkeypatch, train, wanted):
+    seen, lm = [], model()
+    monkeypatch.setattr(algorithm, "train_round", lambda _lm, _stack, rows, *_, **__: seen.extend(rows) or ())
+    every_other = [FilterVerdict(kept=number % 2 == 0, scores={}, reasons=()) for number in range(8)]
+    monkeypatch.setattr(algorithm.Measures, "judge", lambda *_: every_other)
+    play(tmp_path, fast(rounds=1, train={**fast().train.model_dump(), **train}), lm=lm)
+    assert {row.likely for row in seen} == wanted
+    assert sum(row.likely for row in seen) == 4
 
 
 def test_a_run_stopped_in_any_stage_and_resumed_gives_the_same_numbers(whole, tmp_path):

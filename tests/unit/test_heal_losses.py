@@ -16,6 +16,7 @@ from steer_heal.heal import (
     Reference,
     held_out_nll,
     hidden_states,
+    loss_of,
     losses,
     row_losses,
     train_round,
@@ -152,6 +153,19 @@ def test_a_student_that_imitates_comes_nearer_to_the_writer(lm, examples):
     steps = list(train_round(lm, stack, examples[:8], settings, seed=0, steer=how))
     assert all(step["loss"] == step["divergence"] for step in steps)
     assert 0 < steps[-1]["divergence"] < 0.5 * steps[0]["divergence"]
+
+
+def test_only_the_answers_that_are_to_be_given_are_made_likelier(lm, examples):
+    settings = TrainSettings(reference="base", likelihood=0.3)
+    stack = AdapterStack(lm)
+    stack.fresh(1, settings, seed=0)
+    shake(stack, size=0.1)
+    objective = Objective.of(lm, stack, settings)
+    both = [examples[0], replace(examples[1], likely=False)]
+    loss, parts = loss_of(objective, both)
+    _, given = loss_of(objective, both[:1])
+    n_given, n = (sum(len(row.completion_ids) for row in rows) for rows in (both[:1], both))
+    assert_near(loss, parts["divergence"] + 0.3 * given["nll"] * n_given / n, model_rounding(lm))
 
 
 @pytest.mark.parametrize(("how", "wanted"), [("mean", 3.0), ("rmse", math.sqrt(11.0))])
