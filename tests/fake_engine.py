@@ -208,7 +208,6 @@ class FakeEngine:
             dose_beyond=size > 4.0,
             dose_fraction=0.08 * size,
             c_star=None if request.mix else 16.3,
-            n_prompt=len(request.prompt.split()),
         )
 
     def stop(self, session: str) -> None:
