@@ -114,6 +114,10 @@ class Trait:
         """Whether it is measured by its own two poles, and not by foundations."""
         return not set(self.target) <= set(FOUNDATIONS)
 
+    def decides(self) -> dict[str, Any]:
+        """What of it decides its vector and the dose: all but the `statements`, which only measure it."""
+        return {name: value for name, value in asdict(self).items() if name != "statements"}
+
 
 @dataclass(frozen=True, slots=True)
 class Alternative:

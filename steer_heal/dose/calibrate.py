@@ -321,4 +321,5 @@ def _key(
     prompts = [list(prompt) for prompt in prompts_ids]
     added = hashlib.sha256(vector.directions_LD.contiguous().numpy().tobytes()).hexdigest()
     what = (added, vector.residual_norms_L.tolist(), getattr(vector.operator, "fingerprint", ""))
-    return digest(VERSION, lm.fingerprint, asdict(trait), list(layers), prompts, settings.model_dump(), *what)
+    told = trait.decides(), list(layers), prompts, settings.model_dump()
+    return digest(VERSION, lm.fingerprint, *told, *what)

@@ -250,7 +250,7 @@ class Vectors:
     def key(self, trait: str, method: str) -> str:
         """Of all that decides the trait's vector. Raises: `SettingsError` for an unknown trait or method."""
         settings = build(ExtractSettings, method=method).model_dump()
-        texts = asdict(data.trait(trait)), self._lm.material.contexts(trait)
+        texts = data.trait(trait).decides(), self._lm.material.contexts(trait)
         return digest(version(method), self._lm.fingerprint, *texts, settings)
 
     def _load_or_extract(self, name: str, method: str, key: str, say: Say) -> SteeringVector:
