@@ -157,28 +157,25 @@ def _wire_traits(
 ) -> Callable[[str], list[Any]]:
     """A trait made of two words is chosen and answered with; what is returned sets the sliders of a mix."""
 
-    def make(plus: str, minus: str, replies: str) -> Iterator[tuple[Any, ...]]:
-        yield (
-            gr.skip(),
-            view.note(f"{engine.info.name} drafts what either would say ..."),
-            gr.skip(),
-            gr.skip(),
-        )
+    def drafting() -> str:
+        return view.note(f"{engine.info.name} drafts what either would say ...")
+
+    def make(plus: str, minus: str, replies: str) -> tuple[Any, ...]:
         try:
             trait, said = engine.make_trait(plus or "", minus or "", of_lines(replies or ""))
         except SettingsError as problem:
-            yield gr.skip(), view.error(str(problem)), gr.skip(), gr.skip()
-            return
+            return gr.skip(), view.error(str(problem)), gr.skip(), gr.skip()
         shown = in_lines(trait.replies)
         label = f"What either would say. {said} Its vector is made from these: edit them and press Make it."
         chosen = gr.update(choices=traits(engine), value=trait.name)
-        yield chosen, "", f"{trait.name}: {shown}", gr.update(value=shown, label=label, visible=True)
+        return chosen, "", f"{trait.name}: {shown}", gr.update(value=shown, label=label, visible=True)
 
     def spelled(typed: str) -> list[Any]:
         return spread(engine, typed or "")
 
     typed = [knobs.plus, knobs.minus, knobs.replies]
-    knobs.make.click(make, typed, [knobs.trait, status, fresh, knobs.replies], **INTERNAL)
+    pressed = knobs.make.click(drafting, None, status, **INTERNAL)
+    pressed.then(make, typed, [knobs.trait, status, fresh, knobs.replies], **INTERNAL)
     gr.on([knobs.plus.input, knobs.minus.input], None, None, knobs.replies, js="() => ''", **INTERNAL)
     start(fresh.change)  # an answer to a trait that was not made would wipe out why
     fresh.change(spelled, knobs.mix, knobs.mixed, **INTERNAL)
