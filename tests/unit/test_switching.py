@@ -63,7 +63,11 @@ def test_one_that_cannot_be_had_or_cannot_answer_leaves_what_is_there(engine, tm
     MambaForCausalLM(MambaConfig(vocab_size=len(words), **shape)).save_pretrained(mamba)
     words.save_pretrained(mamba)
     first, before = steered(engine), engine.info
-    for wrong, said in (("no such model", ""), ("own/not-here", ""), (mamba, "more than keys and values")):
+    for wrong, said in (
+        ("no such model", "Unknown model"),
+        ("own/not-here", "own/not-here"),
+        (mamba, "more than keys and values"),
+    ):
         with pytest.raises(SettingsError, match=said):
             engine.use(wrong)
         assert engine.info == before
