@@ -248,7 +248,7 @@ def _drawing(engine: Engine) -> dict[str, Any]:
             visible=False,
             lines=6,
             max_lines=12,
-            min_width=400,
+            min_width=700,
             max_length=MAX_REPLIES_CHARS,
             elem_id="replies",
         )
