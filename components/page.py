@@ -46,7 +46,7 @@ def build(engine: Engine) -> gr.Blocks:
         table, message, said = runs.build()
         listed, sweep_message, compared, front = sweeps.build()
         detail = moral_map.build_detail(engine, kept)
-        # What was drawn last: a look that began before a press must not draw what the press has left behind.
+        # What was drawn last: where a look that began before a press ends after it, the next one draws anew.
         seen = gr.State(("", None))
         drawn = [chart, key, healing.card, table, said, listed, compared, front, seen]
 
@@ -56,8 +56,8 @@ def build(engine: Engine) -> gr.Blocks:
             of_sweeps = sweeps.draw(engine, runs, remembered)
             return figure, *rest, *of_sweeps, (watching.digest(figure), remembered)
 
-        def look(last: tuple[str, Memory]) -> tuple[Any, ...]:
-            figure, *rest, now = redraw(last[1])
+        def look(last: tuple[str, Memory], remembered: Memory) -> tuple[Any, ...]:
+            figure, *rest, now = redraw(remembered)
             return figure if now != last else gr.skip(), *rest, now
 
         def reopen(remembered: Memory) -> tuple[Any, ...]:
@@ -79,7 +79,7 @@ def build(engine: Engine) -> gr.Blocks:
         for event in acted:
             done = event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
             done.then(None, js=plot.REVEAL, **INTERNAL)
-        plot.marks(WATCH_SECONDS).click(look, seen, drawn, **INTERNAL)
+        plot.marks(WATCH_SECONDS).click(look, [seen, kept], drawn, **INTERNAL)
         plot.knock().click(lambda: None, None, None, **INTERNAL)
         loaded = page.load(watching.adopt, kept, kept, **INTERNAL).then(redraw, kept, drawn, **INTERNAL)
         loaded.then(reopen, kept, open_outputs, **INTERNAL)
