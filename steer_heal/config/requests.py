@@ -24,67 +24,16 @@ from steer_heal.config.gates import EVERYWHERE, Gate
 from steer_heal.config.mixes import MixText, one_gate
 
 
-class SteerRequest(Settings):
-    """One steered answer as the page asks for it; alpha in units of c*, `where` as in `gates`.
+class Steering(Settings):
+    """What is added to which layers, and for which tokens of the free answers (`where`, as in `gates`).
 
     `mix`: what is added instead of the trait's vector, alpha times; the trait is then what is measured.
-    `carried`: whether each token is also told with what it carries of the trait.
     """
 
     trait: str = DEFAULT_TRAIT
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
-    alpha: Alpha = 1.0
     band: Band = DEFAULT_BAND
     sample: SampleSettings = SampleSettings()
     method: Method = AUTO
-    where: Gate = EVERYWHERE
-    mix: MixText = ""
-    carried: bool = False
-
-    _band = field_validator("band")(check_band)
-
-    @model_validator(mode="after")
-    def _one_gate(self) -> Self:
-        one_gate(self.mix, self.where)
-        return self
-
-    @property
-    def gate(self) -> str:
-        """Which tokens are steered, wherever that was said."""
-        return one_gate(self.mix, self.where)
-
-    @property
-    def has_own_kl(self) -> bool:
-        """Whether what calibration measured of the trait's vector says nothing of its KL."""
-        return bool(self.mix) or self.gate != EVERYWHERE
-
-    @field_validator("prompt")
-    @classmethod
-    def _not_blank(cls, prompt: str) -> str:
-        if not prompt.strip():
-            raise ValueError("the prompt is empty: choose a vignette or type one")
-        return prompt
-
-
-class DoseRequest(Settings):
-    """A sweep over alpha at one band; `controls`: beside how many random directions at the same KL.
-
-    `mix` and `where` as in `SteerRequest`: the free answers are steered so. Profiles, and so the trait's
-    movement, are measured with every token steered.
-    """
-
-    trait: str = DEFAULT_TRAIT
-    alphas: tuple[Alpha, ...] = Field(
-        default=(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), min_length=1, max_length=MAX_ROWS
-    )
-    band: Band = DEFAULT_BAND
-    prompts: tuple[str, ...] = ()
-    n_vignettes: int | None = Field(default=None, ge=1)
-    sample: SampleSettings = SampleSettings()
-    refine: bool = False
-    method: Method = AUTO
-    frame: str = AUTO_FRAME
-    controls: int = Field(default=8, ge=0, le=MAX_ROWS)
     where: Gate = EVERYWHERE
     mix: MixText = ""
 
@@ -99,6 +48,45 @@ class DoseRequest(Settings):
     def gate(self) -> str:
         """Which tokens of the free answers are steered, wherever that was said."""
         return one_gate(self.mix, self.where)
+
+
+class SteerRequest(Steering):
+    """One steered answer as the page asks for it; alpha in units of c*.
+
+    `carried`: whether each token is also told with what it carries of the trait.
+    """
+
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+    alpha: Alpha = 1.0
+    carried: bool = False
+
+    @property
+    def has_own_kl(self) -> bool:
+        """Whether what calibration measured of the trait's vector says nothing of its KL."""
+        return bool(self.mix) or self.gate != EVERYWHERE
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("the prompt is empty: choose a vignette or type one")
+        return prompt
+
+
+class DoseRequest(Steering):
+    """A sweep over alpha at one band; `controls`: beside how many random directions at the same KL.
+
+    Profiles, and so the trait's movement, are measured with every token steered.
+    """
+
+    alphas: tuple[Alpha, ...] = Field(
+        default=(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), min_length=1, max_length=MAX_ROWS
+    )
+    prompts: tuple[str, ...] = ()
+    n_vignettes: int | None = Field(default=None, ge=1)
+    refine: bool = False
+    frame: str = AUTO_FRAME
+    controls: int = Field(default=8, ge=0, le=MAX_ROWS)
 
 
 class Thresholds(Settings):

@@ -130,9 +130,10 @@ class Vectors:
     def one_nat(self, asked: DoseRequest, *, say: Say = _nothing) -> float | None:
         """The alpha at which the request costs what c* stands for: 1 of a vector. None of a mix that ablates,
         or of which no dose costs that."""
-        steered, own = self.of(asked, say=say), self.own(asked, say=say)
+        steered = self.of(asked, say=say)
         if isinstance(steered, CalibratedVector):
             return 1.0
+        own = self.own(asked, say=say)
         if own is None or not own.calibration.reached or own.c_star > MAX_ALPHA * steered.added:
             return None
         return round(own.c_star / steered.added, 3)
