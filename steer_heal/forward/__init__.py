@@ -12,11 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from steer_heal.forward.cache import check_cache
 from steer_heal.forward.from_block import FromBlock
 from steer_heal.forward.known import is_known
 from steer_heal.forward.ours import OurForward
-from steer_heal.forward.plain import PlainForward
+from steer_heal.forward.plain import PlainForward, check_cache
 from steer_heal.forward.rows import Asked, Rows
 from steer_heal.forward.store import PrefixStore
 from steer_heal.models import LanguageModel

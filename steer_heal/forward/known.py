@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from transformers.models.gemma3 import modeling_gemma3 as gemma3
 from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from steer_heal.models import LanguageModel
@@ -29,6 +31,8 @@ class Family:
     text: type[nn.Module]
     zero_centred: bool = False
     """Norms multiply by 1 + weight, and the residual is normed behind attention and MLP too."""
+    windowed: bool = False
+    """Every block's attention has the config's window, where it names one."""
 
 
 FAMILIES: dict[type[nn.Module], Family] = {
@@ -39,6 +43,14 @@ FAMILIES: dict[type[nn.Module], Family] = {
     llama.LlamaForCausalLM: Family(
         llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP, llama.LlamaRMSNorm,
         nn.Embedding, llama.LlamaModel,
+    ),
+    mistral.MistralForCausalLM: Family(
+        mistral.MistralDecoderLayer, mistral.MistralAttention, mistral.MistralMLP, mistral.MistralRMSNorm,
+        nn.Embedding, mistral.MistralModel, windowed=True,
+    ),
+    qwen2.Qwen2ForCausalLM: Family(
+        qwen2.Qwen2DecoderLayer, qwen2.Qwen2Attention, qwen2.Qwen2MLP, qwen2.Qwen2RMSNorm,
+        nn.Embedding, qwen2.Qwen2Model,
     ),
     qwen3.Qwen3ForCausalLM: Family(
         qwen3.Qwen3DecoderLayer, qwen3.Qwen3Attention, qwen3.Qwen3MLP, qwen3.Qwen3RMSNorm,

@@ -138,7 +138,8 @@ class Network:
 
 def _block(block: Any, family: Family, config: Any, layer: int, packed_rows: range) -> Block:
     attention, mlp = block.self_attn, block.mlp
-    kind = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    everywhere = "sliding_attention" if family.windowed and config.sliding_window else "full_attention"
+    kind = (getattr(config, "layer_types", None) or [everywhere] * config.num_hidden_layers)[layer]
     norm = partial(_norm, family=family)
     inner = hasattr(attention, "q_norm")
     four = family.zero_centred
@@ -154,8 +155,8 @@ def _block(block: Any, family: Family, config: Any, layer: int, packed_rows: ran
         down=_linear(mlp.down_proj, packed_rows),
         gated=gated_gelu if isinstance(mlp.act_fn, GELUTanh) else partial(_gated, act=mlp.act_fn),
         after_mlp=norm(block.post_feedforward_layernorm) if four else _as_is,
-        window=config.sliding_window if kind[layer] == "sliding_attention" else None,
-        rotary=kind[layer] if four else "",
+        window=config.sliding_window if kind == "sliding_attention" else None,
+        rotary=kind if four else "",
         scale=attention.scaling,
     )
 

@@ -109,7 +109,7 @@ class OurForward:
             found = self.reads(distinct, depth, {first, depth - 1})
         else:
             wanted = {first, self._n_layers - 1}
-            found = store.get("ours", distinct, wanted, self._n_layers, self._whole_reads)
+            found = store.get(distinct, wanted, self._n_layers, self._whole_reads)
         reads = dict(zip(distinct, found, strict=True))
         apart: dict[Key, Read] = {}
         if variants:

@@ -1,45 +1,25 @@
 """Any model, and steering by any operator, through transformers' own forward with hooks.
 
-Rows of one prompt are the same up to the first steered block: unsteered ones wholly, steered ones below it.
-So the distinct prompts are read once, without steering; then the distinct steered rows are read from the
-first steered block on, that block and those below giving what they gave before.
+Nothing is shared: every row reads its whole prompt under its own steering.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from steer_heal.config import EVERYWHERE
-from steer_heal.forward.cache import RoomyCache, gather
-from steer_heal.forward.rows import Asked, Rows, keys, picked
+from steer_heal.config import EVERYWHERE, SettingsError
+from steer_heal.forward.rows import Asked, Rows, picked
 from steer_heal.forward.store import PrefixStore
-from steer_heal.models import LanguageModel, Padded, computing, left_pad
+from steer_heal.models import LanguageModel, Padded, left_pad
 from steer_heal.records import Stopped
-from steer_heal.vectors.steering import Directions, Looks, Operator, Steering, of_prompt, steering_of
+from steer_heal.vectors.steering import Looks, Operator, Steering, of_prompt, steering_of
 
 Ids = tuple[int, ...]
-BlockOutput = Any
-"""What a block returns: the residual (B, T, D), alone or leading a tuple."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """One unsteered pass over distinct prompts, and what the blocks asked for gave."""
-
-    batch: Padded
-    logits_BV: Tensor
-    cache: RoomyCache
-    outputs: dict[int, BlockOutput]
-
-    @property
-    def layers(self) -> Collection[int]:
-        return self.outputs.keys()
 
 
 class PlainRows(Rows):
@@ -50,7 +30,7 @@ class PlainRows(Rows):
 
     def __init__(
         self, lm: LanguageModel, steering: Steering, texts: Sequence[Ids], batch: Padded, logits_BnV: Tensor,
-        cache: RoomyCache | None,
+        cache: Cache | None,
     ) -> None:  # fmt: skip
         self._lm, self.steering, self._texts, self._n_read = lm, steering, list(texts), 0
         self._logits_BnV, self.cache = logits_BnV, cache
@@ -75,7 +55,7 @@ class PlainRows(Rows):
 
     def keep(self, kept: Sequence[int]) -> None:
         assert self.cache is not None
-        index = torch.tensor(kept, device=self._lm.device)
+        index = torch.tensor(kept)
         self.cache.batch_select_indices(index)
         self.steering.keep(index)
         self.mask_BT = None if self.mask_BT is None else self.mask_BT[index]
@@ -125,90 +105,29 @@ class PlainForward:
         store: PrefixStore | None = None, gates: Sequence[str] = (), probe: Looks | None = None,
     ) -> Rows:  # fmt: skip
         """One row a prompt, each under its own coefficients and gate."""
-        rows = self._begin(prompts, of_prompt(coefficients_BL, gates), room, store)
+        rows = self.apart(prompts, of_prompt(coefficients_BL, gates), room)
         if any(gate != EVERYWHERE for gate in gates):
             rows.steering = steering_of(self._directions_LD, coefficients_BL).gated(gates)
         rows.steering = rows.steering.probed(probe)
         return rows
 
-    def _begin(
-        self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, store: PrefixStore | None
-    ) -> PlainRows:
-        if not isinstance(self._directions_LD, Tensor | Directions):
-            return self.apart(prompts, coefficients_BL, room)
-        lm, distinct = self._lm, list(dict.fromkeys(prompts))
-        of_row = keys(prompts, coefficients_BL)
-        variants = {key: row for row, key in enumerate(of_row) if key[1]}
-        steering = steering_of(self._directions_LD, coefficients_BL)
-        stored = store is not None and len(distinct) == 1
-        saved, spent = len(variants) * (min(steering.layers, default=0) + 1), len(distinct) * lm.n_layers
-        if all(steered for _, steered in of_row) and not stored and saved <= spent:
-            made = self.apart(
-                [prompt for prompt, _ in variants], coefficients_BL[list(variants.values())], room
-            )
-            order = list(variants)
-            made.keep([order.index(key) for key in of_row])
-            return made
-        read = self._read_unsteered(distinct, steering.layers[:1], store)
-        prompt_rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
-        parts, rows, logits_NV = [read.cache], prompt_rows, read.logits_BV
-        if variants:
-            at = torch.tensor([distinct.index(prompt) for prompt, _ in variants])
-            steered_BV, cache = self._replay(read, at, coefficients_BL[list(variants.values())])
-            parts.append(cache)
-            places = {key: len(distinct) + number for number, key in enumerate(variants)}
-            rows = torch.tensor([places.get(key, distinct.index(key[0])) for key in of_row])
-            logits_NV = torch.cat([logits_NV, steered_BV])
-        logits_BV = logits_NV[rows.to(logits_NV.device)]
-        cache = gather(parts, prompt_rows, rows, room)
-        return PlainRows(lm, steering, prompts, _take(read.batch, prompt_rows), logits_BV[:, None], cache)
-
     def apart(self, prompts: Sequence[Ids], coefficients_BL: Tensor, room: int, n_ends: int = 1) -> PlainRows:
-        """With nothing shared: every row reads its whole prompt under its own steering."""
         batch = left_pad(prompts, self._lm.pad_id, self._lm.device)
-        cache = RoomyCache(self._lm.n_layers, room) if room else None
+        cache = DynamicCache() if room else None
         steering = steering_of(self._directions_LD, coefficients_BL)
         with steering.attached(self._lm.blocks):
             logits_BnV = _read_batch(self._lm, batch, cache, n_ends)
         return PlainRows(self._lm, steering, prompts, batch, logits_BnV, cache)
 
-    def _read_unsteered(self, prompts: list[Ids], layers: Sequence[int], store: PrefixStore | None) -> _Read:
-        """Distinct prompts without steering; one alone is kept in the store."""
-        lm = self._lm
 
-        def make(some: Sequence[Ids], wanted: Collection[int]) -> list[_Read]:
-            batch, cache = left_pad(some, lm.pad_id, lm.device), RoomyCache(lm.n_layers, 0)
-            outputs: dict[int, BlockOutput] = {}
-            with ExitStack() as hooks:
-                for layer in wanted:
-                    hook = lm.blocks[layer].register_forward_hook(_keep(outputs, layer))
-                    hooks.callback(hook.remove)
-                return [_Read(batch, _read_batch(lm, batch, cache, 1)[:, -1], cache, outputs)]
-
-        if store is None or len(prompts) != 1:
-            return make(prompts, layers)[0]
-        return store.get("plain", prompts, layers, lm.n_layers, make)[0]
-
-    def _replay(self, read: _Read, rows: Tensor, coefficients_VL: Tensor) -> tuple[Tensor, RoomyCache]:
-        """Rows of the read prompts again under steering; blocks up to the first steered one are not run."""
-        lm, steering = self._lm, steering_of(self._directions_LD, coefficients_VL)
-        first, cache = steering.layers[0], RoomyCache(lm.n_layers, 0)
-        given = _rows_of(read.outputs[first], rows)
-        with ExitStack() as stack:
-            for block in lm.blocks[: first + 1]:
-                stack.enter_context(computing(block, lambda *_, **__: given))
-            stack.enter_context(steering.attached(lm.blocks))
-            return _read_batch(lm, _take(read.batch, rows), cache, 1)[:, -1], cache
-
-
-def _read_batch(lm: LanguageModel, batch: Padded, cache: RoomyCache | None, n_ends: int) -> Tensor:
+def _read_batch(lm: LanguageModel, batch: Padded, cache: Cache | None, n_ends: int) -> Tensor:
     """Logits (B, n, V) at each row's last positions."""
     mask_BT = None if batch.full else batch.mask_BT
     return logits_of(lm, batch.ids_BT, mask_BT, batch.positions_BT, cache, n_ends)
 
 
 def logits_of(
-    lm: LanguageModel, ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor, cache: RoomyCache | None,
+    lm: LanguageModel, ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor, cache: Cache | None,
     n_ends: int,
 ) -> Tensor:  # fmt: skip
     return lm.model(
@@ -221,19 +140,8 @@ def logits_of(
     ).logits
 
 
-def _keep(outputs: dict[int, BlockOutput], layer: int) -> Callable[..., None]:
-    def keep(_block: nn.Module, _inputs: tuple[Any, ...], output: BlockOutput) -> None:
-        outputs[layer] = output
-
-    return keep
-
-
-def _rows_of(output: BlockOutput, rows: Tensor) -> BlockOutput:
-    if isinstance(output, tuple):
-        return (_rows_of(output[0], rows), *output[1:])
-    return output[rows.to(output.device)]
-
-
-def _take(batch: Padded, rows: Tensor) -> Padded:
-    index = rows.to(batch.ids_BT.device)
-    return Padded(batch.ids_BT[index], batch.mask_BT[index], batch.positions_BT[index])
+def check_cache(config: PreTrainedConfig) -> None:
+    """Refuse a model whose memory of the prompt is more than keys and values. Errors: `SettingsError`."""
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        raise SettingsError("This model keeps more than keys and values: choose one with plain attention.")

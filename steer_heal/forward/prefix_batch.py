@@ -70,10 +70,6 @@ class Read:
     pairs: dict[int, KeyValues]
     residuals: dict[int, Tensor]
 
-    @property
-    def layers(self) -> Collection[int]:
-        return self.residuals.keys()
-
 
 @dataclass(eq=False)
 class Pass:

@@ -1,12 +1,8 @@
-"""One prompt's doses one after another through the store of prompts, and what sharing a prompt saves."""
+"""One prompt's doses one after another through the store of prompts."""
 
 from dataclasses import replace
 
-import pytest
-import torch
-
 from steer_heal.config import SampleSettings
-from steer_heal.forward.plain import PlainForward
 from steer_heal.generate import PrefixStore, Row, decode
 from steer_heal.models import user
 from steer_heal.records import Completion
@@ -30,21 +26,3 @@ def test_one_prompt_many_doses_through_the_store(lm):
         assert_as_alone(lm, row, lambda layer, _, added_LD=added_LD: added_LD[layer], written)
         assert [token.id for token in unmeasured] == [token.id for token in tokens]
     assert prompt in store
-
-
-@pytest.mark.parametrize("first_dose", [0, 1])
-def test_the_blocks_below_the_first_steered_one_read_each_prompt_once(lm, first_dose):
-    """What sharing is for: rows through the first and the last block, with a base lane and without."""
-    doses_BL = torch.cat([coefficients(4, (2,), float(dose)) for dose in range(first_dose, 6)])
-    rows = {0: 0, 3: 0}
-    hooks = [
-        lm.blocks[layer].self_attn.register_forward_hook(
-            lambda _m, _i, output, layer=layer: rows.__setitem__(layer, rows[layer] + len(output[0]))
-        )
-        for layer in rows
-    ]
-    with torch.inference_mode():
-        PlainForward(lm, tiny.directions(lm)).begin([(2, 9, 8, 7)] * len(doses_BL), doses_BL, 1)
-    for hook in hooks:
-        hook.remove()
-    assert rows == {0: 1, 3: 1 + 5}

@@ -10,10 +10,13 @@ from transformers import (
     GPT2LMHeadModel,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     SiglipVisionConfig,
 )
 
 from steer_heal.config import ExtractSettings, SampleSettings
+from steer_heal.forward import holds_on
 from steer_heal.generate import Row, complete
 from steer_heal.heal.adapters import target_modules
 from steer_heal.models import load, system, user
@@ -23,7 +26,7 @@ from tests import tiny
 from tests.close import assert_near, model_rounding
 from tests.unit.test_vector import CONTEXTS, TRAIT
 
-FAMILIES = ("gemma3-multimodal", "mistral", "gpt2")
+FAMILIES = ("gemma3-multimodal", "mistral", "qwen2", "gpt2")
 N_LAYERS, WIDTH = 4, 32
 
 
@@ -34,6 +37,13 @@ def network(family, vocab_size):
         torch.manual_seed(0)
         if family == "mistral":
             return MistralForCausalLM(MistralConfig(**shape, sliding_window=16))
+        if family == "qwen2":
+            sliding = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}
+            made = Qwen2ForCausalLM(Qwen2Config(**shape, **sliding))
+            for name, values in made.named_parameters():
+                if name.endswith("bias"):
+                    torch.nn.init.normal_(values)
+            return made
         if family == "gpt2":
             return GPT2LMHeadModel(
                 GPT2Config(**common, n_embd=WIDTH, n_layer=N_LAYERS, n_head=4, n_positions=512)
@@ -58,6 +68,11 @@ def lm(request, tmp_path_factory):
     network(request.param, len(words)).save_pretrained(folder)
     words.save_pretrained(folder)
     return load(str(folder), device="cpu")
+
+
+def test_our_own_blocks_compute_those_that_they_know(lm):
+    known = isinstance(lm.model, MistralForCausalLM | Qwen2ForCausalLM)
+    assert holds_on(lm, torch.zeros(N_LAYERS, WIDTH)) is known
 
 
 def test_the_text_models_blocks_are_found(lm):
