@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from steer_heal.config import SettingsError
 from steer_heal.data import FOLDER
@@ -21,10 +23,14 @@ def find(folder: str | Path, name: str) -> Path:
     return shipped if shipped.is_file() and not kept.exists() else kept
 
 
-def read(folder: str | Path | None, name: str, of: Callable[[Any], T]) -> T | None:
-    """`of` what the JSON file holds. None where there is none, or it is damaged: measure again."""
+def read(folder: str | Path | None, name: str, key: str, kind: type[T]) -> T | None:
+    """What the JSON file holds under the key, a record of that kind again. None where there is none, or it is
+    damaged: measure again."""
     try:
-        return None if folder is None else of(json.loads(find(folder, name).read_text(encoding="utf-8")))
+        if folder is None:
+            return None
+        document = json.loads(find(folder, name).read_text(encoding="utf-8"))
+        return TypeAdapter(kind).validate_python(document[key])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

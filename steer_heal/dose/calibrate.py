@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -295,31 +294,15 @@ def cached(
 
     A damaged file is measured again. Errors: `SettingsError` when the folder cannot be written.
     """
-    name = f"calibration-{_key(lm, trait, vector, layers, prompts_ids, settings)}.json"
-    known = measurements.read(cache_dir, name, _calibration)
+    added = hashlib.sha256(vector.directions_LD.contiguous().numpy().tobytes()).hexdigest()
+    what = (added, vector.residual_norms_L.tolist(), getattr(vector.operator, "fingerprint", ""))
+    prompts = [list(prompt) for prompt in prompts_ids]
+    told = trait.decides(), list(layers), prompts, settings.model_dump()
+    name = f"calibration-{digest(VERSION, lm.fingerprint, *told, *what)}.json"
+    known = measurements.read(cache_dir, name, "calibration", Calibration)
     if known is not None:
         return known
     found = calibrate(lm, vector, layers, prompts_ids, settings, progress=progress, pause=pause)
     origin = {"model": lm.name, "trait": trait.name, "layers": list(layers)}
     measurements.write(cache_dir, name, {**origin, "calibration": asdict(found)})
     return found
-
-
-def _calibration(document: Any) -> Calibration:
-    values = document["calibration"]
-    return Calibration(**{**values, "history": tuple(map(tuple, values["history"]))})
-
-
-def _key(
-    lm: LanguageModel,
-    trait: Trait,
-    vector: SteeringVector,
-    layers: Sequence[int],
-    prompts_ids: Sequence[Sequence[int]],
-    settings: CalibrateSettings,
-) -> str:
-    prompts = [list(prompt) for prompt in prompts_ids]
-    added = hashlib.sha256(vector.directions_LD.contiguous().numpy().tobytes()).hexdigest()
-    what = (added, vector.residual_norms_L.tolist(), getattr(vector.operator, "fingerprint", ""))
-    told = trait.decides(), list(layers), prompts, settings.model_dump()
-    return digest(VERSION, lm.fingerprint, *told, *what)

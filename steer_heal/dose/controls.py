@@ -55,7 +55,7 @@ def c_stars(
     coarse = settings.model_copy(update={"tolerance": TOLERANCE})
     parts = [list(prompt) for prompt in prompts_ids[: settings.n_prompts]], coarse.model_dump()
     name = f"controls-{digest(VERSION, lm.fingerprint, list(layers), *parts)}.json"
-    known = measurements.read(cache_dir, name, lambda kept: tuple(map(float, kept["c_stars"])))
+    known = measurements.read(cache_dir, name, "c_stars", tuple[float, ...])
     if known and len(known) >= n:
         return known[:n]
     directions_MLD = random_directions(n, lm.n_layers, lm.width)

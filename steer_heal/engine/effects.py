@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from steer_heal import data
 from steer_heal.config import DoseRequest, SettingsError
@@ -20,7 +19,7 @@ from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate.cloze import LEAST
 from steer_heal.evaluate.frames import Frames
 from steer_heal.models import LanguageModel, digest
-from steer_heal.records import Agreement, Controls, Effect, Profile, SampleAnswer, Stopped, Trait, Vignette
+from steer_heal.records import Effect, Profile, Stopped, Trait, Vignette
 
 
 class Effects:
@@ -48,14 +47,12 @@ class Effects:
             reading = self._frames.of(data.frame_of(trait, asked.frame), stop=stop)
             n, vignettes = asked.controls, self._lm.material.vignettes(condition=data.CONDITION, limit=LEAST)
             file = f"effect-{self._key(trait, steer, reading, vignettes, n)}.json"
-            found = measurements.read(self._cache_dir, file, effect_of)
+            found = measurements.read(self._cache_dir, file, "effect", Effect)
             if found is None:
                 yield f"c* of {n} random directions"
                 c_stars = self._vectors.random(asked.trait, steer.layers, n, say=say) if n else ()
                 yield f"{len(vignettes)} vignettes: base, steered, random directions and the persona"
-                found = effect.measure(
-                    self._lm, trait, steer, vignettes, reading, c_stars, stop=stop
-                )  # fmt: skip
+                found = effect.measure(self._lm, trait, steer, vignettes, reading, c_stars, stop=stop)
                 measurements.write(self._cache_dir, file, {"model": self._lm.name, "effect": asdict(found)})
             yield found
 
@@ -79,24 +76,3 @@ class Effects:
             asdict(data.frame(reading.frame)), reading.calibration, [asdict(row) for row in vignettes],
             self._lm.material.fixed_prompts(), n_controls,
         )  # fmt: skip
-
-
-def effect_of(document: Any) -> Effect:
-    """The effect that a kept document holds."""
-    values = document["effect"]
-    held = values["controls"]
-    return Effect(
-        **{
-            **values,
-            "layers": tuple(values["layers"]),
-            "intervals": {name: (low, high) for name, (low, high) in values["intervals"].items()},
-            "base_agreement": Agreement(**values["base_agreement"]),
-            "agreement": Agreement(**values["agreement"]),
-            "controls": Controls(
-                **{**held, "random": tuple(held["random"]), "c_stars": tuple(held["c_stars"])}
-            ),
-            "promoted": tuple(values["promoted"]),
-            "demoted": tuple(values["demoted"]),
-            "answers": tuple(SampleAnswer(**row) for row in values["answers"]),
-        }
-    )

@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -172,7 +171,7 @@ class Vectors:
         """Neutral text along the vector of this key; kept, as the vector is."""
         texts = self._lm.material.neutral_prompts()
         file = f"neutral-{digest(probe.VERSION, key, texts)}.json"
-        known = measurements.read(self._cache_dir, file, _neutral)
+        known = measurements.read(self._cache_dir, file, "neutral", Neutral)
         if known is not None:
             return known
         if self._residuals is None or self._residuals[0] != self._lm.state:
@@ -274,7 +273,3 @@ class Vectors:
         if found.operator is None:
             vector.save(found, self._cache_dir / file)
         return found
-
-
-def _neutral(document: Any) -> Neutral:
-    return Neutral(**{name: tuple(map(float, values)) for name, values in document["neutral"].items()})

@@ -12,7 +12,7 @@ from steer_heal.data import measurements
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.cloze import LEAST, Calibration, calibrates
 from steer_heal.models import LanguageModel, digest
-from steer_heal.records import Agreement, Profile, Vignette
+from steer_heal.records import Profile, Vignette
 
 CANDIDATES = ("choice", "cloze")
 """The first of them where they agree alike."""
@@ -64,7 +64,7 @@ class Frames:
         if frame not in self._known:
             vignettes = self._lm.material.vignettes(condition=data.CONDITION, limit=LEAST)
             file = self._file(frame, vignettes)
-            found = measurements.read(self._cache_dir, file, lambda kept: profile_of(kept["profile"]))
+            found = measurements.read(self._cache_dir, file, "profile", Profile)
             if found is None:
                 whole = evaluate(self._lm, vignettes, frame, progress=progress, stop=stop)[0]
                 found = replace(whole, per_vignette=())
@@ -85,11 +85,3 @@ def choose(found: Sequence[Profile]) -> Profile:
 
 def _wanted(name: str) -> tuple[str, ...]:
     return CANDIDATES if name == AUTO_FRAME else (name,)
-
-
-def profile_of(values: dict) -> Profile:
-    """A profile from what `asdict` and JSON made of it, without single vignettes."""
-    rows = tuple(map(tuple, values["calibration"]))
-    return Profile(
-        **{**values, "per_vignette": (), "agreement": Agreement(**values["agreement"]), "calibration": rows}
-    )

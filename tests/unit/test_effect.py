@@ -9,12 +9,12 @@ from torch.nn import functional
 
 from steer_heal import data, models
 from steer_heal.config import FOUNDATIONS, CalibrateSettings
+from steer_heal.data import measurements
 from steer_heal.dose import controls, effect
 from steer_heal.dose.calibrated import CalibratedVector
-from steer_heal.engine.effects import effect_of
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.models import user
-from steer_heal.records import Calibration, Controls, Profile, Stopped, VignetteScore
+from steer_heal.records import Calibration, Controls, Effect, Profile, Stopped, VignetteScore
 from steer_heal.vectors.steering import coefficients
 from steer_heal.vectors.vector import SteeringVector
 from tests.close import assert_near, log_p, model_rounding, rounding
@@ -119,7 +119,7 @@ def test_the_row_of_a_word_in_the_output_layer_promotes_that_word(demo):
     assert word not in against
 
 
-def test_an_effect_is_whole_and_reads_back_as_it_was(demo):
+def test_an_effect_is_whole_and_reads_back_as_it_was(demo, tmp_path):
     vector, frame = vector_of(demo), data.frame("choice")
     calibration = Calibration(25.0, 1.0, 1.0, True, ())
     reading = evaluate(demo, some(demo, 14), frame)[0]
@@ -132,7 +132,8 @@ def test_an_effect_is_whole_and_reads_back_as_it_was(demo):
     assert all(low <= moved[name] <= high for name, (low, high) in found.intervals.items())
     assert len(found.answers) == effect.N_ANSWERS
     assert any(one.base != one.steered for one in found.answers)
-    assert effect_of({"effect": asdict(found)}) == found
+    measurements.write(tmp_path, "kept", {"effect": asdict(found)})
+    assert measurements.read(tmp_path, "kept", "effect", Effect) == found
     asked_again = iter([False] * 5 + [True] * 1000)
     with pytest.raises(Stopped):
         effect.measure(*asked, (5.0,), stop=lambda: next(asked_again))
