@@ -15,6 +15,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_NUM_THREADS"] = os.environ.setdefault("TEST_THREADS", "1")
 
 import torch
+from hypothesis import settings
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from tests import tiny
@@ -26,6 +27,8 @@ FLAGS = [
 ]  # fmt: skip
 
 torch.set_num_threads(int(os.environ["TEST_THREADS"]))
+settings.register_profile("patient", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("patient")
 
 # The folders whose files take longest, first: no process is left alone with one of them at the end.
 LONGEST_FIRST = ("real", "browser", "loop", "golden")

@@ -39,6 +39,3 @@ class PrefixStore:
 
     def _layers(self, prompt: Ids) -> set[int]:
         return set(self._reads[prompt].residuals) if prompt in self._reads else set()
-
-    def __contains__(self, prompt: Ids) -> bool:
-        return prompt in self._reads

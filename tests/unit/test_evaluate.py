@@ -13,9 +13,8 @@ from steer_heal.evaluate.questions import answer_ids
 from steer_heal.evaluate.relevance import OTHERS, relevances
 from steer_heal.models import user
 from steer_heal.records import Stopped, Vignette
-from steer_heal.vectors.steering import coefficients
 from tests import tiny
-from tests.close import assert_near, log_p, model_rounding, nats
+from tests.close import assert_near, model_rounding, nats
 
 FRAME = Frame("test", "{text} One of: {options}.", FOUNDATIONS, '{"answer": "')
 LONG = replace(FRAME, options=("yes", "yesno", "no", "Care", "maybe", "x", "zebra"))
@@ -82,17 +81,6 @@ def test_prefill_nll_is_the_mean_over_the_prefill(lm, few):
     wanted = [-float(logp_TV[i - 1, whole[i]]) for i in range(len(bare), len(whole))]
     assert_near(got.prefill_nll, sum(wanted) / len(wanted), model_rounding(lm), wanted)
     assert got.order_tv == 0.0
-
-
-def test_doses_in_the_same_passes_are_the_doses_alone(lm, few, vector):
-    doses_KL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in (0.0, 3.0, -6.0)])
-    together = evaluate(lm, few, FRAME, vector=vector, coefficients_RL=doses_KL, batch_size=5)
-    alone = [evaluate(lm, few, FRAME, vector=vector, coefficients_RL=dose_L[None])[0] for dose_L in doses_KL]
-    for got, wanted in zip(together, alone, strict=True):
-        assert_near(got.p, wanted.p, model_rounding(lm), log_p(wanted))
-        assert_near(got.coherence, wanted.coherence, model_rounding(lm), log_p(wanted) * wanted.coherence)
-    assert_near(together[0].p, evaluate(lm, few, FRAME)[0].p, model_rounding(lm), log_p(together[0]))
-    assert together[0].p != pytest.approx(together[2].p, abs=1e-3)
 
 
 def test_what_cannot_be_answered_counts_no_mass_and_is_left_out(few):

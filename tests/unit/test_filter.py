@@ -106,6 +106,31 @@ def test_where_base_s_own_text_is_not_about_its_prompts_relevance_drops_nothing(
             assert "relevance_ratio" not in verdict.scores
 
 
+LOGP = st.lists(st.floats(-200.0, 0.0), min_size=1, max_size=60)
+
+
+@given(st.text(max_size=200))
+def test_repetition_is_a_share_and_ignores_case_and_white_space(text):
+    score = text_health.repetition(text)
+    assert 0.0 <= score <= 1.0
+    if text.isascii():
+        assert text_health.repetition(text.upper().replace(" ", "  ")) == score
+
+
+@given(LOGP)
+def test_perplexity_is_at_least_one_and_does_not_fall_as_tokens_get_less_likely(logp):
+    value = text_health.perplexity(logp)
+    worse = text_health.perplexity([x - 1.0 for x in logp])
+    assert 1.0 <= value <= worse <= text_health.MAX_PERPLEXITY
+
+
+@given(LOGP, st.floats(1.01, 100.0), st.floats(1.01, 100.0))
+def test_a_wider_cut_never_drops_what_a_narrower_one_keeps(logp, first, second):
+    narrow, wide = sorted((first, second))
+    kept = [judged(logp=logp, about=1.0, max_perplexity_ratio=cut).kept for cut in (narrow, wide)]
+    assert kept[0] <= kept[1]
+
+
 @given(st.floats(-3, 0), st.floats(-1, 2), st.integers(0, 6))
 def test_no_answer_that_does_not_read_as_fine_is_kept(logp, about, loops):
     text = GOOD + " so it goes" * loops

@@ -6,11 +6,9 @@ import torch
 from steer_heal.config import DoseRequest, SettingsError, SteerRequest, Term, build, heal_settings, read_mix
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.dose.mixed import mixed
-from steer_heal.engine import Engine
 from steer_heal.records import Calibration
 from steer_heal.vectors.steering import Directions
 from steer_heal.vectors.vector import SteeringVector
-from tests import tiny
 from tests.crowd import BAND, Crowd, request
 
 KNOWN = ("warm", "formal", "kind-over-cold", "blunt", "dry", "care_over_authority")
@@ -153,53 +151,47 @@ def test_a_mix_that_is_nothing_is_refused_and_parallel_vectors_are_told():
     assert of("warm + formal").message == ""
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mixes")
-    made = Engine(lm=tiny.endless(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
-    yield made
-    made.close()
-
-
 def asked(mix, **more):
     return request(**more).model_copy(update={"mix": mix})
 
 
-def test_mixes_of_the_same_vectors_are_written_in_one_batch_each_as_alone(alone, batches):
+def test_mixes_of_the_same_vectors_are_written_in_one_batch_each_as_alone(engine, batches):
     texts = [f"{CARE} - {LIBERTY}", f"0.3 {CARE} - 2 {LIBERTY} @answer", f"-2 {CARE} + 0 {LIBERTY}"]
     one_by_one = {
-        text: [token.id for token in list(alone.steer(asked(text), session="x"))[-1].steered]
+        text: [token.id for token in list(engine.steer(asked(text), session="x"))[-1].steered]
         for text in texts
     }
     batches.clear()
-    crowd = Crowd(alone, {text: asked(text, prompt="What is right?") for text in texts})
+    crowd = Crowd(engine, {text: asked(text, prompt="What is right?") for text in texts})
     found = crowd.run()
     assert {text: steered for text, (_, steered) in found.items()} == one_by_one
     assert batches == [3]
     assert crowd.frames[texts[0]][-1].c_star is None
-    assert list(alone.steer(asked(CARE, alpha=0.0), session="x"))[-1].steered[0].kl == pytest.approx(
+    assert list(engine.steer(asked(CARE, alpha=0.0), session="x"))[-1].steered[0].kl == pytest.approx(
         0.0, abs=1e-6
     )
 
 
-def test_the_kl_of_a_mix_is_measured_and_one_that_cannot_reach_a_nat_is_told(alone):
+def test_the_kl_of_a_mix_is_measured_and_one_that_cannot_reach_a_nat_is_told(engine):
     plain = request(alpha=1.0)
-    c_star = alone.calibration(CARE, BAND)
-    assert alone.kl(asked(CARE), session="x").nats == pytest.approx(c_star.kl_p95, rel=0.02)
-    assert alone.kl(plain.model_copy(update={"where": "prompt"}), session="x").nats < c_star.kl_p95
-    assert list(alone.steer(asked(CARE), session="x"))[-1].dose_nats == pytest.approx(c_star.kl_p95, rel=0.02)
-    weak = alone.kl(asked(f"0.0001 {CARE}"), session="x")
+    c_star = engine.calibration(CARE, BAND)
+    assert engine.kl(asked(CARE), session="x").nats == pytest.approx(c_star.kl_p95, rel=0.02)
+    assert engine.kl(plain.model_copy(update={"where": "prompt"}), session="x").nats < c_star.kl_p95
+    assert list(engine.steer(asked(CARE), session="x"))[-1].dose_nats == pytest.approx(
+        c_star.kl_p95, rel=0.02
+    )
+    weak = engine.kl(asked(f"0.0001 {CARE}"), session="x")
     assert weak.nats < 1e-3
     assert "never reaches 1 nat: even at alpha 64 its KL is" in weak.message
 
 
-def test_what_cannot_be_mixed_is_one_sentence(alone):
+def test_what_cannot_be_mixed_is_one_sentence(engine):
     with pytest.raises(SettingsError, match=r"character 1: expected a trait \(nearest: care_over_authority"):
-        list(alone.steer(asked("care_over_autority"), session="x"))
+        list(engine.steer(asked("care_over_autority"), session="x"))
     with pytest.raises(SettingsError, match="cancel"):
-        list(alone.steer(asked(f"{CARE} - {CARE}"), session="x"))
+        list(engine.steer(asked(f"{CARE} - {CARE}"), session="x"))
     with pytest.raises(SettingsError, match="leave ablate out of the mix"):
-        list(alone.effect(build(DoseRequest, mix=f"ablate {CARE}", band=BAND), session="x"))
+        list(engine.effect(build(DoseRequest, mix=f"ablate {CARE}", band=BAND), session="x"))
 
 
 def swept(engine, mix, **more):
@@ -207,8 +199,8 @@ def swept(engine, mix, **more):
     return list(engine.dose(build(DoseRequest, mix=mix, **how | more), session="x"))[-1]
 
 
-def test_doses_of_a_mix_are_held_against_controls_where_it_costs_as_much_as_they_do(alone):
-    found = swept(alone, f"0.2 {CARE} - 0.1 {FAIR}")
+def test_doses_of_a_mix_are_held_against_controls_where_it_costs_as_much_as_they_do(engine):
+    found = swept(engine, f"0.2 {CARE} - 0.1 {FAIR}")
     assert found.nat not in (0.0, 1.0, None)
     assert [row.alpha for row in found.rows] == sorted([0.0, 1.0, found.nat])
     assert found.rows[0].trait_shift == pytest.approx(0.0, abs=1e-5)
@@ -216,31 +208,32 @@ def test_doses_of_a_mix_are_held_against_controls_where_it_costs_as_much_as_they
     assert f"at alpha {found.nat:g} the trait moves" in found.against({"Care": 1})
     assert len(found.controls.random) == 2
     at_nat = asked(f"0.2 {CARE} - 0.1 {FAIR}", alpha=found.nat)
-    assert alone.kl(at_nat, session="x").nats == pytest.approx(1.0, rel=0.05)
+    assert engine.kl(at_nat, session="x").nats == pytest.approx(1.0, rel=0.05)
     for mix in (f"0.0001 {CARE}", f"ablate {CARE}"):
-        found = swept(alone, mix)
+        found = swept(engine, mix)
         assert (found.nat, found.controls, len(found.rows)) == (None, None, 2)
         assert found.against({"Care": 1}).startswith("no dose of this mix costs the nat")
 
 
-def test_texts_of_a_sweep_are_steered_by_its_gate_and_profiles_are_not(alone):
-    both, answer = swept(alone, CARE, controls=0), swept(alone, f"{CARE} @answer", controls=0)
+def test_texts_of_a_sweep_are_steered_by_its_gate_and_profiles_are_not(engine):
+    both, answer = swept(engine, CARE, controls=0), swept(engine, f"{CARE} @answer", controls=0)
     assert answer.rows[1].kl_p95 != both.rows[1].kl_p95
     assert answer.rows[1].profile.p == both.rows[1].profile.p
 
 
-def test_a_mix_of_one_vector_does_what_the_vector_does(alone):
+def test_a_mix_of_one_vector_does_what_the_vector_does(engine):
     how = {"band": BAND, "controls": 1}
     vector, mix = (
-        list(alone.effect(build(DoseRequest, mix=mix, **how), session="x"))[-1] for mix in ("", f"0.3 {CARE}")
+        list(engine.effect(build(DoseRequest, mix=mix, **how), session="x"))[-1]
+        for mix in ("", f"0.3 {CARE}")
     )
     assert mix.c_star == pytest.approx(vector.c_star, rel=0.02)
     assert mix.movement == pytest.approx(vector.movement, abs=0.05 * abs(vector.movement) + 1e-4)
 
 
-def test_the_layers_of_a_mix_are_mapped(alone):
+def test_the_layers_of_a_mix_are_mapped(engine):
     asked_for = build(DoseRequest, mix=f"{CARE} - 0.5 {FAIR}", alphas=(0.0, 1.0), prompts=("Hi",))
-    cells = list(alone.grid(asked_for, session="x"))[-1].rows
-    n_layers = alone.info.n_layers
+    cells = list(engine.grid(asked_for, session="x"))[-1].rows
+    n_layers = engine.info.n_layers
     assert len(cells) == 2 * (n_layers + max(0, n_layers - 2))
     assert all(cell.kl_p95 > 0.0 for cell in cells if cell.alpha)

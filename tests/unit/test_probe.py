@@ -5,7 +5,6 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from steer_heal.engine import Engine
 from steer_heal.engine.vectors import Vectors
 from steer_heal.models import user
 from steer_heal.vectors import probe as probe_module
@@ -16,14 +15,6 @@ from tests.close import assert_near, model_rounding
 from tests.crowd import BAND, request
 
 LAYERS = (1, 2)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("probe")
-    made = Engine(lm=tiny.endless(), runs_dir=folder / "runs", db=folder / "runs.duckdb")
-    yield made, Vectors(tiny.endless(), folder / "cache")
-    made.close()
 
 
 def by_hand(lm, found, prompt, ids, gate="both", dose=0.0):
@@ -51,13 +42,12 @@ def by_hand(lm, found, prompt, ids, gate="both", dose=0.0):
 
 
 @pytest.mark.parametrize("gate", ["both", "answer", "first 3"])
-def test_what_is_seen_while_it_is_written_is_what_one_pass_gives(alone, gate):
-    engine, vectors = alone
+def test_what_is_seen_while_it_is_written_is_what_one_pass_gives(engine, measured, gate):
     lm = tiny.endless()
     asked = request(f"Who is there, {gate}?", alpha=2.0).model_copy(update={"carried": True, "where": gate})
     last = list(engine.steer(asked, session="x"))[-1]
     again = list(engine.steer(asked.model_copy(update={"alpha": -1.0}), session="x"))[-1]
-    dosed = vectors.steer(asked.trait, BAND)
+    dosed = Vectors(lm, measured).steer(asked.trait, BAND)
     prompt = lm.encode_chat([user(asked.prompt)])
     ids = [token.id for token in last.steered]
     wanted = by_hand(lm, dosed.vector, prompt, ids, gate, 2.0 * dosed.c_star)
@@ -69,8 +59,7 @@ def test_what_is_seen_while_it_is_written_is_what_one_pass_gives(alone, gate):
     assert_near([token.carries for token in again.base[:-1]], of_base, tolerance)
 
 
-def test_nobody_who_does_not_ask_is_told(alone):
-    engine, _ = alone
+def test_nobody_who_does_not_ask_is_told(engine):
     last = list(engine.steer(request("Nobody asks."), session="x"))[-1]
     assert {token.carries for token in (*last.base, *last.steered)} == {None}
 

@@ -74,7 +74,6 @@ def test_who_comes_late_is_told_how_many_are_ahead_and_is_served_when_one_ends(
     assert next(late) == Waiting(AT_ONCE)
     readers[2].close()  # type: ignore[attr-defined]
     assert next(item for item in late if not isinstance(item, Waiting)) == 1
-    late.close()  # type: ignore[attr-defined]
 
 
 def test_a_reader_that_goes_away_ends_its_work(scheduler: Scheduler) -> None:
@@ -159,8 +158,6 @@ def test_who_has_waited_long_begins_whatever_is_worked_on(scheduler: Scheduler) 
         assert next(reader) == 1
     late = scheduler.run("late", endless)
     assert 1 in [next(late) for _ in range(30)]
-    for reader in readers:
-        reader.close()  # type: ignore[attr-defined]
 
 
 def test_patient_work_waits_for_patient_work_and_never_takes_the_place_of_other(scheduler: Scheduler) -> None:
@@ -170,8 +167,6 @@ def test_patient_work_waits_for_patient_work_and_never_takes_the_place_of_other(
     late = scheduler.run("late", endless, patient=True)
     assert next(late) == Waiting(PATIENT_AT_ONCE)
     assert [next(scheduler.run(f"s{index}", endless)) for index in range(3)] == [1, 1, 1]
-    for reader in (*sweeps, late):
-        reader.close()  # type: ignore[attr-defined]
 
 
 def test_brief_work_begins_whatever_is_worked_on_and_takes_nobodys_place(scheduler: Scheduler) -> None:
@@ -180,5 +175,3 @@ def test_brief_work_begins_whatever_is_worked_on_and_takes_nobodys_place(schedul
     readers += [scheduler.run(f"b{index}", endless, patient=True, brief=True) for index in range(5)]
     readers.append(scheduler.run("another", endless))
     assert [next(reader) for reader in readers] == [1] * len(readers)
-    for reader in readers:
-        reader.close()  # type: ignore[attr-defined]
