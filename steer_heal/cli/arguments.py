@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, Protocol, get_args
 
 from steer_heal import __version__
@@ -134,9 +135,7 @@ def sweep(commands: Commands) -> None:
 def steer(commands: Commands) -> None:
     made = command(commands, "steer", "Answer a prompt twice, without and with steering.")
     made.add_argument("prompt", metavar="PROMPT", help="what the model is told")
-    add_model(made)
-    add_trait(made)
-    add_method(made)
+    add_vector(made)
     made.add_argument("--alpha", type=float, default=1.0, help="dose in units of c*; 0 is base")
     add_where(made)
     add_mix(made)
@@ -145,9 +144,7 @@ def steer(commands: Commands) -> None:
 
 def dose(commands: Commands) -> None:
     made = command(commands, "dose", "Measure what each dose does; alpha is in units of c*.")
-    add_model(made)
-    add_trait(made)
-    add_method(made)
+    add_vector(made)
     add_where(made)
     add_mix(made)
     add_frame(made)
@@ -173,9 +170,7 @@ def dose(commands: Commands) -> None:
 def effect(commands: Commands) -> None:
     about = "What a vector or a mix does at its c*, beside random directions and the persona told as text."
     made = command(commands, "effect", about)
-    add_model(made)
-    add_trait(made)
-    add_method(made)
+    add_vector(made)
     add_mix(made)
     add_frame(made)
     add_controls(made)
@@ -188,9 +183,7 @@ def evaluate(commands: Commands) -> None:
         "Measure which of the seven foundations it names, base beside what moved.",
         "evaluate",
     )
-    add_model(made)
-    add_trait(made)
-    add_method(made)
+    add_vector(made)
     made.add_argument(
         "--adapter",
         metavar="DIR",
@@ -215,9 +208,7 @@ def evaluate(commands: Commands) -> None:
 
 def vector(commands: Commands) -> None:
     made = command(commands, "vector", "Extract a trait's vector (every layer) and its c* at the band.")
-    add_model(made)
-    add_trait(made)
-    add_method(made)
+    add_vector(made)
     made.add_argument(
         "--from", dest="source", metavar="FILE", help="take this vector (.safetensors, .gguf, .npz) instead"
     )
@@ -357,11 +348,6 @@ def add_settings(made: argparse.ArgumentParser) -> None:
     made.set_defaults(usual={key: made.get_default(key) for key in (*HEAL_NAMED, "preset")})
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=default_model()[0], help=MODEL)
-    parser.add_argument("--cache", default="cache", metavar="DIR", help="keeps vectors and calibrations")
-
-
 def add_trait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trait", default=DEFAULT_TRAIT, help="the axis to move along")
     parser.add_argument(
@@ -373,11 +359,15 @@ def add_trait(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_method(parser: argparse.ArgumentParser) -> None:
+def add_vector(parser: argparse.ArgumentParser) -> None:
+    """The model, and the vector that steers it."""
+    parser.add_argument("--model", default=default_model()[0], help=MODEL)
+    parser.add_argument("--cache", default="cache", metavar="DIR", help="keeps vectors and calibrations")
+    add_trait(parser)
     told = ", ".join(f"{method} for {model}" for model, method in MODEL_METHODS.items())
     parser.add_argument(
         "--method",
-        type=method,
+        type=partial(_checked, check_method),
         default=AUTO,
         help=f"how the vector is extracted: {', '.join(OWN_METHODS)}, or {LITE_PREFIX}NAME; auto is "
         f"{told}, else {OWN_METHODS[0]}",
@@ -386,7 +376,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
 
 def add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--where", type=gate, default=EVERYWHERE, metavar="GATE",
+        "--where", type=partial(_checked, check_gate), default=EVERYWHERE, metavar="GATE",
         help="which tokens of answers are steered: both, prompt, answer, or of the answer first N, after N, "
         "ramp N",
     )  # fmt: skip
@@ -456,16 +446,6 @@ def band(text: str) -> tuple[float, float]:
         return float(low), float(high)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no band, give one like 0.4-0.6") from error
-
-
-def method(text: str) -> str:
-    """The name of an extraction method."""
-    return _checked(check_method, text)
-
-
-def gate(text: str) -> str:
-    """Which tokens are steered."""
-    return _checked(check_gate, text)
 
 
 def _checked(check: Callable[[str], str], text: str) -> str:

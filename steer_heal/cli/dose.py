@@ -18,7 +18,6 @@ from steer_heal.data import trait
 from steer_heal.records import DoseRow, Sweep, TextWord
 
 WORDS = get_args(TextWord)
-ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 GRID_ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 UNITS = {
     "perplexity": "perplexity under base",
@@ -33,21 +32,13 @@ PANELS = tuple(UNITS)
 
 def run(args: Namespace, out: Out) -> int:
     """Exit code 0 when everything was measured."""
-    default = GRID_ALPHAS if args.grid else ALPHAS
-    n_vignettes = args.n_vignettes
+    default = GRID_ALPHAS if args.grid else DoseRequest().alphas
+    given = ("trait", "band", "method", "mix", "where", "frame", "refine", "n_vignettes", "controls")
     request = build(
         DoseRequest,
-        trait=args.trait,
-        band=args.band,
-        method=args.method,
-        mix=args.mix,
-        where=args.where,
-        frame=args.frame,
-        refine=args.refine,
+        **{name: getattr(args, name) for name in given},
         prompts=tuple(args.prompt),
         alphas=args.alphas if args.alphas is not None else default,
-        n_vignettes=n_vignettes,
-        controls=args.controls,
         sample=drawing(args),
     )
     if args.figure and not Path(args.figure).absolute().parent.is_dir():

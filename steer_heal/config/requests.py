@@ -24,7 +24,7 @@ from steer_heal.config.gates import EVERYWHERE, Gate
 from steer_heal.config.mixes import MixText, one_gate
 
 
-class Steering(Settings):
+class Added(Settings):
     """What is added to which layers, and for which tokens of the free answers (`where`, as in `gates`).
 
     `mix`: what is added instead of the trait's vector, alpha times; the trait is then what is measured.
@@ -38,6 +38,10 @@ class Steering(Settings):
     mix: MixText = ""
 
     _band = field_validator("band")(check_band)
+
+
+class Steering(Added):
+    """The same of a request in which something is steered: its gate is said once."""
 
     @model_validator(mode="after")
     def _one_gate(self) -> Self:

@@ -7,25 +7,16 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from steer_heal.config.base import (
-    AUTO,
-    DEFAULT_BAND,
-    DEFAULT_TRAIT,
     MAX_CHAT_CHARS,
     MAX_PROMPT_CHARS,
     MAX_ROUNDS,
     Alpha,
-    Band,
-    Method,
-    SampleSettings,
     Settings,
     SettingsError,
     build,
-    check_band,
     check_run_id,
 )
-from steer_heal.config.gates import EVERYWHERE, Gate
-from steer_heal.config.mixes import MixText
-from steer_heal.config.requests import SteerRequest
+from steer_heal.config.requests import Added, SteerRequest
 
 MAX_VOICES = 4
 MAX_SAMPLES = 8
@@ -74,20 +65,12 @@ class Voice(Settings):
         return self
 
 
-class TalkRequest(Settings):
+class TalkRequest(Added):
     """The next answers of up to four voices, `n` of each; what steers those with an alpha is as in
     `SteerRequest`. Answers of one number share their random numbers."""
 
     voices: tuple[Voice, ...] = Field(min_length=1, max_length=MAX_VOICES)
     n: int = Field(default=1, ge=1, le=MAX_SAMPLES)
-    trait: str = DEFAULT_TRAIT
-    band: Band = DEFAULT_BAND
-    sample: SampleSettings = SampleSettings()
-    method: Method = AUTO
-    where: Gate = EVERYWHERE
-    mix: MixText = ""
-
-    _band = field_validator("band")(check_band)
 
     @property
     def is_steered(self) -> bool:
@@ -96,10 +79,8 @@ class TalkRequest(Settings):
 
     def steering(self, alpha: float = 1.0) -> SteerRequest:
         """What is added at this alpha. Errors: `SettingsError`."""
-        return build(
-            SteerRequest, prompt="?", alpha=alpha, trait=self.trait, band=self.band, sample=self.sample,
-            method=self.method, where=self.where, mix=self.mix,
-        )  # fmt: skip
+        added = {name: getattr(self, name) for name in Added.model_fields}
+        return build(SteerRequest, prompt="?", alpha=alpha, **added)
 
 
 def read_voice(name: str, alpha: float) -> dict[str, object]:

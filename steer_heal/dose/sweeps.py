@@ -43,6 +43,8 @@ SWEEP_PART = 0.5
 """Share of a sweep's time before it closes in on the breaks."""
 GRID_PROMPTS, GRID_TOKENS = 2, 20
 """Answers a cell of a grid has, and how long: enough for a word, and little beside the band's calibration."""
+READINGS = ("repetition", "perplexity", "perplexity_ratio", "looping", "relevance", "relevance_ratio")
+"""Of the answers' text, as a row of doses has them."""
 _LEAST_LOGP = -100.0
 
 Band = tuple[float, float]
@@ -184,7 +186,11 @@ class _Measure:
         """The rows of these alphas, measured in the same passes; `heard` is told the share done, token by
         token."""
         band, steered_by = place
-        profiles = self._profiles(steered_by, alphas)
+        profiles = evaluate(
+            self._lm, self._vignettes, self._frame, vector=steered_by.steers,
+            coefficients_RL=steered_by.coefficients_RL(*alphas),
+            calibrated=self.base.profile.calibration, stop=self._stop,
+        )  # fmt: skip
         heard(PROFILE_PART)
         tokens = itertools.count(1)
 
@@ -226,16 +232,11 @@ class _Measure:
             profile=profile,
             coherence=profile.coherence,
             kl_p95=text_health.quantile(kls, 0.95) if kls else None,
-            repetition=text.get("repetition"),
-            perplexity=text.get("perplexity"),
+            **{name: text.get(name) for name in READINGS},
             trait_shift=trait_shift(profile.p, self.base.profile.p, self._target),
             verdict=text_health.set_verdict(text),
             sample=written[0].text if written else "",
-            perplexity_ratio=text.get("perplexity_ratio"),
-            looping=text.get("looping"),
             texts=tuple(texts),
-            relevance=text.get("relevance"),
-            relevance_ratio=text.get("relevance_ratio"),
             answers_verdict=None if self.base.silent else profile.answers_against(self.base.profile),
         )
 
@@ -253,17 +254,6 @@ class _Measure:
             text_health.health(row.text, logp, own[0], kl=_kls(row), relevance=value, own_relevance=own[1])
             for row, logp, value in zip(written, logps, about, strict=True)
         ]
-
-    def _profiles(self, steered_by: Steered, alphas: Sequence[float]) -> list[Profile]:
-        return evaluate(
-            self._lm,
-            self._vignettes,
-            self._frame,
-            vector=steered_by.steers,
-            coefficients_RL=steered_by.coefficients_RL(*alphas),
-            calibrated=self.base.profile.calibration,
-            stop=self._stop,
-        )
 
     def _n_steps(self, n_alphas: int) -> int:
         """Tokens that answering takes at most, batch after batch."""

@@ -138,7 +138,7 @@ def _resumed(state: LogRows, event: Event) -> None:
         state.run["retention"] = None
 
 
-def _advance(state: LogRows, event: Event, share_of_stage: float) -> None:
+def _advance(state: LogRows, event: Event, share_of_stage: float = 0.0) -> None:
     stage = str(event.data.get("stage") or state.run["stage"])
     begins = STAGES.get(stage, 0.0)
     ends = min((share for share in STAGES.values() if share > begins), default=1.0)
@@ -148,10 +148,6 @@ def _advance(state: LogRows, event: Event, share_of_stage: float) -> None:
     gained = share - state.run["anchor_progress"]
     if gained > 0.01 and state.run["anchor_time"] is not None:
         state.run["eta"] = max(0.0, event.time - state.run["anchor_time"]) * (1.0 - share) / gained
-
-
-def _stage(state: LogRows, event: Event) -> None:
-    _advance(state, event, 0.0)
 
 
 def _progress(state: LogRows, event: Event) -> None:
@@ -279,7 +275,7 @@ def _text(value: Any) -> str:
 
 
 HANDLERS: dict[str, Callable[[LogRows, Event], None]] = {
-    "queued": _queued, "started": _started, "resumed": _resumed, "stage": _stage, "progress": _progress,
+    "queued": _queued, "started": _started, "resumed": _resumed, "stage": _advance, "progress": _progress,
     "step": _step, "completion": _completion, "profile": _profile, "answers": _answers, "round": _round,
     "finished": _finished, "failed": _ended_early, "cancelled": _ended_early, "interrupted": _ended_early,
     "paused": _paused, "continued": _continued,
