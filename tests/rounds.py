@@ -2,10 +2,11 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from steer_heal.config import TrainSettings, heal_settings
+from steer_heal.config import HealSettings, TrainSettings, heal_settings
 from steer_heal.heal import Example, train_round
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.models import LanguageModel
@@ -24,6 +25,24 @@ OPEN = {
     "min_variety": 0.0,
 }
 """Filter settings that keep every answer."""
+
+
+def tiny_run(**more: Any) -> HealSettings:
+    """Settings of a run of a second or two, some of them others."""
+    values = {
+        "model": "tiny",
+        "rounds": 2,
+        "band": (0.3, 0.7),
+        "filter": OPEN,
+        "data": {
+            "n_answers": 8, "n_plain": 0, "max_new_tokens": 8, "min_kept": 2, "alphas": (1.0, 1.5, 2.0, 2.5)
+        },
+        "train": {"epochs": 2, "batch_size": 4, "rank": 2},
+        "extract": {"n_contexts": 3},
+        "calibrate": {"n_prompts": 2, "n_tokens": 4},
+        "evaluate": {"frame": "choice", "n_vignettes": 3, "n_answers": 3, "controls": 0},
+    }  # fmt: skip
+    return heal_settings(**{**values, **more})
 
 
 def shake(stack: AdapterStack, seed: int = 0, size: float = 0.05) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from steer_heal import data, sources
 from steer_heal.cli.arguments import Namespace
-from steer_heal.config import MAX_ALPHA, SettingsError, check_run_id, read_mix, sound_band
+from steer_heal.config import MAX_ALPHA, SettingsError, check_band, check_run_id, read_mix, sound
 from steer_heal.evaluate import vignette_sets
 from steer_heal.runs.jobs import LocalProcesses
 
@@ -20,7 +20,7 @@ def check(args: Namespace) -> None:
     if "cache" in given:  # a command that loads the model
         sources.find(args.model)
         data.trait(args.trait)
-        sound_band(args.band)
+        sound(check_band, args.band)
     if given.get("mix"):
         read_mix(args.mix, data.traits())
     if args.module == "export":

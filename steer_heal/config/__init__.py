@@ -44,7 +44,7 @@ from steer_heal.config.base import (
     check_text,
     decided_method,
     one_sentence,
-    sound_band,
+    sound,
 )
 from steer_heal.config.gates import EVERYWHERE, GATES, check_gate, gate_in_words, steered_share
 from steer_heal.config.healing import (

@@ -119,6 +119,7 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
 
 
 def build(cls: type[S], /, **values: Any) -> S:
@@ -141,10 +142,10 @@ def check_band(band: tuple[float, float]) -> tuple[float, float]:
     return band
 
 
-def sound_band(band: tuple[float, float]) -> tuple[float, float]:
-    """`check_band` outside of settings. Errors: `SettingsError`."""
+def sound(check: Callable[[T], T], value: T) -> T:
+    """`check` of the value, outside of settings. Errors: `SettingsError`."""
     try:
-        return check_band(band)
+        return check(value)
     except ValueError as error:
         raise SettingsError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
 
@@ -154,7 +155,7 @@ def band_layers(n_layers: int, band: tuple[float, float]) -> tuple[int, ...]:
 
     Errors: `SettingsError` when the band is reversed, leaves 0 to 1, or holds no layer.
     """
-    low, high = sound_band(band)
+    low, high = sound(check_band, band)
     inside = tuple(layer for layer in range(n_layers) if low <= (layer + 0.5) / n_layers <= high)
     if not inside:
         raise SettingsError(

@@ -37,9 +37,8 @@ class FromBlock:
         if is_known(self.lm):
             return OurForward(self.lm, torch.zeros(self.lm.n_layers, 1)).residuals(rows, self.first)
         padded, blocks = left_pad(rows, self.lm.pad_id, self.lm.device), self.lm.blocks
-        inputs = {"attention_mask": padded.mask_BT, "position_ids": padded.positions_BT, "use_cache": False}
         with _entry_of(blocks[self.first]) as seen, _skipped(blocks[self.first :], tuples=self._tuples):
-            self.lm.model.base_model(input_ids=padded.ids_BT, **inputs)
+            self.lm.model.base_model(**padded.inputs, use_cache=False)
         return [hidden_TD[-len(row) :] for row, hidden_TD in zip(rows, seen[0], strict=True)]
 
     @contextmanager

@@ -24,6 +24,11 @@ class Padded:
     positions_BT: Tensor
 
     @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The same as a model of transformers takes it."""
+        return {"input_ids": self.ids_BT, "attention_mask": self.mask_BT, "position_ids": self.positions_BT}
+
+    @property
     def full(self) -> bool:
         """Whether no row is padded."""
         return bool(self.mask_BT.all())

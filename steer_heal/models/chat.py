@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
-from steer_heal.config import MAX_PROMPT_CHARS, SettingsError, check_text, first_line, one_sentence
+from steer_heal.config import MAX_PROMPT_CHARS, SettingsError, check_text, first_line, one_sentence, sound
 from steer_heal.models.templates import Bounded
 
 chat_template_utils.ImmutableSandboxedEnvironment = Bounded  # whose name is all that it lets one change
@@ -91,7 +91,7 @@ class ChatEncoder:
     def encode_all(self, chats: Sequence[Sequence[Message]], prefill: str = "") -> list[list[int]]:
         """`encode` of each chat; what they hold is tokenized in one call."""
         for message in itertools.chain.from_iterable(chats):
-            _check_whole(message["content"])
+            sound(check_text, message["content"])
         rendered = [self._render(chat if self.has_system_role else _fold_system(chat)) for chat in chats]
         cuts = [self._cuts(text, spans) for text, spans in rendered]
         pieces = [_split(text, cut) for (text, _), cut in zip(rendered, cuts, strict=True)]
@@ -270,14 +270,6 @@ def _default_template(given: str | Mapping[str, str] | None, name: str) -> str:
     if not isinstance(template, str) or not template.strip():
         raise SettingsError(f"{name} has no chat template: choose an instruction-tuned model.")
     return template.removeprefix("\ufeff")
-
-
-def _check_whole(text: str) -> None:
-    try:
-        check_text(text)
-    except ValueError as error:
-        said = str(error)
-        raise SettingsError(f"{said[0].upper()}{said[1:]}.") from error
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:

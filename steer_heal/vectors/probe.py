@@ -86,9 +86,7 @@ def text_residuals(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
         ]
         return torch.cat(parts).float().cpu()
 
-    return of_blocks(
-        lm, own, input_ids=batch.ids_BT, attention_mask=batch.mask_BT, position_ids=batch.positions_BT
-    )
+    return of_blocks(lm, own, **batch.inputs)
 
 
 def _common(rows: Sequence[Sequence[int]]) -> int:

@@ -161,13 +161,7 @@ def _reply_residuals_of(prompt: Sequence[int], whole: Sequence[Sequence[int]], l
 @torch.inference_mode()
 def _last_residuals_of(prompts: Sequence[Sequence[int]], lm: LanguageModel) -> Tensor:
     batch = left_pad(prompts, lm.pad_id, lm.device)
-    return of_blocks(
-        lm,
-        lambda hidden_BTD: hidden_BTD[:, -1].double().cpu(),
-        input_ids=batch.ids_BT,
-        attention_mask=batch.mask_BT,
-        position_ids=batch.positions_BT,
-    )
+    return of_blocks(lm, lambda hidden_BTD: hidden_BTD[:, -1].double().cpu(), **batch.inputs)
 
 
 @torch.inference_mode()

@@ -48,7 +48,6 @@ def by_hand(lm, frame, vector, dose_L):
     return torch.tensor(found)
 
 
-@pytest.mark.parametrize("arch", tiny.ARCHS)
 @pytest.mark.parametrize("plain", [False, True], ids=["ours", "plain"])
 @pytest.mark.parametrize("frame", [CLOZE, OWN], ids=["foundations", "own axis"])
 def test_every_score_is_that_of_a_plain_pass(arch, plain, frame, monkeypatch):

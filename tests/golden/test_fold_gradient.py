@@ -30,7 +30,6 @@ def step(lm, stack, settings):
 
 
 @pytest.mark.parametrize("divergence", ["nll", "kl_rev", "kl_fwd"])
-@pytest.mark.parametrize("arch", tiny.ARCHS)
 def test_folded_history_is_as_if_merged(arch, divergence):
     settings = TrainSettings(
         rank=2, divergence=divergence, reference="prev", likelihood=1.0, lam=0.7, tau=0.0

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from steer_heal import data, heal
-from steer_heal.config import SettingsError, heal_settings
+from steer_heal.config import SettingsError
 from steer_heal.data import own_traits
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.heal import algorithm
@@ -20,23 +20,7 @@ from steer_heal.runs.events import EventLog, plain, read
 from steer_heal.vectors import vector
 from steer_heal.vectors.steering import steer
 from tests import tiny
-from tests.rounds import OPEN
-
-
-def fast(**more):
-    data = {"n_answers": 8, "n_plain": 0, "max_new_tokens": 8, "min_kept": 2, "alphas": (1.0, 1.5, 2.0, 2.5)}
-    values = {
-        "model": "tiny",
-        "rounds": 2,
-        "band": (0.3, 0.7),
-        "data": data,
-        "filter": OPEN,
-        "train": {"epochs": 2, "batch_size": 4, "rank": 2},
-        "extract": {"n_contexts": 3},
-        "calibrate": {"n_prompts": 2, "n_tokens": 4},
-        "evaluate": {"frame": "choice", "n_vignettes": 3, "n_answers": 3, "controls": 0},
-    }
-    return heal_settings(**{**values, **more})
+from tests.rounds import tiny_run as fast
 
 
 def model():

@@ -28,7 +28,6 @@ def trained(lm):
     return stack
 
 
-@pytest.mark.parametrize("arch", tiny.ARCHS)
 def test_targets_are_the_linear_layers_of_attention_and_mlp(arch):
     names = target_modules(tiny.shared(arch))
     assert names == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -22,12 +22,9 @@ from steer_heal.vectors.bridges import installed
 from tests import tiny
 from tests.crowd import BAND, request
 from tests.unit.test_calibrate import search
+from tests.unit.test_load import edit
 
 TRAIT = "care_over_authority"
-
-
-def edit(file, **values):
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def repair_template(folder):

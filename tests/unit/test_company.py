@@ -39,7 +39,6 @@ def tokens(completions):
     return [[token.id for token in row.tokens] for row in completions]
 
 
-@pytest.mark.parametrize("arch", tiny.ARCHS)
 def test_each_row_is_what_it_is_alone_whatever_the_others_settings(arch, directions_LD):
     lm = tiny.shared(arch)
     pairs = zip(rows(lm, own=False), HOWS, strict=True)

@@ -49,7 +49,6 @@ def by_hand(lm, vignette, order, frame=FRAME):
     return found
 
 
-@pytest.mark.parametrize("arch", tiny.ARCHS)
 @pytest.mark.parametrize("frame", [FRAME, LONG], ids=["single-token", "many-token"])
 def test_scores_are_those_computed_by_hand(arch, frame, few):
     lm = tiny.shared(arch)
@@ -127,7 +126,6 @@ def test_bad_calls_and_stopping(lm, few):
     assert ticks == [(2, 6), (4, 6)]
 
 
-@pytest.mark.parametrize("arch", tiny.ARCHS)
 def test_text_logp_is_that_of_each_text_alone(arch):
     lm = tiny.shared(arch)
     prompts = [[2, 40, 41], [2, 50], [2, 60, 61, 62, 63]]
@@ -151,7 +149,6 @@ def test_text_logp_in_slices_is_the_same(lm, monkeypatch):
 ASKED = ["Hello there.", "What is it?", "Who, and why?", "Where do they go in the rain?", "One more."]
 
 
-@pytest.mark.parametrize("arch", tiny.ARCHS)
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_relevance_is_that_of_whole_rows_after_each_other_prompt(arch, n):
     lm = tiny.shared(arch)

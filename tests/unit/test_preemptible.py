@@ -1,9 +1,10 @@
-"""Slices: the work pauses from deep inside, its caller goes on, and closing ends it."""
+"""Slices: the work pauses from deep inside, its caller goes on, and closing ends it.
+
+What it raises: `test_measuring`.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
-
-import pytest
 
 from steer_heal.engine.preemptible import preemptible
 from steer_heal.records import Stopped
@@ -21,16 +22,6 @@ def test_the_work_runs_only_while_its_caller_waits() -> None:
     for _ in preemptible(work):
         told.append("caller")
     assert told == ["work a", "caller", "work b", "caller", "caller"]
-
-
-def test_what_the_work_raises_reaches_the_caller() -> None:
-    def fails(pause: Callable[[], None]) -> Iterator[int]:
-        pause()
-        raise ValueError("what happened")
-        yield 0
-
-    with pytest.raises(ValueError, match="what happened"):
-        list(preemptible(fails))
 
 
 def test_closing_ends_the_work_at_its_pause_and_leaves_no_thread() -> None:

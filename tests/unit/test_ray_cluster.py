@@ -16,7 +16,7 @@ import pytest
 
 from steer_heal.config import SettingsError, heal_settings
 from steer_heal.heal.memory import run_bytes
-from steer_heal.runs.events import EventLog, read
+from steer_heal.runs.events import EventLog
 from steer_heal.runs.jobs import LocalProcesses, RunFolder, Running
 from steer_heal.runs.jobs.ray_cluster import RayCluster
 from tests.fake_ray import FakeRay, RayError
@@ -81,18 +81,6 @@ def test_a_cluster_s_run_that_nobody_listens_to_is_no_lost_process_and_takes_no_
     folder.beat()
     state = jobs.poll(folder.run_id)
     assert (state.status, state.pid) == ("running", None)
-
-
-def test_lines_of_another_log_are_taken_as_they_are(tmp_path: Path) -> None:
-    with EventLog(tmp_path / "there.jsonl") as there:
-        start(there, heal_settings(model="demo"))
-    lines = (tmp_path / "there.jsonl").read_bytes()
-    with EventLog(tmp_path / "here.jsonl") as here:
-        here.take(lines)
-        assert here.size == len(lines)
-        here.append("finished", None, {})
-    seqs = [event.seq for event in read(tmp_path / "here.jsonl").events]
-    assert seqs == list(range(len(seqs)))
 
 
 @pytest.fixture
@@ -287,23 +275,6 @@ def test_cancelled_it_ends_and_can_be_resumed(cluster: RayCluster, ray: FakeRay,
     assert whole(cluster, run_id).count("round") == 2
 
 
-def test_a_head_that_is_gone_is_said_and_its_runs_go_on_with_the_next(
-    cluster: RayCluster, ray: FakeRay, may_end: Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("steer_heal.runs.jobs.ray_cluster.AGAIN_S", 0.0)
-    run_id = begun(cluster)
-    ray.answers = False
-    with pytest.raises(SettingsError, match="does not answer"):
-        cluster.advance()
-    state = cluster.poll(run_id)
-    assert (state.status, "does not answer" in state.message) == ("interrupted", True)
-    ray.actors.clear()
-    ray.answers = True
-    may_end.set()
-    heard(cluster, run_id, "finished")
-    assert whole(cluster, run_id).count("resumed") == 1
-
-
 def test_a_place_that_is_lost_for_good_interrupts_its_run_alone(
     cluster: RayCluster, ray: FakeRay, may_end: Event
 ) -> None:
@@ -315,8 +286,9 @@ def test_a_place_that_is_lost_for_good_interrupts_its_run_alone(
     heard(cluster, other, "finished")
 
 
-def test_while_the_head_is_away_its_runs_are_not_begun_anew_and_none_is_made(
-    cluster: RayCluster, ray: FakeRay, may_end: Event, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("anew", [False, True])
+def test_while_the_head_is_away_its_runs_wait_and_none_is_made_and_they_go_on_with_it_or_the_next(
+    cluster: RayCluster, ray: FakeRay, may_end: Event, monkeypatch: pytest.MonkeyPatch, anew: bool
 ) -> None:
     monkeypatch.setattr("steer_heal.runs.jobs.ray_cluster.AGAIN_S", 0.0)
     run_id = begun(cluster)
@@ -324,15 +296,19 @@ def test_while_the_head_is_away_its_runs_are_not_begun_anew_and_none_is_made(
     ray.answers = False
     with pytest.raises(SettingsError, match="does not answer"):
         cluster.advance()
-    assert cluster.poll(run_id).status == "interrupted"
+    state = cluster.poll(run_id)
+    assert (state.status, "does not answer" in state.message) == ("interrupted", True)
     for asked in (lambda: cluster.resume(run_id), lambda: cluster.unfit([heal_settings(model="demo")])):
         with pytest.raises(SettingsError, match="answer"):
             asked()
     assert whole(cluster, run_id) == before
+    if anew:
+        ray.actors.clear()
     ray.answers = True
     may_end.set()
     heard(cluster, run_id, "finished")
-    assert whole(cluster, run_id).count("started") == 1
+    kinds = whole(cluster, run_id)
+    assert (kinds.count("started"), kinds.count("resumed")) == (1, int(anew))
 
 
 def test_a_full_disk_here_loses_nothing(

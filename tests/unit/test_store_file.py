@@ -71,21 +71,9 @@ def test_a_reader_beside_it_does_not_stop_reading(store: Store, log: Path) -> No
         reader.wait()
 
 
-def foreign_text(path: Path) -> None:
-    path.write_text("not a database\n" * 300)
-
-
-def foreign_empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
 def foreign_sqlite(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE runs (mine INTEGER)")
-
-
-def foreign_csv(path: Path) -> None:
-    path.write_text("run_id,name\n1,a\n")
 
 
 def foreign_tables(path: Path) -> None:
@@ -102,10 +90,10 @@ def newer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (foreign_text, "is not a DuckDB file"),
-        (foreign_empty, ""),
+        (lambda path: path.write_text("not a database\n" * 300), "is not a DuckDB file"),
+        (lambda path: path.write_bytes(b""), ""),
         (foreign_sqlite, "is not a DuckDB file"),
-        (foreign_csv, "is not a DuckDB file"),
+        (lambda path: path.write_text("run_id,name\n1,a\n"), "is not a DuckDB file"),
         (foreign_tables, "a DuckDB file of something else"),
         (newer, "a newer version of this program"),
     ],

@@ -159,14 +159,7 @@ class _Ready:
         self._lm = lm
 
     def __call__(self, prompts: Sequence[Sequence[int]], **_: Any) -> BatchEncoding:
-        batch = left_pad(prompts, self._lm.pad_id, self._lm.device)
-        return BatchEncoding(
-            {
-                "input_ids": batch.ids_BT,
-                "attention_mask": batch.mask_BT,
-                "position_ids": batch.positions_BT,
-            }
-        )
+        return BatchEncoding(left_pad(prompts, self._lm.pad_id, self._lm.device).inputs)
 
 
 def directions(operator: LiteOperator) -> Tensor:
