@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from steer_heal.runs.jobs.ray_cluster import RayCluster
 from steer_heal.runs.store import Store
 from tests.jobs import until as until_looked
 from tests.loop.test_runs import small
-from tests.ray_nodes import Nodes, kill, two_nodes
+from tests.ray_nodes import kill, two_nodes
 from tests.same import differing
 
 ray = pytest.importorskip("ray", reason="steer-heal[ray] is not installed")
@@ -28,7 +27,7 @@ until = partial(until_looked, every_s=0.5)
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+def nodes(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with two_nodes() as started:
         yield started
@@ -55,7 +54,7 @@ def kinds(index: RunIndex, run_id: str) -> list[str]:
 
 
 @pytest.mark.timeout(900)
-def test_a_sweep_on_two_nodes_of_which_one_dies_ends_like_one_here(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_sweep_on_two_nodes_of_which_one_dies_ends_like_one_here(nodes, tmp_path):
     there = RayCluster(tmp_path / "there" / "runs", nodes.address)
     until(lambda: sum(one["Alive"] for one in ray.nodes()) == 2)
     index, sweeps, sweep = begin(there, tmp_path / "there")
@@ -85,9 +84,7 @@ def test_a_sweep_on_two_nodes_of_which_one_dies_ends_like_one_here(nodes: Nodes,
 
 
 @pytest.mark.timeout(600)
-def test_a_run_there_is_paused_resumed_cancelled_and_outlives_the_head(
-    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_there_is_paused_resumed_cancelled_and_outlives_the_head(nodes, tmp_path, monkeypatch):
     monkeypatch.setattr("steer_heal.runs.jobs.ray_cluster.AGAIN_S", 1.0)
     with closing(RayCluster(tmp_path / "runs", nodes.address)) as there:
         index = indexed(there, tmp_path)

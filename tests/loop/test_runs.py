@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-from pathlib import Path
-
-import pytest
 
 from steer_heal.cli import main
 from steer_heal.config import HealSettings, heal_settings
@@ -30,9 +27,7 @@ def small(rounds: int) -> HealSettings:
     return heal_settings("quick", model="demo", rounds=rounds, seed=3, **SMALL)
 
 
-def test_killed_in_its_second_round_and_resumed_it_ends_like_one_never_cut(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_in_its_second_round_and_resumed_it_ends_like_one_never_cut(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launcher = LocalProcesses(tmp_path / "runs")
     index = RunIndex(launcher, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)

@@ -1,10 +1,7 @@
 """Answers of several sessions in one batch: what begins together, who leaves, whose error is whose."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from steer_heal import generate
 from steer_heal.engine import Engine, answer_batch
@@ -14,9 +11,7 @@ from tests import tiny
 from tests.crowd import Crowd, ids, request
 
 
-def test_who_waits_begins_together_and_each_gets_what_it_would_get_alone(
-    engine: Engine, tmp_path: Path, batches: list[int]
-) -> None:
+def test_who_waits_begins_together_and_each_gets_what_it_would_get_alone(engine, tmp_path, batches):
     hows: list[dict[str, Any]] = [{}, {"seed": 5}, {"greedy": True, "n": 5}, {"temperature": 0.6, "n": 20}]
     asked = {
         f"s{number}": request(f"prompt {number % 5}", alpha=number - 4.0, **hows[number % 4])
@@ -30,7 +25,7 @@ def test_who_waits_begins_together_and_each_gets_what_it_would_get_alone(
     assert together == alone
 
 
-def test_a_bad_request_in_company_fails_alone(engine: Engine) -> None:
+def test_a_bad_request_in_company_fails_alone(engine):
     asked = {"good": request("fine"), "long": request("long " * 1599), "also": request("fine too")}
     crowd = Crowd(engine, asked)
     got = crowd.run()
@@ -39,9 +34,7 @@ def test_a_bad_request_in_company_fails_alone(engine: Engine) -> None:
     assert "tokens" in crowd.errors["long"]
 
 
-def test_a_batch_that_breaks_is_written_again_one_by_one(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_batch_that_breaks_is_written_again_one_by_one(engine, monkeypatch, caplog):
     """Whose rows the model cannot take gets the error; the others get their whole answers."""
     asked = {f"s{number}": request(f"prompt {number}", alpha=float(number)) for number in range(3)}
     expected = {name: ids(list(engine.steer(one, session="x"))[-1]) for name, one in asked.items()}
@@ -60,7 +53,7 @@ def test_a_batch_that_breaks_is_written_again_one_by_one(
     assert "written alone" in caplog.text
 
 
-def test_one_that_is_replaced_in_company_leaves_and_the_others_go_on(engine: Engine) -> None:
+def test_one_that_is_replaced_in_company_leaves_and_the_others_go_on(engine):
     names = [f"s{number}" for number in range(4)]
     streams = {name: engine.steer(request(f"long {name}", n=300), session=name) for name in names}
     for stream in streams.values():
@@ -76,9 +69,7 @@ def test_one_that_is_replaced_in_company_leaves_and_the_others_go_on(engine: Eng
         assert list(streams[name])[-1].message == "Stopped."
 
 
-def test_only_so_many_begin_together_as_fit_and_the_others_wait(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, batches: list[int]
-) -> None:
+def test_only_so_many_begin_together_as_fit_and_the_others_wait(engine, monkeypatch, batches):
     monkeypatch.setattr(answer_batch, "rows_that_fit", lambda *_: 2)
     asked = {f"s{number}": request(f"fits {number}", n=4) for number in range(5)}
     got = Crowd(engine, asked).run()
@@ -87,9 +78,7 @@ def test_only_so_many_begin_together_as_fit_and_the_others_wait(
     assert AT_ONCE >= 3
 
 
-def test_a_vector_is_measured_once_for_all_who_need_it(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vector_is_measured_once_for_all_who_need_it(engine, monkeypatch):
     measured, calibrated = [], Vectors.calibrated
 
     def count(vectors: Vectors, *args: Any, **options: Any) -> Any:

@@ -21,12 +21,12 @@ from tests.tiny import logits
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory):
     return gguf_files.write(tmp_path_factory.mktemp("gguf") / "Tiny.GGUF")
 
 
 @pytest.fixture
-def broken(written: Path, tmp_path: Path) -> Any:
+def broken(written, tmp_path):
     """The file with other bytes."""
 
     def change(change: Any) -> str:
@@ -43,7 +43,7 @@ def left(home: Path) -> list[str]:
     return sorted(file.name for file in folder.glob("*") if file.suffix != ".lock")
 
 
-def test_a_gguf_file_is_the_model_it_holds(written: Path, home: Path) -> None:
+def test_a_gguf_file_is_the_model_it_holds(written, home):
     lm, original = load(str(written), device="cpu"), tiny.shared("llama")
     assert (lm.name, lm.dtype, lm.n_layers) == (str(written), torch.float32, 4)
     assert_near(logits(lm), logits(original), model_rounding(lm))
@@ -56,15 +56,13 @@ def test_a_gguf_file_is_the_model_it_holds(written: Path, home: Path) -> None:
     assert [row.about for row in sources.listed()][-1] == f"converted from {written}"
 
 
-def test_digits_and_the_line_breaks_before_them_stand_apart(written: Path) -> None:
+def test_digits_and_the_line_breaks_before_them_stand_apart(written):
     """As llama.cpp cuts a text for the vocabulary named smollm; GPT-2's own way takes " 12" in one piece."""
     cut = load(str(written), device="cpu").tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     assert [piece for piece, _ in cut("a\n\n12 b")] == ["a", "ĊĊ", "1", "2", "Ġb"]
 
 
-def test_it_is_converted_once_and_again_only_where_its_content_is_another(
-    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_converted_once_and_again_only_where_its_content_is_another(written, tmp_path, monkeypatch):
     load(str(written), device="cpu")
     again: list[Path] = []
     monkeypatch.setattr(convert, "convert", lambda file, *_: again.append(file))
@@ -82,7 +80,7 @@ def test_it_is_converted_once_and_again_only_where_its_content_is_another(
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "BF16"])
-def test_what_is_quantised_is_kept_in_bfloat16(kind: str, tmp_path: Path) -> None:
+def test_what_is_quantised_is_kept_in_bfloat16(kind, tmp_path):
     file = gguf_files.write(tmp_path / "small.gguf", kind=GGMLQuantizationType[kind])
     lm, original = load(str(file), device="cpu", dtype="bfloat16"), tiny.shared("llama")
     (kept,) = {path.parent for path in sources.home().rglob("config.json")}
@@ -107,9 +105,7 @@ def test_what_is_quantised_is_kept_in_bfloat16(kind: str, tmp_path: Path) -> Non
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_one_that_is_not_read_whole_is_one_sentence(
-    options: dict[str, Any], says: str, tmp_path: Path, home: Path
-) -> None:
+def test_one_that_is_not_read_whole_is_one_sentence(options, says, tmp_path, home):
     file = gguf_files.write(tmp_path / "x.gguf", **options)
     with pytest.raises(SettingsError, match=says) as refused:
         load(str(file), device="cpu")
@@ -141,14 +137,14 @@ def kind_of(number: int) -> Any:
         (kind_of(250), "is quantised in a way that cannot be read"),
     ],
 )
-def test_a_damaged_file_is_one_sentence(change: Any, says: str, broken: Any, home: Path) -> None:
+def test_a_damaged_file_is_one_sentence(change, says, broken, home):
     with pytest.raises(SettingsError, match=says) as refused:
         load(broken(change), device="cpu")
     assert "\n" not in str(refused.value)
     assert left(home) == []
 
 
-def test_what_a_name_may_stand_for(written: Path, tmp_path: Path) -> None:
+def test_what_a_name_may_stand_for(written, tmp_path):
     other = tmp_path / "model.bin"
     shutil.copy(written, other)
     with pytest.raises(SettingsError, match=r"is a GGUF file under another name: rename it to end in \.gguf"):
@@ -164,9 +160,7 @@ def test_what_a_name_may_stand_for(written: Path, tmp_path: Path) -> None:
         find(str(tmp_path))
 
 
-def test_no_room_is_said_before_anything_is_written(
-    written: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_room_is_said_before_anything_is_written(written, home, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(SettingsError, match=r"0\.0 GiB are free: make room, or set STEER_HEAL_HOME"):
         load(str(written), device="cpu")
@@ -178,9 +172,7 @@ def test_no_room_is_said_before_anything_is_written(
     assert left(home) == []
 
 
-def test_a_disk_that_fills_meanwhile_leaves_nothing(
-    written: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_meanwhile_leaves_nothing(written, home, monkeypatch):
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -190,15 +182,13 @@ def test_a_disk_that_fills_meanwhile_leaves_nothing(
     assert left(home) == []
 
 
-def test_a_folder_that_cannot_be_written_is_said(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_said(written, monkeypatch):
     monkeypatch.setenv("STEER_HEAL_HOME", "/dev/null/models")
     with pytest.raises(SettingsError, match="set STEER_HEAL_HOME to a folder of yours"):
         load(str(written), device="cpu")
 
 
-def test_one_killed_half_way_leaves_nothing_that_is_opened(
-    written: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_killed_half_way_leaves_nothing_that_is_opened(written, home, tmp_path, monkeypatch):
     """A kill before the last step leaves what lies there then."""
 
     def killed(_descriptor: int) -> None:
@@ -226,7 +216,7 @@ def changed(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [changed, lambda file: os.truncate(file, 5000), Path.unlink])
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_what_is_damaged_is_converted_again(damage: Any, name: str, written: Path) -> None:
+def test_what_is_damaged_is_converted_again(damage, name, written):
     kept = prepare(find(str(written)))
     damage(kept / name)
     lm = load(str(written), device="cpu")
@@ -234,7 +224,7 @@ def test_what_is_damaged_is_converted_again(damage: Any, name: str, written: Pat
     assert sources.amiss(kept) is None
 
 
-def test_one_of_before_hashes_were_kept_says_what_to_delete(written: Path) -> None:
+def test_one_of_before_hashes_were_kept_says_what_to_delete(written):
     kept = prepare(find(str(written)))
     (kept / sources.ORIGIN).write_text("{}")
     os.truncate(kept / "model.safetensors", 5000)
@@ -244,7 +234,7 @@ def test_one_of_before_hashes_were_kept_says_what_to_delete(written: Path) -> No
         load(str(written), device="cpu")
 
 
-def test_who_comes_second_waits_for_the_first(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_comes_second_waits_for_the_first(written, monkeypatch):
     """The first one holds the lock, and lets it go when its folder is there."""
     kept = prepare(find(str(written)))
     aside, lock = kept.rename(kept.with_name("aside")), FileLock(kept.with_suffix(".lock"))

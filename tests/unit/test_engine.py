@@ -1,7 +1,6 @@
 """The engine's face on a tiny model: pairs, sessions, caches, profiles, sweeps, and what it refuses."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from steer_heal.config import (
     build,
     heal_settings,
 )
-from steer_heal.engine import Engine
 from steer_heal.engine.answer_batch import Answers
 from steer_heal.engine.healed import HealedRounds
 from steer_heal.engine.vectors import Vectors
@@ -26,7 +24,7 @@ from tests.close import assert_near, log_p, model_rounding
 from tests.crowd import BAND, ids, request
 
 
-def test_the_last_frame_is_done_and_frames_only_grow(engine: Engine) -> None:
+def test_the_last_frame_is_done_and_frames_only_grow(engine):
     frames = list(engine.steer(request("grow"), session="a"))
     assert [frame.done for frame in frames] == [False] * (len(frames) - 1) + [True]
     lengths = [len(frame.steered) for frame in frames]
@@ -43,7 +41,7 @@ def test_the_last_frame_is_done_and_frames_only_grow(engine: Engine) -> None:
     assert_near(again.base_health.relevance, last.base_health.relevance, model_rounding(tiny.shared()), 1.0)
 
 
-def test_beyond_what_was_measured_a_dose_costs_more_than_what_was(engine: Engine) -> None:
+def test_beyond_what_was_measured_a_dose_costs_more_than_what_was(engine):
     """Doses of the other sign were not measured at all, until a sweep does."""
     known = engine.calibration("care_over_authority", BAND).history
     far = list(engine.steer(request("far", alpha=50.0, n=4), session="a"))[-1]
@@ -56,7 +54,7 @@ def test_beyond_what_was_measured_a_dose_costs_more_than_what_was(engine: Engine
     assert (back.dose_nats, back.dose_beyond) == (pytest.approx((row.kl_p95 or 0.0) / 2), False)
 
 
-def test_a_moved_slider_does_not_write_the_base_answer_again(engine: Engine, batches: list[int]) -> None:
+def test_a_moved_slider_does_not_write_the_base_answer_again(engine, batches):
     first = list(engine.steer(request("again", alpha=1.0), session="a"))[-1]
     second = list(engine.steer(request("again", alpha=3.0), session="b"))
     assert batches == [2, 1]
@@ -66,7 +64,7 @@ def test_a_moved_slider_does_not_write_the_base_answer_again(engine: Engine, bat
     assert batches == [2, 1, 2, 2]
 
 
-def test_profile_is_of_the_prompt_and_base_does_not_move_with_alpha(engine: Engine) -> None:
+def test_profile_is_of_the_prompt_and_base_does_not_move_with_alpha(engine):
     base, steered = engine.profile(request("A man takes the last seat."))
     again, further = engine.profile(request("A man takes the last seat.", alpha=8.0))
     assert_near(base.p, again.p, model_rounding(tiny.shared()), log_p(base))
@@ -76,9 +74,7 @@ def test_profile_is_of_the_prompt_and_base_does_not_move_with_alpha(engine: Engi
     assert steered.agreement == Agreement(why="the vignettes have no labels")
 
 
-def test_what_is_measured_of_an_effect_is_said_again_while_it_lasts_and_can_be_ended(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_measured_of_an_effect_is_said_again_while_it_lasts_and_can_be_ended(engine, monkeypatch):
     monkeypatch.setattr("steer_heal.engine.engine.AGAIN_S", 0.0)
     asked = build(DoseRequest, band=BAND, controls=1)
     said = [next(running := engine.effect(asked, session="a"))]
@@ -88,7 +84,7 @@ def test_what_is_measured_of_an_effect_is_said_again_while_it_lasts_and_can_be_e
     assert all(isinstance(word, str) for word in (*said, *running))
 
 
-def test_dose_gives_rows_by_alpha_and_a_share_that_reaches_1(engine: Engine) -> None:
+def test_dose_gives_rows_by_alpha_and_a_share_that_reaches_1(engine):
     asked = build(
         DoseRequest, alphas=(1.0, 0.0, -1.0), band=BAND, prompts=("A man lies.",),
         sample=build(SampleSettings, max_new_tokens=5),
@@ -106,7 +102,7 @@ def small_grid(**changed: Any) -> DoseRequest:
     return build(DoseRequest, alphas=(-1.0, 1.0), prompts=("A man lies.",), **changed)
 
 
-def test_an_answer_is_written_whole_while_a_grid_is_measured(engine: Engine) -> None:
+def test_an_answer_is_written_whole_while_a_grid_is_measured(engine):
     grid = engine.grid(small_grid(), session="a")
     next(grid)
     answer = list(engine.steer(request("meanwhile", n=8), session="a"))
@@ -117,7 +113,7 @@ def test_an_answer_is_written_whole_while_a_grid_is_measured(engine: Engine) -> 
     assert len(rest[-1].rows) == 12
 
 
-def test_a_stopped_grid_keeps_its_cells_and_never_reaches_share_1(engine: Engine) -> None:
+def test_a_stopped_grid_keeps_its_cells_and_never_reaches_share_1(engine):
     grid = engine.grid(small_grid(), session="a")
     found: list[Any] = []
     while not found:
@@ -136,9 +132,7 @@ def test_a_stopped_grid_keeps_its_cells_and_never_reaches_share_1(engine: Engine
         ({"prompt": "long " * 1599}, "tokens"),
     ],
 )
-def test_bad_requests_are_one_sentence_and_the_engine_goes_on(
-    engine: Engine, change: Any, match: str
-) -> None:
+def test_bad_requests_are_one_sentence_and_the_engine_goes_on(engine, change, match):
     asked = request().model_copy(update=change)
     with pytest.raises(SettingsError, match=match):
         list(engine.steer(asked, session="a"))
@@ -158,13 +152,13 @@ def test_bad_requests_are_one_sentence_and_the_engine_goes_on(
         ({"model": "tiny-gemma3", "band": (0.51, 0.52)}, "band"),
     ],
 )
-def test_a_run_that_cannot_work_is_not_launched(engine: Engine, wrong: Any, match: str) -> None:
+def test_a_run_that_cannot_work_is_not_launched(engine, wrong, match):
     with pytest.raises(SettingsError, match=match):
         engine.launch(heal_settings(**{"model": "demo", **wrong}))
     assert all(run.is_example for run in engine.runs.rows())
 
 
-def test_replies_that_a_trait_does_not_have_launch_nothing(engine: Engine, monkeypatch: Any) -> None:
+def test_replies_that_a_trait_does_not_have_launch_nothing(engine, monkeypatch):
     bare = replace(data.trait(DEFAULT_TRAIT), replies=())
     monkeypatch.setattr(data, "trait", lambda _name: bare)
     with pytest.raises(SettingsError, match="no paired replies: write some, or choose the method mean_diff"):
@@ -172,7 +166,7 @@ def test_replies_that_a_trait_does_not_have_launch_nothing(engine: Engine, monke
     assert all(run.is_example for run in engine.runs.rows())
 
 
-def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine: Engine, tmp_path: Path) -> None:
+def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine, tmp_path):
     assert next(iter(engine.methods().items())) == ("auto", "auto (persona: difference of means)")
     vectors = Vectors(tiny.shared(), tmp_path)
     assert vectors.vector(DEFAULT_TRAIT, "auto") is vectors.vector(DEFAULT_TRAIT, "mean_diff")
@@ -183,7 +177,7 @@ def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine: Engine,
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_run_s_settings_hold_the_method_it_works_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_s_settings_hold_the_method_it_works_with(monkeypatch):
     monkeypatch.setattr(models, "find", lambda name: name)
     settings = check(heal_settings(model="smollm2", extract={"method": "auto", "n_contexts": 9}))
     assert (settings.extract.method, settings.extract.n_contexts) == ("replies", 9)

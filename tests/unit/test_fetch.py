@@ -6,7 +6,6 @@ import shutil
 import socket
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ FILE = "steer_heal_small-1.0-py3-none-any.whl"
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
     """A wheel with the tiny llama in it."""
     folder = tmp_path_factory.mktemp("wheel")
     gguf = gguf_files.write(folder / "small.gguf")
@@ -40,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def known(wheel: Path) -> Iterator[Wheel]:
+def known(wheel):
     """Its entry in the table, between gemma and the demo; the table's order is the order of defaults."""
     gguf = wheel.with_name("small.gguf")
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (wheel, gguf)]
@@ -81,7 +80,7 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def registry(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+def registry(wheel, monkeypatch):
     server = Registry(("127.0.0.1", 0), Answer)
     server.content = wheel.read_bytes()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -112,7 +111,7 @@ def refused(says: str, **options: Any) -> None:
     assert default_model()[0] == "demo"
 
 
-def test_it_is_fetched_checked_and_opened_and_then_needs_no_network(registry: Registry, home: Path) -> None:
+def test_it_is_fetched_checked_and_opened_and_then_needs_no_network(registry, home):
     assert default_model() == (
         "demo",
         f"{NAME} is not on this machine, so demo runs. To change that, get it.",
@@ -130,9 +129,7 @@ def test_it_is_fetched_checked_and_opened_and_then_needs_no_network(registry: Re
     assert registry.asked == 1
 
 
-def test_one_that_is_damaged_is_fetched_again_or_says_so(
-    registry: Registry, run: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_one_that_is_damaged_is_fetched_again_or_says_so(registry, run):
     weights = fetch(NAME) / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"!")
@@ -150,7 +147,7 @@ def test_one_that_is_damaged_is_fetched_again_or_says_so(
     assert registry.asked == 4
 
 
-def test_a_proxy_that_answers_with_a_login_page(registry: Registry, home: Path) -> None:
+def test_a_proxy_that_answers_with_a_login_page(registry, home):
     registry.content = registry.page.encode()
     refused("is not the file this project pins")
     registry.page = "<html><body>Please log in <form><input name=password></form></body></html>"
@@ -158,22 +155,20 @@ def test_a_proxy_that_answers_with_a_login_page(registry: Registry, home: Path) 
     assert kept(home) == []
 
 
-def test_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_registry(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         ask(monkeypatch, free.getsockname()[1])
         refused(r"cannot be had from the package registry .*; `python -m steer_heal models get small --wheel")
 
 
-def test_no_room(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room(registry, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
     refused("Fetching small needs 0.0 GiB in .* are free: make room")
     assert registry.asked == 0
 
 
-def test_a_wheel_that_was_fetched_is_not_fetched_again(
-    registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wheel_that_was_fetched_is_not_fetched_again(registry, home, monkeypatch):
     def broken(*_: Any) -> None:
         raise SettingsError("It broke.")
 
@@ -185,16 +180,14 @@ def test_a_wheel_that_was_fetched_is_not_fetched_again(
     assert (registry.asked, kept(home)) == (1, [])
 
 
-def test_one_that_was_fetched_and_damaged_is_fetched_again(registry: Registry, home: Path) -> None:
+def test_one_that_was_fetched_and_damaged_is_fetched_again(registry, home):
     (home / "wheels").mkdir()
     (home / "wheels" / "steer-heal-small-1.0.whl").write_bytes(b"half of it")
     fetch(NAME)
     assert registry.asked == 1
 
 
-def test_without_pip_it_says_what_to_do_and_takes_a_file(
-    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pip_it_says_what_to_do_and_takes_a_file(wheel, tmp_path, monkeypatch):
     (tmp_path / "pip.py").write_text("raise SystemExit('No module named pip')")
     with monkeypatch.context() as meanwhile:
         meanwhile.setenv("PYTHONPATH", str(tmp_path))
@@ -205,14 +198,14 @@ def test_without_pip_it_says_what_to_do_and_takes_a_file(
     assert wheel.is_file()
 
 
-def test_the_wheel_holds_what_is_pinned(wheel: Path, known: Wheel) -> None:
+def test_the_wheel_holds_what_is_pinned(wheel, known):
     """However the wheel came to be: the file in it is checked too."""
     other = Wheel(known.package, known.version, known.sha256, known.n_bytes, "0" * 64, known.gguf_bytes)
     KNOWN[NAME] = Known(NAME, "", "", other)
     refused("is not the file this project pins", wheel=wheel)
 
 
-def test_models_get_on_the_command_line(registry: Registry, run: Callable[..., tuple[int, str, str]]) -> None:
+def test_models_get_on_the_command_line(registry, run):
     code, out, _ = run("models")
     assert code == 0
     assert f"{NAME}" in out
@@ -233,7 +226,7 @@ def test_models_get_on_the_command_line(registry: Registry, run: Callable[..., t
         assert (code, out, err.count("\n")) == (2, "", 1)
 
 
-def test_a_page_already_up_gets_it_when_it_is_chosen(registry: Registry, tmp_path: Path) -> None:
+def test_a_page_already_up_gets_it_when_it_is_chosen(registry, tmp_path):
     said: list[str] = []
     engine = Engine(lm=tiny.language_model(), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
     assert [row.is_here for row in engine.models()] == [False, False, True]

@@ -21,9 +21,7 @@ from steer_heal.runs.worker import broke
         ({"CUDA_VISIBLE_DEVICES": "3", "STEER_HEAL_GPUS": "2,3"}, ["2", "3"]),
     ],
 )
-def test_what_the_environment_allows_is_respected(
-    environment: dict[str, str], names: list[str], tmp_path: Path
-) -> None:
+def test_what_the_environment_allows_is_respected(environment, names, tmp_path):
     for device in ("0000:01:00.0", "0000:02:00.0"):
         (tmp_path / device).mkdir()
     assert gpus.visible(environment, tmp_path) == names
@@ -43,13 +41,11 @@ def test_what_the_environment_allows_is_respected(
         (["0", "1"], ["0", "1", "1"], 4, ["0"]),
     ],
 )
-def test_runs_at_once_have_gpus_of_their_own_while_there_are_enough(
-    here: list[str], taken: list[str], at_once: int, given: list[str]
-) -> None:
+def test_runs_at_once_have_gpus_of_their_own_while_there_are_enough(here, taken, at_once, given):
     assert gpus.share(here, taken, at_once) == given
 
 
-def test_a_worker_learns_its_own_and_the_next_one_all_of_them(tmp_path: Path) -> None:
+def test_a_worker_learns_its_own_and_the_next_one_all_of_them(tmp_path):
     told = gpus.environment(["0", "1"], ["1"])
     assert told["CUDA_VISIBLE_DEVICES"] == "1"
     assert gpus.visible(told, tmp_path) == ["0", "1"]
@@ -60,7 +56,7 @@ def test_a_worker_learns_its_own_and_the_next_one_all_of_them(tmp_path: Path) ->
     assert folder.process() == Running(1, 2.0, "here", "boot", "0,1")
 
 
-def test_want_of_memory_says_what_to_lower() -> None:
+def test_want_of_memory_says_what_to_lower():
     said = broke(MemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), Path("worker.log"))
     assert "train.batch_size" in said
     assert "fewer runs" in said

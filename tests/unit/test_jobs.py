@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,9 +13,7 @@ from tests.jobs import COMMAND, begun, last_kind, start, status, until
 
 
 @pytest.mark.parametrize(("said", "gives_way_by"), [(None, 5), ("0", 0), ("19", 19)])
-def test_a_run_has_its_own_session_and_gives_way_as_far_as_is_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, gives_way_by: int
-) -> None:
+def test_a_run_has_its_own_session_and_gives_way_as_far_as_is_set(tmp_path, monkeypatch, said, gives_way_by):
     if said is not None:
         monkeypatch.setenv("STEER_HEAL_NICENESS", said)
     made = LocalProcesses(tmp_path / "runs", command=COMMAND)
@@ -29,13 +26,13 @@ def test_a_run_has_its_own_session_and_gives_way_as_far_as_is_set(
 
 
 @pytest.mark.parametrize("said", ["20", "-1", "much", ""])
-def test_a_bad_niceness_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+def test_a_bad_niceness_is_a_sentence(tmp_path, monkeypatch, said):
     monkeypatch.setenv("STEER_HEAL_NICENESS", said)
     with pytest.raises(SettingsError, match="STEER_HEAL_NICENESS"):
         LocalProcesses(tmp_path / "runs")
 
 
-def test_a_queued_run_can_be_cancelled_and_never_starts(jobs: LocalProcesses) -> None:
+def test_a_queued_run_can_be_cancelled_and_never_starts(jobs):
     first, second = (jobs.start(heal_settings(model="demo", name="hang")) for _ in range(2))
     jobs.cancel(second)
     assert status(jobs, second) == "cancelled"
@@ -46,7 +43,7 @@ def test_a_queued_run_can_be_cancelled_and_never_starts(jobs: LocalProcesses) ->
     assert jobs.folder(second).process() is None
 
 
-def test_a_paused_run_rests_where_it_is_and_goes_on(jobs: LocalProcesses) -> None:
+def test_a_paused_run_rests_where_it_is_and_goes_on(jobs):
     run_id = start(jobs, "slow")
     jobs.pause(run_id)
     until(lambda: status(jobs, run_id) == "paused")
@@ -66,7 +63,7 @@ def test_a_paused_run_rests_where_it_is_and_goes_on(jobs: LocalProcesses) -> Non
     until(lambda: status(jobs, second) == "finished")
 
 
-def test_a_paused_run_can_be_cancelled_or_killed(jobs: LocalProcesses) -> None:
+def test_a_paused_run_can_be_cancelled_or_killed(jobs):
     run_id = start(jobs, "slow")
     jobs.pause(run_id)
     until(lambda: status(jobs, run_id) == "paused")
@@ -83,7 +80,7 @@ def test_a_paused_run_can_be_cancelled_or_killed(jobs: LocalProcesses) -> None:
     assert last_kind(jobs, run_id) == "interrupted"
 
 
-def test_a_queued_run_can_be_held_back(jobs: LocalProcesses) -> None:
+def test_a_queued_run_can_be_held_back(jobs):
     first, second = (
         jobs.start(heal_settings(model="demo", name="hang")),
         jobs.start(heal_settings(model="demo", name="quick")),
@@ -99,7 +96,7 @@ def test_a_queued_run_can_be_held_back(jobs: LocalProcesses) -> None:
     until(lambda: status(jobs, second) == "finished")
 
 
-def test_several_may_run_at_once_and_no_more(tmp_path: Path) -> None:
+def test_several_may_run_at_once_and_no_more(tmp_path):
     two = LocalProcesses(tmp_path / "runs", at_once=2, command=COMMAND)
     runs = [two.start(heal_settings(model="demo", name="hang")) for _ in range(3)]
     assert sorted(status(two, run_id) for run_id in runs) == ["queued", "running", "running"]
@@ -111,7 +108,7 @@ def test_several_may_run_at_once_and_no_more(tmp_path: Path) -> None:
         LocalProcesses(tmp_path / "runs", at_once=1000)
 
 
-def test_the_queue_has_an_end(jobs: LocalProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_has_an_end(jobs, monkeypatch):
     monkeypatch.setattr("steer_heal.runs.jobs.local.MAX_QUEUED_RUNS", 2)
     held = [jobs.create(heal_settings(model="demo")) for _ in range(2)]
     with pytest.raises(SettingsError, match="2 runs are waiting"):
@@ -119,7 +116,7 @@ def test_the_queue_has_an_end(jobs: LocalProcesses, monkeypatch: pytest.MonkeyPa
     assert len(jobs.runs()) == len(held)
 
 
-def test_only_what_runs_can_be_cancelled_and_only_what_ended_early_resumed(jobs: LocalProcesses) -> None:
+def test_only_what_runs_can_be_cancelled_and_only_what_ended_early_resumed(jobs):
     run_id = jobs.start(heal_settings(model="demo", name="quick"))
     until(lambda: status(jobs, run_id) == "finished")
     with pytest.raises(SettingsError, match="nothing to cancel"):

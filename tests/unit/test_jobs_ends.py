@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,7 @@ from steer_heal.runs.jobs import LocalProcesses, processes
 from tests.jobs import COMMAND, start, status, until
 
 
-def test_a_run_that_will_not_stop_is_killed_after_the_grace_time(
-    tmp_path: Path, jobs: LocalProcesses
-) -> None:
+def test_a_run_that_will_not_stop_is_killed_after_the_grace_time(tmp_path, jobs):
     short = LocalProcesses(tmp_path / "runs", command=COMMAND, grace_s=0.3)
     run_id = start(short, "deaf")
     jobs.cancel(run_id)
@@ -31,9 +28,7 @@ def test_a_run_that_will_not_stop_is_killed_after_the_grace_time(
     assert status(jobs, run_id) == "cancelled"
 
 
-def test_a_kill_is_an_event_written_once_and_the_run_goes_on_after_its_last_round(
-    tmp_path: Path, jobs: LocalProcesses
-) -> None:
+def test_a_kill_is_an_event_written_once_and_the_run_goes_on_after_its_last_round(tmp_path, jobs):
     run_id = start(jobs, "hang", rounds=2)
     pid = jobs.poll(run_id).pid
     os.kill(pid, signal.SIGKILL)
@@ -56,7 +51,7 @@ def test_a_kill_is_an_event_written_once_and_the_run_goes_on_after_its_last_roun
     assert [event.seq for event in log] == list(range(len(log)))
 
 
-def test_an_exit_without_a_word_is_told_with_its_code(jobs: LocalProcesses) -> None:
+def test_an_exit_without_a_word_is_told_with_its_code(jobs):
     run_id = jobs.start(heal_settings(model="demo", name="crash"))
     until(lambda: status(jobs, run_id) == "interrupted")
     jobs.advance()
@@ -81,9 +76,7 @@ ROOM = {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}
         (None, {}, 0, "is gone: the last words"),
     ],
 )
-def test_how_a_worker_ended_in_words(
-    monkeypatch: pytest.MonkeyPatch, code: int | None, last: dict, kills: int, says: str
-) -> None:
+def test_how_a_worker_ended_in_words(monkeypatch, code, last, kills, says):
     monkeypatch.setattr(processes, "out_of_memory_kills", lambda: kills)
     told = processes.account(code, last, "the last words")
     assert says in told["message"]

@@ -19,7 +19,7 @@ from tests.unit.test_store_file import hold
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(tmp_path):
     """A folder with runs/r10, runs/r20 and a store that has taken them in."""
     store = Store(tmp_path / "runs.duckdb", patience=0.2)
     for name in ("r10", "r20"):
@@ -37,7 +37,7 @@ def rows(path: Path) -> dict[str, list]:
     return {name: [row for row in values if "example" not in row] for name, values in found.items()}
 
 
-def test_a_rebuilt_store_has_the_same_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rebuilt_store_has_the_same_rows(place, capsys):
     before = rows(place / "runs.duckdb")
     assert command(place, "rebuild", "--json") == 0
     said = json.loads(capsys.readouterr().out)
@@ -46,9 +46,7 @@ def test_a_rebuilt_store_has_the_same_rows(place: Path, capsys: pytest.CaptureFi
     assert sorted(path.name for path in place.iterdir()) == ["runs", "runs.duckdb"]
 
 
-def test_a_store_in_use_is_not_replaced_and_nothing_is_left_behind(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_store_in_use_is_not_replaced_and_nothing_is_left_behind(place, capsys):
     before = (place / "runs.duckdb").read_bytes()
     holder = hold(place / "runs.duckdb", read_only=True)
     try:
@@ -61,7 +59,7 @@ def test_a_store_in_use_is_not_replaced_and_nothing_is_left_behind(
 
 
 @pytest.mark.parametrize("offset", [12, 2000, 12_400])
-def test_a_damaged_store_says_so_and_is_rebuilt(place: Path, offset: int) -> None:
+def test_a_damaged_store_says_so_and_is_rebuilt(place, offset):
     path = place / "runs.duckdb"
     before = rows(path)
     whole = bytearray(path.read_bytes())
@@ -75,7 +73,7 @@ def test_a_damaged_store_says_so_and_is_rebuilt(place: Path, offset: int) -> Non
     assert (place / "runs.duckdb.unreadable").read_bytes() == bytes(whole)
 
 
-def test_a_store_of_another_duckdb_names_both_versions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_another_duckdb_names_both_versions(place, monkeypatch):
     path = place / "runs.duckdb"
     whole = bytearray(path.read_bytes())
     whole[52:58] = b"v9.8.7"
@@ -89,7 +87,7 @@ def test_a_store_of_another_duckdb_names_both_versions(place: Path, monkeypatch:
         Store(path).runs()
 
 
-def test_a_file_of_something_else_is_never_replaced(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_something_else_is_never_replaced(place, capsys):
     for content in (b"not a database", b""):
         (place / "runs.duckdb").write_bytes(content)
         assert command(place, "rebuild") == 2
@@ -97,7 +95,7 @@ def test_a_file_of_something_else_is_never_replaced(place: Path, capsys: pytest.
     assert "--db" in capsys.readouterr().err
 
 
-def test_a_snapshot_beside_a_reader_equals_the_store(place: Path) -> None:
+def test_a_snapshot_beside_a_reader_equals_the_store(place):
     copy = place / "copies" / "a.duckdb"
     holder = hold(place / "runs.duckdb", read_only=True)
     try:
@@ -110,7 +108,7 @@ def test_a_snapshot_beside_a_reader_equals_the_store(place: Path) -> None:
         keeping.snapshot(place / "runs.duckdb", copy)
 
 
-def test_a_snapshot_has_what_is_only_in_the_journal(place: Path) -> None:
+def test_a_snapshot_has_what_is_only_in_the_journal(place):
     code = (
         "import duckdb, os, sys; c = duckdb.connect(sys.argv[1]);"
         "c.execute(\"UPDATE runs SET name = 'from the journal'\"); os._exit(9)"
@@ -121,13 +119,13 @@ def test_a_snapshot_has_what_is_only_in_the_journal(place: Path) -> None:
     assert {row.name for row in Store(place / "copy.duckdb").runs()} == {"from the journal"}
 
 
-def test_all_tables_are_written_out(place: Path) -> None:
+def test_all_tables_are_written_out(place):
     assert command(place, "export", "--out", str(place / "out")) == 0
     count = duckdb.sql("SELECT count(*) FROM read_parquet($p)", params={"p": str(place / "out/runs.parquet")})
     assert count.fetchone() == (2,)
 
 
-def test_the_file_says_which_duckdb_wrote_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_says_which_duckdb_wrote_it(place, monkeypatch):
     path = place / "runs.duckdb"
     assert written_by(path) == duckdb.__version__
     assert keeping.about(path).written_by == (duckdb.__version__,)
@@ -141,9 +139,7 @@ def test_the_file_says_which_duckdb_wrote_it(place: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "words", [("info",), ("snapshot",), ("export", "--out", "x"), ("snapshot", "--out", "x"), ("rebuild",)]
 )
-def test_what_cannot_be_done_is_a_sentence(
-    tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_done_is_a_sentence(tmp_path, words, capsys):
     assert command(tmp_path, *words) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

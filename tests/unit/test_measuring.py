@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,14 +44,14 @@ class Extraction:
 
 
 @pytest.fixture
-def extraction(monkeypatch: pytest.MonkeyPatch) -> Extraction:
+def extraction(monkeypatch):
     made = Extraction()
     monkeypatch.setattr(vectors, "extract", made)
     return made
 
 
 @pytest.fixture
-def engine(tmp_path: Path, extraction: Extraction) -> Iterator[Engine]:
+def engine(tmp_path, extraction):
     made = Engine(lm=tiny.language_model("llama"), runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb")
     yield made
     extraction.go.set()
@@ -67,9 +66,7 @@ def until_base(frames: Iterator[SteerFrame]) -> SteerFrame:
     return next(frame for frame in frames if frame.base)
 
 
-def test_base_has_its_first_token_before_the_vector_is_measured(
-    engine: Engine, extraction: Extraction
-) -> None:
+def test_base_has_its_first_token_before_the_vector_is_measured(engine, extraction):
     frames = engine.steer(request(), session="a")
     first = until_base(frames)
     assert extraction.ended == []
@@ -83,9 +80,7 @@ def test_base_has_its_first_token_before_the_vector_is_measured(
     assert ids(last) == ids(again)
 
 
-def test_frames_say_how_far_the_measurement_is_and_neither_answer_shrinks(
-    engine: Engine, extraction: Extraction
-) -> None:
+def test_frames_say_how_far_the_measurement_is_and_neither_answer_shrinks(engine, extraction):
     extraction.go.set()
     told = list(engine.steer(request(n=40), session="a"))
     said = [frame.message for frame in told if not frame.steered]
@@ -97,9 +92,7 @@ def test_frames_say_how_far_the_measurement_is_and_neither_answer_shrinks(
     assert told[-1].done
 
 
-def test_one_that_is_replaced_leaves_its_measurement_to_the_newer(
-    engine: Engine, extraction: Extraction
-) -> None:
+def test_one_that_is_replaced_leaves_its_measurement_to_the_newer(engine, extraction):
     older = engine.steer(request(alpha=1.0), session="a")
     until_base(older)
     newer = engine.steer(request(alpha=2.0, band=(0.5, 1.0)), session="a")
@@ -109,9 +102,7 @@ def test_one_that_is_replaced_leaves_its_measurement_to_the_newer(
     assert extraction.begun == extraction.ended == ["care_over_authority"]
 
 
-def test_stop_ends_the_request_and_the_next_goes_on_where_it_was(
-    engine: Engine, extraction: Extraction
-) -> None:
+def test_stop_ends_the_request_and_the_next_goes_on_where_it_was(engine, extraction):
     frames = engine.steer(request(), session="a")
     until_base(frames)
     engine.stop("a")
@@ -123,9 +114,7 @@ def test_stop_ends_the_request_and_the_next_goes_on_where_it_was(
     assert extraction.begun == extraction.ended == ["care_over_authority"]
 
 
-def test_what_nobody_waits_for_is_forgotten_when_another_is_measured(
-    engine: Engine, extraction: Extraction
-) -> None:
+def test_what_nobody_waits_for_is_forgotten_when_another_is_measured(engine, extraction):
     frames = engine.steer(request(), session="a")
     until_base(frames)
     assert extraction.waits.wait(30)
@@ -136,9 +125,7 @@ def test_what_nobody_waits_for_is_forgotten_when_another_is_measured(
     assert extraction.ended == ["care_over_authority stopped", OTHER]
 
 
-def test_what_cannot_be_measured_ends_all_who_wait_for_it_and_the_engine_goes_on(
-    engine: Engine, extraction: Extraction
-) -> None:
+def test_what_cannot_be_measured_ends_all_who_wait_for_it_and_the_engine_goes_on(engine, extraction):
     extraction.fails = SettingsError("The steering vector is zero: use personas that differ.")
     frames = engine.steer(request(), session="a")
     assert until_base(frames).base
@@ -149,7 +136,7 @@ def test_what_cannot_be_measured_ends_all_who_wait_for_it_and_the_engine_goes_on
     assert list(engine.steer(request(), session="a"))[-1].done
 
 
-def test_a_sweep_is_stopped_while_its_vector_is_measured(engine: Engine, extraction: Extraction) -> None:
+def test_a_sweep_is_stopped_while_its_vector_is_measured(engine, extraction):
     asked = build(DoseRequest, alphas=(0.0,), band=BAND, prompts=("A man lies.",))
     sweep = engine.dose(asked, session="a")
     next(sweep)
@@ -160,7 +147,7 @@ def test_a_sweep_is_stopped_while_its_vector_is_measured(engine: Engine, extract
     assert extraction.ended == ["care_over_authority stopped"]
 
 
-def test_closing_the_engine_ends_what_is_measured(engine: Engine, extraction: Extraction) -> None:
+def test_closing_the_engine_ends_what_is_measured(engine, extraction):
     frames = engine.steer(request(), session="a")
     until_base(frames)
     engine.stop("a")

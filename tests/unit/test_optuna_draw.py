@@ -11,25 +11,24 @@ from steer_heal.config import SettingsError, axes, heal_settings
 from steer_heal.engine.optuna_draw import Tried, check, drawn
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.run_sweeps import GOING, RunSweeps
-from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
 from tests.jobs import until
 
 VARIED: axes.Axes = {"train.lam": [4, 1, 2, 3], "train.divergence": ["nll", "kl_rev"]}
 
 
-def test_without_optuna_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SettingsError, match=r"pip install 'steer-heal\[optuna\]'"):
         check(VARIED)
 
 
-def test_a_seed_is_nothing_to_draw() -> None:
+def test_a_seed_is_nothing_to_draw():
     with pytest.raises(SettingsError, match="leave the axis seed out"):
         check({"seed": [0, 1]})
 
 
-def test_a_grid_beyond_the_budget_can_be_drawn_from() -> None:
+def test_a_grid_beyond_the_budget_can_be_drawn_from():
     lines = [f"train.lam={','.join(map(str, range(500)))}", "train.tau=0,1"]
     with pytest.raises(SettingsError, match="1,000 runs"):
         axes.parse(lines)
@@ -43,7 +42,7 @@ def outcome(values: dict[str, Any]) -> tuple[float, float]:
     return 1.0 - abs(values["train.lam"] - 2), abs(values["train.lam"] - 2)
 
 
-def test_every_cell_is_drawn_once_and_the_same_way_each_time() -> None:
+def test_every_cell_is_drawn_once_and_the_same_way_each_time():
     pytest.importorskip("optuna")
     runs = []
     for _ in range(2):
@@ -58,9 +57,7 @@ def test_every_cell_is_drawn_once_and_the_same_way_each_time() -> None:
     assert drawn(VARIED, going, seed=3) != runs[0][0]
 
 
-def test_a_sweep_is_drawn_as_runs_finish_and_not_while_one_is_cancelled(
-    jobs: LocalProcesses, tmp_path: Any
-) -> None:
+def test_a_sweep_is_drawn_as_runs_finish_and_not_while_one_is_cancelled(jobs, tmp_path):
     pytest.importorskip("optuna")
     index = RunIndex(jobs, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
     sweeps = RunSweeps(index, jobs.runs_dir)

@@ -7,7 +7,6 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -27,7 +26,7 @@ GET = "the model some/where is not there, run `python -m steer_heal models get s
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
+def port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -39,22 +38,18 @@ def refusal(folder: Path, address: str) -> str:
     return str(refused.value)
 
 
-def test_without_ray_it_says_what_to_install(
-    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_ray_it_says_what_to_install(tmp_path, port, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'steer-heal[ray]'" in refusal(tmp_path, f"ray://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("address", ["auto", "ray://", "ray://host:port", "127.0.0.1:6379"])
-def test_what_is_no_address_is_refused(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_address_is_refused(tmp_path, address, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
     assert "is no cluster" in refusal(tmp_path, address)
 
 
-def test_an_address_that_nobody_answers_at_is_said_at_once(
-    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_that_nobody_answers_at_is_said_at_once(tmp_path, port, monkeypatch):
     def silent(*_args: object, **_options: object) -> None:
         raise ConnectionError("ray client connection timeout")
 
@@ -65,7 +60,7 @@ def test_an_address_that_nobody_answers_at_is_said_at_once(
     assert "Nobody answers at" in refusal(tmp_path, f"ray://127.0.0.1:{closed}")
 
 
-def test_other_versions_are_named(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_are_named(tmp_path, port, monkeypatch):
     def other(*_args: object, **_options: object) -> None:
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n")
 
@@ -75,7 +70,7 @@ def test_other_versions_are_named(tmp_path: Path, port: int, monkeypatch: pytest
     assert "\n" not in said
 
 
-def test_a_cluster_s_run_that_nobody_listens_to_is_no_lost_process_and_takes_no_place(jobs: LocalProcesses):
+def test_a_cluster_s_run_that_nobody_listens_to_is_no_lost_process_and_takes_no_place(jobs):
     folder = jobs.create(heal_settings(model="demo"), worker=Running(os.getpid(), 0.0, "ray://host:10001"))
     assert "sweep resume" in jobs.poll(folder.run_id).message
     folder.beat()
@@ -84,7 +79,7 @@ def test_a_cluster_s_run_that_nobody_listens_to_is_no_lost_process_and_takes_no_
 
 
 @pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRay:
+def ray(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     made = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", made)
@@ -94,7 +89,7 @@ def ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRay:
 
 
 @pytest.fixture
-def may_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+def may_end(monkeypatch):
     """Workers without a model, on a thread: a round, and when they may the other one and the end."""
     may = Event()
 
@@ -120,15 +115,15 @@ def may_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, port: int, ray: FakeRay, may_end: Event) -> Iterator[RayCluster]:
+def cluster(tmp_path, port, ray, may_end):
     made = RayCluster(tmp_path / "runs", f"ray://127.0.0.1:{port}")
     yield made
     made.close()
 
 
 def test_a_node_without_the_model_or_what_the_project_needs_is_named_before_the_first_cell(
-    cluster: RayCluster, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    cluster, ray, monkeypatch
+):
     demo, missing = heal_settings(model="demo"), heal_settings(model="some/where")
     assert cluster.unfit([demo]) == [""]
     said = cluster.unfit([missing, demo])
@@ -145,8 +140,8 @@ def test_a_node_without_the_model_or_what_the_project_needs_is_named_before_the_
 
 
 def test_ray_keeps_the_memory_that_a_run_is_reckoned_to_need_and_too_much_is_refused(
-    cluster: RayCluster, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, may_end: Event
-) -> None:
+    cluster, ray, monkeypatch, may_end
+):
     settings = heal_settings(model="demo", rounds=2)
     begun(cluster)
     asked = ray.options["memory"]
@@ -159,12 +154,10 @@ def test_ray_keeps_the_memory_that_a_run_is_reckoned_to_need_and_too_much_is_ref
     assert "lower train.batch_size" in said[1]
 
 
-def test_a_place_is_cpus_and_where_there_are_some_gpus(
-    tmp_path: Path, port: int, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_is_cpus_and_where_there_are_some_gpus(tmp_path, port, ray, monkeypatch):
     def places(there: dict[str, float], **each: float) -> int:
         monkeypatch.setattr(ray, "cluster_resources", lambda: there)
-        made = RayCluster(tmp_path / "runs", f"ray://127.0.0.1:{port}", **each)  # type: ignore[arg-type]
+        made = RayCluster(tmp_path / "runs", f"ray://127.0.0.1:{port}", **each)
         made.close()
         return made.places()
 
@@ -175,7 +168,7 @@ def test_a_place_is_cpus_and_where_there_are_some_gpus(
 
 
 @pytest.mark.parametrize("each", [{"cpus": 0}, {"gpus": -1.0}, {"gpus": 1.5}, {"gpus": float("nan")}])
-def test_a_place_that_cannot_be_is_refused(tmp_path: Path, port: int, ray: FakeRay, each: dict[str, int]):
+def test_a_place_that_cannot_be_is_refused(tmp_path, port, ray, each):
     with pytest.raises(SettingsError, match="1 or more CPUs"):
         RayCluster(tmp_path / "runs", f"ray://127.0.0.1:{port}", **each)
 
@@ -207,9 +200,7 @@ def whole(cluster: RayCluster, run_id: str) -> list[str]:
     return [event.kind for event in log]
 
 
-def test_what_a_run_writes_comes_back_and_its_place_is_freed(
-    cluster: RayCluster, ray: FakeRay, may_end: Event
-) -> None:
+def test_what_a_run_writes_comes_back_and_its_place_is_freed(cluster, ray, may_end):
     run_id = begun(cluster)
     assert cluster.poll(run_id).status == "running"
     assert whole(cluster, run_id)[-1] == "round"
@@ -221,9 +212,7 @@ def test_what_a_run_writes_comes_back_and_its_place_is_freed(
     assert ray.actors == {}
 
 
-def test_a_run_whose_node_is_lost_goes_on_from_what_came_back(
-    cluster: RayCluster, ray: FakeRay, may_end: Event
-) -> None:
+def test_a_run_whose_node_is_lost_goes_on_from_what_came_back(cluster, ray, may_end):
     run_id = begun(cluster)
     ray.restart(run_id)
     may_end.set()
@@ -232,9 +221,7 @@ def test_a_run_whose_node_is_lost_goes_on_from_what_came_back(
     assert (kinds.count("started"), kinds.count("resumed"), kinds.count("round")) == (1, 1, 2)
 
 
-def test_a_run_goes_on_while_nobody_listens(
-    cluster: RayCluster, ray: FakeRay, may_end: Event, tmp_path: Path
-) -> None:
+def test_a_run_goes_on_while_nobody_listens(cluster, ray, may_end, tmp_path):
     run_id = begun(cluster)
     cluster.close()
     may_end.set()
@@ -248,9 +235,7 @@ def test_a_run_goes_on_while_nobody_listens(
     anew.close()
 
 
-def test_paused_it_leaves_its_place_after_its_round_and_resumed_it_takes_another(
-    cluster: RayCluster, ray: FakeRay, may_end: Event
-) -> None:
+def test_paused_it_leaves_its_place_after_its_round_and_resumed_it_takes_another(cluster, ray, may_end):
     run_id = cluster.start(heal_settings(model="demo", rounds=2))
     cluster.pause(run_id)
     assert cluster.poll(run_id).status == "running"
@@ -264,7 +249,7 @@ def test_paused_it_leaves_its_place_after_its_round_and_resumed_it_takes_another
     assert whole(cluster, run_id).count("resumed") == 1
 
 
-def test_cancelled_it_ends_and_can_be_resumed(cluster: RayCluster, ray: FakeRay, may_end: Event) -> None:
+def test_cancelled_it_ends_and_can_be_resumed(cluster, ray, may_end):
     run_id = begun(cluster)
     cluster.cancel(run_id)
     heard(cluster, run_id, "cancelled")
@@ -275,9 +260,7 @@ def test_cancelled_it_ends_and_can_be_resumed(cluster: RayCluster, ray: FakeRay,
     assert whole(cluster, run_id).count("round") == 2
 
 
-def test_a_place_that_is_lost_for_good_interrupts_its_run_alone(
-    cluster: RayCluster, ray: FakeRay, may_end: Event
-) -> None:
+def test_a_place_that_is_lost_for_good_interrupts_its_run_alone(cluster, ray, may_end):
     lost, other = begun(cluster), begun(cluster)
     ray.actors[lost].failure = RayError("The actor died\nand was not made anew.")
     heard(cluster, lost, "interrupted")
@@ -288,8 +271,8 @@ def test_a_place_that_is_lost_for_good_interrupts_its_run_alone(
 
 @pytest.mark.parametrize("anew", [False, True])
 def test_while_the_head_is_away_its_runs_wait_and_none_is_made_and_they_go_on_with_it_or_the_next(
-    cluster: RayCluster, ray: FakeRay, may_end: Event, monkeypatch: pytest.MonkeyPatch, anew: bool
-) -> None:
+    cluster, ray, may_end, monkeypatch, anew
+):
     monkeypatch.setattr("steer_heal.runs.jobs.ray_cluster.AGAIN_S", 0.0)
     run_id = begun(cluster)
     before = whole(cluster, run_id)
@@ -311,9 +294,7 @@ def test_while_the_head_is_away_its_runs_wait_and_none_is_made_and_they_go_on_wi
     assert (kinds.count("started"), kinds.count("resumed")) == (1, int(anew))
 
 
-def test_a_full_disk_here_loses_nothing(
-    cluster: RayCluster, ray: FakeRay, may_end: Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_here_loses_nothing(cluster, ray, may_end, monkeypatch):
     run_id = begun(cluster)
     before = whole(cluster, run_id)
 
@@ -332,7 +313,7 @@ def test_a_full_disk_here_loses_nothing(
     assert whole(cluster, run_id).count("round") == 2
 
 
-def test_a_run_that_is_resumed_elsewhere_loses_its_place_there(cluster: RayCluster, ray: FakeRay) -> None:
+def test_a_run_that_is_resumed_elsewhere_loses_its_place_there(cluster, ray):
     run_id = begun(cluster)
     cluster.close()
     os.utime(cluster.folder(run_id).path / "heartbeat", (0, 0))

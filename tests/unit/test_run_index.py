@@ -1,7 +1,5 @@
 """The index of runs: new events are seen without asking twice, a held or foreign store stops nothing."""
 
-from pathlib import Path
-
 import pytest
 
 from steer_heal.config import SettingsError, heal_settings
@@ -15,22 +13,20 @@ from tests.unit.test_store_file import hold
 
 
 @pytest.fixture
-def index(tmp_path: Path, jobs: LocalProcesses) -> RunIndex:
+def index(tmp_path, jobs):
     example = tmp_path / "example"
     write_run(example / "events.jsonl", name="example")
     return RunIndex(jobs, Store(tmp_path / "runs.duckdb", patience=0.1), example=example, every_s=0.0)
 
 
-def test_the_example_is_there_at_once_and_marked(index: RunIndex) -> None:
+def test_the_example_is_there_at_once_and_marked(index):
     (run,) = index.rows()
     assert (run.run_id, run.is_example, run.status) == (EXAMPLE_ID, True, "finished")
     assert len(index.map([EXAMPLE_ID])) == 5
     assert all(node.is_example for node in index.map([EXAMPLE_ID]))
 
 
-def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(
-    index: RunIndex, jobs: LocalProcesses
-) -> None:
+def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(index, jobs):
     folder = jobs.create(heal_settings(model="demo", rounds=2), worker=this_process())
     marks = [index.watermark()]
     with EventLog(folder.log) as log:
@@ -43,7 +39,7 @@ def test_the_watermark_changes_with_every_new_round_and_stands_still_otherwise(
     assert len(set(marks)) == 3
 
 
-def test_a_run_whose_folder_is_gone_is_interrupted_not_running(index: RunIndex, jobs: LocalProcesses) -> None:
+def test_a_run_whose_folder_is_gone_is_interrupted_not_running(index, jobs):
     folder = jobs.create(heal_settings(model="demo"), worker=this_process())
     with EventLog(folder.log) as log:
         start(log, heal_settings(model="demo"))
@@ -52,9 +48,7 @@ def test_a_run_whose_folder_is_gone_is_interrupted_not_running(index: RunIndex, 
     assert index.rows()[0].status == "interrupted"
 
 
-def test_a_held_store_is_named_shows_the_last_known_and_catches_up(
-    index: RunIndex, jobs: LocalProcesses
-) -> None:
+def test_a_held_store_is_named_shows_the_last_known_and_catches_up(index, jobs):
     assert len(index.rows()) == 1
     holder = hold(index.store.path, read_only=False)
     try:
@@ -73,7 +67,7 @@ def test_a_held_store_is_named_shows_the_last_known_and_catches_up(
     assert [run.run_id for run in index.rows()] == [folder.run_id, EXAMPLE_ID]
 
 
-def test_a_deleted_store_is_built_again_while_the_page_runs(index: RunIndex) -> None:
+def test_a_deleted_store_is_built_again_while_the_page_runs(index):
     run_id = index.start(heal_settings(model="demo", name="quick"))
     until(lambda: index.rows()[0].status == "finished")
     nodes = index.map([run_id, EXAMPLE_ID])
@@ -81,7 +75,7 @@ def test_a_deleted_store_is_built_again_while_the_page_runs(index: RunIndex) -> 
     assert index.map([run_id, EXAMPLE_ID]) == nodes
 
 
-def test_a_foreign_file_is_said_and_left_alone(tmp_path: Path) -> None:
+def test_a_foreign_file_is_said_and_left_alone(tmp_path):
     path = tmp_path / "runs.duckdb"
     path.write_text("something else")
     index = RunIndex(LocalProcesses(tmp_path / "runs", command=COMMAND), Store(path), every_s=0.0)
@@ -91,9 +85,7 @@ def test_a_foreign_file_is_said_and_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "something else"
 
 
-def test_a_run_is_renamed_and_hidden_without_touching_its_files(
-    index: RunIndex, jobs: LocalProcesses
-) -> None:
+def test_a_run_is_renamed_and_hidden_without_touching_its_files(index, jobs):
     folder = jobs.create(heal_settings(model="demo", name="one"), worker=this_process())
     config, mark = (folder.path / "config.json").read_bytes(), index.watermark()
     index.rename(folder.run_id, " other ")
@@ -109,9 +101,7 @@ def test_a_run_is_renamed_and_hidden_without_touching_its_files(
     assert next(row.name for row in index.rows() if row.run_id == folder.run_id) == "one"
 
 
-def test_a_deleted_run_is_gone_with_its_folder_and_comes_back_for_a_minute(
-    index: RunIndex, jobs: LocalProcesses, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deleted_run_is_gone_with_its_folder_and_comes_back_for_a_minute(index, jobs, monkeypatch):
     run_id = index.start(heal_settings(model="demo", name="quick", rounds=1))
     with pytest.raises(SettingsError, match="cancel it before"):
         index.delete(run_id)
@@ -130,9 +120,7 @@ def test_a_deleted_run_is_gone_with_its_folder_and_comes_back_for_a_minute(
         index.restore(run_id)
 
 
-def test_what_is_counted_stands_in_the_row_and_the_end_does_not_jump(
-    index: RunIndex, jobs: LocalProcesses
-) -> None:
+def test_what_is_counted_stands_in_the_row_and_the_end_does_not_jump(index, jobs):
     folder = jobs.create(heal_settings(model="demo", rounds=2), worker=this_process())
     with EventLog(folder.log) as log:
         start(log, heal_settings(model="demo", rounds=2))

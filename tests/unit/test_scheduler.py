@@ -11,7 +11,7 @@ from steer_heal.engine.scheduler import AT_ONCE, PATIENT_AT_ONCE, Scheduler
 
 
 @pytest.fixture
-def scheduler() -> Iterator[Scheduler]:
+def scheduler():
     made = Scheduler()
     yield made
     made.close()
@@ -29,7 +29,7 @@ def endless(request: Request[int]) -> Iterator[int]:
         yield (number := number + 1)
 
 
-def test_what_a_step_raises_reaches_the_reader_and_the_thread_goes_on(scheduler: Scheduler) -> None:
+def test_what_a_step_raises_reaches_the_reader_and_the_thread_goes_on(scheduler):
     def fails(_: Request[int]) -> Iterator[int]:
         yield 1
         raise ValueError("what happened")
@@ -41,7 +41,7 @@ def test_what_a_step_raises_reaches_the_reader_and_the_thread_goes_on(scheduler:
     assert list(scheduler.run("a", lambda _: iter([7]))) == [7]
 
 
-def test_sessions_advance_together_step_by_step(scheduler: Scheduler) -> None:
+def test_sessions_advance_together_step_by_step(scheduler):
     order: list[str] = []
     go = threading.Event()
 
@@ -63,28 +63,26 @@ def test_sessions_advance_together_step_by_step(scheduler: Scheduler) -> None:
     assert sorted(order[3:6]) == ["a", "b", "c"]
 
 
-def test_who_comes_late_is_told_how_many_are_ahead_and_is_served_when_one_ends(
-    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_comes_late_is_told_how_many_are_ahead_and_is_served_when_one_ends(scheduler, monkeypatch):
     monkeypatch.setattr("steer_heal.engine.scheduler.SOON_S", 60.0)
     readers = [scheduler.run(f"s{index}", endless) for index in range(AT_ONCE)]
     for reader in readers:
         assert next(reader) == 1
     late = scheduler.run("late", endless)
     assert next(late) == Waiting(AT_ONCE)
-    readers[2].close()  # type: ignore[attr-defined]
+    readers[2].close()
     assert next(item for item in late if not isinstance(item, Waiting)) == 1
 
 
-def test_a_reader_that_goes_away_ends_its_work(scheduler: Scheduler) -> None:
+def test_a_reader_that_goes_away_ends_its_work(scheduler):
     reader = scheduler.run("a", endless)
     next(reader)
-    reader.close()  # type: ignore[attr-defined]
+    reader.close()
     assert SEEN["a"].over()
     assert not scheduler.has(1)
 
 
-def test_closing_ends_everything() -> None:
+def test_closing_ends_everything():
     before = set(threading.enumerate())
     scheduler = Scheduler()
     reader = scheduler.run("a", endless)
@@ -121,7 +119,7 @@ class Counting:
         self.done.set()
 
 
-def test_requests_of_one_key_begin_together_as_many_as_there_is_room_for(scheduler: Scheduler) -> None:
+def test_requests_of_one_key_begin_together_as_many_as_there_is_room_for(scheduler):
     go, heard = threading.Event(), dict[int, list[int | Waiting]]()
     shared = Counting(go)
 
@@ -140,7 +138,7 @@ def test_requests_of_one_key_begin_together_as_many_as_there_is_room_for(schedul
     assert {number: items[-1] for number, items in heard.items()} == {n: n for n in range(1, 6)}
 
 
-def test_a_slow_reader_gets_the_newest_only_and_the_end(scheduler: Scheduler) -> None:
+def test_a_slow_reader_gets_the_newest_only_and_the_end(scheduler):
     go = threading.Event()
     go.set()
     counting = Counting(go)
@@ -152,7 +150,7 @@ def test_a_slow_reader_gets_the_newest_only_and_the_end(scheduler: Scheduler) ->
     assert rest == ([] if first == 400 else [400])
 
 
-def test_who_has_waited_long_begins_whatever_is_worked_on(scheduler: Scheduler) -> None:
+def test_who_has_waited_long_begins_whatever_is_worked_on(scheduler):
     readers = [scheduler.run(f"s{index}", endless) for index in range(AT_ONCE)]
     for reader in readers:
         assert next(reader) == 1
@@ -160,7 +158,7 @@ def test_who_has_waited_long_begins_whatever_is_worked_on(scheduler: Scheduler) 
     assert 1 in [next(late) for _ in range(30)]
 
 
-def test_patient_work_waits_for_patient_work_and_never_takes_the_place_of_other(scheduler: Scheduler) -> None:
+def test_patient_work_waits_for_patient_work_and_never_takes_the_place_of_other(scheduler):
     sweeps = [scheduler.run(f"p{index}", endless, patient=True) for index in range(PATIENT_AT_ONCE)]
     for sweep in sweeps:
         assert next(sweep) == 1
@@ -169,7 +167,7 @@ def test_patient_work_waits_for_patient_work_and_never_takes_the_place_of_other(
     assert [next(scheduler.run(f"s{index}", endless)) for index in range(3)] == [1, 1, 1]
 
 
-def test_brief_work_begins_whatever_is_worked_on_and_takes_nobodys_place(scheduler: Scheduler) -> None:
+def test_brief_work_begins_whatever_is_worked_on_and_takes_nobodys_place(scheduler):
     readers = [scheduler.run(f"s{index}", endless) for index in range(AT_ONCE - 1)]
     readers += [scheduler.run(f"p{index}", endless, patient=True) for index in range(PATIENT_AT_ONCE)]
     readers += [scheduler.run(f"b{index}", endless, patient=True, brief=True) for index in range(5)]

@@ -1,7 +1,6 @@
 """The store: idempotent, rebuilt equal from logs, patient with holders, never touching a foreign file."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -24,9 +23,7 @@ def tables(store: Store) -> dict[str, list[Any]]:
         return {name: sorted(map(repr, connection.table(name).fetchall())) for name in TABLES}
 
 
-def test_a_file_has_the_same_tables_however_the_log_was_cut_and_however_often_it_is_taken_in(
-    store: Store, log: Path
-) -> None:
+def test_a_file_has_the_same_tables_however_the_log_was_cut_and_however_often_it_is_taken_in(store, log):
     whole = events.read(log)
     for start_ in range(0, len(whole.events), 7):
         store.ingest("r1", Chunk(whole.events[start_ : start_ + 7], whole.offset))
@@ -39,7 +36,7 @@ def test_a_file_has_the_same_tables_however_the_log_was_cut_and_however_often_it
     assert tables(store) == pieces
 
 
-def test_the_documented_view_has_its_columns_and_the_map_its_nodes(store: Store, log: Path) -> None:
+def test_the_documented_view_has_its_columns_and_the_map_its_nodes(store, log):
     store.ingest("r1", events.read(log))
     with duckdb.connect(str(store.path), read_only=True) as connection:
         columns = [row[0] for row in connection.execute("DESCRIBE moral_map").fetchall()]
@@ -60,9 +57,7 @@ def test_the_documented_view_has_its_columns_and_the_map_its_nodes(store: Store,
     assert store.moral_map() == nodes
 
 
-def test_a_run_on_its_trait_s_own_axis_has_no_foundations_but_its_two_poles(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_run_on_its_trait_s_own_axis_has_no_foundations_but_its_two_poles(store, tmp_path):
     def poles(formal: float) -> dict[str, float]:
         return {"formal": formal, "casual": 1.0 - formal}
 
@@ -83,7 +78,7 @@ def test_a_run_on_its_trait_s_own_axis_has_no_foundations_but_its_two_poles(
     assert store.round_detail("own", 0).profiles == {"base": poles(0.5)}
 
 
-def test_round_detail_holds_base_steered_healed_and_what_was_said(store: Store, log: Path) -> None:
+def test_round_detail_holds_base_steered_healed_and_what_was_said(store, log):
     store.ingest("r1", events.read(log))
     detail = store.round_detail("r1", 2)
     assert set(detail.profiles) == {"base", "steered", "healed"}
@@ -108,7 +103,7 @@ def test_round_detail_holds_base_steered_healed_and_what_was_said(store: Store, 
         store.round_detail("nope", 1)
 
 
-def test_completions_keep_text_scores_and_reasons(store: Store, log: Path) -> None:
+def test_completions_keep_text_scores_and_reasons(store, log):
     store.ingest("r1", events.read(log))
     rows = store.completions("r1", 1)
     assert [row.kept for row in rows] == [False, True, True]
@@ -117,7 +112,7 @@ def test_completions_keep_text_scores_and_reasons(store: Store, log: Path) -> No
     assert rows[0].scores == {"repetition": 0.1}
 
 
-def test_a_resumed_run_forgets_the_round_it_writes_again(store: Store, tmp_path: Path) -> None:
+def test_a_resumed_run_forgets_the_round_it_writes_again(store, tmp_path):
     path = tmp_path / "r2" / "events.jsonl"
     whole = write_run(tmp_path / "whole" / "events.jsonl")
     with EventLog(path) as log:
@@ -143,7 +138,7 @@ def test_a_resumed_run_forgets_the_round_it_writes_again(store: Store, tmp_path:
     assert resumed == (store.completions("r", 2), [(n.round, n.stage, n.care) for n in store.moral_map()])
 
 
-def test_progress_rises_to_one_with_time_left_and_the_last_headline(store: Store, tmp_path: Path) -> None:
+def test_progress_rises_to_one_with_time_left_and_the_last_headline(store, tmp_path):
     seen = [0.0]
     with EventLog(tmp_path / "events.jsonl") as log:
         start(log, heal_settings(model="demo", rounds=2))
@@ -177,7 +172,7 @@ ODD = [
 ]
 
 
-def test_events_of_another_version_are_taken_in_as_far_as_they_go(store: Store, tmp_path: Path) -> None:
+def test_events_of_another_version_are_taken_in_as_far_as_they_go(store, tmp_path):
     path = tmp_path / "events.jsonl"
     lines = [json.dumps({"seq": seq, "time": 1.0, "round": 1, **event}) for seq, event in enumerate(ODD)]
     path.write_text("\n".join(lines) + "\n")
@@ -188,7 +183,7 @@ def test_events_of_another_version_are_taken_in_as_far_as_they_go(store: Store, 
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
-def test_export_holds_the_asked_run_only(store: Store, log: Path, tmp_path: Path, kind: str) -> None:
+def test_export_holds_the_asked_run_only(store, log, tmp_path, kind):
     store.ingest("r1", events.read(log))
     store.ingest("r2", events.read(log))
     out = tmp_path / "it's out"
@@ -205,7 +200,7 @@ def test_export_holds_the_asked_run_only(store: Store, log: Path, tmp_path: Path
 WORTH = {"value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.14, "why": ""}
 
 
-def test_what_a_profile_is_worth_is_kept_and_its_coherence_may_be_none(store: Store, tmp_path: Path) -> None:
+def test_what_a_profile_is_worth_is_kept_and_its_coherence_may_be_none(store, tmp_path):
     told = profile(0.5, 0.3) | {"coherence": None, "frame": "cloze", "agreement": WORTH, "order_tv": 0.2}
     told |= {"text": {"relevance": 0.7}, "text_verdict": "damaged", "answers_verdict": "kept"}
     with EventLog(tmp_path / "events.jsonl") as log:
@@ -225,9 +220,7 @@ def test_what_a_profile_is_worth_is_kept_and_its_coherence_may_be_none(store: St
     assert found == [(0.6, "cloze", 0.2), (None, None, None)]
 
 
-def test_a_store_of_before_keeps_its_rows_and_gains_the_columns(
-    store: Store, log: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_of_before_keeps_its_rows_and_gains_the_columns(store, log, monkeypatch):
     older = MIGRATIONS[: next(i for i, sql in enumerate(MIGRATIONS) if "agreement" in sql)]
     with monkeypatch.context() as before:
         before.setattr("steer_heal.runs.store.database.MIGRATIONS", older)

@@ -4,10 +4,8 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pytest
@@ -33,16 +31,14 @@ def hold(path: Path, *, read_only: bool) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def holder(tmp_path):
     process = hold(tmp_path / "runs.duckdb", read_only=False)
     yield process
     process.kill()
     process.wait()
 
 
-def test_a_holder_is_named_and_nothing_is_lost(
-    store: Store, log: Path, holder: subprocess.Popen[str]
-) -> None:
+def test_a_holder_is_named_and_nothing_is_lost(store, log, holder):
     chunk = events.read(log)
     with pytest.raises(StoreBusy, match=rf"runs.duckdb is held by .*{holder.pid}"):
         store.ingest("r1", chunk)
@@ -53,13 +49,13 @@ def test_a_holder_is_named_and_nothing_is_lost(
     assert store.ingest("r1", chunk) == len(chunk.events)
 
 
-def test_it_waits_for_a_holder_that_lets_go(tmp_path: Path, log: Path, holder: subprocess.Popen[str]) -> None:
+def test_it_waits_for_a_holder_that_lets_go(tmp_path, log, holder):
     store = Store(tmp_path / "runs.duckdb", patience=20)
     holder.stdin.close()
     assert store.ingest("r1", events.read(log)) > 0
 
 
-def test_a_reader_beside_it_does_not_stop_reading(store: Store, log: Path) -> None:
+def test_a_reader_beside_it_does_not_stop_reading(store, log):
     store.ingest("r1", events.read(log))
     reader = hold(store.path, read_only=True)
     try:
@@ -99,9 +95,7 @@ def newer(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["other.duckdb", "other.sqlite", "other.csv"])
-def test_a_file_that_is_not_ours_is_refused_and_left_as_it_was(
-    tmp_path: Path, log: Path, make: Any, words: str, name: str
-) -> None:
+def test_a_file_that_is_not_ours_is_refused_and_left_as_it_was(tmp_path, log, make, words, name):
     path = tmp_path / name
     make(path)
     before = path.read_bytes()
@@ -113,7 +107,7 @@ def test_a_file_that_is_not_ours_is_refused_and_left_as_it_was(
     assert path.read_bytes() == before
 
 
-def test_a_folder_or_a_pipe_given_as_the_store_is_refused_and_stays(tmp_path: Path) -> None:
+def test_a_folder_or_a_pipe_given_as_the_store_is_refused_and_stays(tmp_path):
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     os.mkfifo(tmp_path / "pipe")
     fresh = Store(tmp_path / "fresh.duckdb")
@@ -126,9 +120,7 @@ def test_a_folder_or_a_pipe_given_as_the_store_is_refused_and_stays(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "fresh.duckdb", "pipe"]
 
 
-def test_a_failed_migration_leaves_no_half_schema(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Path
-) -> None:
+def test_a_failed_migration_leaves_no_half_schema(tmp_path, monkeypatch, log):
     path = tmp_path / "runs.duckdb"
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -141,12 +133,12 @@ def test_a_failed_migration_leaves_no_half_schema(
     assert Store(path).ingest("r1", events.read(log)) > 0
 
 
-def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+def test_a_missing_folder_is_made(tmp_path):
     assert Store(tmp_path / "new" / "runs.duckdb").runs() == []
     assert (tmp_path / "new" / "runs.duckdb").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="--db"):
         Store(tmp_path / "file" / "runs.duckdb").runs()

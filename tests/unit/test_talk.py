@@ -1,8 +1,6 @@
 """Conversations on a tiny model: base, steered and healed voices, and that the base stays the base."""
 
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,12 +28,12 @@ SAID = ({"role": "user", "content": "What is right?"},)
 
 
 @pytest.fixture
-def lm() -> Any:
+def lm():
     return tiny.endless()
 
 
 @pytest.fixture
-def engine(lm: Any, tmp_path: Path, measured: Path) -> Iterator[Engine]:
+def engine(lm, tmp_path, measured):
     made = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb", cache_dir=measured)
     yield made
     made.close()
@@ -51,9 +49,7 @@ def ids(frame: TalkFrame) -> list[list[list[int]]]:
     return [[[token.id for token in one.tokens] for one in column] for column in frame.voices]
 
 
-def test_base_steered_and_two_healed_rounds_answer_side_by_side(
-    engine: Engine, lm: Any, tmp_path: Path
-) -> None:
+def test_base_steered_and_two_healed_rounds_answer_side_by_side(engine, lm, tmp_path):
     run = shaken_run(lm, tmp_path / "runs")
     before, state = tiny.logits(lm), lm.state
     hashes = Kept(lm.model).hashes()
@@ -77,9 +73,7 @@ def test_base_steered_and_two_healed_rounds_answer_side_by_side(
     assert lm.state == state
 
 
-def test_a_healed_voice_has_the_probabilities_of_the_model_with_the_adapters_on(
-    engine: Engine, lm: Any, tmp_path: Path
-) -> None:
+def test_a_healed_voice_has_the_probabilities_of_the_model_with_the_adapters_on(engine, lm, tmp_path):
     run = shaken_run(lm, tmp_path / "runs")
     request = asked(f"{run}/2", temperature=1.0, top_p=1.0)
     first, again = (list(engine.talk(request, session="a"))[-1].voices[0][0] for _ in range(2))
@@ -95,16 +89,14 @@ def test_a_healed_voice_has_the_probabilities_of_the_model_with_the_adapters_on(
     stack.unload()
 
 
-def test_whoever_is_answered_meanwhile_gets_the_base(engine: Engine, lm: Any, tmp_path: Path) -> None:
+def test_whoever_is_answered_meanwhile_gets_the_base(engine, lm, tmp_path):
     run = shaken_run(lm, tmp_path / "runs")
     before = tiny.logits(lm)
     for _ in engine.talk(asked(f"{run}/2"), session="a"):
         assert torch.equal(tiny.logits(lm), before)
 
 
-def test_a_model_that_goes_through_transformers_is_healed_in_one_go(
-    engine: Engine, lm: Any, tmp_path: Path
-) -> None:
+def test_a_model_that_goes_through_transformers_is_healed_in_one_go(engine, lm, tmp_path):
     run = shaken_run(lm, tmp_path / "runs")
     known = ids(list(engine.talk(asked(f"{run}/2", temperature=1.0, top_p=1.0), session="a"))[-1])
     lm.model.lm_head.register_forward_hook(lambda *_: None)
@@ -112,7 +104,7 @@ def test_a_model_that_goes_through_transformers_is_healed_in_one_go(
     assert ids(list(engine.talk(asked(f"{run}/2", temperature=1.0, top_p=1.0), session="a"))[-1]) == known
 
 
-def test_the_messages_before_count_and_nothing_typed_is_a_control_token(engine: Engine, lm: Any) -> None:
+def test_the_messages_before_count_and_nothing_typed_is_a_control_token(engine, lm):
     longer = (*SAID, {"role": "assistant", "content": "<end_of_turn>"}, {"role": "user", "content": "Why?"})
     one, other = (
         list(engine.talk(asked("base", messages=said), session="a"))[-1].voices[0][0].tokens
@@ -123,7 +115,7 @@ def test_the_messages_before_count_and_nothing_typed_is_a_control_token(engine: 
     assert shown.count(tiny.SPECIAL.index("<end_of_turn>")) == 3
 
 
-def test_what_cannot_be_answered_is_said_in_one_sentence(engine: Engine, lm: Any, tmp_path: Path) -> None:
+def test_what_cannot_be_answered_is_said_in_one_sentence(engine, lm, tmp_path):
     run, foreign = shaken_run(lm, tmp_path / "runs"), shaken_run(lm, tmp_path / "runs", model="demo")
 
     def refused(match: str, *voices: str, **more: Any) -> None:
@@ -144,8 +136,8 @@ def test_what_cannot_be_answered_is_said_in_one_sentence(engine: Engine, lm: Any
 
 
 def test_a_newer_question_of_a_session_ends_the_older_and_stopping_leaves_what_is_written(
-    engine: Engine,
-) -> None:
+    engine,
+):
     frames = []
     for frame in engine.talk(asked("base", max_new_tokens=400), session="a"):
         frames.append(frame)
@@ -155,7 +147,7 @@ def test_a_newer_question_of_a_session_ends_the_older_and_stopping_leaves_what_i
     assert frames[-1].voices[0][0].tokens
 
 
-def test_the_demo_model_holds_a_conversation_beside_its_healed_self(tmp_path: Path, measured: Path) -> None:
+def test_the_demo_model_holds_a_conversation_beside_its_healed_self(tmp_path, measured):
     lm = models.load("demo")
     engine = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb", cache_dir=measured)
     run = shaken_run(lm, tmp_path / "runs", rounds=1)
@@ -172,9 +164,7 @@ def test_the_demo_model_holds_a_conversation_beside_its_healed_self(tmp_path: Pa
     engine.close()
 
 
-def test_people_who_talk_share_batches_with_each_other_and_with_pairs(
-    engine: Engine, lm: Any, tmp_path: Path, batches: list[int]
-) -> None:
+def test_people_who_talk_share_batches_with_each_other_and_with_pairs(engine, lm, tmp_path, batches):
     """A page's pair, two that are steered by the same vector, and two who ask a healed round: two batches."""
     run = shaken_run(lm, tmp_path / "runs")
     list(engine.talk(asked("steered"), session="a"))  # its vector is measured

@@ -15,9 +15,7 @@ FEW = ("--model", "tiny", "--band", "0.25-0.75")
 
 
 @pytest.mark.parametrize("form", formats.FORMATS)
-def test_a_vector_goes_out_with_its_recipe_in_the_file_and_on_the_card_and_comes_back(
-    run: Any, here: Path, form: str
-) -> None:
+def test_a_vector_goes_out_with_its_recipe_in_the_file_and_on_the_card_and_comes_back(run, here, form):
     name = f"v{formats.FORMATS[form]}"
     code, out, _ = run("vector", *FEW, "--out", f"out/{name}", "--format", form)
     assert code == 0
@@ -41,7 +39,7 @@ def test_a_vector_goes_out_with_its_recipe_in_the_file_and_on_the_card_and_comes
     assert "was not measured" in card
 
 
-def test_what_it_does_and_its_controls_are_written_down_where_they_are_measured(run: Any, here: Path) -> None:
+def test_what_it_does_and_its_controls_are_written_down_where_they_are_measured(run, here):
     code, out, err = run("vector", *FEW, "--out", "out/v.safetensors", "--effect")
     assert code == 0, err
     said = formats.read("out/v.safetensors").meta["effect"]
@@ -57,7 +55,7 @@ def test_what_it_does_and_its_controls_are_written_down_where_they_are_measured(
     assert (code, err.count("\n")) == (2, 1)
 
 
-def test_one_made_on_another_model_of_the_same_width_says_so(run: Any, here: Path) -> None:
+def test_one_made_on_another_model_of_the_same_width_says_so(run, here):
     assert run("vector", *FEW, "--out", "a/v.safetensors")[0] == 0
     made = formats.read("a/v.safetensors")
     assert formats.origin(made, "some/where/tiny-gemma3") == ""
@@ -70,7 +68,7 @@ def test_one_made_on_another_model_of_the_same_width_says_so(run: Any, here: Pat
     assert "| dose measured on | tiny-gemma3 |" in Path("c", NAME).read_text()
 
 
-def test_a_readme_that_is_no_card_of_ours_stays(run: Any, here: Path) -> None:
+def test_a_readme_that_is_no_card_of_ours_stays(run, here):
     Path(NAME).write_text("# My project\n")
     code, out, err = run("vector", *FEW, "--out", "v.npz")
     assert code == 0
@@ -78,9 +76,7 @@ def test_a_readme_that_is_no_card_of_ours_stays(run: Any, here: Path) -> None:
     assert "no card of ours" in out + err
 
 
-def test_pushing_sends_the_file_and_its_card_alone(
-    run: Any, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pushing_sends_the_file_and_its_card_alone(run, here, monkeypatch):
     sent: list[Any] = []
 
     def push(folder: Path, name: str, *, public: bool = False) -> str:
@@ -97,7 +93,7 @@ def test_pushing_sends_the_file_and_its_card_alone(
     assert "no hub id" in err
 
 
-def test_what_a_file_says_is_a_line_of_text_on_the_card(run: Any, here: Path) -> None:
+def test_what_a_file_says_is_a_line_of_text_on_the_card(run, here):
     assert run("vector", *FEW, "--out", "a/v.safetensors")[0] == 0
     made = formats.read("a/v.safetensors")
     made.meta["trait"] = "<script>x</script>|\n# y"
