@@ -27,7 +27,7 @@ ORIGIN = "converted_from.json"
 """In the folder of a converted GGUF file: which file it was."""
 _CONVERSION = 1
 """Raised whenever our conversion gives other files from the same GGUF."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _MAGIC = b"GGUF"
 
@@ -188,7 +188,7 @@ def find(name: str) -> Source:
         raise SettingsError(f"Cannot read {name} ({error.strerror}): give one that you may read.") from error
     if path.suffix.lower() == ".gguf":
         raise SettingsError(f"There is no file {name}: check the path.")
-    if _HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name):
         return Source(name, "hub")
     raise SettingsError(
         f"Unknown model {name!r}: give {SMOLLM2!r}, {DEMO!r}, a saved model's folder, a .gguf file, or a hub "

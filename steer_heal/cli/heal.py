@@ -27,9 +27,8 @@ def run(args: Namespace, out: Out) -> int:
     launcher, store = LocalProcesses(args.runs), Store(args.db)
     _try_store(out, lambda: store.marks())
     folder = _folder(args, launcher)
-    worker = import_module(
-        "steer_heal.runs.worker"
-    )  # only now: it takes seconds, and the settings may be refused
+    # Only now: it takes seconds, and the settings may be refused.
+    worker = import_module("steer_heal.runs.worker")
     out.note(f"Run {folder.run_id} in {folder.path} (Ctrl-C stops it after the step)")
     report = Report(folder, store, out, everything=args.all)
     with worker.stopping() as stopped:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from steer_heal.config import SettingsError
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+from steer_heal.sources import HUB_ID
 
 
 def check(name: str) -> str:
     """The hub id itself. Raises: `SettingsError`, before anything is written or sent."""
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise SettingsError(f"{name!r} is no hub id: give OWNER/NAME.")
     return name
 

@@ -17,7 +17,7 @@ from steer_heal.data import measurements
 from steer_heal.generate import PrefixStore, Row, complete
 from steer_heal.models import LanguageModel, digest
 from steer_heal.records import Calibration, Trait
-from steer_heal.vectors.steering import Operator, coefficients
+from steer_heal.vectors.steering import Operator, coefficients, n_mixed
 from steer_heal.vectors.vector import SteeringVector
 
 Progress = Callable[[int, int], None]
@@ -56,16 +56,15 @@ def calibrate(
     if not prompts_ids or not layers:
         raise SettingsError("Calibration needs at least one prompt and one layer.")
 
-    def row_L(_: int, c: float) -> Tensor:
-        return coefficients(lm.n_layers, layers, c)[0]
-
-    (found,) = _found(lm, vector.steers, 1, row_L, prompts_ids, settings, progress, pause)
+    (found,) = calibrate_each(
+        lm, vector.steers, layers, prompts_ids, settings, progress=progress, pause=pause
+    )
     return replace(found, residual_norm=float(vector.residual_norms_L[list(layers)].mean()))
 
 
 def calibrate_each(
     lm: LanguageModel,
-    directions_MLD: Tensor,
+    directions: Tensor | Operator,
     layers: Sequence[int],
     prompts_ids: Sequence[Sequence[int]],
     settings: CalibrateSettings,
@@ -73,30 +72,19 @@ def calibrate_each(
     progress: Progress | None = None,
     pause: Callable[[], None] | None = None,
 ) -> list[Calibration]:
-    """c* of each of M vectors as `calibrate` finds it; a pass measures what all searches want in one
-    batch."""
-    n_vectors = len(directions_MLD)
-
-    def row_LM(m: int, c: float) -> Tensor:
-        made_LM = torch.zeros(lm.n_layers, n_vectors)
-        made_LM[:, m] = coefficients(lm.n_layers, layers, c)[0]
-        return made_LM
-
-    return _found(lm, directions_MLD, n_vectors, row_LM, prompts_ids, settings, progress, pause)
-
-
-def _found(
-    lm: LanguageModel,
-    directions: Tensor | Operator,
-    n_vectors: int,
-    row: Callable[[int, float], Tensor],
-    prompts_ids: Sequence[Sequence[int]],
-    settings: CalibrateSettings,
-    progress: Progress | None,
-    pause: Callable[[], None] | None,
-) -> list[Calibration]:
-    """c* of each vector; `row(m, c)`: the coefficients by which the m-th alone is added, c times."""
+    """c* of each of M vectors (M, L, D), or of what steers alone, as `calibrate` finds it; a pass measures
+    what all searches want in one batch."""
+    several = n_mixed(directions)
     store = PrefixStore(settings.n_prompts, every_layer=False)
+
+    def row(m: int, c: float) -> Tensor:
+        """The coefficients by which the m-th alone is added, c times."""
+        alone_L = coefficients(lm.n_layers, layers, c)[0]
+        if not several:
+            return alone_L
+        made_LM = torch.zeros(lm.n_layers, *several)
+        made_LM[:, m] = alone_L
+        return made_LM
 
     def measured(how: CalibrateSettings) -> Measure:
         def measure(asked: Sequence[tuple[int, float]]) -> list[float]:
@@ -106,8 +94,8 @@ def _found(
 
         return measure
 
-    scout = measured(_scouting(settings))
-    return search(n_vectors, measured(settings), settings, scout=scout, progress=progress)
+    n, scout = (several or (1,))[0], measured(_scouting(settings))
+    return search(n, measured(settings), settings, scout=scout, progress=progress)
 
 
 def kls(

@@ -259,11 +259,8 @@ class Vectors:
         with suppress(SettingsError):
             found = vector.load(measurements.find(self._cache_dir, file))
             return replace(found, meta=found.meta | {"model": self._lm.name})
-        trait, contexts, settings = (
-            data.trait(name),
-            self._lm.material.contexts(name),
-            build(ExtractSettings, method=method),
-        )
+        trait, contexts = data.trait(name), self._lm.material.contexts(name)
+        settings = build(ExtractSettings, method=method)
         about = f"Measuring the direction of {trait.title}"
         say(about)
         found = extract(

@@ -182,11 +182,7 @@ class OurForward:
         self, asked: Sequence[Asked], doses_KL: Tensor, *, room: int = 0, look: int = 0, batch_size: int = 32,
         stop: Callable[[], bool] | None = None,
     ) -> Iterator[tuple[list[int], Rows]]:  # fmt: skip
-        """The rows, some at a time, with their numbers in `asked`; each under the dose that it names.
-
-        `room`: how many tokens they may read on; `look`: how many are in the words that they are asked about
-        beyond the first ones. Raises `Stopped` when `stop()` says so.
-        """
+        """Rows of a group together, the same row under several doses as one."""
         for doses, units in _units(asked, batch_size):
             n_rows = len(units[0].tree.branches) * len(doses)
             at_once = max(1, batch_size // n_rows)

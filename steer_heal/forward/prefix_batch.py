@@ -184,11 +184,8 @@ class PrefixBatch:
         made = queries.attend(q_b, self._joined(k_t, k_b), self._joined(v_t, v_b), *how)
         made = made.flatten(0, 1)
         if n and not is_last:
-            q_t, keys, values = (
-                q[:n].unflatten(0, (self.n_trees, -1)),
-                k_t.transpose(1, 2),
-                v_t.transpose(1, 2),
-            )
+            q_t = q[:n].unflatten(0, (self.n_trees, -1))
+            keys, values = k_t.transpose(1, 2), v_t.transpose(1, 2)
             made = torch.cat([self._trunks.attend(q_t, keys, values, *how).flatten(0, 1), made])
         return made.flatten(1)
 

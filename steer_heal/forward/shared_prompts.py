@@ -137,11 +137,8 @@ class _Prompts:
         mask = masks[key]
         made: list[tuple[Tensor, Tensor]] = []
         for part in self._segments:
-            n, rows, prompts = (
-                part.last - part.first,
-                slice(part.start, part.end),
-                slice(part.first, part.last),
-            )
+            rows, prompts = slice(part.start, part.end), slice(part.first, part.last)
+            n = part.last - part.first
             q_nKcXd = q_RKXd[rows].unflatten(0, (n, -1)).transpose(1, 2)
             some = None if mask is None else mask[rows].unflatten(0, (n, -1)).transpose(1, 2).flatten(2, 3)
             out, lse = attend(q_nKcXd.flatten(2, 3), keys[prompts], values[prompts], scale, some)

@@ -43,9 +43,8 @@ class Sampler:
         sources = zip(seeds or [self.seed] * len(noise_ids), noise_ids, strict=True)
         streams = [stream(*source, step) for source in sources]
         streams_B1 = torch.tensor(streams, device=logits_BV.device)[:, None]
-        same = (
-            len(set(streams)) == 1 and ids_BK.stride(0) == 0
-        )  # rows of one request, over the whole vocabulary
+        # Rows of one request, over the whole vocabulary.
+        same = len(set(streams)) == 1 and ids_BK.stride(0) == 0
         noise_BK = exponential(streams_B1[:1], ids_BK[:1]) if same else exponential(streams_B1, ids_BK)
         best_B1 = (scores_BK - noise_BK.log()).argmax(dim=-1, keepdim=True)
         return ids_BK.gather(1, best_B1)[:, 0]

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -116,20 +117,17 @@ def _beating(folder: RunFolder) -> Iterator[None]:
         thread.join()
 
 
+@dataclass(eq=False)
 class _Run:
     """The log being written, and what ends the run early."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        log: EventLog,
-        stopped: threading.Event,
-        on_event: OnEvent | None,
-        on_model: OnModel | None,
-    ) -> None:
-        self._folder, self._log, self._stopped = folder, log, stopped
-        self._on_event, self._on_model = on_event, on_model
-        self._saying, self._resting = threading.Lock(), threading.Lock()
+    _folder: RunFolder
+    _log: EventLog
+    _stopped: threading.Event
+    _on_event: OnEvent | None
+    _on_model: OnModel | None
+    _saying: threading.Lock = field(default_factory=threading.Lock)
+    _resting: threading.Lock = field(default_factory=threading.Lock)
 
     def work(self, settings: HealSettings) -> RunStatus:
         try:
