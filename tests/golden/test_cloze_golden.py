@@ -13,11 +13,11 @@ from steer_heal.data.own_traits import of_poles
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.questions import answer_ids
 from steer_heal.forward import ours
-from steer_heal.models import user
 from steer_heal.records import Vignette
 from steer_heal.vectors.steering import steer
 from tests import tiny
 from tests.unit.test_cloze import CLOZE, doses
+from tests.unit.test_evaluate import by_hand as alone
 
 BEGUN = "Late on a cold evening, "
 """Longer than `prefix_batch.MIN_TRUNK`: read once for the vignettes that are read together."""
@@ -27,25 +27,14 @@ OWN = own_axis(checked_trait("a trait", of_poles("blunt", "blunt", "tactful", st
 VIGNETTES = [Vignette(f"v{i}", FOUNDATIONS[i], BEGUN + text, "other_violate") for i, text in enumerate(TEXTS)]
 
 
-@torch.no_grad()
 def by_hand(lm, frame, vector, dose_L):
     """(wordings, vignettes, statements): the log-prob of every statement, summed over its tokens, or of one
     of a trait's own their mean."""
-    found = []
-    for wording in frame.wordings:
-        rows = []
-        for vignette in VIGNETTES:
-            text = wording.question.replace("{text}", vignette.text)
-            prompt = lm.encode_chat([user(text)], wording.prefill)
-            row = []
-            for ids in answer_ids(lm, wording):
-                with steer(lm.blocks, vector.steers, dose_L[None]):
-                    logp_TV = lm.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
-                logp = [float(logp_TV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)]
-                row.append(fmean(logp) if frame is OWN else sum(logp))
-            rows.append(row)
-        found.append(rows)
-    return torch.tensor(found)
+    with steer(lm.blocks, vector.steers, dose_L[None]):
+        of_vignettes = [[alone(lm, row, "forward", one) for row in VIGNETTES] for one in frame.wordings]
+    lengths = [[[len(ids) for ids in answer_ids(lm, one)]] for one in frame.wordings]
+    summed = torch.tensor(of_vignettes)
+    return summed / torch.tensor(lengths) if frame is OWN else summed
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["ours", "plain"])

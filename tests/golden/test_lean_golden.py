@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from steer_heal.config import TrainSettings
 from steer_heal.forward import PrefixStore, shared_prompts
@@ -11,7 +9,6 @@ from steer_heal.forward.attention import HIDDEN, attend, explicit
 from steer_heal.forward.known import is_known
 from steer_heal.forward.ours import OurForward
 from steer_heal.forward.plain import PlainForward
-from steer_heal.forward.shared_prompts import segments
 from steer_heal.generate import Row
 from steer_heal.generate.rows import Lane, plan
 from steer_heal.heal.adapters import AdapterStack
@@ -211,17 +208,6 @@ def test_attention_in_plain_operations_is_the_kernels():
     for some in (None, mask):
         for one, other in zip(attend(q, k, v, 0.3, some), explicit(q, k, v, 0.3, some), strict=True):
             assert_near(one, other, rounding(8 + 9))
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
-def test_segments_cover_every_row_with_its_prefix(prefixes):
-    given_back = []
-    for part in segments(prefixes):
-        each, rest = divmod(part.end - part.start, part.last - part.first)
-        assert rest == 0
-        assert part.start == len(given_back)
-        given_back += [prefix for prefix in range(part.first, part.last) for _ in range(each)]
-    assert given_back == prefixes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

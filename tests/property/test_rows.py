@@ -22,7 +22,8 @@ value = (
     | st.just([{"id": "v", "p": {"Care": 1.0}}])
 )
 data = st.dictionaries(st.sampled_from(KEYS.split()), value, max_size=5).map(plain)
-event = st.tuples(st.sampled_from(KINDS), st.none() | st.integers(0, 3), data, st.floats(0.0, 1e9))
+event = st.tuples(st.floats(0.0, 1e9), st.sampled_from(KINDS), st.none() | st.integers(0, 3), data)
+logs = st.lists(event, max_size=14).map(lambda made: tuple(Event(seq, *one) for seq, one in enumerate(made)))
 
 
 def apply(
@@ -40,11 +41,8 @@ def apply(
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(event, max_size=14), st.lists(st.integers(0, 14), max_size=4), st.integers(0, 3))
-def test_pieces_give_what_the_whole_gives(made: list[Any], cuts: list[int], again: int) -> None:
-    events = tuple(
-        Event(seq, time, kind, round_, data) for seq, (kind, round_, data, time) in enumerate(made)
-    )
+@given(logs, st.lists(st.integers(0, 14), max_size=4), st.integers(0, 3))
+def test_pieces_give_what_the_whole_gives(events, cuts, again):
     whole: dict[str, dict[Any, Any]] = {}
     run = apply(new_run("r", False), whole, events)
     pieces: dict[str, dict[Any, Any]] = {}
@@ -55,12 +53,9 @@ def test_pieces_give_what_the_whole_gives(made: list[Any], cuts: list[int], agai
     assert pieces == whole
 
 
-@given(st.lists(event, max_size=10))
+@given(logs)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_progress_stays_a_share(made: list[Any]) -> None:
-    events = tuple(
-        Event(seq, time, kind, round_, data) for seq, (kind, round_, data, time) in enumerate(made)
-    )
+def test_progress_stays_a_share(events):
     run = rows_of(new_run("r", False), events).run
     assert 0.0 <= run["progress"] <= 1.0
     assert run["status"] in get_args(RunStatus)

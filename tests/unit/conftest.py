@@ -1,6 +1,7 @@
 """Shared by the unit tests: a launcher whose workers are gone when the test is, the command line in an
 empty folder, a store and a log, examples, and what the decode loop is asked for."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -69,6 +70,18 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         code = main(arguments)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def told(run: Callable[..., tuple[int, str, str]]) -> Callable[..., Any]:
+    """The JSON document of a command that goes well."""
+
+    def call(*arguments: str) -> Any:
+        code, out, err = run(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
 
     return call
 

@@ -46,24 +46,19 @@ def test_the_search_finds_the_crossing_in_few_passes(root, power):
     assert len(found.history) == sum(passes[1:])
 
 
-def test_the_search_finds_a_jump():
-    found = search(lambda doses: [0.2 if c < 7.7 else 30.0 for c in doses], CalibrateSettings())
+@pytest.mark.parametrize(
+    ("kl", "root"),
+    [
+        (lambda c: 0.2 if c < 7.7 else 30.0, 7.7),
+        (lambda c: 2.0 if 3.0 <= c < 50.0 or c > 400.0 else 0.1, 3.0),
+        (lambda c: quantile([c**2 / 100 if c < 30 else math.nan], 0.95), 10.0),
+    ],
+    ids=["a jump", "the lowest of several crossings", "a model that breaks into no numbers"],
+)
+def test_the_search_finds(kl, root):
+    found = search(lambda doses: [kl(c) for c in doses], CalibrateSettings())
     assert found.reached
-    assert found.c_star == pytest.approx(7.7, rel=0.005)
-
-
-def test_the_lowest_of_several_crossings_counts():
-    def measure(doses):
-        return [2.0 if 3.0 <= c < 50.0 or c > 400.0 else 0.1 for c in doses]
-
-    assert search(measure, CalibrateSettings()).c_star == pytest.approx(3.0, rel=0.005)
-
-
-def test_a_model_that_breaks_into_no_numbers_is_over_the_target():
-    def measure(doses):
-        return [quantile([c**2 / 100 if c < 30 else math.nan], 0.95) for c in doses]
-
-    assert search(measure, CalibrateSettings()).c_star == pytest.approx(10.0, rel=0.005)
+    assert found.c_star == pytest.approx(root, rel=0.005)
 
 
 @pytest.mark.parametrize(("kl", "end", "word"), [(0.25, 1024.0, "never reached"), (9.5, 0.1, "already more")])

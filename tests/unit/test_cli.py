@@ -72,18 +72,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run: Any, here: Path, argumen
     assert "Traceback" not in err
 
 
-def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
-    code, out, _ = run("vector", "--model", "tiny", "--band", "0.25-0.75", "--out", "v.safetensors", "--json")
-    assert code == 0
-    assert json.loads(out)["layers"] == [1, 2]
-    assert (here / "v.safetensors").stat().st_size > 0
+def test_dose_eval_and_vector_on_a_model(run: Any, told: Any, here: Path) -> None:
     few = ("--model", "tiny", "--band", "0.25-0.75")
-    code, out, err = run(
-        "dose", *few, "--alphas", "0,1", "--n-vignettes", "1", "--prompt", "Hi", "--tokens", "4", "--json",
+    assert told("vector", *few, "--out", "v.safetensors")["layers"] == [1, 2]
+    assert (here / "v.safetensors").stat().st_size > 0
+    document = told(
+        "dose", *few, "--alphas", "0,1", "--n-vignettes", "1", "--prompt", "Hi", "--tokens", "4",
         "--figure", "dose.html", "--temperature", "0.5", "--top-k", "-1", "--controls", "2",
     )  # fmt: skip
-    assert code == 0
-    document = json.loads(out)
     assert [row["alpha"] for row in document["rows"]] == [0.0, 1.0]
     drawn = {"temperature": 0.5, "top_k": 0, "top_p": 0.95}
     assert document["sample"] == {"max_new_tokens": 4, "seed": 0, "greedy": False, **drawn}
@@ -93,11 +89,8 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     held = document["controls"]
     assert len(held["random"]) == 2 == len(held["c_stars"])
     assert held["as_far"] == sum(x >= document["rows"][1]["trait_shift"] for x in held["random"])
-    assert "dose.html" in err
     assert "plotly" in (here / "dose.html").read_text()
-    code, out, _ = run("steer", "Hi", *few, "--where", "after  2", "--tokens", "4", "--json")
-    assert code == 0
-    document = json.loads(out)
+    document = told("steer", "Hi", *few, "--where", "after  2", "--tokens", "4")
     assert document["where"] == "after 2"
     shares = [token["share"] for token in document["tokens"]]
     assert shares == [0.0, 0.0, 1.0, 1.0][: len(shares)]
@@ -105,26 +98,16 @@ def test_dose_eval_and_vector_on_a_model(run: Any, here: Path) -> None:
     assert code == 0
     assert "alpha 1 of care_over_authority, steered: prompt and answer" in out
     mix = "0.5 care_over_authority - liberty_over_custom"
-    code, out, _ = run("steer", "Hi", *few, "--mix", f"{mix} @answer", "--tokens", "4", "--json")
-    assert code == 0
-    document = json.loads(out)
+    document = told("steer", "Hi", *few, "--mix", f"{mix} @answer", "--tokens", "4")
     assert document["c_star"] is None
     assert document["dose_nats"] > 0.0
-    code, out, _ = run(
-        "dose", *few, "--mix", mix, "--alphas", "0,1", "--n-vignettes", "1", "--tokens", "4", "--json"
-    )
-    assert code == 0
-    document = json.loads(out)
+    document = told("dose", *few, "--mix", mix, "--alphas", "0,1", "--n-vignettes", "1", "--tokens", "4")
     assert [row["alpha"] for row in document["rows"]] == sorted([0.0, 1.0, document["one_nat"]])
     assert 0 <= document["controls"]["as_far"] <= 8
-    code, out, _ = run("effect", *few, "--mix", mix, "--controls", "2", "--json")
-    assert code == 0
-    document = json.loads(out)
+    document = told("effect", *few, "--mix", mix, "--controls", "2")
     assert len(document["controls"]["random"]) == 2
     assert 0 <= document["as_far"] <= 2
-    code, out, _ = run("eval", *few, "--limit", "2", "--alpha", "2", "--json")
-    assert code == 0
-    rows = json.loads(out)["rows"]
+    rows = told("eval", *few, "--limit", "2", "--alpha", "2")["rows"]
     assert [(row["stage"], row["alpha"]) for row in rows] == [("base", 0.0), ("steered", 2.0)]
     assert set(rows[0]) >= SEVEN
     code, out, _ = run("eval", *few, "--limit", "2", "--alpha", "2")
@@ -145,8 +128,8 @@ def test_what_a_model_lacks_is_said_beside_its_numbers(run: Any, monkeypatch: py
 
 def test_dose_grid_shows_every_layer_and_band(run: Any, here: Path) -> None:
     few = ("--model", "tiny", "--alphas", "0,1", "--n-vignettes", "1")
-    code, out, _ = run("dose", "--grid", *few, "--json", "--figure", "grid.html")
-    assert code == 0
+    code, out, err = run("dose", "--grid", *few, "--json", "--figure", "grid.html")
+    assert (code, "grid.html" in err) == (0, True)
     assert len(json.loads(out)["rows"]) == 2 * (4 + 2)
     assert (here / "grid.html").exists()
 

@@ -1,6 +1,5 @@
 """Vectors of other tools, merged models and the doctor, from the command line."""
 
-import json
 import re
 from typing import Any
 
@@ -18,7 +17,7 @@ from tests import tiny
 from tests.runs import play_round, run_folder
 
 pytestmark = pytest.mark.usefixtures("here")
-FEW = ("--model", "tiny", "--band", "0.25-0.75", "--json")
+FEW = ("--model", "tiny", "--band", "0.25-0.75")
 
 
 def test_only_the_band(run: Any) -> None:
@@ -33,9 +32,8 @@ def test_only_the_band(run: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["mean_diff_raw", "pca", "replies"])
-def test_other_methods(run: Any, method: str) -> None:
-    code, out, _ = run("vector", *FEW, "--method", method, "--out", "v.safetensors")
-    assert (code, json.loads(out)["method"]) == (0, method)
+def test_other_methods(told: Any, method: str) -> None:
+    assert told("vector", *FEW, "--method", method, "--out", "v.safetensors")["method"] == method
     lengths = formats.read("v.safetensors").directions_LD.norm(dim=-1)
     assert torch.allclose(lengths, torch.ones(4)) == (method != "mean_diff_raw")
 
@@ -54,7 +52,7 @@ def test_what_is_not_here_or_unknown_is_said(run: Any, here: Any) -> None:
         assert err.count("\n") == 1
 
 
-def test_a_run_is_merged_with_its_card(run: Any, here: Any) -> None:
+def test_a_run_is_merged_with_its_card(told: Any, here: Any) -> None:
     lm = tiny.language_model("gemma3")
     folder = here / "runs" / "run-1"
     play_round(run_folder(folder, heal_settings(model=tiny.save(lm, here / "base"), rounds=1)), 1)
@@ -62,9 +60,7 @@ def test_a_run_is_merged_with_its_card(run: Any, here: Any) -> None:
     stack.fresh(1, TrainSettings(), seed=0)
     stack.fold()
     stack.save(1, folder / "adapters")
-    code, out, _ = run("export", "--run", "run-1", "--runs", "runs", "--merged", "merged", "--json")
-    assert code == 0
-    document = json.loads(out)
+    document = told("export", "--run", "run-1", "--runs", "runs", "--merged", "merged")
     assert document["pushed"] is None
     assert "merged/model.safetensors" in document["files"]
     card = (here / "merged" / NAME).read_text()
@@ -74,9 +70,8 @@ def test_a_run_is_merged_with_its_card(run: Any, here: Any) -> None:
     assert load(str(here / "merged")).n_layers == 4
 
 
-def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:
-    code, out, _ = run("doctor", "--model", "tiny", "--json")
-    document = json.loads(out)
+def test_doctor_tries_the_model_in_plain_words_and_json(run: Any, told: Any) -> None:
+    document = told("doctor", "--model", "tiny")
     assert [check["name"] for check in document["self_test"]] == ["extract", "undo", "write", "choose"]
     assert all(check["ok"] for check in document["self_test"]), document["self_test"]
     assert {
@@ -89,7 +84,7 @@ def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:
         "tinymfv",
     } <= set(document)
     assert "<start_of_turn>" in document["chat_template"]
-    assert (code, document["problems"]) == (0, [])
+    assert document["problems"] == []
     code, out, _ = run("doctor", "--model", "tiny", "--no-test")
     assert code == 0
     assert "self-test" not in out
@@ -99,15 +94,13 @@ def test_doctor_tries_the_model_in_plain_words_and_json(run: Any) -> None:
     assert models.default_model()[0] == "demo"
 
 
-def test_readings_of_a_run_from_its_stored_scores(run: Any, here: Any) -> None:
+def test_readings_of_a_run_from_its_stored_scores(run: Any, told: Any, here: Any) -> None:
     log = run_folder(here / "runs" / "run-1", heal_settings(model="tiny", rounds=1))
     code, _, err = run("readings", "--run", "run-1")
     assert (code, err) == (2, "run-1 has no steered or healed stage to compare with base yet: wait.\n")
     play_round(log, 1)
     log.close()
-    code, out, _ = run("readings", "--run", "run-1", "--json")
-    document = json.loads(out)
-    assert code == 0
+    document = told("readings", "--run", "run-1")
     assert {row["stage"] for row in document["rows"]} == {"steered", "healed"}
     for row in document["rows"]:
         found = row["selectivity"]

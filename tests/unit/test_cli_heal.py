@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture
-def healing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def healing(monkeypatch):
     """A loop without a model, that ends as told."""
 
     def put(*, ends: str = "finished", worth: dict[str, Any] | None = None, **facts: Any) -> None:
@@ -50,7 +49,7 @@ def healing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return put
 
 
-def test_a_foreign_store_is_refused_before_a_run_begins(run: Any, healing: Any, here: Path) -> None:
+def test_a_foreign_store_is_refused_before_a_run_begins(run, healing, here):
     healing()
     (here / "runs.duckdb").write_text("mine")
     code, _, err = run("heal")
@@ -59,7 +58,7 @@ def test_a_foreign_store_is_refused_before_a_run_begins(run: Any, healing: Any, 
     assert not (here / "runs").exists()
 
 
-def test_heal_prints_base_then_steered_and_healed_of_each_round(run: Any, healing: Any) -> None:
+def test_heal_prints_base_then_steered_and_healed_of_each_round(run, healing):
     healing()
     code, out, _ = run("heal", "--rounds", "2")
     assert code == 0
@@ -72,9 +71,7 @@ def test_heal_prints_base_then_steered_and_healed_of_each_round(run: Any, healin
     assert "Loyalty" not in lines[0]
 
 
-def test_heal_says_what_its_model_lacks_and_shows_all_seven_on_request(
-    run: Any, healing: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heal_says_what_its_model_lacks_and_shows_all_seven_on_request(run, healing, monkeypatch):
     healing()
     lm = tiny.language_model()
     lm.note = "Its chats do not begin with BOS."
@@ -88,15 +85,12 @@ SAID = {"word": "healed", "why": "retention 0.80", "thresholds": {"spill": 1.0}}
 
 
 @pytest.mark.parametrize(("as_far", "beyond"), [(None, None), (0, True), (2, False)])
-def test_heal_json_is_one_document_whose_rows_carry_what_a_round_is_judged_by(
-    run: Any, healing: Any, as_far: int | None, beyond: bool | None
-) -> None:
+def test_heal_json_is_one_document_whose_rows_carry_what_a_round_is_judged_by(told, healing, as_far, beyond):
     facts = {"facts_kept": 0.95, "neutral_kl": 0.123, "headline": SAID}
     worth = {"value": 0.5, "low": 0.4, "high": 0.6, "chance": 1 / 7}
     healing(worth=worth, **facts, **({} if as_far is None else {"as_far": as_far}))
-    code, out, _ = run("heal", "--rounds", "1", "--json", "--top-p", "1")
-    document = json.loads(out)
-    assert (code, document["status"], document["settings"]["data"]["top_p"]) == (0, "finished", 1.0)
+    document = told("heal", "--rounds", "1", "--top-p", "1")
+    assert (document["status"], document["settings"]["data"]["top_p"]) == ("finished", 1.0)
     base, steered, healed = document["rows"]
     assert {"alpha", "round", "stage", "coherence", *SEVEN} <= set(base)
     assert {"verdict", "text_verdict", "answers_verdict"} <= set(base)
@@ -108,7 +102,7 @@ def test_heal_json_is_one_document_whose_rows_carry_what_a_round_is_judged_by(
         assert row["perplexity_ratio"] == 1.1
 
 
-def test_heal_says_the_headline_and_the_cost_of_each_round(run: Any, healing: Any) -> None:
+def test_heal_says_the_headline_and_the_cost_of_each_round(run, healing):
     healing(facts_kept=0.95, neutral_kl=0.123, headline=SAID)
     lines = run("heal", "--rounds", "1")[1].splitlines()
     neutral = "  KL from base on neutral prompts 0.12 nats a token"
@@ -119,16 +113,10 @@ def test_heal_says_the_headline_and_the_cost_of_each_round(run: Any, healing: An
     assert lines[lines.index("  healed: retention 0.80") + 1] == "  judged by: spill 1"
 
 
-def test_a_clone_has_the_settings_of_the_other_but_for_what_is_given(
-    run: Callable[..., tuple[int, str, str]], healing: Callable[..., None]
-) -> None:
+def test_a_clone_has_the_settings_of_the_other_but_for_what_is_given(run, told, healing):
     healing()
-    run_id = json.loads(run("heal", "--rounds", "2", "--seed", "5", "--set", "train.lam=0.7", "--json")[1])[
-        "run_id"
-    ]
-    code, out, _ = run("heal", "--clone", run_id, "--seed", "6", "--set", "train.epochs=1", "--json")
-    assert code == 0
-    document = json.loads(out)
+    run_id = told("heal", "--rounds", "2", "--seed", "5", "--set", "train.lam=0.7")["run_id"]
+    document = told("heal", "--clone", run_id, "--seed", "6", "--set", "train.epochs=1")
     assert document["run_id"] != run_id
     settings = document["settings"]
     assert (settings["rounds"], settings["seed"]) == (2, 6)
@@ -138,26 +126,20 @@ def test_a_clone_has_the_settings_of_the_other_but_for_what_is_given(
 
 
 @pytest.mark.parametrize(("ends", "code"), [("failed", 1), ("cancelled", 3)])
-def test_heal_exits_0_only_when_finished_and_can_be_resumed(
-    run: Any, healing: Any, ends: str, code: int
-) -> None:
+def test_heal_exits_0_only_when_finished_and_can_be_resumed(run, told, healing, ends, code):
     healing(ends=ends)
     got, out, _ = run("heal", "--rounds", "2", "--json")
     assert got == code
     document = json.loads(out)
     assert document["message"] == f"it {ends}"
     healing()
-    got, out, _ = run("heal", "--resume", document["run_id"], "--json")
-    assert got == 0
-    assert [row["round"] for row in json.loads(out)["rows"]] == [0, 1, 1, 2, 2]
+    assert [row["round"] for row in told("heal", "--resume", document["run_id"])["rows"]] == [0, 1, 1, 2, 2]
 
 
-def test_results_shows_what_heal_wrote_to_the_store(run: Any, healing: Any) -> None:
+def test_results_shows_what_heal_wrote_to_the_store(run, told, healing):
     healing()
     run("heal", "--rounds", "2", "--name", "a \x1b[31mname")
-    code, out, _ = run("results", "--json")
-    assert code == 0
-    document = json.loads(out)
+    document = told("results")
     mine = next(row for row in document["runs"] if row["run_id"] != EXAMPLE_ID)
     assert (mine["status"], mine["round"], mine["retention"]) == ("finished", 2, 0.8)
     rows = [row for row in document["rows"] if row["run_id"] == mine["run_id"]]
@@ -171,30 +153,26 @@ def test_results_shows_what_heal_wrote_to_the_store(run: Any, healing: Any) -> N
     assert len(out.strip().splitlines()) == 6
 
 
-def test_results_starts_nothing(run: Any, here: Path) -> None:
+def test_results_starts_nothing(told, here):
     launcher = LocalProcesses(here / "runs")
     folder = launcher.create(heal_settings(model="demo"))
-    code, out, _ = run("results", "--json")
-    assert code == 0
-    assert json.loads(out)["runs"][0]["status"] == "queued"
+    assert told("results")["runs"][0]["status"] == "queued"
     assert folder.process() is None
 
 
-def test_export_writes_tables_log_and_settings(run: Any, healing: Any, here: Path) -> None:
+def test_export_writes_tables_log_and_settings(run, told, healing, here):
     healing()
-    _, out, _ = run("heal", "--rounds", "1", "--json")
-    run_id = json.loads(out)["run_id"]
+    run_id = told("heal", "--rounds", "1")["run_id"]
     (here / "runs" / run_id / "adapters" / "round-1").mkdir(parents=True)
     (here / "runs" / run_id / "adapters" / "round-1" / "adapter_config.json").write_text("{}")
-    code, out, _ = run("export", "--run", run_id, "--out", "out", "--json", "--format", "csv")
-    assert code == 0
-    names = {str(Path(file).relative_to("out")) for file in json.loads(out)["files"]}
+    files = told("export", "--run", run_id, "--out", "out", "--format", "csv")["files"]
+    names = {str(Path(file).relative_to("out")) for file in files}
     assert {"tables/profiles.csv", "tables/moral_map.csv", "config.json", "events.jsonl"} <= names
     assert "adapters/round-1/adapter_config.json" in names
     assert run("export", "--run", run_id, "--out", "out")[0] == BAD_INPUT
 
 
-def test_the_example_is_a_trimmed_log_that_shows_the_same_map(run: Any, here: Path) -> None:
+def test_the_example_is_a_trimmed_log_that_shows_the_same_map(run, here):
     run_id = "care-20260101-000000-abcd"
     write_run(here / "runs" / run_id / "events.jsonl")
     (here / "runs" / run_id / "config.json").write_text(heal_settings(model="demo").model_dump_json())

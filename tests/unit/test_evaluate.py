@@ -38,15 +38,17 @@ def vector(lm):
     return tiny.vector(lm, seed=1)
 
 
+def of_tokens(lm, prompt, ids):
+    """Log-prob of each of the tokens, fed as one sequence without padding."""
+    with torch.no_grad():
+        logp_TV = lm.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+    return [float(logp_TV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)]
+
+
 def by_hand(lm, vignette, order, frame=FRAME):
-    """Log-prob of each answer, its tokens fed one sequence at a time without padding."""
+    """Log-prob of each answer."""
     prompt = lm.encode_chat([user(frame.render(vignette.text, order))], frame.prefill)
-    found = []
-    for ids in answer_ids(lm, frame):
-        with torch.no_grad():
-            logp_TV = lm.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
-        found.append(sum(float(logp_TV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)))
-    return found
+    return [sum(of_tokens(lm, prompt, ids)) for ids in answer_ids(lm, frame)]
 
 
 @pytest.mark.parametrize("frame", [FRAME, LONG], ids=["single-token", "many-token"])
@@ -132,10 +134,7 @@ def test_text_logp_is_that_of_each_text_alone(arch):
     texts = [[70, 71], [], [80, 81, 82, 83]]
     got = text_logp(lm, prompts, texts, batch_size=2)
     for prompt, ids, logp in zip(prompts, texts, got, strict=True):
-        with torch.no_grad():
-            wanted_TV = lm.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
-        wanted = [float(wanted_TV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)]
-        assert_near(logp, wanted, model_rounding(lm))
+        assert_near(logp, of_tokens(lm, prompt, ids), model_rounding(lm))
 
 
 def test_text_logp_in_slices_is_the_same(lm, monkeypatch):

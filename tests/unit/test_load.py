@@ -149,6 +149,9 @@ FAULTS = {
     "pickled shard": (lambda to: indexed(to, "model.bin"), "lacks model.bin, and pickled weights are"),
     "adapter": (lambda to: rewrite(to, adapter_config_json=ADAPTER), "also holds an adapter"),
     "not a number": (lambda to: weights(to, **NAN), "answers nothing that is a number"),
+    "code": (lambda to: remote(to), "code from its own repository"),
+    "other words": (lambda to: more_words(to), "is another model's: 2 of its tokens have no embedding, 'zj'"),
+    "tensors": (lambda to: without(to), r"lacks 2 of its tensors, model\.layers\.1\.mlp\.up_proj"),
     "infinite": (lambda to: weights(to, **INFINITE), "answers nothing that is a number"),
 }  # fmt: skip
 
@@ -164,6 +167,25 @@ def indexed(folder, shard, *, move=True):
 def pickled(file):
     file.unlink()
     torch.save({}, file.with_name("pytorch_model.bin"))
+
+
+def remote(folder):
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    edit(folder / "config.json", model_type="never_heard_of", auto_map=auto_map)
+
+
+def more_words(folder):
+    """Ordinary tokens that have no embedding: the texts that hold them would end in an error."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    words(folder, model={**model, "vocab": {**model["vocab"], "zq": 400, "zj": 401}})
+
+
+def without(folder):
+    held = load_file(folder / "model.safetensors")
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        del held[name]
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def pipe(file):
@@ -209,15 +231,6 @@ def test_a_tokenizer_that_was_trained_with_dropout_reads_a_text_one_way(saved, t
     words(tmp_path, model={**model, "dropout": 0.9})
     chat = [user(" and ".join(FOUNDATIONS))]
     assert load(folder, device="cpu").encode_chat(chat) == load(str(saved), device="cpu").encode_chat(chat)
-
-
-def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
-    """Some of its ordinary tokens have no embedding: the texts that hold them would end in an error."""
-    folder = change(saved, tmp_path)
-    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
-    words(tmp_path, model={**model, "vocab": {**model["vocab"], "zq": 400, "zj": 401}})
-    with pytest.raises(SettingsError, match="is another model's: 2 of its tokens have no embedding, 'zj'"):
-        load(folder, device="cpu")
 
 
 @pytest.mark.parametrize("family", ["gemma3", "llama"])
@@ -318,23 +331,6 @@ def test_more_tokens_than_a_model_has_positions_for_are_refused(tmp_path):
         complete(lm, [row], torch.zeros(4, 32), sample)
     few = SampleSettings(max_new_tokens=80 - len(row.prompt_ids), greedy=True)
     assert complete(lm, [row], torch.zeros(4, 32), few)[0].tokens
-
-
-def test_remote_code_is_not_run(saved, tmp_path):
-    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
-    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-    with pytest.raises(SettingsError, match="code from its own repository"):
-        load(change(saved, tmp_path, model_type="never_heard_of", auto_map=auto_map))
-
-
-def test_weights_that_lack_a_tensor_are_not_made_up(saved, tmp_path):
-    folder = change(saved, tmp_path)
-    held = load_file(tmp_path / "model.safetensors")
-    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
-        del held[name]
-    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SettingsError, match=r"lacks 2 of its tensors, model\.layers\.1\.mlp\.up_proj"):
-        load(folder)
 
 
 def test_a_folder_without_a_tokenizer_says_so(saved, tmp_path):

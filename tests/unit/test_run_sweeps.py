@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,12 +18,12 @@ BASE = heal_settings(model="demo", rounds=1)
 
 
 @pytest.fixture
-def index(tmp_path: Path, jobs: LocalProcesses) -> RunIndex:
+def index(tmp_path, jobs):
     return RunIndex(jobs, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
 
 
 @pytest.fixture
-def sweeps(index: RunIndex, jobs: LocalProcesses) -> RunSweeps:
+def sweeps(index, jobs):
     return RunSweeps(index, jobs.runs_dir)
 
 
@@ -42,9 +40,7 @@ def finish(index: RunIndex, sweeps: RunSweeps, sweep_id: str) -> list[str]:
     return stand()
 
 
-def test_each_cell_is_a_run_of_its_own_and_the_store_tells_of_it(
-    index: RunIndex, sweeps: RunSweeps, tmp_path: Path
-) -> None:
+def test_each_cell_is_a_run_of_its_own_and_the_store_tells_of_it(index, sweeps, tmp_path):
     made = sweeps.start(BASE, varied("train.divergence=nll,kl_rev", "seed=3"))
     assert finish(index, sweeps, made.sweep_id) == ["finished", "finished"]
     assert sweeps.find(made.sweep_id) == made
@@ -65,7 +61,7 @@ def test_each_cell_is_a_run_of_its_own_and_the_store_tells_of_it(
     assert anew.store.sweep_cells(made.sweep_id) == rows
 
 
-def test_a_cell_that_cannot_run_is_skipped_and_the_others_go_on(index: RunIndex, sweeps: RunSweeps) -> None:
+def test_a_cell_that_cannot_run_is_skipped_and_the_others_go_on(index, sweeps):
     made = sweeps.start(BASE, varied("train.divergence=nll,nonsense", "model=demo,nowhere"))
     skipped = [cell.skipped for cell in made.cells]
     assert skipped[0] == ""
@@ -75,9 +71,7 @@ def test_a_cell_that_cannot_run_is_skipped_and_the_others_go_on(index: RunIndex,
     assert sweeps.resume(made) == made
 
 
-def test_a_sweep_of_which_nothing_can_run_or_too_much_would_wait_makes_nothing(
-    sweeps: RunSweeps, jobs: LocalProcesses
-) -> None:
+def test_a_sweep_of_which_nothing_can_run_or_too_much_would_wait_makes_nothing(sweeps, jobs):
     with pytest.raises(SettingsError, match="No cell of the sweep can run"):
         sweeps.start(BASE, varied("train.epochs=0,-1"))
     jobs.create(BASE)
@@ -87,9 +81,7 @@ def test_a_sweep_of_which_nothing_can_run_or_too_much_would_wait_makes_nothing(
     assert len(jobs.runs()) == 1
 
 
-def test_a_sweep_is_forecast_by_what_finished_here_and_read_as_one_table(
-    index: RunIndex, sweeps: RunSweeps
-) -> None:
+def test_a_sweep_is_forecast_by_what_finished_here_and_read_as_one_table(index, sweeps):
     assert (sweeps.forecast(BASE, varied("seed=0,1")).known, sweeps.all()) == (0, [])
     made = sweeps.start(BASE, varied("seed=0,1", "train.epochs=1,-1"))
     finish(index, sweeps, made.sweep_id)
@@ -103,7 +95,7 @@ def test_a_sweep_is_forecast_by_what_finished_here_and_read_as_one_table(
     assert found.document()["groups"][0]["mean"]["movement"] == 0.5
 
 
-def test_settings_are_checked_as_who_makes_the_sweeps_says(index: RunIndex, jobs: LocalProcesses) -> None:
+def test_settings_are_checked_as_who_makes_the_sweeps_says(index, jobs):
     def refuses(settings: HealSettings) -> HealSettings:
         if settings.seed:
             raise SettingsError("seeds are not liked here: leave them out.")
@@ -115,7 +107,7 @@ def test_settings_are_checked_as_who_makes_the_sweeps_says(index: RunIndex, jobs
     finish(index, RunSweeps(index, jobs.runs_dir), made.sweep_id)
 
 
-def test_stopped_it_goes_on_where_it_was(index: RunIndex, sweeps: RunSweeps) -> None:
+def test_stopped_it_goes_on_where_it_was(index, sweeps):
     made = sweeps.start(heal_settings(model="demo", name="hang"), varied("seed=0,1"))
     assert sweeps.stop(made) == 2
     assert finish(index, sweeps, made.sweep_id) == ["cancelled", "cancelled"]
@@ -126,9 +118,7 @@ def test_stopped_it_goes_on_where_it_was(index: RunIndex, sweeps: RunSweeps) -> 
     finish(index, sweeps, made.sweep_id)
 
 
-def test_a_deleted_cell_and_one_started_unnoted_are_not_lost_and_not_doubled(
-    index: RunIndex, sweeps: RunSweeps, jobs: LocalProcesses
-) -> None:
+def test_a_deleted_cell_and_one_started_unnoted_are_not_lost_and_not_doubled(index, sweeps, jobs):
     made = sweeps.start(BASE, varied("seed=0,1"))
     finish(index, sweeps, made.sweep_id)
     index.delete(made.cells[1].run_id)
@@ -142,7 +132,7 @@ def test_a_deleted_cell_and_one_started_unnoted_are_not_lost_and_not_doubled(
     assert finish(index, sweeps, made.sweep_id) == ["finished", "finished"]
 
 
-def test_a_file_that_is_no_sweep_and_one_that_is_not_there_are_said(sweeps: RunSweeps, jobs: LocalProcesses):
+def test_a_file_that_is_no_sweep_and_one_that_is_not_there_are_said(sweeps, jobs):
     (jobs.runs_dir / "sweeps").mkdir(parents=True)
     (jobs.runs_dir / "sweeps" / "sweep-1.json").write_text("{}")
     for sweep_id, said in (("sweep-1", "cannot be read"), ("sweep-2", "no sweep"), ("../x", "not a run id")):
@@ -151,7 +141,7 @@ def test_a_file_that_is_no_sweep_and_one_that_is_not_there_are_said(sweeps: RunS
 
 
 @pytest.mark.usefixtures("here")
-def test_the_command_starts_waits_compares_lists_and_shows(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_starts_waits_compares_lists_and_shows(run, told, monkeypatch):
     monkeypatch.setattr("steer_heal.cli.sweep.LocalProcesses", partial(LocalProcesses, command=COMMAND))
     monkeypatch.setattr("steer_heal.cli.sweep.LOOK_S", 0.05)
     arguments = ("sweep", "--model", "demo", "--axis", "train.lam=1,2,-1", "--axis", "seed=0,1")
@@ -169,7 +159,7 @@ def test_the_command_starts_waits_compares_lists_and_shows(run: Any, monkeypatch
     code, out, _ = run("sweep", "table", document["sweep_id"])
     assert code == 0
     assert "no different" in out
-    listed = json.loads(run("sweep", "list", "--json")[1])["sweeps"]
+    listed = told("sweep", "list")["sweeps"]
     assert [(one["sweep_id"], one["status"]) for one in listed] == [
         (document["sweep_id"], {"finished": 4, "skipped": 2})
     ]
@@ -189,6 +179,6 @@ def test_the_command_starts_waits_compares_lists_and_shows(run: Any, monkeypatch
         ["--axis", "seed=1", "--seed", "2"],
     ],
 )
-def test_a_command_that_says_too_little_or_too_much_is_refused(run: Any, arguments: list[str]) -> None:
+def test_a_command_that_says_too_little_or_too_much_is_refused(run, arguments):
     code, _, err = run("sweep", *arguments)
     assert (code, err.count("\n")) == (2, 1)

@@ -21,14 +21,14 @@ Emission = tuple[str, int | None, dict[str, Any]]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+def folder(tmp_path):
     return LocalProcesses(tmp_path / "runs").create(heal_settings(model="demo", rounds=2, seed=5))
 
 
 @pytest.fixture
 def play(
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[[Callable[..., Iterator[Emission]]], list[dict[str, Any]]]:
+    monkeypatch,
+):
     """Puts a function in the loop's place; gives the keyword arguments it was called with."""
     asked: list[dict[str, Any]] = []
 
@@ -56,7 +56,7 @@ def two_rounds(_stop: Any) -> Iterator[Emission]:
     yield "finished", None, {"reason": "2 rounds done"}
 
 
-def test_a_finished_run_exits_0_and_every_event_is_in_the_log(folder: RunFolder, play: Any) -> None:
+def test_a_finished_run_exits_0_and_every_event_is_in_the_log(folder, play):
     asked = play(two_rounds)
     assert worker.main([str(folder.path)]) == 0
     assert kinds(folder) == ["queued", "started", "profile", "answers", "round", "round", "finished"]
@@ -68,9 +68,7 @@ def test_a_finished_run_exits_0_and_every_event_is_in_the_log(folder: RunFolder,
     assert (folder.path / "heartbeat").exists()
 
 
-def test_what_breaks_a_run_is_its_last_event(
-    folder: RunFolder, play: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_breaks_a_run_is_its_last_event(folder, play, capsys):
     def breaks(_stop: Any) -> Iterator[Emission]:
         yield "round", 1, {}
         raise MemoryError("too big\nsecond line")
@@ -84,9 +82,7 @@ def test_what_breaks_a_run_is_its_last_event(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_settings_that_do_not_work_fail_in_one_sentence(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_that_do_not_work_fail_in_one_sentence(folder, monkeypatch):
     def no_model(_name: str) -> None:
         raise SettingsError("There is no such model.")
 
@@ -96,36 +92,27 @@ def test_settings_that_do_not_work_fail_in_one_sentence(
     assert last.data == {"message": "There is no such model."}
 
 
-def test_resumed_after_the_last_finished_round_with_what_was_measured(folder: RunFolder, play: Any) -> None:
-    def cut(_stop: Any) -> Iterator[Emission]:
-        yield from list(two_rounds(None))[:3]
+@pytest.mark.parametrize("n", [1, 3], ids=["within base", "after a round"])
+def test_resumed_after_the_last_finished_round_with_base_where_it_was_measured_whole(folder, play, n):
+    def cut(_stop):
+        yield from list(two_rounds(None))[:n]
         yield "cancelled", None, {}
 
     play(cut)
     assert worker.main([str(folder.path)]) == 3
     asked = play(two_rounds)
     assert worker.main([str(folder.path)]) == 0
-    assert asked[-1]["start_round"] == 1
-    assert "answers" in [event.kind for event in asked[-1]["earlier"]]
+    done = int(n == 3)
+    assert asked[-1]["start_round"] == done
+    earlier = [event.kind for event in asked[-1]["earlier"]]
+    assert ("answers" in earlier) == bool(earlier) == (n == 3)
     resumed = next(event for event in events.read(folder.log).events if event.kind == "resumed")
-    assert resumed.data["round"] == 1
+    assert resumed.data["round"] == done
     assert kinds(folder).count("started") == 1
 
 
-def test_a_base_that_was_cut_off_is_measured_again(folder: RunFolder, play: Any) -> None:
-    def cut(_stop: Any) -> Iterator[Emission]:
-        yield "profile", 0, {"stage": "base"}
-        yield "cancelled", None, {}
-
-    play(cut)
-    worker.main([str(folder.path)])
-    asked = play(two_rounds)
-    worker.main([str(folder.path)])
-    assert asked[-1]["earlier"] == ()
-
-
 @pytest.mark.parametrize("how", ["signal", "file"])
-def test_it_stops_when_told_by_signal_or_file(folder: RunFolder, play: Any, how: str) -> None:
+def test_it_stops_when_told_by_signal_or_file(folder, play, how):
     def long(stop: Callable[[], bool]) -> Iterator[Emission]:
         assert not stop()
         os.kill(os.getpid(), signal.SIGTERM) if how == "signal" else folder.ask("cancel")
@@ -139,7 +126,7 @@ def test_it_stops_when_told_by_signal_or_file(folder: RunFolder, play: Any, how:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_pause_holds_every_step_and_leaves_two_events(folder: RunFolder, play: Any) -> None:
+def test_a_pause_holds_every_step_and_leaves_two_events(folder, play):
     seen: list[str] = []
 
     def long(stop: Callable[[], bool]) -> Iterator[Emission]:
@@ -160,7 +147,7 @@ def until_resting(folder: RunFolder) -> None:
         time.sleep(0.005)
 
 
-def test_a_paused_run_ends_when_told(folder: RunFolder, play: Any) -> None:
+def test_a_paused_run_ends_when_told(folder, play):
     def long(stop: Callable[[], bool]) -> Iterator[Emission]:
         folder.ask("pause")
         threading.Thread(target=lambda: (until_resting(folder), folder.ask("cancel"))).start()
@@ -173,7 +160,7 @@ def test_a_paused_run_ends_when_told(folder: RunFolder, play: Any) -> None:
 
 
 @pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def full_disk(monkeypatch):
     """There is no room for the end of a round, three times."""
     monkeypatch.setattr(worker, "ROOM_S", 0.01)
     whole, full = EventLog.append, [3]
@@ -188,7 +175,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_a_full_disk_is_waited_out(folder: RunFolder, play: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_waited_out(folder, play, capsys):
     play(two_rounds)
     assert worker.main([str(folder.path)]) == 0
     assert kinds(folder) == ["queued", "started", "profile", "answers", "round", "round", "finished"]
@@ -198,8 +185,8 @@ def test_a_full_disk_is_waited_out(folder: RunFolder, play: Any, capsys: pytest.
 @pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("breaks", [False, True])
 def test_a_disk_too_full_for_the_workers_own_log_ends_no_run_without_a_word(
-    folder: RunFolder, play: Any, monkeypatch: pytest.MonkeyPatch, breaks: bool
-) -> None:
+    folder, play, monkeypatch, breaks
+):
     class Full:
         def write(self, _: str) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -217,9 +204,7 @@ def test_a_disk_too_full_for_the_workers_own_log_ends_no_run_without_a_word(
     assert kinds(folder)[-1] == ("failed" if breaks else "finished")
 
 
-def test_a_second_worker_of_the_same_run_is_refused_and_writes_nothing(
-    folder: RunFolder, play: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_worker_of_the_same_run_is_refused_and_writes_nothing(folder, play, capsys):
     play(two_rounds)
     before = folder.log.read_bytes()
     with FileLock(folder.path / ".lock"):
@@ -228,7 +213,7 @@ def test_a_second_worker_of_the_same_run_is_refused_and_writes_nothing(
     assert folder.log.read_bytes() == before
 
 
-def test_bad_arguments_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_exit_2(tmp_path, capsys):
     assert worker.main([]) == 2
     assert worker.main([str(tmp_path / "no-such-run")]) == 2
     assert worker.main([str(tmp_path / "Not A Run")]) == 2
