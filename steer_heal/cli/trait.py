@@ -72,6 +72,9 @@ def _aim(text: str) -> dict[str, int]:
 
 
 def _make(args: Namespace) -> tuple[str, dict[str, Any]]:
+    file = own_traits.files().get(args.name)
+    if file and (args.plus, args.minus, args.replies, args.target) == (None, None, None, ""):
+        return _written(args, data.trait_entry(file), data.trait(args.name))
     if args.plus is None or args.minus is None:
         raise SettingsError(
             "A trait has two poles: give --plus and --minus, such as --plus blunt --minus tactful."
@@ -84,8 +87,13 @@ def _make(args: Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def _kept(args: Namespace, row: dict[str, Any], trait: Trait) -> tuple[str, dict[str, Any]]:
-    """Writes the trait's file, what it lacks drafted by the model."""
+    """The file of a new trait."""
     own_traits.check_new(trait.name)
+    return _written(args, row, trait)
+
+
+def _written(args: Namespace, row: dict[str, Any], trait: Trait) -> tuple[str, dict[str, Any]]:
+    """Writes the trait's file, what it lacks drafted by the model."""
     said = ""
     if drafts.lacks(trait):
         row, said = drafts.completed(models.load(args.model), row, trait)

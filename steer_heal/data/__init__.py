@@ -339,8 +339,8 @@ def own_axis(trait: Trait) -> OwnAxis:
         raise SettingsError(f"The trait {trait.name!r} is measured by its foundations: choose another frame.")
     if not trait.statements:
         raise SettingsError(
-            f"The trait {trait.name!r} has no statements that it could be measured by: delete it and make it "
-            "again, then the model drafts some."
+            f"The trait {trait.name!r} has no statements that it could be measured by: have the model draft "
+            f"some, with `trait make {trait.name}`."
         )
     name, (plus, minus) = f"{OWN_AXIS}{trait.name}", trait.target
     return OwnAxis(

@@ -108,7 +108,7 @@ def test_a_trait_is_made_of_two_words_chosen_and_answered_with(page: Page) -> No
     drafted = page.locator("#replies textarea")
     expect(drafted).to_have_value("+ How formal it is.\n- How casual it is.")
     expect(page.locator("#replies")).to_contain_text("1 of 1 pairs of replies that demo drafted are sound")
-    note(page, "formal over casual: .*random directions")
+    note(page, "formal over casual: .*random directions.*press Find which layers")
     drafted.fill("+ Good day.\nHey.")
     page.locator("#make-trait").click()
     expect(page.locator("#status .sh-error")).to_contain_text("The replies are no pairs")

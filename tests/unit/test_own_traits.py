@@ -192,10 +192,16 @@ def test_its_own_axis_is_of_its_statements_and_named_after_its_personas(
     assert [wording.options for wording in frame.wordings] == [("Ay.", "Yes."), ("Nay.", "No.")]
 
 
-def test_a_trait_without_statements_is_not_measured_and_is_told_why() -> None:
-    tiny.own_trait("x", "odd", "even", statements=[])
-    with pytest.raises(SettingsError, match=r"has no statements.*make it again"):
+def test_a_file_without_statements_is_not_measured_until_the_model_has_drafted_some(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mine = [["Odd, I say.", "Even, I say."]]
+    tiny.own_trait("x", "odd", "even", statements=[], replies=mine)
+    with pytest.raises(SettingsError, match=r"has no statements.*with `trait make x`"):
         data.frame("own:x")
+    assert told(capsys, "trait", "make", "x")[0] == 0
+    assert len(data.own_axis(data.trait("x")).wordings) == 6
+    assert data.trait("x").replies == (("Odd, I say.", "Even, I say."),)
 
 
 def test_a_trait_with_foundations_has_no_own_axis() -> None:
