@@ -237,6 +237,10 @@ def test_on_the_page_it_is_drafted_once_and_its_replies_may_be_edited(engine: En
     with pytest.raises(SettingsError, match="the same text as entry 1"):
         engine.make_trait("formal", "casual", [("Good day.", "Good day.")])
     assert data.trait(made.name) == edited
+    aimed = replace(edited, target={"Care": -1, "SocialNorms": 1})
+    assert engine.make_trait("formal", "casual", target="Care=-1, social norms=1") == (aimed, "")
+    with pytest.raises(SettingsError, match="'Love=1' is no target"):
+        engine.make_trait("formal", "casual", target="Love=1")
 
 
 def test_what_is_measured_of_it_are_its_two_poles(engine: Engine) -> None:
