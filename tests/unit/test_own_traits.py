@@ -94,6 +94,14 @@ def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
     assert data.trait("formal") == made
 
 
+def test_they_are_kept_in_the_user_s_own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("STEER_HEAL_HOME")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    tiny.own_trait()
+    assert data.trait("formal") == data.own_trait(tmp_path / "steer-heal" / "traits" / "formal.json")
+
+
 def test_personas_replies_and_a_target_are_taken_as_they_stand(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
