@@ -245,7 +245,7 @@ def _drawing(engine: Engine) -> dict[str, Any]:
             label="and less", placeholder="casual", max_length=400, min_width=130, elem_id="minus"
         )
         target = gr.Textbox(
-            label="foundations it should move; none: its own axis", placeholder="Care=1, SocialNorms=-1",
+            label="foundations it should move", placeholder="Care=1; or its own axis",
             max_length=200, min_width=200, elem_id="target",
         )  # fmt: skip
         make = gr.Button("Make it", size="sm", scale=0, min_width=80, elem_id="make-trait")
