@@ -117,15 +117,18 @@ def _telling(engine: Engine) -> list[Callable[..., Any]]:
             "vignettes": [asdict(vignette) for vignette in engine.vignettes()],
         }
 
-    def make_trait(plus: str, minus: str, replies: list[tuple[str, str]] | None = None) -> dict:
+    def make_trait(
+        plus: str, minus: str, replies: list[tuple[str, str]] | None = None, target: str = ""
+    ) -> dict:
         """Make a trait between two poles, kept on the page's machine; steer along it by its name.
 
         Args:
             plus: what positive alpha pushes towards, a word or two or a whole persona
             minus: its opposite
             replies: pairs of what either pole would say; the model drafts them when none
+            target: foundations that it should move, such as "Care=1, SocialNorms=-1"; its own axis if none
         """
-        trait, said = engine.make_trait(plus, minus, replies or ())
+        trait, said = engine.make_trait(plus, minus, replies or (), target)
         return asdict(trait) | {"drafted": said}
 
     return [describe, make_trait]

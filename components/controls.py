@@ -76,6 +76,7 @@ class Controls:
     seed: gr.Number
     plus: gr.Textbox
     minus: gr.Textbox
+    target: gr.Textbox
     make: gr.Button
     replies: gr.Textbox
     greedy: gr.Checkbox
@@ -243,6 +244,10 @@ def _drawing(engine: Engine) -> dict[str, Any]:
         minus = gr.Textbox(
             label="and less", placeholder="casual", max_length=400, min_width=130, elem_id="minus"
         )
+        target = gr.Textbox(
+            label="foundations it should move", placeholder="Care=1; or its own axis",
+            max_length=200, min_width=200, elem_id="target",
+        )  # fmt: skip
         make = gr.Button("Make it", size="sm", scale=0, min_width=80, elem_id="make-trait")
         replies = gr.Textbox(
             visible=False,
@@ -281,7 +286,8 @@ def _drawing(engine: Engine) -> dict[str, Any]:
             for name, label, own in zip(address.SAMPLING, labels, own_sampling(engine), strict=True)
         ]
     stamp = gr.Number(visible="hidden")
-    named: dict[str, Any] = {"plus": plus, "minus": minus, "make": make, "replies": replies}
+    named: dict[str, Any] = {"plus": plus, "minus": minus, "target": target, "make": make}
+    named |= {"replies": replies}
     named |= {"length": length, "seed": seed, "greedy": greedy, "method": method, "where": where}
     named |= {"stamp": stamp}
     return named | dict(zip(address.SAMPLING, drawn, strict=True))

@@ -160,20 +160,25 @@ def _wire_traits(
     def drafting() -> str:
         return view.note(f"{engine.info.name} drafts what either would say ...")
 
-    def make(plus: str, minus: str, replies: str) -> tuple[Any, ...]:
+    def make(plus: str, minus: str, target: str, replies: str) -> tuple[Any, ...]:
         try:
-            trait, said = engine.make_trait(plus or "", minus or "", of_lines(replies or ""))
+            trait, said = engine.make_trait(plus or "", minus or "", of_lines(replies or ""), target or "")
         except SettingsError as problem:
             return gr.skip(), view.error(str(problem)), gr.skip(), gr.skip()
         shown = in_lines(trait.replies)
         label = f"What either would say. {said} Its vector is made from these: edit them and press Make it."
         chosen = gr.update(choices=traits(engine), value=trait.name)
-        return chosen, "", f"{trait.name}: {shown}", gr.update(value=shown, label=label, visible=True)
+        return (
+            chosen,
+            "",
+            f"{trait.name} {trait.target}: {shown}",
+            gr.update(value=shown, label=label, visible=True),
+        )
 
     def spelled(typed: str) -> list[Any]:
         return spread(engine, typed or "")
 
-    typed = [knobs.plus, knobs.minus, knobs.replies]
+    typed = [knobs.plus, knobs.minus, knobs.target, knobs.replies]
     pressed = knobs.make.click(drafting, None, status, **INTERNAL)
     pressed.then(make, typed, [knobs.trait, status, fresh, knobs.replies], **INTERNAL)
     gr.on([knobs.plus.input, knobs.minus.input], None, None, knobs.replies, js="() => ''", **INTERNAL)

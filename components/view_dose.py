@@ -43,7 +43,8 @@ def found(sweep: Sweep, target: dict[str, int]) -> str:
     elif worth is not None:
         said += f"; {worth.agreement.sentence(worth.frame)}"
     against = sweep.against(target)
-    return f"{said}{f'; {against}' if against else ''}. Click the chart to steer at a dose."
+    said += f"; {against}" if against else ""
+    return f"{said}. Click the chart to steer at a dose; press Find which layers for those that do it."
 
 
 def layers_found(cells: Sequence[DoseRow], layers: Callable[[tuple[float, float]], tuple[int, ...]]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+from steer_heal import data
 from steer_heal.config import (
     EVERYWHERE,
     FOUNDATIONS,
@@ -99,14 +100,16 @@ class FakeEngine:
         ]
         return [*ours, *self._made]
 
-    def make_trait(self, plus: str, minus: str, replies: Sequence[tuple[str, str]] = ()) -> tuple[Trait, str]:
+    def make_trait(
+        self, plus: str, minus: str, replies: Sequence[tuple[str, str]] = (), target: str = ""
+    ) -> tuple[Trait, str]:
         if plus == minus:
             raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
-        target = {"Care": 1, "SocialNorms": -1}  # what it measures of any trait
+        aimed = data.aim(target) or {"Care": 1, "SocialNorms": -1}  # what it measures of any trait
         said = tuple(replies) or ((f"How {plus} it is.", f"How {minus} it is."),)
         name = f"{plus}-over-{minus}"
         self._made = [trait for trait in self._made if trait.name != name]
-        self._made.append(Trait(name, f"{plus} over {minus}", "", plus, minus, target, ("Hello.",), said))
+        self._made.append(Trait(name, f"{plus} over {minus}", "", plus, minus, aimed, ("Hello.",), said))
         return self._made[-1], "" if replies else "1 of 1 pairs of replies that demo drafted are sound."
 
     def vignettes(self, condition: str = "other_violate") -> list[Vignette]:

@@ -293,7 +293,10 @@ def trait(commands: Commands) -> None:
     made = command(commands, "trait", "Make, list, show, share or delete a trait of your own.")
     made.add_argument("action", choices=("make", "list", "show", "export", "import", "delete"))
     made.add_argument("name", nargs="?", metavar="NAME", help="of the trait; with import: the file")
-    made.add_argument("--plus", metavar="POLE", help="with make: a word or two, or a whole persona")
+    made.add_argument(
+        "--plus", metavar="POLE",
+        help="with make: a word or two, or a whole persona; none: what a trait of yours lacks is drafted",
+    )  # fmt: skip
     made.add_argument("--minus", metavar="POLE", help="with make: its opposite")
     made.add_argument(
         "--replies", metavar="FILE",

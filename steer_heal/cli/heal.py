@@ -145,7 +145,9 @@ class Report:
             if event.round
             else str(data.get("stage", ""))
         )
-        if event.kind == "stage":
+        if event.kind in ("vector", "calibrated") and data.get("message"):
+            self._out.note(f"Round {event.round}: {data['message']}")
+        elif event.kind == "stage":
             self._out.progress(f"{where} ...")
         elif event.kind == "progress":
             self._out.progress(f"{where}: {data.get('done')} of {data.get('total')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -32,6 +33,6 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
             status if isinstance(status, int) else 0, str(error).strip().partition("\n")[0]
         )
         raise SettingsError(f"The hub refused {name} ({status}): {why}.") from error
-    except OSError as error:
+    except (OSError, httpx2.HTTPError) as error:
         raise SettingsError(f"The hub cannot be reached to push {name} ({error}): go online.") from error
     return str(made)

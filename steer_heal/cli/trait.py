@@ -59,24 +59,15 @@ def target(signs: dict[str, int]) -> str:
     return ",".join(f"{name}={sign}" for name, sign in signs.items())
 
 
-def _aim(text: str) -> dict[str, int]:
-    """Errors: `SettingsError` for what is not foundation=1 or foundation=-1."""
-    found: dict[str, int] = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        name, _, sign = part.partition("=")
-        known = data.foundation_name(name)
-        if known is None or sign.strip() not in ("1", "+1", "-1"):
-            raise SettingsError(f"{part!r} is no target: write a foundation and 1 or -1, such as Care=1.")
-        found[known] = int(sign)
-    return found
-
-
 def _make(args: Namespace) -> tuple[str, dict[str, Any]]:
+    file = own_traits.files().get(args.name)
+    if file and (args.plus, args.minus, args.replies, args.target) == (None, None, None, ""):
+        return _written(args, data.trait_entry(file), data.trait(args.name))
     if args.plus is None or args.minus is None:
         raise SettingsError(
             "A trait has two poles: give --plus and --minus, such as --plus blunt --minus tactful."
         )
-    more: dict[str, Any] = {"target": _aim(args.target)} if args.target else {}
+    more: dict[str, Any] = {"target": data.aim(args.target)} if args.target else {}
     if args.replies:
         more["replies"] = _pairs(Path(args.replies))
     row = own_traits.of_poles(args.name, args.plus, args.minus, **more)
@@ -84,8 +75,13 @@ def _make(args: Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def _kept(args: Namespace, row: dict[str, Any], trait: Trait) -> tuple[str, dict[str, Any]]:
-    """Writes the trait's file, what it lacks drafted by the model."""
+    """The file of a new trait."""
     own_traits.check_new(trait.name)
+    return _written(args, row, trait)
+
+
+def _written(args: Namespace, row: dict[str, Any], trait: Trait) -> tuple[str, dict[str, Any]]:
+    """Writes the trait's file, what it lacks drafted by the model."""
     said = ""
     if drafts.lacks(trait):
         row, said = drafts.completed(models.load(args.model), row, trait)

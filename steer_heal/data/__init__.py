@@ -156,6 +156,18 @@ def foundation_name(name: str) -> str | None:
     return _NAMES.get(re.sub(r"[^a-z]", "", re.sub(r"\(.*?\)", "", name).lower()))
 
 
+def aim(text: str) -> dict[str, int]:
+    """The target that is written so: Care=1, SocialNorms=-1. Errors: `SettingsError` for what is none."""
+    found: dict[str, int] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, sign = part.partition("=")
+        known = foundation_name(name)
+        if known is None or sign.strip() not in ("1", "+1", "-1"):
+            raise SettingsError(f"{part!r} is no target: write a foundation and 1 or -1, such as Care=1.")
+        found[known] = int(sign)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Material:
     """The texts that one kind of model is asked with, from the files in `folder`; see `material`."""
@@ -339,8 +351,8 @@ def own_axis(trait: Trait) -> OwnAxis:
         raise SettingsError(f"The trait {trait.name!r} is measured by its foundations: choose another frame.")
     if not trait.statements:
         raise SettingsError(
-            f"The trait {trait.name!r} has no statements that it could be measured by: delete it and make it "
-            "again, then the model drafts some."
+            f"The trait {trait.name!r} has no statements that it could be measured by: have the model draft "
+            f"some, with `trait make {trait.name}`."
         )
     name, (plus, minus) = f"{OWN_AXIS}{trait.name}", trait.target
     return OwnAxis(

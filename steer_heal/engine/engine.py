@@ -138,10 +138,13 @@ class Engine:
         """All traits, the default one first."""
         return list(data.traits().values())
 
-    def make_trait(self, plus: str, minus: str, replies: Sequence[tuple[str, str]] = ()) -> tuple[Trait, str]:
+    def make_trait(
+        self, plus: str, minus: str, replies: Sequence[tuple[str, str]] = (), target: str = ""
+    ) -> tuple[Trait, str]:
         """A trait of the user's own between two poles, kept, and what is to be said of it; one that is there
-        already is given back, with these paired `replies` where there are some. What is not given is drafted
-        by the loaded model. Raises: `SettingsError` for poles or replies that will not do."""
+        already is given back, with these paired `replies` and this `target` ("Care=1, SocialNorms=-1") where
+        there are some. What is not given is drafted by the loaded model. Raises: `SettingsError` for poles,
+        replies or a target that will not do."""
         name = own_traits.name_of(plus, minus)
         row = own_traits.of_poles(name, plus, minus)
         data.checked_trait(f"trait {name}", row)
@@ -153,6 +156,8 @@ class Engine:
             own_traits.check_new(name)
         if replies:
             row |= {"replies": [list(pair) for pair in replies]}
+        if aimed := data.aim(target):
+            row |= {"target": aimed}
         trait = data.checked_trait(f"trait {name}", row)
         row, said = self._sliced(
             lambda stop: drafts.completed(self._lm, row, trait, pause=partial(ending(stop), ""))

@@ -203,8 +203,11 @@ class _Loop:
         vector.save(found, self._vector_path(round_))
         cosine = vector.cosine(found, vector.load(self._vector_path(1)), self.layers)
         norm = float(found.norms_L[list(self.layers)].mean())
-        parts = {"parts": {name: asdict(one) for name, one in self.parts.items()}} if self.mix else {}
-        yield "vector", round_, {"norm": norm, "cosine_to_first": cosine} | parts
+        facts: dict[str, Any] = {"norm": norm, "cosine_to_first": cosine}
+        if self.mix:
+            facts["parts"] = {name: asdict(one) for name, one in self.parts.items()}
+            facts["message"] = found.meta["message"]
+        yield "vector", round_, facts
         return found
 
     def _vector(self, trait: Trait, tick: Tick) -> SteeringVector:
@@ -226,9 +229,11 @@ class _Loop:
                 how = self._prompts(name), self.settings.calibrate
                 self.parts[name] = calibrate(self.lm, one, self.layers, *how, progress=tick)
         of = {name: CalibratedVector(one, self.layers, self.parts[name]) for name, one in vectors.items()}
-        found = mixed(mix, of).one
+        made = mixed(mix, of)
+        found = made.one
         assert found is not None
-        return replace(found, meta=found.meta | {"model": self.lm.name, "mix": self.settings.mix})
+        more = {"model": self.lm.name, "mix": self.settings.mix, "message": made.message}
+        return replace(found, meta=found.meta | more)
 
     def _prompts(self, trait: str) -> list[list[int]]:
         """What c* is found on."""

@@ -389,5 +389,14 @@ def test_a_run_of_a_mix_trains_on_what_the_mix_adds_and_resumes_with_the_same_nu
     assert numbers(again) == numbers(event for event in events if event.round in (2, None))
 
 
+def test_a_run_says_that_two_vectors_of_its_mix_are_parallel(tmp_path):
+    ours = data.trait("care_over_authority")
+    tiny.own_trait("kind", ours.positive, ours.negative)
+    settings = fast(mix="care_over_authority + kind", evaluate={"frame": "choice", "n_vignettes": 3})
+    found = heal.run(model(), settings, tmp_path)
+    said = next(facts["message"] for kind, _, facts in found if kind == "vector")
+    assert "care_over_authority and kind are parallel" in said
+
+
 def extracted(lm, name, settings):
     return vector.extract(lm, data.trait(name), lm.material.contexts(name), settings.extract)

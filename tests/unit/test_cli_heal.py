@@ -31,6 +31,7 @@ def healing(monkeypatch):
                 yield "profile", 0, {"stage": "base", "alpha": 0.0, **measured(0.64, 0.25)}
                 yield "answers", 0, {"prompts": ["p"], "texts": ["t"]}
             for round_ in range(start_round + 1, settings.rounds + 1):
+                yield "vector", round_, {"norm": 1.0, "message": "a and b are parallel."}
                 yield "stage", round_, {"stage": "calibrate", "n_stages": 7, "index": 2}
                 yield "calibrated", round_, {"c_star": 16.0, "kl_p95": 1.0}
                 yield "profile", round_, {"stage": "steered", "alpha": 1.0, **measured(0.52, 0.35)}
@@ -60,8 +61,9 @@ def test_a_foreign_store_is_refused_before_a_run_begins(run, healing, here):
 
 def test_heal_prints_base_then_steered_and_healed_of_each_round(run, healing):
     healing()
-    code, out, _ = run("heal", "--rounds", "2")
+    code, out, err = run("heal", "--rounds", "2")
     assert code == 0
+    assert "Round 2: a and b are parallel.\n" in err
     lines = [line.split() for line in out.strip().splitlines()]
     assert [line[:2] for line in lines[1:6]] == [
         ["0", "base"], ["1", "steered"], ["1", "healed"], ["2", "steered"], ["2", "healed"]

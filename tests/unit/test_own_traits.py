@@ -94,6 +94,14 @@ def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
     assert data.trait("formal") == made
 
 
+def test_they_are_kept_in_the_user_s_own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("STEER_HEAL_HOME")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    tiny.own_trait()
+    assert data.trait("formal") == data.own_trait(tmp_path / "steer-heal" / "traits" / "formal.json")
+
+
 def test_personas_replies_and_a_target_are_taken_as_they_stand(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -192,10 +200,16 @@ def test_its_own_axis_is_of_its_statements_and_named_after_its_personas(
     assert [wording.options for wording in frame.wordings] == [("Ay.", "Yes."), ("Nay.", "No.")]
 
 
-def test_a_trait_without_statements_is_not_measured_and_is_told_why() -> None:
-    tiny.own_trait("x", "odd", "even", statements=[])
-    with pytest.raises(SettingsError, match=r"has no statements.*make it again"):
+def test_a_file_without_statements_is_not_measured_until_the_model_has_drafted_some(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mine = [["Odd, I say.", "Even, I say."]]
+    tiny.own_trait("x", "odd", "even", statements=[], replies=mine)
+    with pytest.raises(SettingsError, match=r"has no statements.*with `trait make x`"):
         data.frame("own:x")
+    assert told(capsys, "trait", "make", "x")[0] == 0
+    assert len(data.own_axis(data.trait("x")).wordings) == 6
+    assert data.trait("x").replies == (("Odd, I say.", "Even, I say."),)
 
 
 def test_a_trait_with_foundations_has_no_own_axis() -> None:
@@ -231,6 +245,10 @@ def test_on_the_page_it_is_drafted_once_and_its_replies_may_be_edited(engine: En
     with pytest.raises(SettingsError, match="the same text as entry 1"):
         engine.make_trait("formal", "casual", [("Good day.", "Good day.")])
     assert data.trait(made.name) == edited
+    aimed = replace(edited, target={"Care": -1, "SocialNorms": 1})
+    assert engine.make_trait("formal", "casual", target="Care=-1, social norms=1") == (aimed, "")
+    with pytest.raises(SettingsError, match="'Love=1' is no target"):
+        engine.make_trait("formal", "casual", target="Love=1")
 
 
 def test_what_is_measured_of_it_are_its_two_poles(engine: Engine) -> None:

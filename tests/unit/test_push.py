@@ -49,7 +49,7 @@ def refused(status):
         (refused(401), r"\(401\): log in"),
         (refused(403), r"\(403\): your token may not write there"),
         (refused(500), r"\(500\)"),
-        (ConnectionError("down"), "cannot be reached"),
+        (httpx2.ConnectError("down"), "cannot be reached"),
     ],
 )
 def test_refusals(monkeypatch, tmp_path, error, words):

@@ -130,7 +130,10 @@ def test_what_cannot_be_answered_is_said_in_one_sentence(engine, lm, tmp_path):
     refused("end with a user's", "base", messages=(*SAID, {"role": "assistant", "content": "All is."}))
     refused("32000 or fewer", "base", messages=({"role": "user", "content": "a" * 8000},) * 5)
     refused("type something", "base", messages=({"role": "user", "content": " "},))
+    answering = engine.talk(asked(f"{run}/1"), session="b")
+    next(answering)
     shutil.rmtree(tmp_path / "runs" / run)
+    assert list(answering)[-1].done, "what was begun is written to its end"
     refused(f"There is no run {run} to talk to", f"{run}/1")
     assert list(engine.talk(asked("base"), session="a"))[-1].done
 
@@ -141,7 +144,7 @@ def test_a_newer_question_of_a_session_ends_the_older_and_stopping_leaves_what_i
     frames = []
     for frame in engine.talk(asked("base", max_new_tokens=400), session="a"):
         frames.append(frame)
-        if len(frame.voices[0][0].tokens) == 3:
+        if len(frame.voices[0][0].tokens) >= 3:  # a reader that is slow misses some
             engine.stop("a")
     assert (frames[-1].done, frames[-1].message) == (True, "Stopped.")
     assert frames[-1].voices[0][0].tokens
