@@ -166,7 +166,7 @@ def _wire_traits(
         except SettingsError as problem:
             return gr.skip(), view.error(str(problem)), gr.skip(), gr.skip()
         shown = in_lines(trait.replies)
-        label = f"What either would say. {said} Its vector is made from these: edit them and press Make it."
+        label = f"What either would say. {said} Edit it and press Make it to have the vector made from it."
         chosen = gr.update(choices=traits(engine), value=trait.name)
         return (
             chosen,

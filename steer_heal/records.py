@@ -95,8 +95,9 @@ class Trait:
     two poles, to the sign it should move by.
 
     `replies`: what a person of the positive pole and one of the negative would say, in pairs, each to any of
-    the `scenes`; none where the trait has only its personas. `statements`: other such pairs, which a trait
-    without foundations is measured by, and from which no vector is made.
+    the `scenes`; none where the trait has only its personas. `replies_drafted`: a model wrote them.
+    `statements`: other such pairs, which a trait without foundations is measured by, and from which no vector
+    is made.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Trait:
     target: dict[str, int]
     scenes: tuple[str, ...] = ()
     replies: tuple[tuple[str, str], ...] = ()
+    replies_drafted: bool = False
     statements: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -114,9 +116,17 @@ class Trait:
         """Whether it is measured by its own two poles, and not by foundations."""
         return not set(self.target) <= set(FOUNDATIONS)
 
+    @property
+    def by_replies(self) -> bool:
+        """Whether it has replies that a model's usual method may make its vector of. Drafted ones move a
+        trait on its own axis less than its personas do: docs/reports/own-traits.md."""
+        return bool(self.replies) and not (self.replies_drafted and self.on_own_axis)
+
     def decides(self) -> dict[str, Any]:
-        """What of it decides its vector and the dose: all but the `statements`, which only measure it."""
-        return {name: value for name, value in asdict(self).items() if name != "statements"}
+        """What of it decides its vector by a method, and the dose: not the `statements`, which only measure
+        it, nor who wrote the replies."""
+        without = ("statements", "replies_drafted")
+        return {name: value for name, value in asdict(self).items() if name not in without}
 
 
 @dataclass(frozen=True, slots=True)

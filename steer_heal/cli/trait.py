@@ -87,7 +87,7 @@ def _written(args: Namespace, row: dict[str, Any], trait: Trait) -> tuple[str, d
         row, said = drafts.completed(models.load(args.model), row, trait)
         trait = data.checked_trait(f"trait {trait.name}", row)
     file = own_traits.write(row)
-    pairs = {"vector": trait.replies, "measure": trait.statements} if said else {}
+    pairs = {"reply": trait.replies, "measure": trait.statements} if said else {}
     lines = [f"{clean(trait.title)}: {file}", *([said] if said else [])]
     lines += [
         f"{kind} + {clean(plus)}\n{kind} - {clean(minus)}"

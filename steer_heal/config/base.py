@@ -177,7 +177,7 @@ def check_method(name: str) -> str:
 
 def decided_method(name: str, model: str, *, replies: bool = True) -> str:
     """The method itself, or for `AUTO` the model's: it may be named, a hub id, a folder or a file. `replies`:
-    whether the trait has paired replies, without which it is made from its personas."""
+    whether the trait has paired replies to use (`Trait.by_replies`), else it is made from its personas."""
     if name != AUTO:
         return name
     if not replies:

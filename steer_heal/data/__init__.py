@@ -389,7 +389,11 @@ def _trait(where: str, row: dict[str, Any]) -> Trait:
     scenes = tuple(said_to or _pool(FOLDER / "scenes.json", values["name"])) if replies else ()
     poles = own_traits.names(values["positive"], values["negative"])
     target = target or dict(zip(poles, (1, -1), strict=True))
-    return Trait(**values, target=dict(target), scenes=scenes, replies=replies, statements=statements)
+    drafted = row.get("replies_drafted", False)
+    if not isinstance(drafted, bool):
+        raise SettingsError(f"{where}: 'replies_drafted' must be true or false.")
+    pairs = {"replies": replies, "replies_drafted": drafted, "statements": statements}
+    return Trait(**values, target=dict(target), scenes=scenes, **pairs)
 
 
 def _pairs(where: str, key: str, pairs: Any) -> tuple[tuple[str, str], ...]:

@@ -154,8 +154,9 @@ class Engine:
             row = known
         else:
             own_traits.check_new(name)
-        if replies:
-            row |= {"replies": [list(pair) for pair in replies]}
+        pairs = [list(pair) for pair in replies]
+        if pairs and pairs != row.get("replies"):
+            row |= {"replies": pairs, "replies_drafted": False}
         if aimed := data.aim(target):
             row |= {"target": aimed}
         trait = data.checked_trait(f"trait {name}", row)

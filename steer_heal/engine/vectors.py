@@ -69,7 +69,7 @@ class Vectors:
 
     def method(self, name: str, trait: str) -> str:
         """The method that is meant on this model for this trait."""
-        return decided_method(name, self._lm.name, replies=bool(data.trait(trait).replies))
+        return decided_method(name, self._lm.name, replies=data.trait(trait).by_replies)
 
     def steer(
         self,

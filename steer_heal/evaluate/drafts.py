@@ -80,7 +80,9 @@ def completed(
             f"pairs of replies that it drafted {len(kept)} are sound, which differ, are long enough and each "
             "likelier under their own persona; choose poles that differ more."
         )
-    drafted = {"replies": found[1], "scenes": scenes[:N_SCENES]} if not trait.replies else {}
+    drafted: dict[str, Any] = {}
+    if not trait.replies:
+        drafted |= {"replies": found[1], "replies_drafted": True, "scenes": scenes[:N_SCENES]}
     drafted |= {"statements": found[0]} if trait.on_own_axis and not trait.statements else {}
     return row | drafted, f"{len(kept)} of {len(prompts)} pairs of replies that {lm.name} drafted are sound."
 

@@ -153,7 +153,7 @@ def _profile(measured: Measured, trait: Trait) -> str:
 
 def _recipe(settings: HealSettings, trait: Trait) -> str:
     """How the vector is extracted, in plain words."""
-    name = decided_method(settings.extract.method, settings.model, replies=bool(trait.replies))
+    name = decided_method(settings.extract.method, settings.model, replies=trait.by_replies)
     if name not in METHODS:
         return name
     over = f"{settings.extract.n_contexts} contexts"

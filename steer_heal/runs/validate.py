@@ -50,7 +50,7 @@ def check(settings: HealSettings, *, loaded: bool = False, files_in: Path | None
 
 
 def _method(method: str, model: str, trait: Trait) -> str:
-    method = decided_method(method, model, replies=bool(trait.replies))
+    method = decided_method(method, model, replies=trait.by_replies)
     if method == REPLIES:
         data.check_replies(trait)
     return method

@@ -71,7 +71,7 @@ def extract(
     Errors: `SettingsError` without contexts, for an unknown method, for a trait without replies where they
     are asked for, or when both poles give the same residuals.
     """
-    how = method(decided_method(settings.method, lm.name, replies=bool(trait.replies)))
+    how = method(decided_method(settings.method, lm.name, replies=trait.by_replies))
     meta = {"model": lm.name, "trait": trait.name, "method": how.name}
     if how.of_replies:
         sides = reply_residuals(lm, trait, progress)

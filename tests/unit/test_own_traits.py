@@ -240,8 +240,11 @@ def test_on_the_page_it_is_drafted_once_and_its_replies_may_be_edited(engine: En
     made, said = engine.make_trait("formal", "casual")
     assert said == "18 of 18 pairs of replies that tiny-gemma3 drafted are sound."
     assert engine.make_trait("formal", "casual") == (made, "")
-    edited = replace(made, replies=(("Good day.", "Hey."),))
+    assert engine.make_trait("formal", "casual", made.replies) == (made, "")
+    edited = replace(made, replies=(("Good day.", "Hey."),), replies_drafted=False)
     assert engine.make_trait("formal", "casual", edited.replies) == (edited, "")
+    assert (made.by_replies, edited.by_replies) == (False, True)
+    assert replace(made, target={"Care": 1}).by_replies
     with pytest.raises(SettingsError, match="the same text as entry 1"):
         engine.make_trait("formal", "casual", [("Good day.", "Good day.")])
     assert data.trait(made.name) == edited

@@ -22,7 +22,7 @@ def titles(model: str) -> dict[str, str]:
     chosen. It says where rows are steered one at a time."""
     own = {name: method.title for name, method in METHODS.items()}
     usual, without = (decided_method(AUTO, model, replies=replies) for replies in (True, False))
-    besides = f"; of a trait without replies {own[without]}" if usual != without else ""
+    besides = f"; of a trait without replies that somebody wrote {own[without]}" if usual != without else ""
     return {AUTO: f"auto ({own[usual]}{besides})"} | own | steering_lite.methods()
 
 
