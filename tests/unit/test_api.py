@@ -127,7 +127,7 @@ def test_what_controls_move_is_told_where_they_were_asked_for(client):
 def test_an_effect_ends_with_its_reader_and_says_when_it_was_ended_before():
     stopped = []
     engine = SimpleNamespace(effect=lambda _request, session: iter([session]), stop=stopped.append)
-    effect = api.effecting(engine)
+    effect = api.Actions(engine).effect  # type: ignore[arg-type]
     reading = effect()
     session = next(reading)["measuring"]
     reading.close()
