@@ -154,7 +154,10 @@ def draw(
         bars += "" if gate == EVERYWHERE else view.note(f"Measured {view.UNGATED}.")
     if readable(frame) or not before:
         steered = view.answer(frame.steered, done=frame.done, empty=frame.message or "…")
-        judged = (view.verdict(frame) or ("" if frame.done else gr.skip()), view.measures(frame, profiles))
+        judged = (
+            view.text_word(frame.health) or ("" if frame.done else gr.skip()),
+            view.measures(frame, profiles),
+        )
     else:
         steered, judged = view.stale(before), nothing(2)
     return (

@@ -285,13 +285,9 @@ def _answers(profiles: tuple[Profile, Profile]) -> str:
     )
 
 
-def verdict(frame: SteerFrame) -> str:
-    """One word for the steered text, and by which reading; nothing while there is too little of it."""
-    return text_word(frame.health)
-
-
 def text_word(health: TextHealth | None) -> str:
-    """One word for a text, and by which reading; nothing where it was not judged."""
+    """One word for a text, and by which reading; nothing where it was not judged, as there is too little of
+    it."""
     if health is None or not (word := health.verdict):
         return ""
     why = "; ".join(_beyond(health).values())

@@ -108,12 +108,12 @@ def test_the_word_is_the_text_s_and_the_answers_have_their_own() -> None:
     base = Profile({}, 1.0, 1)
     for mass, word in ((0.96, "kept"), (0.9, "weakened"), (0.5, "lost")):
         html = view.measures(frame, (base, Profile({}, mass, 1)))
-        assert "sh-fine" in view.verdict(frame)
+        assert "sh-fine" in view.text_word(frame.health)
         assert f"answers <b>{word}</b>" in html
     broken = replace(frame, health=replace(HEALTH, verdict="broken", relevance=0.1, relevance_ratio=0.12))
-    assert "sh-broken" in view.verdict(broken)
+    assert "sh-broken" in view.text_word(broken.health)
     why = f"relevance 0.12× base&#x27;s own, limit {THRESHOLDS.relevance_broken:g}×"
-    assert f">{why}</span>" in view.verdict(broken)
+    assert f">{why}</span>" in view.text_word(broken.health)
     assert "<mark>relevance" in view.measures(broken, None)
     assert "<mark>" not in view.measures(frame, None)
 
