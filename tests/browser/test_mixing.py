@@ -109,20 +109,6 @@ def test_a_mix_is_answered_once_and_measured_on_what_it_adds(page: Page) -> None
     assert page.evaluate("answers") == 2, "a vector without a dose changes nothing"
 
 
-def test_where_a_mix_breaks_is_measured_as_it_is_steered(page: Page) -> None:
-    opened_part(page, "mixing")
-    typed(page, "care_over_authority - 0.5 candour_over_tact @answer")
-    finished(page)
-    page.locator("#dose-find").click()
-    note = page.locator("#dose-note")
-    expect(note).to_contain_text("of 8 random directions of the same KL move it as far")
-    expect(note).to_contain_text("Of the texts was steered: answer only")
-    expect(page.locator("#strip .sh-seg-broken").first).to_be_visible()
-    page.locator("#dose-effect").click()
-    expect(page.locator("#effect")).to_contain_text("random directions of the same KL")
-    expect(note).to_contain_text("care_over_authority - 0.5 candour_over_tact")
-
-
 def test_the_shading_switches_to_what_a_token_carries(page: Page) -> None:
     token = page.locator("#steered-text .sh-t").nth(1)
     base = page.locator("#base-text .sh-t").first

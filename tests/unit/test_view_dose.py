@@ -91,6 +91,19 @@ def test_a_sweep_streams_and_says_where_it_breaks() -> None:
     assert list(list(pressed(handler, "7 vignettes"))[-2][3]) == [name]
 
 
+def test_a_mix_is_measured_as_it_is_steered() -> None:
+    panel, mix = dose.Panel(FakeEngine(delay=0.0)), "care_over_authority - 0.5 candour_over_tact @answer"
+    *_, (_, note, strip, kept), _ = pressed(panel.handler(panel.sweep, 4), mix=mix)
+    assert f", {mix}: the text is damaged" in note
+    assert "of 8 random directions of the same KL move it as far" in note
+    assert "Of the texts was steered: answer only; the trait" in note
+    assert "sh-seg-broken" in strip
+    assert f"|1 {mix}|" in next(iter(kept))
+    *_, (shown, note), _ = pressed(panel.handler(panel.effect, 2), mix=mix)
+    assert "random directions of the same KL" in shown
+    assert f", {mix}." in note
+
+
 def test_a_set_asks_vignettes_of_every_foundation() -> None:
     asked = dose.Asked(FORM_VALUES | {"band": (0.4, 0.6)}, "7 vignettes", {}, "me")
     assert len(dose.Panel(FakeEngine()).request(asked, dose.SWEEP_ALPHAS, refine=True).prompts) == 7
