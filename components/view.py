@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import get_args
@@ -92,6 +92,18 @@ def empty(said: str) -> str:
 
 def note(message: str) -> str:
     return f'<div class="sh-note">{esc(message)}</div>' if message else ""
+
+
+def tr(*cells: object) -> str:
+    """A row of a table; the cells are HTML."""
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def table(names: Iterable[str], rows: Iterable[str], more: str = "") -> str:
+    """A table of such rows; the columns' names are HTML, `more` is a class."""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<table class="sh-table {more}">{body}</table>'
 
 
 def progress(share: float) -> str:
