@@ -96,8 +96,10 @@ class Gate:
 
     def _admit(self, scope: Scope) -> None:
         path, headers = scope["path"], Headers(scope=scope)
-        if self._knows is None:
-            _own_name(headers.get("host", ""))
+        host = headers.get("host", "")
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if self._knows is None and not is_loopback(name.strip("[]")):
+            raise Refused(403, "Without a login this page answers only as localhost: start it with one.")
         if _UPLOADS.fullmatch(path):
             raise Refused(404, "This page takes no files.")
         if not (_OPEN.fullmatch(path) or _ROUTES.fullmatch(path)):
@@ -157,7 +159,9 @@ class Gate:
         data = said.get("data") if isinstance(said, dict) else None
         if not isinstance(data, list):
             raise Refused(422, 'The body must be an object with a list "data".')
-        _check_session(said)
+        session = said.get("session_hash")
+        if session is not None and not (isinstance(session, str) and 0 < len(session) <= 64):
+            raise Refused(422, "session_hash must be a text of at most 64 characters.")
         index, name = said.get("fn_index"), called["name"]
         if called["kind"] == "call":
             if name not in self._takes or index is not None:
@@ -184,12 +188,6 @@ class Gate:
             raise Refused(429, f"Too many wrong passwords: wait {WITHIN_S:.0f} seconds.")
 
 
-def _own_name(host: str) -> None:
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    if not is_loopback(name.strip("[]")):
-        raise Refused(403, "Without a login this page answers only as localhost: start it with one.")
-
-
 def _visitor(scope: Scope) -> str:
     return (scope.get("client") or ("", 0))[0]
 
@@ -199,12 +197,6 @@ def _cookies(headers: Headers) -> dict[str, str]:
         return {name: morsel.value for name, morsel in SimpleCookie(headers.get("cookie", "")).items()}
     except CookieError:
         return {}
-
-
-def _check_session(said: dict[str, Any]) -> None:
-    session = said.get("session_hash")
-    if session is not None and not (isinstance(session, str) and 0 < len(session) <= 64):
-        raise Refused(422, "session_hash must be a text of at most 64 characters.")
 
 
 def _limited(receive: Receive) -> Receive:

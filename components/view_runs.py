@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from components.view import bars, duration, esc, number, progress, table, tr, worth
+from components.view import bars, duration, empty, esc, number, progress, table, tr, worth
 from components.words import what_is
 from steer_heal.config import HealThresholds, describe_settings
 from steer_heal.records import CompletionRow, RoundDetail, RunRow
@@ -42,10 +42,8 @@ SAID = "|".join((*WORDS, "no trait kept", "costly"))
 """Those that a run's message may hold; the last two of older runs."""
 MAX_COMPLETIONS = 300
 MAX_CHIPS = 16
-EMPTY_RUNS = '<div class="sh-empty">No runs yet: press <b>Heal</b> and its rounds appear on the map.</div>'
-EMPTY_ROUND = (
-    '<div class="sh-empty">Click a node on the map, or a run in the table, to open a round here.</div>'
-)
+EMPTY_RUNS = empty("No runs yet: press <b>Heal</b> and its rounds appear on the map.")
+EMPTY_ROUND = empty("Click a node on the map, or a run in the table, to open a round here.")
 
 
 def when(seconds: float | None) -> str:
@@ -152,10 +150,11 @@ def map_key(
 ) -> str:
     """Under the map: what it means, the runs by their letters, on it or off, and its downloads."""
     here = [r for r in runs if r.model == model or r.run_id in shown]
+    tags = {r.run_id: f' <span class="sh-tag">{esc(r.model)}</span>' for r in here if r.model != model}
     chips = "".join(
         f'<button class="sh-chip" data-action="show" data-run="{esc(r.run_id)}" aria-pressed="'
         f'{str(r.run_id in shown).lower()}" title="{esc(r.name or r.run_id)}: on the map or off">'
-        f"<b>{marks[r.run_id]}</b> {esc(r.name or r.run_id)}{_other(r, model)}</button>"
+        f"<b>{marks[r.run_id]}</b> {esc(r.name or r.run_id)}{tags.get(r.run_id, '')}</button>"
         for r in here[:MAX_CHIPS]
     )
     saves = " · ".join(
@@ -170,10 +169,6 @@ def map_key(
         '<button class="sh-link" data-copy>copy a link to this view</button></div>'
         f'<div class="sh-chips">{chips}</div>'
     )
-
-
-def _other(run: RunRow, model: str) -> str:
-    return "" if run.model == model else f' <span class="sh-tag">{esc(run.model)}</span>'
 
 
 def _run(run: RunRow, shown: bool, letter: str, trait: str) -> str:
@@ -307,7 +302,7 @@ def profile_bars(detail: RoundDetail) -> str:
 def answers(detail: RoundDetail) -> str:
     """What it says to the fixed prompts."""
     if not detail.answers:
-        return '<div class="sh-empty">No answers to the fixed prompts were kept for this round.</div>'
+        return empty("No answers to the fixed prompts were kept for this round.")
     keys = list(dict.fromkeys(key for row in detail.answers for key in row))
     keys.sort(key=lambda key: key != "prompt")
     rows = (tr(*(esc(row.get(key, "")) for key in keys)) for row in detail.answers)
@@ -377,7 +372,7 @@ def completions(rows: Sequence[CompletionRow], which: str = "all") -> str:
     chosen = [r for r in rows if which == "all" or r.kept == (which == "kept")]
     if not chosen:
         word = "completions" if which == "all" else f"{which} completions"
-        return f'<div class="sh-empty">This round has no {word}: choose another round or another list.</div>'
+        return empty(f"This round has no {word}: choose another round or another list.")
     body = []
     for row in chosen[:MAX_COMPLETIONS]:
         scores = ", ".join(f"{esc(k.replace('_', ' '))} {number(v, 2)}" for k, v in row.scores.items())

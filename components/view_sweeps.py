@@ -65,6 +65,7 @@ def _row(
     stand = Counter("skipped" if c.skipped else "none" for c in sweep.cells if c.run_id not in runs)
     stand.update(runs[run_id].status for run_id in here)
     told, name = axes.told(sweep.axes), esc(sweep.sweep_id)
+    where = "" if sweep.cluster == LOCAL else f" · on {esc(sweep.cluster)}"
 
     def about(label: str) -> str:
         return f'data-run="{name}" aria-label="{label} {esc(told)}"'
@@ -81,7 +82,7 @@ def _row(
         f'<button class="sh-check" role="checkbox" aria-checked="{str(checked).lower()}" '
         f'data-action="show-sweep" {about("On the map:")}></button>',
         f'<button class="sh-link" data-action="open-sweep" data-run="{name}" aria-expanded='
-        f'"{str(opened).lower()}">{esc(told)}</button><div class="sh-dim">{name}{_where(sweep)}</div>',
+        f'"{str(opened).lower()}">{esc(told)}</button><div class="sh-dim">{name}{where}</div>',
         progress(sum(runs[run_id].progress for run_id in here) / max(1, len(here) + stand["none"]))
         + f'<span class="sh-dim">{esc(", ".join(f"{n} {one}" for one, n in stand.items()))}</span>',
         when(sweep.at),
@@ -91,10 +92,6 @@ def _row(
         ),
     )
     return f'<tr data-run="{name}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _where(sweep: RunSweep) -> str:
-    return "" if sweep.cluster == LOCAL else f" · on {esc(sweep.cluster)}"
 
 
 def compared(sweep: RunSweep, found: SweepTable) -> str:

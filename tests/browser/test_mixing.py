@@ -31,12 +31,16 @@ def typed(page: Page, mix: str) -> None:
     box.press("Enter")
 
 
-def test_the_steered_tokens_are_marked(page: Page) -> None:
-    opened_part(page, "drawing")
+def gated(page: Page, where: str) -> None:
     box = page.locator("#where input")
-    box.fill("first 3")
+    box.fill(where)
     box.press("Enter")
     box.press("Tab")
+
+
+def test_the_steered_tokens_are_marked(page: Page) -> None:
+    opened_part(page, "drawing")
+    gated(page, "first 3")
     expect(page.locator("#dose")).to_contain_text("the first 3 tokens of the answer")
     finished(page)
     marked = page.locator("#steered-text .sh-at")
@@ -48,14 +52,10 @@ def test_the_steered_tokens_are_marked(page: Page) -> None:
     finished(page)
     expect(marked).to_have_count(3)
     opened_part(page, "drawing")
-    box.fill("prompt")
-    box.press("Enter")
-    box.press("Tab")
+    gated(page, "prompt")
     expect(marked).to_have_count(0)
     assert page.locator("#prompt textarea").evaluate(LINE) == "underline"
-    box.fill("nowhere")
-    box.press("Enter")
-    box.press("Tab")
+    gated(page, "nowhere")
     expect(page.locator("#status .sh-error")).to_contain_text("says no place: write both, prompt")
 
 

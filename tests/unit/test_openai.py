@@ -2,9 +2,10 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -37,22 +38,16 @@ HELLO = [{"role": "user", "content": "Hello there"}]
 @contextmanager
 def served(engine: Any, login: access.Login | None = None) -> Iterator[str]:
     """The address of the whole web application, for as long as it is needed."""
-    begun, ends = threading.Event(), []
-
-    def begin(end: Any) -> None:
-        ends.append(end)
-        begun.set()
-
+    ends: SimpleQueue[Callable[[], None]] = SimpleQueue()
     with access.bind("127.0.0.1", 0) as listening:
-        thread = threading.Thread(
-            target=server.serve, args=(engine, listening, login), kwargs={"begin": begin}
-        )
+        given = (engine, listening, login)
+        thread = threading.Thread(target=server.serve, args=given, kwargs={"begin": ends.put})
         thread.start()
-        assert begun.wait(PATIENCE_S)
+        end = ends.get(timeout=PATIENCE_S)
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
         finally:
-            ends[0]()
+            end()
             thread.join(PATIENCE_S)
 
 

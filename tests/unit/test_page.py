@@ -49,11 +49,11 @@ def test_the_vignettes_offered_are_those_of_the_loaded_model() -> None:
 
 
 def test_a_browser_that_remembers_nothing_is_asked_the_loaded_model_s_first_vignette() -> None:
-    vignettes = FakeEngine().vignettes()[5:]
-    restored = recall({}, vignettes, [], FakeEngine())
-    assert restored[1]["value"] == vignettes[0].id
-    assert restored[3 + FIELDS.index("prompt")] == vignettes[0].text
-    kept = recall({"prompt": "Mine.", "exact": 7.0, "seed": -1}, vignettes, [], FakeEngine())
+    first = FakeEngine().vignettes()[0]
+    restored = recall({}, FakeEngine())
+    assert restored[1]["value"] == first.id
+    assert restored[3 + FIELDS.index("prompt")] == first.text
+    kept = recall({"prompt": "Mine.", "exact": 7.0, "seed": -1}, FakeEngine())
     assert (kept[1]["value"], kept[2]) == (None, 4.0)
     assert kept[3 + FIELDS.index("prompt")] == "Mine."
 
@@ -219,7 +219,7 @@ def test_a_band_is_kept_in_shares_of_depth_and_shown_as_whole_layers() -> None:
     for first, last, shares in ((4, 5, (0.4, 0.6)), (7, 7, (0.7, 0.8)), (3, 0, (0.0, 0.4))):
         assert band(engine, first, last) == pytest.approx(shares)
         assert ends(engine, band(engine, first, last)) == tuple(sorted((first, last)))
-    shown = recall({"low": 0.0, "high": 1.0}, engine.vignettes(), [], engine)
+    shown = recall({"low": 0.0, "high": 1.0}, engine)
     layers = [shown[3 + FIELDS.index(name)]["value"] for name in ("low", "high")]
     assert layers == [0, 9]
     assert layers_of(engine, {"low": "<b>", "high": 7})["high"]["value"] == 5

@@ -1,6 +1,7 @@
 """The strip under the slider, what is remembered of sweeps, and the panel's handlers without a browser."""
 
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
@@ -91,7 +92,7 @@ def test_a_sweep_streams_and_says_where_it_breaks() -> None:
     assert list(list(pressed(handler, "7 vignettes"))[-2][3]) == [name]
 
 
-def test_a_mix_is_measured_as_it_is_steered() -> None:
+def test_a_mix_is_measured_as_it_is_steered_and_shown_beside_its_controls() -> None:
     panel, mix = dose.Panel(FakeEngine(delay=0.0)), "care_over_authority - 0.5 candour_over_tact @answer"
     *_, (_, note, strip, kept), _ = pressed(panel.handler(panel.sweep, 4), mix=mix)
     assert f", {mix}: the text is damaged" in note
@@ -100,8 +101,14 @@ def test_a_mix_is_measured_as_it_is_steered() -> None:
     assert "sh-seg-broken" in strip
     assert f"|1 {mix}|" in next(iter(kept))
     *_, (shown, note), _ = pressed(panel.handler(panel.effect, 2), mix=mix)
-    assert "random directions of the same KL" in shown
     assert f", {mix}." in note
+    assert "0 of 8 random directions of the same KL move it as far" in shown
+    assert shown.count('class="sh-random"') == 7
+    places = re.findall(r'class="sh-moved" style="left:(.+?)%;width:(.+?)%"', shown)
+    assert len(places) == 7
+    assert all(float(left) >= 0 and float(left) + float(width) <= 100 for left, width in places)
+    assert "makes likelier: <b>help, &lt;b&gt;kind</b>" in shown
+    assert "<td>A &lt;i&gt;scene&lt;/i&gt;?</td>" in shown
 
 
 def test_a_set_asks_vignettes_of_every_foundation() -> None:
