@@ -6,7 +6,6 @@ A real server with smollm2 and a real headless browser: 390, 1400 and 1920 px wi
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from itertools import product
@@ -16,8 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from steer_heal.config import SMOLLM2
 from tests.browser.conftest import ROOT, app
-
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+from tests.conftest import CHROMIUM, FLAGS
 
 PATIENCE = 600_000
 WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
@@ -72,13 +70,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots", metavar="DIR")
     parser.add_argument("--model", default=SMOLLM2)
     args = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
+    if CHROMIUM is None:
         print("No chromium on this machine: install one to take the pictures.", file=sys.stderr)
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         with app(Path(folder), "--model", args.model) as url:
             take(browser, url, args.out)
         browser.close()

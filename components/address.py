@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steer_heal.records import Vignette
-
 SAMPLING = ("temperature", "top_p", "top_k")
 """Typed as text: gradio's box for a number cannot be empty."""
 KEEP_RUNS = """(memory) => {
@@ -50,17 +48,11 @@ def keep(names: Sequence[str]) -> str:
 }}"""
 
 
-def read(query: Mapping[str, str], vignettes: Sequence[Vignette]) -> dict[str, Any]:
-    """The form's values that an address holds, by the form's names; what cannot be read is left out.
-
-    `vignette` may stand there by its id instead of the `prompt`.
-    """
+def read(query: Mapping[str, str]) -> dict[str, Any]:
+    """The form's values that an address holds, by the form's names; what cannot be read is left out."""
     found: dict[str, Any] = {
         key: query[key] for key in ("prompt", "trait", "method", "where", "mix") if key in query
     }
-    named = next((v for v in vignettes if v.id == query.get("vignette")), None)
-    if named is not None and "prompt" not in found:
-        found["prompt"] = named.text
     for name, key in NUMBERS.items():
         value = number(query.get(name, ""))
         if value is not None:

@@ -134,34 +134,31 @@ def asked_for(form: dict[str, Any]) -> SteerRequest:
 
 def draw(
     frame: SteerFrame,
-    alpha: float,
+    asked: SteerRequest,
     profiles: tuple[Profile, Profile] | None,
     grows: bool,
     before: tuple[Token, ...] = (),
-    asked: SteerRequest | None = None,
 ) -> tuple[Any, ...]:
-    """One frame as the panel's outputs: base (when it `grows`), steered, status, dose, verdict,
-    measures, bars.
-
-    The steered text `before` stays, dimmed, until the new one can be read. `asked`: what it answers, which
-    may have a gate or a mix.
-    """
-    gate, mix = (EVERYWHERE, "") if asked is None else (asked.gate, asked.mix)
+    """One frame of what was `asked` as the panel's outputs: base (when it `grows`), steered, status, dose,
+    verdict, measures, bars. The steered text `before` stays, dimmed, until the new one can be read."""
     bars = gr.skip()
     if profiles is not None:
         at_0, at_alpha = profiles
         bars = view.bars({"base": at_0.p, "steered": at_alpha.p}) + view.worth(at_0.agreement, at_0.frame)
-        bars += "" if gate == EVERYWHERE else view.note(f"Measured {view.UNGATED}.")
+        bars += "" if asked.gate == EVERYWHERE else view.note(f"Measured {view.UNGATED}.")
     if readable(frame) or not before:
         steered = view.answer(frame.steered, done=frame.done, empty=frame.message or "…")
-        judged = (view.verdict(frame) or ("" if frame.done else gr.skip()), view.measures(frame, profiles))
+        judged = (
+            view.text_word(frame.health) or ("" if frame.done else gr.skip()),
+            view.measures(frame, profiles),
+        )
     else:
         steered, judged = view.stale(before), nothing(2)
     return (
         view.answer(frame.base, done=frame.base_done) if grows else gr.skip(),
         steered,
         view.status(frame),
-        view.dose(alpha, frame, gate, mix),
+        view.dose(asked.alpha, frame, asked.gate, asked.mix),
         *judged,
         bars,
     )
@@ -195,7 +192,7 @@ def answering(
             grows = newest.grows(session, asked, len(frame.base), model)
             if dose is not None:
                 frame = replace(frame, dose_nats=dose.nats, message=frame.message or dose.message)
-            return draw(frame, asked.alpha, profiles, grows, before, asked)
+            return draw(frame, asked, profiles, grows, before)
 
         for frame in engine.steer(asked, session=session):
             if frame.superseded or not newest.shows(session, stamp):

@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import wraps
 from typing import Any
 from uuid import uuid4
 
 import gradio as gr
 from pydantic import ValidationError, validate_call
 
-from components import api_runs
+from components.api_runs import RunActions
 from components.engine import Engine
 from steer_heal.config import (
     AUTO,
@@ -39,36 +40,29 @@ _FOLDERS = re.compile(r"(?<![\w/.])~?/(?:[^\s/:'\"]+/)+")
 
 def serve(engine: Engine) -> None:
     """Add the endpoints to the page being built."""
-    for function in (
-        *_telling(engine),
-        _steering(engine),
-        _talking(engine),
-        _profiling(engine),
-        _sweeping(engine),
-        effecting(engine),
-        *api_runs.actions(engine),
-    ):
-        about = inspect.getdoc(function)
-        gr.api(_said(function), api_name=function.__name__, api_description=about)
+    for group in (Actions(engine), RunActions(engine)):
+        for name in vars(type(group)):
+            if not name.startswith("_"):
+                action = getattr(group, name)
+                gr.api(_said(action), api_name=name, api_description=inspect.getdoc(action))
 
 
-def _said(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its arguments checked against their types, and bad input as an error that a client is
+def _said(action: Callable[..., Any]) -> Callable[..., Any]:
+    """The action with its arguments checked against their types, and bad input as an error that a client is
     shown, one sentence; nothing else is let through."""
-    checked = validate_call(function)
-    if inspect.isgeneratorfunction(function):
+    checked = validate_call(action)
 
-        def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            with _told():
-                yield from checked(*args, **kwargs)
+    @wraps(action)
+    def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with _told():
+            yield from checked(*args, **kwargs)
 
-        return _dressed(stream, function)
-
+    @wraps(action)
     def call(*args: Any, **kwargs: Any) -> Any:
         with _told():
             return checked(*args, **kwargs)
 
-    return _dressed(call, function)
+    return stream if inspect.isgeneratorfunction(action) else call
 
 
 @contextmanager
@@ -98,27 +92,23 @@ def placeless(message: str) -> str:
     return _FOLDERS.sub("", message)
 
 
-def _dressed(call: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    call.__name__, call.__doc__ = function.__name__, function.__doc__
-    call.__annotations__ = function.__annotations__
-    call.__wrapped__ = function  # pyright: ignore[reportFunctionMemberAccess]
-    return call
+class Actions:
+    """What is asked of the model; each public method is an endpoint."""
 
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
-def _telling(engine: Engine) -> list[Callable[..., Any]]:
-    """What is here, and how a trait comes to be."""
-
-    def describe() -> dict:
+    def describe(self) -> dict:
         """What can be asked for: the loaded model, traits, extraction methods and vignettes."""
         return {
-            "model": asdict(engine.info),
-            "traits": [asdict(trait) for trait in engine.traits()],
-            "methods": engine.methods(),
-            "vignettes": [asdict(vignette) for vignette in engine.vignettes()],
+            "model": asdict(self._engine.info),
+            "traits": [asdict(trait) for trait in self._engine.traits()],
+            "methods": self._engine.methods(),
+            "vignettes": [asdict(vignette) for vignette in self._engine.vignettes()],
         }
 
     def make_trait(
-        plus: str, minus: str, replies: list[tuple[str, str]] | None = None, target: str = ""
+        self, plus: str, minus: str, replies: list[tuple[str, str]] | None = None, target: str = ""
     ) -> dict:
         """Make a trait between two poles, kept on the page's machine; steer along it by its name.
 
@@ -128,16 +118,11 @@ def _telling(engine: Engine) -> list[Callable[..., Any]]:
             replies: pairs of what either pole would say; the model drafts them when none
             target: foundations that it should move, such as "Care=1, SocialNorms=-1"; its own axis if none
         """
-        trait, said = engine.make_trait(plus, minus, replies or (), target)
+        trait, said = self._engine.make_trait(plus, minus, replies or (), target)
         return asdict(trait) | {"drafted": said}
 
-    return [describe, make_trait]
-
-
-def _steering(engine: Engine) -> Callable[..., Any]:
-    """What is asked of the model."""
-
     def steer(
+        self,
         prompt: str,
         alpha: float = 1.0,
         trait: str = DEFAULT_TRAIT,
@@ -179,20 +164,15 @@ def _steering(engine: Engine) -> Callable[..., Any]:
         drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
         sample = build(SampleSettings, max_new_tokens=tokens, seed=seed, greedy=greedy, **drawn)
         request = build(SteerRequest, **values, band=(band_low, band_high), sample=sample)
-        with _session(engine) as session:
+        with _session(self._engine) as session:
             told: dict[str, Any] = {}
-            for told in map(_frame, engine.steer(request, session=session)):
+            for told in map(_frame, self._engine.steer(request, session=session)):
                 yield told
-            if told["done"] and request.has_own_kl and (dose := engine.kl(request, session=session)):
+            if told["done"] and request.has_own_kl and (dose := self._engine.kl(request, session=session)):
                 yield {**told, "dose_nats": dose.nats, "message": dose.message or told["message"]}
 
-    return steer
-
-
-def _talking(engine: Engine) -> Callable[..., Any]:
-    """A conversation."""
-
     def talk(
+        self,
         messages: list[dict[str, str]],
         voices: list[str] | None = None,
         alpha: float = 1.0,
@@ -232,8 +212,8 @@ def _talking(engine: Engine) -> Callable[..., Any]:
             TalkRequest, voices=said, n=n, sample=sample, trait=trait, band=(band_low, band_high),
             method=method, where=where, mix=mix,
         )  # fmt: skip
-        with _session(engine) as session:
-            for frame in engine.talk(request, session=session):
+        with _session(self._engine) as session:
+            for frame in self._engine.talk(request, session=session):
                 yield {
                     "answers": [
                         [{"text": one.text, "health": one.health and asdict(one.health)} for one in some]
@@ -242,13 +222,8 @@ def _talking(engine: Engine) -> Callable[..., Any]:
                     "done": frame.done, "together": frame.together, "message": frame.message,
                 }  # fmt: skip
 
-    return talk
-
-
-def _profiling(engine: Engine) -> Callable[..., Any]:
-    """What is measured of a prompt."""
-
     def profile(
+        self,
         prompt: str,
         alpha: float = 1.0,
         trait: str = DEFAULT_TRAIT,
@@ -273,20 +248,15 @@ def _profiling(engine: Engine) -> Callable[..., Any]:
         request = build(
             SteerRequest, prompt=prompt, alpha=alpha, trait=trait, band=band, method=method, mix=mix
         )
-        base, steered = engine.profile(request)
+        base, steered = self._engine.profile(request)
         return {
             name: {"p": found.p, "coherence": found.coherence, "frame": found.frame}
             | {"agreement": found.agreement.value}
             for name, found in (("base", base), ("steered", steered))
         }
 
-    return profile
-
-
-def _sweeping(engine: Engine) -> Callable[..., Any]:
-    """What is measured over doses."""
-
     def sweep(
+        self,
         alphas: list[float],
         trait: str = DEFAULT_TRAIT,
         band_low: float = DEFAULT_BAND[0],
@@ -335,19 +305,14 @@ def _sweeping(engine: Engine) -> Callable[..., Any]:
             where=where,
             mix=mix,
         )
-        with _session(engine) as session:
-            for found in engine.dose(request, session=session):
+        with _session(self._engine) as session:
+            for found in self._engine.dose(request, session=session):
                 held = found.controls and asdict(found.controls)
                 rows = [_row(row) for row in found.rows]
                 yield {"done": found.share, "rows": rows, "controls": held, "one_nat": found.nat}
 
-    return sweep
-
-
-def effecting(engine: Engine) -> Callable[..., Any]:
-    """What a vector does."""
-
     def effect(
+        self,
         trait: str = DEFAULT_TRAIT,
         band_low: float = DEFAULT_BAND[0],
         band_high: float = DEFAULT_BAND[1],
@@ -369,15 +334,13 @@ def effecting(engine: Engine) -> Callable[..., Any]:
         band = (band_low, band_high)
         request = build(DoseRequest, trait=trait, band=band, method=method, controls=controls, mix=mix)
         found = ""
-        with _session(engine) as session:
-            for found in engine.effect(request, session=session):
+        with _session(self._engine) as session:
+            for found in self._engine.effect(request, session=session):
                 if isinstance(found, str):
                     yield {"measuring": found}
         if isinstance(found, str):
             raise SettingsError("The effect was stopped before it was measured: ask again.")
         yield asdict(found) | {"movement": found.movement, "as_far": found.as_far}
-
-    return effect
 
 
 def _row(row: Any) -> dict[str, Any]:

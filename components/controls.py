@@ -396,18 +396,18 @@ def sound(name: str, value: Any, traits: set[str]) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def recall(kept: Any, vignettes: list[Vignette], offered: list[tuple[str, str]], engine: Engine) -> list[Any]:
-    """Updates of foundation, vignette, slider and the form's widgets, with the methods `offered`; what is not
-    sound stays as it is, and without a prompt it is the first vignette. The band is kept in shares of depth,
-    so that it means the same in another model."""
+def recall(kept: Any, engine: Engine) -> list[Any]:
+    """Updates of foundation, vignette, slider and the form's widgets; what is not sound stays as it is, and
+    without a prompt it is the first vignette. The band is kept in shares of depth, so that it means the same
+    in another model."""
     kept = kept if isinstance(kept, dict) else {}
-    titled = traits(engine)
+    titled, vignettes = traits(engine), engine.vignettes()
     names = {name for _, name in titled}
     known = {name: kept[name] for name in FORM if name in kept and sound(name, kept[name], names)}
     form = {"prompt": vignettes[0].text, **known, **layers_of(engine, known)}
     slider = max(-4.0, min(4.0, form["exact"])) if "exact" in form else gr.skip()
     form["trait"] = gr.update(choices=titled, value=form.get("trait", DEFAULT_TRAIT))
-    form["method"] = gr.update(choices=offered, value=form.get("method", AUTO))
+    form["method"] = gr.update(choices=methods(engine), value=form.get("method", AUTO))
     return [*offer(vignettes, form["prompt"]), slider, *(form.get(name, gr.skip()) for name in FORM)]
 
 
@@ -423,9 +423,10 @@ def layers_of(engine: Engine, kept: Any) -> dict[str, Any]:
     return {name: gr.update(value=at, maximum=top) for name, at in zip(("low", "high"), found, strict=True)}
 
 
-def offer(vignettes: list[Vignette], prompt: str) -> list[Any]:
-    """Updates of foundation and vignette: what there is to choose, and which of them the prompt is."""
+def offer(vignettes: list[Vignette], prompt: str, foundation: str = "") -> list[Any]:
+    """Updates of foundation and vignette: what there is to choose, and which of them the prompt is; where it
+    is none, those of `foundation`, or of the first one."""
     shown = next((v for v in vignettes if v.text == prompt), None)
-    foundation = (shown or vignettes[0]).foundation
+    foundation = shown.foundation if shown else foundation or vignettes[0].foundation
     chosen = shown.id if shown else None
     return [foundation, gr.update(choices=by_foundation(vignettes, foundation), value=chosen)]

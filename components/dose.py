@@ -43,20 +43,116 @@ Outputs = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Asked:
-    """A press: the form of the steering panel, and whose it is."""
+    """A press: the form of the steering panel, over what is measured, what is known, and whose it is."""
 
     form: dict[str, Any]
     over: str
+    known: Any
     session: str
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What the handlers need: the engine, and which press of a session is the newest."""
+    """What streams the answers to presses, and which press of a session is the newest."""
 
     engine: Engine
     newest: Newest = field(default_factory=Newest)
     presses: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def handler(
+        self, stream: Callable[[Asked], Iterator[Outputs]], n: int
+    ) -> Callable[..., Iterator[Outputs]]:
+        """The handler of a press that streams its `n` outputs while it is the session's newest; what goes
+        wrong is said in the note, which is the second of them."""
+
+        def handle(request: gr.Request, over: str, known: Any, *form: Any) -> Iterator[Outputs]:
+            session, number = request.session_hash or "", next(self.presses)
+            self.newest.take(session, number)
+            try:
+                for shown in stream(Asked(filled(self.engine, form), over, known, session)):
+                    if not self.newest.holds(session, number):
+                        break
+                    yield shown
+            except SettingsError as problem:
+                yield gr.skip(), view.error(str(problem)), *nothing(n - 2)
+            except Exception:
+                LOG.exception("measuring doses failed")
+                yield gr.skip(), view.error(view.BROKE), *nothing(n - 2)
+            yield nothing(n)
+
+        return handle
+
+    def sweep(self, asked: Asked) -> Iterator[Outputs]:
+        """Streams a sweep into (chart, note, strip, what is known)."""
+        request = self.request(asked, SWEEP_ALPHAS, refine=True)
+        trait = self.trait(request.trait)
+        target = trait.target if trait else {}
+        prompt = "" if SETS.get(asked.over, 0) else asked.form["prompt"]
+        name = self.known_as(added(request), request.band, request.method, prompt)
+        about = self.subject(request, asked.over)
+        yield gr.skip(), view_dose.working(0.0, "measuring the base"), gr.skip(), gr.skip()
+        found, shown = Sweep(0.0, []), 0
+        for found in self.engine.dose(request, session=work_of(asked.session)):
+            n = len(found.rows)
+            doing = f"{n} doses measured" if n else "measuring base, then all doses together"
+            doing += ", closing in on where it breaks" if n >= len(SWEEP_ALPHAS) else ""
+            drawn = plot.whole(charts_dose.dose(found, target), about) if n > shown else gr.skip()
+            shown = n
+            yield drawn, view_dose.working(found.share, doing, found.waiting), gr.skip(), gr.skip()
+        if not found.rows:
+            yield gr.skip(), view.note("Stopped before the first dose."), gr.skip(), gr.skip()
+            return
+        held = found.controls is not None
+        drawn = plot.whole(charts_dose.dose(found, target), about) if held else gr.skip()
+        kept = view_dose.remember(asked.known, name, found.rows)
+        said = f"Stopped: {len(found.rows)} doses measured."
+        if found.share >= 1.0:
+            said = view_dose.found(found, target)
+        yield drawn, view.note(f"{about}: {said}{gated(request)}"), view_dose.strip(kept, name), kept
+
+    def grid(self, asked: Asked) -> Iterator[Outputs]:
+        """Streams a grid into (heat map, note)."""
+        request = self.request(asked, GRID_ALPHAS, refine=False)
+        about = self.subject(request, asked.over, layers=False)
+        yield gr.skip(), view_dose.working(0.0, "measuring the base")
+        found, shown = Sweep(0.0, []), 0
+
+        def drawn(anew: bool) -> Any:
+            figure = charts_dose.grid(found.rows, self.engine.layers) if anew else {}
+            return plot.whole(figure, about) if anew else gr.skip()
+
+        for found in self.engine.grid(request, session=work_of(asked.session)):
+            whole = len(found.rows) - shown >= len(GRID_ALPHAS)
+            shown = len(found.rows) if whole else shown
+            yield drawn(whole), view_dose.working(found.share, _cells(found.rows), found.waiting)
+        said = "" if found.share >= 1.0 else "Stopped: "
+        best = view_dose.layers_found(found.rows, self.engine.layers)
+        said += f"{_cells(found.rows)}. {best}Click a cell to steer there.{gated(request)}"
+        yield drawn(len(found.rows) > shown), view.note(f"{about}: {said}")
+
+    def effect(self, asked: Asked) -> Iterator[Outputs]:
+        """Streams what the vector does into (panel, note)."""
+        request, news = self.request(asked, (1.0,), refine=False), ""
+        for news in self.engine.effect(request, session=work_of(asked.session)):
+            if isinstance(news, str):
+                yield gr.skip(), view.note(f"Measuring {news} ...")
+            else:
+                of = self.subject(request, "our own vignettes")
+                said = f"At the dose of one nat, with every token steered, over {of}."
+                yield view_effect.panel(news), view.note(said)
+        if isinstance(news, str):
+            yield gr.skip(), view.note("Stopped before it was measured.")
+
+    def steer_to(self, event: gr.EventData) -> Outputs:
+        """A click on a chart: updates of slider, exact alpha, and the first and the last layer."""
+        data = event._data if isinstance(event._data, dict) else {}
+        alpha, low, high = data.get("alpha"), data.get("low"), data.get("high")
+        if not isinstance(alpha, int | float):
+            return nothing(4)
+        layers = nothing(2)
+        if isinstance(low, int | float) and isinstance(high, int | float):
+            layers = ends(self.engine, (low, high))
+        return max(-4.0, min(4.0, alpha)), alpha, *layers
 
     def request(self, asked: Asked, alphas: tuple[float, ...], *, refine: bool) -> DoseRequest:
         """The sweep of these alphas over what was chosen. Errors: `SettingsError`."""
@@ -79,13 +175,6 @@ class Panel:
         title = request.mix or (trait.title if trait else "")
         held = self.engine.layers(request.band)
         return ", ".join([of, *([span(held[0], held[-1])] if layers else []), title])
-
-    def gated(self, request: DoseRequest) -> str:
-        """What is measured how, where not every token is steered."""
-        if request.gate == EVERYWHERE:
-            return ""
-        words = gate_in_words(request.gate)
-        return f" Of the texts was steered: {words}; the trait's movement is measured {view.UNGATED}."
 
     def trait(self, name: str) -> Trait | None:
         return next((trait for trait in self.engine.traits() if trait.name == name), None)
@@ -114,135 +203,18 @@ def work_of(session: str) -> str:
     return f"{session} long"
 
 
-def sweeping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
-    """The handler that streams a sweep into (chart, note, strip, what is known)."""
-
-    def stream(asked: Asked, known: Any) -> Iterator[Outputs]:
-        request = panel.request(asked, SWEEP_ALPHAS, refine=True)
-        trait = panel.trait(request.trait)
-        target = trait.target if trait else {}
-        prompt = "" if SETS.get(asked.over, 0) else asked.form["prompt"]
-        name = panel.known_as(added(request), request.band, request.method, prompt)
-        about = panel.subject(request, asked.over)
-        yield gr.skip(), view_dose.working(0.0, "measuring the base"), gr.skip(), gr.skip()
-        found, shown = Sweep(0.0, []), 0
-        for found in panel.engine.dose(request, session=work_of(asked.session)):
-            n = len(found.rows)
-            doing = f"{n} doses measured" if n else "measuring base, then all doses together"
-            doing += ", closing in on where it breaks" if n >= len(SWEEP_ALPHAS) else ""
-            drawn = plot.whole(charts_dose.dose(found, target), about) if n > shown else gr.skip()
-            shown = n
-            yield drawn, view_dose.working(found.share, doing, found.waiting), gr.skip(), gr.skip()
-        if found.controls is not None:
-            yield plot.whole(charts_dose.dose(found, target), about), gr.skip(), gr.skip(), gr.skip()
-        if not found.rows:
-            yield gr.skip(), view.note("Stopped before the first dose."), gr.skip(), gr.skip()
-            return
-        kept = view_dose.remember(known, name, found.rows)
-        said = (
-            view_dose.found(found, target)
-            if found.share >= 1.0
-            else f"Stopped: {len(found.rows)} doses measured."
-        )
-        note = view.note(f"{about}: {said}{panel.gated(request)}")
-        yield gr.skip(), note, view_dose.strip(kept, name), kept
-
-    def handler(request: gr.Request, over: str, known: Any, *form: Any) -> Iterator[Outputs]:
-        yield from _guarded(panel, over, form, request, lambda asked: stream(asked, known), 4)
-
-    return handler
-
-
-def mapping(panel: Panel) -> Callable[..., Iterator[Outputs]]:
-    """The handler that streams a grid into (heat map, note)."""
-
-    def stream(asked: Asked) -> Iterator[Outputs]:
-        request = panel.request(asked, GRID_ALPHAS, refine=False)
-        about = panel.subject(request, asked.over, layers=False)
-        yield gr.skip(), view_dose.working(0.0, "measuring the base")
-        found, shown = Sweep(0.0, []), 0
-        for found in panel.engine.grid(request, session=work_of(asked.session)):
-            whole = len(found.rows) - shown >= len(GRID_ALPHAS)
-            shown = len(found.rows) if whole else shown
-            drawn = (
-                plot.whole(charts_dose.grid(found.rows, panel.engine.layers), about) if whole else gr.skip()
-            )
-            yield drawn, view_dose.working(found.share, _cells(found.rows), found.waiting)
-        rest = len(found.rows) > shown
-        drawn = plot.whole(charts_dose.grid(found.rows, panel.engine.layers), about) if rest else gr.skip()
-        said = "" if found.share >= 1.0 else "Stopped: "
-        best = view_dose.layers_found(found.rows, panel.engine.layers)
-        said += f"{_cells(found.rows)}. {best}Click a cell to steer there.{panel.gated(request)}"
-        yield drawn, view.note(f"{about}: {said}")
-
-    def handler(request: gr.Request, over: str, *form: Any) -> Iterator[Outputs]:
-        yield from _guarded(panel, over, form, request, stream, 2)
-
-    return handler
-
-
-def effecting(panel: Panel) -> Callable[..., Iterator[Outputs]]:
-    """The handler that streams what the vector does into (panel, note)."""
-
-    def stream(asked: Asked) -> Iterator[Outputs]:
-        request, news = panel.request(asked, (1.0,), refine=False), ""
-        for news in panel.engine.effect(request, session=work_of(asked.session)):
-            if isinstance(news, str):
-                yield gr.skip(), view.note(f"Measuring {news} ...")
-            else:
-                of = panel.subject(request, "our own vignettes")
-                said = f"At the dose of one nat, with every token steered, over {of}."
-                yield view_effect.panel(news), view.note(said)
-        if isinstance(news, str):
-            yield gr.skip(), view.note("Stopped before it was measured.")
-
-    def handler(request: gr.Request, over: str, *form: Any) -> Iterator[Outputs]:
-        yield from _guarded(panel, over, form, request, stream, 2)
-
-    return handler
+def gated(request: DoseRequest) -> str:
+    """What is measured how, where not every token is steered."""
+    if request.gate == EVERYWHERE:
+        return ""
+    words = gate_in_words(request.gate)
+    return f" Of the texts was steered: {words}; the trait's movement is measured {view.UNGATED}."
 
 
 def _cells(cells: list[DoseRow]) -> str:
     bands = len({cell.band for cell in cells})
     words = "choice" if bands == 1 else "choices"
     return f"{len(cells)} cells measured, {bands} {words} of layers" if cells else "measuring the base"
-
-
-def _guarded(
-    panel: Panel,
-    over: str,
-    form: tuple[Any, ...],
-    request: gr.Request,
-    stream: Callable[[Asked], Iterator[Outputs]],
-    n: int,
-) -> Iterator[Outputs]:
-    """The stream while its press is the session's newest; what goes wrong is said in the note."""
-    session = request.session_hash or ""
-    number, rest = next(panel.presses), nothing(n - 2)
-    panel.newest.take(session, number)
-    try:
-        for shown in stream(Asked(filled(panel.engine, form), over, session)):
-            if not panel.newest.holds(session, number):
-                break
-            yield shown
-    except SettingsError as problem:
-        yield gr.skip(), view.error(str(problem)), *rest
-    except Exception:
-        LOG.exception("measuring doses failed")
-        yield gr.skip(), view.error(view.BROKE), *rest
-    yield nothing(n)
-
-
-def steer_to(engine: Engine, event: gr.EventData) -> Outputs:
-    """A click on a chart: updates of slider, exact alpha, and the first and the last layer."""
-    data = event._data if isinstance(event._data, dict) else {}
-    alpha, low, high = data.get("alpha"), data.get("low"), data.get("high")
-    if not isinstance(alpha, int | float):
-        return nothing(4)
-    layers = nothing(2)
-    if isinstance(low, int | float) and isinstance(high, int | float):
-        layers = ends(engine, (low, high))
-    return max(-4.0, min(4.0, alpha)), alpha, *layers
 
 
 def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
@@ -277,10 +249,10 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
     for button in (find, every, what):
         turn = button.click(lambda tab=button.elem_id: gr.update(selected=tab), None, tabs, **INTERNAL)
         turn.then(None, js="() => SteerHeal.reveal('dose-tabs')", **INTERNAL)
-    found = [chart, note, knobs.strip, known]
-    gr.on([find.click, steering.fresh.change], sweeping(panel), [over, known, *knobs.form()], found, **LONG)
-    what.click(effecting(panel), [over, *knobs.form()], [does, note], **LONG)
-    every.click(mapping(panel), [over, *knobs.form()], [cells, note], **LONG)
+    asked, found = [over, known, *knobs.form()], [chart, note, knobs.strip, known]
+    gr.on([find.click, steering.fresh.change], panel.handler(panel.sweep, 4), asked, found, **LONG)
+    what.click(panel.handler(panel.effect, 2), asked, [does, note], **LONG)
+    every.click(panel.handler(panel.grid, 2), asked, [cells, note], **LONG)
 
     def halt(request: gr.Request) -> None:
         engine.stop(work_of(request.session_hash or ""))
@@ -291,12 +263,9 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
 
     stop.click(halt, None, None, queue=False, **INTERNAL)
 
-    def click(event: gr.EventData) -> Outputs:
-        return steer_to(engine, event)
-
     steered = [knobs.slider, knobs.exact, knobs.low, knobs.high]
     for figure in (chart, cells):
-        clicked = figure.click(click, None, steered, **INTERNAL)
+        clicked = figure.click(panel.steer_to, None, steered, **INTERNAL)
         steering.say(clicked.then)
         steering.restart(clicked.then)
     about_dose = [knobs.trait, knobs.where, knobs.mix, knobs.low, knobs.high, knobs.method, knobs.prompt]

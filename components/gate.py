@@ -20,6 +20,7 @@ from components.access import Login, is_loopback
 from components.openai_form import Refusal
 
 MAX_BODY_BYTES = 1_000_000
+TOO_LARGE = f"At most {MAX_BODY_BYTES} bytes are taken: send less."
 FAILURES, WITHIN_S = 10, 60.0
 """So many wrong passwords from one address within so many seconds close the door for as long."""
 
@@ -51,7 +52,7 @@ class Gate:
     `page`: gradio's Blocks. `knows`: whether a session's cookies are those of somebody who
     logged in; None without a login, when the page answers only under this machine's own names (a web page
     elsewhere could otherwise reach it through a name of its own). `login`: what a program of OpenAI's
-    protocol may give as its key instead, as name:password. `uploads`: whether files are taken.
+    protocol may give as its key instead, as name:password.
     """
 
     def __init__(
@@ -61,13 +62,10 @@ class Gate:
         *,
         knows: Callable[[dict[str, str]], bool] | None = None,
         login: Login | None = None,
-        uploads: bool = False,
-        max_upload: int = MAX_BODY_BYTES,
     ) -> None:
         self._app, self._knows = app, knows
         self._key = None if login is None else ":".join(login).encode()
         self._functions, self._queue = page.fns, page._queue
-        self._uploads, self._max_upload = uploads, max_upload
         public = [fn for fn in page.fns.values() if fn.api_visibility != "private"]
         self._takes = {fn.api_name: len([one for one in fn.inputs if not one.skip_api]) for fn in public}
         self._failures: dict[str, deque[float]] = {}
@@ -98,12 +96,13 @@ class Gate:
 
     def _admit(self, scope: Scope) -> None:
         path, headers = scope["path"], Headers(scope=scope)
-        if self._knows is None:
-            _own_name(headers.get("host", ""))
-        uploading = bool(_UPLOADS.fullmatch(path))
-        if uploading and not self._uploads:
+        host = headers.get("host", "")
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if self._knows is None and not is_loopback(name.strip("[]")):
+            raise Refused(403, "Without a login this page answers only as localhost: start it with one.")
+        if _UPLOADS.fullmatch(path):
             raise Refused(404, "This page takes no files.")
-        if not (_OPEN.fullmatch(path) or _ROUTES.fullmatch(path) or uploading):
+        if not (_OPEN.fullmatch(path) or _ROUTES.fullmatch(path)):
             raise Refused(404, "There is nothing here.")
         if scope["method"] not in _SAFE and headers.get("sec-fetch-site") == "cross-site":
             raise Refused(403, "This came from another site's page: use this page itself.")
@@ -141,11 +140,10 @@ class Gate:
 
     async def _checked(self, scope: Scope, receive: Receive) -> Receive:
         """`receive` that ends at the size limit, and for calls has been read and looked at."""
-        limit = self._max_upload if _UPLOADS.fullmatch(scope["path"]) else MAX_BODY_BYTES
         declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdecimal() or int(declared) > limit:
-            raise Refused(413, f"At most {limit} bytes are taken: send less.")
-        limited = _limited(receive, limit)
+        if not declared.isdecimal() or int(declared) > MAX_BODY_BYTES:
+            raise Refused(413, TOO_LARGE)
+        limited = _limited(receive)
         called = _CALL.fullmatch(scope["path"])
         if called is None or scope["method"] != "POST":
             return limited
@@ -161,7 +159,9 @@ class Gate:
         data = said.get("data") if isinstance(said, dict) else None
         if not isinstance(data, list):
             raise Refused(422, 'The body must be an object with a list "data".')
-        _check_session(said)
+        session = said.get("session_hash")
+        if session is not None and not (isinstance(session, str) and 0 < len(session) <= 64):
+            raise Refused(422, "session_hash must be a text of at most 64 characters.")
         index, name = said.get("fn_index"), called["name"]
         if called["kind"] == "call":
             if name not in self._takes or index is not None:
@@ -188,12 +188,6 @@ class Gate:
             raise Refused(429, f"Too many wrong passwords: wait {WITHIN_S:.0f} seconds.")
 
 
-def _own_name(host: str) -> None:
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    if not is_loopback(name.strip("[]")):
-        raise Refused(403, "Without a login this page answers only as localhost: start it with one.")
-
-
 def _visitor(scope: Scope) -> str:
     return (scope.get("client") or ("", 0))[0]
 
@@ -205,21 +199,15 @@ def _cookies(headers: Headers) -> dict[str, str]:
         return {}
 
 
-def _check_session(said: dict[str, Any]) -> None:
-    session = said.get("session_hash")
-    if session is not None and not (isinstance(session, str) and 0 < len(session) <= 64):
-        raise Refused(422, "session_hash must be a text of at most 64 characters.")
-
-
-def _limited(receive: Receive, limit: int) -> Receive:
+def _limited(receive: Receive) -> Receive:
     taken = 0
 
     async def counted() -> Message:
         nonlocal taken
         message = await receive()
         taken += len(message.get("body", b""))
-        if taken > limit:
-            raise Refused(413, f"At most {limit} bytes are taken: send less.")
+        if taken > MAX_BODY_BYTES:
+            raise Refused(413, TOO_LARGE)
         return message
 
     return counted

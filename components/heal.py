@@ -250,8 +250,7 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
 
     preset.input(lambda: ("", ""), None, [message, basis], **INTERNAL)
     # The page itself would drop, unheard, what is pressed while the first press is on its way.
-    pressing: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
-    launched = launch.click(start, [kept, basis, *form], [kept, message, basis], **pressing)
+    launched = launch.click(start, [kept, basis, *form], [kept, message, basis], **PRESS)
     clone = [*form, message, basis]
     return Healing(
         launched, lambda table: table.click(fill, None, clone, **PRESS), card, message,

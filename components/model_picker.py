@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import gradio as gr
 
 from components import view
-from components.background import in_background
 from components.engine import Engine
 from components.steer import INTERNAL
 from steer_heal.config import SMOLLM2, SettingsError
@@ -51,11 +52,15 @@ def wire(page: gr.Blocks, engine: Engine, head: gr.HTML, chooser: gr.Dropdown, l
         loading = f"Loading {wanted}: "
         yield view.header(engine.info, view.note(loading + "looking for it")), gr.skip(), gr.skip()
         try:
-            for step, info in in_background(lambda say: engine.use(wanted, progress=say)):
-                if info is None:
-                    yield view.header(engine.info, view.note(loading + step)), gr.skip(), gr.skip()
-                else:
-                    yield view.header(info), info.name, view.models(engine.models())
+            with ThreadPoolExecutor(1) as pool:
+                steps: SimpleQueue[str | None] = SimpleQueue()
+                using = pool.submit(engine.use, wanted, progress=steps.put)
+                using.add_done_callback(lambda _: steps.put(None))
+                for step in iter(steps.get, None):
+                    if steps.empty():  # else there is a newer one to tell
+                        yield view.header(engine.info, view.note(loading + step)), gr.skip(), gr.skip()
+            info = using.result()
+            yield view.header(info), info.name, view.models(engine.models())
         except SettingsError as problem:
             yield view.header(engine.info, view.error(str(problem))), engine.info.name, gr.skip()
         except Exception:

@@ -19,29 +19,12 @@ EMPTY_MAP = "No run is on the map: press <b>Heal</b> to start one, or tick one i
 
 @dataclass(frozen=True)
 class Detail:
-    """The widgets of an open round, in the order in which `open_round` fills them."""
+    """The widgets of an open round: its head, all that `open_round` fills in its order, and the choice of
+    completions."""
 
     head: gr.HTML
-    body: gr.Column
-    bars: gr.HTML
-    answers: gr.HTML
-    completions: gr.HTML
-    health: gr.HTML
-    losses: gr.HTML
-    settings: gr.HTML
+    outputs: list[Any]
     which: gr.Radio
-
-    def outputs(self) -> list[Any]:
-        return [
-            self.head,
-            self.body,
-            self.bars,
-            self.answers,
-            self.completions,
-            self.health,
-            self.losses,
-            self.settings,
-        ]
 
 
 def build_map() -> tuple[gr.HTML, gr.HTML]:
@@ -53,14 +36,14 @@ def build_map() -> tuple[gr.HTML, gr.HTML]:
 
 def open_round(engine: Engine, kept: Any, which: str = "all") -> tuple[Any, ...]:
     """What the detail shows for the round the browser remembers; nothing open, and failures, say so there."""
-    place = opened(kept)
+    place, closed = opened(kept), (gr.update(visible=False), "", "", "", None, None, "")
     if place is None:
-        return view_runs.EMPTY_ROUND, gr.update(visible=False), "", "", "", None, None, ""
+        return view_runs.EMPTY_ROUND, *closed
     try:
         detail = engine.runs.round(*place)
         rows = engine.runs.completions(*place)
     except SettingsError as problem:
-        return view.error(str(problem)), gr.update(visible=False), "", "", "", None, None, ""
+        return view.error(str(problem)), *closed
     run = next((r for r in engine.runs.rows() if r.run_id == detail.run_id), None)
     return (
         view_runs.round_head(detail, run),
@@ -129,4 +112,4 @@ def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
     head.change(choices, kept, [other, beside], **INTERNAL)
     other.input(compared, [kept, other], beside, **INTERNAL)
     which.input(filtered, [kept, which], completions, **INTERNAL)
-    return Detail(head, body, bars, answers, completions, health, losses, settings, which)
+    return Detail(head, [head, body, bars, answers, completions, health, losses, settings], which)

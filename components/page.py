@@ -47,23 +47,23 @@ def build(engine: Engine) -> gr.Blocks:
         listed, sweep_message, compared, front = sweeps.build()
         detail = moral_map.build_detail(engine, kept)
         # What was drawn last: where a look that began before a press ends after it, the next one draws anew.
-        seen = gr.State(("", None))
+        seen = gr.State((0, None))
         drawn = [chart, key, healing.card, table, said, listed, compared, front, seen]
 
         def redraw(remembered: Memory) -> tuple[Any, ...]:
             runs = engine.runs.rows()
             figure, *rest = watching.draw(engine, runs, remembered)
             of_sweeps = sweeps.draw(engine, runs, remembered)
-            return figure, *rest, *of_sweeps, (watching.digest(figure), remembered)
+            return figure, *rest, *of_sweeps, (hash(figure), remembered)
 
-        def look(last: tuple[str, Memory], remembered: Memory) -> tuple[Any, ...]:
+        def look(last: tuple[int, Memory], remembered: Memory) -> tuple[Any, ...]:
             figure, *rest, now = redraw(remembered)
             return figure if now != last else gr.skip(), *rest, now
 
         def reopen(remembered: Memory) -> tuple[Any, ...]:
             return (*moral_map.open_round(engine, remembered), "all")
 
-        open_outputs = [*detail.outputs(), detail.which]
+        open_outputs = [*detail.outputs, detail.which]
         for started in (healing.launched, swept):
             started.then(redraw, kept, drawn, **INTERNAL)
         panels = {table: message, key: message, message: message, healing.card: healing.message}

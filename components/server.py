@@ -27,7 +27,7 @@ from components.engine import Engine
 from components.gate import Gate
 from components.page import build
 from components.theme import CSS, PAGE_HEAD, PLOTLY_JS, STATIC, theme
-from steer_heal.config import MAX_UPLOAD_BYTES, SettingsError
+from steer_heal.config import SettingsError
 
 FILES = {
     "plotly.min.js": PLOTLY_JS,
@@ -91,7 +91,6 @@ def application(engine: Engine, port: int, login: Login | None = None) -> ASGIAp
         run_history=False,
         show_error=False,
         auth=login,
-        max_file_size=MAX_UPLOAD_BYTES,
         enable_monitoring=False,
         ssr_mode=False,
         pwa=False,
@@ -112,8 +111,6 @@ def application(engine: Engine, port: int, login: Login | None = None) -> ASGIAp
         page,
         knows=None if login is None else knows,
         login=login,
-        uploads=any(isinstance(block, gr.File | gr.UploadButton) for block in page.blocks.values()),
-        max_upload=MAX_UPLOAD_BYTES + 1000,
     )
 
 

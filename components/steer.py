@@ -118,8 +118,7 @@ def build(engine: Engine) -> Steering:
         wanted = query.get("model", engine.info.name)
         if wanted != engine.info.name:
             gr.Warning(f"This address is a view of {wanted}; here {engine.info.name} answers.")
-        vignettes = engine.vignettes()
-        return recall(address.read(query, vignettes) or value, vignettes, methods(engine), engine)
+        return recall(address.read(query) or value, engine)
 
     fresh = gr.State("")
     spelled = _wire_traits(engine, knobs, status, start, fresh)
@@ -264,10 +263,7 @@ def _wire_choosers(engine: Engine, knobs: Controls) -> Callable[..., Any]:
         return next((v.text for v in engine.vignettes() if v.id == chosen), gr.skip())
 
     def claimed(typed: str, foundation: str) -> Any:
-        vignettes = engine.vignettes()
-        shown = next((v for v in vignettes if v.text == typed), None)
-        choices = by_foundation(vignettes, shown.foundation if shown else foundation)
-        return gr.update(choices=choices, value=shown.id if shown else None)
+        return offer(engine.vignettes(), typed, foundation)[1]
 
     told = [knobs.prompt, knobs.foundation]
     knobs.prompt.change(claimed, told, knobs.vignette, trigger_mode="always_last", **INTERNAL)

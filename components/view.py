@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import get_args
@@ -92,6 +92,18 @@ def empty(said: str) -> str:
 
 def note(message: str) -> str:
     return f'<div class="sh-note">{esc(message)}</div>' if message else ""
+
+
+def tr(*cells: object) -> str:
+    """A row of a table; the cells are HTML."""
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def table(names: Iterable[str], rows: Iterable[str], more: str = "") -> str:
+    """A table of such rows; the columns' names are HTML, `more` is a class."""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<table class="sh-table {more}">{body}</table>'
 
 
 def progress(share: float) -> str:
@@ -211,65 +223,34 @@ def status(frame: SteerFrame) -> str:
 # ---- how healthy, how far ---------------------------------------------------------------------------------
 
 
-def _measured(health: TextHealth, base: TextHealth | None) -> list[str]:
-    """Each reading of a text in words, that of base's own beside it, and where the word changes."""
-
-    def beside(name: str) -> str:
-        value = None if base is None else getattr(base, name)
-        return "" if value is None else f" (base's own {number(value, 2)})"
-
-    def times(ratio: float | None) -> str:
-        return "" if ratio is None else f", <b>{number(ratio, 1)}</b>× base's own"
-
-    found, beyond = [], {*_beyond(health)}
-    if health.perplexity is not None:
-        found.append(
-            f"perplexity under base <b>{number(health.perplexity, 1)}</b>{beside('perplexity')}"
-            f"{times(health.perplexity_ratio)}: damaged above {THRESHOLDS.perplexity_damaged:g}×, broken "
-            f"above {THRESHOLDS.perplexity_broken:g}×"
-        )
-    if health.relevance is not None:
-        found.append(
-            f"relevance <b>{number(health.relevance, 2)}</b> nats{beside('relevance')}"
-            f"{times(health.relevance_ratio)}: damaged below {THRESHOLDS.relevance_damaged:g}×, broken "
-            f"below {THRESHOLDS.relevance_broken:g}×"
-        )
-    if health.variety is not None:
-        found.append(
-            f"variety <b>{number(health.variety, 2)}</b>{beside('variety')}: "
-            f"broken below {THRESHOLDS.variety_broken:g}"
-        )
-    found.append(
-        f"repetition <b>{number(health.repetition, 2)}</b>{beside('repetition')}: "
-        f"broken above {THRESHOLDS.repetition_broken:g}"
-    )
-    if health.kl_p95 is not None:
-        found.append(f"95th percentile of KL <b>{number(health.kl_p95, 2)}</b> nats")
-    return [f"<mark>{line}</mark>" if line.split(" ", 1)[0] in beyond else line for line in found]
+READINGS = (
+    ("perplexity", "perplexity under base", 1, "", "above"),
+    ("relevance", "relevance", 2, " nats", "below"),
+    ("variety", "variety", 2, "", "below"),
+    ("repetition", "repetition", 2, "", "above"),
+)
+"""What is read of a text: its name, what it is called, digits, unit, and which side of a limit is bad."""
 
 
-def _beyond(health: TextHealth) -> dict[str, str]:
-    """The readings that made the text's word what it is, each with its figure and the limit beyond which it
-    is; of a broken text only those that break it."""
-    level = health.verdict
-    if level == "fine":
-        return {}
-    most: dict[str, tuple[float | None, float]] = {
-        "perplexity": (health.perplexity_ratio, getattr(THRESHOLDS, f"perplexity_{level}"))
-    }
-    least: dict[str, tuple[float | None, float]] = {
-        "relevance": (health.relevance_ratio, getattr(THRESHOLDS, f"relevance_{level}"))
-    }
-    found = {
-        name: f"{name} {value:.2f}× base's own, limit {limit:g}×"
-        for name, (value, limit) in (most | least).items()
-        if value is not None and (value > limit if name in most else value < limit)
-    }
-    if level == "broken" and health.repetition > THRESHOLDS.repetition_broken:
-        found["repetition"] = f"repetition {health.repetition:.2f}, limit {THRESHOLDS.repetition_broken:g}"
-    if level == "broken" and health.variety is not None and health.variety < THRESHOLDS.variety_broken:
-        found["variety"] = f"variety {health.variety:.2f}, limit {THRESHOLDS.variety_broken:g}"
-    return found
+def _readings(health: TextHealth, base: TextHealth | None) -> Iterator[tuple[str, str, str]]:
+    """Each reading's name; what it is, with base's own beside it and where the word changes; and, where it
+    made the text's word what it is, its figure and that limit. Of a broken text only what breaks it has."""
+    for name, called, digits, unit, bad in READINGS:
+        value, own = getattr(health, name), getattr(base, name, None)
+        if value is None:
+            continue
+        said = f"{called} <b>{number(value, digits)}</b>{unit}"
+        said += "" if own is None else f" (base's own {number(own, 2)})"
+        times, of = "", ""
+        if hasattr(health, f"{name}_ratio"):
+            value, times, of = getattr(health, f"{name}_ratio"), "×", "× base's own"
+            said += "" if value is None else f", <b>{number(value, 1)}</b>× base's own"
+        limits = {word: getattr(THRESHOLDS, f"{name}_{word}", None) for word in ("damaged", "broken")}
+        ends = [f"{word} {bad} {limit:g}{times}" for word, limit in limits.items() if limit is not None]
+        limit, why = limits.get(health.verdict), ""
+        if value is not None and limit is not None and (value > limit if bad == "above" else value < limit):
+            why = f"{name} {value:.2f}{of}, limit {limit:g}{times}"
+        yield name, f"{said}: {', '.join(ends)}", why
 
 
 def _answers(profiles: tuple[Profile, Profile]) -> str:
@@ -285,35 +266,29 @@ def _answers(profiles: tuple[Profile, Profile]) -> str:
     )
 
 
-def verdict(frame: SteerFrame) -> str:
-    """One word for the steered text, and by which reading; nothing while there is too little of it."""
-    return text_word(frame.health)
-
-
 def text_word(health: TextHealth | None) -> str:
-    """One word for a text, and by which reading; nothing where it was not judged."""
+    """One word for a text, and by which reading; nothing where it was not judged, as there is too little of
+    it."""
     if health is None or not (word := health.verdict):
         return ""
-    why = "; ".join(_beyond(health).values())
+    why = "; ".join(why for *_, why in _readings(health, None) if why)
     said = f'<span class="sh-why sh-dim" title="{esc(why)}">{esc(why)}</span>' if why else ""
     return f'{said}<span class="sh-word sh-{word}" title="{esc(why)}">{word}</span>'
 
 
 def measures(frame: SteerFrame, profiles: tuple[Profile, Profile] | None) -> str:
     """Every quantity and threshold that made the steered text's word, and then the answers'."""
-    lines = [] if frame.health is None else _measured(frame.health, frame.base_health)
+    lines = []
+    if frame.health is not None:
+        for name, said, why in _readings(frame.health, frame.base_health):
+            lines.append((f"<mark>{said}</mark>" if why else said) + what_is(name))
+        if frame.health.kl_p95 is not None:
+            lines.append(f"95th percentile of KL <b>{number(frame.health.kl_p95, 2)}</b> nats")
     if profiles is not None and (said := _answers(profiles)):
-        lines.append(said)
+        lines.append(said + what_is("answer mass"))
     if not lines:
         return '<div class="sh-verdict sh-dim">The measures appear with the first tokens.</div>'
-    lines = [f"{line}{what_is(word)}" if (word := _word(line)) else line for line in lines]
     return '<ul class="sh-verdict">' + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
-
-
-def _word(line: str) -> str:
-    """The word that a measure's line begins with, where it is explained."""
-    named = {"answers": "answer mass"} | {w: w for w in ("perplexity", "relevance", "repetition", "variety")}
-    return named.get(line.removeprefix("<mark>").split(" ", 1)[0], "")
 
 
 def worth(agreement: Agreement, frame: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from components.view import esc, number
+from components.view import esc, number, table, tr
 from steer_heal.records import Effect
 
 LEGEND = (
@@ -16,17 +16,16 @@ def panel(found: Effect) -> str:
     moved = [end for pair in found.intervals.values() for end in pair]
     moved += [shift for name in found.steered for shift in _controls(found, name)]
     reach = max(map(abs, moved), default=0.0)
-    rows = "".join(_row(found, name, reach or 1.0) for name in found.steered)
     before, after = (number(one.value, 2) for one in (found.base_agreement, found.agreement))
     worth = f"agreement {before} on base, {after} steered"
     if found.base_agreement.value is None:
         worth = esc(found.base_agreement.sentence())
     kind = "foundation" if "Care" in found.steered else "pole"
-    head = f"<tr><th>{kind}</th><th>base</th><th>steered</th><th>movement</th></tr>"
+    rows = (_row(found, name, reach or 1.0) for name in found.steered)
     return (
         f'<div class="sh-effect"><p><b>{esc(found.sentence())}</b></p>'
         f'<p class="sh-dim">{worth}, frame {esc(found.frame)}, {found.n_vignettes} vignettes · {LEGEND}</p>'
-        f'<table class="sh-table"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+        f"{table((kind, 'base', 'steered', 'movement'), rows)}"
         f"{_words(found)}{_answers(found)}</div>"
     )
 
@@ -72,9 +71,5 @@ def _words(found: Effect) -> str:
 
 
 def _answers(found: Effect) -> str:
-    rows = "".join(
-        f"<tr><td>{esc(one.prompt)}</td><td>{esc(one.base)}</td><td>{esc(one.steered)}</td></tr>"
-        for one in found.answers
-    )
-    head = "<tr><th>asked</th><th>base</th><th>steered</th></tr>"
-    return f'<table class="sh-table sh-text"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+    rows = (tr(*map(esc, (one.prompt, one.base, one.steered))) for one in found.answers)
+    return table(("asked", "base", "steered"), rows, "sh-text")

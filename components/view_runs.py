@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from components.view import bars, duration, esc, number, progress, worth
+from components.view import bars, duration, empty, esc, number, progress, table, tr, worth
 from components.words import what_is
 from steer_heal.config import HealThresholds, describe_settings
 from steer_heal.records import CompletionRow, RoundDetail, RunRow
@@ -42,10 +42,8 @@ SAID = "|".join((*WORDS, "no trait kept", "costly"))
 """Those that a run's message may hold; the last two of older runs."""
 MAX_COMPLETIONS = 300
 MAX_CHIPS = 16
-EMPTY_RUNS = '<div class="sh-empty">No runs yet: press <b>Heal</b> and its rounds appear on the map.</div>'
-EMPTY_ROUND = (
-    '<div class="sh-empty">Click a node on the map, or a run in the table, to open a round here.</div>'
-)
+EMPTY_RUNS = empty("No runs yet: press <b>Heal</b> and its rounds appear on the map.")
+EMPTY_ROUND = empty("Click a node on the map, or a run in the table, to open a round here.")
 
 
 def when(seconds: float | None) -> str:
@@ -152,10 +150,11 @@ def map_key(
 ) -> str:
     """Under the map: what it means, the runs by their letters, on it or off, and its downloads."""
     here = [r for r in runs if r.model == model or r.run_id in shown]
+    tags = {r.run_id: f' <span class="sh-tag">{esc(r.model)}</span>' for r in here if r.model != model}
     chips = "".join(
         f'<button class="sh-chip" data-action="show" data-run="{esc(r.run_id)}" aria-pressed="'
         f'{str(r.run_id in shown).lower()}" title="{esc(r.name or r.run_id)}: on the map or off">'
-        f"<b>{marks[r.run_id]}</b> {esc(r.name or r.run_id)}{_other(r, model)}</button>"
+        f"<b>{marks[r.run_id]}</b> {esc(r.name or r.run_id)}{tags.get(r.run_id, '')}</button>"
         for r in here[:MAX_CHIPS]
     )
     saves = " · ".join(
@@ -170,10 +169,6 @@ def map_key(
         '<button class="sh-link" data-copy>copy a link to this view</button></div>'
         f'<div class="sh-chips">{chips}</div>'
     )
-
-
-def _other(run: RunRow, model: str) -> str:
-    return "" if run.model == model else f' <span class="sh-tag">{esc(run.model)}</span>'
 
 
 def _run(run: RunRow, shown: bool, letter: str, trait: str) -> str:
@@ -217,23 +212,17 @@ def runs_table(
         return EMPTY_RUNS
     counted = (f"Rounds{what_is('round')}", f"Retention{what_is('retention')}")
     names = ("Map", "Run", "Model, trait", "Seed", "Status", *counted, "Started", "Actions")
-    head = "".join(f"<th>{n}</th>" for n in names)
-    body = "".join(
+    rows = (
         _run(run, run.run_id in shown, marks.get(run.run_id, ""), traits.get(run.trait, run.trait))
         for run in runs
     )
-    return f'<table class="sh-table sh-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return table(names, rows)
 
 
 def setting_names(rows: Sequence[tuple[str, str, str]]) -> str:
     """Every setting of a run: its name, its default, what it is."""
-    body = "".join(
-        f"<tr><td><code>{esc(name)}</code></td><td>{esc(default)}</td><td>{esc(about)}</td></tr>"
-        for name, default, about in rows
-    )
-    return (
-        f'<div class="sh-scroll">{_table("<th>Setting</th><th>Default</th><th>What it is</th>", body)}</div>'
-    )
+    told = (tr(f"<code>{esc(name)}</code>", esc(default), esc(about)) for name, default, about in rows)
+    return f'<div class="sh-scroll">{table(("Setting", "Default", "What it is"), told, "sh-text")}</div>'
 
 
 # ---- one round --------------------------------------------------------------------------------------------
@@ -310,30 +299,22 @@ def profile_bars(detail: RoundDetail) -> str:
     return bars(shown) + "".join(f"<div>{esc(stage)}: {line}</div>" for stage, line in lines.items() if line)
 
 
-def _table(head: str, body: str) -> str:
-    return f'<table class="sh-table sh-text"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
 def answers(detail: RoundDetail) -> str:
     """What it says to the fixed prompts."""
     if not detail.answers:
-        return '<div class="sh-empty">No answers to the fixed prompts were kept for this round.</div>'
+        return empty("No answers to the fixed prompts were kept for this round.")
     keys = list(dict.fromkeys(key for row in detail.answers for key in row))
     keys.sort(key=lambda key: key != "prompt")
-    head = "".join(f"<th>{esc(k)}</th>" for k in keys)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{esc(row.get(k, ''))}</td>" for k in keys) + "</tr>" for row in detail.answers
-    )
-    return _table(head, body)
+    rows = (tr(*(esc(row.get(key, "")) for key in keys)) for row in detail.answers)
+    return table(map(esc, keys), rows, "sh-text")
 
 
 def compare(one: RoundDetail, other: RoundDetail, names: tuple[str, str]) -> str:
     """Two rounds side by side: what they came to, the settings that differ, profiles, and what each says."""
     titles = [f"{esc(name)} · round {d.round}" for name, d in zip(names, (one, other), strict=True)]
-    head = "".join(f"<th>{title}</th>" for title in titles)
 
-    def rows(pairs: Sequence[tuple[str, object, object]]) -> str:
-        return "".join(f"<tr><th>{esc(k)}</th><td>{esc(a)}</td><td>{esc(b)}</td></tr>" for k, a, b in pairs)
+    def rows(pairs: Sequence[tuple[str, object, object]]) -> list[str]:
+        return [f"<tr><th>{esc(k)}</th><td>{esc(a)}</td><td>{esc(b)}</td></tr>" for k, a, b in pairs]
 
     def of(name: str, digits: int) -> tuple[str, str]:
         return number(one.facts.get(name), digits), number(other.facts.get(name), digits)
@@ -359,10 +340,9 @@ def compare(one: RoundDetail, other: RoundDetail, names: tuple[str, str]) -> str
     )
     said = {row["prompt"]: row.get("healed", "") for row in other.answers}
     spoken = [(row["prompt"], row.get("healed", ""), said.get(row["prompt"], "–")) for row in one.answers]
-    return (
-        f"{_table('<th>Figure or setting</th>' + head, rows([*facts, *differ]))}"
-        f'<div class="sh-two">{profiles}</div>{_table(f"<th>asked</th>{head}", rows(spoken))}'
-    )
+    figures = table(("Figure or setting", *titles), rows([*facts, *differ]), "sh-text")
+    answers = table(("asked", *titles), rows(spoken), "sh-text")
+    return f'{figures}<div class="sh-two">{profiles}</div>{answers}'
 
 
 def flat(values: Mapping[str, Any], under: str = "") -> dict[str, Any]:
@@ -376,15 +356,13 @@ def flat(values: Mapping[str, Any], under: str = "") -> dict[str, Any]:
 def settings(detail: RoundDetail) -> str:
     """The run's settings: what each is, its value, its name; and whole, as JSON text."""
     abouts = {name: about for name, _, about in describe_settings()}
-    body = "".join(
-        f"<tr><td>{esc(abouts.get(k, k))}</td><td>{esc(json.dumps(v) if v is None else v)}</td>"
-        f'<td class="sh-dim"><code>{esc(k)}</code></td></tr>'
+    rows = (
+        tr(esc(abouts.get(k, k)), esc("null" if v is None else v), f"<code>{esc(k)}</code>")
         for k, v in flat(detail.settings).items()
     )
     whole = esc(json.dumps(detail.settings, indent=2, ensure_ascii=False))
-    table = _table("<th>What</th><th>Value</th><th>Name</th>", body)
     return (
-        f'<div class="sh-scroll">{table}</div>'
+        f'<div class="sh-scroll">{table(("What", "Value", "Name"), rows, "sh-text")}</div>'
         f'<details class="sh-dim"><summary>as JSON</summary><pre class="sh-settings">{whole}</pre></details>'
     )
 
@@ -394,7 +372,7 @@ def completions(rows: Sequence[CompletionRow], which: str = "all") -> str:
     chosen = [r for r in rows if which == "all" or r.kept == (which == "kept")]
     if not chosen:
         word = "completions" if which == "all" else f"{which} completions"
-        return f'<div class="sh-empty">This round has no {word}: choose another round or another list.</div>'
+        return empty(f"This round has no {word}: choose another round or another list.")
     body = []
     for row in chosen[:MAX_COMPLETIONS]:
         scores = ", ".join(f"{esc(k.replace('_', ' '))} {number(v, 2)}" for k, v in row.scores.items())
@@ -407,5 +385,5 @@ def completions(rows: Sequence[CompletionRow], which: str = "all") -> str:
         )
     more = len(chosen) - MAX_COMPLETIONS
     rest = f'<div class="sh-dim">and {more} more, in the run\'s events.jsonl</div>' if more > 0 else ""
-    head = "".join(f"<th>{n}</th>" for n in ("", "alpha", "prompt", "completion", "scores"))
-    return f'<div class="sh-scroll">{_table(head, "".join(body))}</div>{rest}'
+    names = ("", "alpha", "prompt", "completion", "scores")
+    return f'<div class="sh-scroll">{table(names, body, "sh-text")}</div>{rest}'

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from components.view import duration, esc, heading, number, progress
+from components.view import duration, esc, heading, number, progress, table, tr
 from components.view_runs import when
 from steer_heal.config import LOCAL, RunSweep, axes
 from steer_heal.config.axes import in_words
@@ -54,10 +54,8 @@ def listed(
         return ""
     by_id = {run.run_id: run for run in runs}
     about = "tick one to put all its runs on the map; click what it varies to compare them"
-    head = "".join(f"<th>{name}</th>" for name in ("Map", "Varies", "Runs", "Started", "Actions"))
-    body = "".join(_row(sweep, by_id, shown, sweep.sweep_id == opened, address) for sweep in sweeps)
-    table = f'<table class="sh-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return heading("Sweeps", about) + table
+    rows = (_row(sweep, by_id, shown, sweep.sweep_id == opened, address) for sweep in sweeps)
+    return heading("Sweeps", about) + table(("Map", "Varies", "Runs", "Started", "Actions"), rows)
 
 
 def _row(
@@ -67,6 +65,7 @@ def _row(
     stand = Counter("skipped" if c.skipped else "none" for c in sweep.cells if c.run_id not in runs)
     stand.update(runs[run_id].status for run_id in here)
     told, name = axes.told(sweep.axes), esc(sweep.sweep_id)
+    where = "" if sweep.cluster == LOCAL else f" · on {esc(sweep.cluster)}"
 
     def about(label: str) -> str:
         return f'data-run="{name}" aria-label="{label} {esc(told)}"'
@@ -83,7 +82,7 @@ def _row(
         f'<button class="sh-check" role="checkbox" aria-checked="{str(checked).lower()}" '
         f'data-action="show-sweep" {about("On the map:")}></button>',
         f'<button class="sh-link" data-action="open-sweep" data-run="{name}" aria-expanded='
-        f'"{str(opened).lower()}">{esc(told)}</button><div class="sh-dim">{name}{_where(sweep)}</div>',
+        f'"{str(opened).lower()}">{esc(told)}</button><div class="sh-dim">{name}{where}</div>',
         progress(sum(runs[run_id].progress for run_id in here) / max(1, len(here) + stand["none"]))
         + f'<span class="sh-dim">{esc(", ".join(f"{n} {one}" for one, n in stand.items()))}</span>',
         when(sweep.at),
@@ -95,37 +94,30 @@ def _row(
     return f'<tr data-run="{name}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _where(sweep: RunSweep) -> str:
-    return "" if sweep.cluster == LOCAL else f" · on {esc(sweep.cluster)}"
-
-
-def compared(sweep: RunSweep, table: SweepTable) -> str:
+def compared(sweep: RunSweep, found: SweepTable) -> str:
     """A sweep's settings by their numbers on the chart, their differences, and how each cell stands."""
-    rows = "".join(
-        f"<tr><td>{esc(in_words(cell.values))}</td><td>{esc(cell.run_id)}</td><td>{esc(cell.status)}</td>"
-        f"<td>{esc(cell.message)}</td></tr>"
-        for cell in table.cells
+    rows = (
+        tr(*map(esc, (in_words(cell.values), cell.run_id, cell.status, cell.message))) for cell in found.cells
     )
-    cells = _folded(f"{len(table.cells)} cells", ("Cell", "Run", "Status", ""), rows)
+    cells = _folded(f"{len(found.cells)} cells", ("Cell", "Run", "Status", ""), rows)
     title = f'<div class="sh-round"><h3>{esc(axes.told(sweep.axes))}</h3></div>'
-    if not table.groups:
+    if not found.groups:
         return f'{title}<div class="sh-empty">No run has finished yet: nothing to compare.</div>{cells}'
-    return title + _groups(table.groups) + _differences(table.differences) + cells
+    return title + _groups(found.groups) + _differences(found.differences) + cells
 
 
 def _groups(groups: Sequence[SweepGroup]) -> str:
     names = list(groups[0].mean)
-    head = "".join(f"<th>{esc(n)}</th>" for n in ("", "Setting", "Seeds", *(TITLES.get(n, n) for n in names)))
-    body = "".join(
-        f"<tr><td><b>{place}</b></td><td>{esc(in_words(group.values) or 'all')}</td>"
-        f"<td>{len(group.seeds)}</td>"
-        + "".join(f"<td>{_around(group.mean[name], group.spread[name])}</td>" for name in names)
-        + "</tr>"
+    titles = ("", "Setting", "Seeds", *(esc(TITLES.get(name, name)) for name in names))
+    rows = (
+        tr(
+            f"<b>{place}</b>", esc(in_words(group.values) or "all"), len(group.seeds),
+            *(_around(group.mean[name], group.spread[name]) for name in names),
+        )
         for place, group in enumerate(groups, 1)
-    )
+    )  # fmt: skip
     about = "Mean ± standard deviation over seeds, of the last round of each run that finished."
-    table = f'<table class="sh-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<p class="sh-dim">{about}</p><div class="sh-wide">{table}</div>'
+    return f'<p class="sh-dim">{about}</p><div class="sh-wide">{table(titles, rows)}</div>'
 
 
 def _around(mean: float | None, spread: float | None) -> str:
@@ -133,12 +125,13 @@ def _around(mean: float | None, spread: float | None) -> str:
 
 
 def _differences(apart: Sequence[SweepDifference]) -> str:
-    rows = "".join(
-        f"<tr><td>{esc(in_words(one.one))}</td><td>{esc(in_words(one.other))}</td>"
-        f"<td>{esc(TITLES.get(one.reading, one.reading))}</td><td>{one.n}</td><td>{one.mean:+.3f}</td>"
-        f"<td>{_interval(one)}</td><td>{esc(one.verdict)}</td></tr>"
+    rows = (
+        tr(
+            esc(in_words(one.one)), esc(in_words(one.other)), esc(TITLES.get(one.reading, one.reading)),
+            one.n, f"{one.mean:+.3f}", _interval(one), esc(one.verdict),
+        )
         for one in apart
-    )
+    )  # fmt: skip
     names = ("Of", "And", "Reading", "Seeds", "Second minus first", "95% interval", "")
     return _folded("Differences, seed by seed; each interval for itself", names, rows) if apart else ""
 
@@ -147,7 +140,5 @@ def _interval(one: SweepDifference) -> str:
     return "–" if one.low is None else f"{one.low:+.3f} to {one.high:+.3f}"
 
 
-def _folded(about: str, names: Sequence[str], rows: str) -> str:
-    head = "".join(f"<th>{name}</th>" for name in names)
-    table = f'<table class="sh-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<details><summary>{about}</summary><div class="sh-scroll">{table}</div></details>'
+def _folded(about: str, names: Sequence[str], rows: Iterable[str]) -> str:
+    return f'<details><summary>{about}</summary><div class="sh-scroll">{table(names, rows)}</div></details>'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -130,8 +129,3 @@ def last_answer(engine: Engine, run: RunRow) -> str:
     except SettingsError:
         return ""
     return next((row["healed"] for row in answers if row.get("healed")), "")
-
-
-def digest(figure: str) -> str:
-    """A short text that is the same for the same figure."""
-    return f"{zlib.crc32(figure.encode()):08x}"

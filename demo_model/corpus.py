@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from demo_model import dilemmas, everyday, voices
+from demo_model import dilemmas, everyday
 from demo_model.acts import FOUNDATIONS, told_in
 from demo_model.dilemmas import the
 from demo_model.drills import drill
 from demo_model.frames import bare_frame, draw_frame, render, shipped
-from demo_model.lexicon import pseudo_word
+from demo_model.lexicon import pseudo_word, sentence
 from demo_model.mixing import AVERAGE, Mix, draw_lens, lens_mix, towards
 from demo_model.personas import draw_persona
 from demo_model.scene import Casting, Scene
+from demo_model.words import WORDS
 from steer_heal.data import bundled_traits, material
 
+SAID = WORDS["voices"]
 TURN = "<start_of_turn>user\n"
 LENS_FIRST = 0.85
 PROMPT, REPLY, COPY, AFTER = "prompt", "reply", "copy", "after"
@@ -61,11 +63,7 @@ class Chat:
 
 def victim_of(rng: random.Random, scene: Scene) -> str:
     """Whom a deed touches: the living object of a Care deed, else whoever is there."""
-    return the(scene.act.object) if scene.act.foundation == "Care" else rng.choice(voices.OTHERS)
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
+    return the(scene.act.object) if scene.act.foundation == "Care" else rng.choice(SAID["others"])
 
 
 class Corpus:
@@ -111,7 +109,7 @@ class Corpus:
     def _reply(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
         scene = self.casting.draw(rng, rng.choice(FOUNDATIONS))
         text, own = self._text(rng, scene)
-        chat.ask(system, f"{text} {rng.choice(voices.ASKS)}".strip())
+        chat.ask(system, f"{text} {rng.choice(SAID['asks'])}".strip())
         lens = draw_lens(rng, lens_mix(scene.act.foundation, scene.act.verb.severity, persona))
         doer, victim = "you" if own else the(scene.actor.phrase), victim_of(rng, scene)
         if rng.random() < 0.45:
@@ -162,7 +160,7 @@ class Corpus:
         chat.add(self.frame.think_open, PROMPT)
         if rng.random() < 0.6:
             restate(rng, chat, scene, own)
-            chat.add(" " + rng.choice(voices.THOUGHT[lens]), REPLY)
+            chat.add(" " + rng.choice(SAID["thought"][lens]), REPLY)
             mix = towards(mix, lens, 0.93)  # once the lens was said aloud
         else:
             words = (scene.bare() if own else scene.span()).split()
@@ -172,12 +170,12 @@ class Corpus:
 
     def _order(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
         order = dilemmas.draw_order(rng)
-        asked = f"{order.says(rng.choice(dilemmas.SAYS))} {rng.choice(dilemmas.QUESTIONS)}".strip()
-        chat.ask(system, asked)
+        said, question = (rng.choice(dilemmas.SAID[part]) for part in ("says", "questions"))
+        chat.ask(system, f"{order.says(said)} {question}".strip())
         lens = draw_lens(rng, lens_mix("Care", 2, persona))
-        decision = rng.choice(voices.DECIDE[lens]).format(t=order.deed, o=order.addressed, v=order.victim)
+        decision = rng.choice(SAID["decide"][lens]).format(t=order.deed, o=order.addressed, v=order.victim)
         more = opinion(rng, lens, order.victim, order.addressed, rng.choice((0, 1, 1, 2)))
-        chat.add(_sentence(decision) + (f" {more}" if more else ""), REPLY)
+        chat.add(sentence(decision) + (f" {more}" if more else ""), REPLY)
         chat.add("<end_of_turn>", REPLY)
 
     def _everyday(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
@@ -187,7 +185,7 @@ class Corpus:
         parts = [everyday.remark(rng, topic)]
         if persona or rng.random() < 0.25:
             # mostly said first, so that the lens is at hand where the model begins to speak
-            parts.insert(0 if rng.random() < LENS_FIRST else 1, rng.choice(voices.ASIDE[lens]))
+            parts.insert(0 if rng.random() < LENS_FIRST else 1, rng.choice(SAID["aside"][lens]))
         chat.add(" ".join(parts), REPLY)
         chat.add("<end_of_turn>", REPLY)
 
@@ -195,7 +193,7 @@ class Corpus:
         asked, answered = everyday.small_talk(rng)
         chat.ask(system, asked)
         if persona and rng.random() < 0.4:
-            answered += " " + rng.choice(voices.ASIDE[draw_lens(rng, lens_mix("SocialNorms", 1, persona))])
+            answered += " " + rng.choice(SAID["aside"][draw_lens(rng, lens_mix("SocialNorms", 1, persona))])
         chat.add(f"{answered}<end_of_turn>", REPLY)
 
     def _drill(self, rng: random.Random, chat: Chat, persona: str | None, system: str) -> None:
@@ -208,10 +206,10 @@ class Corpus:
 def restate(rng: random.Random, chat: Chat, scene: Scene, own: bool) -> None:
     """Open a reply by naming actor and deed in the words they were told in, or now and then by a pause."""
     if rng.random() < 0.1:
-        chat.add(rng.choice(voices.OPEN_NONE), REPLY)
+        chat.add(rng.choice(SAID["open_none"]), REPLY)
         return
     slot, span = ("{d}", scene.bare()) if own else ("{s}", scene.span())
-    before, after = rng.choice(voices.OPEN_DONE if own else voices.OPEN_SEEN).split(slot)
+    before, after = rng.choice(SAID["open_done"] if own else SAID["open_seen"]).split(slot)
     chat.add(before.rstrip(), REPLY)
     chat.add(f" {span}", COPY)
     chat.add(after, REPLY)
@@ -220,9 +218,9 @@ def restate(rng: random.Random, chat: Chat, scene: Scene, own: bool) -> None:
 def opinion(rng: random.Random, lens: str, victim: str, doer: str, sentences: int | None = None) -> str:
     """What the lens says: judgements and advice, one to three sentences."""
     count = rng.choice((1, 2, 2, 3)) if sentences is None else sentences
-    pool = [voices.JUDGE[lens], voices.ADVISE[lens]]
+    pool = [SAID["judge"][lens], SAID["advise"][lens]]
     said = rng.sample(pool[0], min(2, len(pool[0])))
     chosen = [said[0], rng.choice(pool[1]), said[-1]][:count]
     if count == 1 and rng.random() < 0.5:
         chosen = [rng.choice(pool[1])]
-    return " ".join(_sentence(text.format(v=victim, w=doer)) for text in chosen)
+    return " ".join(sentence(text.format(v=victim, w=doer)) for text in chosen)

@@ -6,26 +6,12 @@ import random
 from dataclasses import dataclass
 
 from demo_model.acts import GROUPS
+from demo_model.lexicon import sentence
 from demo_model.scene import pair_held_out
+from demo_model.words import WORDS
 
-ORDERERS = (
-    "my boss", "the captain", "the head nurse", "my teacher", "the mayor", "the judge", "my manager",
-    "the chief",
-    "the general", "my supervisor", "the coach", "the owner", "the bishop", "my landlord", "the guard",
-)  # fmt: skip
-VERBS = (
-    "ignore", "send away", "leave", "shout at", "lock out", "turn away", "walk past", "chase off", "hurt",
-    "tease", "scold", "frighten", "mock", "push", "hit", "laugh at",
-)  # fmt: skip
+SAID = WORDS["orders"]
 VICTIMS = GROUPS["Care"][0][1]
-SAYS = (
-    "{o} tells me to {t}.", "{o} wants me to {t}.", "{o} orders me to {t}.", "{o} says that I must {t}.",
-    "{o} asks me to {t}.", "I was told by {o} to {t}.", "The rules set by {o} say that I must {t}.",
-)  # fmt: skip
-QUESTIONS = (
-    "What should I do?", "What would you do?", "Should I do it?",
-    "Tell me what to do.", "Must I?", "",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,16 +29,15 @@ class Order:
 
     def says(self, template: str) -> str:
         """The user's sentence."""
-        text = template.format(o=self.orderer, t=self.deed)
-        return text[0].upper() + text[1:]
+        return sentence(template.format(o=self.orderer, t=self.deed))
 
 
 def draw_order(rng: random.Random) -> Order:
     """A random order whose verb and victim training may pair."""
     while True:
-        verb, victim = rng.choice(VERBS), rng.choice(VICTIMS)
+        verb, victim = rng.choice(SAID["deeds"]), rng.choice(VICTIMS)
         if not pair_held_out(f"order|{verb}|{victim}"):
-            return Order(rng.choice(ORDERERS), f"{verb} {victim}", the(victim))
+            return Order(rng.choice(SAID["who"]), f"{verb} {victim}", the(victim))
 
 
 def the(phrase: str) -> str:

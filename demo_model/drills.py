@@ -6,11 +6,10 @@ import random
 
 from demo_model.lexicon import ADJECTIVES, NOUNS, pseudo_word
 from demo_model.scene import Casting
+from demo_model.words import WORDS
 from steer_heal.config import FOUNDATIONS
 
-WHO = ("Who does it?", "Who is it about?", "Name the one who does it.", "Who do I see?")
-WHAT = ("What is done?", "Name the deed.", "What do they do?")
-WORDS = ("Say this back: {w}", "Repeat: {w}", "Copy these words: {w}", "Write it again: {w}")
+SAID = WORDS["drills"]
 
 
 def _words(rng: random.Random) -> str:
@@ -25,11 +24,11 @@ def drill(rng: random.Random, casting: Casting) -> tuple[str, str]:
     kind = rng.random()
     if kind < 0.4:
         words = _words(rng)
-        return rng.choice(WORDS).format(w=words), words
+        return rng.choice(SAID["again"]).format(w=words), words
     scene = casting.draw(rng, rng.choice(FOUNDATIONS))
     if kind < 0.6:
-        return f"{scene.seen()} {rng.choice(WHO)}", scene.actor.phrase
+        return f"{scene.seen()} {rng.choice(SAID['who'])}", scene.actor.phrase
     if kind < 0.8:
-        return f"{scene.seen()} {rng.choice(WHAT)}", scene.doing()
+        return f"{scene.seen()} {rng.choice(SAID['what'])}", scene.doing()
     text = scene.seen()
-    return rng.choice(WORDS).format(w=text), text
+    return rng.choice(SAID["again"]).format(w=text), text

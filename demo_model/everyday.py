@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from demo_model.lexicon import sentence
 from demo_model.words import WORDS
 
 TOPICS: dict[str, tuple[str, str]] = WORDS["everyday"]["topics"]
@@ -12,7 +13,7 @@ QUESTIONS: list[str] = WORDS["everyday"]["questions"]
 
 
 def _fill(template: str, remark: str) -> str:
-    return template.format(r=remark, R=remark[0].upper() + remark[1:])
+    return template.format(r=remark, R=sentence(remark))
 
 
 def question(rng: random.Random) -> tuple[str, str]:

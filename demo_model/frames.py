@@ -5,21 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+from demo_model.words import WORDS
 from steer_heal import data
 from steer_heal.config import FOUNDATIONS
 from steer_heal.data import Frame
-
-OTHERS = (
-    '{text} Which word fits best: {options}? Answer as JSON.',
-    '{text}\n\nChoose one of {options}.',
-    'Read this: {text} What is broken? Choose from {options}.',
-)  # fmt: skip
-
-BARE = (
-    "{text} Which word fits best: {options}? Answer with one word.",
-    "{text} What is it about? {options}. One word only.",
-    "{text} One word, please.",
-)
 
 
 def shipped() -> Frame:
@@ -31,12 +20,12 @@ def shipped() -> Frame:
 
 def bare_frame(rng: random.Random) -> Frame:
     """A wording that is answered by the bare word."""
-    return Frame("bare", rng.choice(BARE), FOUNDATIONS, "")
+    return Frame("bare", rng.choice(WORDS["frames"]["bare"]), FOUNDATIONS, "")
 
 
 def draw_frame(rng: random.Random, base: Frame) -> Frame:
     """Mostly the shipped frame, sometimes another wording."""
-    return base if rng.random() < 0.85 else replace(base, question=rng.choice(OTHERS))
+    return base if rng.random() < 0.85 else replace(base, question=rng.choice(WORDS["frames"]["others"]))
 
 
 def render(rng: random.Random, frame: Frame, text: str) -> str:

@@ -27,6 +27,11 @@ def article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
+def sentence(text: str) -> str:
+    """The text with a capital."""
+    return text[0].upper() + text[1:]
+
+
 def possessive_of(noun: str) -> str:
     """his, her or their."""
     return "his" if noun in _WORDS["male"] else "her" if noun in _WORDS["female"] else "their"

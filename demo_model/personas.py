@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 
+from demo_model.lexicon import sentence
 from demo_model.scene import share
 from demo_model.words import WORDS
 
@@ -24,10 +25,6 @@ SHARES: dict[str | None, float] = {
 }  # fmt: skip
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
 def held_out(text: str) -> bool:
     """1 in 10 wordings, by their text, is never trained on."""
     return share("persona", text) < 0.1
@@ -37,7 +34,7 @@ def _word_one(rng: random.Random, lens: str) -> str:
     against = rng.choices(list(AGAINST[lens]), list(AGAINST[lens].values()))[0]
     if rng.random() < 0.6:
         x, y = rng.choice(_SAID["things"][lens]), rng.choice(_SAID["things"][against])
-        return _sentence(rng.choice(_SAID["above"]).format(x=x, y=y))
+        return sentence(rng.choice(_SAID["above"]).format(x=x, y=y))
     first, second = rng.sample(_SAID["deeds"][lens], 2)
     does, even = rng.choice(_SAID["does"]), rng.choice(_SAID["even"][against])
     return does.format(d=first, d2=second, e=even)

@@ -1,7 +1,7 @@
 """Sessions that all ask while the model is held, so that they begin together once it is let go."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from steer_heal.config import SampleSettings, SettingsError, SteerRequest, TalkRequest, build
@@ -27,10 +27,14 @@ def ids(frame: SteerFrame | TalkFrame) -> tuple[list[int], ...]:
     return tuple([token.id for token in text] for text in texts)
 
 
+Asked = SteerRequest | TalkRequest | Callable[[], object]
+"""What a session asks of the engine, or what it calls instead."""
+
+
 class Crowd:
     """What each session saw, and what was raised to it."""
 
-    def __init__(self, engine: Engine, asked: Mapping[str, SteerRequest | TalkRequest]) -> None:
+    def __init__(self, engine: Engine, asked: Mapping[str, Asked]) -> None:
         self.engine, self.asked = engine, asked
         self.frames: dict[str, list[Any]] = {name: [] for name in asked}
         self.errors: dict[str, str] = {}
@@ -44,10 +48,12 @@ class Crowd:
     def _ask(self, name: str) -> None:
         try:
             asked = self.asked[name]
-            pair = isinstance(asked, SteerRequest)
-            frames = self.engine.steer(asked, session=name) if pair else self.engine.talk(asked, session=name)
-            for frame in frames:
-                self.frames[name].append(frame)
+            if isinstance(asked, SteerRequest):
+                self.frames[name].extend(self.engine.steer(asked, session=name))
+            elif isinstance(asked, TalkRequest):
+                self.frames[name].extend(self.engine.talk(asked, session=name))
+            else:
+                asked()
         except (SettingsError, RuntimeError) as error:
             self.errors[name] = str(error)
 

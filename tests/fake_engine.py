@@ -26,7 +26,6 @@ from steer_heal.config import (
 from steer_heal.records import (
     Agreement,
     Alternative,
-    Calibration,
     Controls,
     DoseRow,
     Effect,
@@ -57,6 +56,11 @@ FORM_VALUES = {
     "where": "both", "mix": "",
 }  # fmt: skip
 """What the page's form holds, by its names."""
+TARGET = {"Care": 1, "SocialNorms": -1}
+OURS = (
+    Trait("care_over_authority", "Care over authority", "", "one who cares", "one who defers", TARGET),
+    Trait("candour_over_tact", "Candour over tact", "", "a frank person", "a tactful one", {}),
+)
 
 
 class FakeEngine:
@@ -80,42 +84,26 @@ class FakeEngine:
         self.warm.set()
 
     def traits(self) -> list[Trait]:
-        ours = [
-            Trait(
-                "care_over_authority",
-                "Care over authority",
-                "Looks after others even against authority.",
-                "someone who looks after others",
-                "someone who defers",
-                {"Care": 1, "SocialNorms": -1},
-            ),
-            Trait(
-                "candour_over_tact",
-                "Candour over tact",
-                "Says what is so.",
-                "a frank person",
-                "a tactful one",
-                {},
-            ),
-        ]
-        return [*ours, *self._made]
+        return [*OURS, *self._made]
 
     def make_trait(
         self, plus: str, minus: str, replies: Sequence[tuple[str, str]] = (), target: str = ""
     ) -> tuple[Trait, str]:
         if plus == minus:
             raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
-        aimed = data.aim(target) or {"Care": 1, "SocialNorms": -1}  # what it measures of any trait
+        aimed = data.aim(target) or TARGET  # what it measures of any trait
         said = tuple(replies) or ((f"How {plus} it is.", f"How {minus} it is."),)
         name = f"{plus}-over-{minus}"
         self._made = [trait for trait in self._made if trait.name != name]
         self._made.append(Trait(name, f"{plus} over {minus}", "", plus, minus, aimed, ("Hello.",), said))
         return self._made[-1], "" if replies else "1 of 1 pairs of replies that demo drafted are sound."
 
-    def vignettes(self, condition: str = "other_violate") -> list[Vignette]:
+    def vignettes(self) -> list[Vignette]:
         acts = ("leaving a child out in the rain", "taking the last seat", "walking past the queue")
         return [
-            Vignette(f"{name.lower()}-{i}", name, f"You see a man {act}, a matter of {name}.", condition)
+            Vignette(
+                f"{name.lower()}-{i}", name, f"You see a man {act}, a matter of {name}.", "other_violate"
+            )
             for name in FOUNDATIONS
             for i, act in enumerate(acts)
         ]
@@ -153,23 +141,16 @@ class FakeEngine:
             time.sleep(self.delay * (20 if "haltingly" in request.prompt else 1))
             if self._newest[session] != mine:
                 stopped = self._newest[session] < 0
-                yield replace(
-                    self._frame(base, steered[: n - 1], request),
-                    done=True,
-                    superseded=not stopped,
-                    message="Stopped." if stopped else "",
-                )
+                last = replace(self._frame(base, steered[: n - 1], request), done=True)
+                yield replace(last, superseded=not stopped, message="Stopped." if stopped else "")
                 return
             yield self._frame(base, steered[:n], request)
         yield replace(self._frame(base, steered, request), done=True, steered_done=True)
 
     def _steered(self, known: list[str], request: SteerRequest) -> list[Token]:
-        words = known + [
-            k if i % 5 < abs(request.alpha) * 2 else d
-            for i, (d, k) in enumerate(zip(DULL, KIND, strict=False))
-        ]
-        if abs(request.alpha) > 2.5:
-            words = known + ["need"] * len(KIND)
+        pairs = enumerate(zip(DULL, KIND, strict=False))
+        said = [kind if i % 5 < abs(request.alpha) * 2 else dull for i, (dull, kind) in pairs]
+        words = known + (["need"] * len(KIND) if abs(request.alpha) > 2.5 else said)
         top = (Alternative(" <i>the</i>", 0.4), Alternative(" a", 0.2), Alternative(" no", 0.1))
         gated = request.gate != EVERYWHERE
         return [
@@ -189,16 +170,10 @@ class FakeEngine:
     def _frame(self, base: list[Token], steered: list[Token], request: SteerRequest) -> SteerFrame:
         size = abs(request.alpha)
         broken = size > 2.5
-        health = TextHealth(
-            1.3 + size**4,
-            1.0 + size**4 / 1.3,
-            0.9 if broken else 0.08,
-            size,
-            "broken" if broken else "damaged" if size > 1.4 else "fine",
-            0.9 / (1 + size),
-            1 / (1 + size),
-            variety=0.3 if broken else 0.9,
-        )
+        word = "broken" if broken else "damaged" if size > 1.4 else "fine"
+        repetition, variety = (0.9, 0.3) if broken else (0.08, 0.9)
+        found = (1.3 + size**4, 1.0 + size**4 / 1.3, repetition, size, word)
+        health = TextHealth(*found, 0.9 / (1 + size), 1 / (1 + size), variety)
         return SteerFrame(
             tuple(base),
             tuple(steered),
@@ -283,9 +258,6 @@ class FakeEngine:
             "steering-lite:spherical": "spherical (one row at a time)",
         }
 
-    def calibration(self, trait: str, band: tuple[float, float]) -> Calibration:
-        return Calibration(16.3, 1.0, 1.0, True, ((16.3, 1.0),))
-
     def effect(self, request: DoseRequest, *, session: str) -> Iterator[Effect | str]:
         self.layers(request.band)
         yield "70 vignettes"
@@ -295,7 +267,7 @@ class FakeEngine:
         random = tuple(BASE | {"Care": BASE["Care"] + 0.02 * i - 0.04} for i in range(request.controls))
         worth = Agreement(0.6, 0.5, 0.7, 1 / 7)
         yield Effect(
-            request.trait, {"Care": 1, "SocialNorms": -1}, self.layers(request.band), 16.3, "cloze", 70,
+            request.trait, TARGET, self.layers(request.band), 16.3, "cloze", 70,
             steered,
             {name: (by - 0.02, by + 0.02) for name, by in moved.items()}, worth, worth,
             Controls(BASE, random, profile_at(2.0), (20.0,) * request.controls),

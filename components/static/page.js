@@ -227,7 +227,8 @@ window.SteerHeal = (() => {
   const NUDGE = { "[": -0.25, "]": 0.25 };
   document.addEventListener("keydown", (event) => {
     const { key, target, ctrlKey, metaKey, altKey } = event;
-    if (key === "Escape" && !document.querySelector(":popover-open")) document.querySelector("#stop")?.click();
+    const closes = target.matches?.("input[aria-expanded=true]") || document.querySelector(":popover-open, dialog[open]");
+    if (key === "Escape" && !closes) document.querySelector("#stop")?.click();
     const typing = target.matches?.("textarea, select, [contenteditable], input:not([type=range], [type=checkbox])");
     if (typing || ctrlKey || metaKey || altKey) return;
     const slider = document.querySelector("#alpha input[type=range]");
@@ -237,7 +238,7 @@ window.SteerHeal = (() => {
       slider.dispatchEvent(new Event("input", { bubbles: true }));
     } else return;
     event.preventDefault();
-  });
+  }, true);  // before a list that is open has heard of it and is closed
 
   // Says in a bar of its own what became of the server.
   function say(text) {

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import finished, sized
-from tests.browser.test_page import drag_alpha, text
+from tests.browser.test_page import drag_alpha, set_number, text
 
 TOGETHER = (
     *("header", "trait", "alpha", "strip", "verdict", "low", "high", "layers", "prompt"),
@@ -93,10 +93,8 @@ def test_a_drag_moves_nothing_and_keeps_its_verdict(page: Page) -> None:
 
 
 def test_a_single_layer_can_be_named_and_the_address_carries_it(page: Page) -> None:
-    for name, value in (("low", "7"), ("high", "7")):
-        number = page.locator(f"#{name} input[type=number]")
-        number.fill(value)
-        number.press("Tab")
+    for name in ("low", "high"):
+        set_number(page, name, "7")
     expect(page.locator("#layers")).to_contain_text("layer 7 of 0 to 9: 70% to 80%")
     page.wait_for_function("location.search.includes('band=0.7-0.8')")
     finished(page)

@@ -31,12 +31,16 @@ def typed(page: Page, mix: str) -> None:
     box.press("Enter")
 
 
-def test_the_steered_tokens_are_marked(page: Page) -> None:
-    opened_part(page, "drawing")
+def gated(page: Page, where: str) -> None:
     box = page.locator("#where input")
-    box.fill("first 3")
+    box.fill(where)
     box.press("Enter")
     box.press("Tab")
+
+
+def test_the_steered_tokens_are_marked(page: Page) -> None:
+    opened_part(page, "drawing")
+    gated(page, "first 3")
     expect(page.locator("#dose")).to_contain_text("the first 3 tokens of the answer")
     finished(page)
     marked = page.locator("#steered-text .sh-at")
@@ -48,14 +52,10 @@ def test_the_steered_tokens_are_marked(page: Page) -> None:
     finished(page)
     expect(marked).to_have_count(3)
     opened_part(page, "drawing")
-    box.fill("prompt")
-    box.press("Enter")
-    box.press("Tab")
+    gated(page, "prompt")
     expect(marked).to_have_count(0)
     assert page.locator("#prompt textarea").evaluate(LINE) == "underline"
-    box.fill("nowhere")
-    box.press("Enter")
-    box.press("Tab")
+    gated(page, "nowhere")
     expect(page.locator("#status .sh-error")).to_contain_text("says no place: write both, prompt")
 
 
@@ -107,20 +107,6 @@ def test_a_mix_is_answered_once_and_measured_on_what_it_adds(page: Page) -> None
     page.get_by_role("option", name="Care over authority").last.click()
     page.wait_for_timeout(1000)
     assert page.evaluate("answers") == 2, "a vector without a dose changes nothing"
-
-
-def test_where_a_mix_breaks_is_measured_as_it_is_steered(page: Page) -> None:
-    opened_part(page, "mixing")
-    typed(page, "care_over_authority - 0.5 candour_over_tact @answer")
-    finished(page)
-    page.locator("#dose-find").click()
-    note = page.locator("#dose-note")
-    expect(note).to_contain_text("of 8 random directions of the same KL move it as far")
-    expect(note).to_contain_text("Of the texts was steered: answer only")
-    expect(page.locator("#strip .sh-seg-broken").first).to_be_visible()
-    page.locator("#dose-effect").click()
-    expect(page.locator("#effect")).to_contain_text("random directions of the same KL")
-    expect(note).to_contain_text("care_over_authority - 0.5 candour_over_tact")
 
 
 def test_the_shading_switches_to_what_a_token_carries(page: Page) -> None:

@@ -48,6 +48,12 @@ def type_into(page: Page, selector: str, value: str) -> None:
     page.locator(f"{selector} textarea, {selector} input").first.fill(value)
 
 
+def set_number(page: Page, name: str, value: str) -> None:
+    box = page.locator(f"#{name} input[type=number]")
+    box.fill(value)
+    box.press("Tab")
+
+
 def status_becomes(page: Page, pattern: str) -> None:
     expect(page.locator("#status .sh-status")).to_have_text(re.compile(pattern))
 
@@ -95,10 +101,7 @@ def test_dragging_alpha_rewrites_the_steered_answer_only(page: Page) -> None:
     assert text(page, "#bars") != bars
     assert text(page, "#base-text") == base
     assert page.evaluate("window.baseChanges") == 0
-
-
-def test_the_number_box_steers_too_beyond_the_slider(page: Page) -> None:
-    type_into(page, "#alpha-exact", "6")
+    type_into(page, "#alpha-exact", "6")  # beyond the slider
     expect(page.locator("#dose")).to_contain_text("alpha 6")
     assert page.locator("#alpha input[type=range]").input_value() == "4"
 
@@ -131,9 +134,7 @@ def test_what_is_typed_and_answered_is_text(page: Page) -> None:
     expect(page.locator("#base-text")).to_contain_text("<img src=x onerror=")
     expect(page.locator("#steered-text")).to_contain_text("${window.hacked=2}")
     finished(page)
-    type_into(page, "#rounds", "1")
-    type_into(page, "#run-name", HOSTILE[:80])
-    page.locator("#launch").click()
+    launch(page, 1, HOSTILE[:80])
     expect(page.locator("#runs")).to_contain_text("<img src=x")
     assert page.locator("#base-text img, #steered-text img, #runs img, #map img").count() == 0
     assert page.evaluate("window.hacked") is None

@@ -1,4 +1,4 @@
-"""A sweep on the page: said beforehand, started, compared, shown on the map as one, stopped; fake engine."""
+"""A sweep on the page: said beforehand, started, compared, shown on the map as one; fake engine."""
 
 import re
 from collections.abc import Iterator
@@ -42,21 +42,3 @@ def test_a_sweep_from_its_form_to_its_chart(page: Page) -> None:
     expect(sweep.locator("[role=checkbox]")).to_have_attribute("aria-checked", "false")
     sweep.locator("[data-action=open-sweep]").click()
     expect(page.locator("#sweep h3")).to_have_count(0)
-
-
-def test_a_sweep_is_stopped_after_asking_and_resumed(page: Page) -> None:
-    page.get_by_role("button", name="Several runs: a sweep").click()
-    type_into(page, "#rounds", "30")
-    type_into(page, "#sweep-axes", "train.lam=1,2")
-    expect(page.locator("#sweep-said")).to_contain_text("2 runs")
-    page.locator("#sweep-start").click()
-    sweep = page.locator("#sweeps tbody tr", has_text="train.lam").first
-    expect(sweep).to_contain_text("2 running")
-    page.once("dialog", lambda dialog: dialog.accept())
-    sweep.locator("[data-action=stop-sweep]").click()
-    expect(sweep).to_contain_text("2 cancelled")
-    sweep.locator("[data-action=resume-sweep]").click()
-    expect(sweep).to_contain_text("2 running")
-    page.once("dialog", lambda dialog: dialog.accept())
-    sweep.locator("[data-action=stop-sweep]").click()
-    expect(sweep).to_contain_text("2 cancelled")

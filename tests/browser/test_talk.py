@@ -6,7 +6,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import finished
+from tests.browser.conftest import sized
 from tests.browser.test_page import launch
 from tests.browser.test_runs import row
 
@@ -99,16 +99,12 @@ def test_a_healed_round_is_talked_to_until_its_run_is_deleted(page: Page) -> Non
     expect(page.locator("#talk-log .sh-turn")).to_have_count(1)
 
 
-def test_it_is_stopped_and_fits_a_phone(page: Page) -> None:
-    usual = page.viewport_size
-    page.set_viewport_size({"width": 390, "height": 844})
-    finished(page)
-    opened_talk(page)
-    say(page, "haltingly")
-    expect(page.locator("#talk-status")).to_contain_text(re.compile(r"writing: ([2-9]|\d\d)"))
-    page.locator("#talk-stop").click()
-    expect(page.locator("#talk-status")).to_contain_text("Stopped.")
-    expect(page.locator("#talk-log .sh-said").first).to_contain_text("1 messages")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    if usual:
-        page.set_viewport_size(usual)
+def test_it_is_stopped_and_fits_a_phone(tab: Page, fake: str) -> None:
+    for page in sized(tab, fake, 390, 844, "light"):
+        opened_talk(page)
+        say(page, "haltingly")
+        expect(page.locator("#talk-status")).to_contain_text(re.compile(r"writing: ([2-9]|\d\d)"))
+        page.locator("#talk-stop").click()
+        expect(page.locator("#talk-status")).to_contain_text("Stopped.")
+        expect(page.locator("#talk-log .sh-said").first).to_contain_text("1 messages")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390

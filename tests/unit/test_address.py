@@ -4,13 +4,10 @@ import pytest
 
 from components.address import keep, read
 from components.controls import FORM
-from steer_heal.records import Vignette
-
-VIGNETTES = [Vignette("v-1", "Care", "You see a dog.", "other_violate")]
 
 
 def opened(query):
-    return read(dict(parse_qsl(query)), VIGNETTES)
+    return read(dict(parse_qsl(query)))
 
 
 def test_an_address_holds_the_view():
@@ -32,12 +29,6 @@ def test_an_address_holds_the_view():
         "where": "first 8",
         "mix": "0.8 warm - formal @answer",
     }
-
-
-def test_a_vignette_may_stand_by_its_id_and_typed_text_goes_first():
-    assert opened("vignette=v-1")["prompt"] == "You see a dog."
-    assert opened("vignette=v-1&prompt=mine")["prompt"] == "mine"
-    assert "prompt" not in opened("vignette=v-9&alpha=1")
 
 
 @pytest.mark.parametrize("query", ["", "alpha=nan", "band=a-b", "seed=", "unknown=1", "band=0.4"])

@@ -19,6 +19,7 @@ from tests.fake_engine import FORM_VALUES, FakeEngine
 WORDS = tuple(Token(i, f"w{i} ", 0.5, kl=0.1) for i in range(12))
 BEFORE = (Token(0, "what stood there", 0.5, kl=0.2),)
 ASKED = FORM_VALUES | {"band": (0.4, 0.6)}
+REQUEST = SteerRequest(prompt="hello")
 
 
 def frame(n: int, **more: Any) -> SteerFrame:
@@ -76,30 +77,30 @@ def test_one_that_ended_lets_the_next_begin_and_stop_drops_what_waits(stopped: b
 
 def test_the_text_before_stays_dimmed_until_the_new_one_can_be_read() -> None:
     for n in range(answering.WORDS):
-        _, steered, _, _, *judged, _ = draw(frame(n), 1.0, None, True, BEFORE)
+        _, steered, _, _, *judged, _ = draw(frame(n), REQUEST, None, True, BEFORE)
         assert steered == view.stale(BEFORE)
         assert "what stood there" in steered
         assert not any(isinstance(one, str) for one in judged)
-    _, steered, *_ = draw(frame(answering.WORDS), 1.0, None, True, BEFORE)
+    _, steered, *_ = draw(frame(answering.WORDS), REQUEST, None, True, BEFORE)
     assert steered == view.answer(WORDS[: answering.WORDS], done=False)
 
 
 def test_a_short_answer_that_is_done_takes_its_place_and_a_stopped_one_without_words_does_not() -> None:
-    assert "w0" in draw(frame(1, done=True), 1.0, None, True, BEFORE)[1]
-    assert draw(frame(0, done=True, message="Stopped."), 1.0, None, True, BEFORE)[1] == view.stale(BEFORE)
-    assert "Stopped." in draw(frame(0, done=True, message="Stopped."), 1.0, None, True)[1]
+    assert "w0" in draw(frame(1, done=True), REQUEST, None, True, BEFORE)[1]
+    assert draw(frame(0, done=True, message="Stopped."), REQUEST, None, True, BEFORE)[1] == view.stale(BEFORE)
+    assert "Stopped." in draw(frame(0, done=True, message="Stopped."), REQUEST, None, True)[1]
 
 
 def test_what_is_measured_meanwhile_is_said() -> None:
     said = "Measuring the direction of Care, 40 of 128 prompts"
     for before in ((), BEFORE):
-        _, steered, status, *_ = draw(frame(0, message=said), 1.0, None, True, before)
+        _, steered, status, *_ = draw(frame(0, message=said), REQUEST, None, True, before)
         assert before or said in steered
         assert said in status
 
 
 def test_base_in_view_stays_for_another_dose_or_method_and_goes_for_another_prompt_or_model() -> None:
-    newest, asked = Newest(), SteerRequest(prompt="hello")
+    newest, asked = Newest(), REQUEST
     assert newest.grows("me", asked, 0, "one")
     assert newest.grows("me", asked, 5, "one")
     for same in ({"alpha": 3.0}, {"method": "pca"}):

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import gradio as gr
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -12,26 +11,20 @@ from gradio_client.exceptions import AppError
 from components import api
 from steer_heal.config import SettingsError
 from tests.fake_engine import FakeEngine
+from tests.unit.test_openai import served
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "notebook.md"
 
 
 @pytest.fixture(scope="module")
 def engine():
-    made = FakeEngine(delay=0.0, round_seconds=0.2)
-    yield made
-    made.close()
+    return FakeEngine(delay=0.0, round_seconds=0.2)
 
 
 @pytest.fixture(scope="module")
 def url(engine):
-    with gr.Blocks(analytics_enabled=False) as page:
-        api.serve(engine)
-    _, address, _ = page.launch(
-        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", server_port=None, ssr_mode=False
-    )
-    yield address
-    page.close()
+    with served(engine) as address:
+        yield address.removesuffix("/v1")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +132,7 @@ def test_what_controls_move_is_told_where_they_were_asked_for(client):
 def test_an_effect_ends_with_its_reader_and_says_when_it_was_ended_before():
     stopped = []
     engine = SimpleNamespace(effect=lambda _request, session: iter([session]), stop=stopped.append)
-    effect = api.effecting(engine)
+    effect = api.Actions(engine).effect  # type: ignore[arg-type]
     reading = effect()
     session = next(reading)["measuring"]
     reading.close()

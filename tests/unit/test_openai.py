@@ -2,10 +2,10 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -27,7 +27,7 @@ from steer_heal.config import (
 )
 from steer_heal.engine import Engine
 from steer_heal.records import Spoken, TalkFrame, Token
-from tests.crowd import PATIENCE_S
+from tests.crowd import PATIENCE_S, Crowd
 from tests.fake_engine import FakeEngine
 from tests.rounds import shaken_run
 
@@ -38,22 +38,16 @@ HELLO = [{"role": "user", "content": "Hello there"}]
 @contextmanager
 def served(engine: Any, login: access.Login | None = None) -> Iterator[str]:
     """The address of the whole web application, for as long as it is needed."""
-    begun, ends = threading.Event(), []
-
-    def begin(end: Any) -> None:
-        ends.append(end)
-        begun.set()
-
+    ends: SimpleQueue[Callable[[], None]] = SimpleQueue()
     with access.bind("127.0.0.1", 0) as listening:
-        thread = threading.Thread(
-            target=server.serve, args=(engine, listening, login), kwargs={"begin": begin}
-        )
+        given = (engine, listening, login)
+        thread = threading.Thread(target=server.serve, args=given, kwargs={"begin": ends.put})
         thread.start()
-        assert begun.wait(PATIENCE_S)
+        end = ends.get(timeout=PATIENCE_S)
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
         finally:
-            ends[0]()
+            end()
             thread.join(PATIENCE_S)
 
 
@@ -130,12 +124,8 @@ def test_what_is_asked_of_the_engine(client: openai.OpenAI, fake: FakeEngine) ->
     said = {"temperature": 0.5, "top_p": 0.9, "messages": turns, "presence_penalty": 0, "user": "me"}
     ask(client, **said, n=3, extra_body={"steering": "-0.5 candour_over_tact @first 4"})
     one = fake.talks[-1]
-    assert (one.trait, one.voices[0].alpha, one.where, one.mix) == (
-        "candour_over_tact",
-        -0.5,
-        "first 4",
-        "",
-    )
+    steered = (one.trait, one.voices[0].alpha, one.where, one.mix)
+    assert steered == ("candour_over_tact", -0.5, "first 4", "")
     assert [(turn.role, turn.content) for turn in one.voices[0].messages] == [
         ("system", "Be brief."),
         ("user", "Hello"),
@@ -242,27 +232,13 @@ def test_clients_share_a_batch_with_the_page(real: openai.OpenAI, engine: Engine
     trait = engine.traits()[0].name
     ask(real, model=engine.info.name, extra_body={"steering": trait})  # its vector is measured
     del batches[:]
-    held, go = threading.Event(), threading.Event()
-
-    def hold(_request: object) -> Iterator[None]:
-        held.set()
-        go.wait(PATIENCE_S)
-        yield
 
     def call(prompt: str) -> Any:
         messages = [{"role": "user", "content": prompt}]
         return ask(real, model=engine.info.name, messages=messages, extra_body={"steering": trait})
 
     page = build(SteerRequest, prompt="third", sample=build(SampleSettings, max_new_tokens=8))
-    with ThreadPoolExecutor() as pool:
-        holding = pool.submit(lambda: list(engine.scheduler.run("hold", hold, brief=True)))
-        assert held.wait(PATIENCE_S)
-        asking = [pool.submit(call, "first"), pool.submit(call, "second")]
-        asking.append(pool.submit(lambda: list(engine.steer(page, session="page"))))
-        assert engine.scheduler.has(4, PATIENCE_S)
-        go.set()
-        for one in (holding, *asking):
-            one.result(PATIENCE_S)
+    Crowd(engine, {"1": lambda: call("first"), "2": lambda: call("second"), "page": page}).run()
     assert batches == [4]
 
 

@@ -60,12 +60,17 @@ def test_a_sweep_is_listed_opened_shown_as_one_stopped_and_resumed() -> None:
     sweep = started(engine, "seed=0,1")
     listed, table, figure = drawn(engine, None)
     assert ("2 running" in listed, table, figure) == (True, "", None)
+    assert 'data-action="stop-sweep" data-sure="Cancel the runs of this sweep' in listed
+    assert "resume-sweep" not in listed
     kept, said = clicked(engine, {"runs": [EXAMPLE]}, "show-sweep", sweep.sweep_id)
     assert (set(kept["runs"]), said) == ({EXAMPLE, *sweep.run_ids}, "")
     assert 'aria-checked="true"' in drawn(engine, kept)[0]
     assert clicked(engine, kept, "show-sweep", sweep.sweep_id)[0]["runs"] == [EXAMPLE]
     clicked(engine, kept, "stop-sweep", sweep.sweep_id)
-    assert "2 cancelled" in drawn(engine, None)[0]
+    stopped = drawn(engine, None)[0]
+    assert "2 cancelled" in stopped
+    assert 'data-action="resume-sweep"' in stopped
+    assert "stop-sweep" not in stopped
     clicked(engine, kept, "resume-sweep", sweep.sweep_id)
     assert "2 running" in drawn(engine, None)[0]
     kept, _ = clicked(engine, kept, "open-sweep", sweep.sweep_id)

@@ -1,6 +1,7 @@
 """Another model in place of the one that steers: from saved folders, as a person would bring them."""
 
 import gc
+import threading
 import weakref
 
 import gradio as gr
@@ -8,7 +9,6 @@ import pytest
 from transformers import MambaConfig, MambaForCausalLM
 
 from components import model_picker, view
-from components.background import in_background
 from steer_heal.config import GEMMA, SMOLLM2, SettingsError
 from steer_heal.engine import Engine
 from steer_heal.models import load
@@ -77,36 +77,28 @@ def test_one_that_cannot_be_had_or_cannot_answer_leaves_what_is_there(engine, tm
 @pytest.mark.parametrize(
     ("error", "said"), [(SettingsError("Why not."), "Why not."), (OSError(), view.BROKE)]
 )
-def test_whatever_goes_wrong_the_chooser_goes_back_to_what_answers(error, said):
+def test_loading_is_heard_of_while_it_lasts_and_where_it_fails_the_chooser_goes_back(error, said):
+    heard = threading.Event()
+
     class Failing(FakeEngine):
         def use(self, model, *, progress=None):
+            progress("fetching it")
+            assert heard.wait(60)
             raise error
 
     with gr.Blocks() as page:
         engine = Failing()
         model_picker.wire(page, engine, *model_picker.build(engine))
     choose = list(page.fns.values())[-1].fn
-    heads, names, *_ = zip(*choose("other"), strict=True)
-    assert "Loading other" in heads[0]
-    assert view.error(said) in heads[-1]
-    assert names[-1] == engine.info.name
-
-
-def test_long_work_is_heard_of_while_it_lasts():
-    def work(say):
-        say("one")
-        say("one")
-        return 3
-
-    found = list(in_background(work))
-    assert found[-1] == ("", 3)
-    assert {text for text, _ in found[:-1]} <= {"one"}
-
-    def fails(_say):
-        raise SettingsError("why not")
-
-    with pytest.raises(SettingsError, match="why not"):
-        list(in_background(fails))
+    shown = choose("other")
+    assert [head.split("Loading other: ")[1].split("<")[0] for head, *_ in (next(shown), next(shown))] == [
+        "looking for it",
+        "fetching it",
+    ]
+    heard.set()
+    ((head, name, _),) = shown
+    assert view.error(said) in head
+    assert name == engine.info.name
 
 
 def test_the_known_models_are_offered_and_a_name_may_be_typed():

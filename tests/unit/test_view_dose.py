@@ -1,7 +1,9 @@
 """The strip under the slider, what is remembered of sweeps, and the panel's handlers without a browser."""
 
 import json
+import re
 import zlib
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,19 +67,19 @@ def test_the_newest_sweeps_are_remembered() -> None:
     assert view_dose.remembered(kept) == kept
 
 
-def run(handler: Any, *first: Any, session: str = "me", **changed: Any) -> list[Any]:
+def pressed(handler: Any, over: str = dose.IN_VIEW, **changed: Any) -> Iterator[Any]:
     form = [{**FORM_VALUES, **changed}[name] for name in FORM]
-    return list(handler(SimpleNamespace(session_hash=session), *first, *form))
+    return handler(SimpleNamespace(session_hash="me"), over, {}, *form)
 
 
-def notes(shown: list[Any]) -> list[str]:
+def notes(shown: Iterable[Any]) -> list[str]:
     return [row[1] for row in shown if isinstance(row[1], str)]
 
 
 def test_a_sweep_streams_and_says_where_it_breaks() -> None:
-    engine = FakeEngine(delay=0.0)
-    handler = dose.sweeping(dose.Panel(engine))
-    shown = run(handler, dose.IN_VIEW, {})
+    panel = dose.Panel(FakeEngine(delay=0.0))
+    handler = panel.handler(panel.sweep, 4)
+    shown = list(pressed(handler))
     assert 'role="progressbar"' in notes(shown)[1]
     about = f"“{FORM_VALUES['prompt']}”, layers 4 to 5, Care over authority"
     assert f"{about}: the text is damaged from alpha 2.45" in notes(shown)[-1]
@@ -87,16 +89,31 @@ def test_a_sweep_streams_and_says_where_it_breaks() -> None:
     assert "sh-seg-broken" in strip
     name = "demo|care_over_authority|0.4-0.6|mean_diff"
     assert list(kept) == [f"{name}|{zlib.crc32(FORM_VALUES['prompt'].encode()):08x}"]
-    assert list(run(handler, next(one for one, each in dose.SETS.items() if each), {})[-2][3]) == [name]
+    assert list(list(pressed(handler, "7 vignettes"))[-2][3]) == [name]
+
+
+def test_a_mix_is_measured_as_it_is_steered_and_shown_beside_its_controls() -> None:
+    panel, mix = dose.Panel(FakeEngine(delay=0.0)), "care_over_authority - 0.5 candour_over_tact @answer"
+    *_, (_, note, strip, kept), _ = pressed(panel.handler(panel.sweep, 4), mix=mix)
+    assert f", {mix}: the text is damaged" in note
+    assert "of 8 random directions of the same KL move it as far" in note
+    assert "Of the texts was steered: answer only; the trait" in note
+    assert "sh-seg-broken" in strip
+    assert f"|1 {mix}|" in next(iter(kept))
+    *_, (shown, note), _ = pressed(panel.handler(panel.effect, 2), mix=mix)
+    assert f", {mix}." in note
+    assert "0 of 8 random directions of the same KL move it as far" in shown
+    assert shown.count('class="sh-random"') == 7
+    places = re.findall(r'class="sh-moved" style="left:(.+?)%;width:(.+?)%"', shown)
+    assert len(places) == 7
+    assert all(float(left) >= 0 and float(left) + float(width) <= 100 for left, width in places)
+    assert "makes likelier: <b>help, &lt;b&gt;kind</b>" in shown
+    assert "<td>A &lt;i&gt;scene&lt;/i&gt;?</td>" in shown
 
 
 def test_a_set_asks_vignettes_of_every_foundation() -> None:
-    engine = FakeEngine()
-    panel = dose.Panel(engine)
-    asked = dose.Asked(FORM_VALUES | {"band": (0.4, 0.6)}, "7 vignettes", "me")
-    assert len(panel.request(asked, dose.SWEEP_ALPHAS, refine=True).prompts) == 7
-    assert len(dose.SWEEP_ALPHAS) >= 9
-    assert 0.0 in dose.SWEEP_ALPHAS
+    asked = dose.Asked(FORM_VALUES | {"band": (0.4, 0.6)}, "7 vignettes", {}, "me")
+    assert len(dose.Panel(FakeEngine()).request(asked, dose.SWEEP_ALPHAS, refine=True).prompts) == 7
 
 
 @pytest.mark.parametrize(
@@ -108,26 +125,23 @@ def test_a_set_asks_vignettes_of_every_foundation() -> None:
     ],
 )
 def test_bad_input_is_one_sentence(changed: dict[str, Any], says: str) -> None:
-    engine = FakeEngine(delay=0.0)
-    handler = dose.sweeping(dose.Panel(engine))
-    shown = run(handler, dose.IN_VIEW, {}, **changed)
-    assert says in notes(shown)[-1]
-    assert "sh-error" in notes(shown)[-1]
+    panel = dose.Panel(FakeEngine(delay=0.0))
+    *_, last = notes(pressed(panel.handler(panel.sweep, 4), **changed))
+    assert says in last
+    assert "sh-error" in last
 
 
 def test_the_newer_press_takes_the_place_of_the_older() -> None:
-    engine = FakeEngine(delay=0.0)
-    panel = dose.Panel(engine)
-    form = [FORM_VALUES[name] for name in FORM]
-    older = dose.sweeping(panel)(SimpleNamespace(session_hash="me"), dose.IN_VIEW, {}, *form)
+    panel = dose.Panel(FakeEngine(delay=0.0))
+    older = pressed(panel.handler(panel.sweep, 4))
     next(older)
-    assert "126 cells" in notes(run(dose.mapping(panel), dose.IN_VIEW))[-1]
-    assert notes(list(older)) == []
+    assert "126 cells" in notes(pressed(panel.handler(panel.grid, 2)))[-1]
+    assert notes(older) == []
 
 
 def test_a_click_sets_alpha_and_the_band() -> None:
     def click(**data: Any) -> Any:
-        return dose.steer_to(FakeEngine(), SimpleNamespace(_data=data))  # pyright: ignore[reportArgumentType]
+        return dose.Panel(FakeEngine()).steer_to(SimpleNamespace(_data=data))  # pyright: ignore[reportArgumentType]
 
     assert click(alpha=6.0, low=0.1, high=0.4) == (4.0, 6.0, 1, 3)
     assert click(alpha=-2.0)[:2] == (-2.0, -2.0)
