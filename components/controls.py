@@ -78,6 +78,7 @@ class Controls:
     minus: gr.Textbox
     target: gr.Textbox
     make: gr.Button
+    making: gr.HTML
     replies: gr.Textbox
     greedy: gr.Checkbox
     temperature: gr.Textbox
@@ -171,16 +172,17 @@ def _trait(engine: Engine) -> dict[str, Any]:
     with gr.Row(elem_classes="sh-beside"):
         said = say_layers(engine, first, last)
         layers = gr.HTML(said, elem_id="layers", padding=False, apply_default_css=False)
-        drawn = _drawing(engine) | _mixing(engine)
+        drawn = _own_trait() | _mixing(engine) | _drawing(engine)
     return {"trait": trait, "low": low, "high": high, "layers": layers, **drawn}
 
 
 def _mixing(engine: Engine) -> dict[str, Any]:
     mixed: list[Any] = []
+    names = [name for _, name in traits(engine)]
     with gr.Accordion("Mix", open=False, elem_id="mixing"):
         mix = gr.Textbox(
             label="added instead of the trait's vector, in units of each one's c*",
-            placeholder="0.8 care_over_authority - 0.4 candour_over_tact @answer",
+            placeholder=f"0.8 {names[0]} - 0.4 {names[1]} @answer",
             max_length=MAX_MIX_CHARS,
             elem_id="mix",
         )
@@ -231,65 +233,59 @@ def measured(engine: Engine, typed: str, trait: str) -> str:
     return adds[0] if adds and trait not in adds else trait
 
 
+def _own_trait() -> dict[str, Any]:
+    with gr.Accordion("A trait of your own", open=False, elem_id="own-trait"):
+        with gr.Row(elem_classes="sh-tight"):
+            pole: dict[str, Any] = {"max_length": 400, "min_width": 130}
+            plus = gr.Textbox(label="more", placeholder="formal", elem_id="plus", **pole)
+            minus = gr.Textbox(label="and less", placeholder="casual", elem_id="minus", **pole)
+            target = gr.Textbox(
+                label="foundations it should move", placeholder="Care=1; or its own axis",
+                max_length=200, min_width=200, elem_id="target",
+            )  # fmt: skip
+            make = gr.Button("Make it", size="sm", scale=0, min_width=80, elem_id="make-trait")
+        making = gr.HTML(elem_id="making", padding=False, apply_default_css=False)
+        replies = gr.Textbox(
+            visible=False, lines=6, max_lines=12, max_length=MAX_REPLIES_CHARS, elem_id="replies"
+        )
+    named = {"plus": plus, "minus": minus, "target": target}
+    return named | {"make": make, "making": making, "replies": replies}
+
+
 def _drawing(engine: Engine) -> dict[str, Any]:
     about = "How the vector is made and the answer drawn"
-    with gr.Accordion(about, open=False, elem_id="drawing"), gr.Row(elem_classes="sh-tight"):
-        plus = gr.Textbox(
-            label="A trait of your own: more",
-            placeholder="formal",
-            max_length=400,
-            min_width=130,
-            elem_id="plus",
-        )
-        minus = gr.Textbox(
-            label="and less", placeholder="casual", max_length=400, min_width=130, elem_id="minus"
-        )
-        target = gr.Textbox(
-            label="foundations it should move", placeholder="Care=1; or its own axis",
-            max_length=200, min_width=200, elem_id="target",
-        )  # fmt: skip
-        make = gr.Button("Make it", size="sm", scale=0, min_width=80, elem_id="make-trait")
-        replies = gr.Textbox(
-            visible=False,
-            lines=6,
-            max_lines=12,
-            min_width=700,
-            max_length=MAX_REPLIES_CHARS,
-            elem_id="replies",
-        )
-        method = gr.Dropdown(
-            methods(engine),
-            value=AUTO,
-            label="method",
-            allow_custom_value=True,
-            min_width=200,
-            elem_id="method",
-        )
-        where = gr.Dropdown(
-            [(words, gate) for gate, words in GATES.items()],
-            value=EVERYWHERE,
-            label="tokens that are steered, or type: first 20",
-            allow_custom_value=True,
-            min_width=200,
-            elem_id="where",
-        )
-        length = gr.Slider(8, 256, 60, step=4, label="at most this many tokens", buttons=[], elem_id="length")
-        seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=100, elem_id="seed")
-        greedy = gr.Checkbox(
-            False, label="greedy (always the likeliest token)", min_width=220, elem_id="greedy"
-        )
+    with gr.Accordion(about, open=False, elem_id="drawing"):
+        with gr.Row(elem_classes="sh-tight"):
+            method = gr.Dropdown(
+                methods(engine), value=AUTO, label="method", allow_custom_value=True, min_width=200,
+                elem_id="method",
+            )  # fmt: skip
+            where = gr.Dropdown(
+                [(words, gate) for gate, words in GATES.items()], value=EVERYWHERE, elem_id="where",
+                label="tokens that are steered, or type: first 20", allow_custom_value=True, min_width=200,
+            )  # fmt: skip
+        with gr.Row(elem_classes="sh-tight"):
+            length = gr.Slider(
+                8, 256, 60, step=4, label="at most this many tokens", buttons=[], min_width=220,
+                elem_id="length",
+            )  # fmt: skip
+            seed = gr.Number(0, label="seed", precision=0, minimum=0, min_width=100, elem_id="seed")
         labels = ("temperature (0 is greedy)", "top-p (1: no filter)", "top-k (0: no filter)")
-        drawn = [
-            gr.Textbox(
-                label=label, placeholder=own, max_length=12, min_width=130, elem_id=name.replace("_", "-")
-            )
-            for name, label, own in zip(address.SAMPLING, labels, own_sampling(engine), strict=True)
-        ]
+        with gr.Row(elem_classes="sh-tight"):
+            drawn = [
+                gr.Textbox(
+                    label=label,
+                    placeholder=own,
+                    max_length=12,
+                    min_width=130,
+                    elem_id=name.replace("_", "-"),
+                )
+                for name, label, own in zip(address.SAMPLING, labels, own_sampling(engine), strict=True)
+            ]
+        greedy = gr.Checkbox(False, label="greedy (always the likeliest token)", elem_id="greedy")
     stamp = gr.Number(visible="hidden")
-    named: dict[str, Any] = {"plus": plus, "minus": minus, "target": target, "make": make}
-    named |= {"replies": replies}
-    named |= {"length": length, "seed": seed, "greedy": greedy, "method": method, "where": where}
-    named |= {"stamp": stamp}
+    named: dict[str, Any] = {"length": length, "seed": seed, "greedy": greedy, "method": method}
+    named |= {"where": where, "stamp": stamp}
     return named | dict(zip(address.SAMPLING, drawn, strict=True))
 
 

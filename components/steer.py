@@ -121,7 +121,7 @@ def build(engine: Engine) -> Steering:
         return recall(address.read(query) or value, engine)
 
     fresh = gr.State("")
-    spelled = _wire_traits(engine, knobs, status, start, fresh)
+    spelled = _wire_traits(engine, knobs, start, fresh)
 
     def hints() -> list[Any]:
         return [gr.update(placeholder=own) for own in own_sampling(engine)]
@@ -151,13 +151,11 @@ def build(engine: Engine) -> Steering:
     return Steering(knobs, (measures, bars), on_load, draw, start, say, fresh)
 
 
-def _wire_traits(
-    engine: Engine, knobs: Controls, status: gr.HTML, start: Any, fresh: gr.State
-) -> Callable[[str], list[Any]]:
+def _wire_traits(engine: Engine, knobs: Controls, start: Any, fresh: gr.State) -> Callable[[str], list[Any]]:
     """A trait made of two words is chosen and answered with; what is returned sets the sliders of a mix."""
 
     def drafting() -> str:
-        return view.note(f"{engine.info.name} drafts what either would say ...")
+        return view.note(f"{engine.info.name} drafts what either would say, which takes some seconds ...")
 
     def make(plus: str, minus: str, target: str, replies: str) -> tuple[Any, ...]:
         try:
@@ -165,21 +163,20 @@ def _wire_traits(
         except SettingsError as problem:
             return gr.skip(), view.error(str(problem)), gr.skip(), gr.skip()
         shown = in_lines(trait.replies)
+        if said and trait.statements:
+            said += f" {len(trait.statements)} of them are kept apart, to measure it by."
         label = f"What either would say. {said} Edit it and press Make it to have the vector made from it."
+        pairs = gr.update(value=shown, label=label, visible=True)
         chosen = gr.update(choices=traits(engine), value=trait.name)
-        return (
-            chosen,
-            "",
-            f"{trait.name} {trait.target}: {shown}",
-            gr.update(value=shown, label=label, visible=True),
-        )
+        note = view.note(f"{trait.title} is chosen; its c* is measured, then the answer below begins.")
+        return chosen, note, f"{trait.name} {trait.target}: {shown}", pairs
 
     def spelled(typed: str) -> list[Any]:
         return spread(engine, typed or "")
 
     typed = [knobs.plus, knobs.minus, knobs.target, knobs.replies]
-    pressed = knobs.make.click(drafting, None, status, **INTERNAL)
-    pressed.then(make, typed, [knobs.trait, status, fresh, knobs.replies], **INTERNAL)
+    pressed = knobs.make.click(drafting, None, knobs.making, **INTERNAL)
+    pressed.then(make, typed, [knobs.trait, knobs.making, fresh, knobs.replies], **INTERNAL)
     gr.on([knobs.plus.input, knobs.minus.input], None, None, knobs.replies, js="() => ''", **INTERNAL)
     start(fresh.change)  # an answer to a trait that was not made would wipe out why
     fresh.change(spelled, knobs.mix, knobs.mixed, **INTERNAL)

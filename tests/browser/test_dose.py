@@ -80,19 +80,19 @@ def test_stop_ends_the_measuring_and_steering_goes_on(page: Page) -> None:
 
 
 def test_a_trait_is_made_of_two_words_chosen_and_answered_with(page: Page) -> None:
-    page.locator("#drawing button, #drawing .label-wrap").first.click()
+    page.locator("#own-trait button, #own-trait .label-wrap").first.click()
     for pole, word in (("plus", "formal"), ("minus", "formal")):
         page.locator(f"#{pole} textarea, #{pole} input").fill(word)
     page.locator("#make-trait").click()
-    expect(page.locator("#status .sh-error")).to_contain_text("give two that differ")
+    expect(page.locator("#making .sh-error")).to_contain_text("give two that differ")
     page.locator("#minus textarea, #minus input").fill("casual")
     page.locator("#target textarea, #target input").fill("Love=1")
     page.locator("#make-trait").click()
-    expect(page.locator("#status .sh-error")).to_contain_text("'Love=1' is no target")
+    expect(page.locator("#making .sh-error")).to_contain_text("'Love=1' is no target")
     page.locator("#target textarea, #target input").fill("Care=1")
     page.locator("#make-trait").click()
     expect(page.locator("#trait input")).to_have_value("formal over casual")
-    expect(page.locator("#status .sh-error")).to_have_count(0)
+    expect(page.locator("#making .sh-error")).to_have_count(0)
     page.wait_for_function("location.search.includes('trait=formal-over-casual')")
     drafted = page.locator("#replies textarea")
     expect(drafted).to_have_value("+ How formal it is.\n- How casual it is.")
@@ -100,7 +100,7 @@ def test_a_trait_is_made_of_two_words_chosen_and_answered_with(page: Page) -> No
     note(page, "formal over casual: .*random directions.*press Find which layers")
     drafted.fill("+ Good day.\nHey.")
     page.locator("#make-trait").click()
-    expect(page.locator("#status .sh-error")).to_contain_text("The replies are no pairs")
+    expect(page.locator("#making .sh-error")).to_contain_text("The replies are no pairs")
     drafted.fill("+ Good day.\n- <b>Hey</b>.")
     page.locator("#make-trait").click()
     expect(page.locator("#replies")).not_to_contain_text("drafted")
