@@ -27,10 +27,10 @@ SILENT_S = 60.0
 """A worker on another host counts as gone when its heartbeat is older than this."""
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a small file whole: readers see the old one or the new one. Raises: `OSError`."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
+    fresh.write_bytes(content.encode() if isinstance(content, str) else content)
     fresh.replace(path)
 
 

@@ -25,7 +25,7 @@ from steer_heal import sources
 from steer_heal.config import HealSettings, SettingsError, stored_settings
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, EventLog
-from steer_heal.runs.jobs.folder import RunFolder
+from steer_heal.runs.jobs.folder import RunFolder, write_whole
 from steer_heal.runs.jobs.launcher import About, JobState
 from steer_heal.runs.jobs.local import LocalProcesses
 from steer_heal.runs.jobs.processes import CLUSTER, Running
@@ -158,9 +158,7 @@ class Line:
         for name, body in files.items():
             path = self.folder.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f".{path.name}.new")
-            fresh.write_bytes(body)
-            fresh.replace(path)
+            write_whole(path, body)
         self.log.take(b"".join(kept))
         if files:
             self.log.sync()
