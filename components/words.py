@@ -52,6 +52,13 @@ STEPS = (
 )
 
 
+_NEXT = (
+    '<button class="sh-button" data-tour="next">Next</button> '
+    '<button class="sh-button" data-tour="skip">Skip</button>'
+)
+_DONE = '<button class="sh-button" data-tour="next">Done</button>'
+
+
 def _name(term: str) -> str:
     return "help-" + "".join(c if c.isalnum() else "-" for c in term)
 
@@ -72,8 +79,7 @@ def build() -> None:
     )
     steps = "".join(
         f'<div data-at="{at}" hidden><b>{n} of {len(STEPS)}</b> {about} '
-        '<button class="sh-button" data-tour="next">Next</button> '
-        '<button class="sh-button" data-tour="skip">Skip</button></div>'
+        f"{_NEXT if n < len(STEPS) else _DONE}</div>"
         for n, (at, about) in enumerate(STEPS, 1)
     )
     marks = json.dumps({term: what_is(term) for term in LABELS})

@@ -138,7 +138,8 @@ class Store:
         if not runs:
             raise SettingsError(f"There is no run {run_id!r}: choose one from the table of runs.")
         if not rounds and not any(row["round"] == round_ for row in profiles):
-            raise SettingsError(f"Run {run_id} has no round {round_} yet: choose one that has finished.")
+            what = f"finished round {round_}" if round_ else "measured its base"
+            raise SettingsError(f"Run {run_id} has not {what} yet: open it again when it has.")
         done = rounds[0] if rounds else {}
         return RoundDetail(
             run_id=run_id, round=round_,
