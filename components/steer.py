@@ -168,8 +168,7 @@ def _wire_traits(engine: Engine, knobs: Controls, start: Any, fresh: gr.State) -
         label = f"What either would say. {said} Edit it and press Make it to have the vector made from it."
         pairs = gr.update(value=shown, label=label, visible=True)
         chosen = gr.update(choices=traits(engine), value=trait.name)
-        note = view.note(f"{trait.title} is chosen; its c* is measured, then the answer below begins.")
-        return chosen, note, f"{trait.name} {trait.target}: {shown}", pairs
+        return chosen, view.made(trait), f"{trait.name} {trait.target}: {shown}", pairs
 
     def spelled(typed: str) -> list[Any]:
         return spread(engine, typed or "")

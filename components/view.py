@@ -19,6 +19,7 @@ from steer_heal.records import (
     TextHealth,
     TextWord,
     Token,
+    Trait,
 )
 
 VERDICTS: tuple[str, ...] = get_args(TextWord)
@@ -134,6 +135,17 @@ def duration(seconds: float | None) -> str:
 def kl_bucket(kl: float) -> int:
     """Which shade a token gets: the number of `KL_EDGES` it reaches."""
     return sum(kl >= edge for edge in KL_EDGES)
+
+
+def made(trait: Trait) -> str:
+    """Under the button that made a trait: what comes next, and the pairs that it is measured by."""
+    said = note(f"{trait.title} is chosen; its c* is measured, then the answer below begins.")
+    if not trait.statements:
+        return said
+    rows = (tr(esc(plus), esc(minus)) for plus, minus in trait.statements)
+    pairs = table(map(esc, trait.target), rows)
+    about = "It is measured by how likely the model is to say the left and not the right"
+    return f"{said}<details><summary>{about}</summary>{pairs}</details>"
 
 
 def trait_bucket(carries: float) -> str:

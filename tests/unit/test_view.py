@@ -19,6 +19,7 @@ from steer_heal.records import (
     SteerFrame,
     TextHealth,
     Token,
+    Trait,
 )
 from tests.fake_engine import FakeEngine
 from tests.fake_runs import EXAMPLE
@@ -256,3 +257,12 @@ def test_a_run_keeps_its_letter_and_time_left_is_no_more_exact_than_it_is_known(
     assert view_runs.letters([*others[:5], row]).items() <= marks.items()
     said = [view_runs.about(seconds) for seconds in (None, 20.0, 130.0)]
     assert said == ["", " · less than a minute left", " · about 2 min left"]
+
+
+def test_a_made_trait_shows_what_it_is_measured_by():
+    of_two_words = Trait("x", "Odd", "", "odd", "<b>", {"odd": 1, "<b>": -1}, statements=(("1", "<i>"),))
+    shown = view.made(of_two_words)
+    assert "Odd is chosen" in shown
+    assert "<tr><td>1</td><td>&lt;i&gt;</td></tr>" in shown
+    assert "<th>&lt;b&gt;</th>" in shown
+    assert "<details>" not in view.made(replace(of_two_words, statements=()))
