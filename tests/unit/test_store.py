@@ -97,7 +97,7 @@ def test_round_detail_holds_base_steered_healed_and_what_was_said(store, log):
     assert detail.facts["differences"]["healed-steered"] == [0.1, 0.05, 0.15]
     assert {"barrier", "held_out_nll"} <= set(detail.losses[-1])
     assert store.round_detail("r1", 0).facts == {}
-    with pytest.raises(SettingsError, match="no round 3"):
+    with pytest.raises(SettingsError, match="not finished round 3 yet"):
         store.round_detail("r1", 3)
     with pytest.raises(SettingsError, match="no run"):
         store.round_detail("nope", 1)
