@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -319,11 +320,17 @@ class RayCluster(LocalProcesses):
                 "A cluster needs Ray, which is not installed: pip install 'steer-heal[ray]'."
             ) from error
         _reach(self.address)
+        join = partial(
+            self._ray.init, self.address, namespace=f"steer-heal {socket.gethostname()} {self.runs_dir}",
+            runtime_env={"py_modules": [str(_PACKAGE)]}, log_to_driver=False, logging_level="ERROR",
+        )  # fmt: skip
         try:
-            self._ray.init(
-                self.address, namespace=f"steer-heal {socket.gethostname()} {self.runs_dir}",
-                runtime_env={"py_modules": [str(_PACKAGE)]}, log_to_driver=False, logging_level="ERROR",
-            )  # fmt: skip
+            try:
+                join()
+            except (
+                ConnectionAbortedError
+            ):  # The head's process for this client did not start: now another does.
+                join()
         except ConnectionError as error:
             raise _nobody(self.address) from error
         except RuntimeError as error:
