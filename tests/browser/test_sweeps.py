@@ -40,5 +40,6 @@ def test_a_sweep_from_its_form_to_its_chart(page: Page) -> None:
     page.wait_for_function(f"{shown} > {min(before, 4)}")
     sweep.locator("[data-action=show-sweep]").click()
     expect(sweep.locator("[role=checkbox]")).to_have_attribute("aria-checked", "false")
+    page.wait_for_timeout(1000)  # the page scrolls to what a press has changed: the next one waits for it
     sweep.locator("[data-action=open-sweep]").click()
     expect(page.locator("#sweep h3")).to_have_count(0)
