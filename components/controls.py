@@ -178,11 +178,12 @@ def _trait(engine: Engine) -> dict[str, Any]:
 
 def _mixing(engine: Engine) -> dict[str, Any]:
     mixed: list[Any] = []
-    names = [name for _, name in traits(engine)]
+    offered = traits(engine)
+    (_, first), (_, second) = offered[:2]
     with gr.Accordion("Mix", open=False, elem_id="mixing"):
         mix = gr.Textbox(
             label="added instead of the trait's vector, in units of each one's c*",
-            placeholder=f"0.8 {names[0]} - 0.4 {names[1]} @answer",
+            placeholder=f"0.8 {first} - 0.4 {second} @answer",
             max_length=MAX_MIX_CHARS,
             elem_id="mix",
         )
@@ -191,7 +192,7 @@ def _mixing(engine: Engine) -> dict[str, Any]:
                 with gr.Column(min_width=150, elem_classes="sh-tight"):
                     mixed += [
                         gr.Dropdown(
-                            traits(engine), value=None, label=f"vector {number}", allow_custom_value=True,
+                            offered, value=None, label=f"vector {number}", allow_custom_value=True,
                             elem_id=f"mixed-{number}",
                         ),
                         gr.Slider(

@@ -117,18 +117,18 @@ class Panel:
         yield gr.skip(), view_dose.working(0.0, "measuring the base")
         found, shown = Sweep(0.0, []), 0
 
-        def drawn(anew: bool) -> Any:
-            figure = charts_dose.grid(found.rows, self.engine.layers) if anew else {}
-            return plot.whole(figure, about) if anew else gr.skip()
+        def drawn() -> str:
+            return plot.whole(charts_dose.grid(found.rows, self.engine.layers), about)
 
         for found in self.engine.grid(request, session=work_of(asked.session)):
             whole = len(found.rows) - shown >= len(GRID_ALPHAS)
             shown = len(found.rows) if whole else shown
-            yield drawn(whole), view_dose.working(found.share, _cells(found.rows), found.waiting)
+            figure = drawn() if whole else gr.skip()
+            yield figure, view_dose.working(found.share, _cells(found.rows), found.waiting)
         said = "" if found.share >= 1.0 else "Stopped: "
         best = view_dose.layers_found(found.rows, self.engine.layers)
         said += f"{_cells(found.rows)}. {best}Click a cell to steer there.{gated(request)}"
-        yield drawn(len(found.rows) > shown), view.note(f"{about}: {said}")
+        yield drawn() if len(found.rows) > shown else gr.skip(), view.note(f"{about}: {said}")
 
     def effect(self, asked: Asked) -> Iterator[Outputs]:
         """Streams what the vector does into (panel, note)."""

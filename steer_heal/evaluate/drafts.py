@@ -83,7 +83,8 @@ def completed(
     drafted: dict[str, Any] = {}
     if not trait.replies:
         drafted |= {"replies": found[1], "replies_drafted": True, "scenes": scenes[:N_SCENES]}
-    drafted |= {"statements": found[0]} if trait.on_own_axis and not trait.statements else {}
+    if trait.on_own_axis and not trait.statements:
+        drafted |= {"statements": found[0]}
     return row | drafted, f"{len(kept)} of {len(prompts)} pairs of replies that {lm.name} drafted are sound."
 
 

@@ -327,10 +327,8 @@ class RayCluster(LocalProcesses):
         try:
             try:
                 join()
-            except (
-                ConnectionAbortedError
-            ):  # The head's process for this client did not start: now another does.
-                join()
+            except ConnectionAbortedError:
+                join()  # The head's process for this client did not start: now another one does.
         except ConnectionError as error:
             raise _nobody(self.address) from error
         except RuntimeError as error:
