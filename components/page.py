@@ -22,7 +22,7 @@ from components import (
     words,
 )
 from components.engine import Engine
-from components.steer import INTERNAL, PRESS
+from components.steer import INTERNAL, LATEST, PRESS
 from components.watching import Memory
 
 WATCH_SECONDS = 1.5
@@ -65,7 +65,7 @@ def build(engine: Engine) -> gr.Blocks:
 
         open_outputs = [*detail.outputs, detail.which]
         for started in (healing.launched, swept):
-            started.then(redraw, kept, drawn, **INTERNAL)
+            started.then(redraw, kept, drawn, **LATEST)
         panels = {table: message, key: message, message: message, healing.card: healing.message}
         panels[detail.head] = message
         acted = [one.click(runs.acting(engine), [kept], [kept, out], **PRESS) for one, out in panels.items()]
@@ -77,7 +77,7 @@ def build(engine: Engine) -> gr.Blocks:
         cloned.then(None, js=plot.REVEAL, **INTERNAL)
         acted += [one.click(moral_map.select, [kept], [kept], **INTERNAL) for one in (chart, front)]
         for event in acted:
-            done = event.then(redraw, kept, drawn, **INTERNAL).then(reopen, kept, open_outputs, **INTERNAL)
+            done = event.then(redraw, kept, drawn, **LATEST).then(reopen, kept, open_outputs, **LATEST)
             done.then(None, js=plot.REVEAL, **INTERNAL)
         plot.marks(WATCH_SECONDS).click(look, [seen, kept], drawn, **INTERNAL)
         plot.knock().click(lambda: None, None, None, **INTERNAL)

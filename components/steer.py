@@ -35,6 +35,8 @@ from steer_heal.config import SettingsError
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
 """For buttons of a table: gradio's default drops a press while the one before is being answered."""
+LATEST: dict[str, Any] = {**INTERNAL, "trigger_mode": "always_last"}
+"""For what draws the state: asked for while another is drawn, it comes after it and is not dropped."""
 STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_limit": None, "js": STAMP}
 
 
@@ -210,7 +212,6 @@ def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list
 def _wire_mix(engine: Engine, knobs: Controls, stream: Handler, typed: Handler, outputs: list[Any]) -> None:
     """A mix said by hand is written, one that is typed sets its sliders, either is answered; and the trait is
     chosen that it is measured on."""
-    last: dict[str, Any] = {"trigger_mode": "always_last", **INTERNAL}
     changed = gr.State(False)
 
     def chosen(mix: str, trait: str) -> Any:
@@ -237,11 +238,11 @@ def _wire_mix(engine: Engine, knobs: Controls, stream: Handler, typed: Handler, 
     gr.on([w.input for w in doses], None, js="() => SteerHeal.moved('mix')", **INTERNAL)
     moved, named = plot.pace("mix", STEP_S).click, [knobs.trait, knobs.mix]
     by_hand = write, [*named, *knobs.mixed], [knobs.mix, knobs.trait, changed]
-    moved(*by_hand, **last).then(stream, knobs.request(), outputs, **STREAM)
-    put = gr.on([w.input for w in vectors], *by_hand, **last)
+    moved(*by_hand, **LATEST).then(stream, knobs.request(), outputs, **STREAM)
+    put = gr.on([w.input for w in vectors], *by_hand, **LATEST)
     put.then(where_changed, [changed, *knobs.request()], outputs, **STREAM)
     said = [knobs.mix.input, knobs.mix.submit]
-    gr.on(said, spell, named, [*knobs.mixed, knobs.trait], **last)
+    gr.on(said, spell, named, [*knobs.mixed, knobs.trait], **LATEST)
     gr.on(said, by_text, knobs.request(), outputs, **STREAM)
 
 
@@ -262,7 +263,7 @@ def _wire_choosers(engine: Engine, knobs: Controls) -> Callable[..., Any]:
         return offer(engine.vignettes(), typed, foundation)[1]
 
     told = [knobs.prompt, knobs.foundation]
-    knobs.prompt.change(claimed, told, knobs.vignette, trigger_mode="always_last", **INTERNAL)
+    knobs.prompt.change(claimed, told, knobs.vignette, **LATEST)
     knobs.foundation.input(choose, knobs.foundation, [knobs.vignette, knobs.prompt], **INTERNAL)
     knobs.vignette.input(ask, knobs.vignette, knobs.prompt, **INTERNAL)
     band = [knobs.low, knobs.high]
@@ -271,5 +272,5 @@ def _wire_choosers(engine: Engine, knobs: Controls) -> Callable[..., Any]:
         return say_layers(engine, first, last)
 
     # Not `.change`: after a model of another depth was chosen, gradio's sliders report one again and again.
-    gr.on([w.input for w in band], say, band, knobs.layers, trigger_mode="always_last", **INTERNAL)
+    gr.on([w.input for w in band], say, band, knobs.layers, **LATEST)
     return lambda listener: listener(say, band, knobs.layers, **INTERNAL)

@@ -11,7 +11,7 @@ from components import charts_sweep, plot, view, view_sweeps
 from components.engine import Engine
 from components.heal import Healing, Presses
 from components.runs import toggled
-from components.steer import INTERNAL
+from components.steer import INTERNAL, LATEST
 from components.watching import Memory, remembered, shown
 from steer_heal.config import MAX_SWEEP_RUNS, SettingsError
 from steer_heal.config.axes import Axes, parse
@@ -70,7 +70,7 @@ def build_form(engine: Engine, healing: Healing, kept: gr.BrowserState) -> Any:
     # A textbox's .input misses what is pasted with the mouse.
     told = [healing.asked[name] for name in ("rounds", "preset", "completions", "others")]
     changes = [one.change for one in (text, budget, *told)]
-    gr.on(changes, forecast, [text, budget, *asked], said, trigger_mode="always_last", **INTERNAL)
+    gr.on(changes, forecast, [text, budget, *asked], said, **LATEST)
     return begin.click(start, [kept, text, budget, *asked], [kept, said], **INTERNAL)
 
 

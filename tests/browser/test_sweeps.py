@@ -33,13 +33,14 @@ def test_a_sweep_from_its_form_to_its_chart(page: Page) -> None:
     expect(page.locator("#sweep")).to_contain_text("no different")
     for name in ("front", "settings", "runs"):
         expect(page.locator("#sweep-chart .legendtext", has_text=re.compile(f"^{name}$"))).to_be_visible()
-    before = nodes(page, "healed")
-    sweep.locator("[data-action=show-sweep]").click()
-    expect(sweep.locator("[role=checkbox]")).to_have_attribute("aria-checked", "true")
-    shown = "document.querySelector('#map .sh-plot').data.find(t => t.name === 'healed').x.length"
-    page.wait_for_function(f"{shown} > {min(before, 4)}")
-    sweep.locator("[data-action=show-sweep]").click()
-    expect(sweep.locator("[role=checkbox]")).to_have_attribute("aria-checked", "false")
-    page.wait_for_timeout(1000)  # the page scrolls to what a press has changed: the next one waits for it
-    sweep.locator("[data-action=open-sweep]").click()
+    shown, press = sweep.locator("[role=checkbox]"), sweep.locator("[data-action=show-sweep]")
+    expect(shown).to_have_attribute("aria-checked", "true")  # the newest runs are
+    points = "document.querySelector('#map .sh-plot').data.find(t => t.name === 'healed').x.length"
+    with_it = nodes(page, "healed")
+    press.click()
+    expect(shown).to_have_attribute("aria-checked", "false")
+    page.wait_for_function(f"{points} < {with_it}")
+    press.click()
+    expect(shown).to_have_attribute("aria-checked", "true")
+    sweep.locator("[data-action=open-sweep]").click()  # while the last press is being drawn
     expect(page.locator("#sweep h3")).to_have_count(0)
