@@ -156,20 +156,24 @@ def build(engine: Engine) -> Steering:
 def _wire_traits(engine: Engine, knobs: Controls, start: Any, fresh: gr.State) -> Callable[[str], list[Any]]:
     """A trait made of two words is chosen and answered with; what is returned sets the sliders of a mix."""
 
-    def make(plus: str, minus: str, target: str, said: str) -> Iterator[tuple[Any, ...]]:
+    def make(plus: str, minus: str, target: str, said: str) -> Iterator[tuple[Any, Any]]:
+        """The note while it goes on, and at last the trait with what is to be said of it."""
         try:
             scenes, replies = of_lines(said or "")
             asked = plus or "", minus or "", replies, target or "", scenes
             for news in followed(lambda say: engine.make_trait(*asked, progress=say)):
                 if isinstance(news, str):
-                    yield gr.skip(), view.note(f"{news} ..."), gr.skip(), gr.skip()
+                    yield view.note(f"{news}; answers go first ..."), None
                 else:
-                    yield made(*news)
+                    yield gr.skip(), news
         except SettingsError as problem:
-            yield gr.skip(), view.error(str(problem)), gr.skip(), gr.skip()
-        yield nothing(4)
+            yield view.error(str(problem)), None
+        yield nothing(2)
 
-    def made(trait: Trait, drafted: str) -> tuple[Any, ...]:
+    def show(news: tuple[Trait, str] | None) -> tuple[Any, ...]:
+        if news is None:
+            return nothing(4)
+        trait, drafted = news
         shown = in_lines(trait)
         if drafted and trait.statements:
             drafted += f" {len(trait.statements)} pairs are kept apart, to measure it by."
@@ -183,7 +187,9 @@ def _wire_traits(engine: Engine, knobs: Controls, start: Any, fresh: gr.State) -
         return spread(engine, typed or "")
 
     typed = [knobs.plus, knobs.minus, knobs.target, knobs.replies]
-    knobs.make.click(make, typed, [knobs.trait, knobs.making, fresh, knobs.replies], **INTERNAL)
+    made = gr.State(None)  # `fresh` would be heard of before the trait is chosen if a stream brought both
+    pressed = knobs.make.click(make, typed, [knobs.making, made], **INTERNAL)
+    pressed.then(show, made, [knobs.trait, knobs.making, fresh, knobs.replies], **INTERNAL)
     gr.on([knobs.plus.input, knobs.minus.input], None, None, knobs.replies, js="() => ''", **INTERNAL)
     start(fresh.change)  # an answer to a trait that was not made would wipe out why
     fresh.change(spelled, knobs.mix, knobs.mixed, **INTERNAL)

@@ -100,7 +100,7 @@ class FakeEngine:
             raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
         aimed = data.aim(target) or TARGET  # what it measures of any trait
         if not replies:
-            progress("demo drafts <i>what</i> either would say: 3 of at most 24 tokens")
+            progress("demo drafts <i>what</i> either would say: step 3 of at most 24")
             time.sleep(50 * self.delay)
         said = tuple(replies) or ((f"How {plus} it is.", f"How {minus} it is."),)
         name = f"{plus}-over-{minus}"

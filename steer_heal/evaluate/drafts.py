@@ -13,7 +13,7 @@ models (Sanchez et al., 2023, arXiv:2306.17806).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -32,8 +32,10 @@ GUIDANCE = 3.0
 PLAUSIBLE = 0.1
 """Share of the likeliest token's probability that a token has to have."""
 N_TOKENS = 24
-N_STATEMENTS, N_REPLIES = 6, 12
-"""Pairs drafted to measure by, and kept to make a vector from."""
+N_HELD_OUT, N_STATEMENTS = 9, 6
+"""Held-out prompts that are answered, and at most so many pairs of the answers measure."""
+N_REPLIES = 12
+"""Pairs that are kept to make a vector from."""
 LEAST = 4
 """Words of a reply, and pairs that are sound."""
 
@@ -65,13 +67,13 @@ def completed(
     if not lacks(trait):
         return row, ""
     measuring = trait.on_own_axis and not trait.statements
-    held_out = lm.material.held_out_prompts()[:N_STATEMENTS] if measuring else []
+    held_out = lm.material.held_out_prompts()[:N_HELD_OUT] if measuring else []
     asked, whose = ([], "") if trait.replies else _asked(lm, row.get("scenes", []), trait, say)
     prompts = [*held_out, *asked]
     pairs = _sound_pairs(prompts, *replies(lm, trait.positive, trait.negative, prompts, say))
-    measure = {prompt: pairs[prompt] for prompt in held_out if prompt in pairs}
+    measure = [pairs[prompt] for prompt in held_out if prompt in pairs][:N_STATEMENTS]
     teach = {scene: pairs[scene] for scene in asked if scene in pairs}
-    if any(some and len(kept) < LEAST for some, kept in ((held_out, measure), (asked, teach))):
+    if (held_out and len(measure) < LEAST) or (asked and len(teach) < LEAST):
         raise SettingsError(
             f"{lm.name} cannot tell {trait.positive[:80]!r} from {trait.negative[:80]!r}: of {len(prompts)} "
             f"pairs of replies that it drafted {len(pairs)} are sound, which differ, are long enough, repeat "
@@ -81,7 +83,7 @@ def completed(
     if asked:
         furthest = sorted(teach, key=lambda scene: -min(reply.odds for reply in teach[scene]))[:N_REPLIES]
         kept = {scene: pair for scene, pair in teach.items() if scene in furthest}
-        drafted = {"replies": _texts(kept), "replies_drafted": True, "scenes": list(kept)}
+        drafted = {"replies": _texts(kept.values()), "replies_drafted": True, "scenes": list(kept)}
     if measuring:
         drafted["statements"] = _texts(measure)
     said = f"{len(pairs)} of {len(prompts)} pairs of replies that {lm.name} drafted are sound.{whose}"
@@ -103,8 +105,8 @@ def _sound_pairs(
     return kept
 
 
-def _texts(pairs: dict[str, tuple[Reply, Reply]]) -> list[list[str]]:
-    return [[reply.text for reply in pair] for pair in pairs.values()]
+def _texts(pairs: Iterable[tuple[Reply, Reply]]) -> list[list[str]]:
+    return [[reply.text for reply in pair] for pair in pairs]
 
 
 def _asked(
@@ -144,8 +146,8 @@ def replies(
     never = torch.tensor(own_words(lm, positive, negative), dtype=torch.long, device=rows.logits_BV.device)
     written: list[list[tuple[int, float]]] = [[] for _ in asked]
     writing = set(range(n))
-    for n_written in range(N_TOKENS):
-        say(f"drafts what either would say: {n_written} of at most {N_TOKENS} tokens")
+    for step in range(1, N_TOKENS + 1):
+        say(f"drafts what either would say: step {step} of at most {N_TOKENS}")
         logits_BV = rows.logits_BV.float().index_fill(1, never, -torch.inf)
         own_NV, other_NV = logits_BV.log_softmax(dim=-1).split(n)
         odds_NV = own_NV - other_NV

@@ -44,10 +44,10 @@ def drafted(
         for number, ids in enumerate(lm.chat.encode_all(chats, unfinished=True))
     ]
 
-    n_written = itertools.count()
+    steps = itertools.count(1)
 
     def stop() -> bool:
-        say(f"drafts what somebody might say: {next(n_written)} of at most {DRAWN.max_new_tokens} tokens")
+        say(f"drafts what somebody might say: step {next(steps)} of some {DRAWN.max_new_tokens}")
         return False
 
     written = complete(lm, rows, torch.zeros(lm.n_layers, lm.width), DRAWN, stop=stop)

@@ -92,7 +92,7 @@ def test_a_trait_is_made_of_two_words_chosen_and_answered_with(page: Page) -> No
     page.locator("#target textarea, #target input").fill("Care=1")
     page.locator("#make-trait").click()
     expect(page.locator("#making")).to_have_text(
-        "demo drafts <i>what</i> either would say: 3 of at most 24 tokens ..."
+        "demo drafts <i>what</i> either would say: step 3 of at most 24; answers go first ..."
     )
     expect(page.locator("#trait input")).to_have_value("formal over casual")
     expect(page.locator("#making .sh-error")).to_have_count(0)
@@ -100,9 +100,8 @@ def test_a_trait_is_made_of_two_words_chosen_and_answered_with(page: Page) -> No
     drafted = page.locator("#replies textarea")
     expect(drafted).to_have_value("? Should I go?\n+ How formal it is.\n- How casual it is.")
     expect(page.locator("#replies")).to_contain_text("1 of 1 pairs of replies that demo drafted are sound")
-    note(page, r"formal over casual: .*random directions.*casual: \d+ cells measured")
-    page.locator("#dose-stop").click()
-    note(page, "random directions.*Stopped: ")
+    note(page, "formal over casual: .*random directions.*formal over casual: 28 cells measured, 4 ")
+    expect(page.locator("#dose-note")).to_contain_text("Find which layers takes each alone as well")
     drafted.fill("+ Good day.\nHey.")
     page.locator("#make-trait").click()
     expect(page.locator("#making .sh-error")).to_contain_text("The replies are no pairs")
@@ -110,8 +109,6 @@ def test_a_trait_is_made_of_two_words_chosen_and_answered_with(page: Page) -> No
     page.locator("#make-trait").click()
     expect(page.locator("#replies")).not_to_contain_text("drafted")
     expect(drafted).to_have_value("? <i>May</i> I?\n+ Good day.\n- <b>Hey</b>.")
-    note(page, "random directions.*28 cells measured, 4 choices.*Find which layers takes each alone")
-    expect(page.locator("#dose-map .sh-plot")).to_have_count(1)
     page.locator("#minus textarea, #minus input").press_sequentially("!")
     expect(drafted).to_have_value("")
     page.reload()

@@ -71,7 +71,7 @@ def test_poles_that_the_model_cannot_tell_apart_are_refused_with_the_number(monk
     monkeypatch.setattr(drafts, "replies", replies)
     monkeypatch.setattr(scenes, "drafted", lambda *_: [])
     trait = data.checked_trait("odd", ROW)
-    with pytest.raises(SettingsError, match=r"cannot tell 'You are odd\.' from .*of 18 pairs.* 2 are sound"):
+    with pytest.raises(SettingsError, match=r"cannot tell 'You are odd\.' from .*of 21 pairs.* 2 are sound"):
         drafts.completed(lm, ROW, trait)
 
 
@@ -164,7 +164,7 @@ def drafted(monkeypatch, n_scenes: int, **given):
 def test_of_many_scenes_those_are_kept_whose_replies_differ_most(monkeypatch) -> None:
     row, said = drafted(monkeypatch, 20)
     assert row["scenes"] == [f"Should I go to {n}?" for n in range(8, 20)]
-    assert row["replies"][0] == ["This is so number 14.", "This is no number 14."]
+    assert row["replies"][0] == ["This is so number 17.", "This is no number 17."]
     assert len(row["replies"]) == 12
     assert said.endswith("They answer 20 scenes that it drafted. Kept are the 12 whose replies differ most.")
 
@@ -190,4 +190,4 @@ def test_statements_alone_ask_for_no_scenes(monkeypatch) -> None:
     mine = [["I like odd ones.", "I like even ones."]]
     row, said = drafted(monkeypatch, 5, replies=mine)
     assert (row["replies"], "scenes" in row, len(row["statements"])) == (mine, False, 6)
-    assert said.startswith("6 of 6 pairs")
+    assert said.startswith("9 of 9 pairs")

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from steer_heal.config import (
 )
 from steer_heal.data import own_traits
 from steer_heal.engine import Engine
+from steer_heal.engine.requests import Waiting
 from steer_heal.engine.vectors import Vectors
 from steer_heal.evaluate import drafts, scenes
 from steer_heal.evaluate.agreement import NO_LABELS
@@ -46,8 +48,9 @@ def drafting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line's model is a tiny one that drafts what a larger one would."""
 
     def replies(
-        _lm: object, _plus: str, _minus: str, prompts: Sequence[str], *_: object
+        _lm: object, _plus: str, _minus: str, prompts: Sequence[str], say: Callable[[str], None]
     ) -> tuple[list[Reply], list[Reply]]:
+        say("drafts what either would say")
         numbers = range(len(prompts))
         return [Reply(PLUS.format(n), 0.2) for n in numbers], [Reply(MINUS.format(n), 0.1) for n in numbers]
 
@@ -67,15 +70,15 @@ def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
 ) -> None:
     code, said = told(capsys, *FORMAL)
     assert code == 0
-    assert "18 of 18 pairs of replies that tiny-llama drafted are sound." in said
+    assert "21 of 21 pairs of replies that tiny-llama drafted are sound." in said
     assert "measure + Good day to you, number 0.\nmeasure - Hey there, number 0!\n" in said
     made = data.trait("formal")
     assert made.statements == tuple((PLUS.format(n), MINUS.format(n)) for n in range(6))
-    assert made.replies == tuple((PLUS.format(n), MINUS.format(n)) for n in range(6, 18))
+    assert made.replies == tuple((PLUS.format(n), MINUS.format(n)) for n in range(9, 21))
     ours = tiny.shared("llama").material
     assert made.scenes[:9] == tuple(SCENES[:9])
     assert len(set(made.scenes[9:]) & set(ours.contexts("")) - set(ours.held_out_prompts())) == 3
-    assert f"reply ? {SCENES[8]}\nreply + {PLUS.format(14)}\nreply - {MINUS.format(14)}\n" in said
+    assert f"reply ? {SCENES[8]}\nreply + {PLUS.format(17)}\nreply - {MINUS.format(17)}\n" in said
     assert (made.title, made.positive, made.negative) == (
         "Formal over casual",
         "You are formal.",
@@ -241,10 +244,22 @@ def test_poles_measured_before_are_not_those_of_a_trait_made_again(tmp_path: Pat
         own_traits.delete("x")
 
 
+def test_what_a_draft_waits_for_is_said(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, told = engine.scheduler.run, []
+
+    def behind_two(*asked: Any, **how: Any) -> Iterator[Any]:
+        yield Waiting(2)
+        yield from run(*asked, **how)
+
+    monkeypatch.setattr(engine.scheduler, "run", behind_two)
+    engine.make_trait("formal", "casual", progress=told.append)
+    assert told == ["waiting for 2 ahead", "tiny-gemma3 drafts what either would say"]
+
+
 def test_on_the_page_it_is_drafted_once_and_its_replies_may_be_edited(engine: Engine) -> None:
     made, said = engine.make_trait("formal", "casual")
     assert said == (
-        "18 of 18 pairs of replies that tiny-gemma3 drafted are sound. They answer 9 scenes that it drafted "
+        "21 of 21 pairs of replies that tiny-gemma3 drafted are sound. They answer 9 scenes that it drafted "
         "and 3 of ours, for want of more."
     )
     assert engine.make_trait("formal", "casual") == (made, "")
