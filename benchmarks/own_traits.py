@@ -55,19 +55,22 @@ SHOWN = 140
 class Bench:
     """The model, and what all traits share: vignettes, prompts, and c* of the random directions."""
 
-    def __init__(self, lm: LanguageModel, settings: CalibrateSettings) -> None:
+    def __init__(self, lm: LanguageModel, settings: CalibrateSettings, *, ours: bool = False) -> None:
         self.lm, self.settings = lm, settings
         self.layers = band_layers(lm.n_layers, DEFAULT_BAND)
         self.contexts = lm.material.contexts("")
         self.calibration_ids = [lm.encode_chat([user(text)]) for text in self.contexts]
         self.vignettes: list[Vignette] = lm.material.vignettes(condition=data.CONDITION, limit=N_VIGNETTES)
-        self.prompts = lm.material.held_out_prompts()[-N_PROMPTS:]
+        never = lm.material.held_out_prompts()
+        self.prompts = never[-N_PROMPTS:]
+        own = [text for text in self.contexts if text not in never][: drafts.N_REPLIES]
+        self.given = {"scenes": own} if ours else {}
         where = Path("cache"), lm, self.layers, self.calibration_ids, settings
         self.random_c_stars = controls.c_stars(*where, N_RANDOM)
 
     def rows(self, plus: str, minus: str) -> list[list[str]]:
         """The cells of a trait's lines of the table, as `HEAD` names them, a line a method."""
-        entry = own_traits.of_poles(plus, plus, minus)
+        entry = own_traits.of_poles(plus, plus, minus, **self.given)
         entry, said = drafts.completed(self.lm, entry, data.checked_trait(plus, entry))
         trait = data.checked_trait(plus, entry)
         frame = data.own_axis(trait)
@@ -121,12 +124,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--traits", nargs="*", default=[plus for plus, _ in POLES], metavar="PLUS")
+    parser.add_argument("--ours", action="store_true", help="replies answer our prompts, not drafted scenes")
     parser.add_argument("--out", type=Path, default=Path("own_traits.jsonl"), help="the file of results")
     args = parser.parse_args()
     known = args.out.read_text().splitlines() if args.out.exists() else []
     done = {json.loads(line)[0].partition("/")[0] for line in known}
     if wanted := [poles for poles in POLES if poles[0] in args.traits and poles[0] not in done]:
-        bench = Bench(load(args.model), build(CalibrateSettings))
+        bench = Bench(load(args.model), build(CalibrateSettings), ours=args.ours)
         for poles in wanted:
             rows = bench.rows(*poles)
             with args.out.open("a") as file:

@@ -108,7 +108,12 @@ class Actions:
         }
 
     def make_trait(
-        self, plus: str, minus: str, replies: list[tuple[str, str]] | None = None, target: str = ""
+        self,
+        plus: str,
+        minus: str,
+        replies: list[tuple[str, str]] | None = None,
+        target: str = "",
+        scenes: list[str] | None = None,
     ) -> dict:
         """Make a trait between two poles, kept on the page's machine; steer along it by its name.
 
@@ -117,8 +122,9 @@ class Actions:
             minus: its opposite
             replies: pairs of what either pole would say; the model drafts them when none
             target: foundations that it should move, such as "Care=1, SocialNorms=-1"; its own axis if none
+            scenes: messages that the replies answer; the model drafts them, or ours are taken, when none
         """
-        trait, said = self._engine.make_trait(plus, minus, replies or (), target)
+        trait, said = self._engine.make_trait(plus, minus, replies or (), target, scenes or ())
         return asdict(trait) | {"drafted": said}
 
     def steer(

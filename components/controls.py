@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from steer_heal.config import (
     read_mix,
     written,
 )
-from steer_heal.records import Vignette
+from steer_heal.records import Trait, Vignette
 
 FORM = (
     *("prompt", "trait", "exact", "low", "high", "length", "seed", "greedy"),
@@ -290,18 +290,23 @@ def _drawing(engine: Engine) -> dict[str, Any]:
     return named | dict(zip(address.SAMPLING, drawn, strict=True))
 
 
-def in_lines(replies: Iterable[tuple[str, str]]) -> str:
-    """Pairs of replies as text that can be edited: a line each, the one of the first pole begins with +."""
-    return "\n".join(f"+ {plus}\n- {minus}" for plus, minus in replies)
+def in_lines(trait: Trait) -> str:
+    """A trait's pairs of replies as text that can be edited."""
+    return "\n".join(f"{mark} {text}" for mark, text in trait.spoken())
 
 
-def of_lines(text: str) -> list[tuple[str, str]]:
-    """The pairs that were edited. Errors: `SettingsError` for lines that are no pairs."""
+def of_lines(text: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """The scenes and the pairs that were edited. Errors: `SettingsError` for lines that are no pairs."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if [line[0] for line in lines] != ["+", "-"] * (len(lines) // 2):
-        raise SettingsError("The replies are no pairs: write a line that begins with +, then one with -.")
-    said = [line[1:].strip() for line in lines]
-    return list(zip(said[::2], said[1::2], strict=True))
+    said = [line for line in lines if not line.startswith("?")]
+    if [line[0] for line in said] != ["+", "-"] * (len(said) // 2):
+        raise SettingsError(
+            "The replies are no pairs: write a line that begins with +, then one with -, and before "
+            "them one with ? that says what they answer."
+        )
+    replies = [line[1:].strip() for line in said]
+    scenes = [line[1:].strip() for line in lines if line.startswith("?")]
+    return scenes, list(zip(replies[::2], replies[1::2], strict=True))
 
 
 def traits(engine: Engine) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,8 +62,8 @@ class Panel:
     def handler(
         self, stream: Callable[[Asked], Iterator[Outputs]], n: int
     ) -> Callable[..., Iterator[Outputs]]:
-        """The handler of a press that streams its `n` outputs while it is the session's newest; what goes
-        wrong is said in the note, which is the second of them."""
+        """The handler of a press that streams its `n` outputs, of which the last may be left out, while it is
+        the session's newest; what goes wrong is said in the note, which is the second of them."""
 
         def handle(request: gr.Request, over: str, known: Any, *form: Any) -> Iterator[Outputs]:
             session, number = request.session_hash or "", next(self.presses)
@@ -72,7 +72,7 @@ class Panel:
                 for shown in stream(Asked(filled(self.engine, form), over, known, session)):
                     if not self.newest.holds(session, number):
                         break
-                    yield shown
+                    yield *shown, *nothing(n - len(shown))
             except SettingsError as problem:
                 yield gr.skip(), view.error(str(problem)), *nothing(n - 2)
             except Exception:
@@ -82,8 +82,16 @@ class Panel:
 
         return handle
 
-    def sweep(self, asked: Asked) -> Iterator[Outputs]:
-        """Streams a sweep into (chart, note, strip, what is known)."""
+    def made(self, asked: Asked) -> Iterator[Outputs]:
+        """Streams what is measured of a trait that was just made into (chart, note, strip, what is known,
+        heat map): a sweep, and if that is not stopped a grid, coarsely; the note of both stays."""
+        swept = yield from self.sweep(asked)
+        if swept:
+            for cells, note in self.grid(asked, coarse=True):
+                yield gr.skip(), f"{swept}{note}", gr.skip(), gr.skip(), cells
+
+    def sweep(self, asked: Asked) -> Generator[Outputs, None, str]:
+        """Streams a sweep into (chart, note, strip, what is known); gives its note where it is whole."""
         request = self.request(asked, SWEEP_ALPHAS, refine=True)
         trait = self.trait(request.trait)
         target = trait.target if trait else {}
@@ -101,18 +109,19 @@ class Panel:
             yield drawn, view_dose.working(found.share, doing, found.waiting), gr.skip(), gr.skip()
         if not found.rows:
             yield gr.skip(), view.note("Stopped before the first dose."), gr.skip(), gr.skip()
-            return
+            return ""
         held = found.controls is not None
         drawn = plot.whole(charts_dose.dose(found, target), about) if held else gr.skip()
         kept = view_dose.remember(asked.known, name, found.rows)
-        said = f"Stopped: {len(found.rows)} doses measured."
-        if found.share >= 1.0:
-            said = view_dose.found(found, target)
-        yield drawn, view.note(f"{about}: {said}{gated(request)}"), view_dose.strip(kept, name), kept
+        whole = found.share >= 1.0
+        said = view_dose.found(found, target) if whole else f"Stopped: {len(found.rows)} doses measured."
+        note = view.note(f"{about}: {said}{gated(request)}")
+        yield drawn, note, view_dose.strip(kept, name), kept
+        return note if whole else ""
 
-    def grid(self, asked: Asked) -> Iterator[Outputs]:
+    def grid(self, asked: Asked, *, coarse: bool = False) -> Iterator[Outputs]:
         """Streams a grid into (heat map, note)."""
-        request = self.request(asked, GRID_ALPHAS, refine=False)
+        request = self.request(asked, GRID_ALPHAS, coarse=coarse)
         about = self.subject(request, asked.over, layers=False)
         yield gr.skip(), view_dose.working(0.0, "measuring the base")
         found, shown = Sweep(0.0, []), 0
@@ -128,11 +137,14 @@ class Panel:
         said = "" if found.share >= 1.0 else "Stopped: "
         best = view_dose.layers_found(found.rows, self.engine.layers)
         said += f"{_cells(found.rows)}. {best}Click a cell to steer there.{gated(request)}"
+        said += (
+            " These are three layers together; Find which layers takes each alone as well." if coarse else ""
+        )
         yield drawn() if len(found.rows) > shown else gr.skip(), view.note(f"{about}: {said}")
 
     def effect(self, asked: Asked) -> Iterator[Outputs]:
         """Streams what the vector does into (panel, note)."""
-        request, news = self.request(asked, (1.0,), refine=False), ""
+        request, news = self.request(asked, (1.0,)), ""
         for news in self.engine.effect(request, session=work_of(asked.session)):
             if isinstance(news, str):
                 yield gr.skip(), view.note(f"Measuring {news} ...")
@@ -154,16 +166,17 @@ class Panel:
             layers = ends(self.engine, (low, high))
         return max(-4.0, min(4.0, alpha)), alpha, *layers
 
-    def request(self, asked: Asked, alphas: tuple[float, ...], *, refine: bool) -> DoseRequest:
-        """The sweep of these alphas over what was chosen. Errors: `SettingsError`."""
+    def request(self, asked: Asked, alphas: tuple[float, ...], **how: bool) -> DoseRequest:
+        """The sweep of these alphas over what was chosen; `how`: `refine` or `coarse`. Errors:
+        `SettingsError`."""
         form, each = asked.form, SETS.get(asked.over, 0)
         prompts = (form["prompt"],) if each == 0 else chosen(self.engine.vignettes(), each)
         if not prompts[0].strip():
             raise SettingsError("the prompt is empty: choose a vignette, or a set of them.")
         return build(
             DoseRequest, trait=form["trait"], alphas=alphas, band=form["band"],
-            prompts=prompts, sample=sample(form, MAX_TOKENS), refine=refine, method=form["method"],
-            where=form["where"], mix=form["mix"] or "",
+            prompts=prompts, sample=sample(form, MAX_TOKENS), method=form["method"],
+            where=form["where"], mix=form["mix"] or "", **how,
         )  # fmt: skip
 
     def subject(self, request: DoseRequest, over: str, *, layers: bool = True) -> str:
@@ -250,7 +263,8 @@ def make(engine: Engine, steering: Steering) -> Callable[[gr.Blocks], Any]:
         turn = button.click(lambda tab=button.elem_id: gr.update(selected=tab), None, tabs, **INTERNAL)
         turn.then(None, js="() => SteerHeal.reveal('dose-tabs')", **INTERNAL)
     asked, found = [over, known, *knobs.form()], [chart, note, knobs.strip, known]
-    gr.on([find.click, steering.fresh.change], panel.handler(panel.sweep, 4), asked, found, **LONG)
+    find.click(panel.handler(panel.sweep, 4), asked, found, **LONG)
+    steering.fresh.change(panel.handler(panel.made, 5), asked, [*found, cells], **LONG)
     what.click(panel.handler(panel.effect, 2), asked, [does, note], **LONG)
     every.click(panel.handler(panel.grid, 2), asked, [cells, note], **LONG)
 

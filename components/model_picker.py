@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import Any
 
 import gradio as gr
 
 from components import view
 from components.engine import Engine
+from components.following import followed
 from components.steer import INTERNAL
 from steer_heal.config import SMOLLM2, SettingsError
 
@@ -52,15 +51,11 @@ def wire(page: gr.Blocks, engine: Engine, head: gr.HTML, chooser: gr.Dropdown, l
         loading = f"Loading {wanted}: "
         yield view.header(engine.info, view.note(loading + "looking for it")), gr.skip(), gr.skip()
         try:
-            with ThreadPoolExecutor(1) as pool:
-                steps: SimpleQueue[str | None] = SimpleQueue()
-                using = pool.submit(engine.use, wanted, progress=steps.put)
-                using.add_done_callback(lambda _: steps.put(None))
-                for step in iter(steps.get, None):
-                    if steps.empty():  # else there is a newer one to tell
-                        yield view.header(engine.info, view.note(loading + step)), gr.skip(), gr.skip()
-            info = using.result()
-            yield view.header(info), info.name, view.models(engine.models())
+            for news in followed(lambda say: engine.use(wanted, progress=say)):
+                if isinstance(news, str):
+                    yield view.header(engine.info, view.note(loading + news)), gr.skip(), gr.skip()
+                else:
+                    yield view.header(news), news.name, view.models(engine.models())
         except SettingsError as problem:
             yield view.header(engine.info, view.error(str(problem))), engine.info.name, gr.skip()
         except Exception:

@@ -30,7 +30,9 @@ from components.controls import (
     traits,
 )
 from components.engine import Engine
+from components.following import followed
 from steer_heal.config import SettingsError
+from steer_heal.records import Trait
 
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
@@ -156,28 +158,40 @@ def build(engine: Engine) -> Steering:
 def _wire_traits(engine: Engine, knobs: Controls, start: Any, fresh: gr.State) -> Callable[[str], list[Any]]:
     """A trait made of two words is chosen and answered with; what is returned sets the sliders of a mix."""
 
-    def drafting() -> str:
-        return view.note(f"{engine.info.name} drafts what either would say, which takes some seconds ...")
-
-    def make(plus: str, minus: str, target: str, replies: str) -> tuple[Any, ...]:
+    def make(plus: str, minus: str, target: str, said: str) -> Iterator[tuple[Any, Any]]:
+        """The note while it goes on, and at last the trait with what is to be said of it."""
         try:
-            trait, said = engine.make_trait(plus or "", minus or "", of_lines(replies or ""), target or "")
+            scenes, replies = of_lines(said or "")
+            asked = plus or "", minus or "", replies, target or "", scenes
+            for news in followed(lambda say: engine.make_trait(*asked, progress=say)):
+                if isinstance(news, str):
+                    yield view.note(f"{news}; answers go first ..."), None
+                else:
+                    yield gr.skip(), news
         except SettingsError as problem:
-            return gr.skip(), view.error(str(problem)), gr.skip(), gr.skip()
-        shown = in_lines(trait.replies)
-        if said and trait.statements:
-            said += f" {len(trait.statements)} of them are kept apart, to measure it by."
-        label = f"What either would say. {said} Edit it and press Make it to have the vector made from it."
-        pairs = gr.update(value=shown, label=label, visible=True)
+            yield view.error(str(problem)), None
+        yield nothing(2)
+
+    def show(news: tuple[Trait, str] | None) -> tuple[Any, ...]:
+        if news is None:
+            return nothing(4)
+        trait, drafted = news
+        shown = in_lines(trait)
+        if drafted and trait.statements:
+            drafted += f" {len(trait.statements)} pairs are kept apart, to measure it by."
+        label = "What either would say (+, -), and to what (?)"
+        label += f". {drafted} Edit it and press Make it to have the vector made from it."
+        text = gr.update(value=shown, label=label, visible=True)
         chosen = gr.update(choices=traits(engine), value=trait.name)
-        return chosen, view.made(trait), f"{trait.name} {trait.target}: {shown}", pairs
+        return chosen, view.made(trait), f"{trait.name} {trait.target}: {shown}", text
 
     def spelled(typed: str) -> list[Any]:
         return spread(engine, typed or "")
 
     typed = [knobs.plus, knobs.minus, knobs.target, knobs.replies]
-    pressed = knobs.make.click(drafting, None, knobs.making, **INTERNAL)
-    pressed.then(make, typed, [knobs.trait, knobs.making, fresh, knobs.replies], **INTERNAL)
+    made = gr.State(None)  # `fresh` would be heard of before the trait is chosen if a stream brought both
+    pressed = knobs.make.click(make, typed, [knobs.making, made], **INTERNAL)
+    pressed.then(show, made, [knobs.trait, knobs.making, fresh, knobs.replies], **INTERNAL)
     gr.on([knobs.plus.input, knobs.minus.input], None, None, knobs.replies, js="() => ''", **INTERNAL)
     start(fresh.change)  # an answer to a trait that was not made would wipe out why
     fresh.change(spelled, knobs.mix, knobs.mixed, **INTERNAL)

@@ -53,19 +53,22 @@ def layers_found(cells: Sequence[DoseRow], layers: Callable[[tuple[float, float]
     at_1 = {layers(row.band): row for row in cells if row.alpha == 1.0 and row.trait_shift is not None}
     sound = {some: row.trait_shift or 0.0 for some, row in at_1.items() if row.verdict != "broken"}
     single = {some[0]: moved for some, moved in sound.items() if len(some) == 1}
-    if not single:
-        return ""
-    best = max(single, key=lambda layer: single[layer])
-    near = [str(one) for one, moved in sorted(single.items()) if one != best and moved > single[best] - TIED]
-    said = f"At alpha 1 layer {best} alone moves the trait most: {single[best]:+.2f}, {at_1[best,].verdict}"
-    said += f"; within {TIED:g} of it: {', '.join(near)}" if near else ""
     three = {some: moved for some, moved in sound.items() if len(some) > 1}
+    said = ""
+    if single:
+        best = max(single, key=lambda layer: single[layer])
+        near = [str(one) for one, by in sorted(single.items()) if one != best and by > single[best] - TIED]
+        said = (
+            f"At alpha 1 layer {best} alone moves the trait most: {single[best]:+.2f}, {at_1[best,].verdict}"
+        )
+        said += f"; within {TIED:g} of it: {', '.join(near)}" if near else ""
+        said += ". "
     if three:
         some = max(three, key=lambda some: three[some])
-        said += (
-            f". Of neighbours together {some[0]} to {some[-1]} do: {three[some]:+.2f}, {at_1[some].verdict}"
-        )
-    return f"{said}. "
+        most = "do" if single else "move the trait most at alpha 1"
+        said += f"Of neighbours together {some[0]} to {some[-1]} {most}: {three[some]:+.2f}, "
+        said += f"{at_1[some].verdict}. "
+    return said
 
 
 # ---- the strip under the slider ---------------------------------------------------------------------------

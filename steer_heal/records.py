@@ -95,7 +95,7 @@ class Trait:
     two poles, to the sign it should move by.
 
     `replies`: what a person of the positive pole and one of the negative would say, in pairs, each to any of
-    the `scenes`; none where the trait has only its personas. `replies_drafted`: a model wrote them.
+    the `scenes`; none where the trait has only its personas. `replies_drafted`: a model wrote both.
     `statements`: other such pairs, which a trait without foundations is measured by, and from which no vector
     is made.
     """
@@ -121,6 +121,15 @@ class Trait:
         """Whether it has replies that a model's usual method may make its vector of. Drafted ones move a
         trait on its own axis less than its personas do: docs/reports/own-traits.md."""
         return bool(self.replies) and not (self.replies_drafted and self.on_own_axis)
+
+    def spoken(self) -> list[tuple[str, str]]:
+        """The replies line by line, each behind its mark, + or -, and before a pair, behind a ?, the scene
+        that it answers, where each pair has one of its own."""
+        pairs = [[("+", plus), ("-", minus)] for plus, minus in self.replies]
+        scenes = [[("?", scene)] for scene in self.scenes]
+        if len(scenes) == len(pairs):
+            pairs = [scene + pair for scene, pair in zip(scenes, pairs, strict=True)]
+        return [line for pair in pairs for line in pair]
 
     def decides(self) -> dict[str, Any]:
         """What of it decides its vector by a method, and the dose: not the `statements`, which only measure

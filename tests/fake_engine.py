@@ -87,15 +87,26 @@ class FakeEngine:
         return [*OURS, *self._made]
 
     def make_trait(
-        self, plus: str, minus: str, replies: Sequence[tuple[str, str]] = (), target: str = ""
+        self,
+        plus: str,
+        minus: str,
+        replies: Sequence[tuple[str, str]] = (),
+        target: str = "",
+        scenes: Sequence[str] = (),
+        *,
+        progress: Callable[[str], None] = lambda _text: None,
     ) -> tuple[Trait, str]:
         if plus == minus:
             raise SettingsError(f"Both poles are {plus!r}: give two that differ.")
         aimed = data.aim(target) or TARGET  # what it measures of any trait
+        if not replies:
+            progress("demo drafts <i>what</i> either would say: step 3 of at most 24")
+            time.sleep(50 * self.delay)
         said = tuple(replies) or ((f"How {plus} it is.", f"How {minus} it is."),)
         name = f"{plus}-over-{minus}"
         self._made = [trait for trait in self._made if trait.name != name]
-        self._made.append(Trait(name, f"{plus} over {minus}", "", plus, minus, aimed, ("Hello.",), said))
+        to = tuple(scenes) or ("Should I go?",)
+        self._made.append(Trait(name, f"{plus} over {minus}", "", plus, minus, aimed, to, said))
         return self._made[-1], "" if replies else "1 of 1 pairs of replies that demo drafted are sound."
 
     def vignettes(self) -> list[Vignette]:
@@ -293,7 +304,8 @@ class FakeEngine:
             yield found
 
     def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
-        spans = [(i, i) for i in range(10)] + [(i, i + 2) for i in range(8)]
+        three = [(i, i + 2) for i in range(8)]
+        spans = [three[i] for i in (0, 3, 6, 7)] if request.coarse else [(i, i) for i in range(10)] + three
         cells = [((low / 10, (high + 1) / 10), alpha) for low, high in spans for alpha in request.alphas]
         yield from self._cells(request, cells, session)
 

@@ -69,7 +69,7 @@ def _make(args: Namespace) -> tuple[str, dict[str, Any]]:
         )
     more: dict[str, Any] = {"target": data.aim(args.target)} if args.target else {}
     if args.replies:
-        more["replies"] = _pairs(Path(args.replies))
+        more |= _said(Path(args.replies))
     row = own_traits.of_poles(args.name, args.plus, args.minus, **more)
     return _kept(args, row, data.checked_trait(f"trait {args.name}", row))
 
@@ -87,24 +87,24 @@ def _written(args: Namespace, row: dict[str, Any], trait: Trait) -> tuple[str, d
         row, said = drafts.completed(models.load(args.model), row, trait)
         trait = data.checked_trait(f"trait {trait.name}", row)
     file = own_traits.write(row)
-    pairs = {"reply": trait.replies, "measure": trait.statements} if said else {}
-    lines = [f"{clean(trait.title)}: {file}", *([said] if said else [])]
-    lines += [
-        f"{kind} + {clean(plus)}\n{kind} - {clean(minus)}"
-        for kind, some in pairs.items()
-        for plus, minus in some
-    ]
+    lines = [f"{clean(trait.title)}: {file}"]
+    if said:
+        lines += [said, *(f"reply {mark} {clean(text)}" for mark, text in trait.spoken())]
+        lines += [f"measure + {clean(plus)}\nmeasure - {clean(minus)}" for plus, minus in trait.statements]
     return "\n".join(lines), {"file": str(file), "trait": asdict(trait)}
 
 
-def _pairs(file: Path) -> Any:
+def _said(file: Path) -> dict[str, Any]:
+    """The replies in the file; of a trait's file also the scenes that they answer, or those alone."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return found.get("replies") if isinstance(found, dict) else found
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"{file} cannot be read ({error}): give a JSON list of pairs of replies, or a trait's file."
         ) from error
+    if not isinstance(found, dict):
+        return {"replies": found}
+    return {key: found[key] for key in ("replies", "scenes") if key in found} or {"replies": None}
 
 
 def _show(args: Namespace) -> tuple[str, dict[str, Any]]:

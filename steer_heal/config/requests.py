@@ -78,7 +78,8 @@ class SteerRequest(Steering):
 
 
 class DoseRequest(Steering):
-    """A sweep over alpha at one band; `controls`: beside how many random directions at the same KL.
+    """A sweep over alpha at one band; `controls`: beside how many random directions at the same KL. Or a grid
+    of alpha and layers; `coarse`: each layer just in three neighbours together.
 
     Profiles, and so the trait's movement, are measured with every token steered.
     """
@@ -89,6 +90,7 @@ class DoseRequest(Steering):
     prompts: tuple[str, ...] = ()
     n_vignettes: int | None = Field(default=None, ge=1)
     refine: bool = False
+    coarse: bool = False
     frame: str = AUTO_FRAME
     controls: int = Field(default=8, ge=0, le=MAX_ROWS)
 

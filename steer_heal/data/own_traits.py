@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def of_poles(name: str, plus: str, minus: str, **more: Any) -> dict[str, Any]:
         "name": name, "title": title[:1].upper() + title[1:], "description": f"From {minus} to {plus}",
         "positive": _persona(plus), "negative": _persona(minus), **more,
     }  # fmt: skip
+
+
+def with_replies(
+    row: dict[str, Any], replies: Sequence[tuple[str, str]], scenes: Sequence[str]
+) -> dict[str, Any]:
+    """The entry with these paired replies and the scenes that they answer, of which either may be left out:
+    no draft any more where they are not its own already. What was said to other scenes is left out."""
+    said = {"replies": [list(pair) for pair in replies], "scenes": list(scenes)}
+    given = {key: some for key, some in said.items() if some}
+    if all(row.get(key) == some for key, some in given.items()):
+        return row
+    return {key: row[key] for key in row if key not in ("replies", "replies_drafted")} | given
 
 
 def check(name: str, plus: str, minus: str) -> None:

@@ -122,10 +122,14 @@ def breaks(rows: Sequence[DoseRow]) -> dict[str, float]:
     return found
 
 
-def grid_bands(n_layers: int) -> list[Band]:
-    """Every single layer, then every three neighbouring layers, as bands."""
+def grid_bands(n_layers: int, *, coarse: bool = False) -> list[Band]:
+    """Every single layer, then every three neighbouring layers, as bands; `coarse`: of the latter as few as
+    hold every layer, where there are three."""
     single = [layers_band(n_layers, layer, layer) for layer in range(n_layers)]
-    return single + [layers_band(n_layers, layer, layer + 2) for layer in range(n_layers - 2)]
+    three = [layers_band(n_layers, layer, layer + 2) for layer in range(n_layers - 2)]
+    if coarse and three:
+        return list(dict.fromkeys([*three[::3], three[-1]]))
+    return single + three
 
 
 def grid(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,12 +138,20 @@ class Engine:
         return list(data.traits().values())
 
     def make_trait(
-        self, plus: str, minus: str, replies: Sequence[tuple[str, str]] = (), target: str = ""
+        self,
+        plus: str,
+        minus: str,
+        replies: Sequence[tuple[str, str]] = (),
+        target: str = "",
+        scenes: Sequence[str] = (),
+        *,
+        progress: Callable[[str], None] = lambda _text: None,
     ) -> tuple[Trait, str]:
         """A trait of the user's own between two poles, kept, and what is to be said of it; one that is there
-        already is given back, with these paired `replies` and this `target` ("Care=1, SocialNorms=-1") where
-        there are some. What is not given is drafted by the loaded model. Raises: `SettingsError` for poles,
-        replies or a target that will not do."""
+        already is given back, with these paired `replies`, the `scenes` that they answer and this `target`
+        ("Care=1, SocialNorms=-1") where there are some. What is not given is drafted by the loaded model;
+        replies also where the scenes are new. `progress` hears in words what is waited for. Raises:
+        `SettingsError` for poles, replies, scenes or a target that will not do."""
         name = own_traits.name_of(plus, minus)
         row = own_traits.of_poles(name, plus, minus)
         data.checked_trait(f"trait {name}", row)
@@ -154,15 +161,19 @@ class Engine:
             row = known
         else:
             own_traits.check_new(name)
-        pairs = [list(pair) for pair in replies]
-        if pairs and pairs != row.get("replies"):
-            row |= {"replies": pairs, "replies_drafted": False}
+        row = own_traits.with_replies(row, replies, scenes)
         if aimed := data.aim(target):
             row |= {"target": aimed}
         trait = data.checked_trait(f"trait {name}", row)
-        row, said = self._sliced(
-            lambda stop: drafts.completed(self._lm, row, trait, pause=partial(ending(stop), ""))
-        )
+
+        def work(stop: Callable[[], bool]) -> tuple[dict[str, Any], str]:
+            def say(text: str) -> None:
+                progress(f"{self.info.name} {text}")
+                ending(stop)(text)
+
+            return drafts.completed(self._lm, row, trait, say=say)
+
+        row, said = self._sliced(work, waiting=progress)
         made = data.checked_trait(f"trait {name}", row)
         own_traits.write(row)
         return made, said
@@ -268,7 +279,8 @@ class Engine:
                 yield said
 
     def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
-        """Cells so far: every layer and every three neighbours x the alphas, without free text.
+        """Cells so far: every layer and every three neighbours x the alphas, or of the latter as few as hold
+        every layer where the request is `coarse`; without free text.
 
         The profile's vignettes are as in `dose`, whose place it takes; the request's band is not used.
         """
@@ -311,15 +323,25 @@ class Engine:
             frames = self._frames
             return self._sliced(lambda stop: frames.of(frame, stop=stop), brief=frames.ready(frame))
 
-    def _sliced(self, work: Callable[[Callable[[], bool]], T], *, brief: bool = False) -> T:
+    def _sliced(
+        self,
+        work: Callable[[Callable[[], bool]], T],
+        *,
+        brief: bool = False,
+        waiting: Callable[[str], None] = lambda _text: None,
+    ) -> T:
         """The result of work on the model's thread that pauses, for answers to pass, wherever it asks the
-        `stop` that it is given."""
+        `stop` that it is given. `waiting` hears for how many it waits before it begins."""
 
         def steps(request: Request[T | None]) -> Iterator[T | None]:
             return while_wanted(request, lambda stop: iter([work(stop)]))
 
-        items = self.scheduler.run(f"once {next(self._numbers)}", steps, patient=True, brief=brief)
-        return next(item for item in items if item is not None and not isinstance(item, Waiting))
+        for item in self.scheduler.run(f"once {next(self._numbers)}", steps, patient=True, brief=brief):
+            if isinstance(item, Waiting):
+                waiting(f"waiting for {item.ahead} ahead")
+            elif item is not None:
+                return item
+        raise SettingsError("The model was closed before this was done.")
 
     def _once(self, work: Callable[[], T]) -> T:
         """The result of one step of work on the model's thread."""

@@ -79,7 +79,8 @@ class Sweeps:
             reading = self._frames.of(asked_in, stop=stop)
             return sweeps.grid(
                 self._lm, calibrated_at, asked,
-                sweeps.grid_bands(self._lm.n_layers), self._vignettes(asked), data.frame(reading.frame),
+                sweeps.grid_bands(self._lm.n_layers, coarse=asked.coarse), self._vignettes(asked),
+                data.frame(reading.frame),
                 self._prompts(asked), reading=reading, progress=progress, stop=stop,
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Paired replies that a model writes itself, told the one persona and told the other.
+"""Paired replies that a model writes itself, told the one persona and told the other, to scenes of its own.
 
 A small model that is told "You are warm." writes nearly what it writes when told "You are cold.". So what is
 written is what it would say as the one and not as the other: at each token, of those that are not much less
@@ -13,7 +13,7 @@ models (Sanchez et al., 2023, arXiv:2306.17806).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from steer_heal import forward
 from steer_heal.config import SettingsError
 from steer_heal.data import own_traits
+from steer_heal.evaluate import scenes
 from steer_heal.evaluate.questions import plain_ids
 from steer_heal.models import LanguageModel, system, user
 from steer_heal.records import Trait
@@ -31,8 +32,10 @@ GUIDANCE = 3.0
 PLAUSIBLE = 0.1
 """Share of the likeliest token's probability that a token has to have."""
 N_TOKENS = 24
-N_STATEMENTS, N_REPLIES, N_SCENES = 6, 12, 6
-"""Pairs drafted to measure by, and to make a vector from, each of which is read after so many scenes."""
+N_HELD_OUT, N_STATEMENTS = 9, 6
+"""Held-out prompts that are answered, and at most so many pairs of the answers measure."""
+N_REPLIES = 12
+"""Pairs that are kept to make a vector from."""
 LEAST = 4
 """Words of a reply, and pairs that are sound."""
 
@@ -51,52 +54,88 @@ def lacks(trait: Trait) -> bool:
 
 
 def completed(
-    lm: LanguageModel, row: dict[str, Any], trait: Trait, *, pause: Callable[[], None] = lambda: None
+    lm: LanguageModel, row: dict[str, Any], trait: Trait, *, say: Callable[[str], None] = lambda _text: None
 ) -> tuple[dict[str, Any], str]:
     """The entry of a trait with what it lacks, drafted, and what is to be said of that: `statements`, where
-    it is measured on its own axis, and `replies` with their `scenes`.
+    it is measured on its own axis, and `replies` with the `scenes` that they answer, each its own.
 
-    Statements answer prompts on which nothing is trained, replies those that vectors are made over. `pause`
-    is called before every token, and may end it by raising. Errors: `SettingsError` where too few pairs are
-    sound: the model cannot tell the personas apart.
+    Statements answer prompts on which nothing is trained. Scenes that the entry has are answered as they
+    stand; else the model drafts them, and ours fill up. Of the sound pairs those are kept that differ most.
+    `say` hears before every token what is drafted, and may end it by raising. Errors: `SettingsError` where
+    too few pairs are sound: the model cannot tell the personas apart.
     """
     if not lacks(trait):
         return row, ""
-    never = lm.material.held_out_prompts()
-    held_out = never[:N_STATEMENTS]
-    scenes = [text for text in lm.material.contexts("") if text not in never][:N_REPLIES]
-    prompts = [*held_out, *scenes]
-    plus, minus = replies(lm, trait.positive, trait.negative, prompts, pause)
-    kept: dict[str, list[str]] = {}
-    said: set[str] = set()
-    for prompt, one, other in zip(prompts, plus, minus, strict=True):
-        if sound(one, other) and not said & {one.text, other.text}:
-            kept[prompt] = [one.text, other.text]
-            said |= {one.text, other.text}
-    found = [[kept[prompt] for prompt in some if prompt in kept] for some in (held_out, scenes)]
-    if min(map(len, found)) < LEAST:
+    measuring = trait.on_own_axis and not trait.statements
+    held_out = lm.material.held_out_prompts()[:N_HELD_OUT] if measuring else []
+    asked, whose = ([], "") if trait.replies else _asked(lm, row.get("scenes", []), trait, say)
+    prompts = [*held_out, *asked]
+    pairs = _sound_pairs(prompts, *replies(lm, trait.positive, trait.negative, prompts, say))
+    measure = [pairs[prompt] for prompt in held_out if prompt in pairs][:N_STATEMENTS]
+    teach = {scene: pairs[scene] for scene in asked if scene in pairs}
+    if (held_out and len(measure) < LEAST) or (asked and len(teach) < LEAST):
         raise SettingsError(
             f"{lm.name} cannot tell {trait.positive[:80]!r} from {trait.negative[:80]!r}: of {len(prompts)} "
-            f"pairs of replies that it drafted {len(kept)} are sound, which differ, are long enough and each "
-            "likelier under their own persona; choose poles that differ more."
+            f"pairs of replies that it drafted {len(pairs)} are sound, which differ, are long enough, repeat "
+            "nothing and are each likelier under their own persona; choose poles that differ more."
         )
     drafted: dict[str, Any] = {}
-    if not trait.replies:
-        drafted |= {"replies": found[1], "replies_drafted": True, "scenes": scenes[:N_SCENES]}
-    if trait.on_own_axis and not trait.statements:
-        drafted |= {"statements": found[0]}
-    return row | drafted, f"{len(kept)} of {len(prompts)} pairs of replies that {lm.name} drafted are sound."
+    if asked:
+        furthest = sorted(teach, key=lambda scene: -min(reply.odds for reply in teach[scene]))[:N_REPLIES]
+        kept = {scene: pair for scene, pair in teach.items() if scene in furthest}
+        drafted = {"replies": _texts(kept.values()), "replies_drafted": True, "scenes": list(kept)}
+    if measuring:
+        drafted["statements"] = _texts(measure)
+    said = f"{len(pairs)} of {len(prompts)} pairs of replies that {lm.name} drafted are sound.{whose}"
+    if len(teach) > N_REPLIES:
+        said += f" Kept are the {N_REPLIES} whose replies differ most."
+    return row | drafted, said
+
+
+def _sound_pairs(
+    prompts: Sequence[str], plus: Sequence[Reply], minus: Sequence[Reply]
+) -> dict[str, tuple[Reply, Reply]]:
+    """By prompt the pairs that are sound; nothing in them is said twice, nor is it a prompt."""
+    kept: dict[str, tuple[Reply, Reply]] = {}
+    said = set(prompts)
+    for prompt, one, other in zip(prompts, plus, minus, strict=True):
+        if sound(one, other) and not said & {one.text, other.text}:
+            kept[prompt] = one, other
+            said |= {one.text, other.text}
+    return kept
+
+
+def _texts(pairs: Iterable[tuple[Reply, Reply]]) -> list[list[str]]:
+    return [[reply.text for reply in pair] for pair in pairs]
+
+
+def _asked(
+    lm: LanguageModel, given: list[str], trait: Trait, say: Callable[[str], None]
+) -> tuple[list[str], str]:
+    """The scenes that are to be answered, and whose they are. Errors: `SettingsError` for too many."""
+    if len(given) > scenes.N_DRAWN:
+        raise SettingsError(f"Give at most {scenes.N_DRAWN} scenes to draft replies to, not {len(given)}.")
+    never = [*lm.material.held_out_prompts(), *(text for pair in trait.statements for text in pair)]
+    own = given or scenes.drafted(lm, trait.positive, trait.negative, never, say)
+    others = [text for text in lm.material.contexts("") if text not in (*never, *own)]
+    ours = others[: max(0, N_REPLIES - len(own))]
+    whose = f" They answer {len(own)} scenes {'as given' if given else 'that it drafted'}"
+    return [*own, *ours], whose + (f" and {len(ours)} of ours, for want of more." if ours else ".")
 
 
 def sound(plus: Reply, minus: Reply) -> bool:
-    """Whether the two differ, are long enough, and each is likelier under its own persona."""
-    long_enough = all(len(reply.text.split()) >= LEAST for reply in (plus, minus))
-    return long_enough and plus.text != minus.text and plus.odds > 0.0 and minus.odds > 0.0
+    """Whether the two differ, and each is long enough, repeats nothing, and is likelier under its own
+    persona."""
+    each = all(
+        len(reply.text.split()) >= LEAST and not scenes.repeats(reply.text) and reply.odds > 0.0
+        for reply in (plus, minus)
+    )
+    return each and plus.text != minus.text
 
 
 @torch.inference_mode()
 def replies(
-    lm: LanguageModel, positive: str, negative: str, prompts: Sequence[str], pause: Callable[[], None]
+    lm: LanguageModel, positive: str, negative: str, prompts: Sequence[str], say: Callable[[str], None]
 ) -> tuple[list[Reply], list[Reply]]:
     """To each prompt what the positive persona says, and what the negative one does, as whole sentences
     where it comes to one; without the poles' own words, where these are a word each."""
@@ -107,8 +146,8 @@ def replies(
     never = torch.tensor(own_words(lm, positive, negative), dtype=torch.long, device=rows.logits_BV.device)
     written: list[list[tuple[int, float]]] = [[] for _ in asked]
     writing = set(range(n))
-    for _ in range(N_TOKENS):
-        pause()
+    for step in range(1, N_TOKENS + 1):
+        say(f"drafts what either would say: step {step} of at most {N_TOKENS}")
         logits_BV = rows.logits_BV.float().index_fill(1, never, -torch.inf)
         own_NV, other_NV = logits_BV.log_softmax(dim=-1).split(n)
         odds_NV = own_NV - other_NV

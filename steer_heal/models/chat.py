@@ -88,11 +88,16 @@ class ChatEncoder:
         """Ids of the rendered turns, the model's turn tag and `prefill`, which is trusted text of ours."""
         return self.encode_all([messages], prefill)[0]
 
-    def encode_all(self, chats: Sequence[Sequence[Message]], prefill: str = "") -> list[list[int]]:
-        """`encode` of each chat; what they hold is tokenized in one call."""
+    def encode_all(
+        self, chats: Sequence[Sequence[Message]], prefill: str = "", *, unfinished: bool = False
+    ) -> list[list[int]]:
+        """`encode` of each chat; what they hold is tokenized in one call. `unfinished`: up to the end of the
+        last turn's content, so that the model goes on with that turn."""
         for message in itertools.chain.from_iterable(chats):
             sound(check_text, message["content"])
         rendered = [self._render(chat if self.has_system_role else _fold_system(chat)) for chat in chats]
+        if unfinished:
+            rendered = [(text[: spans[-1][1]], spans) for text, spans in rendered]
         cuts = [self._cuts(text, spans) for text, spans in rendered]
         pieces = [_split(text, cut) for (text, _), cut in zip(rendered, cuts, strict=True)]
         for some in pieces:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from steer_heal import data
 from steer_heal.config import (
     AUTO,
     DEFAULT_BAND,
@@ -142,7 +143,9 @@ def test_it_drafts_what_two_poles_say_and_moves_along_them(
 ) -> None:
     monkeypatch.setattr(own_traits, "folder", lambda: tmp_path)  # not the folder of whoever runs the tests
     made, said = engine.make_trait("formal", "casual")
-    assert said.endswith("pairs of replies that smollm2 drafted are sound.")
+    assert "pairs of replies that smollm2 drafted are sound. They answer" in said
+    assert len(set(made.scenes) - set(data.material(demo=False).contexts(""))) >= LEAST
+    assert len(made.scenes) == len(made.replies)
     assert len(made.statements) >= LEAST
     asked = build(
         DoseRequest, trait=made.name, alphas=(0.0, 1.0, -1.0), n_vignettes=2, controls=0,

@@ -78,13 +78,10 @@ def test_which_tokens_are_steered_can_be_said(client, engine):
         client.predict("gated", where="nowhere", api_name="/steer")
 
 
-def test_a_trait_is_made_of_poles_replies_and_a_target(client):
-    made = client.predict("wild", "tame", [["Ho!", "Hm."]], "Care=-1", api_name="/make_trait")
-    assert (made["name"], made["target"], made["replies"]) == (
-        "wild-over-tame",
-        {"Care": -1},
-        [["Ho!", "Hm."]],
-    )
+def test_a_trait_is_made_of_poles_replies_scenes_and_a_target(client):
+    made = client.predict("wild", "tame", [["Ho!", "Hm."]], "Care=-1", ["May I?"], api_name="/make_trait")
+    assert (made["name"], made["target"]) == ("wild-over-tame", {"Care": -1})
+    assert (made["scenes"], made["replies"]) == (["May I?"], [["Ho!", "Hm."]])
     assert made["name"] in [trait["name"] for trait in client.predict(api_name="/describe")["traits"]]
     with pytest.raises(AppError, match="give two that differ"):
         client.predict("wild", "wild", api_name="/make_trait")

@@ -50,6 +50,14 @@ def test_control_tokens_come_from_the_template_only(chat, text):
     assert text.strip() in tiny.tokenizer().decode(chat.encode([user(text)]))
 
 
+@pytest.mark.parametrize("text", ["hello", *INJECTIONS])
+def test_an_unfinished_turn_is_the_chat_up_to_the_end_of_what_is_said(chat, text):
+    chats = [[user(text)], [system(text), user("hi")]]
+    for messages, ids in zip(chats, chat.encode_all(chats, unfinished=True), strict=True):
+        assert ids == chat.encode(messages)[: len(ids)]
+        assert tiny.tokenizer().decode(ids).endswith(messages[-1]["content"].strip())
+
+
 @pytest.mark.parametrize("prefill", ["", '{"choice": "'])
 def test_many_chats_are_encoded_as_each_alone(chat, prefill):
     chats = [[user(text)] for text in (*CLEAN, *INJECTIONS)]

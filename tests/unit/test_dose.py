@@ -135,6 +135,9 @@ def test_a_grid_has_a_row_for_every_band_and_alpha(lm, setting):
     vector, vignettes, frame, prompts = setting
     bands = sweeps.grid_bands(lm.n_layers)
     assert len(bands) == 4 + 2
+    for n_layers, held in ((2, [[0], [1]]), (7, [[0, 1, 2], [3, 4, 5], [4, 5, 6]]), (3, [[0, 1, 2]])):
+        found = [band_layers(n_layers, band) for band in sweeps.grid_bands(n_layers, coarse=True)]
+        assert list(map(list, found)) == held
     asked, seen = request(alphas=(-1.0, 1.0), sample=build(SampleSettings, max_new_tokens=60)), []
 
     def calibrated_at(layers):

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,9 @@ from steer_heal.config import (
 )
 from steer_heal.data import own_traits
 from steer_heal.engine import Engine
+from steer_heal.engine.requests import Waiting
 from steer_heal.engine.vectors import Vectors
-from steer_heal.evaluate import drafts
+from steer_heal.evaluate import drafts, scenes
 from steer_heal.evaluate.agreement import NO_LABELS
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.drafts import Reply
@@ -38,6 +40,7 @@ FORMAL = ("trait", "make", "formal", "--plus", "formal", "--minus", "casual")
 
 
 PLUS, MINUS = "Good day to you, number {}.", "Hey there, number {}!"
+SCENES = [f"Should I go to number {n}?" for n in range(14)]
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +48,14 @@ def drafting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line's model is a tiny one that drafts what a larger one would."""
 
     def replies(
-        _lm: object, _plus: str, _minus: str, prompts: Sequence[str], *_: object
+        _lm: object, _plus: str, _minus: str, prompts: Sequence[str], say: Callable[[str], None]
     ) -> tuple[list[Reply], list[Reply]]:
+        say("drafts what either would say")
         numbers = range(len(prompts))
         return [Reply(PLUS.format(n), 0.2) for n in numbers], [Reply(MINUS.format(n), 0.1) for n in numbers]
 
     monkeypatch.setattr(drafts, "replies", replies)
+    monkeypatch.setattr(scenes, "drafted", lambda *_: SCENES[:9])
     monkeypatch.setattr(models, "load", lambda _name: tiny.shared("llama"))
 
 
@@ -65,13 +70,15 @@ def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
 ) -> None:
     code, said = told(capsys, *FORMAL)
     assert code == 0
-    assert "18 of 18 pairs of replies that tiny-llama drafted are sound." in said
+    assert "21 of 21 pairs of replies that tiny-llama drafted are sound." in said
     assert "measure + Good day to you, number 0.\nmeasure - Hey there, number 0!\n" in said
     made = data.trait("formal")
     assert made.statements == tuple((PLUS.format(n), MINUS.format(n)) for n in range(6))
-    assert made.replies == tuple((PLUS.format(n), MINUS.format(n)) for n in range(6, 18))
-    lm = tiny.shared("llama")
-    assert not set(made.scenes) & set(lm.material.held_out_prompts())
+    assert made.replies == tuple((PLUS.format(n), MINUS.format(n)) for n in range(9, 21))
+    ours = tiny.shared("llama").material
+    assert made.scenes[:9] == tuple(SCENES[:9])
+    assert len(set(made.scenes[9:]) & set(ours.contexts("")) - set(ours.held_out_prompts())) == 3
+    assert f"reply ? {SCENES[8]}\nreply + {PLUS.format(17)}\nreply - {MINUS.format(17)}\n" in said
     assert (made.title, made.positive, made.negative) == (
         "Formal over casual",
         "You are formal.",
@@ -87,7 +94,7 @@ def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
     assert told(capsys, "trait", "export", "formal", "--out", str(out))[0] == 0
     poles = ("--plus", "stiff", "--minus", "loose", "--replies", str(out))
     assert told(capsys, "trait", "make", "stiff", *poles)[0] == 0
-    assert data.trait("stiff").replies == made.replies
+    assert (data.trait("stiff").replies, data.trait("stiff").scenes) == (made.replies, made.scenes)
     assert told(capsys, "trait", "delete", "formal")[0] == 0
     assert "formal" not in data.traits()
     assert told(capsys, "trait", "import", str(out))[0] == 0
@@ -115,6 +122,7 @@ def test_personas_replies_and_a_target_are_taken_as_they_stand(
     assert made.target == {"Care": 1, "SocialNorms": -1}
     assert made.replies[0] == ("Poor thing.", "Rules are rules.")
     assert made.scenes == data.trait("liberty_over_custom").scenes[-len(made.scenes) :]
+    assert [mark for mark, _ in made.spoken()] == ["+", "-"] * 2
 
 
 @pytest.mark.parametrize(
@@ -236,9 +244,24 @@ def test_poles_measured_before_are_not_those_of_a_trait_made_again(tmp_path: Pat
         own_traits.delete("x")
 
 
+def test_what_a_draft_waits_for_is_said(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, told = engine.scheduler.run, []
+
+    def behind_two(*asked: Any, **how: Any) -> Iterator[Any]:
+        yield Waiting(2)
+        yield from run(*asked, **how)
+
+    monkeypatch.setattr(engine.scheduler, "run", behind_two)
+    engine.make_trait("formal", "casual", progress=told.append)
+    assert told == ["waiting for 2 ahead", "tiny-gemma3 drafts what either would say"]
+
+
 def test_on_the_page_it_is_drafted_once_and_its_replies_may_be_edited(engine: Engine) -> None:
     made, said = engine.make_trait("formal", "casual")
-    assert said == "18 of 18 pairs of replies that tiny-gemma3 drafted are sound."
+    assert said == (
+        "21 of 21 pairs of replies that tiny-gemma3 drafted are sound. They answer 9 scenes that it drafted "
+        "and 3 of ours, for want of more."
+    )
     assert engine.make_trait("formal", "casual") == (made, "")
     assert engine.make_trait("formal", "casual", made.replies) == (made, "")
     edited = replace(made, replies=(("Good day.", "Hey."),), replies_drafted=False)
@@ -248,6 +271,15 @@ def test_on_the_page_it_is_drafted_once_and_its_replies_may_be_edited(engine: En
     with pytest.raises(SettingsError, match="the same text as entry 1"):
         engine.make_trait("formal", "casual", [("Good day.", "Good day.")])
     assert data.trait(made.name) == edited
+    asked = replace(edited, scenes=("Am I late?",))
+    assert engine.make_trait("formal", "casual", edited.replies, scenes=asked.scenes) == (asked, "")
+    again, said = engine.make_trait("formal", "casual", scenes=SCENES[9:])
+    assert again.scenes[:5] == tuple(SCENES[9:])
+    assert again.replies_drafted
+    assert said.endswith("They answer 5 scenes as given and 7 of ours, for want of more.")
+    with pytest.raises(SettingsError, match="'scenes' entry 2: the same text as entry 1"):
+        engine.make_trait("formal", "casual", scenes=["Am I late?", "Am I late?"])
+    engine.make_trait("formal", "casual", edited.replies, scenes=edited.scenes)
     aimed = replace(edited, target={"Care": -1, "SocialNorms": 1})
     assert engine.make_trait("formal", "casual", target="Care=-1, social norms=1") == (aimed, "")
     with pytest.raises(SettingsError, match="'Love=1' is no target"):
