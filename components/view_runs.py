@@ -312,8 +312,7 @@ def answers(detail: RoundDetail) -> str:
         tr(*(esc(row.get(key, "")) + short_word(words.get(key, "")) for key in keys))
         for row, words in zip_longest(detail.answers, detail.words, fillvalue={})
     )
-    about = f'<p class="sh-dim">{said}</p>' if (said := _looping(detail)) else ""
-    return about + table(map(esc, keys), rows, "sh-text")
+    return table(map(esc, keys), rows, "sh-text")
 
 
 def _looping(detail: RoundDetail) -> str:
