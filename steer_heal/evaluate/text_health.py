@@ -29,8 +29,8 @@ def repetition(text: str, earlier: str = "") -> float:
 
     Counted are the characters, case-folded and without white space, of each stretch of `STRETCH` that was
     there before, and of each run in which 2 to 12 characters are said three times or more. So a name or a
-    turn of phrase that comes again does not count, a sentence said twice does, and so does any loop that is
-    longer than itself. `earlier`: what the same voice said before in a conversation.
+    turn of phrase that comes again does not count; a sentence said twice does, and so does a loop that
+    changes a word as it goes. `earlier`: what the same voice said before in a conversation.
     """
     said, before = (re.sub(r"\s+", "", part.casefold()) for part in (text, earlier))
     again = {place for run in _RUN.finditer(said) for place in range(*run.span())}

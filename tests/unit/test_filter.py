@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from steer_heal.records import TextHealth
 
 GOOD = "I would comfort the boy first, and then I would talk to the teacher about what happened here."
 OWN = Own(perplexity=1.5, relevance=1.0)
+LABELS = Path(__file__).parents[2] / "docs" / "reports" / "loop_labels.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,17 @@ def test_what_loops(text):
 )
 def test_ordinary_text_lists_and_a_refrain_do_not_loop(text):
     assert not text_health.loops(text)
+
+
+def test_what_loops_agrees_with_a_reader():
+    rows = [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
+    for number in (1, 2):
+        meant = [row["label"] for row in rows if row["set"] == number]
+        said = [row["label"] for row in rows if row["set"] == number and text_health.loops(row["text"])]
+        right = said.count("loops")
+        assert right / len(said) > 0.85
+        assert right / meant.count("loops") > 0.85
+        assert "neither" not in said
 
 
 @given(
