@@ -285,7 +285,13 @@ def text_word(health: TextHealth | None) -> str:
         return ""
     why = "; ".join(why for *_, why in _readings(health, None) if why)
     said = f'<span class="sh-why sh-dim" title="{esc(why)}">{esc(why)}</span>' if why else ""
-    return f'{said}<span class="sh-word sh-{word}" title="{esc(why)}">{word}</span>'
+    return said + short_word(word, why)
+
+
+def short_word(word: str, why: str = "") -> str:
+    """A text's word alone, "loops" among them, which is one way to be broken; nothing for none."""
+    kind, said = ("broken", "broken: loops") if word == "loops" else (word, word)
+    return f'<span class="sh-word sh-{kind}" title="{esc(why)}">{esc(said)}</span>' if word else ""
 
 
 def measures(frame: SteerFrame, profiles: tuple[Profile, Profile] | None) -> str:

@@ -7,9 +7,10 @@ import math
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
-from components.view import bars, duration, empty, esc, number, progress, table, tr, worth
+from components.view import bars, duration, empty, esc, number, progress, short_word, table, tr, worth
 from components.words import what_is
 from steer_heal.config import HealThresholds, describe_settings
 from steer_heal.records import CompletionRow, RoundDetail, RunRow
@@ -239,9 +240,11 @@ def round_head(detail: RoundDetail, run: RunRow | None) -> str:
         facts.append(f"kept <b>{detail.kept}</b> of {detail.made} completions")
     if detail.c_star is not None:
         facts.append(f"c* <b>{number(detail.c_star, 1)}</b>")
-    facts += [
+    health = [
         f"{esc(k.replace('_', ' '))} <b>{number(v, 2)}</b>" for k, v in detail.text.items() if v is not None
     ]
+    facts += [f"of sampled answers (medians; looping is a share): {', '.join(health)}"] if health else []
+    facts += [said] if (said := _looping(detail)) else []
     facts.append(f"run {esc(detail.run_id)}")
     which = "before the first round" if detail.round == 0 else f"round {detail.round}"
     said = " · ".join(facts)
@@ -305,8 +308,21 @@ def answers(detail: RoundDetail) -> str:
         return empty("No answers to the fixed prompts were kept for this round.")
     keys = list(dict.fromkeys(key for row in detail.answers for key in row))
     keys.sort(key=lambda key: key != "prompt")
-    rows = (tr(*(esc(row.get(key, "")) for key in keys)) for row in detail.answers)
+    rows = (
+        tr(*(esc(row.get(key, "")) + short_word(words.get(key, "")) for key in keys))
+        for row, words in zip_longest(detail.answers, detail.words, fillvalue={})
+    )
     return table(map(esc, keys), rows, "sh-text")
+
+
+def _looping(detail: RoundDetail) -> str:
+    """How many of the printed answers loop, of each stage that has some."""
+    stages = [
+        stage for stage in ("base", "steered", "healed") if any(row.get(stage) for row in detail.answers)
+    ]
+    counts = (sum(words.get(stage) == "loops" for words in detail.words) for stage in stages)
+    said = ", ".join(f"{stage} <b>{n}</b>" for stage, n in zip(stages, counts, strict=True))
+    return f"of {len(detail.answers)} printed (greedy) answers loop: {said}" if detail.words else ""
 
 
 def compare(one: RoundDetail, other: RoundDetail, names: tuple[str, str]) -> str:
@@ -325,7 +341,10 @@ def compare(one: RoundDetail, other: RoundDetail, names: tuple[str, str]) -> str
         ("retention", number(one.retention, 2), number(other.retention, 2)),
         ("share of base's facts still told", *of("facts_kept", 2)),
         ("KL from base on neutral prompts, nats a token", *of("neutral_kl", 2)),
-        *((k.replace("_", " "), number(v, 2), number(other.text.get(k), 2)) for k, v in one.text.items()),
+        *(
+            (f"{k.replace('_', ' ')} of sampled answers", number(v, 2), number(other.text.get(k), 2))
+            for k, v in one.text.items()
+        ),
         ("answers kept of those written", *(f"{d.kept} of {d.made}" for d in (one, other))),
     ]
     mine, theirs = flat(one.settings), flat(other.settings)

@@ -28,7 +28,7 @@ WORDS = {
         "text health": "whether the steered text still reads as base's own does: fine, damaged or broken",
         "perplexity": "how surprised base is by the text; gibberish makes it high",
         "relevance": "how much likelier an answer is after its own question than after others, in nats",
-        "repetition": "the share of the text that is one phrase again and again",
+        "repetition": "the share of the text that says itself again, or in a talk what was answered before",
         "variety": "the share of the text's words that are different ones",
         "answer mass": "how much probability the allowed answers got; coherence on the map",
         "agreement": "the share of vignettes that the model labels right; chance is one in seven",

@@ -717,7 +717,8 @@ class RoundDetail:
 
     `facts`: headline, intervals, differences, shift_cosine, facts_kept, neutral_kl and path of its `round`
     event; the path is movement and health of base, of steering at some alphas, and of the rounds so far.
-    `worth`: the agreement of each stage, asked in `frame`.
+    `worth`: the agreement of each stage, asked in `frame`. `words`: of each answer by stage its text's word,
+    or "loops"; "" where it is not known.
     """
 
     run_id: str
@@ -735,3 +736,4 @@ class RoundDetail:
     facts: dict[str, Any] = field(default_factory=dict)
     worth: dict[str, Agreement] = field(default_factory=dict)
     frame: str = ""
+    words: tuple[dict[str, str], ...] = ()

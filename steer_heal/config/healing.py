@@ -322,7 +322,9 @@ class HealThresholds(Settings):
     is not counted. Chosen by hand: no report fits them to a model."""
 
     mass_collapsed: float = Field(default=0.85, description="collapsed: answer mass, of base's, below")
-    looping_collapsed: float = Field(default=0.1, description="collapsed: share of answers that loop, above")
+    looping_collapsed: float = Field(
+        default=0.1, description="collapsed: share of sampled answers that loop, above, and above base's"
+    )
     perplexity_collapsed: float = Field(default=3.0, description="collapsed: perplexity, of base's, above")
     relevance_collapsed: float = Field(default=0.4, description="collapsed: relevance, of base's, below")
     retention_kept: float = Field(default=0.5, description="too little trait kept: retention below")
@@ -332,7 +334,8 @@ class HealThresholds(Settings):
     room: float = Field(default=0.05, description="a target foundation counts with room to move of at least")
     mass_healthy: float = Field(default=0.95, description="kept but costly: answer mass, of base's, below")
     looping_healthy: float = Field(
-        default=0.02, description="kept but costly: share of answers that loop, above"
+        default=0.02,
+        description="kept but costly: share of sampled answers that loop, above, and above base's",
     )
     perplexity_healthy: float = Field(
         default=1.5, description="kept but costly: perplexity, of base's, above"

@@ -99,9 +99,9 @@ class Thresholds(Settings):
     """Where a word of the text's health or of the answers changes; shown on the page wherever a word is.
 
     Of the text: perplexity and relevance, both under base, are relative to those of base's own text;
-    repetition is the share of the text that is a loop, variety the share of distinct words. Of the answers to
-    the vignettes: their mass is relative to base's. How the text's were chosen, and what they find:
-    docs/reports/text-health.md.
+    repetition is the share of the text that says itself again, variety the share of distinct words. Of the
+    answers to the vignettes: their mass is relative to base's. How the text's were chosen, and what they
+    find: docs/reports/text-health.md.
     """
 
     perplexity_damaged: float = 1.5

@@ -121,7 +121,10 @@ class Talked:
         for row, text in enumerate(self._texts):
             base, said = own.get(text.number), "".join(token.text for token in text.tokens)
             units = (None, None) if base is None else (perplexity(logp[base]), about[base])
-            text.health = health(said, logp[row], units[0], relevance=about[row], own_relevance=units[1])
+            earlier = "\n".join(turn.content for turn in text.voice.messages if turn.role == "assistant")
+            text.health = health(
+                said, logp[row], units[0], relevance=about[row], own_relevance=units[1], earlier=earlier
+            )
         return True
 
     def _together(self) -> str:

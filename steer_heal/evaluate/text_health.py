@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, median
@@ -17,53 +16,36 @@ import numpy as np
 from steer_heal.config import THRESHOLDS, Thresholds
 from steer_heal.records import TextHealth, TextWord
 
-NGRAMS = (2, 3, 4)
-MIN_REPEATS = 3
-PERIOD = 12
+STRETCH = 16
 WINDOW = 50
 MAX_PERPLEXITY = 1e6
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_RUNS = [re.compile(rf"(.{{{n}}})\1{{{MIN_REPEATS - 1},}}", re.DOTALL) for n in range(2, PERIOD + 1)]
+_RUN = re.compile(r"(.{2,12}?)\1{2,}", re.DOTALL)
 
 
-def repetition(text: str) -> float:
-    """How much of the text is a loop, from 0 to 1: the larger of two shares, case-folded.
+def repetition(text: str, earlier: str = "") -> float:
+    """Share of the text that says again what it, or `earlier`, has said, from 0 to 1.
 
-    Share of n-grams: the most frequent word 2- to 4-gram over all of its size, when it occurs at least three
-    times. Share in runs: the words, or the characters without white space, that lie in a unit said at least
-    three times in a row (up to `PERIOD` words, 2 to 4 characters). A name or phrase that comes again and
-    again in good sentences is neither.
+    Counted are the characters, case-folded and without white space, of each stretch of `STRETCH` that was
+    there before, and of each run in which 2 to 12 characters are said three times or more. So a name or a
+    turn of phrase that comes again does not count; a sentence said twice does, and so does a loop that
+    changes a word as it goes. `earlier`: what the same voice said before in a conversation.
     """
-    words = _WORD.findall(text.casefold())
-    characters = re.sub(r"\s+", "", text.casefold())
-    shares = [_most_frequent(words, n) for n in NGRAMS]
-    shares += [_run_share(words, period) for period in range(1, PERIOD + 1)]
-    if characters:
-        shares += [
-            sum(len(run.group()) for run in runs.finditer(characters)) / len(characters) for runs in _RUNS
-        ]
-    return max(shares)
+    said, before = (re.sub(r"\s+", "", part.casefold()) for part in (text, earlier))
+    again = {place for run in _RUN.finditer(said) for place in range(*run.span())}
+    seen = {before[start : start + STRETCH] for start in range(len(before) - STRETCH + 1)}
+    for start in range(len(said) - STRETCH + 1):
+        stretch = said[start : start + STRETCH]
+        if stretch in seen:
+            again.update(range(start, start + STRETCH))
+        seen.add(stretch)
+    return len(again) / len(said) if said else 0.0
 
 
-def _most_frequent(words: Sequence[str], n: int) -> float:
-    """Share of the most frequent n-gram among all; 0 below `MIN_REPEATS` occurrences."""
-    counts = Counter(zip(*(words[start:] for start in range(n)), strict=False))
-    most = max(counts.values(), default=0)
-    return most / counts.total() if most >= MIN_REPEATS else 0.0
-
-
-def _run_share(words: Sequence[str], period: int) -> float:
-    """Share of the words inside runs where a unit of `period` words is said `MIN_REPEATS` times or more."""
-    inside = run = 0
-    for place in range(period, len(words) + 1):
-        if place < len(words) and words[place] == words[place - period]:
-            run += 1
-            continue
-        if run >= (MIN_REPEATS - 1) * period:
-            inside += run + period
-        run = 0
-    return inside / len(words) if words else 0.0
+def loops(text: str) -> bool:
+    """Whether so much of the text says itself again that it reads as a loop."""
+    return repetition(text) > THRESHOLDS.repetition_broken
 
 
 def variety(text: str) -> float:
@@ -108,7 +90,7 @@ def relevance(own: Sequence[float], others: Sequence[Sequence[float]]) -> float 
 
 def text_verdict(
     perplexity_ratio: float | None,
-    loops: float,
+    again: float,
     relevance_ratio: float | None,
     varied: float = 1.0,
     limits: Thresholds = THRESHOLDS,
@@ -122,7 +104,7 @@ def text_verdict(
     ratio = 1.0 if perplexity_ratio is None else perplexity_ratio
     about = limits.relevance_damaged if relevance_ratio is None else relevance_ratio
     strays, unlikely = about < limits.relevance_broken, ratio > limits.perplexity_broken
-    if loops > limits.repetition_broken or strays or varied < limits.variety_broken or unlikely:
+    if again > limits.repetition_broken or strays or varied < limits.variety_broken or unlikely:
         return "broken"
     return "damaged" if ratio > limits.perplexity_damaged or about < limits.relevance_damaged else "fine"
 
@@ -135,23 +117,25 @@ def health(
     kl: Sequence[float] | None = None,
     relevance: float | None = None,
     own_relevance: float | None = None,
+    earlier: str = "",
 ) -> TextHealth:
     """Health of one text from its log-probs under base and its relevance (None: not measured), and base's own
     perplexity and relevance.
 
-    `kl` is KL(steered || base) per token, for its 95th percentile. Log-probs that are not finite are broken.
+    `kl` is KL(steered || base) per token, for its 95th percentile; `earlier` as in `repetition`. Log-probs
+    that are not finite are broken.
     """
     value = perplexity(logp) if logp else None
     ratio = value / own_perplexity if value is not None and own_perplexity else None
     about = relevance_ratio(relevance, own_relevance)
-    loops, varied = repetition(text), variety(text)
+    again, varied = repetition(text, earlier), variety(text)
     lost = bool(logp) and value is None
     return TextHealth(
         perplexity=value,
         perplexity_ratio=ratio,
-        repetition=loops,
+        repetition=again,
         kl_p95=quantile(kl, 0.95) if kl else None,
-        verdict="broken" if lost else text_verdict(ratio, loops, about, varied),
+        verdict="broken" if lost else text_verdict(ratio, again, about, varied),
         relevance=relevance,
         relevance_ratio=about,
         variety=varied,

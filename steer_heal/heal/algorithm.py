@@ -120,7 +120,7 @@ class _Loop:
         self.first_steered: dict[str, Any] = {}
         self.first_c_star = 0.0
         self.path: list[dict[str, Any]] = []
-        self.steered_answers: list[str] = []
+        self.printed: dict[str, dict[str, list[str]]] = {}
         self.controls: Controls | None = None
         self.said = ""
         self._check_room()
@@ -160,13 +160,16 @@ class _Loop:
             elif event.kind == "controls":
                 self.controls = Controls(**event.data)
             elif event.kind == "curve":
-                self.steered_answers = event.data["answers"]
+                texts, words = event.data["answers"], event.data.get("words", [])
+                self.printed["steered"] = {"texts": texts, "words": words}
+            elif event.kind == "answers" and event.round == 0:
+                self.printed["base"] = event.data
             elif event.kind == "round":
                 self.path = list(event.data["path"])
 
     def base(self) -> Stage[None]:
         """Once a run: the base's profile, its own text, its answers."""
-        if self.measured.get("base"):
+        if "base" in self.printed:
             return
         yield from self._begin("base", 0)
         with self.stack.off():
@@ -175,7 +178,8 @@ class _Loop:
             self.measured["base"] = self.measures.event("base", 0.0, found, text)
             yield "profile", 0, self.measured["base"]
             yield self._held_out("base", 0, 0.0, found)
-            yield "answers", 0, self._answers(self.measures.fixed())
+            self.printed["base"] = self.measures.fixed()
+            yield "answers", 0, {"prompts": self.measures.fixed_prompts, **self.printed["base"]}
 
     def round(self, round_: int) -> Stage[None]:
         """One round; its adapter is on the disk before the round counts as done."""
@@ -274,8 +278,8 @@ class _Loop:
             if alpha == 1.0:
                 self.measured["steered"] = self.first_steered = found
         yield "profile", 1, self.first_steered
-        self.steered_answers = self.measures.fixed(dose)
-        yield "curve", 1, {"points": self.path, "answers": self.steered_answers}
+        self.printed["steered"] = steered = self.measures.fixed(dose)
+        yield "curve", 1, {"points": self.path, "answers": steered["texts"], "words": steered["words"]}
 
     def _point(self, found: dict[str, Any], round_: int, cost: Mapping[str, Any]) -> dict[str, Any]:
         """Movement and health of one measurement, as the chart of a run shows them."""
@@ -404,12 +408,15 @@ class _Loop:
         healed = self.measured["healed"] = self.measures.event("healed", 0.0, found, text)
         yield "profile", round_, healed
         yield self._held_out("healed", round_, 0.0, found)
-        yield "answers", round_, self._answers(self.measures.fixed(), steered=self.steered_answers)
+        printed, beside = self.measures.fixed(), self.printed["steered"]
+        prompts = {"prompts": self.measures.fixed_prompts, **printed}
+        yield "answers", round_, prompts | {"steered": beside["texts"], "steered_words": beside["words"]}
         base, steered = self.measured["base"], self._shift(self.first_steered["p"])
         moved = abs(steered) >= LEAST_SHIFT and not self.measures.cannot_answer
         retention = self._shift(found.p) / steered if moved else None
         cost = yield from self._live("evaluate", round_, lambda _tick: self.measures.cost.measure())
         said = headline.judge(base, healed, self.trait.target, retention, controls=self.controls, cost=cost)
+        said = said.counting(printed["texts"], self.printed["base"]["texts"])
         self.said = f"round {round_} {said.sentence()}"
         facts: dict[str, Any] = {"retention": retention, "headline": asdict(said)}
         self.path.append(self._point(healed, round_, cost))
@@ -424,9 +431,6 @@ class _Loop:
         likeliest = [row.likeliest for row in found.per_vignette]
         of = {"stage": stage, "alpha": alpha, "likeliest": likeliest}
         return "held_out", round_, of | self.measures.held_out
-
-    def _answers(self, texts: list[str], **beside: list[str]) -> dict[str, list[str]]:
-        return {"prompts": self.measures.fixed_prompts, "texts": texts, **beside}
 
     def _shift(self, p: dict[str, float]) -> float:
         return trait_shift(p, self.base_p, self.trait.target)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from steer_heal.config import HEAL_THRESHOLDS, HealThresholds
-from steer_heal.evaluate.text_health import relevance_ratio
+from steer_heal.evaluate.text_health import loops, relevance_ratio
 from steer_heal.records import CANNOT_ANSWER, Controls, trait_shift
 
 Word = Literal[
@@ -30,6 +30,13 @@ class Headline:
     def sentence(self) -> str:
         return f"{self.word}: {self.why}"
 
+    def counting(self, printed: Sequence[str], base: Sequence[str]) -> Headline:
+        """The same, which also says how many of the printed answers loop, where one does; `base`: base's own
+        to the same prompts. Eight answers are too few to judge a round by, but they are what one reads."""
+        n, own = (sum(map(loops, texts)) for texts in (printed, base))
+        count = f"{n} of its {len(printed)} printed answers loop, {own} of base's own"
+        return replace(self, why=f"{self.why}; {count}") if n else self
+
 
 def judge(
     base: Mapping[str, Any],
@@ -43,7 +50,8 @@ def judge(
     """The first of `ORDER` that holds.
 
     `base`, `healed`: the data of their `profile` events (p, coherence, text). Answer mass counts where both
-    have a coherence; nothing but the text does where base has `cannot_answer`. `target`: foundation -> sign.
+    have a coherence; nothing but the text does where base has `cannot_answer`. Answers may loop as often as
+    base's own, where that is more than the limit. `target`: foundation -> sign.
     `controls`: what random directions move, where they were measured. `cost`: `facts_kept` and `neutral_kl`,
     likewise.
     """
@@ -58,12 +66,12 @@ def judge(
     mass = 1.0 if not has_mass else healed["coherence"] / base["coherence"] if base["coherence"] else 0.0
     ratio = text["perplexity"] / base["text"]["perplexity"]
     about = relevance_ratio(text.get("relevance"), base["text"].get("relevance"))
-    health = mass, text["looping"], ratio, about
+    health = mass, text["looping"], ratio, about, base["text"].get("looping") or 0.0
     if broken := _damages(*health, limits, "collapsed"):
         return Headline("collapsed", broken[0], said)
     if silent:
-        loops = f"{text['looping']:.0%} of its answers loop, perplexity {ratio:.2f}x base's own"
-        return Headline("cannot answer", f"{CANNOT_ANSWER}; by its text alone: {loops}", said)
+        looping = f"{text['looping']:.0%} of its sampled answers loop, perplexity {ratio:.2f}x base's own"
+        return Headline("cannot answer", f"{CANNOT_ANSWER}; by its text alone: {looping}", said)
     if retention is None or retention < limits.retention_kept:
         had = "steering moved nothing" if retention is None else f"retention {retention:.2f}"
         return Headline("too little trait kept", f"{had}, {limits.retention_kept:g} is needed", said)
@@ -87,16 +95,18 @@ def _damages(
     looping: float,
     ratio: float,
     about: float | None,
+    own_looping: float,
     limits: HealThresholds,
     level: Literal["collapsed", "healthy"],
 ) -> list[str]:
     """What is beyond the level's limits, each with its figure, the gravest kind first."""
-    least, loops, most, relevant = (
+    least, often, most, relevant = (
         getattr(limits, f"{name}_{level}") for name in ("mass", "looping", "perplexity", "relevance")
     )
+    often = max(often, own_looping)
     found = {
         f"answer mass {mass:.2f} of base's, below {least:g}": mass < least,
-        f"{looping:.0%} of its answers loop, above {loops:.0%}": looping > loops,
+        f"{looping:.0%} of its sampled answers loop, above {often:.0%}": looping > often,
         f"perplexity {ratio:.1f}x base's own, above {most:g}x": ratio > most,
         f"relevance {about or 0.0:.2f} of base's, below {relevant:g}": about is not None and about < relevant,
     }

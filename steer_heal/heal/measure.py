@@ -29,7 +29,15 @@ from steer_heal.heal.filter import Own, judge, readings
 from steer_heal.heal.progress import Tick
 from steer_heal.heal.schedule import seed_of
 from steer_heal.models import LanguageModel, user
-from steer_heal.records import Agreement, Completion, Controls, FilterVerdict, Profile, RoundFailed
+from steer_heal.records import (
+    Agreement,
+    Completion,
+    Controls,
+    FilterVerdict,
+    Profile,
+    RoundFailed,
+    TextHealth,
+)
 
 
 class Measures:
@@ -199,12 +207,16 @@ class Measures:
 
     def judge(self, written: Sequence[Completion], tick: Tick | None = None) -> list[FilterVerdict]:
         """The filter's verdict on every answer; `RoundFailed` before the base was measured."""
-        if self.own is None:
-            raise RoundFailed("The base was not measured: start the run again.")
+        own = self._unit()
         return [
-            judge(readings(row.text, logp, about, self.own), self._settings.filter)
+            judge(readings(row.text, logp, about, own), self._settings.filter)
             for row, (logp, about) in zip(written, self.scored(written, tick), strict=True)
         ]
+
+    def _unit(self) -> Own:
+        if self.own is None:
+            raise RoundFailed("The base was not measured: start the run again.")
+        return self.own
 
     def text(
         self, tick: Tick | None, dose: CalibratedVector | None = None, alpha: float = 0.0
@@ -217,14 +229,7 @@ class Measures:
         written = self.write(prompts, tick, seed=seed, dose=dose, alphas=(alpha,))
         scored = self.scored(written, tick)
         self.own = own = self.own or _own(scored)
-        found = text_health.summary(
-            [
-                text_health.health(
-                    row.text, logp, own.perplexity, relevance=about, own_relevance=own.relevance
-                )
-                for row, (logp, about) in zip(written, scored, strict=True)
-            ],
-        )
+        found = text_health.summary(_healths(written, scored, own))
         texts = [row.text for row in written]
         self.held_out = {"texts": texts, "relevance": [about for _, about in scored]}
         return found | {
@@ -241,10 +246,12 @@ class Measures:
             self._lm, layers, c_stars, *how, persona=self._persona, progress=tick, stop=self._stop
         )
 
-    def fixed(self, dose: CalibratedVector | None = None) -> list[str]:
-        """The greedy answers to the fixed prompts, at alpha 1 where there is a dose."""
+    def fixed(self, dose: CalibratedVector | None = None) -> dict[str, list[str]]:
+        """The greedy answers to the fixed prompts, at alpha 1 where there is a dose, and each one's word.
+        `RoundFailed` before the base was measured."""
         written = self.write(self.fixed_prompts, None, seed=0, dose=dose, alphas=(1.0,), greedy=True)
-        return [row.text for row in written]
+        rows = _healths(written, self.scored(written), self._unit())
+        return {"texts": [row.text for row in written], "words": [row.verdict for row in rows]}
 
     def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
         """The data of a `profile` event."""
@@ -256,6 +263,16 @@ class Measures:
             else None,
         }
         return {"stage": stage, "alpha": alpha, **asdict(found), **about, "text": text}
+
+
+def _healths(
+    written: Sequence[Completion], scored: Sequence[tuple[Sequence[float], float | None]], own: Own
+) -> list[TextHealth]:
+    """Of every answer, in units of base's own text; `scored` as from `Measures.scored`."""
+    return [
+        text_health.health(row.text, logp, own.perplexity, relevance=about, own_relevance=own.relevance)
+        for row, (logp, about) in zip(written, scored, strict=True)
+    ]
 
 
 def _own(scored: Sequence[tuple[Sequence[float], float | None]]) -> Own:

@@ -92,6 +92,13 @@ def test_a_round_is_held_against_what_steering_alone_does(whole):
         assert path[-1]["neutral_kl"] == event.data["neutral_kl"]
     for event in of_kind(whole[1], "answers")[1:]:
         assert event.data["steered"] == curve.data["answers"]
+        assert event.data["steered_words"] == curve.data["words"]
+
+
+def test_every_printed_answer_has_a_word(whole):
+    for event in of_kind(whole[1], "answers"):
+        assert len(event.data["words"]) == len(event.data["texts"])
+        assert set(event.data["words"]) <= {"fine", "damaged", "broken"}
 
 
 def test_a_round_says_what_it_cost(whole):

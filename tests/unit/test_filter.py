@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from steer_heal.records import TextHealth
 
 GOOD = "I would comfort the boy first, and then I would talk to the teacher about what happened here."
 OWN = Own(perplexity=1.5, relevance=1.0)
+LABELS = Path(__file__).parents[2] / "docs" / "reports" / "loop_labels.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -26,10 +29,18 @@ OWN = Own(perplexity=1.5, relevance=1.0)
         "You areLibertyLibertyLibertyLibertyLibertyLiberty",
         "Well, a cam and and and and and and and and and and and",
         " ".join(["The boy would stay at home and wait for the rain."] * 4),
+        "🌱" * 12,
+        "I'm not sure what to do. I'm not sure what to do, but I'm not sure what to do either. I'm not",
+        "I'm sorry to hear that. I'm so sorry to hear that. I'm here to help, and I'm here to help. "
+        "I'm going to make sure that's okay. I'll make sure that's okay. I'll",
+        "The sea is a mirror and a place of peace. It is a reminder of how old we are.\n\n"
+        "The sea is a mirror and a place of peace. It",
+        "Some animals sleep on their feet, and a horse is one of these, as are the cow and the goat. "
+        "They can sleep anywhere, and they can sleep anywhere, and they can sleep anywhere, and they can",
     ],
 )
-def test_loops_score_above_the_threshold(text):
-    assert text_health.repetition(text) > Thresholds().repetition_broken
+def test_what_loops(text):
+    assert text_health.loops(text)
 
 
 @pytest.mark.parametrize(
@@ -44,10 +55,34 @@ def test_loops_score_above_the_threshold(text):
         "bird is what counts. I would comfort the wounded bird.",
         "I think the boy should stop. I think the boy should say sorry to the girl and her friend.",
         "You hit a lonely pupil. That is cruel, and the pupil is hurt. Say sorry to the pupil and mend it.",
+        "1. A knife for bread\n2. A knife for fish\n3. A spoon for soup\n4. A spoon for tea\n5. A fork",
+        "The Moon's rotation is slow. The Earth's rotation is fast, and the Moon's shape is what we see.",
+        "The snow lay on the hill at dawn,\nand nobody came home.\nThe fire was out, the bread was gone,\n"
+        "and nobody came home.\nA lantern swung beside the mill,\nand nobody came home.",
     ],
 )
-def test_ordinary_text_scores_low(text):
-    assert text_health.repetition(text) < 0.25
+def test_ordinary_text_lists_and_a_refrain_do_not_loop(text):
+    assert not text_health.loops(text)
+
+
+def test_what_loops_agrees_with_a_reader():
+    rows = [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
+    for number in (1, 2):
+        meant = [row["label"] for row in rows if row["set"] == number]
+        said = [row["label"] for row in rows if row["set"] == number and text_health.loops(row["text"])]
+        right = said.count("loops")
+        assert right / len(said) > 0.85
+        assert right / meant.count("loops") > 0.85
+        assert "neither" not in said
+
+
+@given(
+    st.text(min_size=text_health.STRETCH).filter(lambda text: len("".join(text.split())) >= 16),
+    st.integers(2, 5),
+)
+def test_what_is_said_again_counts_wherever_it_was_said(text, times):
+    assert text_health.repetition(text * times) >= 1 - 1 / times - 1e-9
+    assert text_health.repetition(text, earlier=f"Well. {text} Yes.") == pytest.approx(1.0)
 
 
 def test_perplexity_of_known_tokens():
@@ -84,7 +119,7 @@ def test_an_answer_that_reads_as_well_as_base_s_own_is_kept_with_all_its_reading
         ({"about": -0.2}, "relevance"),
         ({"about": None}, "relevance"),
         ({"about": math.nan}, "relevance"),
-        ({"text": "I would help the boy. " * 2 + "So I would help the boy, at once."}, "variety"),
+        ({"text": "I would help him, and he would help me, and I would, and he would, help."}, "variety"),
         ({"text": f"{GOOD} Go on, go on, go on, go on, go on, go on, go on, go on."}, "repetition"),
     ],
 )

@@ -116,9 +116,26 @@ def test_of_a_model_that_cannot_answer_the_text_alone_is_judged():
     said = judge(base, stage(mass=0.1, loyalty=0.9), TARGET, None)
     assert said.word == "cannot answer"
     assert said.why.startswith(
-        "this model cannot answer this question; by its text alone: 0% of its answers loop"
+        "this model cannot answer this question; by its text alone: 0% of its sampled answers loop"
     )
     assert judge(base, stage(looping=0.5), TARGET, None).word == "collapsed"
+
+
+def test_what_base_loops_itself_is_no_cost():
+    base, healed = stage(looping=0.04), {"care": 0.7, "norms": 0.2}
+    assert judge(base, stage(looping=0.04, **healed), TARGET, 0.9).word == "healed"
+    said = judge(base, stage(looping=0.05, **healed), TARGET, 0.9)
+    assert said.word == "kept but costly"
+    assert said.why.endswith("5% of its sampled answers loop, above 4%")
+
+
+def test_a_headline_counts_the_printed_answers_that_loop():
+    said = judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9)
+    loop = "I'm not sure what to do. " * 4
+    assert said.counting(["Yes."], [loop]) == said
+    counted = said.counting([loop, "Yes.", loop], ["Yes.", loop, "No."])
+    assert counted.word == said.word
+    assert counted.why == f"{said.why}; 2 of its 3 printed answers loop, 1 of base's own"
 
 
 def test_a_cloze_has_no_answer_mass_to_lose():

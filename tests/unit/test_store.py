@@ -182,6 +182,20 @@ def test_events_of_another_version_are_taken_in_as_far_as_they_go(store, tmp_pat
     assert (row.name, row.rounds) == ("n", 2)
 
 
+def test_a_printed_answer_has_its_word_and_one_of_an_older_run_says_whether_it_loops(store, tmp_path):
+    loop = "I'm not sure what to do. " * 4
+    with EventLog(tmp_path / "events.jsonl") as log:
+        log.append("answers", 0, {"prompts": ["a", "b"], "texts": ["Yes.", loop]})
+        log.append("profile", 1, {"stage": "healed", "alpha": 0.0, **profile(0.4, 0.4)})
+        more = {"steered": [loop, "No."], "words": ["damaged", "fine"], "steered_words": ["broken", "fine"]}
+        log.append("answers", 1, {"prompts": ["a", "b"], "texts": ["Yes.", "No."], **more})
+    store.ingest("r1", events.read(tmp_path / "events.jsonl"))
+    assert store.round_detail("r1", 1).words == (
+        {"base": "", "steered": "loops", "healed": "damaged"},
+        {"base": "loops", "steered": "fine", "healed": "fine"},
+    )
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_export_holds_the_asked_run_only(store, log, tmp_path, kind):
     store.ingest("r1", events.read(log))

@@ -15,7 +15,8 @@ from steer_heal.config import (
     build,
     read_voice,
 )
-from steer_heal.engine import Engine
+from steer_heal.engine import Engine, talk
+from steer_heal.evaluate import text_health
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.models.kept import Kept
 from steer_heal.records import TalkFrame
@@ -71,6 +72,20 @@ def test_base_steered_and_two_healed_rounds_answer_side_by_side(engine, lm, tmp_
     assert torch.equal(tiny.logits(lm), before)
     assert Kept(lm.model).hashes() == hashes
     assert lm.state == state
+
+
+def test_an_answer_is_read_after_what_was_answered_before(engine, monkeypatch):
+    read = []
+
+    def health(*args, earlier, **how):
+        read.append(earlier)
+        return text_health.health(*args, earlier=earlier, **how)
+
+    monkeypatch.setattr(talk, "health", health)
+    answers = ({"role": "assistant", "content": said} for said in ("That it is.", "It is that."))
+    longer = [turn for answer in answers for turn in (*SAID, answer)]
+    list(engine.talk(asked("base", messages=(*longer, *SAID)), session="a"))
+    assert read == ["That it is.\nIt is that."]
 
 
 def test_a_healed_voice_has_the_probabilities_of_the_model_with_the_adapters_on(engine, lm, tmp_path):

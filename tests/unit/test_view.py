@@ -236,6 +236,17 @@ def test_a_round_s_bars_say_what_each_stage_is_worth() -> None:
     assert html.count("agreement 0.53 (0.46-0.60), chance 0.14, frame cloze") == 1
 
 
+def test_each_printed_answer_has_its_word_and_the_loops_are_counted() -> None:
+    said = {"prompt": "Who?", "base": "Me.", "steered": "You.", "healed": "I I I"}
+    words = {"base": "fine", "steered": "", "healed": "loops"}
+    detail = replace(DETAIL, answers=(said, said), words=(words, words | {"base": "loops"}))
+    table = view_runs.answers(detail)
+    assert table.count("broken: loops") == 3
+    assert table.count(">fine<") == 1
+    count = "of 2 printed (greedy) answers loop: base <b>1</b>, steered <b>0</b>, healed <b>2</b>"
+    assert count in view_runs.round_head(detail, RUN)
+
+
 def test_two_rounds_side_by_side_show_what_differs_as_text() -> None:
     runs = FakeEngine().runs
     one = runs.round(EXAMPLE, 1)

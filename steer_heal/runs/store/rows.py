@@ -209,10 +209,12 @@ def _profile(state: LogRows, event: Event) -> None:
 
 
 def _answers(state: LogRows, event: Event) -> None:
-    prompts, texts, steered = (_list(event.data.get(key)) for key in ("prompts", "texts", "steered"))
-    for index, (prompt, text, beside) in enumerate(zip_longest(prompts, texts, steered)):
-        answer = {"prompt": _text(prompt), "text": _text(text), "steered": _text(beside) or None}
-        state.put("answers", event, (index,), idx=index, **answer)
+    keys = ("prompts", "texts", "steered", "words", "steered_words")
+    for index, row in enumerate(zip_longest(*(_list(event.data.get(key)) for key in keys))):
+        prompt, text, *others = map(_text, row)
+        steered, word, steered_word = (other or None for other in others)
+        answer = {"prompt": prompt, "text": text, "steered": steered}
+        state.put("answers", event, (index,), idx=index, **answer, word=word, steered_word=steered_word)
 
 
 def _round(state: LogRows, event: Event) -> None:

@@ -112,6 +112,11 @@ OWN_AXIS = f"ALTER TABLE profiles ADD COLUMN poles JSON;{CONTROLS}"
 """Of a run whose trait is measured on its own axis the columns of the foundations are null, and `poles` holds
 the mean p of the two poles, in `profiles` and in the view `controls`, which is made anew in older files."""
 
+PRINTED = """
+ALTER TABLE answers ADD COLUMN word VARCHAR;
+ALTER TABLE answers ADD COLUMN steered_word VARCHAR;
+"""
+
 SWEEPS = """
 CREATE VIEW sweep_cells AS
     WITH cells AS (
@@ -131,7 +136,7 @@ CREATE VIEW sweep_cells AS
 """
 """Of each run that a sweep started a row a finished round, one without a round where none has finished."""
 
-MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, HEALTH, CONTROLS, DAMAGE, OWN_AXIS, SWEEPS)
+MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, HEALTH, CONTROLS, DAMAGE, OWN_AXIS, SWEEPS, PRINTED)
 """Migration i takes a file from version i to i + 1."""
 
 RECORD = """

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 
 from steer_heal.config import SettingsError
+from steer_heal.evaluate.text_health import loops
 from steer_heal.records import Agreement, CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 from steer_heal.runs.events import Chunk
 from steer_heal.runs.store.database import PATIENCE_S, Database, transaction
@@ -50,7 +51,9 @@ SELECT run_id, round, idx, alpha, prompt, text, kept, scores, reasons FROM compl
 WHERE run_id = ? AND round = ? ORDER BY idx
 """
 _ANSWERS = """
-SELECT a.prompt, b.text AS base, a.steered, a.text AS healed
+SELECT a.prompt, b.text AS base, a.steered,
+       CASE WHEN a.round > 0 THEN a.text END AS healed, b.word AS base_word, a.steered_word,
+       a.word AS healed_word
 FROM answers a LEFT JOIN answers b ON b.run_id = a.run_id AND b.round = 0 AND b.idx = a.idx
 WHERE a.run_id = ? AND a.round = ? ORDER BY a.idx
 """
@@ -150,6 +153,10 @@ class Store:
             answers=tuple(
                 {key: row[key] or "" for key in ("prompt", "base", "steered", "healed")} for row in answers
             ),
+            words=tuple(
+                {stage: _word(row[f"{stage}_word"], row[stage]) for stage in ("base", "steered", "healed")}
+                for row in answers
+            ),
             losses=tuple({key: value for key, value in row.items() if value is not None} for row in steps),
             facts=_json(done.get("facts")), worth={row["stage"]: _worth(row) for row in profiles},
             frame=next((row["frame"] for row in profiles if row["frame"]), ""),
@@ -242,6 +249,13 @@ def _profile(row: dict[str, Any]) -> dict[str, float]:
 
 def _worth(row: dict[str, Any]) -> Agreement:
     return Agreement(row["agreement"], row["agreement_low"], row["agreement_high"], row["chance"])
+
+
+def _word(word: str | None, text: str | None) -> str:
+    """Of a printed answer; of older runs, which have no words, it is only known whether it loops."""
+    if not text:
+        return ""
+    return "loops" if loops(text) else word or ""
 
 
 def _health(profiles: Rows) -> dict[str, float]:
