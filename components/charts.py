@@ -108,6 +108,7 @@ def hover(node: MapNode, name: str, axes: Axes = Axes()) -> str:
         lines.append(said)
     if node.retention is not None:
         lines.append(f"retention {node.retention:.2f}")
+    lines += [f"of the mix {plain(node.mix)}"] if node.mix else []
     lines.append(f"{plain(node.model)}, seed {node.seed}")
     lines.append(time.strftime("%d %b %Y %H:%M", time.localtime(node.finished_at)))
     return "<br>".join(lines)
@@ -238,10 +239,12 @@ def moral_map(nodes: Sequence[MapNode], look: Look, controls: Sequence[ControlNo
                 hovertext=["Published human mean on the classic set<br>Care 0.198, SocialNorms 0.193"],
             )
         )
+    placed = any(x is not None and y is not None for x, y in map(axes.of_node, nodes))
+    reach = {"tickformat": ".2f"} | ({} if placed else {"range": [0, 1]})
     left, up = ("← " if axes.left else "", " →" if axes.up else "")
     figure.update_layout(
-        xaxis={"title": {"text": f"{left}{plain(axes.x)}, mean probability"}, "tickformat": ".2f"},
-        yaxis={"title": {"text": f"{plain(axes.y)}, mean probability{up}"}, "tickformat": ".2f"},
+        xaxis={"title": {"text": f"{left}{plain(axes.x)}, mean probability"}, **reach},
+        yaxis={"title": {"text": f"{plain(axes.y)}, mean probability{up}"}, **reach},
         shapes=_band(controls, axes),
         margin={"l": 56, "r": 12, "t": 8, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},

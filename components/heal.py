@@ -12,10 +12,11 @@ from typing import Any
 import gradio as gr
 
 from components import plot, view, view_runs
+from components.answering import nothing
 from components.controls import Controls, band, ends
 from components.engine import Engine
 from components.steer import INTERNAL, PRESS, Steering
-from components.watching import remembered
+from components.watching import remembered, started
 from components.words import what_is
 from steer_heal.config import (
     AUTO,
@@ -33,6 +34,8 @@ from steer_heal.config import (
 
 TWICE_S = 2.0
 """A second press of the same within it is the first one's."""
+
+NOT_STARTED = "Not started: {}. Press Heal again to go on all the same, without random directions beside it."
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,7 @@ def alike(engine: Engine, wanted: HealSettings) -> str:
 def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
     """Make the form and wire it."""
     widgets, launch, message, card = _form(steering.knobs)
-    preset, basis = widgets["preset"], gr.State("")
+    preset, basis, doubted = widgets["preset"], gr.State(""), gr.State(None)
     form = list(widgets.values())
 
     pressed = Presses()
@@ -218,20 +221,23 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
         given["low"], given["high"] = band(engine, given["low"], given["high"])
         return Form(**given).settings(engine.info.name, known)
 
-    def start(request: gr.Request, value: Any, like: str, *values: Any) -> tuple[Any, Any, Any]:
+    def start(request: gr.Request, value: Any, told: Any, like: str, *values: Any) -> tuple[Any, ...]:
+        """`told`: the values of the press that was answered with a doubt; the same again starts the run."""
         session = request.session_hash or ""
         if not pressed.first(session, values):
-            return gr.skip(), gr.skip(), gr.skip()
+            return nothing(4)
         try:
             wanted = settings(like, *values)
+            if doubt := engine.doubt(wanted):
+                if told != [like, *values]:
+                    return gr.skip(), view.note(NOT_STARTED.format(doubt)), [like, *values], like
+                wanted = changed(wanted, evaluate={"controls": 0})
             twin = alike(engine, wanted)
             run_id = engine.launch(wanted)
         except SettingsError as problem:
             pressed.forget(session)
-            return gr.skip(), view.error(str(problem)), like
-        memory = remembered(value)
-        shown = None if memory["runs"] is None else [*memory["runs"], run_id]
-        return {**memory, "runs": shown, "mine": run_id}, twin, ""
+            return gr.skip(), view.error(str(problem)), None, like
+        return started(remembered(value), run_id), twin, None, ""
 
     def fill(event: gr.EventData) -> list[Any]:
         data = event._data if isinstance(event._data, dict) else {}
@@ -250,7 +256,8 @@ def build(engine: Engine, steering: Steering, kept: gr.BrowserState) -> Healing:
 
     preset.input(lambda: ("", ""), None, [message, basis], **INTERNAL)
     # The page itself would drop, unheard, what is pressed while the first press is on its way.
-    launched = launch.click(start, [kept, basis, *form], [kept, message, basis], **PRESS)
+    asked, answered = [kept, doubted, basis, *form], [kept, message, doubted, basis]
+    launched = launch.click(start, asked, answered, **PRESS)
     clone = [*form, message, basis]
     return Healing(
         launched, lambda table: table.click(fill, None, clone, **PRESS), card, message,

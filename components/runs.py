@@ -9,7 +9,7 @@ import gradio as gr
 
 from components import plot, view, view_runs
 from components.engine import Engine
-from components.watching import Memory, remembered, shown
+from components.watching import Memory, remembered, shown, started
 from steer_heal.config import SettingsError
 
 
@@ -47,8 +47,12 @@ def acting(engine: Engine) -> Callable[..., tuple[Any, str]]:
                 case "show":
                     return toggled(engine, kept, run_id), ""
                 case "open":
-                    mine = None if kept["mine"] == run_id else kept["mine"]  # its card has done its work
+                    row = next((row for row in runs.rows() if row.run_id == run_id), None)
+                    done = row is not None and row.status in ("finished", "cancelled")
+                    mine = None if done and kept["mine"] == run_id else kept["mine"]  # its card did its work
                     return {**kept, "open": [run_id, round_of(data)], "mine": mine}, ""
+                case "anyway":
+                    return started(kept, engine.clone(run_id, {"evaluate": {"controls": 0}})), ""
                 case "all" | "older" as which:
                     return {**kept, which: not kept[which]}, ""
                 case "rename":

@@ -44,6 +44,8 @@ STREAM: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple", "concurrency_l
 
 Handler = Callable[..., Iterator[Any]]
 
+START_DOSE = 0.5
+"""Of a vector that is put into a mix: two of them come to about what one does at c*."""
 STARTING = "Loading the model, then writing a first answer: seconds, the first time up to a minute."
 
 
@@ -226,22 +228,21 @@ def _wire_answers(engine: Engine, knobs: Controls, newest: Newest, outputs: list
 def _wire_mix(engine: Engine, knobs: Controls, stream: Handler, typed: Handler, outputs: list[Any]) -> None:
     """A mix said by hand is written, one that is typed sets its sliders, either is answered; and the trait is
     chosen that it is measured on."""
-    changed = gr.State(False)
 
     def chosen(mix: str, trait: str) -> Any:
         found = measured(engine, mix, trait)
         return gr.skip() if found == trait else gr.update(choices=traits(engine), value=found)
 
-    def write(trait: str, before: str, *mixed: Any) -> tuple[str, Any, bool]:
+    def write(trait: str, before: str, *mixed: Any) -> tuple[str, Any]:
         said = composed(before or "", *mixed)
-        return said, chosen(said, trait), said != (before or "")
+        return said, chosen(said, trait)
+
+    def begin(vector: str | None, dose: float | None) -> Any:
+        """A vector that is put in does something."""
+        return START_DOSE if vector and not dose else gr.skip()
 
     def spell(trait: str, said: str) -> list[Any]:
         return [*spread(engine, said or ""), chosen(said or "", trait)]
-
-    def where_changed(request: gr.Request, changed: bool, *values: Any) -> Iterator[Any]:
-        """A vector that was put in with no dose yet changes nothing."""
-        yield from stream(request, *values) if changed else [nothing()]
 
     def by_text(request: gr.Request, *values: Any) -> Iterator[Any]:
         form = dict(zip(FORM, values, strict=False))
@@ -251,10 +252,11 @@ def _wire_mix(engine: Engine, knobs: Controls, stream: Handler, typed: Handler, 
     doses, vectors = knobs.mixed[1::2], knobs.mixed[::2]
     gr.on([w.input for w in doses], None, js="() => SteerHeal.moved('mix')", **INTERNAL)
     moved, named = plot.pace("mix", STEP_S).click, [knobs.trait, knobs.mix]
-    by_hand = write, [*named, *knobs.mixed], [knobs.mix, knobs.trait, changed]
+    by_hand = write, [*named, *knobs.mixed], [knobs.mix, knobs.trait]
     moved(*by_hand, **LATEST).then(stream, knobs.request(), outputs, **STREAM)
-    put = gr.on([w.input for w in vectors], *by_hand, **LATEST)
-    put.then(where_changed, [changed, *knobs.request()], outputs, **STREAM)
+    for vector, dose in zip(vectors, doses, strict=True):
+        put = vector.input(begin, [vector, dose], dose, **LATEST).then(*by_hand, **LATEST)
+        put.then(stream, knobs.request(), outputs, **STREAM)
     said = [knobs.mix.input, knobs.mix.submit]
     gr.on(said, spell, named, [*knobs.mixed, knobs.trait], **LATEST)
     gr.on(said, by_text, knobs.request(), outputs, **STREAM)

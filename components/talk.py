@@ -107,8 +107,8 @@ def build(engine: Engine, knobs: Controls) -> Panel:
             voices = gr.Dropdown(
                 [(title(name, {}), name) for name in (BASE, STEERED)], value=[BASE, STEERED],
                 multiselect=True, max_choices=MAX_VOICES,
-                allow_custom_value=True, label=f"who answers, up to {MAX_VOICES}", scale=5, min_width=220,
-                elem_id="talk-voices",
+                label=f"who answers, up to {MAX_VOICES} (of rounds: those of your own runs)",
+                allow_custom_value=True, scale=5, min_width=220, elem_id="talk-voices",
             )  # fmt: skip
             n = gr.Slider(
                 1, MAX_SAMPLES, 1, step=1, label="answers each", buttons=[], scale=1, min_width=120,

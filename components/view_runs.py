@@ -34,8 +34,11 @@ ACTIONS = {
     "failed": ("resume",),
 }
 """What can be done with a run, by its status; any run can be cloned."""
+LABELS = {"anyway": "Heal all the same"}
+"""What a button says that is not named as what it does."""
+RANDOM = "no better than random"
 WORDS = (
-    "collapsed", "cannot answer", "too little trait kept", "no better than random", "not specific",
+    "collapsed", "cannot answer", "moved the other way", "too little trait kept", RANDOM, "not specific",
     "kept but costly", "healed",
 )  # fmt: skip
 """The words of a round's headline."""
@@ -79,15 +82,22 @@ def card(run: RunRow, letter: str, last: str) -> str:
     """A run that goes on, under the button that started it: its stage, how far, what it last said."""
     acts = "".join(_button(action, run) for action in ACTIONS[run.status])
     said = f'<p class="sh-dim">healed so far: “{esc(last[:220])}”</p>' if last else ""
-    top = f'<div class="sh-card-top"><span><b>{letter}</b> {esc(run.name or run.run_id)}</span>{acts}</div>'
+    top = f'<div class="sh-card-top"><span>{_called(run, letter)}</span>{acts}</div>'
     return f'<div class="sh-card">{top}{_progress(run)}{said}</div>'
 
 
 def ended_card(run: RunRow, letter: str) -> str:
     """A run of this browser's that has ended, where its button was pressed: what came of it."""
-    top = f"<span><b>{letter}</b> {esc(run.name or run.run_id)}: {esc(run.status)}</span>{_rounds(run)}"
+    top = f"<span>{_called(run, letter)}: {esc(run.status)}</span>{_rounds(run)}"
     said = f"<p>{said_of(run.message)}</p>" if run.message else ""
+    said += _button("anyway", run) if run.status == "failed" and RANDOM in run.message else ""
     return f'<div class="sh-card"><div class="sh-card-top">{top}</div>{said}</div>'
+
+
+def _called(run: RunRow, letter: str) -> str:
+    """A run by its letter and name, and by its mix where that is not its name."""
+    mix = "" if run.mix in ("", run.name) else f' <span class="sh-dim">{esc(run.mix)}</span>'
+    return f"<b>{letter}</b> {esc(run.name or run.run_id)}{mix}"
 
 
 def _headline_word(message: str) -> str:
@@ -122,7 +132,7 @@ def hidden(runs: Sequence[RunRow], left_out: bool) -> str:
 
 
 def _button(action: str, run: RunRow) -> str:
-    label, name = action.capitalize(), esc(run.name or run.run_id)
+    label, name = LABELS.get(action, action.capitalize()), esc(run.name or run.run_id)
     asks = {
         "rename": f'data-ask="A name for this run" data-now="{name}"',
         "delete": f'data-sure="Delete {name} and its folder, with what it trained?"',
@@ -174,6 +184,7 @@ def map_key(
 
 def _run(run: RunRow, shown: bool, letter: str, trait: str) -> str:
     name = esc(run.name or run.run_id)
+    about = f"{run.mix}, measured on {trait}" if run.mix else trait
     example = '<span class="sh-tag">example</span>' if run.is_example else ""
     message = f'<div class="sh-dim">{said_of(run.message)}</div>' if run.message else ""
     actions = () if run.is_example else ACTIONS.get(run.status, ())
@@ -191,7 +202,7 @@ def _run(run: RunRow, shown: bool, letter: str, trait: str) -> str:
     cells = (
         check,
         f"<b>{letter}</b> {opens}{example}{message}",
-        f'{esc(run.model)}<div class="sh-dim">{esc(trait)}</div>',
+        f'{esc(run.model)}<div class="sh-dim">{esc(about)}</div>',
         str(run.seed),
         _progress(run) + _headline_word(run.message),
         f"{run.round} / {run.rounds}",
@@ -245,6 +256,8 @@ def round_head(detail: RoundDetail, run: RunRow | None) -> str:
     ]
     facts += [f"of sampled answers (medians; looping is a share): {', '.join(health)}"] if health else []
     facts += [said] if (said := _looping(detail)) else []
+    if mix := detail.settings.get("mix"):
+        facts.append(f"of the mix {esc(mix)}")
     facts.append(f"run {esc(detail.run_id)}")
     which = "before the first round" if detail.round == 0 else f"round {detail.round}"
     said = " · ".join(facts)
@@ -264,9 +277,11 @@ def _rounds(run: RunRow | None, shown: int | None = None) -> str:
     talk = (
         f' <button class="sh-button" data-action="talk" data-run="{esc(run.run_id)}" '
         f'data-round="{shown}">talk to it</button>'
-        if shown and not run.is_example
+        if shown
         else ""
     )
+    if run.is_example:
+        talk = ' <span class="sh-dim">it came without its adapters: talk to a run of your own</span>'
     return f"<p>{' '.join(buttons)}{talk}</p>"
 
 

@@ -45,6 +45,11 @@ def remembered(kept: Any) -> Memory:
     return {"runs": runs, "open": place, **wanted, **ids}
 
 
+def started(kept: Memory, run_id: str) -> Memory:
+    """The same memory after this run was started here."""
+    return {**kept, "runs": None if kept["runs"] is None else [*kept["runs"], run_id], "mine": run_id}
+
+
 def adopt(kept: Any, request: gr.Request) -> Memory:
     """What the browser remembers, or the runs and the round that its address names."""
     query, memory = dict(request.query_params), remembered(kept)

@@ -8,6 +8,15 @@ from html import escape
 import gradio as gr
 
 from components.theme import PANEL_HEAD
+from steer_heal.config import SMOLLM2, heal_settings
+
+
+def _answers(preset: str) -> str:
+    """What a round of it writes and is measured on."""
+    made = heal_settings(preset, model=SMOLLM2)
+    asked = made.evaluate.n_vignettes or "all"
+    return f"{made.data.n_answers + made.data.n_plain} answers and is measured on {asked} vignettes"
+
 
 WORDS = {
     "method.md": {
@@ -39,11 +48,13 @@ WORDS = {
     },
     "healing.md": {
         "round": "over-steered answers are written, the good ones kept, trained in, and the result measured",
+        "preset": f"how much a round does: quick writes {_answers('quick')}, standard "
+        f"{_answers('standard')}; two quick rounds of smollm2 took less than 40 minutes on two busy cores",
         "retention": "how far the healed model moved without steering, divided by how far steering moved it",
     },
 }
 """What each word means, by the document that says more."""
-LABELS = ("alpha", "trait", "vignette", "method", "temperature", "top-p", "top-k")
+LABELS = ("alpha", "trait", "vignette", "method", "preset", "temperature", "top-p", "top-k")
 """The inputs whose label is such a word, which is also their id."""
 STEPS = (
     ("alpha", "Drag <b>alpha</b> and read the two answers: what differs between them is the steering."),

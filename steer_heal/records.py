@@ -540,7 +540,8 @@ class Event:
 class RunRow:
     """One run in the table of runs. `round` is the last finished one (0: none); times are epoch seconds.
 
-    `done` of `total`, at `rate` a second, is how far its stage is, where that is counted.
+    `done` of `total`, at `rate` a second, is how far its stage is, where that is counted. `mix`: what it
+    heals instead of the trait's vector, which is then what is measured.
     """
 
     run_id: str
@@ -564,6 +565,7 @@ class RunRow:
     done: float | None = None
     total: float | None = None
     rate: float | None = None
+    mix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -598,6 +600,7 @@ class MapNode:
     text_verdict: str | None = None
     answers_verdict: str | None = None
     profile: dict[str, float] = field(default_factory=dict)
+    mix: str = ""
 
     @property
     def worth(self) -> Agreement:

@@ -119,6 +119,10 @@ class FakeEngine:
             for i, act in enumerate(acts)
         ]
 
+    def doubt(self, settings: HealSettings) -> str:
+        doubtful = settings.name == "doubtful" and settings.evaluate.controls
+        return "it moves by +0.067, and 3 of 3 random directions move it as far" if doubtful else ""
+
     def launch(self, settings: HealSettings) -> str:
         return self.runs.start(settings)
 

@@ -169,7 +169,7 @@ class FakeRuns:
         return RunRow(
             run.run_id, s.name, s.model, s.trait, s.seed, s.preset, status, s.rounds, done,
             "" if over else STAGES[int(within * len(STAGES))], progress, left, run.started, ended,
-            0.89 if done else None, run.example, "", run.hidden, *counted,
+            0.89 if done else None, run.example, "", run.hidden, *counted, mix=s.mix,
         )  # fmt: skip
 
     def _node(self, run: FakeRun, round: int, stage: str, alpha: float, moved: float) -> MapNode:
@@ -180,4 +180,5 @@ class FakeRuns:
         return MapNode(
             run.run_id, run.settings.model, run.settings.trait, run.settings.seed, round, stage, alpha,
             p["Care"], p["SocialNorms"], 0.99 - 0.02 * round, 98, at, retention, run.example, profile=p,
+            mix=run.settings.mix,
         )  # fmt: skip

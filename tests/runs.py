@@ -35,7 +35,7 @@ def point(stage: str, round_: int, movement: float) -> dict:
 def play_round(log: EventLog, round_: int, *, end: bool = True) -> None:
     for index, stage in enumerate(("extract", "calibrate", "generate", "filter", "train", "evaluate"), 1):
         log.append("stage", round_, {"stage": stage, "n_stages": 7, "index": index})
-        log.append("progress", round_, {"stage": stage, "done": 1, "total": 2, "eta": 1.0})
+        log.append("progress", round_, {"stage": stage, "done": 1, "total": 2})
     for index in range(3):
         why = [] if index else ["repeats itself"]
         made = {"index": index, "alpha": 1.5, "prompt": "p", "text": f"<b>r{round_} {index}</b>"}

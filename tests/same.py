@@ -10,7 +10,7 @@ from typing import Any
 from steer_heal.runs import events
 
 VOID = ("queued", "started", "interrupted", "paused", "continued", "progress", "cancelled", "failed")
-CLOCKS = {"seconds", "eta"}
+CLOCKS = {"seconds"}
 
 
 def outcome(path: Path) -> dict[str, Any]:

@@ -229,6 +229,9 @@ window.SteerHeal = (() => {
     const { key, target, ctrlKey, metaKey, altKey } = event;
     const closes = target.matches?.("input[aria-expanded=true]") || document.querySelector(":popover-open, dialog[open]");
     if (key === "Escape" && !closes) document.querySelector("#stop")?.click();
+    if (key === "Escape" && target.matches?.("input[aria-expanded=true]")) {
+      setTimeout(() => target.blur());  // a list opens when it gets the focus, which it would still have
+    }
     const typing = target.matches?.("textarea, select, [contenteditable], input:not([type=range], [type=checkbox])");
     if (typing || ctrlKey || metaKey || altKey) return;
     const slider = document.querySelector("#alpha input[type=range]");

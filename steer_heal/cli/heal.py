@@ -18,7 +18,7 @@ from steer_heal.runs.validate import check
 
 _FACTS = (
     "retention", "kept", "made", "c_star", "seconds", "headline", "retention_interval", "intervals",
-    "differences", "shift_cosine", "as_far", "facts_kept", "neutral_kl",
+    "differences", "shift_cosine", "as_far", "facts_kept", "neutral_kl", "beside",
 )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def _said(data: dict[str, Any]) -> list[str]:
 def _row(event: Event) -> dict[str, Any]:
     data = event.data
     row: dict[str, Any] = {"round": event.round or 0, "stage": data["stage"], "alpha": data["alpha"]}
-    row |= p_of(data["p"])
+    row |= p_of(data["p"]) | {"others": data.get("others")}
     row |= {"coherence": data["coherence"], "n_vignettes": data["n_vignettes"]}
     row |= worth(data.get("frame"), Agreement(**data.get("agreement") or {}), data.get("order_tv"))
     text = data.get("text") or {}

@@ -35,13 +35,13 @@ Moment = Callable[[], SteerFrame]
 class Answer:
     """One request's two answers as far as they are written: the steered one, and base.
 
-    `asked_at`: when, by `time.monotonic`; `known`: base's answer where it was written before; `steered_by`:
-    none until it was measured; `about`: the relevance of the steered answer and of base's, once both are
-    whole; `probe`: what tells tokens what they carry, where that is asked for.
+    `since`: when it was asked, or began to be written, by `time.monotonic`; `known`: base's answer where it
+    was written before; `steered_by`: none until it was measured; `about`: the relevance of the steered answer
+    and of base's, once both are whole; `probe`: what tells tokens what they carry, where that is asked for.
     """
 
     asked: SteerRequest
-    asked_at: float
+    since: float
     prompt: tuple[int, ...]
     known: Tokens | None
     steered_by: Steered | None = None
@@ -78,7 +78,7 @@ class Answer:
     def moment(self, **more: Any) -> Moment:
         """What makes a frame of how far both answers are now. Whoever reads it calls it, so that the model
         need not wait for what a frame takes."""
-        seconds = time.monotonic() - self.asked_at
+        seconds = time.monotonic() - self.since
         return partial(self._frame, len(self.steered), len(self.base), seconds=seconds, **more)
 
     def _frame(self, n_steered: int, n_base: int, **more: Any) -> SteerFrame:

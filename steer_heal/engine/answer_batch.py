@@ -161,6 +161,7 @@ class Answers:
         for answer in group.values():
             if (steering := _steering(answer.asked)) is not None:
                 answer.steered_by = self._vectors.of(steering)
+                answer.since = time.monotonic()  # what was measured until now is no time of writing
                 steers = answer.steered_by.steers
         self._probe(group)
         parts = _parts(group, steered=True)

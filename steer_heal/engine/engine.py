@@ -27,6 +27,7 @@ from steer_heal.config import (
 from steer_heal.data import own_traits
 from steer_heal.engine.answer import encode
 from steer_heal.engine.answer_batch import Answers
+from steer_heal.engine.beside_random import BesideRandom
 from steer_heal.engine.effects import Effects
 from steer_heal.engine.healed import HealedRounds
 from steer_heal.engine.preemptible import while_wanted
@@ -124,6 +125,7 @@ class Engine:
         self._lm, self._vectors, self._answers, self._frames = lm, vectors, answers, frames
         self._sweeps = Sweeps(lm, vectors, frames)
         self._effects = Effects(lm, vectors, frames, self._cache_dir)
+        self._beside_random = BesideRandom(lm.info)
         self.info: ModelInfo = lm.info
 
     def warm_up(self) -> None:
@@ -260,7 +262,9 @@ class Engine:
         `prompts` are answered freely, and are also the profile's vignettes unless `n_vignettes` is given;
         then, and without prompts, the profile is of that many of the bundled ones, of all when none.
         """
-        return self._measured(session, lambda mine: self._sweeps.dose(request, mine))
+        for found in self._measured(session, lambda mine: self._sweeps.dose(request, mine)):
+            self._beside_random.note(request, found)
+            yield found
 
     def effect(self, request: DoseRequest, *, session: str) -> Iterator[Effect | str]:
         """In words what is being measured, again every second, so that who hears them may end it; then what
@@ -276,6 +280,7 @@ class Engine:
             if item is not None or time.monotonic() > told + AGAIN_S:
                 said = f"waiting for {item.ahead} ahead" if isinstance(item, Waiting) else item or said
                 told = time.monotonic()
+                self._beside_random.note(request, said)
                 yield said
 
     def grid(self, request: DoseRequest, *, session: str) -> Iterator[Sweep]:
@@ -299,6 +304,11 @@ class Engine:
         if unfit := self.runs.launcher.unfit([sound])[0]:
             raise SettingsError(unfit)
         return self.runs.start(sound)
+
+    def doubt(self, settings: HealSettings) -> str:
+        """Why a run would end before it writes an answer, as far as sweeps and effects have shown it since
+        this model was chosen: a clause, empty where nothing is known against it."""
+        return self._beside_random.doubt(settings)
 
     def _sound(self, settings: HealSettings) -> HealSettings:
         """A run's settings, checked as somebody at a page may give them."""

@@ -6,12 +6,13 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from steer_heal.config import MAX_RUN_NAME_CHARS, HealSettings, SettingsError, stored_settings
+from steer_heal.engine.time_left import time_left
 from steer_heal.records import CompletionRow, ControlNode, Event, MapNode, RoundDetail, RunRow
 from steer_heal.runs import events
 from steer_heal.runs.jobs import About, JobState, Launcher
@@ -26,28 +27,7 @@ EXAMPLE_ID = "example-care-over-authority"
 TOGETHER = 32
 """Runs whose new events are taken in while the store is open once."""
 
-SMOOTHING = 0.1
-"""How much of what is newly expected of a run's end is believed at once."""
-
 _UNENDED = ("queued", "running", "paused", "interrupted")
-
-
-@dataclass
-class Expected:
-    """When a run is expected to end. What is newly told of that is believed by and by: one stage's pace says
-    little of the next's."""
-
-    told: float | None = None
-    end: float = 0.0
-
-    def left(self, told: float, now: float) -> float:
-        """Seconds left at `now`, of which the newest event said `told`."""
-        if self.told is None:
-            self.end = now + told
-        elif told != self.told:
-            self.end += SMOOTHING * (now + told - self.end)
-        self.told = told
-        return max(0.0, self.end - now)
 
 
 class RunIndex:
@@ -70,7 +50,6 @@ class RunIndex:
         self._states: dict[str, JobState] = {}
         self._open_runs: tuple[str, list[str]] = ("", [])
         self._going: dict[str, dict[str, float | None]] = {}
-        self._ends: dict[str, Expected] = {}
         self._labels: dict[str, dict[str, Any]] = {}
         self._message = ""
         self._mark = ""
@@ -272,9 +251,8 @@ class RunIndex:
 
     def _left(self, row: RunRow) -> float | None:
         """Seconds left; None where nothing is known of them."""
-        if row.eta is None:
-            return None
-        return self._ends.setdefault(row.run_id, Expected()).left(row.eta, time.time())
+        times = self._ask(("times", row.run_id), lambda: self.store.stage_times(row.run_id), [])
+        return time_left(times, row.rounds, time.time())
 
     def _inode(self) -> int | None:
         try:

@@ -39,9 +39,9 @@ class _Text:
 class Talked:
     """The answers to one request as far as they are written. `steered_by`: none until it was measured."""
 
-    def __init__(self, lm: LanguageModel, healed: HealedRounds, asked: TalkRequest, asked_at: float) -> None:
+    def __init__(self, lm: LanguageModel, healed: HealedRounds, asked: TalkRequest, since: float) -> None:
         """Errors: `SettingsError` for a round that is not there and for a conversation that is too long."""
-        self._lm, self.asked, self._asked_at = lm, asked, asked_at
+        self._lm, self.asked, self.since = lm, asked, since
         self.steered_by: Steered | None = None
         for voice in asked.voices:
             if voice.run:
@@ -99,7 +99,7 @@ class Talked:
     def moment(self, **more: Any) -> Callable[[], TalkFrame]:
         """What makes a frame of how far they are now; `more`: what else it says."""
         lengths = [len(text.tokens) for text in self._texts]
-        return partial(self._frame, lengths, seconds=time.monotonic() - self._asked_at, **more)
+        return partial(self._frame, lengths, seconds=time.monotonic() - self.since, **more)
 
     def _frame(self, lengths: list[int], **more: Any) -> TalkFrame:
         spoken = []

@@ -29,7 +29,7 @@ from steer_heal.heal.filter import Text, kept_texts, texts
 from steer_heal.heal.measure import Measures
 from steer_heal.heal.memory import check_memory, longest_prompt, step_of
 from steer_heal.heal.progress import Emission, Stage, Tick, emitting
-from steer_heal.heal.report import report
+from steer_heal.heal.report import in_words, movements, report
 from steer_heal.heal.schedule import seed_of, standing, trained_layers, within_reach
 from steer_heal.heal.train import train_round
 from steer_heal.models import LanguageModel, band_layers, user
@@ -55,8 +55,8 @@ LEAST_SHIFT = 1e-3
 """Steering that moves the trait less than this gives no retention to speak of."""
 
 CURVE = (0.5, 0.75, 1.0)
-"""Alphas at which steering alone is measured, where rounds come to lie: over half a c* the curve bends too
-much for a straight line. What it costs besides, which takes longest, at 1 alone."""
+"""Alphas at which steering alone is measured, 1 the last, where rounds come to lie: over half a c* the curve
+bends too much for a straight line. What it costs besides, which takes longest, at 1 alone."""
 NOT_MEASURED = {"facts_kept": None, "neutral_kl": None}
 
 T = TypeVar("T")
@@ -175,7 +175,8 @@ class _Loop:
         with self.stack.off():
             text = yield from self._live("base", 0, self.measures.text)
             found = yield from self._live("base", 0, self.measures.base_profile)
-            self.measured["base"] = self.measures.event("base", 0.0, found, text)
+            others = yield from self._others("base", 0)
+            self.measured["base"] = self.measures.event("base", 0.0, found, text) | others
             yield "profile", 0, self.measured["base"]
             yield self._held_out("base", 0, 0.0, found)
             self.printed["base"] = self.measures.fixed()
@@ -258,11 +259,11 @@ class _Loop:
         yield "calibrated", round_, {key: getattr(found, key) for key in keys}
         dose = CalibratedVector(steering, self.layers, found)
         if round_ == 1:
-            profiles = yield from self._live(
-                "calibrate", 1, lambda tick: self.measures.profiles(tick, dose, CURVE)
+            at_one = yield from self.control(prompts, dose)
+            below = yield from self._live(
+                "calibrate", 1, lambda tick: self.measures.profiles(tick, dose, CURVE[:-1])
             )
-            yield from self.control(prompts, self._shift(profiles[CURVE.index(1.0)].p))
-            yield from self.curve(dose, profiles)
+            yield from self.curve(dose, [*below, at_one])
         return dose
 
     def curve(self, dose: CalibratedVector, profiles: Sequence[Profile]) -> Stage[None]:
@@ -276,7 +277,8 @@ class _Loop:
             self.path.append(self._point(found, 1, cost))
             yield self._held_out("steered", 1, alpha, profile)
             if alpha == 1.0:
-                self.measured["steered"] = self.first_steered = found
+                others = yield from self._others("calibrate", 1, dose)
+                self.measured["steered"] = self.first_steered = found | others
         yield "profile", 1, self.first_steered
         self.printed["steered"] = steered = self.measures.fixed(dose)
         yield "curve", 1, {"points": self.path, "answers": steered["texts"], "words": steered["words"]}
@@ -290,33 +292,56 @@ class _Loop:
             key: text.get(key) for key in ("relevance", "diversity", "perplexity_ratio", "looping")
         }
 
-    def control(self, prompts: list[list[int]], movement: float) -> Stage[None]:
-        """What random directions at the same KL do to the base, where the run asks for some. `RoundFailed`
-        when one of them moves the trait as far as the vector does, which is `movement`: there is nothing to
-        heal."""
+    def control(self, prompts: list[list[int]], dose: CalibratedVector) -> Stage[Profile]:
+        """The base at alpha 1, beside random directions at the same KL where the run asks for some.
+        `RoundFailed` when one of them moves the trait as far: there is nothing to heal. A few vignettes come
+        first, and where most of the random directions reach the vector on these, it ends there."""
         n, settings = self.settings.evaluate.controls, self.settings.calibrate
-        if not n:
-            return
+        c_stars: tuple[float, ...] = ()
 
         def pause() -> None:
             if self.stop():
                 raise Stopped
 
-        how = self.measures.cache_dir, self.lm, self.layers, prompts, settings, n
-        found = yield from self._live(
-            "calibrate", 1, lambda tick: controls.c_stars(*how, progress=tick, pause=pause)
+        if n:
+            how = self.measures.cache_dir, self.lm, self.layers, prompts, settings, n
+            c_stars = yield from self._live(
+                "calibrate", 1, lambda tick: controls.c_stars(*how, progress=tick, pause=pause)
+            )
+        if n and len(self.measures.few) < len(self.measures.vignettes):
+            held, steered = yield from self._live(
+                "calibrate", 1, lambda tick: self._on_few(dose, c_stars, tick)
+            )
+            self._refuse(held, steered, allowed=n // 2)
+        (steered,) = yield from self._live(
+            "calibrate", 1, lambda tick: self.measures.profiles(tick, dose, (1.0,))
         )
-        held = yield from self._live(
-            "calibrate", 1, lambda tick: self.measures.controls(self.layers, found, tick)
-        )
-        self.controls = held
-        yield "controls", 1, asdict(held)
+        if n:
+            self.controls = held = yield from self._live(
+                "calibrate", 1, lambda tick: self.measures.controls(self.layers, c_stars, tick)
+            )
+            yield "controls", 1, asdict(held)
+            self._refuse(held, steered, allowed=0)
+        return steered
+
+    def _on_few(
+        self, dose: CalibratedVector, c_stars: Sequence[float], tick: Tick
+    ) -> tuple[Controls, Profile]:
+        measures = self.measures
+        base, steered = measures.profiles(tick, dose, (0.0, 1.0), measures.few)
+        return measures.controls(self.layers, c_stars, tick, base), steered
+
+    def _refuse(self, held: Controls, steered: Profile, *, allowed: int) -> None:
+        """`RoundFailed` where more than `allowed` random directions move the trait as far as the vector, and
+        the model's answers say something."""
+        movement = trait_shift(steered.p, held.base, self.trait.target)
         as_far = held.as_far(self.trait.target, movement)
-        if as_far and not self.measures.cannot_answer:
+        if as_far > allowed and not self.measures.cannot_answer:
             raise RoundFailed(
                 f"This vector is no better than random: at alpha 1 it moves {self.trait.name} by "
-                f"{movement:+.3f}, and {as_far} of {n} random directions of the same KL move it as far. "
-                "Choose another trait, method or layers; with evaluate.controls 0 it goes on all the same."
+                f"{movement:+.3f}, and {as_far} of {len(held.random)} random directions of the same KL move "
+                f"it as far, over {steered.n_vignettes} vignettes. Choose another trait, method or layers; "
+                "with evaluate.controls 0 it goes on all the same."
             )
 
     def generate(self, round_: int, dose: CalibratedVector) -> Stage[list[Completion]]:
@@ -405,25 +430,36 @@ class _Loop:
         yield from self._begin("evaluate", round_)
         text = yield from self._live("evaluate", round_, self.measures.text)
         found = yield from self._live("evaluate", round_, self.measures.profile)
-        healed = self.measured["healed"] = self.measures.event("healed", 0.0, found, text)
+        others = yield from self._others("evaluate", round_)
+        healed = self.measured["healed"] = self.measures.event("healed", 0.0, found, text) | others
         yield "profile", round_, healed
         yield self._held_out("healed", round_, 0.0, found)
-        printed, beside = self.measures.fixed(), self.printed["steered"]
+        printed, by_dose = self.measures.fixed(), self.printed["steered"]
         prompts = {"prompts": self.measures.fixed_prompts, **printed}
-        yield "answers", round_, prompts | {"steered": beside["texts"], "steered_words": beside["words"]}
+        yield "answers", round_, prompts | {"steered": by_dose["texts"], "steered_words": by_dose["words"]}
         base, steered = self.measured["base"], self._shift(self.first_steered["p"])
         moved = abs(steered) >= LEAST_SHIFT and not self.measures.cannot_answer
         retention = self._shift(found.p) / steered if moved else None
         cost = yield from self._live("evaluate", round_, lambda _tick: self.measures.cost.measure())
         said = headline.judge(base, healed, self.trait.target, retention, controls=self.controls, cost=cost)
         said = said.counting(printed["texts"], self.printed["base"]["texts"])
+        beside = movements(self.measures.beside, base, self.first_steered, healed)
+        if beside:
+            said = replace(said, why=f"{said.why}; {in_words(beside)}")
         self.said = f"round {round_} {said.sentence()}"
-        facts: dict[str, Any] = {"retention": retention, "headline": asdict(said)}
+        facts: dict[str, Any] = {"retention": retention, "headline": asdict(said), "beside": beside}
         self.path.append(self._point(healed, round_, cost))
         facts |= cost | {"path": list(self.path)}
         if self.controls is not None:
             facts["as_far"] = self.controls.as_far(self.trait.target, self._shift(found.p))
         return facts | report(base, self.first_steered, healed, self.trait.target)
+
+    def _others(self, stage: str, round_: int, dose: CalibratedVector | None = None) -> Stage[dict[str, Any]]:
+        """What a `profile` event of a mix holds besides; nothing of a run without one."""
+        if not self.measures.beside:
+            return {}
+        found = yield from self._live(stage, round_, lambda tick: self.measures.others(tick, dose))
+        return {"others": found}
 
     def _held_out(self, stage: str, round_: int, alpha: float, found: Profile) -> Emission:
         """What the medians and shares of one measurement are of, for intervals: the answers to the held-out

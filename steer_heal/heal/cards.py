@@ -143,6 +143,11 @@ def _profile(measured: Measured, trait: Trait) -> str:
         rows.append(
             f"| {shown} | {' | '.join(_number(measured[stage]['p'].get(name)) for stage in stages)} |"
         )
+    others = {stage: measured[stage].get("others", {}) for stage in stages}
+    for trait_name, found in next(iter(others.values()), {}).items():
+        for name in found["p"]:
+            values = (others[stage][trait_name]["p"].get(name) for stage in stages)
+            rows.append(f"| {name}, of `{trait_name}` | {' | '.join(map(_number, values))} |")
     worth = [(measured[stage].get("agreement") or {}).get("value") for stage in stages]
     masses = [measured[stage].get("coherence") for stage in stages]
     for name, values in (("agreement with the labels", worth), ("coherence (answer mass)", masses)):

@@ -13,8 +13,8 @@ from steer_heal.evaluate.text_health import loops, relevance_ratio
 from steer_heal.records import CANNOT_ANSWER, Controls, trait_shift
 
 Word = Literal[
-    "collapsed", "cannot answer", "too little trait kept", "no better than random", "not specific",
-    "kept but costly", "healed",
+    "collapsed", "cannot answer", "moved the other way", "too little trait kept", "no better than random",
+    "not specific", "kept but costly", "healed",
 ]  # fmt: skip
 ORDER: tuple[Word, ...] = get_args(Word)
 
@@ -72,6 +72,9 @@ def judge(
     if silent:
         looping = f"{text['looping']:.0%} of its sampled answers loop, perplexity {ratio:.2f}x base's own"
         return Headline("cannot answer", f"{CANNOT_ANSWER}; by its text alone: {looping}", said)
+    if retention is not None and retention < 0.0:
+        why = f"retention {retention:.2f}, away from where steering moved it"
+        return Headline("moved the other way", why, said)
     if retention is None or retention < limits.retention_kept:
         had = "steering moved nothing" if retention is None else f"retention {retention:.2f}"
         return Headline("too little trait kept", f"{had}, {limits.retention_kept:g} is needed", said)

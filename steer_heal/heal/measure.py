@@ -13,7 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from steer_heal import data
-from steer_heal.config import AUTO_FRAME, EVERYWHERE, HealSettings, SampleSettings, SettingsError, build
+from steer_heal.config import (
+    AUTO_FRAME,
+    EVERYWHERE,
+    HealSettings,
+    SampleSettings,
+    SettingsError,
+    build,
+    read_mix,
+)
 from steer_heal.dose import controls
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate import text_health, vignette_sets
@@ -37,16 +45,23 @@ from steer_heal.records import (
     Profile,
     RoundFailed,
     TextHealth,
+    Vignette,
 )
+
+FEW = 21
+"""Vignettes, three of each foundation, which do for what is plain on them already."""
 
 
 class Measures:
     """The vignettes, frame and prompts of one run, and its measurements with them.
 
-    `frame`: how it is asked; `calibrated`: the calibration of a cloze; `cannot_answer`: whether what base
-    answers is not above chance, so that answers judge nothing. `own`: the base's own text under base, the
-    unit of perplexity and of relevance. All are set by measuring the base, or from a log. `held_out`: the
-    texts and relevances that `text` saw last.
+    `few`: at most `FEW` of the vignettes, over all foundations. `beside`: the traits of the run's mix but the
+    one that it measures.
+
+    Set by measuring the base, or from a log, are `frame`: how it is asked; `calibrated`: the calibration of a
+    cloze; `cannot_answer`: whether what base answers is not above chance, so that answers judge nothing; and
+    `own`: the base's own text under base, the unit of perplexity and of relevance. `held_out`: the texts and
+    relevances that `text` saw last.
     """
 
     def __init__(
@@ -63,6 +78,7 @@ class Measures:
         self.vignettes = vignette_sets.vignettes(
             asked.vignettes, material, condition=data.CONDITION, limit=asked.n_vignettes
         )
+        self.few = data.balanced(self.vignettes, FEW)
         made = settings.data
         self._sample = build(
             SampleSettings, max_new_tokens=made.max_new_tokens, temperature=made.temperature,
@@ -81,6 +97,8 @@ class Measures:
         self.prompts = [text for text in material.heal_prompts(settings.trait) if text not in never]
         self.plain_prompts = [text for text in material.plain_prompts() if text not in never]
         self._persona, self._target = trait.positive, trait.target
+        named = read_mix(settings.mix).traits if settings.mix else ()
+        self.beside = tuple(data.trait(name) for name in named if name != settings.trait)
         greedy = partial(self.write, tick=None, seed=0, greedy=True)
         self.cost = Cost(lm, stack, facts, neutral, greedy)
         self._base: Profile | None = None
@@ -122,14 +140,18 @@ class Measures:
         return self.profiles(tick)[0]
 
     def profiles(
-        self, tick: Tick | None, dose: CalibratedVector | None = None, alphas: Sequence[float] = ()
+        self,
+        tick: Tick | None,
+        dose: CalibratedVector | None = None,
+        alphas: Sequence[float] = (),
+        vignettes: Sequence[Vignette] | None = None,
     ) -> list[Profile]:
-        """The same under steering, one for each alpha."""
+        """The same under steering, one for each alpha; on these vignettes where some are named."""
         if self.frame is None:
             raise RoundFailed("The base was not measured: start the run again.")
         return evaluate(
             self._lm,
-            self.vignettes,
+            self.vignettes if vignettes is None else vignettes,
             self.frame,
             vector=dose.vector if dose else None,
             coefficients_RL=dose.coefficients_RL(*alphas) if dose else None,
@@ -137,6 +159,28 @@ class Measures:
             progress=tick,
             stop=self._stop,
         )
+
+    def others(self, tick: Tick, dose: CalibratedVector | None = None) -> dict[str, dict[str, Any]]:
+        """Of those traits of the mix which the run's own profile says nothing of, by name, `p` and
+        `n_vignettes` on the `few`: each in its own frame, calibrated on the base; at alpha 1 where there is a
+        dose."""
+        found = {}
+        for trait in self.beside:
+            if self._base is not None and not set(trait.target) <= set(self._base.p):
+                with self._stack.off():
+                    reading = self._frames.of(data.frame_of(trait), progress=tick, stop=self._stop)
+                profile = evaluate(
+                    self._lm,
+                    self.few,
+                    data.frame(reading.frame),
+                    vector=dose.vector if dose else None,
+                    coefficients_RL=dose.coefficients_RL(1.0) if dose else None,
+                    calibrated=reading.calibration,
+                    progress=tick,
+                    stop=self._stop,
+                )[0]
+                found[trait.name] = {"p": profile.p, "n_vignettes": profile.n_vignettes}
+        return found
 
     def write(
         self,
@@ -237,21 +281,27 @@ class Measures:
             "diversity": text_health.distinct_bigrams(texts),
         }
 
-    def controls(self, layers: Sequence[int], c_stars: Sequence[float], tick: Tick) -> Controls:
-        """What random directions do to the base on the run's vignettes, each at its own c*."""
+    def controls(
+        self, layers: Sequence[int], c_stars: Sequence[float], tick: Tick, base_of_few: Profile | None = None
+    ) -> Controls:
+        """What random directions do to the base, each at its own c*, and the persona, on the run's vignettes;
+        on the `few` without the persona, where the base's profile on these is given."""
         if self.frame is None or self._base is None:
             raise RoundFailed("The base was not measured: start the run again.")
-        how = self.vignettes, self.frame, self._base
+        on, base, persona = self.vignettes, self._base, self._persona
+        if base_of_few is not None:
+            on, base, persona = self.few, base_of_few, ""
         return controls.measure(
-            self._lm, layers, c_stars, *how, persona=self._persona, progress=tick, stop=self._stop
+            self._lm, layers, c_stars, on, self.frame, base, persona=persona, progress=tick, stop=self._stop
         )
 
     def fixed(self, dose: CalibratedVector | None = None) -> dict[str, list[str]]:
-        """The greedy answers to the fixed prompts, at alpha 1 where there is a dose, and each one's word.
-        `RoundFailed` before the base was measured."""
+        """The greedy answers to the fixed prompts, at alpha 1 where there is a dose, what the limit of tokens
+        has cut saying so, and each one's word. `RoundFailed` before the base was measured."""
         written = self.write(self.fixed_prompts, None, seed=0, dose=dose, alphas=(1.0,), greedy=True)
         rows = _healths(written, self.scored(written), self._unit())
-        return {"texts": [row.text for row in written], "words": [row.verdict for row in rows]}
+        texts = [row.text if row.ended else f"{row.text} … (cut)" for row in written]
+        return {"texts": texts, "words": [row.verdict for row in rows]}
 
     def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
         """The data of a `profile` event."""

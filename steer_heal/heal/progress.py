@@ -59,5 +59,4 @@ def emitting(stage: str, round_: int, work: Callable[[Tick], T], stop: Callable[
         if now - told >= PROGRESS_S:
             told = now
             rate = done / (now - began)
-            eta = (total - done) / rate if rate else None
-            yield "progress", round_, {"stage": stage, "done": done, "total": total, "rate": rate, "eta": eta}
+            yield "progress", round_, {"stage": stage, "done": done, "total": total, "rate": rate}

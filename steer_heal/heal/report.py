@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steer_heal.records import Trait, trait_shift
+
 DRAWS = 1000
 
 Floats = NDArray[np.float64]
@@ -60,6 +62,28 @@ def report(
         "retention_interval": _interval(moved_K / steered_K) if (steered_K > 0).all() else None,
         "shift_cosine": cosine(shifts_SF[2], shifts_SF[1]) if len(names) > 2 else None,
     }
+
+
+def movements(
+    traits: Sequence[Trait], base: Data, steered: Data, healed: Data
+) -> dict[str, dict[str, float]]:
+    """How far each trait moved from base, `steered` and `healed`, over `n_vignettes`: by the data of three
+    `profile` events, of which `others` holds the profiles of traits that their own `p` says nothing of."""
+    found = {}
+    for trait in traits:
+        before, *after = (event.get("others", {}).get(trait.name, event) for event in (base, steered, healed))
+        moved = [trait_shift(one["p"], before["p"], trait.target) for one in after]
+        found[trait.name] = dict(zip(("steered", "healed"), moved, strict=True))
+        found[trait.name]["n_vignettes"] = before["n_vignettes"]
+    return found
+
+
+def in_words(moved: Mapping[str, Mapping[str, float]]) -> str:
+    """The same in a clause."""
+    return ", ".join(
+        f"{name} moved by {by['healed']:+.3f} (steering: {by['steered']:+.3f}; {by['n_vignettes']} vignettes)"
+        for name, by in moved.items()
+    )
 
 
 def cosine(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> float | None:

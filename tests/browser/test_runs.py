@@ -47,6 +47,17 @@ def test_two_presses_start_one_run_whose_card_stands_under_the_button(page: Page
     expect(page.locator("#round [aria-pressed=true]")).to_have_text("base")
 
 
+def test_a_vector_that_is_no_better_than_random_is_healed_when_it_is_pressed_again(page: Page) -> None:
+    launch(page, 1, "doubtful")
+    said = page.locator("#heal-message")
+    expect(said).to_contain_text("Not started: it moves by +0.067, and 3 of 3 random directions")
+    expect(row(page, "doubtful")).to_have_count(0)
+    page.wait_for_timeout(2100)
+    page.locator("#launch").click()
+    expect(row(page, "doubtful")).to_be_visible()
+    expect(said).not_to_contain_text("Not started")
+
+
 def test_another_run_asked_for_at_once_is_no_second_press(page: Page) -> None:
     launch(page, 1, "the one")
     launch(page, 1, "the other")

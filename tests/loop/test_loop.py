@@ -15,7 +15,7 @@ from steer_heal.evaluate.choice import evaluate
 from steer_heal.heal import algorithm
 from steer_heal.heal.progress import live
 from steer_heal.models import band_layers
-from steer_heal.records import Agreement, Controls, FilterVerdict, Stopped
+from steer_heal.records import Agreement, Controls, FilterVerdict, Stopped, trait_shift
 from steer_heal.runs.events import EventLog, plain, read
 from steer_heal.vectors import vector
 from steer_heal.vectors.steering import steer
@@ -36,7 +36,7 @@ def play(folder, settings=None, **more):
 
 def numbers(events):
     """What has to be the same in two runs: everything but clocks and progress."""
-    drop = {"seconds", "eta"}
+    drop = {"seconds"}
     return [
         (event.kind, event.round, {key: value for key, value in event.data.items() if key not in drop})
         for event in events
@@ -93,6 +93,7 @@ def test_a_round_is_held_against_what_steering_alone_does(whole):
     for event in of_kind(whole[1], "answers")[1:]:
         assert event.data["steered"] == curve.data["answers"]
         assert event.data["steered_words"] == curve.data["words"]
+        assert all(text.endswith(" … (cut)") for text in event.data["texts"])
 
 
 def test_every_printed_answer_has_a_word(whole):
@@ -242,6 +243,20 @@ def test_a_vector_no_better_than_random_ends_the_run_before_an_answer_is_written
     assert not of_kind(events, "completion")
 
 
+@pytest.mark.parametrize(("as_far", "over", "n_whole"), [(2, 7, 0), (1, 9, 1)])
+def test_a_few_vignettes_end_the_run_where_they_are_plain(tmp_path, monkeypatch, as_far, over, n_whole):
+    monkeypatch.setattr("steer_heal.heal.measure.FEW", 7)
+    monkeypatch.setattr(Controls, "as_far", lambda *_asked: as_far)
+    few = {**fast().evaluate.model_dump(), "controls": 2, "n_vignettes": 9}
+    events = play(tmp_path, fast(rounds=1, evaluate=few))
+    assert (
+        f"{as_far} of 2 random directions of the same KL move it as far, over {over} vignettes"
+        in (events[-1].data["message"])
+    )
+    assert len(of_kind(events, "controls")) == n_whole
+    assert not of_kind(events, "curve")
+
+
 def test_controls_are_measured_once_said_beside_every_round_and_kept_when_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(Controls, "as_far", lambda *_asked: 0)
     settings = fast(rounds=2, evaluate={**fast().evaluate.model_dump(), "controls": 2})
@@ -371,25 +386,38 @@ def test_a_gated_run_steers_and_imitates_the_answers_tokens_alone(whole, tmp_pat
 
 
 def test_a_run_of_a_mix_trains_on_what_the_mix_adds_and_resumes_with_the_same_numbers(tmp_path):
-    settings = fast(mix="care_over_authority - 0.5 liberty_over_custom @answer")
+    tiny.own_trait()
+    settings = fast(mix="care_over_authority - 0.5 liberty_over_custom + 0.2 formal @answer")
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     whole.mkdir()
     events = play(whole, settings)
     assert events[-1].kind == "finished"
     first, second = of_kind(events, "vector")
     parts = first.data["parts"]
-    assert set(parts) == {"care_over_authority", "liberty_over_custom"}
+    assert set(parts) == {"care_over_authority", "liberty_over_custom", "formal"}
     assert second.data["parts"] == parts, "how much of each there is stays as it was on base"
     made, lm = vector.load(whole / "vectors" / "round-1.safetensors"), model()
     wanted_LD = sum(
         weight * parts[name]["c_star"] * extracted(lm, name, settings).directions_LD
-        for name, weight in (("care_over_authority", 1.0), ("liberty_over_custom", -0.5))
+        for name, weight in (("care_over_authority", 1.0), ("liberty_over_custom", -0.5), ("formal", 0.2))
     )
     layers = list(band_layers(lm.n_layers, settings.band))
     wanted_LD = wanted_LD / wanted_LD[layers].norm(dim=-1).mean()
     assert torch.allclose(made.directions_LD[layers], wanted_LD[layers], atol=1e-5)
     assert made.meta["mix"] == settings.mix
-    assert "0.5 liberty_over_custom @answer" in (whole / "adapters" / "round-1" / "README.md").read_text()
+    card = (whole / "adapters" / "round-1" / "README.md").read_text()
+    assert "0.5 liberty_over_custom + 0.2 formal @answer" in card
+    assert "| casual, of `formal` | " in card
+    base, steered, healed = (event.data for event in of_kind(events, "profile")[:3])
+    (said, _) = of_kind(events, "round")
+    beside = said.data["beside"]
+    assert list(beside) == ["liberty_over_custom", "formal"]
+    p = [one["others"]["formal"]["p"]["formal"] for one in (base, steered, healed)]
+    assert beside["formal"]["steered"] == pytest.approx(2 * (p[1] - p[0]))
+    assert beside["formal"]["healed"] == pytest.approx(2 * (p[2] - p[0])) != 0.0
+    target = data.trait("liberty_over_custom").target
+    assert beside["liberty_over_custom"]["healed"] == trait_shift(healed["p"], base["p"], target)
+    assert f"formal moved by {beside['formal']['healed']:+.3f}" in said.data["headline"]["why"]
     shutil.copytree(whole, resumed, ignore=shutil.ignore_patterns("events.jsonl"))
     earlier = [event for event in read(whole / "events.jsonl").events if (event.round or 0) <= 1]
     again = play(resumed, settings, start_round=1, earlier=earlier)

@@ -32,6 +32,9 @@ def test_nodes_stand_at_social_norms_and_care() -> None:
     assert (trace(figure, "base")["x"], trace(figure, "base")["y"]) == ([0.65], [0.25])
     assert trace(figure, "healed")["customdata"] == [["run-1", 1, "healed"]]
     assert json.loads(json.dumps(figure)) == figure
+    assert "range" not in figure["layout"]["xaxis"]
+    nowhere = drawn([replace(one, care=None, social_norms=None) for one in NODES])["layout"]
+    assert nowhere["xaxis"]["range"] == nowhere["yaxis"]["range"] == [0, 1]
 
 
 def test_paths_go_from_stage_to_stage_and_are_hidden_with_their_marks() -> None:
@@ -95,6 +98,7 @@ def test_hover_says_everything_escaped_once() -> None:
     worth = "agreement 0.53 (0.46-0.60), chance 0.14, frame cl&lt;oze"
     for part in ("Care 0.340", "SocialNorms 0.540", "coherence 0.990", "98", "0.90", worth):
         assert part in text
+    assert "of the mix a - &lt;b" in charts.hover(replace(HEALED, mix="a - <b"), "mine")
     assert "coherence" not in charts.hover(replace(HEALED, coherence=None), "mine")
 
 

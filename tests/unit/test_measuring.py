@@ -1,7 +1,9 @@
 """What a request has while its vector is being measured: base at once, progress, and that nothing is lost."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +80,18 @@ def test_base_has_its_first_token_before_the_vector_is_measured(engine, extracti
     assert last.c_star is not None
     again = list(engine.steer(request(), session="a"))[-1]
     assert ids(last) == ids(again)
+
+
+def test_the_seconds_of_an_answer_are_those_of_its_writing(engine, extraction, monkeypatch):
+    late = SimpleNamespace(
+        monotonic=lambda: time.monotonic() + 1000 * len(extraction.ended), perf_counter=time.perf_counter
+    )
+    for module in ("answer", "answer_batch"):
+        monkeypatch.setattr(f"steer_heal.engine.{module}.time", late)
+    extraction.go.set()
+    last = list(engine.steer(request(), session="a"))[-1]
+    assert extraction.ended
+    assert last.seconds < 1000
 
 
 def test_frames_say_how_far_the_measurement_is_and_neither_answer_shrinks(engine, extraction):

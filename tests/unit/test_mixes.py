@@ -6,7 +6,7 @@ import torch
 from steer_heal.config import DoseRequest, SettingsError, SteerRequest, Term, build, heal_settings, read_mix
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.dose.mixed import mixed
-from steer_heal.records import Calibration
+from steer_heal.records import Calibration, Controls
 from steer_heal.vectors.steering import Directions
 from steer_heal.vectors.vector import SteeringVector
 from tests.crowd import BAND, Crowd, request
@@ -213,6 +213,28 @@ def test_doses_of_a_mix_are_held_against_controls_where_it_costs_as_much_as_they
         found = swept(engine, mix)
         assert (found.nat, found.controls, len(found.rows)) == (None, None, 2)
         assert found.against({"Care": 1}).startswith("no dose of this mix costs the nat")
+
+
+def test_what_was_measured_to_be_no_better_than_random_is_doubted_before_it_is_healed(engine, monkeypatch):
+    monkeypatch.setattr(Controls, "shifts", lambda self, _target: (9.0,) * len(self.random))
+    mix = f"0.2 {CARE} - 0.3 {FAIR}"
+
+    def doubt(**more):
+        how = {"model": engine.info.name, "band": BAND, "mix": f"{mix} @answer", "trait": CARE, **more}
+        return engine.doubt(heal_settings(**how))
+
+    assert doubt() == ""
+    swept(engine, mix, n_vignettes=3)
+    assert doubt() == "", "three vignettes say nothing"
+    found = swept(engine, mix)
+    said = f"by {found.movement:+.3f}, and 2 of 2 random directions of the same KL move it as far, over 7"
+    assert said in doubt()
+    assert "1 of 1 random" in doubt(evaluate={"controls": 1})
+    others = {"mix": CARE}, {"band": (0.0, 1.0)}, {"extract": {"method": "pca"}}, {"model": "demo"}
+    for other in (*others, {"evaluate": {"controls": 0}}):
+        assert doubt(**other) == ""
+    list(engine.effect(build(DoseRequest, band=BAND, controls=1), session="x"))
+    assert "1 of 1 random" in doubt(mix="")
 
 
 def test_texts_of_a_sweep_are_steered_by_its_gate_and_profiles_are_not(engine):

@@ -111,6 +111,22 @@ def test_a_run_of_this_browser_that_ended_says_what_came_of_it_until_it_is_opene
     assert "mine: finished" not in watching.draw(engine, engine.runs.rows(), opened)[2]
 
 
+def test_the_card_of_a_run_that_is_opened_too_early_or_failed_stays() -> None:
+    engine = FakeEngine(round_seconds=1000)
+    run_id = engine.launch(heal_settings("quick", model="demo", name="mine"))
+    memory = watching.started(watching.remembered(None), run_id)
+    clicked = SimpleNamespace(_data={"action": "open", "run": run_id})
+    memory, _ = runs.acting(engine)(memory, clicked)
+    assert memory["mine"] == run_id
+    every = [replace(engine.runs.rows()[0], status="failed", message="no better than random: ...")]
+    cards = watching.draw(engine, every, memory)[2]
+    assert "mine: failed" in cards
+    assert 'data-action="anyway"' in cards
+    again, _ = runs.acting(engine)(memory, SimpleNamespace(_data={"action": "anyway", "run": run_id}))
+    assert again["mine"] != run_id
+    assert engine.runs.settings(again["mine"]).evaluate.controls == 0
+
+
 def test_the_very_same_run_again_is_said_to_be_one() -> None:
     engine, wanted = FakeEngine(), heal_settings("quick", model="demo", rounds=2, name="again")
     assert "As Example: care over authority" in heal.alike(engine, wanted)

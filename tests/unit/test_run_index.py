@@ -3,7 +3,8 @@
 import pytest
 
 from steer_heal.config import SettingsError, heal_settings
-from steer_heal.engine.run_index import EXAMPLE_ID, Expected, RunIndex
+from steer_heal.engine.run_index import EXAMPLE_ID, RunIndex
+from steer_heal.engine.time_left import time_left
 from steer_heal.runs.events import EventLog
 from steer_heal.runs.jobs import LocalProcesses, shelf, this_process
 from steer_heal.runs.store import Store
@@ -120,7 +121,7 @@ def test_a_deleted_run_is_gone_with_its_folder_and_comes_back_for_a_minute(index
         index.restore(run_id)
 
 
-def test_what_is_counted_stands_in_the_row_and_the_end_does_not_jump(index, jobs):
+def test_what_is_counted_stands_in_the_row(index, jobs):
     folder = jobs.create(heal_settings(model="demo", rounds=2), worker=this_process())
     with EventLog(folder.log) as log:
         start(log, heal_settings(model="demo", rounds=2))
@@ -129,5 +130,41 @@ def test_what_is_counted_stands_in_the_row_and_the_end_does_not_jump(index, jobs
         assert (row.done, row.total, row.rate) == (40, 128, 2.5)
         log.append("stage", 1, {"stage": "filter"})
         assert index.rows()[0].done is None
-    expected = Expected()
-    assert [expected.left(told, now) for told, now in ((100, 0), (100, 5), (400, 10))] == [100, 95, 121]
+
+
+def begun(round_, stage, at, seconds=None, own=True):
+    return {"own": own, "round": round_, "stage": stage, "time": at, "seconds": seconds}
+
+
+def test_time_left_is_what_the_stages_ahead_took_and_nothing_where_one_was_never_timed():
+    took = {"extract": 10, "calibrate": 100, "generate": 20, "filter": 5, "train": 30, "evaluate": 40}
+    first = [begun(0, "base", 0, 50), *(begun(1, stage, 50, s) for stage, s in took.items())]
+    assert time_left(first[:1], 2, 60) is None
+    assert time_left([*first, begun(2, "extract", 300)], 2, 301) is None, "the first round measures more"
+    assert time_left([*first, begun(2, "generate", 300)], 2, 312) == 8 + 5 + 30 + 40
+    assert time_left([*first, begun(2, "generate", 300)], 3, 312) is None
+    other = [row | {"own": False} for row in [*first, begun(2, "extract", 0, 1), begun(2, "calibrate", 0, 9)]]
+    assert time_left([*other, begun(0, "base", 1000)], 2, 1010) == 40 + 205 + 1 + 9 + 95
+    assert time_left([*other, begun(0, "base", 1000)], 1, 1999) == 205, (
+        "one that takes longer is near its end"
+    )
+    slow = [begun(1, "train", 0, 300)]
+    assert time_left([*other, *slow, begun(1, "evaluate", 0)], 2, 0) == 40 + 1 + 9 + 20 + 5 + 300 + 40
+    assert time_left(other, 2, 0) is None
+
+
+def test_time_left_is_known_from_a_finished_run_that_does_as_much(index, jobs):
+    def played(**more):
+        settings = heal_settings(model="demo", rounds=1, **more)
+        folder = jobs.create(settings, worker=this_process())
+        with EventLog(folder.log) as log:
+            start(log, settings)
+            left = next(row.eta for row in index.rows() if row.run_id == folder.run_id)
+            play_round(log, 1)
+            log.append("finished", None, {"reason": "done"})
+        return left
+
+    assert played() is None
+    assert played() >= 0.0
+    assert played(data={"n_answers": 40}) is None, "of fewer answers nothing is known"
+    assert played(seed=1) >= 0.0

@@ -138,7 +138,13 @@ def test_a_resumed_run_forgets_the_round_it_writes_again(store, tmp_path):
     assert resumed == (store.completions("r", 2), [(n.round, n.stage, n.care) for n in store.moral_map()])
 
 
-def test_progress_rises_to_one_with_time_left_and_the_last_headline(store, tmp_path):
+def test_a_run_of_a_mix_and_its_points_say_which(store, tmp_path):
+    made = write_run(tmp_path / "events.jsonl", rounds=1, mix="0.8 care_over_authority @answer")
+    store.ingest("r", events.read(made))
+    assert {row.mix for row in (*store.runs(), *store.moral_map())} == {"0.8 care_over_authority @answer"}
+
+
+def test_progress_rises_to_one_with_the_last_headline(store, tmp_path):
     seen = [0.0]
     with EventLog(tmp_path / "events.jsonl") as log:
         start(log, heal_settings(model="demo", rounds=2))
@@ -148,7 +154,6 @@ def test_progress_rises_to_one_with_time_left_and_the_last_headline(store, tmp_p
             seen.append(store.runs()[0].progress)
             assert store.runs()[0].message == f"round {round_} healed: retention <0.8>"
     assert seen == [0.0, 0.5, 1.0]
-    assert store.runs()[0].eta is not None
 
 
 ODD = [

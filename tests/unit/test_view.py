@@ -191,6 +191,26 @@ def test_completions_are_filtered_and_not_all_are_shown() -> None:
     assert "and 5 more" in view_runs.completions([kept] * (view_runs.MAX_COMPLETIONS + 5))
 
 
+def test_a_run_of_a_mix_says_which_wherever_it_is_named() -> None:
+    run = replace(RUN, mix="0.8 warm - <b>", trait="warm", status="running")
+    detail = replace(DETAIL, settings={"mix": run.mix})
+    table = view_runs.runs_table([run], [], {}, {"warm": "Warm over cold"})
+    assert "0.8 warm - &lt;b&gt;, measured on Warm over cold" in table
+    for said in (
+        view_runs.card(run, "A", ""),
+        view_runs.ended_card(run, "A"),
+        view_runs.round_head(detail, run),
+    ):
+        assert "0.8 warm - &lt;b&gt;" in said
+    assert "warm" not in view_runs.card(replace(run, mix=""), "A", "")
+
+
+def test_that_nobody_can_talk_to_the_example_is_said_in_its_rounds() -> None:
+    heads = [view_runs.round_head(DETAIL, replace(RUN, is_example=example)) for example in (False, True)]
+    assert ['data-action="talk"' in head for head in heads] == [True, False]
+    assert ["came without its adapters" in head for head in heads] == [False, True]
+
+
 def test_the_words_of_a_run_are_those_of_its_headlines() -> None:
     assert view_runs.WORDS == headline.ORDER
     said = view_runs.said_of("2 rounds done; round 2 too little trait kept: retention 0.2 <b>")

@@ -28,7 +28,7 @@ STAGES = {
 _STEP = ("loss", "nll", "divergence", "lr", "barrier", "distil", "held_out_nll")
 _FACTS = (
     "headline", "retention_interval", "intervals", "differences", "shift_cosine", "as_far", "facts_kept",
-    "neutral_kl", "path",
+    "neutral_kl", "path", "beside",
 )  # fmt: skip
 TEXT = (
     "perplexity",
@@ -50,10 +50,9 @@ def new_run(run_id: str, is_example: bool) -> Row:
     """The row of a run of which nothing is known yet."""
     return {
         "run_id": run_id, "name": "", "model": "", "trait": "", "seed": 0, "preset": "", "rounds": 0,
-        "is_example": is_example, "status": "queued", "round": 0, "stage": "", "progress": 0.0, "eta": None,
+        "is_example": is_example, "status": "queued", "round": 0, "stage": "", "progress": 0.0,
         "started_at": None, "finished_at": None, "retention": None, "message": "", "settings": {},
-        "vignette_set": "",
-        "anchor_time": None, "anchor_progress": 0.0, "last_seq": -1, "log_bytes": 0,
+        "vignette_set": "", "last_seq": -1, "log_bytes": 0,
     }  # fmt: skip
 
 
@@ -96,7 +95,7 @@ def rows_of(run: Row, events: tuple[Event, ...]) -> LogRows:
 
 
 def _queued(state: LogRows, event: Event) -> None:
-    state.run.update(status="queued", eta=None, message="")
+    state.run.update(status="queued", message="")
     _describe(state, event)
 
 
@@ -118,10 +117,7 @@ def _vignette_set(evaluate: Any) -> str:
 
 def _started(state: LogRows, event: Event) -> None:
     _describe(state, event)
-    state.run.update(
-        status="running", started_at=event.time, finished_at=None, message="",
-        anchor_time=event.time, anchor_progress=0.0,
-    )  # fmt: skip
+    state.run.update(status="running", started_at=event.time, finished_at=None, message="")
 
 
 def _resumed(state: LogRows, event: Event) -> None:
@@ -130,10 +126,7 @@ def _resumed(state: LogRows, event: Event) -> None:
     state.forget(after)
     rounds = max(1, state.run["rounds"])
     share = min(1.0, after / rounds)
-    state.run.update(
-        status="running", round=after, stage="", progress=share, eta=None, finished_at=None, message="",
-        anchor_time=event.time, anchor_progress=share,
-    )  # fmt: skip
+    state.run.update(status="running", round=after, stage="", progress=share, finished_at=None, message="")
     if after == 0:
         state.run["retention"] = None
 
@@ -145,9 +138,6 @@ def _advance(state: LogRows, event: Event, share_of_stage: float = 0.0) -> None:
     of_round = 0.0 if stage == "base" else begins + (ends - begins) * min(1.0, max(0.0, share_of_stage))
     share = min(1.0, (max(0, (event.round or 1) - 1) + of_round) / max(1, state.run["rounds"]))
     state.run.update(stage=stage, progress=share)
-    gained = share - state.run["anchor_progress"]
-    if gained > 0.01 and state.run["anchor_time"] is not None:
-        state.run["eta"] = max(0.0, event.time - state.run["anchor_time"]) * (1.0 - share) / gained
 
 
 def _progress(state: LogRows, event: Event) -> None:
@@ -233,23 +223,20 @@ def _round(state: LogRows, event: Event) -> None:
 
 def _finished(state: LogRows, event: Event) -> None:
     reason = _text(event.data.get("reason"))
-    state.run.update(
-        status="finished", stage="", progress=1.0, eta=None, finished_at=event.time, message=reason
-    )
+    state.run.update(status="finished", stage="", progress=1.0, finished_at=event.time, message=reason)
 
 
 def _ended_early(state: LogRows, event: Event) -> None:
     message = _text(event.data.get("message"))
-    state.run.update(status=FINAL[event.kind], eta=None, finished_at=event.time, message=message)
+    state.run.update(status=FINAL[event.kind], finished_at=event.time, message=message)
 
 
 def _paused(state: LogRows, event: Event) -> None:
-    state.run.update(status="paused", eta=None)
+    state.run.update(status="paused")
 
 
 def _continued(state: LogRows, event: Event) -> None:
-    """The time left counts from here: what was paused through says nothing about it."""
-    state.run.update(status="running", anchor_time=event.time, anchor_progress=state.run["progress"])
+    state.run.update(status="running")
 
 
 def _foundations(p: Any) -> Row:

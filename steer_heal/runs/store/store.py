@@ -19,24 +19,26 @@ from steer_heal.runs.store.schema import COLUMNS
 
 Rows = list[dict[str, Any]]
 
+_MIX = "coalesce(r.settings ->> '$.mix', '')"
+"""What a run heals instead of its trait's vector."""
 _RUNS = """
-SELECT run_id, name, model, trait, seed, preset, status, rounds, round, stage, progress, eta, started_at,
-       finished_at, retention, is_example, message
-FROM runs ORDER BY is_example, started_at DESC NULLS FIRST, run_id DESC
-"""
+SELECT run_id, name, model, trait, seed, preset, status, rounds, round, stage, progress,
+       CAST(NULL AS DOUBLE) AS eta, started_at, finished_at, retention, is_example, message, MIX AS mix
+FROM runs r ORDER BY is_example, started_at DESC NULLS FIRST, run_id DESC
+""".replace("MIX", _MIX)
 _SEVEN = "{" + ", ".join(f"'{name}': p.{column}" for name, column in COLUMNS.items()) + "}"
 _MAP = """
 SELECT m.run_id, m.model, m.trait, m.seed, m.round, m.stage, m.alpha, m.care, m.social_norms, m.coherence,
        m.n_vignettes, m.finished_at, d.retention, r.is_example, r.vignette_set, m.agreement, m.frame,
        m.agreement_low, m.agreement_high, m.chance, m.relevance, m.text_verdict, m.answers_verdict,
-       SEVEN AS profile, p.poles
+       SEVEN AS profile, p.poles, MIX AS mix
 FROM moral_map m JOIN runs r USING (run_id)
 JOIN profiles p ON p.run_id = m.run_id AND p.round = m.round AND p.stage = m.stage
 LEFT JOIN rounds d ON d.run_id = m.run_id AND d.round = m.round
 WHERE (? IS NULL OR list_contains(?, m.run_id))
   AND (p.poles IS NOT NULL OR m.care IS NOT NULL AND m.social_norms IS NOT NULL)
 ORDER BY r.started_at, m.run_id, m.round, m.finished_at
-""".replace("SEVEN", _SEVEN)
+""".replace("SEVEN", _SEVEN).replace("MIX", _MIX)
 _CONTROLS = (
     "SELECT run_id, kind, care, social_norms, SEVEN AS profile, poles FROM controls p "
     "WHERE list_contains(?, run_id) ORDER BY 1, 2, 3, 4, 6"
@@ -61,6 +63,25 @@ _STEPS = (
     "SELECT step, total, loss, nll, divergence, lr, barrier, distil, held_out_nll FROM steps "
     "WHERE run_id = ? AND round = ? ORDER BY step"
 )
+_TIMES = """
+WITH like_it AS (
+    SELECT other.run_id FROM runs other JOIN runs r ON r.run_id = ? AND other.model = r.model
+        AND (other.settings -> '$.data') = (r.settings -> '$.data')
+        AND (other.settings -> '$.train') = (r.settings -> '$.train')
+        AND (other.settings -> '$.evaluate') = (r.settings -> '$.evaluate')
+        AND (coalesce(other.settings ->> '$.mix', '') = '') = (MIX = '')
+    WHERE other.status = 'finished' AND NOT other.is_example
+    ORDER BY other.finished_at DESC LIMIT 1
+), happened AS (
+    SELECT *, lead(kind) OVER after AS next, lead(time) OVER after - time AS seconds
+    FROM events WHERE kind IN ('stage', 'round', 'paused', 'queued', 'resumed')
+    WINDOW after AS (PARTITION BY run_id ORDER BY seq)
+)
+SELECT run_id = ? AS own, round, data ->> '$.stage' AS stage, time,
+       CASE WHEN next IN ('stage', 'round') THEN seconds END AS seconds
+FROM happened WHERE kind = 'stage' AND (run_id = ? OR run_id IN (FROM like_it))
+ORDER BY own, seq
+""".replace("MIX", _MIX)
 _EXPORTS = ("runs", *ROW_TABLES, "moral_map", "controls", "sweep_cells")
 
 
@@ -110,6 +131,12 @@ class Store:
     def controls(self, run_ids: Iterable[str]) -> list[ControlNode]:
         """What random directions and the persona do to the base, of the runs that asked for them."""
         return [ControlNode(**_measured(row)) for row in self._query(_CONTROLS, list(run_ids))]
+
+    def stage_times(self, run_id: str) -> Rows:
+        """The stages that the run has begun (`own`), after those of the newest finished run of its model with
+        the same answers, training and measurements: `round`, `stage`, `time`, and the `seconds` of each that
+        went through without a break."""
+        return self._query(_TIMES, run_id, run_id, run_id)
 
     def sweep_cells(self, sweep_id: str) -> Rows:
         """The rows of the view `sweep_cells` of one sweep; `varied` holds the value of each axis."""
