@@ -34,7 +34,9 @@ def test_axe_finds_no_fault(shaded: Page) -> None:
 
 def test_words_are_explained_where_they_stand(page: Page) -> None:
     sentences = {term: said for terms in WORDS.values() for term, said in terms.items()}
-    places = {"alpha": "alpha", "dose": "c*", "measures": "perplexity", "runs": "retention"}
+    places = {
+        "alpha": "alpha", "dose": "c*", "measures": "perplexity", "runs": "retention", "preset": "preset"
+    }  # fmt: skip
     for where, term in places.items():
         page.locator(f"#{where} .sh-help[aria-label='What is {term}?']").first.click()
         box = page.locator(".sh-popover:popover-open")
