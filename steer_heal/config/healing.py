@@ -48,7 +48,7 @@ class DataSettings(Settings):
         default=270, ge=4, le=20_000, description="Answers that the steered model writes in a round."
     )
     n_plain: int = Field(
-        default=160,
+        default=185,
         ge=0,
         le=20_000,
         description="Answers that base writes to prompts off the trait in a round.",
@@ -205,7 +205,7 @@ class HealSettings(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "data": {"n_answers": 135, "n_plain": 120, "min_kept": 8, "max_new_tokens": 48},
+        "data": {"min_kept": 8, "max_new_tokens": 48},
         "evaluate": {"n_vignettes": 70},
     },
     "standard": {},

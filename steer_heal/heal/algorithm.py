@@ -24,7 +24,7 @@ from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.dose.mixed import mixed
 from steer_heal.heal import cards, headline
 from steer_heal.heal.adapters import AdapterStack
-from steer_heal.heal.examples import Example
+from steer_heal.heal.examples import LEARNED, Example
 from steer_heal.heal.filter import Text, kept_texts, texts
 from steer_heal.heal.measure import Measures
 from steer_heal.heal.memory import check_memory, longest_prompt, step_of
@@ -386,8 +386,8 @@ class _Loop:
         dropped: list[Text],
         plain: list[Text],
     ) -> Stage[None]:
-        """A fresh adapter learns to say without steering what steering made the student say, and to plain
-        prompts what base says. What the filter dropped is of use only to imitate its writer: nothing in it
+        """A fresh adapter learns to begin without steering as steering made the student begin, and to plain
+        prompts as base does. What the filter dropped is of use only to imitate its writer: nothing in it
         is made likelier."""
         yield from self._begin("train", round_)
         settings, seed = self.settings.train, seed_of(self.settings.seed, round_, "train")
@@ -396,7 +396,7 @@ class _Loop:
         # Nobody chose base's own answers to plain prompts: that they are likely says no more than D does.
         parts = ((kept, True, True), (imitated, True, False), (plain, False, alone))
         examples = [
-            Example(tuple(self.lm.encode_chat([user(text.prompt)])), text.ids, steered, likely)
+            Example(tuple(self.lm.encode_chat([user(text.prompt)])), text.ids[:LEARNED], steered, likely)
             for some, steered, likely in parts
             for text in some
         ]

@@ -15,6 +15,11 @@ WARMUP = 0.1
 """Share of the steps over which the learning rate rises."""
 
 
+LEARNED = 24
+"""Tokens of an answer that are learned, its first ones: more prompts carry a trait over to other scenes, more
+tokens of an answer do not (docs/reports/healing.md)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A prompt without steering, an answer, whether steering wrote it, and whether it is made likelier."""

@@ -16,6 +16,7 @@ from steer_heal import data
 from steer_heal.config import (
     AUTO_FRAME,
     EVERYWHERE,
+    MAX_NEW_TOKENS,
     HealSettings,
     SampleSettings,
     SettingsError,
@@ -33,6 +34,7 @@ from steer_heal.generate import Row, complete
 from steer_heal.generate.sampling import sampler
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.cost import Cost
+from steer_heal.heal.examples import LEARNED
 from steer_heal.heal.filter import Own, judge, readings
 from steer_heal.heal.progress import Tick
 from steer_heal.heal.schedule import seed_of
@@ -192,9 +194,10 @@ class Measures:
         alphas: Sequence[float] = (0.0,),
         greedy: bool = False,
         where: str = EVERYWHERE,
+        longest: int = MAX_NEW_TOKENS,
     ) -> list[Completion]:
         """Answers to the prompts, each at its alpha (they go round) and steered in `where`, with random
-        numbers of its own."""
+        numbers of its own; `longest`: their tokens, where the run's limit is not lower."""
         rows = []
         for number, prompt in enumerate(prompts):
             alpha = alphas[number % len(alphas)]
@@ -208,7 +211,8 @@ class Measures:
                     where=where,
                 )
             )
-        sample = self._sample.model_copy(update={"greedy": greedy, "seed": seed})
+        limit = min(longest, self._sample.max_new_tokens)
+        sample = self._sample.model_copy(update={"greedy": greedy, "seed": seed, "max_new_tokens": limit})
         directions_LD = (
             dose.vector.steers if dose else Tensor([[0.0]]).expand(self._lm.n_layers, self._lm.width)
         )
@@ -244,10 +248,10 @@ class Measures:
         return [order[number // each % len(order)] for number in range(count)]
 
     def plain(self, count: int, seed: int, tick: Tick | None = None) -> list[Completion]:
-        """Base's own answers to `count` of the plain prompts, or to all."""
+        """How base begins to answer `count` of the plain prompts, or all."""
         some = random.Random(seed).sample(self.plain_prompts, min(count, len(self.plain_prompts)))
         with self._stack.off():
-            return self.write(some, tick, seed=seed)
+            return self.write(some, tick, seed=seed, longest=LEARNED)
 
     def judge(self, written: Sequence[Completion], tick: Tick | None = None) -> list[FilterVerdict]:
         """The filter's verdict on every answer; `RoundFailed` before the base was measured."""

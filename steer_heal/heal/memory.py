@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from steer_heal.config import HealSettings, SettingsError, TrainSettings
 from steer_heal.forward.network import PACKED_BYTES
+from steer_heal.heal.examples import LEARNED
 from steer_heal.heal.frozen_prefix import KEPT_BYTES
 from steer_heal.heal.lm_head import CHUNK_BYTES
 from steer_heal.heal.schedule import trained_layers
@@ -47,7 +48,8 @@ def step_of(lm: LanguageModel, settings: HealSettings, n_prompt: int) -> Step:
     """What `needed_bytes` asks of a run's training."""
     layers = lm.n_layers - trained_layers(lm.n_layers, settings.band)[0]
     made = settings.data
-    return settings.train, layers, n_prompt, made.max_new_tokens, made.n_answers + made.n_plain
+    n_completion = min(made.max_new_tokens, LEARNED)
+    return settings.train, layers, n_prompt, n_completion, made.n_answers + made.n_plain
 
 
 def needed_bytes(
