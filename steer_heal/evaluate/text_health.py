@@ -16,6 +16,8 @@ import numpy as np
 from steer_heal.config import THRESHOLDS, Thresholds
 from steer_heal.records import TextHealth, TextWord
 
+CUT = " … (cut)"
+"""What a printed text ends in that the limit of tokens has cut."""
 STRETCH = 16
 WINDOW = 50
 MAX_PERPLEXITY = 1e6
@@ -44,8 +46,8 @@ def repetition(text: str, earlier: str = "") -> float:
 
 
 def loops(text: str) -> bool:
-    """Whether so much of the text says itself again that it reads as a loop."""
-    return repetition(text) > THRESHOLDS.repetition_broken
+    """Whether so much of the text, which may end in `CUT`, says itself again that it reads as a loop."""
+    return repetition(text.removesuffix(CUT)) > THRESHOLDS.repetition_broken
 
 
 def variety(text: str) -> float:

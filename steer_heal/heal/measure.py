@@ -304,7 +304,7 @@ class Measures:
         has cut saying so, and each one's word. `RoundFailed` before the base was measured."""
         written = self.write(self.fixed_prompts, None, seed=0, dose=dose, alphas=(1.0,), greedy=True)
         rows = _healths(written, self.scored(written), self._unit())
-        texts = [row.text if row.ended else f"{row.text} … (cut)" for row in written]
+        texts = [row.text if row.ended else row.text + text_health.CUT for row in written]
         return {"texts": texts, "words": [row.verdict for row in rows]}
 
     def event(self, stage: str, alpha: float, found: Profile, text: dict[str, float]) -> dict[str, Any]:
