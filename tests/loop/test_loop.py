@@ -12,7 +12,7 @@ from steer_heal import data, heal
 from steer_heal.config import SettingsError
 from steer_heal.data import own_traits
 from steer_heal.evaluate.choice import evaluate
-from steer_heal.heal import algorithm
+from steer_heal.heal import algorithm, measure
 from steer_heal.heal.progress import live
 from steer_heal.models import band_layers
 from steer_heal.records import Agreement, Controls, FilterVerdict, Stopped, trait_shift
@@ -148,6 +148,21 @@ def test_what_the_filter_drops_is_imitated_and_no_more(tmp_path, monkeypatch, tr
     play(tmp_path, fast(rounds=1, train={**fast().train.model_dump(), **train}), lm=lm)
     assert {row.likely for row in seen} == wanted
     assert sum(row.likely for row in seen) == 4
+
+
+def test_what_is_learned_of_an_answer_is_how_it_begins(tmp_path, monkeypatch):
+    seen, lm = [], model()
+    for place in (algorithm, measure):
+        monkeypatch.setattr(place, "LEARNED", 3)
+    monkeypatch.setattr(algorithm, "train_round", lambda _lm, _stack, rows, *_, **__: seen.extend(rows) or ())
+    data = {**fast().data.model_dump(), "n_plain": 3}
+    written = of_kind(play(tmp_path, fast(rounds=1, data=data), lm=lm), "completion")
+    assert len(seen) == len(written) == 11
+    for row in seen:
+        assert 0 < len(row.completion_ids) <= 3
+    assert sorted(lm.tokenizer.decode(row.completion_ids) for row in seen if not row.steered) == sorted(
+        event.data["text"] for event in written[8:]
+    ), "of a plain prompt no more is written than is learned"
 
 
 def test_a_run_stopped_in_any_stage_and_resumed_gives_the_same_numbers(whole, tmp_path):
