@@ -49,7 +49,7 @@ WORDS = {
     "healing.md": {
         "round": "over-steered answers are written, the good ones kept, trained in, and the result measured",
         "preset": f"how much a round does: quick writes {_answers('quick')}, standard "
-        f"{_answers('standard')}; two quick rounds of smollm2 took less than 40 minutes on two busy cores",
+        f"{_answers('standard')}; of smollm2 a round is some minutes on two cores",
         "retention": "how far the healed model moved without steering, divided by how far steering moved it",
     },
 }
