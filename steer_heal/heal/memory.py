@@ -84,6 +84,5 @@ def check_memory(
         tokens = f"batches of {settings.batch_size} times {n_prompt + n_completion} tokens"
         raise SettingsError(
             f"Training needs about {wanted / GIB:.1f} GiB of memory on {lm.device} above the weights "
-            f"({tokens}) and {room / GIB:.1f} GiB are free: lower train.batch_size or "
-            "data.max_new_tokens."
+            f"({tokens}) and {room / GIB:.1f} GiB are free: lower train.batch_size."
         )
