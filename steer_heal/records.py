@@ -540,8 +540,9 @@ class Event:
 class RunRow:
     """One run in the table of runs. `round` is the last finished one (0: none); times are epoch seconds.
 
-    `done` of `total`, at `rate` a second, is how far its stage is, where that is counted. `mix`: what it
-    heals instead of the trait's vector, which is then what is measured.
+    `done` of `total`, at `rate` a second, is how far its stage is, where that is counted; `eta`, the seconds
+    that it still takes, where that is known. `mix`: what it heals instead of the trait's vector, which is
+    then what is measured.
     """
 
     run_id: str
@@ -555,13 +556,13 @@ class RunRow:
     round: int
     stage: str
     progress: float
-    eta: float | None
     started_at: float | None
     finished_at: float | None
     retention: float | None
     is_example: bool
     message: str
     hidden: bool = False
+    eta: float | None = None
     done: float | None = None
     total: float | None = None
     rate: float | None = None

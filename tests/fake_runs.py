@@ -168,8 +168,8 @@ class FakeRuns:
         counted = (int(16 * within), 16.0, 2.0) if status == "running" else ()
         return RunRow(
             run.run_id, s.name, s.model, s.trait, s.seed, s.preset, status, s.rounds, done,
-            "" if over else STAGES[int(within * len(STAGES))], progress, left, run.started, ended,
-            0.89 if done else None, run.example, "", run.hidden, *counted, mix=s.mix,
+            "" if over else STAGES[int(within * len(STAGES))], progress, run.started, ended,
+            0.89 if done else None, run.example, "", run.hidden, left, *counted, mix=s.mix,
         )  # fmt: skip
 
     def _node(self, run: FakeRun, round: int, stage: str, alpha: float, moved: float) -> MapNode:

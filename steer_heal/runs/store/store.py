@@ -22,8 +22,8 @@ Rows = list[dict[str, Any]]
 _MIX = "coalesce(r.settings ->> '$.mix', '')"
 """What a run heals instead of its trait's vector."""
 _RUNS = """
-SELECT run_id, name, model, trait, seed, preset, status, rounds, round, stage, progress,
-       CAST(NULL AS DOUBLE) AS eta, started_at, finished_at, retention, is_example, message, MIX AS mix
+SELECT run_id, name, model, trait, seed, preset, status, rounds, round, stage, progress, started_at,
+       finished_at, retention, is_example, message, MIX AS mix
 FROM runs r ORDER BY is_example, started_at DESC NULLS FIRST, run_id DESC
 """.replace("MIX", _MIX)
 _SEVEN = "{" + ", ".join(f"'{name}': p.{column}" for name, column in COLUMNS.items()) + "}"
@@ -74,12 +74,14 @@ WITH like_it AS (
     ORDER BY other.finished_at DESC LIMIT 1
 ), happened AS (
     SELECT *, lead(kind) OVER after AS next, lead(time) OVER after - time AS seconds
-    FROM events WHERE kind IN ('stage', 'round', 'paused', 'queued', 'resumed')
+    FROM events
+    WHERE kind IN ('stage', 'round', 'paused', 'queued', 'resumed')
+      AND (run_id = ? OR run_id IN (FROM like_it))
     WINDOW after AS (PARTITION BY run_id ORDER BY seq)
 )
 SELECT run_id = ? AS own, round, data ->> '$.stage' AS stage, time,
        CASE WHEN next IN ('stage', 'round') THEN seconds END AS seconds
-FROM happened WHERE kind = 'stage' AND (run_id = ? OR run_id IN (FROM like_it))
+FROM happened WHERE kind = 'stage'
 ORDER BY own, seq
 """.replace("MIX", _MIX)
 _EXPORTS = ("runs", *ROW_TABLES, "moral_map", "controls", "sweep_cells")
