@@ -49,13 +49,15 @@ class Shown:
 
 @dataclass
 class Newest:
-    """Which request of each session is the newest, by the stamp that the browser gave it, and which is shown.
+    """Which request of each session is the newest, by the stamp that the browser gave it, which is shown, and
+    when Stop was pressed: it counts for what was asked before, even where that reaches the server later.
 
     A newer request does not take the place of the one in view before that has words to read, so that a dose
     that is dragged is read while it moves.
     """
 
     stamps: dict[str, float] = field(default_factory=dict)
+    halts: dict[str, float] = field(default_factory=dict)
     views: dict[str, Shown] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -68,7 +70,10 @@ class Newest:
             return True
 
     def holds(self, session: str, stamp: float) -> bool:
-        return self.stamps.get(session) == stamp
+        return self.stamps.get(session) == stamp and not self.halted(session, stamp)
+
+    def halted(self, session: str, stamp: float) -> bool:
+        return stamp <= self.halts.get(session, -math.inf)
 
     def view(self, session: str) -> Shown:
         return self.views.setdefault(session, Shown())
@@ -93,10 +98,10 @@ class Newest:
         if self.shows(session, stamp):
             self.view(session).ripe = True
 
-    def halt(self, session: str) -> None:
-        """Nothing that waits begins any more."""
+    def halt(self, session: str, stamp: float) -> None:
+        """Nothing that was asked until then begins any more."""
         with self.lock:
-            self.stamps[session] = math.nextafter(self.stamps.get(session, 0.0), math.inf)
+            self.halts[session] = stamp
 
     def grows(self, session: str, asked: SteerRequest, n: int, model: str = "") -> bool:
         """Whether `n` tokens of base's answer are more than the session has in view.
@@ -113,6 +118,7 @@ class Newest:
     def forget(self, session: str) -> None:
         with self.lock:
             self.stamps.pop(session, None)
+            self.halts.pop(session, None)
             self.views.pop(session, None)
 
 
@@ -198,6 +204,8 @@ def answering(
             if frame.superseded or not newest.shows(session, stamp):
                 yield nothing()
                 return
+            if newest.halted(session, stamp):  # Stop came before the engine knew of this request
+                engine.stop(session)
             seen.ripe = readable(frame) or bool(frame.message)
             if readable(frame):
                 seen.steered = frame.steered
@@ -219,7 +227,9 @@ def answering(
         if newest.take(session, stamp):
             time.sleep(pause)
         if not newest.begins(session, stamp):
-            yield nothing()
+            dropped = newest.stamps.get(session) == stamp  # by Stop, not by a newer request
+            said = view.status(SteerFrame((), (), True, False, message="Stopped."))
+            yield (gr.skip(), gr.skip(), said, *nothing(4)) if dropped else nothing()
             return
         try:
             yield from answer(asked_for(filled(engine, form)), session, stamp)

@@ -106,15 +106,15 @@ def build(engine: Engine) -> Steering:
     start = _wire_answers(engine, knobs, newest, outputs)
     say = _wire_choosers(engine, knobs)
 
-    def halt(request: gr.Request) -> None:
-        newest.halt(request.session_hash or "")
+    def halt(stamp: float, request: gr.Request) -> None:
+        newest.halt(request.session_hash or "", stamp)
         engine.stop(request.session_hash or "")
 
     def leave(request: gr.Request) -> None:
         engine.stop(request.session_hash or "")
         newest.forget(request.session_hash or "")
 
-    stop.click(halt, None, None, queue=False, **INTERNAL)
+    stop.click(halt, knobs.stamp, None, queue=False, js=STAMP, **INTERNAL)
     remember = address.keep(FORM)
     gr.on([widget.change for widget in knobs.form()], None, knobs.form(), kept, js=remember, **INTERNAL)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from tests.browser.conftest import finished, opened
 
@@ -120,6 +120,18 @@ def test_stop_stops(page: Page) -> None:
     page.wait_for_timeout(600)
     assert text(page, "#steered-text") == short
     assert not any(cursor.is_visible() for cursor in cursors.all())
+
+
+def test_stop_counts_for_what_is_still_on_its_way(page: Page) -> None:
+    late: list[Route] = []
+    page.route("**/queue/join*", lambda route: late.append(route))
+    type_into(page, "#prompt", "Speak haltingly.")
+    page.wait_for_timeout(800)
+    page.locator("#stop").click()
+    page.wait_for_timeout(300)
+    assert late, "nothing was on its way"
+    page.unroute("**/queue/join*")  # what was held goes on now
+    status_becomes(page, "^Stopped")
 
 
 def test_choosing_a_vignette_asks_it(page: Page) -> None:

@@ -68,11 +68,20 @@ def test_one_that_ended_lets_the_next_begin_and_stop_drops_what_waits(stopped: b
     newest.take("me", 1.0)
     newest.begins("me", 1.0)
     thread, begun = waiting(newest, 2.0)
-    newest.halt("me") if stopped else newest.ended("me", 1.0)
+    newest.halt("me", 2.0) if stopped else newest.ended("me", 1.0)
     thread.join(30)
     assert begun == [not stopped]
     assert newest.shows("me", 1.0) == stopped
     assert newest.take("me", 3.0)
+
+
+def test_stop_counts_for_what_was_asked_before_it_and_arrives_after() -> None:
+    newest = Newest()
+    newest.halt("me", 2.0)
+    newest.take("me", 1.5)
+    assert not newest.begins("me", 1.5)
+    newest.take("me", 2.5)
+    assert newest.begins("me", 2.5)
 
 
 def test_the_text_before_stays_dimmed_until_the_new_one_can_be_read() -> None:
