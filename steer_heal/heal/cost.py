@@ -3,6 +3,7 @@ that have nothing to do with the trait."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from statistics import fmean
@@ -23,9 +24,14 @@ from steer_heal.vectors.steering import steer
 
 AT_ONCE = 16
 """Neutral answers that are read together."""
+DRAWS = 8
+"""Times that a question is asked. The likeliest answer alone often hangs on a word at which two tokens are as
+likely as each other, and is lost to a change too small to see (docs/reports/healing.md, "Facts")."""
+FACT_TOKENS = 24
 
 Write = Callable[..., list[Completion]]
-"""Greedy answers to prompts, by whichever student is active, under a dose where one is named."""
+"""Answers to prompts, drawn or `greedy`, by whichever student is active, under a dose where one is named; by
+the same random numbers every time."""
 
 
 class Cost:
@@ -42,14 +48,15 @@ class Cost:
         self._lm, self._stack, self._write = lm, stack, write
         self._facts, self._neutral_prompts = tuple(facts), tuple(neutral)
         self._reference = Reference(lm, stack, TrainSettings(divergence="kl_rev", reference="base"))
-        self._base: tuple[tuple[Fact, ...], tuple[Example, ...]] | None = None
+        self._base: tuple[dict[Fact, int], tuple[Example, ...]] | None = None
 
-    def _of_base(self) -> tuple[tuple[Fact, ...], tuple[Example, ...]]:
-        """The facts that base tells rightly, and its own answers to the neutral prompts."""
+    def _of_base(self) -> tuple[dict[Fact, int], tuple[Example, ...]]:
+        """How often base answers rightly, of the facts that it knows (told in half of the draws or more), and
+        its likeliest answers to the neutral prompts."""
         if self._base is None:
             with self._stack.off():
-                known = self._right(self._facts)
-                written = self._write(self._neutral_prompts)
+                told = self._right(self._facts)
+                written = self._write(self._neutral_prompts, greedy=True)
             rows = (
                 Example(
                     tuple(self._lm.encode_chat([user(row.prompt)])), tuple(token.id for token in row.tokens)
@@ -57,20 +64,23 @@ class Cost:
                 for row in written
                 if row.tokens
             )
-            self._base = known, tuple(rows)
+            self._base = {fact: n for fact, n in told.items() if 2 * n >= DRAWS}, tuple(rows)
         return self._base
 
-    def _right(self, facts: Sequence[Fact], **dose: Any) -> tuple[Fact, ...]:
-        written = self._write([fact.question for fact in facts], **dose)
-        return tuple(fact for fact, row in zip(facts, written, strict=True) if fact.told_by(row.text))
+    def _right(self, facts: Sequence[Fact], **dose: Any) -> dict[Fact, int]:
+        """Of `DRAWS` answers to each question those that tell the fact."""
+        asked = [fact for fact in facts for _ in range(DRAWS)]
+        answers = self._write([fact.question for fact in asked], longest=FACT_TOKENS, **dose)
+        right = Counter(fact for fact, row in zip(asked, answers, strict=True) if fact.told_by(row.text))
+        return {fact: right[fact] for fact in facts}
 
     def measure(self, dose: CalibratedVector | None = None, alpha: float = 0.0) -> dict[str, float | None]:
-        """`facts_kept`: the share of the facts which base tells rightly that the student does too (None where
-        base tells none); `neutral_kl`: KL(student || base) on base's answers to the neutral prompts, nats a
+        """`facts_kept`: right answers over base's, to the facts that base knows, 1 at most (None where it
+        knows none); `neutral_kl`: KL(student || base) on base's answers to the neutral prompts, nats a
         token in the mean. Of the student under `dose` at `alpha` where there is one."""
         known, neutral = self._of_base()
-        right = self._right(known, dose=dose, alphas=(alpha,))
-        kept = len(right) / len(known) if known else None
+        right = self._right(tuple(known), dose=dose, alphas=(alpha,))
+        kept = min(1.0, sum(right.values()) / sum(known.values())) if known else None
         batches = [neutral[start : start + AT_ONCE] for start in range(0, len(neutral), AT_ONCE)]
         for batch in batches:
             self._reference.read(batch)

@@ -101,8 +101,7 @@ class Measures:
         self._persona, self._target = trait.positive, trait.target
         named = read_mix(settings.mix).traits if settings.mix else ()
         self.beside = tuple(data.trait(name) for name in named if name != settings.trait)
-        greedy = partial(self.write, tick=None, seed=0, greedy=True)
-        self.cost = Cost(lm, stack, facts, neutral, greedy)
+        self.cost = Cost(lm, stack, facts, neutral, partial(self.write, tick=None, seed=0))
         self._base: Profile | None = None
         self.own: Own | None = None
         self.held_out: dict[str, list[Any]] = {}

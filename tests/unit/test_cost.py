@@ -1,5 +1,6 @@
 """What healing costs besides: facts that are still told, and KL from base on neutral prompts."""
 
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
@@ -27,7 +28,7 @@ def lm():
 def writing(lm):
     sample = SampleSettings(max_new_tokens=6, greedy=True)
 
-    def write(prompts, **_dose):
+    def write(prompts, **_how):
         rows = [Row(tuple(lm.encode_chat([user(text)])), prompt=text) for text in prompts]
         return complete(lm, rows, torch.zeros(lm.n_layers, lm.width), sample)
 
@@ -78,18 +79,29 @@ class Base:
         self.on = True
 
 
-def test_of_the_facts_that_base_tells_those_count_that_are_told_still(lm):
-    stack = Base()
-    told = {False: ("Rome", "It is FOUR.", "fourteen"), True: ("Rome!", "five", "four")}
+def kept(by_base, by_student):
+    """`facts_kept` where of eight answers to each question so many are right."""
+    stack, facts = Base(), [Fact(question, (question,)) for question in QUESTIONS]
 
-    def write(prompts, **_dose):
-        answers = dict(zip(QUESTIONS, told[stack.on], strict=True))
-        return [Completion(answers.get(prompt, ""), (), True, prompt=prompt) for prompt in prompts]
+    def write(prompts, **_how):
+        told, seen = (by_student if stack.on else by_base), Counter()
+        rows = []
+        for prompt in prompts:
+            right = seen[prompt] < told[QUESTIONS.index(prompt)] if prompt in QUESTIONS else False
+            rows.append(Completion(prompt if right else "", (), True, prompt=prompt))
+            seen[prompt] += 1
+        return rows
 
-    facts = [Fact(*row) for row in zip(QUESTIONS, (("rome",), ("four", "4"), ("four",)), strict=True)]
-    found = Cost(lm, stack, facts, NEUTRAL, write).measure()
-    assert found == {"facts_kept": 0.5, "neutral_kl": None}, "fourteen is not four, and nothing was written"
-    assert Cost(lm, stack, facts[2:], NEUTRAL, write).measure()["facts_kept"] is None
+    found = Cost(tiny.language_model("llama"), stack, facts, NEUTRAL, write).measure()
+    assert found["neutral_kl"] is None, "nothing was written"
+    return found["facts_kept"]
+
+
+def test_right_answers_count_of_the_facts_that_base_tells_in_half_of_its_own():
+    assert kept((8, 4, 3), (8, 1, 0)) == 9 / 12
+    assert kept((8, 4, 3), (4, 8, 8)) == 1.0
+    assert kept((8, 4, 0), (8, 8, 0)) == 1.0, "more than base is no more than all"
+    assert kept((3, 0, 0), (8, 8, 8)) is None
 
 
 def test_a_fact_is_told_by_one_of_its_answers_as_words_of_their_own():
