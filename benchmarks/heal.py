@@ -4,6 +4,7 @@ Every run is a run as the page starts it, under build/heal/runs. `run` plays the
 trait and seed of one before the next, ends between two rounds when another would pass the budget, and goes on
 where it was when called again. What was measured goes to build/heal/rows.jsonl, a line a run; `table` prints
 the newest line of each: base, steering at alpha 1 in the first round, and the healed model of every round.
+What a cell and the default have in common, base and steering's curve, is measured in the default's run.
 """
 
 from __future__ import annotations
@@ -85,13 +86,26 @@ def settings_of(key: Key, rounds: int) -> HealSettings:
     return heal_settings("quick", **changes, **CELLS[cell])
 
 
+def name_of(key: Key) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(map(str, key)).lower())
+
+
+def common(log: Path) -> bytes:
+    """The default's log up to steering's curve, which no cell changes; nothing where there is none."""
+    lines = log.read_bytes().splitlines(keepends=True) if log.is_file() else []
+    ends = [number for number, line in enumerate(lines, 1) if b'"kind":"curve"' in line]
+    return b"".join(lines[: ends[0]]) if ends else b""
+
+
 def play(key: Key, settings: HealSettings, end: float) -> dict[str, Any]:
     """Goes on with the run until it ends, or until a round more would pass `end`; gives its row."""
-    name = re.sub(r"[^a-z0-9]+", "-", "-".join(map(str, key)).lower())
-    folder, stopped = RunFolder(HOME / "runs" / name), threading.Event()
+    name, stopped = name_of(key), threading.Event()
+    folder = RunFolder(HOME / "runs" / name)
     if (folder.path / "config.json").is_file() and folder.settings() != settings:
         shutil.rmtree(folder.path)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    if not folder.path.is_dir():
+        folder.path.mkdir(parents=True)
+        folder.log.write_bytes(common(HOME / "runs" / name_of(("default", *key[1:])) / "events.jsonl"))
     folder.write("config.json", settings.model_dump_json(indent=2))
 
     def hear(event: Event) -> None:

@@ -30,7 +30,7 @@ from steer_heal.heal.measure import Measures
 from steer_heal.heal.memory import check_memory, longest_prompt, step_of
 from steer_heal.heal.progress import Emission, Stage, Tick, emitting
 from steer_heal.heal.report import in_words, movements, report
-from steer_heal.heal.schedule import seed_of, standing, trained_layers, within_reach
+from steer_heal.heal.schedule import seed_of, standing, steered_base, trained_layers, within_reach
 from steer_heal.heal.train import train_round
 from steer_heal.models import LanguageModel, band_layers, user
 from steer_heal.records import (
@@ -122,6 +122,7 @@ class _Loop:
         self.path: list[dict[str, Any]] = []
         self.printed: dict[str, dict[str, list[str]]] = {}
         self.controls: Controls | None = None
+        self.steered_base: list[Event] = []
         self.said = ""
         self._check_room()
 
@@ -146,26 +147,32 @@ class _Loop:
         for round_ in range(1, start_round + 1):
             self.stack.load(round_, self.folder / "adapters")
         for event in standing(earlier, start_round):
-            if event.kind == "profile":
-                self.measured[event.data["stage"]] = event.data
-            if event.kind == "profile" and event.data["stage"] == "base":
-                self.measures.recall(event.data)
-            elif event.kind == "profile" and event.data["stage"] == "steered" and event.round == 1:
-                self.first_steered = event.data
-            elif event.kind == "vector" and event.round == 1:
-                parts = event.data.get("parts", {})
-                self.parts = {name: Calibration(**found) for name, found in parts.items()}
-            elif event.kind == "calibrated" and event.round == 1:
-                self.first_c_star = event.data["c_star"]
-            elif event.kind == "controls":
-                self.controls = Controls(**event.data)
-            elif event.kind == "curve":
-                texts, words = event.data["answers"], event.data.get("words", [])
-                self.printed["steered"] = {"texts": texts, "words": words}
-            elif event.kind == "answers" and event.round == 0:
-                self.printed["base"] = event.data
-            elif event.kind == "round":
-                self.path = list(event.data["path"])
+            self._recall(event)
+        self.steered_base = steered_base(earlier)
+
+    def _recall(self, event: Event) -> None:
+        """What an earlier attempt measured or made is so again."""
+        if event.kind == "profile":
+            self.measured[event.data["stage"]] = event.data
+        if event.kind == "profile" and event.data["stage"] == "base":
+            self.measures.recall(event.data)
+        elif event.kind == "profile" and event.data["stage"] == "steered" and event.round == 1:
+            self.first_steered = event.data
+        elif event.kind == "vector" and event.round == 1:
+            parts = event.data.get("parts", {})
+            self.parts = {name: Calibration(**found) for name, found in parts.items()}
+        elif event.kind == "calibrated" and event.round == 1:
+            self.first_c_star = event.data["c_star"]
+        elif event.kind == "controls":
+            self.controls = Controls(**event.data)
+        elif event.kind == "curve":
+            self.path = list(event.data["points"])
+            texts, words = event.data["answers"], event.data.get("words", [])
+            self.printed["steered"] = {"texts": texts, "words": words}
+        elif event.kind == "answers" and event.round == 0:
+            self.printed["base"] = event.data
+        elif event.kind == "round":
+            self.path = list(event.data["path"])
 
     def base(self) -> Stage[None]:
         """Once a run: the base's profile, its own text, its answers."""
@@ -258,7 +265,11 @@ class _Loop:
         keys = ("c_star", "kl_p95", "target_kl", "reached", "message")
         yield "calibrated", round_, {key: getattr(found, key) for key in keys}
         dose = CalibratedVector(steering, self.layers, found)
-        if round_ == 1:
+        if round_ == 1 and self.steered_base:  # measured before the run was stopped
+            for event in self.steered_base:
+                self._recall(event)
+                yield event.kind, 1, event.data
+        elif round_ == 1:
             at_one = yield from self.control(prompts, dose)
             below = yield from self._live(
                 "calibrate", 1, lambda tick: self.measures.profiles(tick, dose, CURVE[:-1])

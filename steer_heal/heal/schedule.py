@@ -43,6 +43,20 @@ def standing(events: Sequence[Event], start_round: int) -> list[Event]:
     return standing
 
 
+def steered_base(events: Sequence[Event]) -> list[Event]:
+    """What an attempt at round 1 measured of base under steering, its curve last; none where all were cut off
+    before that."""
+    measured: list[Event] = []
+    for event in events:
+        if event.kind == "resumed":
+            measured = []
+        elif event.round == 1 and event.kind in ("controls", "held_out", "profile", "curve"):
+            measured.append(event)
+            if event.kind == "curve":
+                return measured
+    return []
+
+
 def seed_of(seed: int, round_: int, stage: str) -> int:
     """The seed of one stage of one round, from 0 to 2**31 - 1: never from what was drawn before."""
     digest = hashlib.blake2b(f"{seed}/{round_}/{stage}".encode(), digest_size=4).digest()

@@ -13,9 +13,10 @@ from steer_heal.config import SettingsError
 from steer_heal.data import own_traits
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.heal import algorithm, measure
+from steer_heal.heal.measure import Measures
 from steer_heal.heal.progress import live
 from steer_heal.models import band_layers
-from steer_heal.records import Agreement, Controls, FilterVerdict, Stopped, trait_shift
+from steer_heal.records import Agreement, Controls, Event, FilterVerdict, Stopped, trait_shift
 from steer_heal.runs.events import EventLog, plain, read
 from steer_heal.vectors import vector
 from steer_heal.vectors.steering import steer
@@ -192,6 +193,20 @@ def test_a_run_stopped_in_any_stage_and_resumed_gives_the_same_numbers(whole, tm
         of_adapter = "adapters/round-2/adapter_config.json"
         ours, theirs = (json.loads((one / of_adapter).read_text()) for one in (folder, whole[0]))
         assert ours == theirs
+
+
+def test_what_round_one_measured_of_base_is_measured_once_also_when_it_was_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(Controls, "as_far", lambda *_asked: 0)
+    settings = fast(rounds=1, evaluate={**fast().evaluate.model_dump(), "controls": 2})
+    (tmp_path / "whole").mkdir()
+    events = play(tmp_path / "whole", settings)
+    ends = next(number for number, event in enumerate(events) if event.kind == "curve") + 1
+    monkeypatch.setattr(Measures, "controls", None)
+    monkeypatch.setattr(algorithm, "CURVE", None)
+    for attempt, earlier in enumerate(([], [Event(0, 0.0, "resumed", None, {"round": 0})])):
+        (folder := tmp_path / str(attempt)).mkdir()
+        again = play(folder, settings, earlier=[*earlier, *events[:ends]])
+        assert numbers(again) == numbers([event for event in events if event.round != 0])
 
 
 CLOZE = {"frame": "cloze", "n_vignettes": 3, "n_answers": 3, "controls": 0}
