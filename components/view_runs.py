@@ -354,7 +354,7 @@ def compare(one: RoundDetail, other: RoundDetail, names: tuple[str, str]) -> str
     facts = [
         ("headline", *(f"{h['word']}: {h['why']}" if h else "–" for h in heads)),
         ("retention", number(one.retention, 2), number(other.retention, 2)),
-        ("share of base's facts still told", *of("facts_kept", 2)),
+        ("right answers to facts, of base's", *of("facts_kept", 2)),
         ("KL from base on neutral prompts, nats a token", *of("neutral_kl", 2)),
         *(
             (f"{k.replace('_', ' ')} of sampled answers", number(v, 2), number(other.text.get(k), 2))

@@ -342,7 +342,7 @@ class HealThresholds(Settings):
     )
     relevance_healthy: float = Field(default=0.6, description="kept but costly: relevance, of base's, below")
     facts_healthy: float = Field(
-        default=0.95, description="kept but costly: share of base's facts still told, below"
+        default=0.95, description="kept but costly: right answers to facts, of base's, below"
     )
     neutral_kl_healthy: float = Field(
         default=0.15, description="kept but costly: KL from base on neutral prompts, nats a token, above"
