@@ -6,7 +6,6 @@ from typing import Any
 from steer_heal import generate
 from steer_heal.engine import Engine, answer_batch
 from steer_heal.engine.scheduler import AT_ONCE
-from steer_heal.engine.vectors import Vectors
 from tests import tiny
 from tests.crowd import Crowd, ids, request
 
@@ -76,18 +75,3 @@ def test_only_so_many_begin_together_as_fit_and_the_others_wait(engine, monkeypa
     assert batches == [4, 4, 2]
     assert len(got) == 5
     assert AT_ONCE >= 3
-
-
-def test_a_vector_is_measured_once_for_all_who_need_it(engine, monkeypatch):
-    measured, calibrated = [], Vectors.calibrated
-
-    def count(vectors: Vectors, *args: Any, **options: Any) -> Any:
-        measured.append(args[2])
-        return calibrated(vectors, *args, **options)
-
-    monkeypatch.setattr(Vectors, "calibrated", count)
-    asked = {f"s{n}": request(f"new {n}").model_copy(update={"band": (0.0, 0.5)}) for n in range(3)}
-    crowd = Crowd(engine, asked)
-    assert len(crowd.run()) == 3
-    assert measured == [(0, 1)]
-    assert all("Measuring" in frames[0].message for frames in crowd.frames.values())

@@ -69,11 +69,6 @@ def test_many_chats_are_encoded_as_each_alone(chat, prefill):
     assert chat.encode_all([]) == []
 
 
-def test_the_prefill_follows_the_models_turn_tag(chat):
-    text = tiny.tokenizer().decode(chat.encode([user("hi")], prefill='{"choice": "'))
-    assert text.endswith('<start_of_turn>model\n{"choice": "')
-
-
 def test_system_text_is_folded_where_the_template_knows_none():
     without = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"

@@ -48,33 +48,21 @@ def test_folder_loads_and_is_small_and_readable():
     assert model.generation_config.top_p
 
 
-def test_it_is_named_for_what_it_is():
-    card = (DEMO / "README.md").read_text(encoding="utf-8")
-    assert "trained from scratch" in card
-    assert "is not Gemma" in card
-
-
 def test_answers_are_single_tokens_after_the_prefill():
     ids = answer_ids(tokenizer())
     assert len(set(ids)) == len(FOUNDATIONS)
 
 
 def test_template_writes_bos_once_and_folds_the_system_text():
-    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello!"}]
+    said = {"system": "Be kind.", "user": "Hello!", "assistant": "Hi there."}
+    messages = [{"role": role, "content": content} for role, content in said.items()]
     text = tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text == "<bos><start_of_turn>user\nBe kind.\n\nHello!<end_of_turn>\n<start_of_turn>model\n"
+    asked, answered = "user\nBe kind.\n\nHello!", "model\nHi there."
+    turns = f"<start_of_turn>{asked}<end_of_turn>\n<start_of_turn>{answered}<end_of_turn>\n"
+    assert text == f"<bos>{turns}<start_of_turn>model\n"
     ids = tokenizer().encode(text, add_special_tokens=False)
     assert ids.count(tokenizer().bos_token_id) == 1
     assert None not in (tokenizer().pad_token, tokenizer().unk_token)
-
-
-def test_template_agrees_with_the_corpus():
-    asked, answered = "Hello!", "Hi there."
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    text = tokenizer().apply_chat_template(messages, tokenize=False)
-    assert text == (
-        f"<bos><start_of_turn>user\n{asked}<end_of_turn>\n<start_of_turn>model\n{answered}<end_of_turn>\n"
-    )
 
 
 def vignettes():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from steer_heal import data, models
+from steer_heal import data
 from steer_heal.config import (
     DEFAULT_TRAIT,
     DoseRequest,
@@ -18,7 +18,6 @@ from steer_heal.engine.answer_batch import Answers
 from steer_heal.engine.healed import HealedRounds
 from steer_heal.engine.vectors import Vectors
 from steer_heal.records import Agreement
-from steer_heal.runs.validate import check
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding
 from tests.crowd import BAND, ids, request
@@ -175,9 +174,3 @@ def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine, tmp_pat
     answers = Answers(tiny.shared(), vectors, HealedRounds(tiny.shared(), engine.runs))
     keys = [answers.key(one) for one in asked]
     assert keys[0] == keys[1] != keys[2]
-
-
-def test_a_run_s_settings_hold_the_method_it_works_with(monkeypatch):
-    monkeypatch.setattr(models, "find", lambda name: name)
-    settings = check(heal_settings(model="smollm2", extract={"method": "auto", "n_contexts": 9}))
-    assert (settings.extract.method, settings.extract.n_contexts) == ("replies", 9)

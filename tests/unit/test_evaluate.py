@@ -106,15 +106,6 @@ def test_a_model_that_gives_nan_is_reported_not_averaged(few, vector):
     assert all(math.isfinite(p) for p in found.p.values())
 
 
-def test_scores_average_log_probs_over_the_orders(few):
-    first = Answer((math.log(0.8), math.log(0.1), *[math.log(0.02)] * 5), 0.0)
-    second = Answer((math.log(0.2), math.log(0.4), *[math.log(0.08)] * 5), 0.0)
-    got = score(few[0], [first, second])
-    assert got.score["Care"] == pytest.approx(math.log(0.4))
-    assert got.p["Care"] == pytest.approx(0.4 / (0.4 + 0.2 + 5 * 0.04))
-    assert got.order_tv == pytest.approx(0.6)
-
-
 def test_bad_calls_and_stopping(lm, few):
     with pytest.raises(SettingsError, match="no vignettes"):
         evaluate(lm, [], FRAME)

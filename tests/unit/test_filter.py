@@ -20,23 +20,16 @@ LABELS = Path(__file__).parents[2] / "docs" / "reports" / "loop_labels.jsonl"
     "text",
     [
         "need need need need",
-        "ababababab",
         "I need to go I need to go I need to go I need to go",
         "no no no no no no I would never",
-        "hahahahahahaha",
-        "The cat. The cat. The cat. The cat.",
         "你好你好你好你好",
         "You areLibertyLibertyLibertyLibertyLibertyLiberty",
-        "Well, a cam and and and and and and and and and and and",
         " ".join(["The boy would stay at home and wait for the rain."] * 4),
-        "🌱" * 12,
         "I'm not sure what to do. I'm not sure what to do, but I'm not sure what to do either. I'm not",
         "I'm sorry to hear that. I'm so sorry to hear that. I'm here to help, and I'm here to help. "
         "I'm going to make sure that's okay. I'll make sure that's okay. I'll",
         "The sea is a mirror and a place of peace. It is a reminder of how old we are.\n\n"
         "The sea is a mirror and a place of peace. It",
-        "Some animals sleep on their feet, and a horse is one of these, as are the cow and the goat. "
-        "They can sleep anywhere, and they can sleep anywhere, and they can sleep anywhere, and they can",
     ],
 )
 def test_what_loops(text):
@@ -50,11 +43,8 @@ def test_what_loops(text):
         "",
         "No.",
         "It is very, very cold in the house and on the roof.",
-        "A banana is sweet.",
         "I would help the wounded bird, even against your boss. The pain that it brings to the wounded "
         "bird is what counts. I would comfort the wounded bird.",
-        "I think the boy should stop. I think the boy should say sorry to the girl and her friend.",
-        "You hit a lonely pupil. That is cruel, and the pupil is hurt. Say sorry to the pupil and mend it.",
         "1. A knife for bread\n2. A knife for fish\n3. A spoon for soup\n4. A spoon for tea\n5. A fork",
         "The Moon's rotation is slow. The Earth's rotation is fast, and the Moon's shape is what we see.",
         "The snow lay on the hill at dawn,\nand nobody came home.\nThe fire was out, the bread was gone,\n"

@@ -59,16 +59,6 @@ def test_stop_is_honoured_within_one_token(lm, directions_LD):
     assert list(decode(lm, [Row(ids(lm))], directions_LD, greedy(5), stop=lambda: True)) == []
 
 
-def test_no_hook_stays_between_steps_or_after_a_close(lm, directions_LD):
-    fresh = tiny.language_model("llama")
-    running = decode(fresh, [Row(ids(lm), at(1.0), shadow=True)], directions_LD, greedy(5))
-    for _ in range(2):
-        next(running)
-        assert not any(block._forward_hooks or "forward" in vars(block) for block in fresh.blocks)
-    running.close()
-    assert not any(block._forward_hooks for block in fresh.blocks)
-
-
 def test_a_model_that_fails_in_the_middle_is_left_clean(directions_LD):
     fresh = tiny.language_model("llama")
 
@@ -199,13 +189,3 @@ def test_bytes_that_form_no_character_do_not_stall():
     lone = WORDS.encode("\U0001f9d1", add_special_tokens=False)[1]
     parts = [made.push(lone) for _ in range(8)]
     assert sum(len(part) for part in parts) == 8
-
-
-def test_the_last_token_gives_what_is_left():
-    made = stream()
-    first = WORDS.encode("\U0001f9d1", add_special_tokens=False)[0]
-    assert made.push(first, last=True) == "\N{REPLACEMENT CHARACTER}"
-
-
-def test_a_control_token_has_no_text():
-    assert stream().push(tiny.SPECIAL.index("<end_of_turn>"), last=True) == ""

@@ -6,12 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     RwkvConfig,
     RwkvForCausalLM,
 )
@@ -19,7 +15,6 @@ from transformers import (
 from steer_heal.config import FOUNDATIONS, SampleSettings, SettingsError
 from steer_heal.generate import Row, complete
 from steer_heal.models import files, find, load, user
-from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding
 from tests.tiny import logits
@@ -47,8 +42,6 @@ def test_a_saved_folder_loads_as_it_was(saved):
 def test_dtype_is_the_checkpoints_own_unless_asked(saved):
     assert load(str(saved), device="cpu").dtype == torch.float32
     assert load(str(saved), device="cpu", dtype="bfloat16").dtype == torch.bfloat16
-    with pytest.raises(SettingsError, match="dtype"):
-        load(str(saved), device="cpu", dtype="int8")
     with pytest.raises(SettingsError, match="dtype"):
         load(str(saved), device="cpu", dtype="nonsense")
 
@@ -114,7 +107,7 @@ UNK_LESS = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<none>"}
 WORDLESS = {"type": "BPE", "vocab": {}, "merges": []}
 DAMAGED = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
 ADAPTER = b'{"peft_type": "LORA", "base_model_name_or_path": "x"}'
-NAN, INFINITE = ({"model.norm.weight": torch.full((32,), float(word))} for word in ("nan", "inf"))
+NAN = {"model.norm.weight": torch.full((32,), float("nan"))}
 NEWER = {"type": "Tomorrow", "vocab": {}}
 NAMED = [{"name": name, "template": tiny.TEMPLATE} for name in ("rag", "tool_use")]
 WRITES = tiny.TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}<tool>").encode()
@@ -124,12 +117,9 @@ FAULTS = {
     "room": (lambda to: edit(to / "config.json", vocab_size=10**12), "needs about .* GiB of memory on cpu"),
     "heads": (lambda to: edit(to / "config.json", num_attention_heads=3), "not a multiple of the number"),
     "newer model": (lambda to: words(to, model=NEWER), "newer than tokenizers .* run `pip install -U"),
-    "newer splitter": (lambda to: words(to, pre_tokenizer={"type": "New"}), "newer than tokenizers"),
-    "newer version": (lambda to: words(to, version="9.0"), "newer than tokenizers"),
     "panic": (lambda to: words(to, normalizer=DAMAGED), "could not be loaded: .*precompiled_charsmap"),
     "no tokenizer": (lambda to: rewrite(to, tokenizer_json=b""), "its tokenizer.json holds no JSON object"),
     "settings cut": (lambda to: rewrite(to, tokenizer_config_json=b"{"), "tokenizer_config.json is no JSON"),
-    "a list": (lambda to: rewrite(to, generation_config_json=b"[]"), "generation_config.json holds no"),
     "no words": (lambda to: words(to, model=WORDLESS), "turns 'Seven foxes"),
     "no unknown": (lambda to: words(to, model=UNK_LESS), "tokenizer of .* fails: WordLevel error"),
     "longest text": (lambda to: settings(to, model_max_length="many"), "tokenizer of .* fails"),
@@ -152,7 +142,6 @@ FAULTS = {
     "code": (lambda to: remote(to), "code from its own repository"),
     "other words": (lambda to: more_words(to), "is another model's: 2 of its tokens have no embedding, 'zj'"),
     "tensors": (lambda to: without(to), r"lacks 2 of its tensors, model\.layers\.1\.mlp\.up_proj"),
-    "infinite": (lambda to: weights(to, **INFINITE), "answers nothing that is a number"),
 }  # fmt: skip
 
 
@@ -348,27 +337,6 @@ def test_a_quantised_model_says_what_it_needs(saved, tmp_path):
     config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     with pytest.raises(SettingsError, match="quantised with bitsandbytes, which is not installed: run `pip"):
         load(change(saved, tmp_path, quantization_config=config))
-
-
-def test_a_quantised_model_steers(tmp_path):
-    """In four and in eight bits; skipped where bitsandbytes is not installed."""
-    pytest.importorskip("bitsandbytes")
-    words = tiny.tokenizer()
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **shape)).save_pretrained(tmp_path / "whole")
-    for options in ({"load_in_4bit": True}, {"load_in_8bit": True}):
-        small = AutoModelForCausalLM.from_pretrained(
-            tmp_path / "whole", quantization_config=BitsAndBytesConfig(**options), device_map="cpu"
-        )
-        folder = tmp_path / next(iter(options))
-        small.save_pretrained(folder)
-        words.save_pretrained(folder)
-        lm = load(str(folder), device="cpu")
-        assert {torch.int8, torch.uint8} & {parameter.dtype for parameter in lm.model.parameters()}
-        base = logits(lm)
-        with steer(lm.blocks, torch.ones(4, 64), coefficients(4, (1, 2), 1.0)):
-            assert not torch.equal(logits(lm), base)
-        assert torch.equal(logits(lm), base)
 
 
 def test_the_head_never_gets_a_slice_with_gaps(arch):

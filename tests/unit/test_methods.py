@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from steer_heal.config import AUTO, MODEL_METHODS, OWN_METHODS, SettingsError, decided_method
-from steer_heal.vectors.methods import METHODS, mean_difference, method, principal_component
+from steer_heal.vectors.methods import METHODS, method, principal_component
 
 
 def pairs(seed=0, n=12, n_layers=3, width=5, spread=3.0):
@@ -15,12 +15,6 @@ def pairs(seed=0, n=12, n_layers=3, width=5, spread=3.0):
     return negative + step, negative
 
 
-def test_the_mean_difference():
-    positive, negative = pairs()
-    expected = np.mean(positive.numpy(), axis=0) - np.mean(negative.numpy(), axis=0)
-    np.testing.assert_allclose(mean_difference(positive, negative).numpy(), expected)
-
-
 def test_the_principal_component_is_the_covariances_first_eigenvector():
     positive, negative = pairs()
     made = principal_component(positive, negative)
@@ -29,13 +23,6 @@ def test_the_principal_component_is_the_covariances_first_eigenvector():
         values, vectors = np.linalg.eigh(np.cov(differences, rowvar=False))
         assert abs(vectors[:, values.argmax()] @ made[layer].numpy()) == pytest.approx(1.0)
         assert (differences @ made[layer].numpy() > 0).sum() > len(differences) / 2
-
-
-def test_the_component_turns_with_its_pairs():
-    positive, negative = pairs()
-    torch.testing.assert_close(
-        principal_component(negative, positive), -principal_component(positive, negative)
-    )
 
 
 def test_one_pair_has_no_component():
@@ -53,12 +40,9 @@ def test_the_settings_know_every_method():
     ("asked", "model", "meant"),
     [
         (AUTO, "smollm2", "replies"),
-        (AUTO, "HuggingFaceTB/SmolLM2-135M-Instruct", "replies"),
         (AUTO, "models/smollm2/", "replies"),
         (AUTO, "/data/SmolLM2-135M-Instruct.Q4_1.gguf", "replies"),
         (AUTO, "HuggingFaceTB/SmolLM2-1.7B-Instruct", "mean_diff"),
-        (AUTO, "google/gemma-3-1b-it", "mean_diff"),
-        (AUTO, "demo", "mean_diff"),
         (AUTO, "never/seen", "mean_diff"),
         ("pca", "smollm2", "pca"),
         ("steering-lite:pca", "smollm2", "steering-lite:pca"),

@@ -27,7 +27,7 @@ from steer_heal.config import (
 )
 from steer_heal.engine import Engine
 from steer_heal.records import Spoken, TalkFrame, Token
-from tests.crowd import PATIENCE_S, Crowd
+from tests.crowd import PATIENCE_S
 from tests.fake_engine import FakeEngine
 from tests.rounds import shaken_run
 
@@ -225,21 +225,6 @@ def test_a_healed_round_answers_until_its_run_is_deleted(real: openai.OpenAI, en
         for stream in (False, True):
             with pytest.raises(openai.BadRequestError, match=said):
                 ask(real, model=f"demo:{gone}/1", stream=stream)
-
-
-def test_clients_share_a_batch_with_the_page(real: openai.OpenAI, engine: Engine, batches: list[int]) -> None:
-    """All ask while the model is held: one call of the decode loop writes a page's pair and two clients'."""
-    trait = engine.traits()[0].name
-    ask(real, model=engine.info.name, extra_body={"steering": trait})  # its vector is measured
-    del batches[:]
-
-    def call(prompt: str) -> Any:
-        messages = [{"role": "user", "content": prompt}]
-        return ask(real, model=engine.info.name, messages=messages, extra_body={"steering": trait})
-
-    page = build(SteerRequest, prompt="third", sample=build(SampleSettings, max_new_tokens=8))
-    Crowd(engine, {"1": lambda: call("first"), "2": lambda: call("second"), "page": page}).run()
-    assert batches == [4]
 
 
 @pytest.mark.parametrize(

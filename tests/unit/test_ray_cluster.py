@@ -60,22 +60,17 @@ def test_an_address_that_nobody_answers_at_is_said_at_once(tmp_path, port, monke
     assert "Nobody answers at" in refusal(tmp_path, f"ray://127.0.0.1:{closed}")
 
 
-def test_a_client_s_process_that_does_not_start_is_asked_for_once_more(tmp_path, port, monkeypatch):
+def test_a_client_that_does_not_start_is_asked_for_once_more_and_versions_are_named(
+    tmp_path, port, monkeypatch
+):
     asked: list[int] = []
 
     def failing(*_args: object, **_options: object) -> None:
         asked.append(1)
-        raise ConnectionAbortedError if len(asked) == 1 else RuntimeError("Version mismatch")
+        mismatch = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n")
+        raise ConnectionAbortedError if len(asked) == 1 else mismatch
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=failing))
-    assert "Version mismatch" in refusal(tmp_path, f"ray://127.0.0.1:{port}")
-
-
-def test_other_versions_are_named(tmp_path, port, monkeypatch):
-    def other(*_args: object, **_options: object) -> None:
-        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n")
-
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=other))
     said = refusal(tmp_path, f"ray://127.0.0.1:{port}")
     assert "Ray: 2.59.0" in said
     assert "\n" not in said

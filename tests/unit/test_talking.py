@@ -1,16 +1,12 @@
 """A conversation as the page holds it, without a browser or an engine."""
 
-import json
-
 import pytest
 
 from components.controls import FORM
-from components.talk import offered
-from components.talking import Exchange, as_json, as_markdown, messages, request, steering
-from components.view_talk import log
-from steer_heal.config import SettingsError, heal_settings
+from components.talking import Exchange, messages, request, steering
+from steer_heal.config import SettingsError
 from steer_heal.records import Spoken, TextHealth, Token
-from tests.fake_engine import FORM_VALUES, FakeEngine
+from tests.fake_engine import FORM_VALUES
 
 FINE = TextHealth(1.0, 1.0, 0.0)
 SAID = (
@@ -54,22 +50,3 @@ def test_what_cannot_be_asked_is_said(changes: dict, said: str) -> None:
     asked = {"before": (), "text": "x", "take": 0, "names": ["base"], "n": 1, "form": FILLED} | changes
     with pytest.raises(SettingsError, match=said):
         request(**asked)
-
-
-def test_what_was_said_is_text_on_the_page_and_in_files() -> None:
-    shown = log(SAID, {})
-    assert "&lt;b&gt;dull" in shown
-    assert "<b>" not in shown
-    document = json.loads(as_json("demo", SAID))
-    assert document["exchanges"][0]["answers"]["base"][0]["text"] == "<b>dull</b>"
-    written = as_markdown("demo", SAID, {})
-    assert "> # one" in written
-    assert "### Steered (fine)\n\n> kind" in written
-
-
-def test_the_healed_rounds_of_the_loaded_model_are_offered() -> None:
-    engine = FakeEngine(round_seconds=0.001)
-    for model in ("demo", "other"):
-        engine.runs.start(heal_settings(model=model, rounds=2, name=model), started=1e9)
-    assert [name for _, name in offered(engine)] == ["base", "steered", "run-001-s0/2", "run-001-s0/1"]
-    assert offered(engine)[2][0] == "demo, round 2"

@@ -9,7 +9,6 @@ from steer_heal.cli.arguments import nested, setting
 from steer_heal.config import (
     DoseRequest,
     HealSettings,
-    SampleSettings,
     SettingsError,
     SteerRequest,
     build,
@@ -29,32 +28,16 @@ NEEDED = {
         (SteerRequest, {"prompt": ""}, "prompt is empty: type something."),
         (SteerRequest, {"prompt": "x" * 9000}, "prompt has 9000 characters: shorten it to 8000 or fewer."),
         (SteerRequest, {"alpha": math.nan}, "alpha must be a number, not nan."),
-        (SteerRequest, {"alpha": "a lot"}, "alpha must be a number, not 'a lot'."),
         (SteerRequest, {"alpha": 65}, "alpha must be at most 64, not 65."),
         (SteerRequest, {"band": (0.9, 0.6)}, "The band 0.9-0.6 is reversed: give the lower end first."),
-        (
-            SteerRequest,
-            {"where": "here"},
-            "where: 'here' says no place: write both, prompt, answer, first N, after N or ramp N, such as "
-            "first 8.",
-        ),
         (SteerRequest, {"colour": 1}, "colour is not a setting: see --help or the settings of a run."),
         (HealSettings, {"rounds": 0}, "rounds must be at least 1, not 0."),
-        (HealSettings, {"rounds": 33}, "rounds must be at most 32, not 33."),
         (DoseRequest, {"alphas": [1.0] * 65}, "alphas must have at most 64, not 65."),
-        (SampleSettings, {"max_new_tokens": 513}, "max_new_tokens must be at most 512, not 513."),
         (HealSettings, {"rounds": 2.5}, "rounds must be a whole number, not 2.5."),
         (HealSettings, {"preset": "huge"}, "preset must be 'quick' or 'standard', not 'huge'."),
-        (HealSettings, {"rounds": [1, 2]}, "rounds must be a whole number, not [1, 2]."),
-        (HealSettings, {"rounds": None}, "rounds must be a whole number, not None."),
         (HealSettings, {"rounds": 10**4000}, f"rounds must be at most 32, not 1{'0' * 17}...{'0' * 19}."),
         (HealSettings, {"x" * 5000: 1}, f"{'x' * 80} is not a setting: see --help or the settings of a run."),
         (HealSettings, {"data": {"alphas": []}}, "data.alphas must have at least 1, not 0."),
-        (
-            HealSettings,
-            {"train": {"divergence": "x"}},
-            "train.divergence must be 'nll', 'kl_fwd' or 'kl_rev', not 'x'.",
-        ),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_one_sentence(cls, wrong, said):
