@@ -182,10 +182,7 @@ def test_a_sweep_is_started_listed_read_stopped_and_resumed(client):
     [
         ("There is no run a in /home/me/runs: copy it.", "There is no run a in runs: copy it."),
         ("'/a/b/c.jsonl' line 3: bad.", "'c.jsonl' line 3: bad."),
-        (
-            "Cannot write /a/b (No space left): try 1/2 of it/that.",
-            "Cannot write b (No space left): try 1/2 of it/that.",
-        ),
+        ("Cannot write /a/b: try 1/2 of it/that.", "Cannot write b: try 1/2 of it/that."),
         ("See google/gemma-3-1b-it.", "See google/gemma-3-1b-it."),
     ],
 )

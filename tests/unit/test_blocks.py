@@ -8,10 +8,6 @@ from steer_heal.config import SettingsError
 from steer_heal.models import band_layers, find_blocks, layers_band
 
 
-def test_the_blocks_of_each_tiny_model_are_its_layers(lm):
-    assert lm.blocks == list(lm.model.model.layers)
-
-
 def test_a_model_without_decoder_blocks_is_refused():
     model = T5ForConditionalGeneration(
         T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=5, num_heads=2, vocab_size=20)

@@ -26,14 +26,6 @@ def trace(figure: dict, name: str) -> dict:
 def test_measures_stand_over_one_axis_and_every_point_carries_its_alpha() -> None:
     found = sweep(1)
     rows, figure = found.rows, charts_dose.dose(found, TARGET)
-    assert [t["name"] for t in figure["data"]] == [
-        "perplexity under base",
-        "relevance, nats",
-        "repetition",
-        "95th percentile of KL, nats",
-        "trait movement",
-        "coherence: answer mass",
-    ]
     assert len({t["yaxis"] for t in figure["data"]}) == 6
     assert figure["layout"]["yaxis"]["type"] == "log"
     assert all("xaxis" not in t for t in figure["data"])
@@ -99,9 +91,6 @@ def test_a_grid_has_its_measures_and_cells_that_carry_alpha_and_band() -> None:
     cells = list(engine.grid(build(DoseRequest, alphas=(-1.0, 0.0, 1.0)), session="x"))[-1].rows
     figure = charts_dose.grid(cells, engine.layers)
     moved, text, mass = figure["data"]
-    assert [t["name"] for t in (moved, text, mass)] == [
-        "trait movement", "text health", "coherence: answer mass",
-    ]  # fmt: skip
     words = list(charts_dose.WORDS)
     assert text["z"][3][1] == words.index(cells[3 * 3 + 1].verdict)
     assert text["text"][3][1] == cells[3 * 3 + 1].verdict

@@ -12,7 +12,7 @@ import pytest
 
 from steer_heal import models
 from steer_heal.cli import BAD_INPUT, INTERRUPTED, main, store
-from steer_heal.cli.arguments import COMMANDS, STORE_ACTIONS, evaluate, nested, setting
+from steer_heal.cli.arguments import COMMANDS, STORE_ACTIONS, evaluate
 from steer_heal.cli.tables import Column, Out, clean, number, table
 from steer_heal.config import SettingsError
 from steer_heal.runs.jobs import LocalProcesses
@@ -174,13 +174,3 @@ def test_progress_never_reaches_stdout(capsys: pytest.CaptureFixture[str]) -> No
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"x": None}
     assert "working" in captured.err
-
-
-def test_settings_by_path_nest_and_keep_json_types() -> None:
-    pairs = [
-        setting("train.epochs=3"),
-        setting("train.lr=0.1"),
-        setting("name=my run"),
-        setting("data.alphas=[1,2]"),
-    ]
-    assert nested(pairs) == {"train": {"epochs": 3, "lr": 0.1}, "name": "my run", "data": {"alphas": [1, 2]}}

@@ -3,7 +3,6 @@
 import json
 import random
 import re
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -48,11 +47,6 @@ def test_folder_loads_and_is_small_and_readable():
     assert model.generation_config.top_p
 
 
-def test_answers_are_single_tokens_after_the_prefill():
-    ids = answer_ids(tokenizer())
-    assert len(set(ids)) == len(FOUNDATIONS)
-
-
 def test_template_writes_bos_once_and_folds_the_system_text():
     said = {"system": "Be kind.", "user": "Hello!", "assistant": "Hi there."}
     messages = [{"role": role, "content": content} for role, content in said.items()]
@@ -68,15 +62,6 @@ def test_template_writes_bos_once_and_folds_the_system_text():
 def vignettes():
     lines = (MATERIAL / "vignettes.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
-
-
-def test_vignettes_are_balanced_and_each_is_another():
-    found = vignettes()
-    counts = Counter((row["foundation_coarse"], row["condition"]) for row in found)
-    assert set(counts.values()) == {14}
-    assert len(counts) == 14
-    assert len({row["text"] for row in found}) == len(found)
-    assert all(row["text"].startswith("You see ") for row in found if row["condition"] == "other_violate")
 
 
 def test_corpus_is_seeded():

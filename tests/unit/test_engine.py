@@ -9,7 +9,6 @@ from steer_heal import data
 from steer_heal.config import (
     DEFAULT_TRAIT,
     DoseRequest,
-    SampleSettings,
     SettingsError,
     build,
     heal_settings,
@@ -83,20 +82,6 @@ def test_what_is_measured_of_an_effect_is_said_again_while_it_lasts_and_can_be_e
     assert all(isinstance(word, str) for word in (*said, *running))
 
 
-def test_dose_gives_rows_by_alpha_and_a_share_that_reaches_1(engine):
-    asked = build(
-        DoseRequest, alphas=(1.0, 0.0, -1.0), band=BAND, prompts=("A man lies.",),
-        sample=build(SampleSettings, max_new_tokens=5),
-    )  # fmt: skip
-    got = list(engine.dose(asked, session="a"))
-    share, rows = got[-1].share, got[-1].rows
-    assert share == 1.0
-    assert [row.alpha for row in rows] == [-1.0, 0.0, 1.0]
-    assert rows[1].profile is not None
-    assert_near(rows[1].trait_shift, 0.0, model_rounding(tiny.shared()), log_p(rows[1].profile))
-    assert rows[1].profile.n_vignettes == 1
-
-
 def small_grid(**changed: Any) -> DoseRequest:
     return build(DoseRequest, alphas=(-1.0, 1.0), prompts=("A man lies.",), **changed)
 
@@ -143,11 +128,9 @@ def test_bad_requests_are_one_sentence_and_the_engine_goes_on(engine, change, ma
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"trait": "nonsense"}, "trait"),
         ({"model": "no such model"}, "no such model"),
         ({"evaluate": {"vignettes": "/no/such.jsonl"}}, "copy it there"),
         ({"evaluate": {"vignettes": "no/such.jsonl"}}, "such.jsonl"),
-        ({"evaluate": {"frame": "none"}}, "frame"),
         ({"model": "tiny-gemma3", "band": (0.51, 0.52)}, "band"),
     ],
 )

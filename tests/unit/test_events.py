@@ -27,11 +27,6 @@ def test_a_log_shorter_than_the_offset_is_read_from_its_start(path: Path) -> Non
     assert len(events.read(path, 10**6).events) == 2
 
 
-def test_a_log_that_is_not_there_is_empty(path: Path) -> None:
-    assert events.read(path) == events.Chunk((), 0)
-    assert events.last(path) is None
-
-
 def test_the_last_event_is_found_behind_a_line_longer_than_the_tail(path: Path) -> None:
     with EventLog(path) as log:
         log.append("profile", 1, {"text": "x" * 300_000})

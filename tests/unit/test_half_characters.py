@@ -20,10 +20,8 @@ SAID = "holds half a character"
     "door",
     [
         lambda text: build(SteerRequest, prompt=text),
-        lambda text: build(SteerRequest, prompt="a", trait=text),
         lambda text: build(DoseRequest, prompts=("a", text)),
         lambda text: build(HealSettings, model="demo", name=text),
-        lambda text: build(HealSettings, model=text),
         lambda text: build(HealSettings, model="demo", evaluate={"vignettes": text}),
         lambda text: tiny.shared().encode_chat([user(text)]),
         lambda text: tiny.shared().encode_chats([[user("a")], [system(text), user("a")]]),

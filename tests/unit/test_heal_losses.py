@@ -33,19 +33,6 @@ def lm():
     return tiny.language_model("gemma3", n_layers=2)
 
 
-def plain_logits(lm, example):
-    """Logits at the completion's positions, one row, all at once, as transformers gives them."""
-    whole = lm.model(torch.tensor([example.ids])).logits[0]
-    return whole[-len(example.completion_ids) - 1 : -1]
-
-
-def test_hidden_states_predict_the_completions(lm):
-    batch = [Example((2, 30, 31), (40, 41)), Example((2, 50), (60, 61, 62, 63))]
-    logits_NV = OutputLayer(lm)(hidden_states(lm, batch))
-    wanted = torch.cat([plain_logits(lm, example) for example in batch])
-    assert_near(logits_NV, wanted, model_rounding(lm))
-
-
 @pytest.mark.parametrize("divergence", ["nll", "kl_fwd", "kl_rev"])
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize(("learn_labels", "temperature"), [(True, 1.0), (True, 0.7), (False, 1.0)])

@@ -6,29 +6,10 @@ import pytest
 
 from steer_heal import data
 from steer_heal.heal.adapters import AdapterStack
-from steer_heal.heal.filter import Text, kept_texts
 from steer_heal.heal.measure import Measures
 from steer_heal.models import LanguageModel
-from steer_heal.records import Completion, FilterVerdict, Token
 from tests import tiny
 from tests.loop.test_loop import fast
-
-
-def answer(*ids):
-    return Completion("text", tuple(Token(number, "t", 0.5) for number in ids), True, prompt=f"p{ids[0]}")
-
-
-KEPT = FilterVerdict(True, {})
-
-
-def dropped(*reasons):
-    return FilterVerdict(False, {}, reasons)
-
-
-def test_what_the_filter_kept_is_trained_on_in_its_order():
-    written = [answer(1, 2), answer(3), answer(4, 5)]
-    kept = kept_texts(1, written, [KEPT, dropped("variety"), KEPT], 2)
-    assert kept == [Text("p1", (1, 2)), Text("p4", (4, 5))]
 
 
 @pytest.mark.parametrize("demo", [True, False])

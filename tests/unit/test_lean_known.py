@@ -10,7 +10,6 @@ CHANGES = {
     "a hook behind a block": lambda lm: lm.blocks[1].register_forward_hook(lambda *given: given[-1]),
     "a hook before a norm": lambda lm: lm.model.model.norm.register_forward_pre_hook(lambda *_: None),
     "a forward of its own": lambda lm: vars(lm.blocks[0].mlp).update(forward=lm.blocks[0].mlp.forward),
-    "another norm": lambda lm: lm.blocks[2].register_module("input_layernorm", torch.nn.RMSNorm(lm.width)),
     "another attention": lambda lm: lm.config.update({"_attn_implementation": "flex_attention"}),
     "growing rotary tables": lambda lm: lm.config.update({"rope_parameters": GROWING}),
     "training": lambda lm: lm.model.train(),

@@ -12,7 +12,6 @@ import pytest
 from steer_heal import cli, data, models
 from steer_heal.config import (
     AUTO,
-    AUTO_FRAME,
     DEFAULT_TRAIT,
     DoseRequest,
     SampleSettings,
@@ -136,11 +135,8 @@ def test_personas_replies_and_a_target_are_taken_as_they_stand(
         (("make", "x", "--plus", "a", "--minus", "b", "--target", "Love=1"), "no target"),
         (("make", "x", "--plus", "a", "--minus", "b", "--replies", "none.json"), "cannot be read"),
         (("make", "x", "--plus", "a" * 10_000, "--minus", "b"), "has 10,000 characters: give at most 480."),
-        (("make", "x", "--plus", "You are blunt.", "--minus", "blunt"), "two that differ"),
-        (("show", "x"), "Unknown trait"),
         (("show",), "Name the trait"),
         (("delete", DEFAULT_TRAIT), "of your own"),
-        (("export", DEFAULT_TRAIT), "trait of ours"),
         (("import", "none.json"), "none.json"),
     ],
 )  # fmt: skip
@@ -218,13 +214,6 @@ def test_a_file_without_statements_is_not_measured_until_the_model_has_drafted_s
     assert told(capsys, "trait", "make", "x")[0] == 0
     assert len(data.own_axis(data.trait("x")).wordings) == 6
     assert data.trait("x").replies == (("Odd, I say.", "Even, I say."),)
-
-
-def test_a_trait_with_foundations_has_no_own_axis() -> None:
-    tiny.own_trait("hard", "hard", "soft", target={"Care": -1})
-    assert data.frame_of(data.trait("hard")) == AUTO_FRAME
-    with pytest.raises(SettingsError, match="measured by its foundations"):
-        data.frame("own:hard")
 
 
 def test_what_a_pole_would_say_never_becomes_a_control_token() -> None:

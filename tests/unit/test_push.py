@@ -46,7 +46,6 @@ def refused(status):
     ("error", "words"),
     [
         (LocalTokenNotFoundError("no token"), "run `hf auth login`"),
-        (refused(401), r"\(401\): log in"),
         (refused(403), r"\(403\): your token may not write there"),
         (refused(500), r"\(500\)"),
         (httpx2.ConnectError("down"), "cannot be reached"),

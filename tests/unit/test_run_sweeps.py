@@ -174,9 +174,7 @@ def test_the_command_starts_waits_compares_lists_and_shows(run, told, monkeypatc
         ["stop"],
         ["table", "sweep-1"],
         ["table", "sweep-1", "--axis", "seed=1"],
-        ["start", "sweep-1", "--axis", "seed=1"],
         ["--axis", "seed=1", "--set", "seed=2"],
-        ["--axis", "seed=1", "--seed", "2"],
     ],
 )
 def test_a_command_that_says_too_little_or_too_much_is_refused(run, arguments):

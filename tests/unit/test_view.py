@@ -140,7 +140,6 @@ def test_the_verdict_names_its_quantities_and_thresholds() -> None:
 @pytest.mark.parametrize(
     ("frame", "says"),
     [
-        (SteerFrame((), (), False, False, waiting=1), "waiting for one request ahead"),
         (SteerFrame((), (), False, False, waiting=3), "waiting for 3 requests ahead"),
         (SteerFrame((), (Token(1, "a", 0.5),), False, False, seconds=0.5), "writing: 1 tokens · 2 tokens/s"),
         (SteerFrame((), (Token(1, "a", 0.5),), True, True, seconds=0.5), "done: 1 tokens in 0.5 s"),

@@ -1,8 +1,6 @@
 """The strip under the slider, what is remembered of sweeps, and the panel's handlers without a browser."""
 
-import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -74,22 +72,6 @@ def pressed(handler: Any, over: str = dose.IN_VIEW, **changed: Any) -> Iterator[
 
 def notes(shown: Iterable[Any]) -> list[str]:
     return [row[1] for row in shown if isinstance(row[1], str)]
-
-
-def test_a_sweep_streams_and_says_where_it_breaks() -> None:
-    panel = dose.Panel(FakeEngine(delay=0.0))
-    handler = panel.handler(panel.sweep, 4)
-    shown = list(pressed(handler))
-    assert 'role="progressbar"' in notes(shown)[1]
-    about = f"“{FORM_VALUES['prompt']}”, layers 4 to 5, Care over authority"
-    assert f"{about}: the text is damaged from alpha 2.45" in notes(shown)[-1]
-    drawn = [json.loads(row[0])["layout"]["title"]["text"] for row in shown if isinstance(row[0], str)]
-    assert set(drawn) == {about}
-    strip, kept = shown[-2][2:]
-    assert "sh-seg-broken" in strip
-    name = "demo|care_over_authority|0.4-0.6|mean_diff"
-    assert list(kept) == [f"{name}|{zlib.crc32(FORM_VALUES['prompt'].encode()):08x}"]
-    assert list(list(pressed(handler, "7 vignettes"))[-2][3]) == [name]
 
 
 def test_a_mix_is_measured_as_it_is_steered_and_shown_beside_its_controls() -> None:
