@@ -71,17 +71,6 @@ def test_blocks_below_are_read_once_an_example(examples):
     assert sum(n for layer, n in rows if layer == 2) > 3 * len(examples)
 
 
-def test_a_round_is_the_same_to_rounding_whatever_is_kept(examples, monkeypatch):
-    found = []
-    for room in (frozen_prefix.KEPT_BYTES, 3000, 0):
-        monkeypatch.setattr(frozen_prefix, "KEPT_BYTES", room)
-        lm, stack = student()
-        steps = list(train_round(lm, stack, examples, SETTINGS, seed=0))
-        found.append([*(row["loss"] for row in steps), steps[-1]["held_out_nll"]])
-    for losses in found[1:]:
-        assert_near(losses, found[0], model_rounding(lm, passes=2 * len(losses)))
-
-
 def test_no_more_is_kept_than_there_is_room_for(examples, monkeypatch):
     lm, _ = student()
     monkeypatch.setattr(frozen_prefix, "KEPT_BYTES", 4 * lm.width * (examples[0].length + examples[1].length))

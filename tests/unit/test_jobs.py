@@ -32,15 +32,21 @@ def test_a_bad_niceness_is_a_sentence(tmp_path, monkeypatch, said):
         LocalProcesses(tmp_path / "runs")
 
 
-def test_a_queued_run_can_be_cancelled_and_never_starts(jobs):
-    first, second = (jobs.start(heal_settings(model="demo", name="hang")) for _ in range(2))
+def test_a_queued_run_can_be_cancelled_or_held_back_and_does_not_start(jobs):
+    first, second, third = (
+        jobs.start(heal_settings(model="demo", name=name)) for name in ("hang", "hang", "quick")
+    )
     jobs.cancel(second)
+    jobs.pause(third)
     assert status(jobs, second) == "cancelled"
     until(lambda: begun(jobs, first))
     jobs.cancel(first)
     until(lambda: status(jobs, first) == "cancelled")
     jobs.advance()
-    assert jobs.folder(second).process() is None
+    assert status(jobs, third) == "paused"
+    assert [jobs.folder(run_id).process() for run_id in (second, third)] == [None, None]
+    jobs.resume(third)
+    until(lambda: status(jobs, third) == "finished")
 
 
 def test_a_paused_run_rests_where_it_is_and_goes_on(jobs):
@@ -78,22 +84,6 @@ def test_a_paused_run_can_be_cancelled_or_killed(jobs):
     until(lambda: status(jobs, run_id) == "interrupted")
     jobs.advance()
     assert last_kind(jobs, run_id) == "interrupted"
-
-
-def test_a_queued_run_can_be_held_back(jobs):
-    first, second = (
-        jobs.start(heal_settings(model="demo", name="hang")),
-        jobs.start(heal_settings(model="demo", name="quick")),
-    )
-    jobs.pause(second)
-    until(lambda: begun(jobs, first))
-    jobs.cancel(first)
-    until(lambda: status(jobs, first) == "cancelled")
-    jobs.advance()
-    assert status(jobs, second) == "paused"
-    assert jobs.folder(second).process() is None
-    jobs.resume(second)
-    until(lambda: status(jobs, second) == "finished")
 
 
 def test_several_may_run_at_once_and_no_more(tmp_path):

@@ -48,11 +48,8 @@ def test_a_rebuilt_store_has_the_same_rows(place, capsys):
 
 def test_a_store_in_use_is_not_replaced_and_nothing_is_left_behind(place, capsys):
     before = (place / "runs.duckdb").read_bytes()
-    holder = hold(place / "runs.duckdb", read_only=True)
-    try:
+    with hold(place / "runs.duckdb", read_only=True) as holder:
         assert command(place, "rebuild") == 2
-    finally:
-        holder.communicate()
     assert f"process {holder.pid}" in capsys.readouterr().err
     assert (place / "runs.duckdb").read_bytes() == before
     assert sorted(path.name for path in place.iterdir()) == ["runs", "runs.duckdb"]
@@ -97,11 +94,8 @@ def test_a_file_of_something_else_is_never_replaced(place, capsys):
 
 def test_a_snapshot_beside_a_reader_equals_the_store(place):
     copy = place / "copies" / "a.duckdb"
-    holder = hold(place / "runs.duckdb", read_only=True)
-    try:
+    with hold(place / "runs.duckdb", read_only=True):
         assert command(place, "snapshot", "--out", str(copy)) == 0
-    finally:
-        holder.communicate()
     assert tables(Store(copy)) == tables(Store(place / "runs.duckdb"))
     assert [path.name for path in copy.parent.iterdir()] == ["a.duckdb"]
     with pytest.raises(SettingsError, match="there already"):

@@ -20,7 +20,6 @@ from steer_heal.config import (
 )
 from tests.fake_engine import FakeEngine
 from tests.fake_runs import EXAMPLE
-from tests.jobs import until
 
 FORM = heal.Form("care_over_authority", 0.4, 0.6, rounds=2)
 FULL = replace(FORM, completions=32, vignettes=14, epochs=3)
@@ -96,19 +95,6 @@ def test_a_browser_may_send_anything(kept: object) -> None:
 def test_an_unknown_round_says_what_to_do() -> None:
     for place in (["../../etc", 1], [EXAMPLE, 99], ["gone-run", 1]):
         assert "sh-error" in moral_map.open_round(FakeEngine(), {"runs": None, "open": place})[0]
-
-
-def test_a_run_of_this_browser_that_ended_says_what_came_of_it_until_it_is_opened() -> None:
-    engine = FakeEngine(round_seconds=0.01)
-    run_id = engine.launch(heal_settings("quick", model="demo", rounds=1, name="mine"))
-    until(lambda: engine.runs.rows()[0].status == "finished")
-    memory = {**watching.remembered(None), "mine": run_id}
-    cards = watching.draw(engine, engine.runs.rows(), memory)[2]
-    assert "mine: finished" in cards
-    clicked = SimpleNamespace(_data={"action": "open", "run": run_id, "round": "1"})
-    opened, _ = runs.acting(engine)(memory, clicked)
-    assert (opened["open"], opened["mine"]) == ([run_id, 1], None)
-    assert "mine: finished" not in watching.draw(engine, engine.runs.rows(), opened)[2]
 
 
 def test_the_card_of_a_run_that_is_opened_too_early_or_failed_stays() -> None:

@@ -51,8 +51,7 @@ def test_a_run_whose_folder_is_gone_is_interrupted_not_running(index, jobs):
 
 def test_a_held_store_is_named_shows_the_last_known_and_catches_up(index, jobs):
     assert len(index.rows()) == 1
-    holder = hold(index.store.path, read_only=False)
-    try:
+    with hold(index.store.path, read_only=False) as holder:
         folder = jobs.create(heal_settings(model="demo"), worker=this_process())
         mark = index.watermark()
         assert str(holder.pid) in index.message()
@@ -60,9 +59,6 @@ def test_a_held_store_is_named_shows_the_last_known_and_catches_up(index, jobs):
         assert index.map(["anything"]) == []
         with pytest.raises(SettingsError, match="held"):
             index.round(EXAMPLE_ID, 1)
-    finally:
-        holder.kill()
-        holder.wait()
     assert index.watermark() != mark
     assert index.message() == ""
     assert [run.run_id for run in index.rows()] == [folder.run_id, EXAMPLE_ID]

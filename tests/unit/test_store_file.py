@@ -4,7 +4,8 @@ import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -15,8 +16,9 @@ from steer_heal.runs import events
 from steer_heal.runs.store import Store, StoreBusy, keeping
 
 
-def hold(path: Path, *, read_only: bool) -> subprocess.Popen[str]:
-    """Another process that keeps the file open until its input ends."""
+@contextmanager
+def hold(path: Path, *, read_only: bool) -> Iterator[subprocess.Popen[str]]:
+    """Another process that keeps the file open until its input ends, or here."""
     code = (
         "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'True');"
         "print('held', flush=True); sys.stdin.read()"
@@ -27,15 +29,18 @@ def hold(path: Path, *, read_only: bool) -> subprocess.Popen[str]:
     )  # fmt: skip
     assert process.stdout.readline() == "held\n"
     process.stdout.close()
-    return process
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
 
 
 @pytest.fixture
 def holder(tmp_path):
-    process = hold(tmp_path / "runs.duckdb", read_only=False)
-    yield process
-    process.kill()
-    process.wait()
+    with hold(tmp_path / "runs.duckdb", read_only=False) as process:
+        yield process
 
 
 def test_a_holder_is_named_and_nothing_is_lost(store, log, holder):
@@ -57,14 +62,10 @@ def test_it_waits_for_a_holder_that_lets_go(tmp_path, log, holder):
 
 def test_a_reader_beside_it_does_not_stop_reading(store, log):
     store.ingest("r1", events.read(log))
-    reader = hold(store.path, read_only=True)
-    try:
+    with hold(store.path, read_only=True):
         assert len(store.runs()) == 1
         with pytest.raises(StoreBusy):
             store.ingest("r1", events.read(log))
-    finally:
-        reader.kill()
-        reader.wait()
 
 
 def foreign_sqlite(path: Path) -> None:

@@ -98,17 +98,6 @@ def test_a_set_asks_vignettes_of_every_foundation() -> None:
     assert len(dose.Panel(FakeEngine()).request(asked, dose.SWEEP_ALPHAS, refine=True).prompts) == 7
 
 
-def test_of_a_trait_that_was_made_the_layers_are_measured_after_the_doses() -> None:
-    panel = dose.Panel(FakeEngine(delay=0.0))
-    *shown, last, end = pressed(panel.handler(panel.made, 5))
-    assert {len(row) for row in (*shown, last, end)} == {5}
-    assert "random directions" in last[1]
-    assert "28 cells measured, 4 choices of layers. Of neighbours together" in last[1]
-    assert "These are three layers together; Find which layers takes each alone" in last[1]
-    mapped = [isinstance(row[4], str) for row in shown]
-    assert mapped.index(True) > max(i for i, row in enumerate(shown) if isinstance(row[0], str))
-
-
 @pytest.mark.parametrize(
     ("n", "says"), [(4, "Stopped: 2 doses measured."), (25, "random directions.*Stopped: 6 cells measured")]
 )
