@@ -51,25 +51,6 @@ def test_a_fresh_adapter_changes_nothing_and_alone_asks_for_gradients(lm, traine
     assert not trained.trainable()
 
 
-def test_an_adapter_may_be_on_some_blocks_only(lm, tmp_path):
-    stack = AdapterStack(lm)
-    stack.fresh(1, SETTINGS, seed=1, layers=[1])
-    asking = [name for name, parameter in lm.model.named_parameters() if parameter.requires_grad]
-    assert asking
-    assert all("layers.1." in name for name in asking)
-    shake(stack)
-    stack.fold()
-    wanted = logits(lm)
-    stack.save(1, tmp_path)
-    stack.fresh(2, SETTINGS, seed=2)
-    assert any(
-        "layers.0." in name for name, parameter in lm.model.named_parameters() if parameter.requires_grad
-    )
-    stack.unload()
-    stack.load(1, tmp_path)
-    assert torch.equal(logits(lm), wanted)
-
-
 def test_off_and_previous_are_exact_and_come_back(lm):
     base = logits(lm)
     stack = AdapterStack(lm)

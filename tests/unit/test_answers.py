@@ -41,7 +41,6 @@ def said_by(folder, text):
     [
         (HOW, (0.9, 40, 0.95)),
         ({name: str(value) for name, value in HOW.items()}, (0.9, 40, 0.95)),
-        ({"top_p": 0.5}, (0.6, 20, 0.5)),
         ({"top_p": None, "temperature": None}, (0.6, 20, 1.0)),
         *(({"top_k": none}, (0.6, 0, 0.8)) for none in (0, -1, None, "0", "-1")),
         *(({**HOW, "temperature": zero}, (0.0, 40, 0.95)) for zero in (0, "0.0")),

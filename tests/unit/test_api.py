@@ -107,15 +107,12 @@ def test_what_tokens_carry_is_told_to_who_asks(client):
     assert plain["carries"]["steered"] == [None] * 4
 
 
-def test_a_sweep_gives_a_row_a_dose(client):
+def test_a_sweep_gives_a_row_a_dose_and_what_controls_move_where_they_were_asked_for(client):
     found = client.predict(alphas=[0.0, 1.0], api_name="/sweep")
     assert [row["alpha"] for row in found["rows"]] == [0.0, 1.0]
     assert set(found["rows"][0]["p"]) >= {"Care", "SocialNorms"}
     assert {"text_verdict", "answers_verdict", "relevance"} <= set(found["rows"][0])
-
-
-def test_what_controls_move_is_told_where_they_were_asked_for(client):
-    assert client.predict(alphas=[1.0], api_name="/sweep")["controls"] is None
+    assert found["controls"] is None
     assert len(client.predict(alphas=[1.0], controls=3, api_name="/sweep")["controls"]["random"]) == 3
     found = client.predict(controls=2, api_name="/effect")
     assert len(found["controls"]["random"]) == 2

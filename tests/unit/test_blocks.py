@@ -1,8 +1,5 @@
 import pytest
-from transformers import (
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import T5Config, T5ForConditionalGeneration
 
 from steer_heal.config import SettingsError
 from steer_heal.models import band_layers, find_blocks, layers_band

@@ -42,7 +42,6 @@ def test_a_card_states_model_trait_data_settings_and_profile():
 @pytest.mark.parametrize(
     ("model", "method", "said"),
     [
-        ("google/gemma-3-1b-it", "auto", "persona: difference of means, over 128 contexts"),
         ("smollm2", "auto", "paired replies: difference of means, over 24 scenes x 8 pairs of replies"),
         ("smollm2", "pca", "persona: first principal component of the paired differences, over 128 contexts"),
     ],

@@ -41,7 +41,6 @@ BAD = [
     ["heal", "--set", "train.epochs"],
     ["heal", "--runs", "/dev/null/x"],
     ["dose", "--temperature", "hot"],
-    ["heal", "--top-k", "-2"],
     ["dose", "--alphas", "0,one"],
     ["dose", "--model", "tiny", "--trait", "nonsense"],
     ["eval", "--model", "tiny", "--vignettes", "/no/such.jsonl"],
@@ -52,7 +51,6 @@ BAD = [
     ["steer", "Hi", "--model", "tiny", "--where", "nowhere"],
     ["vector", "--model", "tiny", "--out", "/dev/null/x/v.safetensors"],
     ["results", "--run", "nothing-there"],
-    ["export", "--run", "../../etc"],
 ]
 
 

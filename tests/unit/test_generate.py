@@ -6,6 +6,7 @@ import torch
 from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
 from steer_heal.forward.ours import OurRows
 from steer_heal.generate import PrefixStore, Row, complete, decode
+from steer_heal.generate.divergence import diverge
 from steer_heal.generate.rows import plan
 from steer_heal.generate.text import TextStream
 from steer_heal.models import user
@@ -189,3 +190,8 @@ def test_bytes_that_form_no_character_do_not_stall():
     lone = WORDS.encode("\U0001f9d1", add_special_tokens=False)[1]
     parts = [made.push(lone) for _ in range(8)]
     assert sum(len(part) for part in parts) == 8
+
+
+def test_a_row_against_itself_is_exactly_zero():
+    logits_BV, ids_B = 8 * torch.randn(7, 11), torch.zeros(7, dtype=torch.long)
+    assert not diverge(logits_BV, logits_BV, range(7), ids_B).kl_B.any()

@@ -113,7 +113,6 @@ NAMED = [{"name": name, "template": tiny.TEMPLATE} for name in ("rag", "tool_use
 WRITES = tiny.TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}<tool>").encode()
 FAULTS = {
     "shapes": (lambda to: edit(to / "config.json", hidden_size=48), r"embed_tokens.*\(309, 32\) instead of"),
-    "vocabulary": (lambda to: edit(to / "config.json", vocab_size=500), "other shapes than its config.json"),
     "room": (lambda to: edit(to / "config.json", vocab_size=10**12), "needs about .* GiB of memory on cpu"),
     "heads": (lambda to: edit(to / "config.json", num_attention_heads=3), "not a multiple of the number"),
     "newer model": (lambda to: words(to, model=NEWER), "newer than tokenizers .* run `pip install -U"),
@@ -127,10 +126,8 @@ FAULTS = {
     "lost token": (lambda to: rewrite(to, chat_template_jinja=WRITES), "no embedding for '<tool>'"),
     "new BOS": (lambda to: settings(to, bos_token="<new>"), "no embedding for '<new>'"),
     "pointer": (lambda to: rewrite(to, model_safetensors=POINTER), "its model.safetensors is a pointer"),
-    "other pointer": (lambda to: rewrite(to, tokenizer_json=POINTER), "its tokenizer.json is a pointer"),
     "half of it": (lambda to: os.truncate(to / "model.safetensors", 9000), "its model.safetensors is dam"),
     "shard": (lambda to: indexed(to, "model-1-of-1.safetensors", move=False), "lacks model-1-of-1"),
-    "list of tokens": (lambda to: rewrite(to, added_tokens_json=b"{"), "its added_tokens.json is no JSON"),
     "mark": (lambda to: rewrite(to, special_tokens_map_json=b"\xef\xbb\xbf{}"), "map.json is no JSON in UTF"),
     "deep": (lambda to: rewrite(to, config_json=b'{"a":' + b"[" * 100_000), "config.json is no JSON"),
     "pipe": (lambda to: pipe(to / "generation_config.json"), "generation_config.json is no file but a pipe"),

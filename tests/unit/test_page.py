@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from urllib.parse import parse_qsl
 
 import pytest
 
 from components import heal, moral_map, runs, watching
 from components.access import bind
+from components.address import keep, read
 from components.controls import FORM as FIELDS
 from components.controls import band, composed, ends, layers_of, measured, offer, recall, sound, spread
 from components.page import build
@@ -189,7 +191,6 @@ def test_what_cannot_be_listened_on_is_one_sentence() -> None:
         ("greedy", True, [1, "true"]),
         ("temperature", "0", ["-0.1", "10.5", "hot", "nan", "", 0.7, None]),
         ("top_p", "0.9", ["-1", "1.5", None]),
-        ("top_k", "-1", ["-2", True, None]),
         ("method", "pca", [None, 3, "x" * 81]),
     ],
 )
@@ -225,3 +226,39 @@ def test_a_band_is_kept_in_shares_of_depth_and_shown_as_whole_layers() -> None:
     layers = [shown[3 + FIELDS.index(name)]["value"] for name in ("low", "high")]
     assert layers == [0, 9]
     assert layers_of(engine, {"low": "<b>", "high": 7})["high"]["value"] == 5
+
+
+def opened(query):
+    return read(dict(parse_qsl(query)))
+
+
+def test_an_address_holds_the_view():
+    assert opened(
+        "model=demo&trait=t&prompt=Hi+there&band=0.25-0.5&alpha=-1.5&seed=7&length=60&greedy=1"
+        "&temperature=0.3&top_p=1&top_k=40&where=first+8&mix=0.8+warm+-+formal+%40answer"
+    ) == {
+        "trait": "t",
+        "prompt": "Hi there",
+        "low": 0.25,
+        "high": 0.5,
+        "exact": -1.5,
+        "seed": 7,
+        "length": 60,
+        "greedy": True,
+        "temperature": "0.3",
+        "top_p": "1",
+        "top_k": "40",
+        "where": "first 8",
+        "mix": "0.8 warm - formal @answer",
+    }
+
+
+@pytest.mark.parametrize("query", ["", "alpha=nan", "band=a-b", "seed=", "unknown=1", "band=0.4"])
+def test_what_cannot_be_read_is_left_out(query):
+    assert opened(query) == {}
+
+
+def test_a_method_that_was_chosen_stands_in_the_address_and_none_means_the_model_s_own():
+    assert opened("method=mean_diff") == {"method": "mean_diff", "greedy": False}
+    assert "method" not in opened("alpha=1")
+    assert "if (form.method !== 'auto') view.set('method', form.method)" in keep(FIELDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from steer_heal.config import MAX_QUEUED_RUNS, HealSettings, SettingsError, axes, heal_settings
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.run_sweeps import RunSweeps
+from steer_heal.engine.sweep_forecast import forecast
 from steer_heal.runs.jobs import LocalProcesses
 from steer_heal.runs.store import Store
+from tests.fake_engine import FakeEngine
 from tests.jobs import COMMAND, until
 
 BASE = heal_settings(model="demo", rounds=1)
@@ -180,3 +183,33 @@ def test_the_command_starts_waits_compares_lists_and_shows(run, told, monkeypatc
 def test_a_command_that_says_too_little_or_too_much_is_refused(run, arguments):
     code, _, err = run("sweep", *arguments)
     assert (code, err.count("\n")) == (2, 1)
+
+
+ROW = replace(
+    FakeEngine().runs.rows()[0], is_example=False, model="demo", preset="quick", status="finished", round=2,
+    started_at=0.0,
+)  # fmt: skip
+RUNS = [
+    replace(ROW, run_id="a", finished_at=100.0),
+    replace(ROW, run_id="b", finished_at=300.0),
+    replace(ROW, run_id="example", finished_at=1e6, is_example=True),
+    replace(ROW, run_id="going", finished_at=1e6, status="running"),
+    replace(ROW, run_id="other", finished_at=1e6, model="other"),
+]
+TWO = heal_settings("quick", model="demo", rounds=2)
+
+
+def test_time_is_rounds_by_the_median_pace_and_memory_the_most_that_one_needs() -> None:
+    """Paces 50 and 150 s a round, in the median 100: six rounds, two at a time, are 300 s."""
+    told = forecast([TWO] * 3, ["seed=-1: bad"], RUNS, [3, 5, 4], at_once=2, left=7)
+    assert (told.runs, told.skipped, told.at_once, told.known) == (3, ("seed=-1: bad",), 2, 2)
+    assert (told.seconds, told.n_bytes, told.left) == (300.0, 5, 7)
+    assert forecast([TWO], [], RUNS, [3], at_once=16, left=7).seconds == 200.0
+
+
+def test_where_a_model_has_not_finished_a_run_here_the_time_is_not_known() -> None:
+    third = heal_settings("quick", model="third", rounds=1)
+    told = forecast([TWO, third], [], RUNS, [3, None], at_once=1, left=7)
+    assert (told.seconds, told.n_bytes) == (None, None)
+    told = forecast([], [], RUNS, [], at_once=1, left=7)
+    assert (told.runs, told.known, told.seconds, told.n_bytes) == (0, 0, None, None)

@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from steer_heal.engine.preemptible import preemptible
 from steer_heal.engine.requests import Request, Waiting
 from steer_heal.engine.scheduler import AT_ONCE, PATIENT_AT_ONCE, Scheduler
 
@@ -173,3 +174,17 @@ def test_brief_work_begins_whatever_is_worked_on_and_takes_nobodys_place(schedul
     readers += [scheduler.run(f"b{index}", endless, patient=True, brief=True) for index in range(5)]
     readers.append(scheduler.run("another", endless))
     assert [next(reader) for reader in readers] == [1] * len(readers)
+
+
+def test_the_work_runs_only_while_its_caller_waits() -> None:
+    told: list[str] = []
+
+    def work(pause: Callable[[], None]) -> Iterator[int]:
+        for name in "ab":
+            told.append(f"work {name}")
+            pause()
+        yield 1
+
+    for _ in preemptible(work):
+        told.append("caller")
+    assert told == ["work a", "caller", "work b", "caller", "caller"]

@@ -90,7 +90,6 @@ def newer(path: Path) -> None:
         (lambda path: path.write_text("not a database\n" * 300), "is not a DuckDB file"),
         (lambda path: path.write_bytes(b""), ""),
         (foreign_sqlite, "is not a DuckDB file"),
-        (lambda path: path.write_text("run_id,name\n1,a\n"), "is not a DuckDB file"),
         (foreign_tables, "a DuckDB file of something else"),
         (newer, "a newer version of this program"),
     ],
