@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steer_heal import data
 from steer_heal.config import FilterSettings, Thresholds
 from steer_heal.evaluate import text_health
+from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.filter import CUTS, Own, eaten, judge, readings
+from steer_heal.heal.measure import Measures
+from steer_heal.models import LanguageModel
 from steer_heal.records import TextHealth
+from tests import tiny
+from tests.rounds import tiny_run
 
 GOOD = "I would comfort the boy first, and then I would talk to the teacher about what happened here."
 OWN = Own(perplexity=1.5, relevance=1.0)
@@ -259,3 +265,28 @@ def test_summary_of_a_set_is_made_of_medians():
     assert text_health.set_verdict(text_health.summary(rows[:1])) == "fine"
     assert text_health.summary([]) == {}
     assert text_health.set_verdict({}) is None
+
+
+@pytest.mark.parametrize("demo", [True, False])
+@pytest.mark.parametrize("trait", data.bundled_traits())
+def test_what_is_trained_is_never_what_is_measured(demo, trait, tmp_path, monkeypatch):
+    material = data.material(demo=demo)
+    mine = material.heal_prompts(trait)[3]
+    rows = [{"text": mine, "foundation_coarse": "Care"}, {"text": "A man lies.", "foundation_coarse": "Care"}]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(LanguageModel, "material", material)
+    lm = tiny.language_model(n_layers=2)
+    settings = tiny_run(trait=trait, evaluate={"vignettes": str(tmp_path / "mine.jsonl")})
+    measures = Measures(lm, AdapterStack(lm), settings, None, lambda: False)
+    assert len(measures.prompts) > 100
+    assert measures.plain_prompts
+    trained = {*measures.prompts, *measures.plain_prompts}
+    assert mine not in trained
+    for measured in (
+        material.held_out_prompts(),
+        material.neutral_prompts(),
+        [vignette.text for vignette in material.vignettes()],
+        [fact.question for fact in material.facts()],
+    ):
+        assert len(measured) >= 20
+        assert not trained & {*measured}

@@ -10,7 +10,7 @@ from steer_heal.runs.jobs import LocalProcesses, shelf, this_process
 from steer_heal.runs.store import Store
 from tests.jobs import COMMAND, until
 from tests.runs import play_round, start, write_run
-from tests.unit.test_store_file import hold
+from tests.unit.test_keeping import hold
 
 
 @pytest.fixture
