@@ -5,13 +5,7 @@ from hypothesis import strategies as st
 from steer_heal.generate.text import TextStream
 from steer_heal.vectors.steering import steer
 from tests import tiny
-
-IDS = torch.tensor([[2, 4, 30, 41, 7]])
-
-
-def logits(lm):
-    with torch.no_grad():
-        return lm.model(input_ids=IDS).logits
+from tests.tiny import logits
 
 
 @settings(deadline=None, max_examples=20)

@@ -133,10 +133,7 @@ def test_a_whole_text_at_once_gets_what_its_tokens_get_one_by_one(gate, padding,
 
 
 @pytest.mark.parametrize("wrong", ["", "middle", "first", "first 0", "first -1", "ramp 999", "both 3"])
-def test_what_says_no_place_is_refused(wrong):
+def test_a_gate_is_written_in_one_way_and_what_says_no_place_is_refused(wrong):
     with pytest.raises(ValueError, match=r"first N|first 8|give 1 to"):
         check_gate(wrong)
-
-
-def test_a_gate_is_written_in_one_way():
     assert [check_gate(text) for text in ("Both", " first   08 ", "RAMP 3")] == ["both", "first 8", "ramp 3"]

@@ -93,11 +93,6 @@ def test_progress_ends_and_never_passes_its_total():
     assert all(done < n for done, n in heard)
 
 
-def test_quantile_is_linear_between_neighbours():
-    assert quantile([0.0, 1.0, 2.0, 10.0], 0.5) == 1.5
-    assert quantile(list(range(101)), 0.95) == 95.0
-
-
 def test_no_prompts_or_no_layers(vector):
     lm = tiny.shared("llama")
     with pytest.raises(SettingsError):

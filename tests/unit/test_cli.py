@@ -3,8 +3,6 @@
 import itertools
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +142,6 @@ def test_doctor_tells_of_a_missing_model(run: Any, monkeypatch: pytest.MonkeyPat
     code, out, _ = run("doctor", "--json")
     assert code == 1
     assert json.loads(out)["problems"] == ["bundled_model: It is not there."]
-
-
-def test_the_module_can_be_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["steer_heal", "heal", "--rounds", "0"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module("steer_heal", run_name="__main__")
-    assert ended.value.code == BAD_INPUT
-    assert "rounds" in capsys.readouterr().err
 
 
 def test_a_table_is_aligned_and_cannot_be_broken_by_what_it_shows() -> None:

@@ -57,10 +57,6 @@ def test_rows_of_one_noise_id_draw_alike_and_others_do_not():
     assert Sampler(False, 1.0, 0, 1.0, seed=4).draw(torch.zeros(1, 1000), [8], step=2)[0] != drawn[2]
 
 
-def test_greedy_ignores_noise():
-    assert Sampler(True, 1.0, 0, 1.0, 0).draw(LOGITS[None], [0], 0).tolist() == [0]
-
-
 def test_noise_is_exponential_and_other_for_every_stream():
     streams = torch.tensor([stream(*source) for source in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))])
     many = exponential(streams[:, None], torch.arange(100_000))
