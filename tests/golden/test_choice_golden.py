@@ -7,18 +7,17 @@ import torch
 
 from steer_heal import data, forward
 from steer_heal.config import FOUNDATIONS
-from steer_heal.data import Frame
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.records import Vignette
 from steer_heal.vectors.steering import coefficients
 from tests import tiny
 from tests.close import assert_near, model_rounding
+from tests.unit.test_evaluate import FRAME, LONG
 
-OWN = Frame("own", "{text} One of: {options}.", FOUNDATIONS, '{"answer": "')
 FRAMES = {
-    "one token a word": OWN,
-    "words of several tokens": replace(OWN, options=("yes", "yesno", "no", "Care", "maybe", "x", "zebra")),
-    "nothing in common": replace(OWN, question="{options}? {text}", orders=("forward",)),
+    "one token a word": FRAME,
+    "words of several tokens": LONG,
+    "nothing in common": replace(FRAME, question="{options}? {text}", orders=("forward",)),
     "tinymfv without a thought": replace(data.frame("tinymfv"), think_budget=0),
     "tinymfv": replace(data.frame("tinymfv"), think_budget=6),
 }

@@ -41,20 +41,6 @@ def test_other_methods(told: Any, method: str) -> None:
     assert torch.allclose(lengths, torch.ones(4)) == (method != "mean_diff_raw")
 
 
-def test_what_is_not_here_or_unknown_is_said(run: Any, here: Any) -> None:
-    (here / "v.pt").write_bytes(b"")
-    for arguments, words in [
-        (("vector", *FEW, "--from", "v.pt", "--out", "w.npz"), "pickle"),
-        (("vector", *FEW, "--method", "magic", "--out", "w.npz"), "unknown method 'magic'"),
-        (("eval", *FEW, "--theirs"), "--theirs needs --vignettes"),
-        (("export", "--run", "run-1", "--push", "nonsense"), "run"),
-    ]:
-        code, _, err = run(*arguments)
-        assert code == 2
-        assert words in err
-        assert err.count("\n") == 1
-
-
 def test_a_run_is_merged_with_its_card(told: Any, here: Any) -> None:
     lm = tiny.language_model("gemma3")
     folder = here / "runs" / "run-1"
