@@ -77,9 +77,11 @@ def test_our_own_blocks_compute_those_that_they_know(lm):
     assert holds_on(lm, torch.zeros(N_LAYERS, WIDTH)) is known
 
 
-def test_the_text_models_blocks_are_found(lm):
+def test_the_text_models_blocks_are_found_and_adapters_go_on_their_linear_layers(lm):
     assert (lm.n_layers, lm.width) == (N_LAYERS, WIDTH)
     assert not any("vision" in path for path, module in lm.model.named_modules() if module in lm.blocks)
+    assert target_modules(lm)
+    assert not any("vision" in name for name in target_modules(lm))
 
 
 def test_base_and_steered_are_written_side_by_side(lm):
@@ -91,11 +93,6 @@ def test_base_and_steered_are_written_side_by_side(lm):
     for row, found in zip(rows, written, strict=True):
         added_LD = row.coefficients_L[:, None] * made.directions_LD
         assert_as_alone(lm, row, lambda layer, _, added_LD=added_LD: added_LD[layer], found)
-
-
-def test_adapters_go_on_the_text_models_linear_layers(lm):
-    assert target_modules(lm)
-    assert not any("vision" in name for name in target_modules(lm))
 
 
 def test_a_model_without_decoder_blocks_is_refused():

@@ -186,11 +186,12 @@ def test_a_character_of_several_tokens_comes_whole_with_its_last():
     assert [made.push(token) for token in ids] == ["a", "", "", "", "\U0001f9d1", "b"]
 
 
-def test_bytes_that_form_no_character_do_not_stall():
+def test_bytes_that_form_no_character_do_not_stall_and_the_last_gives_what_is_left():
+    first, lone = WORDS.encode("\U0001f9d1", add_special_tokens=False)[:2]
     made = stream()
-    lone = WORDS.encode("\U0001f9d1", add_special_tokens=False)[1]
     parts = [made.push(lone) for _ in range(8)]
     assert sum(len(part) for part in parts) == 8
+    assert stream().push(first, last=True) == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_a_row_against_itself_is_exactly_zero():

@@ -268,26 +268,20 @@ def test_tensors_that_the_config_has_no_place_for_are_spoken_of(saved, tmp_path,
     assert "tensors of its blocks, model.layers." in load(folder, device="cpu").info.note
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_weights_are_counted_as_transformers_reads_them(saved, tmp_path, sharded):
+@pytest.mark.parametrize("kept", ["alone", "sharded", "named"])
+def test_weights_are_counted_as_transformers_reads_them(saved, tmp_path, kept):
     folder = change(saved, tmp_path)
     alone = files.needed(tmp_path, torch.float32)
-    if sharded:
+    if kept == "sharded":
         indexed(tmp_path, "model-00001-of-00001.safetensors")
+    if kept == "named":
+        edit(tmp_path / "config.json", transformers_weights="mine.safetensors")
+        (tmp_path / "model.safetensors").rename(tmp_path / "mine.safetensors")
+        (tmp_path / "model.safetensors").write_bytes(b"another model")
     (tmp_path / "consolidated.safetensors").write_bytes(b"the same again, in another order")
     (tmp_path / "original").mkdir()
     (tmp_path / "original" / "model.safetensors").write_bytes(b"and again")
     assert files.needed(tmp_path, torch.float32) == alone
-    lm = load(folder, device="cpu")
-    assert_near(logits(lm), logits(load(str(saved), device="cpu")), model_rounding(lm))
-
-
-def test_a_file_that_the_config_names_is_what_is_counted(saved, tmp_path):
-    folder = change(saved, tmp_path, transformers_weights="mine.safetensors")
-    alone = files.needed(saved, "auto")
-    (tmp_path / "model.safetensors").rename(tmp_path / "mine.safetensors")
-    (tmp_path / "model.safetensors").write_bytes(b"another model")
-    assert files.needed(tmp_path, "auto") == alone
     lm = load(folder, device="cpu")
     assert_near(logits(lm), logits(load(str(saved), device="cpu")), model_rounding(lm))
 

@@ -255,17 +255,6 @@ def test_paused_it_leaves_its_place_after_its_round_and_resumed_it_takes_another
     assert whole(cluster, run_id).count("resumed") == 1
 
 
-def test_cancelled_it_ends_and_can_be_resumed(cluster, ray, may_end):
-    run_id = begun(cluster)
-    cluster.cancel(run_id)
-    heard(cluster, run_id, "cancelled")
-    assert ray.actors == {}
-    may_end.set()
-    cluster.resume(run_id)
-    heard(cluster, run_id, "finished")
-    assert whole(cluster, run_id).count("round") == 2
-
-
 def test_a_place_that_is_lost_for_good_interrupts_its_run_alone(cluster, ray, may_end):
     lost, other = begun(cluster), begun(cluster)
     ray.actors[lost].failure = RayError("The actor died\nand was not made anew.")
