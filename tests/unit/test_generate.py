@@ -7,7 +7,7 @@ import torch
 from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
 from steer_heal.forward.ours import OurRows
 from steer_heal.generate import PrefixStore, Row, complete, decode
-from steer_heal.generate.divergence import diverge
+from steer_heal.generate.divergence import diverge, probability
 from steer_heal.generate.rows import plan
 from steer_heal.generate.text import TextStream
 from steer_heal.models import user
@@ -192,6 +192,12 @@ def test_bytes_that_form_no_character_do_not_stall_and_the_last_gives_what_is_le
     parts = [made.push(lone) for _ in range(8)]
     assert sum(len(part) for part in parts) == 8
     assert stream().push(first, last=True) == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_probability_of_what_was_written():
+    logits_BV, ids_B = torch.randn(7, 11, generator=torch.Generator().manual_seed(0)), torch.arange(7)
+    wanted = torch.distributions.Categorical(logits=logits_BV).log_prob(ids_B).exp()
+    torch.testing.assert_close(probability(logits_BV, ids_B), wanted)
 
 
 def test_a_row_against_itself_is_exactly_zero():

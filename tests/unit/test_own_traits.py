@@ -12,6 +12,7 @@ import pytest
 from steer_heal import data, models
 from steer_heal.config import (
     AUTO,
+    AUTO_FRAME,
     DEFAULT_TRAIT,
     DoseRequest,
     SampleSettings,
@@ -202,6 +203,13 @@ def test_a_file_without_statements_is_not_measured_until_the_model_has_drafted_s
     assert run("trait", "make", "x")[0] == 0
     assert len(data.own_axis(data.trait("x")).wordings) == 6
     assert data.trait("x").replies == (("Odd, I say.", "Even, I say."),)
+
+
+def test_a_trait_with_foundations_has_no_own_axis() -> None:
+    tiny.own_trait("hard", "hard", "soft", target={"Care": -1})
+    assert data.frame_of(data.trait("hard")) == AUTO_FRAME
+    with pytest.raises(SettingsError, match="measured by its foundations"):
+        data.frame("own:hard")
 
 
 def test_what_a_pole_would_say_never_becomes_a_control_token() -> None:

@@ -260,8 +260,9 @@ def test_a_place_that_is_lost_for_good_interrupts_its_run_alone(cluster, ray, ma
     ray.actors[lost].failure = RayError("The actor died\nand was not made anew.")
     heard(cluster, lost, "interrupted")
     assert "The actor died and was not made anew." in cluster.poll(lost).message
-    may_end.set()
-    heard(cluster, other, "finished")
+    cluster.cancel(other)
+    heard(cluster, other, "cancelled")
+    assert other not in ray.actors
 
 
 @pytest.mark.parametrize("anew", [False, True])

@@ -259,7 +259,8 @@ def write(path: Path, n: int) -> None:
             log.append("completion", 1, {"index": index, "text": f"né {index}\n\U0001f600"})
 
 
-def test_a_log_shorter_than_the_offset_is_read_from_its_start(path: Path) -> None:
+def test_a_log_not_there_is_empty_and_one_shorter_than_the_offset_is_read_from_its_start(path: Path) -> None:
+    assert (events.read(path), events.last(path)) == (Chunk((), 0), None)
     write(path, 2)
     assert len(events.read(path, 10**6).events) == 2
 
