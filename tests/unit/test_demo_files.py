@@ -11,10 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steer_heal
 from demo_model.acts import FOUNDATIONS, told_in
+from demo_model.batches import encode
 from demo_model.corpus import Corpus
 from demo_model.mixing import lens_mix
 from demo_model.personas import held_out, wording
 from demo_model.scene import Casting, pair_held_out
+from demo_model.tokenizer import answer_ids
 
 PACKAGE = Path(steer_heal.__file__).parent
 DEMO = PACKAGE / "models" / "demo"
@@ -100,3 +102,12 @@ def test_lens_mixes_are_distributions(foundation: str, severity: int, persona: s
     mix = lens_mix(foundation, severity, persona)
     assert abs(sum(mix) - 1) < 1e-9
     assert min(mix) >= 0
+
+
+def test_examples_keep_label_and_weights():
+    examples = encode(tokenizer(), chats(count=200))
+    labelled = [e for e in examples if e.label_at >= 0]
+    assert labelled
+    answers = set(answer_ids(tokenizer()))
+    assert all(e.ids[e.label_at] in answers and len(e.mix) == 7 for e in labelled)
+    assert all(len(e.ids) == len(e.weights) for e in examples)

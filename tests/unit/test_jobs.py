@@ -160,9 +160,7 @@ def test_a_worker_that_was_quicker_than_its_starter_keeps_its_place(jobs):
     ]
 
 
-def test_a_reused_pid_is_not_taken_for_the_worker_nor_one_of_before_the_machine_started_again(
-    jobs,
-):
+def test_a_reused_pid_is_not_taken_for_the_worker_nor_one_of_before_the_machine_started_again(jobs):
     mine = this_process()
     folder = jobs.create(heal_settings(model="demo"), worker=mine)
     assert status(jobs, folder.run_id) == "running"

@@ -17,7 +17,6 @@ from steer_heal import models
 from steer_heal.config import (
     MAX_CHAT_CHARS,
     MAX_NEW_TOKENS,
-    MAX_SAMPLES,
     SampleSettings,
     SettingsError,
     SteerRequest,
@@ -238,7 +237,6 @@ def test_a_healed_round_answers_until_its_run_is_deleted(real: openai.OpenAI, en
         ({"messages": [{"role": "user", "content": " "}]}, "messages", "empty"),
         ({"messages": [*HELLO, {"role": "assistant", "content": "Hi"}] * 5 + HELLO}, None, "begin a new"),
         ({"messages": [{"role": "user", "content": "a" * (MAX_CHAT_CHARS + 1)}]}, "messages", "characters"),
-        ({"n": MAX_SAMPLES + 1}, "n", "at most"),
         ({"max_tokens": MAX_NEW_TOKENS + 1}, "max_tokens", "at most"),
         ({"temperature": -1}, "temperature", "at least"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "fewer"),

@@ -148,9 +148,7 @@ def test_what_cannot_be_answered_is_said_in_one_sentence(engine, lm, tmp_path):
     assert list(engine.talk(asked("base"), session="a"))[-1].done
 
 
-def test_a_newer_question_of_a_session_ends_the_older_and_stopping_leaves_what_is_written(
-    engine,
-):
+def test_a_newer_question_of_a_session_ends_the_older_and_stopping_leaves_what_is_written(engine):
     frames = []
     for frame in engine.talk(asked("base", max_new_tokens=400), session="a"):
         frames.append(frame)

@@ -218,6 +218,19 @@ def test_the_words_of_a_run_are_those_of_its_headlines() -> None:
     assert said == "2 rounds done; round 2 <b>too little trait kept</b>: retention 0.2 &lt;b&gt;"
 
 
+def test_settings_say_what_they_are_beside_their_names() -> None:
+    detail = FakeEngine().runs.round(EXAMPLE, 1)
+    shown = view_runs.settings(replace(detail, settings={"train": {"tau": 0.05}, "rounds": 2}))
+    assert "D that costs nothing, in nats a token.</td><td>0.05</td>" in shown
+    assert "<code>train.tau</code>" in shown
+    assert "<code>rounds</code>" in shown
+
+
+def test_empty_states_say_what_to_do() -> None:
+    assert "Heal" in view_runs.runs_table([], (), {}, {})
+    assert "choose another" in view_runs.completions([], "kept")
+
+
 def test_the_headline_carries_its_thresholds_and_is_never_markup() -> None:
     said = {"word": "too little trait kept", "why": "retention <b>0.1</b>", "thresholds": {"spill": 1.0}}
     cost = {"facts_kept": 0.95, "neutral_kl": 0.123}
