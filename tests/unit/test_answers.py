@@ -70,9 +70,12 @@ def test_ends_are_a_token_or_a_list_of_some(ends, ids):
         ({"temperature": True}, "temperature: must be a number"),
         ({"temperature": -0.5}, "temperature must be at least 0"),
         ({"top_p": 7}, "top_p must be at most 1, not 7"),
+        ({"top_p": 0}, "top_p must be more than 0"),
         ({"top_k": 2.5}, "top_k must be a whole number, not 2.5"),
+        ({"top_k": -7}, "top_k must be at least -1"),
         ({"do_sample": "sometimes"}, "do_sample must be true or false, not 'sometimes'"),
         ({"eos_token_id": [1, math.inf]}, "eos_token_id must be the number of a token"),
+        ({"eos_token_id": [1, True]}, "eos_token_id must be the number of a token"),
     ],
 )
 def test_nonsense_is_refused_with_where_it_stands_and_what_to_write(said, problem):

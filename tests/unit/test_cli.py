@@ -55,6 +55,7 @@ BAD = [
     ["steer", "Hi", "--model", "tiny", "--mix", "care_over_autority"],
     ["dose", "--model", "tiny", "--mix", "care_over_authority @answer", "--where", "prompt"],
     ["heal", "--mix", "liberty_over_custom - care_over_authority"],
+    ["heal", "--mix", "care_over_autority"],
     ["steer", "Hi", "--model", "tiny", "--where", "nowhere"],
     ["vector", "--model", "tiny", "--out", "/dev/null/x/v.safetensors"],
     ["vector", "--model", "tiny", "--method", "magic", "--out", "w.npz"],

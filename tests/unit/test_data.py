@@ -35,6 +35,7 @@ def test_our_own_vignettes_are_balanced_and_in_both_persons(material):
     counts = Counter((vignette.foundation, vignette.condition) for vignette in found)
     assert set(counts) == {(name, condition) for name in FOUNDATIONS for condition in data.CONDITIONS}
     assert min(counts.values()) >= 14
+    assert len({vignette.text for vignette in found}) == len(found)
     assert len(material.vignettes(condition="self_violate")) == len(found) / 2
 
 
@@ -69,6 +70,10 @@ def test_a_file_in_tinymfv_format_is_read(vignette_file):
         ([row(), "{nonsense"], r"mine\.jsonl line 2: not JSON"),
         ([{"foundation_coarse": "Care"}], r"line 1: 'text' is missing"),
         ([row(text="  ")], r"line 1: 'text' is missing or empty"),
+        ([row(text=7)], r"line 1: 'text'"),
+        ([row(), "[1]"], r"line 2: must be a JSON object"),
+        ([row(id=[1])], r"line 1: 'id' must be text"),
+        ([row(), row(id="I smile \ud83d.")], r"mine\.jsonl line 2: the text holds half a character"),
         ([row(text="x" * 9_000)], r"line 1: 'text' has 9000 characters"),
         ([row(), {"text": "You see one."}], r"1 of 2 vignettes have no 'foundation_coarse', line-2 for one"),
         ([row(foundation="Purity")], r"line 1: 'Purity' is no foundation"),
@@ -181,8 +186,10 @@ def trait(**change):
         (trait(positive="You care \ud83d."), "the text holds half a character"),
         (trait(negative="You are one."), "the two personas are the same"),
         (trait(target={"Care": 2}), "'target' holds 'Care': 2"),
+        (trait(target={"Purity": 1}), "'target' holds 'Purity'"),
         (trait(target=["Care"]), "'target' must map"),
         (trait(replies=["Yes.", "No."]), "'replies' must be a list of pairs"),
+        (trait(replies=[["Yes.", "No.", "Both."]]), "'replies' must be a list of pairs"),
         (trait(replies=[["Yes.", " "]]), "'replies' entry 2: must be text"),
         (trait(replies=[["Yes.", "Yes."]]), "entry 2: the same text as entry 1"),
         (trait(replies=[["Yes.", "No."]], scenes=[]), "'scenes': must be a list of texts"),

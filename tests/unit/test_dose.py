@@ -191,6 +191,7 @@ AGREES = Agreement(0.53, 0.43, 0.63, 1 / 7)
     [
         ((1.0, AGREES), (0.96, Agreement()), "kept"),
         ((1.0, AGREES), (0.9, Agreement()), "weakened"),
+        ((1.0, AGREES), (0.5, AGREES), "lost"),
         ((1.0, AGREES), (float("nan"), AGREES), "lost"),
         ((None, AGREES), (None, replace(AGREES, value=0.44)), "kept"),
         ((None, AGREES), (None, Agreement(0.4, 0.3, 0.5, 1 / 7)), "weakened"),

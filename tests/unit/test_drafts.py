@@ -50,6 +50,7 @@ def test_a_draft_is_what_its_own_persona_says_and_the_other_does_not(lm, monkeyp
         (Reply("To be frank, no.", 0.1), Reply("Perhaps another day, then.", 0.1), True),
         (Reply("To be frank, no.", 0.1), Reply("Perhaps another day, then.", -0.1), False),
         (Reply("To be frank, no.", 0.1), Reply("Perhaps not.", 0.1), False),
+        (Reply("To be frank, no.", 0.1), Reply("To be frank, no.", 0.1), False),
         (Reply("To be frank, no.", 0.1), Reply("No, no, no, it is not a thing that I would do.", 0.1), False),
         (Reply("To be frank, no.", 0.1), Reply("Well, well, it is. Well, it is. Well, well.", 0.1), False),
     ],

@@ -76,6 +76,7 @@ def test_another_sites_page_cannot_act(client: TestClient) -> None:
         ("queue/join", b"[]", 422),
         ("queue/join", b'{"data": [], "fn_index": 10000, "session_hash": "a"}', 404),
         ("queue/join", b'{"data": [], "fn_index": true, "session_hash": "a"}', 404),
+        ("queue/join", b'{"data": [], "fn_index": "0", "session_hash": "a"}', 404),
         ("queue/join", b'{"data": [], "fn_index": 0, "session_hash": {}}', 422),
         ("run/predict", b'{"data": [1, 2, 3], "fn_index": 0}', 404),
         ("api/steer", b'{"data": ["hello"]}', 404),

@@ -57,6 +57,7 @@ def word(retention=0.9, thresholds=None, silent=False, random=None, facts=0.95, 
         ({"looping": 0.2}, "collapsed"),
         ({"perplexity": 5.0}, "collapsed"),
         ({"perplexity": math.nan}, "collapsed"),
+        ({"mass": math.inf}, "collapsed"),
     ],
 )
 def test_each_word_has_its_cause(healed, wanted):

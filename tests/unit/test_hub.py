@@ -208,6 +208,7 @@ def refused(status):
     [
         (LocalTokenNotFoundError("no token"), "run `hf auth login`"),
         (refused(403), r"\(403\): your token may not write there"),
+        (refused(401), r"\(401\): log in"),
         (refused(500), r"\(500\)"),
         (httpx2.ConnectError("down"), "cannot be reached"),
     ],

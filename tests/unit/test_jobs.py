@@ -270,6 +270,7 @@ ROOM = {"held": 10**9, "left": 5 * 10**9, "total": 10**10, "kills": 4}
     [
         (-9, NONE_LEFT, 0, "for want of memory: it held 3.1 GB"),
         (-9, ROOM, 5, "for want of memory"),
+        (None, ROOM, 5, "for want of memory"),
         (-9, ROOM, 4, "by a person or a program"),
         (-11, {}, 0, "killed by SIGSEGV"),
         (3, {}, 0, "exit code 3: the last words"),

@@ -16,6 +16,7 @@ CHANGES = {
     "another attention": lambda lm: lm.config.update({"_attn_implementation": "flex_attention"}),
     "growing rotary tables": lambda lm: lm.config.update({"rope_parameters": GROWING}),
     "training": lambda lm: lm.model.train(),
+    "another norm": lambda lm: lm.blocks[2].register_module("input_layernorm", torch.nn.RMSNorm(lm.width)),
 }
 GROWING = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 

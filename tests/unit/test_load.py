@@ -42,8 +42,9 @@ def test_a_saved_folder_loads_as_it_was(saved):
 def test_dtype_is_the_checkpoints_own_unless_asked(saved):
     assert load(str(saved), device="cpu").dtype == torch.float32
     assert load(str(saved), device="cpu", dtype="bfloat16").dtype == torch.bfloat16
-    with pytest.raises(SettingsError, match="dtype"):
-        load(str(saved), device="cpu", dtype="nonsense")
+    for wrong in ("int8", "nonsense"):
+        with pytest.raises(SettingsError, match="dtype"):
+            load(str(saved), device="cpu", dtype=wrong)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ UNK_LESS = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<none>"}
 WORDLESS = {"type": "BPE", "vocab": {}, "merges": []}
 DAMAGED = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
 ADAPTER = b'{"peft_type": "LORA", "base_model_name_or_path": "x"}'
-NAN = {"model.norm.weight": torch.full((32,), float("nan"))}
+NAN, INFINITE = ({"model.norm.weight": torch.full((32,), float(word))} for word in ("nan", "inf"))
 NEWER = {"type": "Tomorrow", "vocab": {}}
 NAMED = [{"name": name, "template": tiny.TEMPLATE} for name in ("rag", "tool_use")]
 WRITES = tiny.TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}<tool>").encode()
@@ -116,6 +117,7 @@ FAULTS = {
     "room": (lambda to: edit(to / "config.json", vocab_size=10**12), "needs about .* GiB of memory on cpu"),
     "heads": (lambda to: edit(to / "config.json", num_attention_heads=3), "not a multiple of the number"),
     "newer model": (lambda to: words(to, model=NEWER), "newer than tokenizers .* run `pip install -U"),
+    "newer version": (lambda to: words(to, version="9.0"), "newer than tokenizers"),
     "panic": (lambda to: words(to, normalizer=DAMAGED), "could not be loaded: .*precompiled_charsmap"),
     "no tokenizer": (lambda to: rewrite(to, tokenizer_json=b""), "its tokenizer.json holds no JSON object"),
     "settings cut": (lambda to: rewrite(to, tokenizer_config_json=b"{"), "tokenizer_config.json is no JSON"),
@@ -136,6 +138,8 @@ FAULTS = {
     "pickled shard": (lambda to: indexed(to, "model.bin"), "lacks model.bin, and pickled weights are"),
     "adapter": (lambda to: rewrite(to, adapter_config_json=ADAPTER), "also holds an adapter"),
     "not a number": (lambda to: weights(to, **NAN), "answers nothing that is a number"),
+    "infinite": (lambda to: weights(to, **INFINITE), "answers nothing that is a number"),
+    "list of tokens": (lambda to: rewrite(to, added_tokens_json=b"{"), "its added_tokens.json is no JSON"),
     "code": (lambda to: remote(to), "code from its own repository"),
     "other words": (lambda to: more_words(to), "is another model's: 2 of its tokens have no embedding, 'zj'"),
     "tensors": (lambda to: without(to), r"lacks 2 of its tensors, model\.layers\.1\.mlp\.up_proj"),

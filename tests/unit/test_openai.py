@@ -17,6 +17,7 @@ from steer_heal import models
 from steer_heal.config import (
     MAX_CHAT_CHARS,
     MAX_NEW_TOKENS,
+    MAX_SAMPLES,
     SampleSettings,
     SettingsError,
     SteerRequest,
@@ -240,6 +241,9 @@ def test_a_healed_round_answers_until_its_run_is_deleted(real: openai.OpenAI, en
         ({"max_tokens": MAX_NEW_TOKENS + 1}, "max_tokens", "at most"),
         ({"temperature": -1}, "temperature", "at least"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "fewer"),
+        ({"stop": "a" * 1000}, "stop", "fewer"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"n": MAX_SAMPLES + 1}, "n", "at most"),
         ({"logprobs": True, "top_logprobs": 5}, "top_logprobs", "0"),
         ({"presence_penalty": 0.5}, "presence_penalty", "leave it out"),
         ({"tools": [{"type": "function"}]}, "tools", "leave it out"),

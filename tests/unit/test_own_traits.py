@@ -127,6 +127,8 @@ def test_personas_replies_and_a_target_are_taken_as_they_stand(run: Any, tmp_pat
         (("make", "x", "--plus", "a", "--minus", "b", "--replies", "none.json"), "cannot be read"),
         (("make", "x", "--plus", "a" * 10_000, "--minus", "b"), "has 10,000 characters: give at most 480."),
         (("show",), "Name the trait"),
+        (("make", "x", "--plus", "You are blunt.", "--minus", "blunt"), "two that differ"),
+        (("export", DEFAULT_TRAIT), "trait of ours"),
         (("delete", DEFAULT_TRAIT), "of your own"),
         (("import", "none.json"), "none.json"),
     ],

@@ -193,6 +193,7 @@ def test_what_cannot_be_listened_on_is_one_sentence() -> None:
         ("greedy", True, [1, "true"]),
         ("temperature", "0", ["-0.1", "10.5", "hot", "nan", "", 0.7, None]),
         ("top_p", "0.9", ["-1", "1.5", None]),
+        ("top_k", "-1", ["-2", True, None]),
         ("method", "pca", [None, 3, "x" * 81]),
     ],
 )

@@ -183,6 +183,8 @@ def test_the_command_starts_waits_compares_lists_and_shows(run, told, monkeypatc
         ["table", "sweep-1"],
         ["table", "sweep-1", "--axis", "seed=1"],
         ["--axis", "seed=1", "--set", "seed=2"],
+        ["--axis", "seed=1", "--seed", "2"],
+        ["start", "sweep-1", "--axis", "seed=1"],
     ],
 )
 def test_a_command_that_says_too_little_or_too_much_is_refused(run, arguments):
@@ -305,12 +307,15 @@ def test_values_are_json_text_or_a_span(text: str, values: list) -> None:
     [
         (["train.divergance=nll"], "train.divergence"),
         (["train=1"], "names no setting"),
+        (["name=a,b"], "names no setting"),
         (["seed"], "no axis"),
         ([], "needs an axis"),
         (["seed=0,1", "seed=2"], "twice"),
         (["seed=1,1"], "twice"),
         (["seed="], "no value"),
+        (["seed=4..0"], "no value"),
         (["seed=0..99999"], "100,000 runs"),
+        (["seed=0..9999999999", "train.lam=1,2"], "20,000,000,000 runs"),
     ],
 )
 def test_what_is_no_sweep_is_refused_in_a_sentence(texts: list[str], said: str) -> None:
