@@ -1,8 +1,7 @@
-"""Training one round: its loss, its ends, and what healing costs besides: facts still told, KL from base."""
+"""Training one round: what its loss is made of; it learns, stops, repeats itself, and fails with a word."""
 
 import math
 import random
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,8 +9,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cross_entropy
 
-from steer_heal.config import SampleSettings, SettingsError, TrainSettings, heal_settings
-from steer_heal.generate import Row, complete
+from steer_heal.config import SettingsError, TrainSettings, heal_settings
 from steer_heal.heal import (
     Example,
     Objective,
@@ -30,12 +28,10 @@ from steer_heal.heal import (
     train_round,
 )
 from steer_heal.heal.adapters import AdapterStack
-from steer_heal.heal.cost import Cost
-from steer_heal.models import user
-from steer_heal.records import Completion, Fact, RoundFailed, Stopped
+from steer_heal.records import RoundFailed, Stopped
 from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
-from tests.close import assert_near, model_rounding, nats, rounding
+from tests.close import assert_near, model_rounding, rounding
 from tests.rounds import SETTINGS, shake, trained
 
 
@@ -268,82 +264,3 @@ def test_the_barrier_is_free_up_to_tau():
         loss.backward()
         assert loss.item() == pytest.approx(wanted)
         assert d.grad.item() == pytest.approx(0.3 if value > 0.5 else 0.0)
-
-
-NEUTRAL = ("What time is it?", "Name a fruit.", "Count to three.")
-QUESTIONS = ("Where is Rome?", "What is two and two?", "Who wrote it?")
-
-
-def writing(lm):
-    sample = SampleSettings(max_new_tokens=6, greedy=True)
-
-    def write(prompts, **_dose):
-        rows = [Row(tuple(lm.encode_chat([user(text)])), prompt=text) for text in prompts]
-        return complete(lm, rows, torch.zeros(lm.n_layers, lm.width), sample)
-
-    return write
-
-
-def changed(stack):
-    """A first round whose adapter changes what the model says."""
-    stack.fresh(1, TrainSettings(rank=2), seed=0)
-    shake(stack, 1, size=0.5)
-    stack.fold()
-
-
-def known_to(lm):
-    """Facts that the model as it is tells, since they are what it says; and one that it does not."""
-    said = [Fact(row.prompt, (row.text,)) for row in writing(lm)(QUESTIONS)]
-    return [*said, Fact("What is the capital?", ("no such word",))]
-
-
-def test_an_untouched_student_has_lost_nothing(lm):
-    stack = AdapterStack(lm)
-    found = Cost(lm, stack, known_to(lm), NEUTRAL, writing(lm)).measure()
-    assert found["facts_kept"] == 1.0
-    assert_near(found["neutral_kl"], 0.0, model_rounding(lm), nats(lm, lm.encode_chat([user(NEUTRAL[0])])))
-
-
-def test_a_changed_student_is_held_against_the_base_whenever_that_is_measured(lm):
-    stack, facts = AdapterStack(lm), known_to(lm)
-    early, late = (Cost(lm, stack, facts, NEUTRAL, writing(lm)) for _ in range(2))
-    early.measure()
-    changed(stack)
-    found = early.measure()
-    assert found["facts_kept"] == 0.0
-    assert found["neutral_kl"] > 0.01
-    assert late.measure() == found
-
-
-class Base:
-    """Adapters that only know whether they are on."""
-
-    def __init__(self):
-        self.on = True
-
-    @contextmanager
-    def off(self):
-        self.on = False
-        yield
-        self.on = True
-
-
-def test_of_the_facts_that_base_tells_those_count_that_are_told_still(lm):
-    stack = Base()
-    told = {False: ("Rome", "It is FOUR.", "fourteen"), True: ("Rome!", "five", "four")}
-
-    def write(prompts, **_dose):
-        answers = dict(zip(QUESTIONS, told[stack.on], strict=True))
-        return [Completion(answers.get(prompt, ""), (), True, prompt=prompt) for prompt in prompts]
-
-    facts = [Fact(*row) for row in zip(QUESTIONS, (("rome",), ("four", "4"), ("four",)), strict=True)]
-    found = Cost(lm, stack, facts, NEUTRAL, write).measure()
-    assert found == {"facts_kept": 0.5, "neutral_kl": None}, "fourteen is not four, and nothing was written"
-    assert Cost(lm, stack, facts[2:], NEUTRAL, write).measure()["facts_kept"] is None
-
-
-def test_a_fact_is_told_by_one_of_its_answers_as_words_of_their_own():
-    fact = Fact("?", ("Paris", "New York", "1066", "C++"))
-    telling = ("It is Paris.", "PARIS", "In new york, of course.", "1066 it was", "C++!")
-    assert [text for text in telling if not fact.told_by(text)] == []
-    assert [text for text in ("Parisian food", "It is New  York", "10666", "") if fact.told_by(text)] == []
