@@ -8,7 +8,7 @@ from steer_heal.heal import Example, Objective, loss_of
 from steer_heal.heal.adapters import AdapterStack
 from tests import tiny
 from tests.close import assert_near, model_rounding
-from tests.rounds import shake
+from tests.rounds import healed, shake
 
 BATCH = [
     Example((2, 40, 41, 42), (50, 51, 52)),
@@ -34,12 +34,7 @@ def test_folded_history_is_as_if_merged(arch, divergence):
         rank=2, divergence=divergence, reference="prev", likelihood=1.0, lam=0.7, tau=0.0
     )
     folded_lm = tiny.language_model(arch, n_layers=2)
-    folded = AdapterStack(folded_lm)
-    for round_ in (1, 2):
-        folded.fresh(round_, settings, seed=round_)
-        shake(folded, round_)
-        folded.fold()
-
+    folded = healed(folded_lm, 2, settings)
     merged_lm = tiny.language_model(arch, n_layers=2)
     with torch.no_grad():
         for name, module in folded_lm.model.named_modules():

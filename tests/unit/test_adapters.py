@@ -12,7 +12,7 @@ from steer_heal.heal.merging import merge, stored_dtype
 from steer_heal.models import load
 from tests import tiny
 from tests.close import assert_near, model_rounding
-from tests.rounds import shake
+from tests.rounds import healed, shake
 from tests.tiny import logits
 
 SETTINGS = TrainSettings(rank=2)
@@ -25,12 +25,7 @@ def lm():
 
 @pytest.fixture
 def trained(lm):
-    stack = AdapterStack(lm)
-    for round_ in (1, 2):
-        stack.fresh(round_, SETTINGS, seed=round_)
-        shake(stack, round_)
-        stack.fold()
-    return stack
+    return healed(lm, 2, SETTINGS)
 
 
 def test_targets_are_the_linear_layers_of_attention_and_mlp(arch):
@@ -124,12 +119,7 @@ def base(folder, dtype=torch.float32):
 
 def train(lm, folder, n_rounds=2):
     """Rounds whose adapters really change something; the logits with all of them on."""
-    stack = AdapterStack(lm)
-    for round_ in range(1, n_rounds + 1):
-        stack.fresh(round_, TrainSettings(rank=4), seed=round_)
-        shake(stack, round_, size=0.1)
-        stack.fold()
-        stack.save(round_, folder)
+    stack = healed(lm, n_rounds, TrainSettings(rank=4), size=0.1, folder=folder)
     found = logits(lm)
     stack.unload()
     return found
@@ -223,12 +213,7 @@ def test_a_card_says_in_plain_words_how_the_vector_is_made(model, method, said):
 def test_the_code_on_a_card_loads_every_round(tmp_path, monkeypatch, round_):
     lm, rounds = tiny.language_model(n_layers=2), tmp_path / "adapters"
     lm.model.save_pretrained(tmp_path / "base")
-    stack = AdapterStack(lm)
-    for number in range(1, round_ + 1):
-        stack.fresh(number, TrainSettings(rank=2), seed=number)
-        shake(stack, number)
-        stack.fold()
-        stack.save(number, rounds)
+    healed(lm, round_, folder=rounds)
     wanted = logits(lm)
     code = made(str(tmp_path / "base"), round_).split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(rounds)

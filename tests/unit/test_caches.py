@@ -21,7 +21,7 @@ from steer_heal.vectors import vector
 from steer_heal.vectors.bridges import installed
 from tests import tiny
 from tests.crowd import BAND, request
-from tests.unit.test_calibrate import search
+from tests.unit.test_dose import search
 from tests.unit.test_load import edit
 
 TRAIT = "care_over_authority"

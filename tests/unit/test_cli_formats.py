@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from steer_heal import models
 from steer_heal.cli import hub
-from steer_heal.config import TrainSettings, heal_settings
+from steer_heal.config import heal_settings
 from steer_heal.heal import vector_card
-from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.cards import NAME
 from steer_heal.models import load
 from steer_heal.vectors import formats
 from tests import tiny
+from tests.rounds import healed
 from tests.runs import play_round, run_folder
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -45,10 +45,7 @@ def test_a_run_is_merged_with_its_card(told: Any, here: Any) -> None:
     lm = tiny.language_model("gemma3")
     folder = here / "runs" / "run-1"
     play_round(run_folder(folder, heal_settings(model=tiny.save(lm, here / "base"), rounds=1)), 1)
-    stack = AdapterStack(lm)
-    stack.fresh(1, TrainSettings(), seed=0)
-    stack.fold()
-    stack.save(1, folder / "adapters")
+    healed(lm, folder=folder / "adapters")
     document = told("export", "--run", "run-1", "--runs", "runs", "--merged", "merged")
     assert document["pushed"] is None
     assert "merged/model.safetensors" in document["files"]

@@ -12,11 +12,13 @@ from torch.nn.functional import cross_entropy
 from steer_heal.config import SettingsError, TrainSettings, heal_settings
 from steer_heal.heal import (
     Example,
+    FrozenPrefix,
     Objective,
     OutputLayer,
     Reference,
     batches,
     check_memory,
+    frozen_prefix,
     held_out_nll,
     hidden_states,
     learning_rate,
@@ -25,6 +27,7 @@ from steer_heal.heal import (
     needed_bytes,
     row_losses,
     split,
+    train,
     train_round,
 )
 from steer_heal.heal.adapters import AdapterStack
@@ -32,7 +35,7 @@ from steer_heal.records import RoundFailed, Stopped
 from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
-from tests.rounds import SETTINGS, shake, trained
+from tests.rounds import SETTINGS, healed, shake, short_examples, trained
 
 
 @pytest.fixture
@@ -174,11 +177,8 @@ def test_an_output_layer_that_is_not_ours_is_refused(lm, monkeypatch):
 
 
 def test_reference_base_ignores_the_history(lm, examples):
-    stack = AdapterStack(lm)
     base = hidden_states(lm, examples[:2]).detach()
-    stack.fresh(1, SETTINGS, seed=0)
-    shake(stack, size=0.1)
-    stack.fold()
+    stack = healed(lm, size=0.1)
     student = hidden_states(lm, examples[:2]).detach()
     stack.fresh(2, SETTINGS, seed=0)
     for which, wanted in (("base", base), ("prev", student)):
@@ -199,11 +199,8 @@ def test_held_out_nll_weighs_tokens_alike(lm):
 def test_the_writer_of_a_steered_answer_is_the_steered_history_and_of_a_plain_one_the_base(lm, examples):
     directions_LD, matrix_BL = torch.ones(lm.n_layers, lm.width), coefficients(lm.n_layers, [1], 0.5)
     asked, plain = examples[0], replace(examples[1], steered=False)
-    stack = AdapterStack(lm)
     base = hidden_states(lm, [plain]).detach()
-    stack.fresh(1, SETTINGS, seed=0)
-    shake(stack, size=0.1)
-    stack.fold()
+    stack = healed(lm, size=0.1)
     with steer(lm.blocks, directions_LD, matrix_BL):
         steered = hidden_states(lm, [asked]).detach()
     stack.fresh(2, SETTINGS, seed=0)
@@ -215,9 +212,9 @@ def test_the_writer_of_a_steered_answer_is_the_steered_history_and_of_a_plain_on
 
 
 def test_a_loss_of_nothing_is_refused():
-    for train in ({"divergence": "nll", "likelihood": 0}, {"lam": 0, "likelihood": 0}):
+    for nothing in ({"divergence": "nll", "likelihood": 0}, {"lam": 0, "likelihood": 0}):
         with pytest.raises(SettingsError, match="nothing to learn"):
-            heal_settings(model="demo", train=train)
+            heal_settings(model="demo", train=nothing)
 
 
 def test_a_student_that_imitates_comes_nearer_to_the_writer(lm, examples):
@@ -264,3 +261,95 @@ def test_the_barrier_is_free_up_to_tau():
         loss.backward()
         assert loss.item() == pytest.approx(wanted)
         assert d.grad.item() == pytest.approx(0.3 if value > 0.5 else 0.0)
+
+
+KEEPING = TrainSettings(
+    divergence="kl_rev", aggregate="rmse", reference="prev", lam=0.3, tau=0.2,
+    likelihood=1.0, rank=2, epochs=3, batch_size=3, lr=1e-2,
+)  # fmt: skip
+LAYERS, NINE = [2, 3], short_examples(9)
+
+
+def student(arch="gemma3", layers=LAYERS):
+    """A model with a folded round on all blocks and a fresh one on some, both moved off zero."""
+    lm = tiny.language_model(arch, n_layers=5)
+    stack = AdapterStack(lm)
+    for round_, on in ((1, None), (2, layers)):
+        stack.fresh(round_, KEEPING, seed=round_, layers=on)
+        shake(stack, round_, 0.03)
+        if round_ == 1:
+            stack.fold()
+    return lm, stack
+
+
+def step(lm, stack, objective, batch):
+    lm.model.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        loss, parts = loss_of(objective, batch)
+        loss.backward()
+    return parts, torch.cat([parameter.grad.flatten() for parameter in stack.trainable()])
+
+
+@pytest.mark.parametrize("reference", ["prev", "base"])
+def test_losses_and_gradients_are_those_of_a_whole_pass(arch, reference, monkeypatch):
+    lm, stack = student(arch)
+    settings = KEEPING.model_copy(update={"tau": 0.0, "reference": reference})
+    objective = Objective.of(lm, stack, settings)
+    assert objective.frozen.first == LAYERS[0]
+    for batch in (NINE[:4], NINE[4:7]):
+        loss_of(objective, batch)
+    batch = [NINE[5], NINE[1], NINE[8]]
+    ours = step(lm, stack, objective, batch)
+    monkeypatch.setattr(train, "first_trained", lambda lm, stack: 0)
+    whole = Objective.of(lm, stack, settings)
+    assert whole.frozen.first == 0
+    wanted = step(lm, stack, whole, batch)
+    assert_near(ours[0], wanted[0], model_rounding(lm))
+    assert ours[0]["barrier"] > 0
+    assert_near(ours[1], wanted[1], model_rounding(lm, passes=2))
+
+
+def test_blocks_below_are_read_once_an_example():
+    lm, stack = student()
+    rows = []
+    for layer in (0, 2):
+        attention = lm.blocks[layer].self_attn
+        attention.register_forward_hook(lambda _m, _i, out, layer=layer: rows.append((layer, len(out[0]))))
+    list(train_round(lm, stack, NINE, KEEPING, seed=0))
+    looks = 3
+    assert sum(n for layer, n in rows if layer == 0) == len(NINE) + looks
+    assert sum(n for layer, n in rows if layer == 2) > 3 * len(NINE)
+
+
+def test_no_more_is_kept_than_there_is_room_for(monkeypatch):
+    lm, _ = student()
+    monkeypatch.setattr(frozen_prefix, "KEPT_BYTES", 4 * lm.width * (NINE[0].length + NINE[1].length))
+    kept = FrozenPrefix(lm, 2)
+    with kept.entered(NINE):
+        pass
+    assert list(kept.kept) == NINE[:2]
+
+
+def test_a_model_whose_blocks_hand_on_more_than_the_residual_is_read_whole():
+    lm, _ = student()
+    kept = []
+    lm.blocks[0].self_attn.register_forward_hook(lambda _m, _i, out: kept.append(out[0]))
+    lm.blocks[3].register_forward_hook(lambda _m, _i, out: out + (9.0 * kept.pop() if kept else 0.0))
+    assert FrozenPrefix(lm, 2).first == 0
+
+
+def test_an_error_on_the_way_leaves_the_model_as_it_was():
+    lm, _ = student()
+    ids = torch.tensor([[2, 30, 31]])
+    before = lm.model(ids).logits
+    kept = FrozenPrefix(lm, 2)
+    with pytest.raises(RuntimeError, match="stopped"), kept.entered(NINE[:2]):
+        raise RuntimeError("stopped")
+    assert torch.equal(lm.model(ids).logits, before)
+    assert not any("forward" in vars(block) or block._forward_pre_hooks for block in lm.blocks)
+
+
+def test_memory_counts_what_is_kept():
+    lm = tiny.language_model("gemma3", n_layers=5)
+    asked = (KEEPING, 3, 100, 50, 1000)
+    assert needed_bytes(lm, *asked) - needed_bytes(lm, KEEPING, 3, 100, 50, 0) > 1000 * 200 * lm.width * 4

@@ -5,7 +5,9 @@ import torch
 from torch.nn.functional import gelu
 
 from steer_heal.forward import holds_on, pointwise
+from steer_heal.forward.known import is_known
 from steer_heal.forward.network import Network
+from steer_heal.models import load
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
 
@@ -30,7 +32,8 @@ def test_what_it_does_not_know_it_leaves_to_transformers(arch, change):
     assert not holds_on(lm, directions_LD)
 
 
-def test_a_method_with_hooks_of_its_own_goes_through_transformers(lm):
+def test_the_bundled_model_is_known_and_a_method_with_hooks_of_its_own_goes_through_transformers(lm):
+    assert is_known(load("demo", device="cpu"))
     assert not holds_on(lm, object())
 
 
