@@ -233,11 +233,11 @@ def test_a_frame_asks_with_the_answers_in_both_orders():
 @pytest.mark.parametrize("name", data.frames())
 def test_every_frame_that_ships_asks_for_seven_answers_that_differ(name):
     frame = data.frame(name)
-    for wording in frame.wordings if isinstance(frame, Cloze) else (frame,):
-        assert wording.question.count("{text}") == 1
-        assert wording.question.count("{options}") == (0 if isinstance(frame, Cloze) else 1)
-        assert len(set(wording.answers)) == len(wording.options) == len(FOUNDATIONS)
-        assert set(wording.orders) <= set(data.ORDERS)
+    for one in frame.wordings if isinstance(frame, Cloze) else (frame,):
+        assert one.question.count("{text}") == 1
+        assert one.question.count("{options}") == (0 if isinstance(frame, Cloze) else 1)
+        assert len(set(one.answers)) == len(one.options) == len(FOUNDATIONS)
+        assert set(one.orders) <= set(data.ORDERS)
 
 
 def test_a_set_without_labels_opens_and_can_be_limited(vignette_file):
