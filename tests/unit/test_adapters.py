@@ -12,10 +12,8 @@ from steer_heal.heal.merging import merge, stored_dtype
 from steer_heal.models import load
 from tests import tiny
 from tests.close import assert_near, model_rounding
-from tests.rounds import healed, shake
+from tests.rounds import SETTINGS, healed, shake
 from tests.tiny import logits
-
-SETTINGS = TrainSettings(rank=2)
 
 
 @pytest.fixture
@@ -25,7 +23,7 @@ def lm():
 
 @pytest.fixture
 def trained(lm):
-    return healed(lm, 2, SETTINGS)
+    return healed(lm, 2)
 
 
 def test_targets_are_the_linear_layers_of_attention_and_mlp(arch):

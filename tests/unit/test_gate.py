@@ -201,6 +201,8 @@ def test_a_file_goes_before_the_environment_and_its_byte_order_mark_is_no_part_o
     environment = {access.LOGIN: "said:0123456789", access.LOGIN_FILE: str(tmp_path / "b")}
     assert access.login(dict(environment), tmp_path / "a") == ("file", "0123456789")
     assert access.login(dict(environment)) == ("named", "0123456789")
+    with pytest.raises(SettingsError, match="Cannot read the login"):
+        access.login({}, tmp_path / "none")
 
 
 @pytest.mark.parametrize("bad", ["", "nobody", ":password", "me:", "me:short"])
@@ -208,11 +210,6 @@ def test_a_bad_one_is_refused_without_repeating_it(bad: str) -> None:
     with pytest.raises(SettingsError, match="name:password") as refused:
         access.login({access.LOGIN: bad})
     assert "short" not in str(refused.value).replace("shorter", "")
-
-
-def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="Cannot read the login"):
-        access.login({}, tmp_path / "none")
 
 
 def test_the_app_refuses_before_it_loads_anything(

@@ -56,13 +56,10 @@ def test_dtype_is_the_checkpoints_own_unless_asked(saved):
 @pytest.mark.parametrize(
     "name", ["", "gemma", "no such folder/x y", "../..", "a/b/c", "x" * 9000, "a\0b", "~nobody-here/x y"]
 )
-def test_an_unknown_name_is_refused(name, tmp_path, monkeypatch):
+def test_an_unknown_name_and_an_empty_folder_are_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError):
         find(name)
-
-
-def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"config\.json"):
         find(str(tmp_path))
 

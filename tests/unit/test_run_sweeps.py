@@ -231,12 +231,9 @@ def test_without_optuna_it_says_what_to_install(monkeypatch):
         check(VARIED)
 
 
-def test_a_seed_is_nothing_to_draw():
+def test_a_grid_beyond_the_budget_can_be_drawn_from_and_a_seed_is_nothing_to_draw():
     with pytest.raises(SettingsError, match="leave the axis seed out"):
         check({"seed": [0, 1]})
-
-
-def test_a_grid_beyond_the_budget_can_be_drawn_from():
     lines = [f"train.lam={','.join(map(str, range(500)))}", "train.tau=0,1"]
     with pytest.raises(SettingsError, match="1,000 runs"):
         axes.parse(lines)

@@ -107,8 +107,10 @@ def test_what_a_token_carries_is_a_shade_with_a_sign_and_is_told_beside_kl() -> 
     assert 'class="sh-t k3 n3"' in view.tokens((Token(1, "help", 0.6, kl=1.5, carries=-2.0),))
 
 
-def test_kl_buckets() -> None:
+def test_kl_buckets_and_durations() -> None:
     assert [view.kl_bucket(kl) for kl in (0.0, 0.099, 0.1, 0.5, 1.0, 3.9, 9.0)] == [0, 0, 1, 2, 3, 4, 5]
+    said = [view.duration(seconds) for seconds in (None, float("nan"), -3, 59.4, 125, 1800, 11400)]
+    assert said == ["–", "–", "0 s", "59 s", "2 min 5 s", "30 min", "3 h 10 min"]
 
 
 def test_the_word_is_the_text_s_and_the_answers_have_their_own() -> None:
@@ -155,11 +157,6 @@ def test_the_verdict_names_its_quantities_and_thresholds() -> None:
 )
 def test_status(frame: SteerFrame, says: str) -> None:
     assert says in view.status(frame)
-
-
-def test_duration() -> None:
-    said = [view.duration(seconds) for seconds in (None, float("nan"), -3, 59.4, 125, 1800, 11400)]
-    assert said == ["–", "–", "0 s", "59 s", "2 min 5 s", "30 min", "3 h 10 min"]
 
 
 def test_bars_show_what_was_measured_and_the_change() -> None:
