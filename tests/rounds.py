@@ -53,6 +53,25 @@ def shake(stack: AdapterStack, seed: int = 0, size: float = 0.05) -> None:
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
 
+def healed(
+    lm: LanguageModel,
+    rounds: int = 1,
+    settings: TrainSettings = SETTINGS,
+    *,
+    size: float = 0.05,
+    folder: Path | None = None,
+) -> AdapterStack:
+    """So many folded rounds, whose adapters were shaken instead of trained; saved where there is a folder."""
+    stack = AdapterStack(lm)
+    for number in range(1, rounds + 1):
+        stack.fresh(number, settings, seed=number)
+        shake(stack, number, size)
+        stack.fold()
+        if folder is not None:
+            stack.save(number, folder)
+    return stack
+
+
 def short_examples(n: int = 12) -> list[Example]:
     rng = random.Random(0)
     return [
@@ -73,11 +92,5 @@ def trained(lm, examples, settings=SETTINGS, seed=4):
 def shaken_run(lm: LanguageModel, runs: Path, model: str = "", rounds: int = 2) -> str:
     """A run of so many rounds, whose adapters were shaken instead of trained; its id."""
     folder = LocalProcesses(runs).create(heal_settings(model=model or lm.name, rounds=rounds))
-    stack = AdapterStack(lm)
-    for number in range(1, rounds + 1):
-        stack.fresh(number, TrainSettings(rank=2), seed=number)
-        shake(stack, number, size=0.3)
-        stack.save(number, folder.path / "adapters")
-        stack.fold()
-    stack.unload()
+    healed(lm, rounds, size=0.3, folder=folder.path / "adapters").unload()
     return folder.run_id

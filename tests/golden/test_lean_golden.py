@@ -11,12 +11,10 @@ from steer_heal.forward.ours import OurForward
 from steer_heal.forward.plain import PlainForward
 from steer_heal.generate import Row
 from steer_heal.generate.rows import Lane, plan
-from steer_heal.heal.adapters import AdapterStack
-from steer_heal.models import load
 from steer_heal.vectors.steering import coefficients
 from tests import tiny
 from tests.close import assert_near, model_rounding, rounding
-from tests.rounds import shake
+from tests.rounds import healed
 
 N_STEPS = 11
 """Beyond the tiny Gemma's window of 8, also for the shortest prompt."""
@@ -128,13 +126,6 @@ def test_a_store_that_keeps_one_layer_reads_again_for_another(lm):
         assert_same(lm, case(lm), store)
 
 
-@pytest.mark.parametrize("case", [one_prompt, many_prompts])
-def test_the_bundled_model(shared, case):
-    lm = load("demo", device="cpu")
-    assert is_known(lm)
-    assert_same(lm, case(lm))
-
-
 def test_bfloat16(arch):
     """In the mean over models as near to the same in float32 as transformers' own bfloat16 is.
 
@@ -160,10 +151,7 @@ def test_a_lora_adapter_is_part_of_the_model(arch, shared):
     lanes = many_prompts(lm)
     with torch.inference_mode():
         before = begun(OurForward, lm, lanes, 2).logits_BV
-    stack = AdapterStack(lm)
-    stack.fresh(1, TrainSettings(rank=4), seed=0)
-    shake(stack, size=0.1)
-    stack.fold()
+    stack = healed(lm, settings=TrainSettings(rank=4), size=0.1)
     assert is_known(lm)
     assert_same(lm, lanes)
     with torch.inference_mode():

@@ -14,9 +14,11 @@ from steer_heal import forward
 from steer_heal.config import EVERYWHERE, SampleSettings, build, steered_share
 from steer_heal.config.gates import check_gate
 from steer_heal.generate import Row, complete
+from steer_heal.generate.text import TextStream
 from steer_heal.vectors.steering import Directions, coefficients, shares, steer
 from tests import tiny
 from tests.close import assert_near, model_rounding
+from tests.tiny import logits
 
 N = 6
 PROMPTS = ((2, 9, 30, 41, 7), (2, 60, 61), (2, *range(40, 57)))
@@ -133,10 +135,32 @@ def test_a_whole_text_at_once_gets_what_its_tokens_get_one_by_one(gate, padding,
 
 
 @pytest.mark.parametrize("wrong", ["", "middle", "first", "first 0", "first -1", "ramp 999", "both 3"])
-def test_what_says_no_place_is_refused(wrong):
+def test_a_gate_is_written_in_one_way_and_what_says_no_place_is_refused(wrong):
     with pytest.raises(ValueError, match=r"first N|first 8|give 1 to"):
         check_gate(wrong)
-
-
-def test_a_gate_is_written_in_one_way():
     assert [check_gate(text) for text in ("Both", " first   08 ", "RAMP 3")] == ["both", "first 8", "ramp 3"]
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.sampled_from(tiny.ARCHS),
+    st.lists(st.sampled_from([0.0, 0.0, 1.0, -3.0, 1e4]), min_size=4, max_size=4),
+)
+def test_leaving_undoes_exactly_and_zero_is_base(arch, row):
+    lm = tiny.shared(arch)
+    before = logits(lm)
+    with steer(lm.blocks, torch.ones(4, 32), torch.tensor([row])):
+        inside = logits(lm)
+    assert torch.equal(logits(lm), before)
+    if not any(row):
+        assert torch.equal(inside, before)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text())
+def test_streamed_text_is_the_whole_text(text):
+    words = tiny.tokenizer()
+    ids = words.encode(text, add_special_tokens=False)
+    stream = TextStream(lambda some: words.decode(some, skip_special_tokens=True))
+    parts = [stream.push(token, last=index == len(ids) - 1) for index, token in enumerate(ids)]
+    assert "".join(parts) == words.decode(ids, skip_special_tokens=True)

@@ -4,13 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from steer_heal.config import SettingsError, TrainSettings
+from steer_heal import data
+from steer_heal.config import FOUNDATIONS, HealSettings, SettingsError, TrainSettings, heal_settings
+from steer_heal.heal import cards
 from steer_heal.heal.adapters import WEIGHTS, AdapterStack, saved_rounds, target_modules
+from steer_heal.heal.merging import merge, stored_dtype
+from steer_heal.models import load
 from tests import tiny
-from tests.rounds import shake
+from tests.close import assert_near, model_rounding
+from tests.rounds import SETTINGS, healed, shake
 from tests.tiny import logits
-
-SETTINGS = TrainSettings(rank=2)
 
 
 @pytest.fixture
@@ -20,12 +23,7 @@ def lm():
 
 @pytest.fixture
 def trained(lm):
-    stack = AdapterStack(lm)
-    for round_ in (1, 2):
-        stack.fresh(round_, SETTINGS, seed=round_)
-        shake(stack, round_)
-        stack.fold()
-    return stack
+    return healed(lm, 2)
 
 
 def test_targets_are_the_linear_layers_of_attention_and_mlp(arch):
@@ -49,25 +47,6 @@ def test_a_fresh_adapter_changes_nothing_and_alone_asks_for_gradients(lm, traine
     assert all("round-3" in name for name in asking)
     trained.fold()
     assert not trained.trainable()
-
-
-def test_an_adapter_may_be_on_some_blocks_only(lm, tmp_path):
-    stack = AdapterStack(lm)
-    stack.fresh(1, SETTINGS, seed=1, layers=[1])
-    asking = [name for name, parameter in lm.model.named_parameters() if parameter.requires_grad]
-    assert asking
-    assert all("layers.1." in name for name in asking)
-    shake(stack)
-    stack.fold()
-    wanted = logits(lm)
-    stack.save(1, tmp_path)
-    stack.fresh(2, SETTINGS, seed=2)
-    assert any(
-        "layers.0." in name for name, parameter in lm.model.named_parameters() if parameter.requires_grad
-    )
-    stack.unload()
-    stack.load(1, tmp_path)
-    assert torch.equal(logits(lm), wanted)
 
 
 def test_off_and_previous_are_exact_and_come_back(lm):
@@ -127,3 +106,137 @@ def test_a_folder_that_cannot_be_written(lm, trained, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="Cannot write"):
         trained.save(1, tmp_path / "file")
+
+
+def base(folder, dtype=torch.float32):
+    made = tiny.language_model("gemma3")
+    made.model.to(dtype)
+    tiny.save(made, folder)
+    return lambda: load(str(folder), device="cpu", dtype="float32")
+
+
+def train(lm, folder, n_rounds=2):
+    """Rounds whose adapters really change something; the logits with all of them on."""
+    stack = healed(lm, n_rounds, TrainSettings(rank=4), size=0.1, folder=folder)
+    found = logits(lm)
+    stack.unload()
+    return found
+
+
+def test_merged_rounds_answer_as_the_adapters_did(tmp_path):
+    fresh = base(tmp_path / "base")
+    adapted = train(fresh(), tmp_path / "adapters")
+    assert not torch.allclose(adapted, logits(fresh()), atol=1e-2)
+    target = merge(fresh(), tmp_path / "adapters", tmp_path / "merged")
+    opened = load(str(target), device="cpu")
+    assert_near(logits(opened), adapted, model_rounding(opened))
+    assert not (target / "adapter_config.json").exists()
+    assert opened.encode_chat([{"role": "user", "content": "hi"}])
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_files_number_format_is_the_bases(tmp_path):
+    fresh = base(tmp_path / "base", torch.bfloat16)
+    adapted = train(fresh(), tmp_path / "adapters")
+    opened = load(
+        str(merge(fresh(), tmp_path / "adapters", tmp_path / "merged")), device="cpu", dtype="bfloat16"
+    )
+    assert stored_dtype(opened) == torch.bfloat16
+    tolerance = model_rounding(opened)  # that of bfloat16, which the weights are rounded to
+    opened.model.float()
+    assert_near(logits(opened), adapted, tolerance)
+
+
+def test_only_the_first_rounds(tmp_path):
+    fresh = base(tmp_path / "base")
+    train(fresh(), tmp_path / "adapters", n_rounds=1)
+    one = logits(load(str(merge(fresh(), tmp_path / "adapters", tmp_path / "a")), device="cpu"))
+    train(fresh(), tmp_path / "adapters")
+    again = merge(fresh(), tmp_path / "adapters", tmp_path / "b", rounds=1)
+    assert torch.equal(logits(load(str(again), device="cpu")), one)
+
+
+def test_nothing_to_merge_and_no_room_are_refused(tmp_path):
+    fresh = base(tmp_path / "base")
+    (tmp_path / "adapters").mkdir()
+    with pytest.raises(SettingsError, match="nothing to merge"):
+        merge(fresh(), tmp_path / "adapters", tmp_path / "merged")
+    train(fresh(), tmp_path / "adapters", n_rounds=1)
+    with pytest.raises(SettingsError, match="not empty"):
+        merge(fresh(), tmp_path / "adapters", tmp_path / "base")
+
+
+MEASURED = {
+    stage: {"p": dict.fromkeys(FOUNDATIONS, 0.1) | {"Care": care}, "coherence": 0.99, "n_vignettes": 98}
+    for stage, care in (("base", 0.25), ("steered", 0.41), ("healed", 0.437))
+}
+FACTS = {"kept": 90, "made": 128, "c_star": 16.25, "retention": 1.1}
+
+
+def made(model="google/gemma-3-1b-it", round_=2, **values):
+    settings = HealSettings(model=model)
+    return cards.card(settings, data.trait(settings.trait), round_, MEASURED, FACTS, **values)
+
+
+def test_a_card_states_model_trait_data_settings_and_profile():
+    text = made()
+    assert text.startswith('---\nbase_model: "google/gemma-3-1b-it"\n')
+    assert "library_name: peft" in text
+    trait = data.trait("care_over_authority")
+    assert trait.positive in text
+    assert trait.negative in text
+    assert "| **Care** | 0.250 | 0.410 | 0.437 |" in text
+    assert "90 kept of 128" in text
+    assert "98 vignettes" in text
+    assert "c* 16.250" in text
+    assert "rounds 1 to 1" in text
+    settings = json.loads(text.split("```json\n")[1].split("```")[0])
+    assert HealSettings(**settings) == HealSettings(model="google/gemma-3-1b-it")
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "said"),
+    [
+        ("smollm2", "auto", "paired replies: difference of means, over 24 scenes x 8 pairs of replies"),
+        ("smollm2", "pca", "persona: first principal component of the paired differences, over 128 contexts"),
+    ],
+)
+def test_a_card_says_in_plain_words_how_the_vector_is_made(model, method, said):
+    settings = heal_settings(model=model, extract={"method": method})
+    text = cards.card(settings, data.trait(settings.trait), 1, MEASURED, FACTS)
+    assert f"- vector: {said}\n" in text
+
+
+@pytest.mark.parametrize("round_", [1, 2])
+def test_the_code_on_a_card_loads_every_round(tmp_path, monkeypatch, round_):
+    lm, rounds = tiny.language_model(n_layers=2), tmp_path / "adapters"
+    lm.model.save_pretrained(tmp_path / "base")
+    healed(lm, round_, folder=rounds)
+    wanted = logits(lm)
+    code = made(str(tmp_path / "base"), round_).split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(rounds)
+    space = {}
+    exec(code.replace("this_folder", "round-1"), space)
+    with torch.no_grad():
+        assert torch.equal(space["model"](torch.tensor([[2, 4, 9, 30]])).logits, wanted)
+
+
+def test_the_bundled_model_is_no_hub_id(tmp_path):
+    assert "base_model" not in made("demo").split("---")[1]
+    assert "base_model" not in made("smollm2").split("---")[1]
+    assert "base_model" not in made(str(tmp_path)).split("---")[1]
+
+
+def test_what_was_not_measured_is_said():
+    settings = HealSettings(model="demo")
+    text = cards.card(
+        settings, data.trait(settings.trait), 1, {"base": MEASURED["base"]}, {"retention": None}
+    )
+    assert "retention: not measured" in text
+    assert "| healed |" not in text
+
+
+def test_a_card_lies_beside_the_weights(tmp_path):
+    assert cards.write(tmp_path, "x").read_text() == "x"
+    with pytest.raises(SettingsError, match="Cannot write"):
+        cards.write(tmp_path / "none", "x")

@@ -51,10 +51,6 @@ def test_talking_streams_every_voice_and_refuses_what_is_none(client):
     assert len(job.outputs()) > 1
     with pytest.raises(AppError, match="is nobody who answers"):
         client.predict(said, ["somebody"], api_name="/talk")
-    with pytest.raises(AppError, match="must end with a user"):
-        client.predict([*said, {"role": "assistant", "content": "hi"}], api_name="/talk")
-    with pytest.raises(AppError, match="There is no run"):
-        client.predict(said, ["no-such-run/1"], api_name="/talk")
 
 
 def test_how_tokens_are_drawn_can_be_said(client, engine):
@@ -111,15 +107,12 @@ def test_what_tokens_carry_is_told_to_who_asks(client):
     assert plain["carries"]["steered"] == [None] * 4
 
 
-def test_a_sweep_gives_a_row_a_dose(client):
+def test_a_sweep_gives_a_row_a_dose_and_what_controls_move_where_they_were_asked_for(client):
     found = client.predict(alphas=[0.0, 1.0], api_name="/sweep")
     assert [row["alpha"] for row in found["rows"]] == [0.0, 1.0]
     assert set(found["rows"][0]["p"]) >= {"Care", "SocialNorms"}
     assert {"text_verdict", "answers_verdict", "relevance"} <= set(found["rows"][0])
-
-
-def test_what_controls_move_is_told_where_they_were_asked_for(client):
-    assert client.predict(alphas=[1.0], api_name="/sweep")["controls"] is None
+    assert found["controls"] is None
     assert len(client.predict(alphas=[1.0], controls=3, api_name="/sweep")["controls"]["random"]) == 3
     found = client.predict(controls=2, api_name="/effect")
     assert len(found["controls"]["random"]) == 2
@@ -182,10 +175,7 @@ def test_a_sweep_is_started_listed_read_stopped_and_resumed(client):
     [
         ("There is no run a in /home/me/runs: copy it.", "There is no run a in runs: copy it."),
         ("'/a/b/c.jsonl' line 3: bad.", "'c.jsonl' line 3: bad."),
-        (
-            "Cannot write /a/b (No space left): try 1/2 of it/that.",
-            "Cannot write b (No space left): try 1/2 of it/that.",
-        ),
+        ("Cannot write /a/b: try 1/2 of it/that.", "Cannot write b: try 1/2 of it/that."),
         ("See google/gemma-3-1b-it.", "See google/gemma-3-1b-it."),
     ],
 )

@@ -13,17 +13,19 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipVisionConfig,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
-from steer_heal.config import ExtractSettings, SampleSettings
+from steer_heal.config import ExtractSettings, SampleSettings, SettingsError
 from steer_heal.forward import holds_on
 from steer_heal.generate import Row, complete
 from steer_heal.heal.adapters import target_modules
-from steer_heal.models import load, system, user
+from steer_heal.models import band_layers, find_blocks, layers_band, load, system, user
 from steer_heal.vectors import vector as vectors
-from steer_heal.vectors.steering import coefficients, steer
+from steer_heal.vectors.steering import coefficients
 from tests import tiny
-from tests.close import assert_near, model_rounding
+from tests.property.test_steered_rows import assert_as_alone
 from tests.unit.test_vector import CONTEXTS, TRAIT
 
 FAMILIES = ("gemma3-multimodal", "mistral", "qwen2", "gpt2")
@@ -75,51 +77,56 @@ def test_our_own_blocks_compute_those_that_they_know(lm):
     assert holds_on(lm, torch.zeros(N_LAYERS, WIDTH)) is known
 
 
-def test_the_text_models_blocks_are_found(lm):
+def test_the_text_models_blocks_are_found_and_adapters_go_on_their_linear_layers(lm):
     assert (lm.n_layers, lm.width) == (N_LAYERS, WIDTH)
     assert not any("vision" in path for path, module in lm.model.named_modules() if module in lm.blocks)
-
-
-def test_a_band_steers_as_adding_to_the_blocks_output_does(lm):
-    """Against hooks of the test's own on the same blocks."""
-    ids = torch.tensor([lm.encode_chat([system("Be kind."), user("hello")])])
-    made = vectors.extract(lm, TRAIT, CONTEXTS, ExtractSettings(batch_size=2))
-    with torch.no_grad():
-        base = lm.model(input_ids=ids).logits
-        with steer(lm.blocks, made.directions_LD, coefficients(N_LAYERS, (1, 2), 3.0)):
-            steered = lm.model(input_ids=ids).logits
-
-        def plus(layer):
-            def add(_block, _inputs, output):
-                moved = 3.0 * made.directions_LD[layer]
-                return (output[0] + moved, *output[1:]) if isinstance(output, tuple) else output + moved
-
-            return add
-
-        hooks = [lm.blocks[layer].register_forward_hook(plus(layer)) for layer in (1, 2)]
-        expected = lm.model(input_ids=ids).logits
-        for hook in hooks:
-            hook.remove()
-        assert torch.equal(lm.model(input_ids=ids).logits, base)
-    assert_near(steered, expected, model_rounding(lm))
-    assert not torch.allclose(steered, base, atol=1e-3)
+    assert target_modules(lm)
+    assert not any("vision" in name for name in target_modules(lm))
 
 
 def test_base_and_steered_are_written_side_by_side(lm):
-    """With the cache, each row gives what greedy decoding without one gives it alone."""
+    """With the cache, each row is what a pass with hooks of the test's own gives it alone."""
     made = vectors.extract(lm, TRAIT, CONTEXTS, ExtractSettings(batch_size=2))
-    prompt = tuple(lm.encode_chat([user("what is rain?")]))
-    rows = [Row(prompt), Row(prompt, coefficients(N_LAYERS, (1, 2), 3.0)[0], shadow=True)]
-    sample = SampleSettings(max_new_tokens=12, greedy=True)
-    base, steered = complete(lm, rows, made.directions_LD, sample)
-    for answer, c in ((base, 0.0), (steered, 3.0)):
-        ids = list(prompt)
-        with torch.no_grad(), steer(lm.blocks, made.directions_LD, coefficients(N_LAYERS, (1, 2), c)):
-            for token in answer.tokens:
-                assert token.id == int(lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-                ids.append(token.id)
+    prompt = tuple(lm.encode_chat([system("Be kind."), user("what is rain?")]))
+    rows = [Row(prompt, coefficients(N_LAYERS, (1, 2), c)[0], shadow=True) for c in (0.0, 3.0)]
+    written = complete(lm, rows, made.directions_LD, SampleSettings(max_new_tokens=12, greedy=True))
+    for row, found in zip(rows, written, strict=True):
+        added_LD = row.coefficients_L[:, None] * made.directions_LD
+        assert_as_alone(lm, row, lambda layer, _, added_LD=added_LD: added_LD[layer], found)
 
 
-def test_adapters_go_on_the_text_models_linear_layers(lm):
-    assert target_modules(lm)
-    assert not any("vision" in name for name in target_modules(lm))
+def test_a_model_without_decoder_blocks_is_refused():
+    model = T5ForConditionalGeneration(
+        T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=5, num_heads=2, vocab_size=20)
+    )
+    model.config.num_hidden_layers = 7
+    with pytest.raises(SettingsError, match="decoder blocks"):
+        find_blocks(model)
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "band", "layers"),
+    [
+        (10, (0.4, 0.6), (4, 5)),
+        (26, (0.4, 0.6), (10, 11, 12, 13, 14, 15)),
+        (4, (0.0, 1.0), (0, 1, 2, 3)),
+        (10, (0.45, 0.45), (4,)),
+    ],
+)
+def test_a_band_holds_the_layers_whose_centre_it_holds(n_layers, band, layers):
+    assert band_layers(n_layers, band) == layers
+
+
+@pytest.mark.parametrize("band", [(0.6, 0.4), (-0.1, 0.5), (0.5, 1.2), (float("nan"), 0.5), (0.5, 0.5)])
+def test_a_bad_band_is_refused(band):
+    with pytest.raises(SettingsError):
+        band_layers(10, band)
+
+
+@pytest.mark.parametrize("n_layers", [1, 3, 10, 26])
+def test_layers_to_band_and_back(n_layers):
+    for first in range(n_layers):
+        for last in range(first, n_layers):
+            assert band_layers(n_layers, layers_band(n_layers, first, last)) == tuple(range(first, last + 1))
+    with pytest.raises(SettingsError, match=f"0-{n_layers - 1}"):
+        layers_band(n_layers, 0, n_layers)

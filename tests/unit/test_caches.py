@@ -21,7 +21,7 @@ from steer_heal.vectors import vector
 from steer_heal.vectors.bridges import installed
 from tests import tiny
 from tests.crowd import BAND, request
-from tests.unit.test_calibrate import search
+from tests.unit.test_dose import search
 from tests.unit.test_load import edit
 
 TRAIT = "care_over_authority"
@@ -30,10 +30,6 @@ TRAIT = "care_over_authority"
 def repair_template(folder):
     file = folder / "chat_template.jinja"
     file.write_text(file.read_text().replace("<start_of_turn>", "<start_of_turn> "))
-
-
-def repair_epsilon(folder):
-    edit(folder / "config.json", rms_norm_eps=0.5)
 
 
 def repair_tokenizer(folder):
@@ -51,8 +47,8 @@ def repair_one_number(folder):
     tiny.save(lm, folder)
 
 
-def repair_ends(folder):
-    edit(folder / "generation_config.json", eos_token_id=[1, 5, 40])
+def repair_epsilon(folder):
+    edit(folder / "config.json", rms_norm_eps=0.5)
 
 
 REPAIRS = [repair_template, repair_epsilon, repair_tokenizer, repair_one_number]
@@ -99,7 +95,7 @@ def test_a_template_that_writes_the_date_has_a_vector_for_each_day(folder, tmp_p
 def test_c_star_is_of_what_ends_an_answer(folder, tmp_path):
     steer(folder, tmp_path)
     n_files = len(list(tmp_path.glob("calibration-*")))
-    repair_ends(folder)
+    edit(folder / "generation_config.json", eos_token_id=[1, 5, 40])
     steer(folder, tmp_path)
     assert len(list(tmp_path.glob("calibration-*"))) == n_files + 1
 

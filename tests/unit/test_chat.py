@@ -69,11 +69,6 @@ def test_many_chats_are_encoded_as_each_alone(chat, prefill):
     assert chat.encode_all([]) == []
 
 
-def test_the_prefill_follows_the_models_turn_tag(chat):
-    text = tiny.tokenizer().decode(chat.encode([user("hi")], prefill='{"choice": "'))
-    assert text.endswith('<start_of_turn>model\n{"choice": "')
-
-
 def test_system_text_is_folded_where_the_template_knows_none():
     without = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -124,19 +119,15 @@ SAID = 'Say "NO", <b>please</b>: is 3 < 4 & 5 > 4?\nÄ \U0001f642'
 TURN = "{{ '<start_of_turn>' + m['role'] + '\n' }}%s{{ '<end_of_turn>\n' }}"
 CHANGES = {
     "lower": "{{ m['content'] | lower }}",
-    "title": "{{ m['content'] | title }}",
     "slice": "{{ m['content'][:40] }}",
     "long slice": "{{ m['content'][:9000] }}",
     "end": "{{ m['content'][-4000:] }}",
     "json": "{{ m['content'] | tojson }}",
-    "html": "{{ m['content'] | e }}",
     "one line": "{{ m['content'] | replace('\n', ' ') }}",
-    "words": "{{ m['content'].split() | join(' ') }}",
     "reverse": "{{ m['content'] | reverse }}",
     "drop": "",
     "twice": "{{ m['content'] + ' ' + m['content'] }}",
     "other roles": "{% if m['role'] == 'human' %}{{ m['content'] }}{% endif %}",
-    "first letter": "{{ m['content'] | first }}",
     "other key": "{{ m['text'] }}",
 }
 PARTS = {
@@ -200,7 +191,6 @@ def test_a_turn_that_the_template_leaves_out_is_not_left_out_in_silence():
     [
         ("{{ m['content' }}", "unexpected"),
         ("{{ 1 / 0 }}", "division by zero"),
-        ("{{ none + m['content'] }}", "NoneType"),
         ("{{ raise_exception('go away') }}", "go away"),
     ],
 )

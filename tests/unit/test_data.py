@@ -1,8 +1,22 @@
 import json
+import random
+import re
 from collections import Counter
+from functools import cache
+from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import steer_heal
+from demo_model.acts import FOUNDATIONS as OF_DEMO
+from demo_model.acts import told_in
+from demo_model.batches import encode
+from demo_model.corpus import Corpus
+from demo_model.mixing import lens_mix
+from demo_model.personas import held_out, wording
+from demo_model.scene import Casting, pair_held_out
+from demo_model.tokenizer import answer_ids
 from steer_heal import data, models
 from steer_heal.config import DEFAULT_TRAIT, FOUNDATIONS, MAX_UPLOAD_BYTES, SettingsError
 from steer_heal.data import Cloze, Material
@@ -34,6 +48,7 @@ def test_our_own_vignettes_are_balanced_and_in_both_persons(material):
     counts = Counter((vignette.foundation, vignette.condition) for vignette in found)
     assert set(counts) == {(name, condition) for name in FOUNDATIONS for condition in data.CONDITIONS}
     assert min(counts.values()) >= 14
+    assert len({vignette.text for vignette in found}) == len(found)
     assert len(material.vignettes(condition="self_violate")) == len(found) / 2
 
 
@@ -66,20 +81,19 @@ def test_a_file_in_tinymfv_format_is_read(vignette_file):
     ("rows", "message"),
     [
         ([row(), "{nonsense"], r"mine\.jsonl line 2: not JSON"),
-        ([row(), "[1]"], r"line 2: must be a JSON object"),
         ([{"foundation_coarse": "Care"}], r"line 1: 'text' is missing"),
         ([row(text="  ")], r"line 1: 'text' is missing or empty"),
         ([row(text=7)], r"line 1: 'text'"),
+        ([row(), "[1]"], r"line 2: must be a JSON object"),
+        ([row(id=[1])], r"line 1: 'id' must be text"),
+        ([row(), row(id="I smile \ud83d.")], r"mine\.jsonl line 2: the text holds half a character"),
         ([row(text="x" * 9_000)], r"line 1: 'text' has 9000 characters"),
         ([row(), {"text": "You see one."}], r"1 of 2 vignettes have no 'foundation_coarse', line-2 for one"),
         ([row(foundation="Purity")], r"line 1: 'Purity' is no foundation"),
         ([row(condition="both")], r"line 1: 'condition' must be one of"),
         ([row(), "[" * 100_000], r"line 2: not JSON \(maximum recursion depth"),
-        ([f'{{"id": {"1" * 5000}}}'], r"line 1: not JSON \(Exceeds the limit"),
         ([row(id="a" * 300)], r"line 1: 'id' must be text of at most 200 characters"),
-        ([row(id=[1])], r"line 1: 'id' must be text"),
         ([row(), row(text="I smile \ud83d.")], r"mine\.jsonl line 2: the text holds half a character"),
-        ([row(), row(id="I smile \ud83d.")], r"mine\.jsonl line 2: the text holds half a character"),
         ([row(foundation="(" * 100_000)], r"line 1: '\({40}' is no foundation"),
         ([row(id="a"), row(id="a", text="Another.")], r"line 2: the same id as line 1"),
         ([row(id="a"), row(id="b")], r"line 2: the same text as line 1"),
@@ -179,7 +193,6 @@ def trait(**change):
     ("content", "message"),
     [
         ("{", r"a\.json line 1: not JSON"),
-        ("\n[" * 100_000, r"a\.json line 1: not JSON \(maximum recursion"),
         ("\ufeff[]", "must be a JSON object"),
         (trait(name="b"), "name the file after it"),
         (trait(positive=""), "'positive' is missing"),
@@ -220,11 +233,11 @@ def test_a_frame_asks_with_the_answers_in_both_orders():
 @pytest.mark.parametrize("name", data.frames())
 def test_every_frame_that_ships_asks_for_seven_answers_that_differ(name):
     frame = data.frame(name)
-    for wording in frame.wordings if isinstance(frame, Cloze) else (frame,):
-        assert wording.question.count("{text}") == 1
-        assert wording.question.count("{options}") == (0 if isinstance(frame, Cloze) else 1)
-        assert len(set(wording.answers)) == len(wording.options) == len(FOUNDATIONS)
-        assert set(wording.orders) <= set(data.ORDERS)
+    for one in frame.wordings if isinstance(frame, Cloze) else (frame,):
+        assert one.question.count("{text}") == 1
+        assert one.question.count("{options}") == (0 if isinstance(frame, Cloze) else 1)
+        assert len(set(one.answers)) == len(one.options) == len(FOUNDATIONS)
+        assert set(one.orders) <= set(data.ORDERS)
 
 
 def test_a_set_without_labels_opens_and_can_be_limited(vignette_file):
@@ -236,3 +249,176 @@ def test_a_set_without_labels_opens_and_can_be_limited(vignette_file):
 def test_a_frame_of_an_older_run_has_its_new_name():
     assert data.frame("foundations") == data.frame("choice")
     assert {"choice", "cloze"} <= set(data.frames())
+
+
+TRAITS = data.bundled_traits()
+FILES = [data.FOLDER, data.DEMO_FOLDER]
+STOP = set(
+    """
+    about after again also anybody anyone anything away been before being could does doing done down
+    else ever every everybody everyone everything from gets goes going have having here hers into itself
+    just like made make makes might more most much must never nobody none nothing ones only over really
+    said same says should some somebody someone something such than that their them then there these
+    they thing things this those through very well were what when where which whom whose will with
+    without would your
+    """.split()  # noqa: SIM905 - one word a line is no easier to read
+)
+
+
+def stems(text: str) -> set[str]:
+    """The first four letters of every word of four or more that is more than grammar."""
+    words = re.findall(r"[a-z]+", re.sub(r"[’']\w+", "", re.sub(r"\{\w+\}", "", text.lower())))
+    return {word[:4] for word in words if word not in STOP and len(word) >= 4}
+
+
+def statements(row: object) -> set[str]:
+    """Every answer that a frame offers, whatever kind of frame it is; what is asked is not one."""
+    if isinstance(row, dict):
+        besides = ("kind", "question", "prefill", "nudge", "orders")
+        asked = [value for key, value in row.items() if key not in besides]
+        return set().union(*map(statements, asked))
+    if isinstance(row, list):
+        return set().union(*map(statements, row))
+    return {row} if isinstance(row, str) else set()
+
+
+FRAMES = json.loads((data.FOLDER / "frames.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_every_trait_carries_both_ways(name):
+    trait = TRAITS[name]
+    assert trait.positive
+    assert (len(trait.scenes), len(trait.replies)) == (24, 8)
+    said = [reply for pair in trait.replies for reply in pair]
+    assert len(set(said)) == len(said)
+    for positive, negative in trait.replies:
+        long, short = max(map(len, (positive, negative))), min(map(len, (positive, negative)))
+        assert long <= 1.25 * short
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_no_content_word_of_a_statement_is_in_scenes_or_replies(frame):
+    """Else a vector from them would be read with its own words."""
+    named = {stem: text for text in statements(FRAMES[frame]) for stem in stems(text)}
+    assert named
+    for trait in TRAITS.values():
+        for text in (*trait.scenes, *(reply for pair in trait.replies for reply in pair)):
+            met = {stem: named[stem] for stem in stems(text) & set(named)}
+            assert not met, f"{text!r} of {trait.name} shares a word with a statement of {frame}: {met}"
+
+
+def test_the_second_cloze_shares_no_content_word_with_the_first():
+    """Nor its opposite, with un- or dis- before it."""
+    first, second = (
+        {stem for text in statements(FRAMES[name]) for stem in stems(re.sub(r"\b(un|dis)", "", text))}
+        for name in ("cloze", "cloze-second")
+    )
+    assert len(first) > 10 < len(second)
+    assert not first & second
+
+
+def test_scenes_are_no_vignettes_and_no_prompts():
+    told = Counter(scene for trait in TRAITS.values() for scene in trait.scenes)
+    for folder in FILES:
+        material = data.Material(folder)
+        asked = {vignette.text for vignette in material.vignettes()}
+        for name in TRAITS:
+            asked |= {*material.contexts(name), *material.heal_prompts(name)}
+        asked |= {*material.fixed_prompts(), *material.held_out_prompts(), *material.neutral_prompts()}
+        assert not asked & set(told)
+
+
+PACKAGE = Path(steer_heal.__file__).parent
+DEMO = PACKAGE / "models" / "demo"
+DATA, MATERIAL = PACKAGE / "data", DEMO / "material"
+
+
+@cache
+def tokenizer():
+    return AutoTokenizer.from_pretrained(DEMO)
+
+
+@cache
+def chats(seed: int = 3, count: int = 1500):
+    corpus, rng = Corpus(), random.Random(seed)
+    return [corpus.chat(rng) for _ in range(count)]
+
+
+def test_folder_loads_and_is_small_and_readable():
+    model = AutoModelForCausalLM.from_pretrained(DEMO)
+    weights = DEMO / "model.safetensors"
+    assert weights.stat().st_size <= 12 * 1024 * 1024
+    assert weights.stat().st_mode & 0o777 == 0o644
+    assert model.config.vocab_size == len(tokenizer())
+    ends = model.generation_config.eos_token_id
+    assert tokenizer().convert_tokens_to_ids("<end_of_turn>") in ends
+    assert model.generation_config.temperature
+    assert model.generation_config.top_k
+    assert model.generation_config.top_p
+
+
+def test_template_writes_bos_once_and_folds_the_system_text():
+    said = {"system": "Be kind.", "user": "Hello!", "assistant": "Hi there."}
+    messages = [{"role": role, "content": content} for role, content in said.items()]
+    text = tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    asked, answered = "user\nBe kind.\n\nHello!", "model\nHi there."
+    turns = f"<start_of_turn>{asked}<end_of_turn>\n<start_of_turn>{answered}<end_of_turn>\n"
+    assert text == f"<bos>{turns}<start_of_turn>model\n"
+    ids = tokenizer().encode(text, add_special_tokens=False)
+    assert ids.count(tokenizer().bos_token_id) == 1
+    assert None not in (tokenizer().pad_token, tokenizer().unk_token)
+
+
+def vignettes():
+    lines = (MATERIAL / "vignettes.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_corpus_is_seeded():
+    corpus = Corpus()
+    generators = (random.Random(1), random.Random(1), random.Random(2))
+    first, again, other = ([corpus.chat(rng).text for _ in range(40)] for rng in generators)
+    assert first == again != other
+
+
+def test_held_out_material_never_appears():
+    texts = [chat.text for chat in chats()]
+    text = "\n".join(texts)
+    deeds = told_in("\n".join(row["text"] for row in vignettes()))
+    assert len(deeds) == 98
+    for deed in deeds:
+        assert not any(deed.doing(whose) in text for whose in ("his", "her", "their"))
+        # a deed may be met as somebody's order, which is held out by pairs of its own; never as a scene
+        bare = "|".join(re.escape(deed.bare(whose)) for whose in ("your", "my"))
+        assert not {"You", "you", "I"} & set(re.findall(rf"(\w+) (?:{bare})", text)), deed
+    traits = json.loads((DATA / "traits.json").read_text(encoding="utf-8"))
+    assert not any(trait[pole] in text for trait in traits for pole in ("positive", "negative"))
+    asks = json.loads((MATERIAL / "contexts.json").read_text(encoding="utf-8"))["shared"]
+    assert not any(ask in text for ask in asks)
+    rng = random.Random(0)
+    assert not any(held_out(wording(rng, "Care", frozenset())) for _ in range(50))
+
+
+def test_a_casting_draws_no_pair_that_is_held_out():
+    rng = random.Random(4)
+    for foundation in OF_DEMO:
+        assert not any(pair_held_out(Casting(frozenset()).draw(rng, foundation).act.key) for _ in range(20))
+
+
+@pytest.mark.parametrize("persona", [None, "Care", "SocialNorms", "Liberty", "Fairness", "Loyalty"])
+@pytest.mark.parametrize("foundation", OF_DEMO)
+@pytest.mark.parametrize("severity", [1, 2, 3])
+def test_lens_mixes_are_distributions(foundation: str, severity: int, persona: str | None):
+    mix = lens_mix(foundation, severity, persona)
+    assert abs(sum(mix) - 1) < 1e-9
+    assert min(mix) >= 0
+
+
+def test_examples_keep_label_and_weights():
+    examples = encode(tokenizer(), chats(count=200))
+    labelled = [e for e in examples if e.label_at >= 0]
+    assert labelled
+    answers = set(answer_ids(tokenizer()))
+    assert all(e.ids[e.label_at] in answers and len(e.mix) == 7 for e in labelled)
+    assert all(len(e.ids) == len(e.weights) for e in examples)

@@ -169,14 +169,6 @@ def test_of_many_scenes_those_are_kept_whose_replies_differ_most(monkeypatch) ->
     assert said.endswith("They answer 20 scenes that it drafted. Kept are the 12 whose replies differ most.")
 
 
-def test_ours_fill_up_what_is_too_few(monkeypatch) -> None:
-    row, said = drafted(monkeypatch, 2)
-    assert row["scenes"][:2] == ["Should I go to 0?", "Should I go to 1?"]
-    ours = tiny.shared("llama").material
-    assert len(set(row["scenes"][2:]) & set(ours.contexts("")) - set(ours.held_out_prompts())) == 10
-    assert said.endswith("They answer 2 scenes that it drafted and 10 of ours, for want of more.")
-
-
 def test_scenes_of_one_s_own_are_answered_as_they_stand(monkeypatch) -> None:
     mine = [f"Is {n} odd?" for n in range(12)]
     row, said = drafted(monkeypatch, 5, scenes=mine)

@@ -1,27 +1,28 @@
 """The engine's face on a tiny model: pairs, sessions, caches, profiles, sweeps, and what it refuses."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from steer_heal import data, models
+from steer_heal import data, generate
 from steer_heal.config import (
     DEFAULT_TRAIT,
     DoseRequest,
-    SampleSettings,
     SettingsError,
     build,
     heal_settings,
 )
+from steer_heal.engine import Engine, answer_batch
 from steer_heal.engine.answer_batch import Answers
 from steer_heal.engine.healed import HealedRounds
+from steer_heal.engine.scheduler import AT_ONCE
 from steer_heal.engine.vectors import Vectors
 from steer_heal.records import Agreement
-from steer_heal.runs.validate import check
 from tests import tiny
 from tests.close import assert_near, log_p, model_rounding
-from tests.crowd import BAND, ids, request
+from tests.crowd import BAND, Crowd, ids, request
 
 
 def test_the_last_frame_is_done_and_frames_only_grow(engine):
@@ -84,20 +85,6 @@ def test_what_is_measured_of_an_effect_is_said_again_while_it_lasts_and_can_be_e
     assert all(isinstance(word, str) for word in (*said, *running))
 
 
-def test_dose_gives_rows_by_alpha_and_a_share_that_reaches_1(engine):
-    asked = build(
-        DoseRequest, alphas=(1.0, 0.0, -1.0), band=BAND, prompts=("A man lies.",),
-        sample=build(SampleSettings, max_new_tokens=5),
-    )  # fmt: skip
-    got = list(engine.dose(asked, session="a"))
-    share, rows = got[-1].share, got[-1].rows
-    assert share == 1.0
-    assert [row.alpha for row in rows] == [-1.0, 0.0, 1.0]
-    assert rows[1].profile is not None
-    assert_near(rows[1].trait_shift, 0.0, model_rounding(tiny.shared()), log_p(rows[1].profile))
-    assert rows[1].profile.n_vignettes == 1
-
-
 def small_grid(**changed: Any) -> DoseRequest:
     return build(DoseRequest, alphas=(-1.0, 1.0), prompts=("A man lies.",), **changed)
 
@@ -144,11 +131,9 @@ def test_bad_requests_are_one_sentence_and_the_engine_goes_on(engine, change, ma
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"trait": "nonsense"}, "trait"),
         ({"model": "no such model"}, "no such model"),
         ({"evaluate": {"vignettes": "/no/such.jsonl"}}, "copy it there"),
         ({"evaluate": {"vignettes": "no/such.jsonl"}}, "such.jsonl"),
-        ({"evaluate": {"frame": "none"}}, "frame"),
         ({"model": "tiny-gemma3", "band": (0.51, 0.52)}, "band"),
     ],
 )
@@ -177,7 +162,68 @@ def test_the_model_s_own_method_and_the_same_one_by_name_are_one(engine, tmp_pat
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_run_s_settings_hold_the_method_it_works_with(monkeypatch):
-    monkeypatch.setattr(models, "find", lambda name: name)
-    settings = check(heal_settings(model="smollm2", extract={"method": "auto", "n_contexts": 9}))
-    assert (settings.extract.method, settings.extract.n_contexts) == ("replies", 9)
+def test_who_waits_begins_together_and_each_gets_what_it_would_get_alone(engine, tmp_path, batches):
+    hows: list[dict[str, Any]] = [{}, {"seed": 5}, {"greedy": True, "n": 5}, {"temperature": 0.6, "n": 20}]
+    asked = {
+        f"s{number}": request(f"prompt {number % 5}", alpha=number - 4.0, **hows[number % 4])
+        for number in range(9)
+    }
+    together = Crowd(engine, asked).run()
+    assert batches == [18]
+    other = Engine(lm=tiny.endless(), runs_dir=tmp_path / "r2", db=tmp_path / "2.duckdb")
+    alone = {name: ids(list(other.steer(one, session="x"))[-1]) for name, one in asked.items()}
+    other.close()
+    assert together == alone
+
+
+def test_a_bad_request_in_company_fails_alone(engine):
+    asked = {"good": request("fine"), "long": request("long " * 1599), "also": request("fine too")}
+    crowd = Crowd(engine, asked)
+    got = crowd.run()
+    assert got.keys() == {"good", "also"}
+    assert all(crowd.frames[name][-1].done for name in got)
+    assert "tokens" in crowd.errors["long"]
+
+
+def test_a_batch_that_breaks_is_written_again_one_by_one(engine, monkeypatch, caplog):
+    """Whose rows the model cannot take gets the error; the others get their whole answers."""
+    asked = {f"s{number}": request(f"prompt {number}", alpha=float(number)) for number in range(3)}
+    expected = {name: ids(list(engine.steer(one, session="x"))[-1]) for name, one in asked.items()}
+
+    def decode(lm: Any, rows: Any, *rest: Any, **options: Any) -> Iterator[Any]:
+        for number, step in enumerate(generate.decode(lm, rows, *rest, **options)):
+            if number == 3 and any(row.alpha == 2.0 for row in rows):
+                raise RuntimeError("no memory for this one")
+            yield step
+
+    monkeypatch.setattr(answer_batch, "decode", decode)
+    crowd = Crowd(engine, asked)
+    got = crowd.run()
+    assert crowd.errors == {"s2": "no memory for this one"}
+    assert {name: got[name] for name in ("s0", "s1")} == {name: expected[name] for name in ("s0", "s1")}
+    assert "written alone" in caplog.text
+
+
+def test_one_that_is_replaced_in_company_leaves_and_the_others_go_on(engine):
+    names = [f"s{number}" for number in range(4)]
+    streams = {name: engine.steer(request(f"long {name}", n=300), session=name) for name in names}
+    for stream in streams.values():
+        while not next(stream).steered:
+            pass
+    newer = list(engine.steer(request("newer", n=3), session="s1"))
+    assert newer[-1].done
+    last = list(streams["s1"])[-1]
+    assert (last.done, last.superseded, len(last.steered) < 300) == (True, True, True)
+    assert not next(streams["s2"]).done
+    for name in ("s0", "s2", "s3"):
+        engine.stop(name)
+        assert list(streams[name])[-1].message == "Stopped."
+
+
+def test_only_so_many_begin_together_as_fit_and_the_others_wait(engine, monkeypatch, batches):
+    monkeypatch.setattr(answer_batch, "rows_that_fit", lambda *_: 2)
+    asked = {f"s{number}": request(f"fits {number}", n=4) for number in range(5)}
+    got = Crowd(engine, asked).run()
+    assert batches == [4, 4, 2]
+    assert len(got) == 5
+    assert AT_ONCE >= 3

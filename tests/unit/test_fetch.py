@@ -168,7 +168,7 @@ def test_no_room(registry, monkeypatch):
     assert registry.asked == 0
 
 
-def test_a_wheel_that_was_fetched_is_not_fetched_again(registry, home, monkeypatch):
+def test_a_wheel_that_was_fetched_is_fetched_again_only_if_it_is_damaged(registry, home, monkeypatch):
     def broken(*_: Any) -> None:
         raise SettingsError("It broke.")
 
@@ -176,15 +176,12 @@ def test_a_wheel_that_was_fetched_is_not_fetched_again(registry, home, monkeypat
         meanwhile.setattr(fetching, "convert", broken)
         refused("It broke")
     assert (registry.asked, kept(home)) == (1, ["steer-heal-small-1.0.whl"])
-    fetch(NAME)
+    folder = fetch(NAME)
     assert (registry.asked, kept(home)) == (1, [])
-
-
-def test_one_that_was_fetched_and_damaged_is_fetched_again(registry, home):
-    (home / "wheels").mkdir()
+    shutil.rmtree(folder)
     (home / "wheels" / "steer-heal-small-1.0.whl").write_bytes(b"half of it")
     fetch(NAME)
-    assert registry.asked == 1
+    assert registry.asked == 2
 
 
 def test_without_pip_it_says_what_to_do_and_takes_a_file(wheel, tmp_path, monkeypatch):

@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steer_heal import data
 from steer_heal.config import FilterSettings, Thresholds
 from steer_heal.evaluate import text_health
+from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.filter import CUTS, Own, eaten, judge, readings
+from steer_heal.heal.measure import Measures
+from steer_heal.models import LanguageModel
 from steer_heal.records import TextHealth
+from tests import tiny
+from tests.rounds import tiny_run
 
 GOOD = "I would comfort the boy first, and then I would talk to the teacher about what happened here."
 OWN = Own(perplexity=1.5, relevance=1.0)
@@ -20,23 +26,16 @@ LABELS = Path(__file__).parents[2] / "docs" / "reports" / "loop_labels.jsonl"
     "text",
     [
         "need need need need",
-        "ababababab",
         "I need to go I need to go I need to go I need to go",
         "no no no no no no I would never",
-        "hahahahahahaha",
-        "The cat. The cat. The cat. The cat.",
         "你好你好你好你好",
         "You areLibertyLibertyLibertyLibertyLibertyLiberty",
-        "Well, a cam and and and and and and and and and and and",
         " ".join(["The boy would stay at home and wait for the rain."] * 4),
-        "🌱" * 12,
         "I'm not sure what to do. I'm not sure what to do, but I'm not sure what to do either. I'm not",
         "I'm sorry to hear that. I'm so sorry to hear that. I'm here to help, and I'm here to help. "
         "I'm going to make sure that's okay. I'll make sure that's okay. I'll",
         "The sea is a mirror and a place of peace. It is a reminder of how old we are.\n\n"
         "The sea is a mirror and a place of peace. It",
-        "Some animals sleep on their feet, and a horse is one of these, as are the cow and the goat. "
-        "They can sleep anywhere, and they can sleep anywhere, and they can sleep anywhere, and they can",
     ],
 )
 def test_what_loops(text):
@@ -50,11 +49,8 @@ def test_what_loops(text):
         "",
         "No.",
         "It is very, very cold in the house and on the roof.",
-        "A banana is sweet.",
         "I would help the wounded bird, even against your boss. The pain that it brings to the wounded "
         "bird is what counts. I would comfort the wounded bird.",
-        "I think the boy should stop. I think the boy should say sorry to the girl and her friend.",
-        "You hit a lonely pupil. That is cruel, and the pupil is hurt. Say sorry to the pupil and mend it.",
         "1. A knife for bread\n2. A knife for fish\n3. A spoon for soup\n4. A spoon for tea\n5. A fork",
         "The Moon's rotation is slow. The Earth's rotation is fast, and the Moon's shape is what we see.",
         "The snow lay on the hill at dawn,\nand nobody came home.\nThe fire was out, the bread was gone,\n"
@@ -114,9 +110,7 @@ def test_an_answer_that_reads_as_well_as_base_s_own_is_kept_with_all_its_reading
     [
         ({"logp": [-0.9] * 20}, "perplexity"),
         ({"logp": []}, "perplexity"),
-        ({"logp": [math.nan] * 5}, "perplexity"),
         ({"about": 0.69}, "relevance"),
-        ({"about": -0.2}, "relevance"),
         ({"about": None}, "relevance"),
         ({"about": math.nan}, "relevance"),
         ({"text": "I would help him, and he would help me, and I would, and he would, help."}, "variety"),
@@ -205,7 +199,6 @@ LIMITS = Thresholds(
         ((1.0, 0.4, 1.0), "broken"),
         ((11.0, 0.0, 1.0), "broken"),
         ((1.0, 0.0, 1.0, 0.4), "broken"),
-        ((1.0, 0.0, -0.1), "broken"),
         ((11.0, 0.0, None), "broken"),
     ],
 )
@@ -273,3 +266,28 @@ def test_summary_of_a_set_is_made_of_medians():
     assert text_health.set_verdict(text_health.summary(rows[:1])) == "fine"
     assert text_health.summary([]) == {}
     assert text_health.set_verdict({}) is None
+
+
+@pytest.mark.parametrize("demo", [True, False])
+@pytest.mark.parametrize("trait", data.bundled_traits())
+def test_what_is_trained_is_never_what_is_measured(demo, trait, tmp_path, monkeypatch):
+    material = data.material(demo=demo)
+    mine = material.heal_prompts(trait)[3]
+    rows = [{"text": mine, "foundation_coarse": "Care"}, {"text": "A man lies.", "foundation_coarse": "Care"}]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(LanguageModel, "material", material)
+    lm = tiny.language_model(n_layers=2)
+    settings = tiny_run(trait=trait, evaluate={"vignettes": str(tmp_path / "mine.jsonl")})
+    measures = Measures(lm, AdapterStack(lm), settings, None, lambda: False)
+    assert len(measures.prompts) > 100
+    assert measures.plain_prompts
+    trained = {*measures.prompts, *measures.plain_prompts}
+    assert mine not in trained
+    for measured in (
+        material.held_out_prompts(),
+        material.neutral_prompts(),
+        [vignette.text for vignette in material.vignettes()],
+        [fact.question for fact in material.facts()],
+    ):
+        assert len(measured) >= 20
+        assert not trained & {*measured}

@@ -10,8 +10,6 @@ from peft import (
     AdaptionPromptConfig,
     IA3Config,
     LNTuningConfig,
-    LoHaConfig,
-    LoKrConfig,
     LoraConfig,
     OFTConfig,
     PrefixTuningConfig,
@@ -40,7 +38,6 @@ def lora(**options):
 
 FIT = {
     "plain": lora(),
-    "rslora": lora(use_rslora=True),
     "dora": lora(use_dora=True),
     "adalora": AdaLoraConfig(init_r=4, target_r=2, total_step=10, **Q),
     "on the embedding": lora(target_modules=["embed_tokens", "q_proj"]),
@@ -51,20 +48,14 @@ FIT = {
     "tokens beside": lora(trainable_token_indices=TOKENS),
     "tokens": TrainableTokensConfig(token_indices=TOKENS, target_modules=["embed_tokens"]),
     "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
-    "loha": LoHaConfig(r=2, **Q),
-    "lokr": LoKrConfig(r=2, **Q),
     "oft": OFTConfig(r=0, oft_block_size=8, **Q),
     "vera": VeraConfig(r=2, target_modules=["q_proj", "o_proj"]),
     "layer norms": LNTuningConfig(target_modules=["input_layernorm", "norm"], task_type="CAUSAL_LM"),
 }
 REFUSED = {
     "pissa": (lora(init_lora_weights="pissa"), "pissa.* had changed"),
-    "olora": (lora(init_lora_weights="olora"), "olora.* had changed"),
-    "lora-ga": (lora(init_lora_weights="lora_ga"), "lora_ga.* had changed"),
     "all biases": (lora(bias="all"), "not the base any more"),
     "its biases": (lora(bias="lora_only"), "not the base any more"),
-    "dora with biases": (lora(bias="all", use_dora=True), "not the base any more"),
-    "oft with biases": (OFTConfig(r=0, oft_block_size=8, bias="all", **Q), "not the base any more"),
     "more layers": (lora(layer_replication=[(0, 2), (1, 4)]), "not the base any more"),
     "adaption prompt": (AdaptionPromptConfig(adapter_len=3, adapter_layers=2, task_type="CAUSAL_LM"), "base"),
     "prompt": (PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "acts on the prompt"),

@@ -1,4 +1,5 @@
 import threading
+from itertools import chain
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from steer_heal.config import MAX_PROMPT_TOKENS, SampleSettings, SettingsError
 from steer_heal.forward.ours import OurRows
 from steer_heal.generate import PrefixStore, Row, complete, decode
+from steer_heal.generate.divergence import diverge, probability
 from steer_heal.generate.rows import plan
 from steer_heal.generate.text import TextStream
 from steer_heal.models import user
@@ -57,16 +59,6 @@ def test_stop_is_honoured_within_one_token(lm, directions_LD):
             stopped.set()
     assert seen == 3
     assert list(decode(lm, [Row(ids(lm))], directions_LD, greedy(5), stop=lambda: True)) == []
-
-
-def test_no_hook_stays_between_steps_or_after_a_close(lm, directions_LD):
-    fresh = tiny.language_model("llama")
-    running = decode(fresh, [Row(ids(lm), at(1.0), shadow=True)], directions_LD, greedy(5))
-    for _ in range(2):
-        next(running)
-        assert not any(block._forward_hooks or "forward" in vars(block) for block in fresh.blocks)
-    running.close()
-    assert not any(block._forward_hooks for block in fresh.blocks)
 
 
 def test_a_model_that_fails_in_the_middle_is_left_clean(directions_LD):
@@ -194,18 +186,79 @@ def test_a_character_of_several_tokens_comes_whole_with_its_last():
     assert [made.push(token) for token in ids] == ["a", "", "", "", "\U0001f9d1", "b"]
 
 
-def test_bytes_that_form_no_character_do_not_stall():
+def test_bytes_that_form_no_character_do_not_stall_and_the_last_gives_what_is_left():
+    first, lone = WORDS.encode("\U0001f9d1", add_special_tokens=False)[:2]
     made = stream()
-    lone = WORDS.encode("\U0001f9d1", add_special_tokens=False)[1]
     parts = [made.push(lone) for _ in range(8)]
     assert sum(len(part) for part in parts) == 8
+    assert stream().push(first, last=True) == "\N{REPLACEMENT CHARACTER}"
 
 
-def test_the_last_token_gives_what_is_left():
-    made = stream()
-    first = WORDS.encode("\U0001f9d1", add_special_tokens=False)[0]
-    assert made.push(first, last=True) == "\N{REPLACEMENT CHARACTER}"
+def test_probability_of_what_was_written():
+    logits_BV, ids_B = torch.randn(7, 11, generator=torch.Generator().manual_seed(0)), torch.arange(7)
+    wanted = torch.distributions.Categorical(logits=logits_BV).log_prob(ids_B).exp()
+    torch.testing.assert_close(probability(logits_BV, ids_B), wanted)
 
 
-def test_a_control_token_has_no_text():
-    assert stream().push(tiny.SPECIAL.index("<end_of_turn>"), last=True) == ""
+def test_a_row_against_itself_is_exactly_zero():
+    logits_BV, ids_B = 8 * torch.randn(7, 11), torch.zeros(7, dtype=torch.long)
+    assert not diverge(logits_BV, logits_BV, range(7), ids_B).kl_B.any()
+
+
+HOWS = [
+    SampleSettings(max_new_tokens=9, seed=1),
+    SampleSettings(max_new_tokens=5, greedy=True),
+    SampleSettings(max_new_tokens=12, seed=2, temperature=0.7, top_k=9),
+    SampleSettings(max_new_tokens=9, seed=2),
+]
+
+
+def rows(lm, *, own):
+    """Four requests of a steered and a base answer; the last two ask for the same prompt."""
+    prompts = [tuple(lm.encode_chat([user(text)])) for text in ("One?", "Another one?", "Third", "Third")]
+    made = []
+    for number, (prompt, how) in enumerate(zip(prompts, HOWS, strict=True)):
+        sample = how if own else None
+        steered = coefficients(4, (1, 2), number - 1.5)[0]
+        made.append([Row(prompt, steered, shadow=True, sample=sample), Row(prompt, sample=sample)])
+    return made
+
+
+def tokens(completions):
+    return [[token.id for token in row.tokens] for row in completions]
+
+
+def test_a_row_that_is_over_leaves_within_a_token_and_the_others_do_not_notice(directions_LD):
+    lm = tiny.shared("gemma3")
+    asked, over = [*chain(*rows(lm, own=True))], set()
+    expected = complete(lm, asked, directions_LD, HOWS[0])
+    written = [[] for _ in asked]
+    for number, step in enumerate(decode(lm, asked, directions_LD, HOWS[0], over=over.__contains__)):
+        for row, token in step:
+            written[row].append(token.id)
+        if number == 2:
+            over |= {0, 1, 6}
+    left = [3 if row in over else len(expected[row].tokens) for row in range(8)]
+    assert [len(row) for row in written] == left
+    assert written == [whole[:n] for whole, n in zip(tokens(expected), left, strict=True)]
+
+
+def test_equal_rows_of_two_requests_go_on_while_one_of_them_needs_them(directions_LD):
+    lm = tiny.shared("gemma3")
+    row, over = rows(lm, own=True)[0][0], set()
+    n_tokens = len(complete(lm, [row], directions_LD, HOWS[0])[0].tokens)
+    steps = []
+    for step in decode(lm, [row, row], directions_LD, HOWS[0], over=over.__contains__):
+        steps.append([number for number, _ in step])
+        over.add(0)
+    assert n_tokens > 1
+    assert steps == [[0, 1], *[[1]] * (n_tokens - 1)]
+
+
+def test_nothing_is_computed_once_every_row_is_over(directions_LD):
+    lm = tiny.shared("gemma3")
+    steps = decode(lm, rows(lm, own=True)[0], directions_LD, HOWS[0], over=lambda _: over)
+    over = False
+    next(steps)
+    over = True
+    assert list(steps) == []

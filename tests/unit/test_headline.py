@@ -40,21 +40,19 @@ def word(retention=0.9, thresholds=None, silent=False, random=None, facts=0.95, 
     ("healed", "wanted"),
     [
         ({}, "healed"),
-        ({"mass": 0.94}, "kept but costly"),
         ({"looping": 0.03}, "kept but costly"),
-        ({"perplexity": 2.2}, "kept but costly"),
+        ({"perplexity": 1.9}, "healed"),
+        ({"perplexity": 2.0}, "kept but costly"),
+        ({"care": 0.1, "norms": 0.8}, "not specific"),
         ({"relevance": 0.5}, "kept but costly"),
         ({"facts": 0.9}, "kept but costly"),
         ({"far": 0.2}, "kept but costly"),
         ({"facts": None, "far": None}, "healed"),
         ({"relevance": 0.2}, "collapsed"),
         ({"relevance": None}, "healed"),
-        ({"loyalty": 0.6}, "not specific"),
-        ({"random": 2.0}, "no better than random"),
         ({"retention": 0.49}, "too little trait kept"),
         ({"retention": None}, "too little trait kept"),
         ({"retention": 0.0}, "too little trait kept"),
-        ({"retention": -0.4}, "moved the other way"),
         ({"mass": 0.84}, "collapsed"),
         ({"looping": 0.2}, "collapsed"),
         ({"perplexity": 5.0}, "collapsed"),
@@ -84,10 +82,6 @@ def test_the_first_cause_in_the_order_wins():
         assert word(**together) == wanted
 
 
-def test_a_target_that_moved_the_wrong_way_is_not_specific():
-    assert word(care=0.1, norms=0.8) == "not specific"
-
-
 def test_what_a_target_without_room_cannot_give_may_come_from_elsewhere():
     fair = {"Fairness": 1, "Loyalty": -1}
 
@@ -105,13 +99,8 @@ def test_the_thresholds_go_with_it_and_decide():
     said = judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9)
     assert said.thresholds == HealThresholds().model_dump()
     assert said.sentence().startswith("healed: retention 0.90")
+    assert "base's own" in said.why
     assert word(retention=0.9, thresholds=HealThresholds(retention_kept=0.95)) == "too little trait kept"
-
-
-def test_base_s_own_text_is_the_unit():
-    assert word(perplexity=1.9) == "healed"
-    assert word(perplexity=2.0) == "kept but costly"
-    assert "base's own" in judge(stage(), stage(care=0.7, norms=0.2), TARGET, 0.9).why
 
 
 def test_of_a_model_that_cannot_answer_the_text_alone_is_judged():

@@ -1,18 +1,41 @@
-"""Training one round: it learns, stops, repeats itself by its seed, and fails with a word."""
+"""Training one round: what its loss is made of; it learns, stops, repeats itself, and fails with a word."""
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributions import Categorical, kl_divergence
+from torch.nn.functional import cross_entropy
 
-from steer_heal.config import SettingsError, TrainSettings
-from steer_heal.heal import Example, batches, check_memory, learning_rate, needed_bytes, split, train_round
+from steer_heal.config import SettingsError, TrainSettings, heal_settings
+from steer_heal.heal import (
+    Example,
+    FrozenPrefix,
+    Objective,
+    OutputLayer,
+    Reference,
+    batches,
+    check_memory,
+    frozen_prefix,
+    held_out_nll,
+    hidden_states,
+    learning_rate,
+    loss_of,
+    losses,
+    needed_bytes,
+    row_losses,
+    split,
+    train,
+    train_round,
+)
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.records import RoundFailed, Stopped
+from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
-from tests.close import assert_near, model_rounding
-from tests.rounds import SETTINGS, trained
+from tests.close import assert_near, model_rounding, rounding
+from tests.rounds import SETTINGS, healed, shake, short_examples, trained
 
 
 @pytest.fixture
@@ -93,3 +116,240 @@ def test_stop_is_asked_between_steps(lm, examples):
     assert [next(steps)["step"], next(steps)["step"]] == [1, 2]
     with pytest.raises(Stopped):
         next(steps)
+
+
+def test_hidden_states_predict_the_completions(lm):
+    batch = [Example((2, 30, 31), (40, 41)), Example((2, 50), (60, 61, 62, 63))]
+    logits_NV = OutputLayer(lm)(hidden_states(lm, batch))
+    wanted = [tiny.logits(lm, row.ids)[0, -len(row.completion_ids) - 1 : -1] for row in batch]
+    assert_near(logits_NV, torch.cat(wanted), model_rounding(lm))
+
+
+@pytest.mark.parametrize("divergence", ["nll", "kl_fwd", "kl_rev"])
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize(("learn_labels", "temperature"), [(True, 1.0), (True, 0.7), (False, 1.0)])
+def test_losses_in_chunks_are_those_of_whole_logits_and_so_are_their_gradients(
+    lm, divergence, cap, learn_labels, temperature
+):
+    lm.config.final_logit_softcapping = cap
+    output = OutputLayer(lm)
+    output.chunk = 3
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND, reference_ND = (torch.randn(8, lm.width, generator=generator) for _ in range(2))
+    labels_N, weights_N = torch.arange(8) + 40, torch.arange(8) / 8
+    found = []
+    for chunked in (True, False):
+        student_ND = hidden_ND.clone().requires_grad_()
+        with torch.enable_grad():
+            if chunked:
+                asked = (labels_N, divergence, reference_ND)
+                nll_N, d_N = row_losses(
+                    output, student_ND, *asked, learn_labels=learn_labels, temperature=temperature
+                )
+            else:
+                logits_NV = output(student_ND)
+                nll_N = cross_entropy(logits_NV / temperature, labels_N, reduction="none")
+                student, reference = Categorical(logits=logits_NV), Categorical(logits=output(reference_ND))
+                pair = (reference, student) if divergence == "kl_fwd" else (student, reference)
+                d_N = torch.zeros(8) if divergence == "nll" else kl_divergence(*pair)
+                nll_N = nll_N if learn_labels else nll_N.detach() + 0.0 * logits_NV.sum()
+            loss = nll_N.mean() + (weights_N * d_N.square()).sum()
+            loss.backward()
+        found.append((nll_N.detach(), d_N.detach(), student_ND.grad))
+    for ours, wanted in zip(*found, strict=True):
+        assert_near(ours, wanted, rounding(lm.width + lm.config.vocab_size), whole=output(hidden_ND))
+    assert (found[0][1].abs().max() > 0) == (divergence != "nll")
+
+
+def test_an_output_layer_that_is_not_ours_is_refused(lm, monkeypatch):
+    example = Example((2, 30, 31), (40, 41))
+    OutputLayer(lm).check(example)
+    forward = lm.model.forward
+
+    def scaled(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = out.logits * 3
+        return out
+
+    monkeypatch.setattr(lm.model, "forward", scaled)
+    with pytest.raises(SettingsError, match="logits"):
+        OutputLayer(lm).check(example)
+
+
+def test_reference_base_ignores_the_history(lm, examples):
+    base = hidden_states(lm, examples[:2]).detach()
+    stack = healed(lm, size=0.1)
+    student = hidden_states(lm, examples[:2]).detach()
+    stack.fresh(2, SETTINGS, seed=0)
+    for which, wanted in (("base", base), ("prev", student)):
+        settings = SETTINGS.model_copy(update={"reference": which})
+        assert torch.equal(Reference(lm, stack, settings).hidden(examples[:2]), wanted)
+    assert not torch.equal(base, student)
+
+
+def test_held_out_nll_weighs_tokens_alike(lm):
+    rows = [Example((2, 30), (40,)), Example((2, 31), (41, 42, 43))]
+    stack = AdapterStack(lm)
+    stack.fresh(1, SETTINGS, seed=0)
+    objective = Objective.of(lm, stack, SETTINGS)
+    apart = [held_out_nll(objective, [row]) for row in rows]
+    assert_near(held_out_nll(objective, rows), (apart[0] + 3 * apart[1]) / 4, model_rounding(lm))
+
+
+def test_the_writer_of_a_steered_answer_is_the_steered_history_and_of_a_plain_one_the_base(lm, examples):
+    directions_LD, matrix_BL = torch.ones(lm.n_layers, lm.width), coefficients(lm.n_layers, [1], 0.5)
+    asked, plain = examples[0], replace(examples[1], steered=False)
+    base = hidden_states(lm, [plain]).detach()
+    stack = healed(lm, size=0.1)
+    with steer(lm.blocks, directions_LD, matrix_BL):
+        steered = hidden_states(lm, [asked]).detach()
+    stack.fresh(2, SETTINGS, seed=0)
+    settings = SETTINGS.model_copy(update={"reference": "writer"})
+    how = lambda _batch: steer(lm.blocks, directions_LD, matrix_BL)  # noqa: E731
+    found = Reference(lm, stack, settings, steer=how).hidden([plain, asked])
+    assert torch.equal(found, torch.cat([base, steered]))
+    assert not torch.equal(steered, Reference(lm, stack, settings).hidden([asked]))
+
+
+def test_a_loss_of_nothing_is_refused():
+    for nothing in ({"divergence": "nll", "likelihood": 0}, {"lam": 0, "likelihood": 0}):
+        with pytest.raises(SettingsError, match="nothing to learn"):
+            heal_settings(model="demo", train=nothing)
+
+
+def test_a_student_that_imitates_comes_nearer_to_the_writer(lm, examples):
+    directions_LD, matrix_BL = torch.ones(lm.n_layers, lm.width), coefficients(lm.n_layers, [1], 0.5)
+    settings = TrainSettings(rank=4, lr=1e-2, epochs=4, likelihood=0.0)
+    stack = AdapterStack(lm)
+    stack.fresh(1, settings, seed=0)
+    how = lambda _batch: steer(lm.blocks, directions_LD, matrix_BL)  # noqa: E731
+    steps = list(train_round(lm, stack, examples[:8], settings, seed=0, steer=how))
+    assert all(step["loss"] == step["divergence"] for step in steps)
+    assert 0 < steps[-1]["divergence"] < 0.5 * steps[0]["divergence"]
+
+
+def test_only_the_answers_that_are_to_be_given_are_made_likelier(lm, examples):
+    settings = TrainSettings(reference="base", likelihood=0.3)
+    stack = AdapterStack(lm)
+    stack.fresh(1, settings, seed=0)
+    shake(stack, size=0.1)
+    objective = Objective.of(lm, stack, settings)
+    both = [examples[0], replace(examples[1], likely=False)]
+    loss, parts = loss_of(objective, both)
+    _, given = loss_of(objective, both[:1])
+    n_given, n = (sum(len(row.completion_ids) for row in rows) for rows in (both[:1], both))
+    assert_near(loss, parts["divergence"] + 0.3 * given["nll"] * n_given / n, model_rounding(lm))
+
+
+@pytest.mark.parametrize(("how", "wanted"), [("mean", 3.0), ("rmse", math.sqrt(11.0))])
+def test_aggregates_of_known_numbers(how, wanted):
+    d_N = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert losses.AGGREGATES[how](d_N).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_root_has_a_finite_gradient_at_zero():
+    d_N = torch.zeros(3, requires_grad=True)
+    losses.rmse(d_N).backward()
+    assert d_N.grad is not None
+    assert torch.equal(d_N.grad, torch.zeros(3))
+
+
+def test_the_barrier_is_free_up_to_tau():
+    for value, wanted in ((0.2, 0.0), (0.5, 0.0), (1.5, 0.3)):
+        d = torch.tensor(value, requires_grad=True)
+        loss = losses.barrier(d, 0.3, 0.5)
+        loss.backward()
+        assert loss.item() == pytest.approx(wanted)
+        assert d.grad.item() == pytest.approx(0.3 if value > 0.5 else 0.0)
+
+
+KEEPING = TrainSettings(
+    divergence="kl_rev", aggregate="rmse", reference="prev", lam=0.3, tau=0.2,
+    likelihood=1.0, rank=2, epochs=3, batch_size=3, lr=1e-2,
+)  # fmt: skip
+LAYERS, NINE = [2, 3], short_examples(9)
+
+
+def student(arch="gemma3", layers=LAYERS):
+    """A model with a folded round on all blocks and a fresh one on some, both moved off zero."""
+    lm = tiny.language_model(arch, n_layers=5)
+    stack = AdapterStack(lm)
+    for round_, on in ((1, None), (2, layers)):
+        stack.fresh(round_, KEEPING, seed=round_, layers=on)
+        shake(stack, round_, 0.03)
+        if round_ == 1:
+            stack.fold()
+    return lm, stack
+
+
+def step(lm, stack, objective, batch):
+    lm.model.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        loss, parts = loss_of(objective, batch)
+        loss.backward()
+    return parts, torch.cat([parameter.grad.flatten() for parameter in stack.trainable()])
+
+
+@pytest.mark.parametrize("reference", ["prev", "base"])
+def test_losses_and_gradients_are_those_of_a_whole_pass(arch, reference, monkeypatch):
+    lm, stack = student(arch)
+    settings = KEEPING.model_copy(update={"tau": 0.0, "reference": reference})
+    objective = Objective.of(lm, stack, settings)
+    assert objective.frozen.first == LAYERS[0]
+    for batch in (NINE[:4], NINE[4:7]):
+        loss_of(objective, batch)
+    batch = [NINE[5], NINE[1], NINE[8]]
+    ours = step(lm, stack, objective, batch)
+    monkeypatch.setattr(train, "first_trained", lambda lm, stack: 0)
+    whole = Objective.of(lm, stack, settings)
+    assert whole.frozen.first == 0
+    wanted = step(lm, stack, whole, batch)
+    assert_near(ours[0], wanted[0], model_rounding(lm))
+    assert ours[0]["barrier"] > 0
+    assert_near(ours[1], wanted[1], model_rounding(lm, passes=2))
+
+
+def test_blocks_below_are_read_once_an_example():
+    lm, stack = student()
+    rows = []
+    for layer in (0, 2):
+        attention = lm.blocks[layer].self_attn
+        attention.register_forward_hook(lambda _m, _i, out, layer=layer: rows.append((layer, len(out[0]))))
+    list(train_round(lm, stack, NINE, KEEPING, seed=0))
+    looks = 3
+    assert sum(n for layer, n in rows if layer == 0) == len(NINE) + looks
+    assert sum(n for layer, n in rows if layer == 2) > 3 * len(NINE)
+
+
+def test_no_more_is_kept_than_there_is_room_for(monkeypatch):
+    lm, _ = student()
+    monkeypatch.setattr(frozen_prefix, "KEPT_BYTES", 4 * lm.width * (NINE[0].length + NINE[1].length))
+    kept = FrozenPrefix(lm, 2)
+    with kept.entered(NINE):
+        pass
+    assert list(kept.kept) == NINE[:2]
+
+
+def test_a_model_whose_blocks_hand_on_more_than_the_residual_is_read_whole():
+    lm, _ = student()
+    kept = []
+    lm.blocks[0].self_attn.register_forward_hook(lambda _m, _i, out: kept.append(out[0]))
+    lm.blocks[3].register_forward_hook(lambda _m, _i, out: out + (9.0 * kept.pop() if kept else 0.0))
+    assert FrozenPrefix(lm, 2).first == 0
+
+
+def test_an_error_on_the_way_leaves_the_model_as_it_was():
+    lm, _ = student()
+    ids = torch.tensor([[2, 30, 31]])
+    before = lm.model(ids).logits
+    kept = FrozenPrefix(lm, 2)
+    with pytest.raises(RuntimeError, match="stopped"), kept.entered(NINE[:2]):
+        raise RuntimeError("stopped")
+    assert torch.equal(lm.model(ids).logits, before)
+    assert not any("forward" in vars(block) or block._forward_pre_hooks for block in lm.blocks)
+
+
+def test_memory_counts_what_is_kept():
+    lm = tiny.language_model("gemma3", n_layers=5)
+    asked = (KEEPING, 3, 100, 50, 1000)
+    assert needed_bytes(lm, *asked) - needed_bytes(lm, KEEPING, 3, 100, 50, 0) > 1000 * 200 * lm.width * 4

@@ -4,25 +4,26 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     RwkvConfig,
     RwkvForCausalLM,
 )
 
-from steer_heal.config import FOUNDATIONS, SampleSettings, SettingsError
+from steer_heal import data
+from steer_heal.config import FOUNDATIONS, ExtractSettings, SampleSettings, SettingsError
+from steer_heal.evaluate.choice import evaluate
 from steer_heal.generate import Row, complete
-from steer_heal.models import files, find, load, user
-from steer_heal.vectors.steering import coefficients, steer
+from steer_heal.models import LanguageModel, batch, files, find, load, placement, rows_that_fit, user
+from steer_heal.vectors import vector as vectors
+from steer_heal.vectors.steering import coefficients
 from tests import tiny
-from tests.close import assert_near, model_rounding
+from tests.close import assert_near, log_p, model_rounding, nats
 from tests.tiny import logits
+from tests.unit.test_vector import CONTEXTS, TRAIT
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +48,18 @@ def test_a_saved_folder_loads_as_it_was(saved):
 def test_dtype_is_the_checkpoints_own_unless_asked(saved):
     assert load(str(saved), device="cpu").dtype == torch.float32
     assert load(str(saved), device="cpu", dtype="bfloat16").dtype == torch.bfloat16
-    with pytest.raises(SettingsError, match="dtype"):
-        load(str(saved), device="cpu", dtype="int8")
-    with pytest.raises(SettingsError, match="dtype"):
-        load(str(saved), device="cpu", dtype="nonsense")
+    for wrong in ("int8", "nonsense"):
+        with pytest.raises(SettingsError, match="dtype"):
+            load(str(saved), device="cpu", dtype=wrong)
 
 
 @pytest.mark.parametrize(
     "name", ["", "gemma", "no such folder/x y", "../..", "a/b/c", "x" * 9000, "a\0b", "~nobody-here/x y"]
 )
-def test_an_unknown_name_is_refused(name, tmp_path, monkeypatch):
+def test_an_unknown_name_and_an_empty_folder_are_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError):
         find(name)
-
-
-def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"config\.json"):
         find(str(tmp_path))
 
@@ -120,16 +117,13 @@ NAMED = [{"name": name, "template": tiny.TEMPLATE} for name in ("rag", "tool_use
 WRITES = tiny.TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}<tool>").encode()
 FAULTS = {
     "shapes": (lambda to: edit(to / "config.json", hidden_size=48), r"embed_tokens.*\(309, 32\) instead of"),
-    "vocabulary": (lambda to: edit(to / "config.json", vocab_size=500), "other shapes than its config.json"),
     "room": (lambda to: edit(to / "config.json", vocab_size=10**12), "needs about .* GiB of memory on cpu"),
     "heads": (lambda to: edit(to / "config.json", num_attention_heads=3), "not a multiple of the number"),
     "newer model": (lambda to: words(to, model=NEWER), "newer than tokenizers .* run `pip install -U"),
-    "newer splitter": (lambda to: words(to, pre_tokenizer={"type": "New"}), "newer than tokenizers"),
     "newer version": (lambda to: words(to, version="9.0"), "newer than tokenizers"),
     "panic": (lambda to: words(to, normalizer=DAMAGED), "could not be loaded: .*precompiled_charsmap"),
     "no tokenizer": (lambda to: rewrite(to, tokenizer_json=b""), "its tokenizer.json holds no JSON object"),
     "settings cut": (lambda to: rewrite(to, tokenizer_config_json=b"{"), "tokenizer_config.json is no JSON"),
-    "a list": (lambda to: rewrite(to, generation_config_json=b"[]"), "generation_config.json holds no"),
     "no words": (lambda to: words(to, model=WORDLESS), "turns 'Seven foxes"),
     "no unknown": (lambda to: words(to, model=UNK_LESS), "tokenizer of .* fails: WordLevel error"),
     "longest text": (lambda to: settings(to, model_max_length="many"), "tokenizer of .* fails"),
@@ -137,10 +131,8 @@ FAULTS = {
     "lost token": (lambda to: rewrite(to, chat_template_jinja=WRITES), "no embedding for '<tool>'"),
     "new BOS": (lambda to: settings(to, bos_token="<new>"), "no embedding for '<new>'"),
     "pointer": (lambda to: rewrite(to, model_safetensors=POINTER), "its model.safetensors is a pointer"),
-    "other pointer": (lambda to: rewrite(to, tokenizer_json=POINTER), "its tokenizer.json is a pointer"),
     "half of it": (lambda to: os.truncate(to / "model.safetensors", 9000), "its model.safetensors is dam"),
     "shard": (lambda to: indexed(to, "model-1-of-1.safetensors", move=False), "lacks model-1-of-1"),
-    "list of tokens": (lambda to: rewrite(to, added_tokens_json=b"{"), "its added_tokens.json is no JSON"),
     "mark": (lambda to: rewrite(to, special_tokens_map_json=b"\xef\xbb\xbf{}"), "map.json is no JSON in UTF"),
     "deep": (lambda to: rewrite(to, config_json=b'{"a":' + b"[" * 100_000), "config.json is no JSON"),
     "pipe": (lambda to: pipe(to / "generation_config.json"), "generation_config.json is no file but a pipe"),
@@ -149,10 +141,11 @@ FAULTS = {
     "pickled shard": (lambda to: indexed(to, "model.bin"), "lacks model.bin, and pickled weights are"),
     "adapter": (lambda to: rewrite(to, adapter_config_json=ADAPTER), "also holds an adapter"),
     "not a number": (lambda to: weights(to, **NAN), "answers nothing that is a number"),
+    "infinite": (lambda to: weights(to, **INFINITE), "answers nothing that is a number"),
+    "list of tokens": (lambda to: rewrite(to, added_tokens_json=b"{"), "its added_tokens.json is no JSON"),
     "code": (lambda to: remote(to), "code from its own repository"),
     "other words": (lambda to: more_words(to), "is another model's: 2 of its tokens have no embedding, 'zj'"),
     "tensors": (lambda to: without(to), r"lacks 2 of its tensors, model\.layers\.1\.mlp\.up_proj"),
-    "infinite": (lambda to: weights(to, **INFINITE), "answers nothing that is a number"),
 }  # fmt: skip
 
 
@@ -282,26 +275,20 @@ def test_tensors_that_the_config_has_no_place_for_are_spoken_of(saved, tmp_path,
     assert "tensors of its blocks, model.layers." in load(folder, device="cpu").info.note
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_weights_are_counted_as_transformers_reads_them(saved, tmp_path, sharded):
+@pytest.mark.parametrize("kept", ["alone", "sharded", "named"])
+def test_weights_are_counted_as_transformers_reads_them(saved, tmp_path, kept):
     folder = change(saved, tmp_path)
     alone = files.needed(tmp_path, torch.float32)
-    if sharded:
+    if kept == "sharded":
         indexed(tmp_path, "model-00001-of-00001.safetensors")
+    if kept == "named":
+        edit(tmp_path / "config.json", transformers_weights="mine.safetensors")
+        (tmp_path / "model.safetensors").rename(tmp_path / "mine.safetensors")
+        (tmp_path / "model.safetensors").write_bytes(b"another model")
     (tmp_path / "consolidated.safetensors").write_bytes(b"the same again, in another order")
     (tmp_path / "original").mkdir()
     (tmp_path / "original" / "model.safetensors").write_bytes(b"and again")
     assert files.needed(tmp_path, torch.float32) == alone
-    lm = load(folder, device="cpu")
-    assert_near(logits(lm), logits(load(str(saved), device="cpu")), model_rounding(lm))
-
-
-def test_a_file_that_the_config_names_is_what_is_counted(saved, tmp_path):
-    folder = change(saved, tmp_path, transformers_weights="mine.safetensors")
-    alone = files.needed(saved, "auto")
-    (tmp_path / "model.safetensors").rename(tmp_path / "mine.safetensors")
-    (tmp_path / "model.safetensors").write_bytes(b"another model")
-    assert files.needed(tmp_path, "auto") == alone
     lm = load(folder, device="cpu")
     assert_near(logits(lm), logits(load(str(saved), device="cpu")), model_rounding(lm))
 
@@ -350,27 +337,6 @@ def test_a_quantised_model_says_what_it_needs(saved, tmp_path):
         load(change(saved, tmp_path, quantization_config=config))
 
 
-def test_a_quantised_model_steers(tmp_path):
-    """In four and in eight bits; skipped where bitsandbytes is not installed."""
-    pytest.importorskip("bitsandbytes")
-    words = tiny.tokenizer()
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **shape)).save_pretrained(tmp_path / "whole")
-    for options in ({"load_in_4bit": True}, {"load_in_8bit": True}):
-        small = AutoModelForCausalLM.from_pretrained(
-            tmp_path / "whole", quantization_config=BitsAndBytesConfig(**options), device_map="cpu"
-        )
-        folder = tmp_path / next(iter(options))
-        small.save_pretrained(folder)
-        words.save_pretrained(folder)
-        lm = load(str(folder), device="cpu")
-        assert {torch.int8, torch.uint8} & {parameter.dtype for parameter in lm.model.parameters()}
-        base = logits(lm)
-        with steer(lm.blocks, torch.ones(4, 64), coefficients(4, (1, 2), 1.0)):
-            assert not torch.equal(logits(lm), base)
-        assert torch.equal(logits(lm), base)
-
-
 def test_the_head_never_gets_a_slice_with_gaps(arch):
     """torch copies a whole bfloat16 weight for one: 300 times the time on a CPU."""
     lm = tiny.language_model(arch)
@@ -383,3 +349,140 @@ def test_the_head_never_gets_a_slice_with_gaps(arch):
         last = lm.model(input_ids=torch.tensor([[5, 6, 7]] * 2), logits_to_keep=1).logits
     assert strides == [(3 * lm.width, lm.width, 1), (lm.width, lm.width, 1)]
     assert_near(last, whole[:, -1:], model_rounding(lm))
+
+
+PLACES = {"model.embed_tokens": "disk", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk"}
+BLOCKS = {f"model.layers.{n}": "disk" if n % 2 else "cpu" for n in range(4)}
+
+
+@pytest.fixture(scope="module", params=tiny.ARCHS)
+def pair(request, tmp_path_factory):
+    """The same weights whole, and spread."""
+    whole, other = (tiny.language_model(request.param) for _ in range(2))
+    spread = dispatch_model(
+        other.model,
+        device_map=PLACES | BLOCKS,
+        main_device="cpu",
+        offload_dir=tmp_path_factory.mktemp("offload"),
+        force_hooks=True,
+    )
+    return whole, LanguageModel(whole.name, spread, other.tokenizer)
+
+
+def test_it_is_known_where_input_goes(pair):
+    whole, spread = pair
+    assert placement.spread(spread.model)
+    assert not placement.spread(whole.model)
+    assert spread.device == torch.device("cpu")
+    assert (whole.info.device, spread.info.device) == ("cpu", "several")
+    assert spread.fingerprint == whole.fingerprint
+
+
+def test_it_extracts_and_steers_as_the_whole_one(pair):
+    whole = pair[0]
+    made, other = (vectors.extract(lm, TRAIT, CONTEXTS, ExtractSettings(batch_size=2)) for lm in pair)
+    raw, other_raw = (one.directions_LD * one.norms_L[:, None] for one in (made, other))
+    assert_near(other_raw, raw, model_rounding(whole), made.residual_norms_L)
+    prompt = tuple(whole.encode_chat([user("hi there")]))
+    rows = [Row(prompt), Row(prompt, coefficients(4, (1, 2), 3.0)[0], shadow=True)]
+    sample = SampleSettings(max_new_tokens=8, greedy=True)
+    expected, found = (complete(lm, rows, made.directions_LD, sample) for lm in pair)
+    for answer, other_answer in zip(expected, found, strict=True):
+        assert [token.id for token in other_answer.tokens] == [token.id for token in answer.tokens]
+    kls = [[token.kl for token in answers[1].tokens] for answers in (expected, found)]
+    assert_near(kls[1], kls[0], model_rounding(whole), nats(whole, prompt))
+    assert max(kls[0]) > 0.01
+
+
+def test_it_is_evaluated_as_the_whole_one(pair):
+    made = vectors.extract(pair[0], TRAIT, CONTEXTS, ExtractSettings(batch_size=2))
+    doses_KL = torch.cat([coefficients(4, (1,), c) for c in (0.0, 2.0)])
+    expected, found = (
+        evaluate(
+            lm,
+            lm.material.vignettes(limit=2),
+            data.frame("choice"),
+            vector=made,
+            coefficients_RL=doses_KL,
+        )
+        for lm in pair
+    )
+    for one, other in zip(expected, found, strict=True):
+        assert_near(other.p, one.p, model_rounding(pair[0]), log_p(one))
+
+
+def test_one_card_where_it_fits_and_all_where_it_does_not(monkeypatch, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 100)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (60, 60))
+    assert placement.best_device(tmp_path, "auto") == "auto"
+    assert files.free("auto") == 120
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (100, 100))
+    assert placement.best_device(tmp_path, "auto") == "cuda"
+
+
+def test_bfloat16_is_widened_only_on_a_processor_that_imitates_it(monkeypatch, tmp_path):
+    lm = tiny.language_model()
+    lm.model.bfloat16()
+    tiny.save(lm, tmp_path)
+    able = {"avx512_bf16": False, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert load(str(tmp_path), device="cpu").dtype == torch.float32
+    assert load(str(tmp_path), device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+    for instructions in placement.BFLOAT16:
+        able[instructions] = True
+        assert load(str(tmp_path), device="cpu").dtype == torch.bfloat16
+        able[instructions] = False
+    weights = files.needed(tmp_path, torch.float32)
+    monkeypatch.setattr(placement, "room_on", lambda _device: 1.9 * weights)
+    assert load(str(tmp_path), device="cpu").dtype == torch.bfloat16
+
+
+def test_a_download_tells_how_far_it_is(monkeypatch, tmp_path):
+    """The hub client's own bars: those of bytes speak, those of files do not."""
+
+    def fetch(_name, *, allow_patterns, tqdm_class):
+        assert not any("bin" in pattern for pattern in allow_patterns)
+        with tqdm_class(total=3, desc="Fetching 3 files", disable=True) as bar:
+            bar.update(1)
+        with tqdm_class(total=0, unit="B", disable=True) as bar:
+            bar.total += 2_000_000_000
+            bar.update(500_000_000)
+        return str(tmp_path)
+
+    said = []
+    monkeypatch.setattr(files, "snapshot_download", fetch)
+    assert files.download("own/model", said.append) == tmp_path
+    assert said == ["downloading, 0.50 of 2.00 GB"]
+
+
+def test_weights_laid_out_for_few_rows_are_the_same_numbers(tmp_path):
+    lm = tiny.language_model("llama")
+    ids_BT = torch.arange(12)[None] + 20
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    with torch.no_grad():
+        logits = lm.model(input_ids=ids_BT).logits
+        placement.lay_out(lm.model)
+        again = lm.model(input_ids=ids_BT).logits
+    weight = lm.model.model.layers[0].mlp.up_proj.weight
+    assert not weight.is_contiguous()
+    assert weight.t().is_contiguous()
+    assert all(torch.equal(before[name], value) for name, value in lm.model.state_dict().items())
+    torch.testing.assert_close(again, logits)
+    lm.model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(before[name], value) for name, value in saved.items())
+
+
+def test_rows_follow_the_free_memory(lm, monkeypatch):
+    def fit(free: int, n_tokens: int = 100) -> int:
+        monkeypatch.setattr(batch, "free", lambda _: free)
+        return rows_that_fit(lm, n_tokens, 64)
+
+    assert fit(0) == 1
+    assert fit(2**40) == 64
+    some = fit(10_000_000)
+    assert 1 < some < 64
+    assert fit(20_000_000) in {2 * some, 2 * some + 1}
+    assert fit(10_000_000, 400) < some

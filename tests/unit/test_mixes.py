@@ -34,9 +34,7 @@ def test_an_expression_is_read_and_written_again(text, terms, where):
     ("text", "said"),
     [
         ("", "character 1: expected a number or a trait's name, not its end."),
-        ("0.8", "character 4: expected a number or a trait's name, not its end."),
         ("warm formal", "character 6: expected +, - or @, not 'formal'."),
-        ("warm -  - dry", "character 9: expected a number or a trait's name, not '-'."),
         ("warm @ here", "character 8: expected after @ one of both, prompt, answer, first N"),
         ("<b>warm", "character 1: expected a number or a trait's name, not '<'."),
         ("warm - formel", "character 8: expected a trait (nearest: formal"),
@@ -64,8 +62,6 @@ def test_a_request_says_its_gate_once():
         build(SteerRequest, prompt="a", mix="warm @answer", where="prompt")
     with pytest.raises(SettingsError, match="says @answer and where says prompt: say it in one of the two"):
         build(DoseRequest, mix="warm @answer", where="prompt")
-    with pytest.raises(SettingsError, match=r"character 6: expected .* not its end\.$"):
-        build(SteerRequest, prompt="a", mix="warm+")
 
 
 def test_a_run_measures_a_trait_that_its_mix_adds():
@@ -186,8 +182,6 @@ def test_the_kl_of_a_mix_is_measured_and_one_that_cannot_reach_a_nat_is_told(eng
 
 
 def test_what_cannot_be_mixed_is_one_sentence(engine):
-    with pytest.raises(SettingsError, match=r"character 1: expected a trait \(nearest: care_over_authority"):
-        list(engine.steer(asked("care_over_autority"), session="x"))
     with pytest.raises(SettingsError, match="cancel"):
         list(engine.steer(asked(f"{CARE} - {CARE}"), session="x"))
     with pytest.raises(SettingsError, match="leave ablate out of the mix"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from steer_heal import cli, data, models
+from steer_heal import data, models
 from steer_heal.config import (
     AUTO,
     AUTO_FRAME,
@@ -59,16 +59,8 @@ def drafting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "load", lambda _name: tiny.shared("llama"))
 
 
-def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    code = cli.main(words)
-    said = capsys.readouterr()
-    return code, said.out + said.err
-
-
-def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    code, said = told(capsys, *FORMAL)
+def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(run: Any, tmp_path: Path) -> None:
+    code, said, _ = run(*FORMAL)
     assert code == 0
     assert "21 of 21 pairs of replies that tiny-llama drafted are sound." in said
     assert "measure + Good day to you, number 0.\nmeasure - Hey there, number 0!\n" in said
@@ -86,18 +78,18 @@ def test_two_words_are_a_trait_that_is_kept_shown_and_deleted(
     )
     assert made.target == {"formal": 1, "casual": -1}
     assert list(data.traits()) == [*data.bundled_traits(), "formal"]
-    assert re.search(r"^formal +yours +its own axis ", told(capsys, "trait", "list")[1], re.M)
-    shown = told(capsys, "trait", "show", "formal")[1]
+    assert re.search(r"^formal +yours +its own axis ", run("trait", "list")[1], re.M)
+    shown = run("trait", "show", "formal")[1]
     assert "more: You are formal." in shown
     assert "measured on its own axis: formal against casual" in shown
     out = tmp_path / "sent.json"
-    assert told(capsys, "trait", "export", "formal", "--out", str(out))[0] == 0
+    assert run("trait", "export", "formal", "--out", str(out))[0] == 0
     poles = ("--plus", "stiff", "--minus", "loose", "--replies", str(out))
-    assert told(capsys, "trait", "make", "stiff", *poles)[0] == 0
+    assert run("trait", "make", "stiff", *poles)[0] == 0
     assert (data.trait("stiff").replies, data.trait("stiff").scenes) == (made.replies, made.scenes)
-    assert told(capsys, "trait", "delete", "formal")[0] == 0
+    assert run("trait", "delete", "formal")[0] == 0
     assert "formal" not in data.traits()
-    assert told(capsys, "trait", "import", str(out))[0] == 0
+    assert run("trait", "import", str(out))[0] == 0
     assert data.trait("formal") == made
 
 
@@ -109,14 +101,12 @@ def test_they_are_kept_in_the_user_s_own_folder(monkeypatch: pytest.MonkeyPatch,
     assert data.trait("formal") == data.own_trait(tmp_path / "steer-heal" / "traits" / "formal.json")
 
 
-def test_personas_replies_and_a_target_are_taken_as_they_stand(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_personas_replies_and_a_target_are_taken_as_they_stand(run: Any, tmp_path: Path) -> None:
     replies = tmp_path / "replies.json"
     replies.write_text(json.dumps([["Poor thing.", "Rules are rules."], ["Help them.", "Ask first."]]))
     more = ("--target", "care=1, Social Norms=-1", "--replies", str(replies))
     poles = ("--plus", "You are a nurse who hurries.", "--minus", "You are a clerk who waits.")
-    assert told(capsys, "trait", "make", "nurse", *poles, *more)[0] == 0
+    assert run("trait", "make", "nurse", *poles, *more)[0] == 0
     made = data.trait("nurse")
     assert made.positive == "You are a nurse who hurries."
     assert made.target == {"Care": 1, "SocialNorms": -1}
@@ -136,37 +126,36 @@ def test_personas_replies_and_a_target_are_taken_as_they_stand(
         (("make", "x", "--plus", "a", "--minus", "b", "--target", "Love=1"), "no target"),
         (("make", "x", "--plus", "a", "--minus", "b", "--replies", "none.json"), "cannot be read"),
         (("make", "x", "--plus", "a" * 10_000, "--minus", "b"), "has 10,000 characters: give at most 480."),
-        (("make", "x", "--plus", "You are blunt.", "--minus", "blunt"), "two that differ"),
-        (("show", "x"), "Unknown trait"),
         (("show",), "Name the trait"),
-        (("delete", DEFAULT_TRAIT), "of your own"),
+        (("make", "x", "--plus", "You are blunt.", "--minus", "blunt"), "two that differ"),
         (("export", DEFAULT_TRAIT), "trait of ours"),
+        (("delete", DEFAULT_TRAIT), "of your own"),
         (("import", "none.json"), "none.json"),
     ],
 )  # fmt: skip
 def test_what_will_not_do_is_one_sentence_and_leaves_nothing(
-    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], why: str
+    run: Any, words: tuple[str, ...], why: str
 ) -> None:
-    code, said = told(capsys, "trait", *words)
+    code, _, said = run("trait", *words)
     assert code == 2
     assert why in said
     assert said.count("\n") == 1
     assert own_traits.files() == {}
 
 
-def test_one_is_never_written_over(capsys: pytest.CaptureFixture[str]) -> None:
-    told(capsys, *FORMAL)
+def test_one_is_never_written_over(run: Any) -> None:
+    run(*FORMAL)
     before = own_traits.files()["formal"].read_bytes()
-    code, said = told(capsys, "trait", "make", "formal", "--plus", "stiff", "--minus", "loose")
+    code, _, said = run("trait", "make", "formal", "--plus", "stiff", "--minus", "loose")
     assert (code, "There is a trait 'formal'" in said) == (2, True)
     assert own_traits.files()["formal"].read_bytes() == before
 
 
-def test_a_broken_file_is_left_out_and_told_to_who_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
-    told(capsys, *FORMAL)
+def test_a_broken_file_is_left_out_and_told_to_who_asks_for_it(run: Any) -> None:
+    run(*FORMAL)
     own_traits.files()["formal"].write_text('{"name": "formal",')
     assert "formal" not in data.traits()
-    assert "formal is left out" in told(capsys, "trait", "list")[1]
+    assert "formal is left out" in "".join(run("trait", "list")[1:])
     with pytest.raises(SettingsError, match=r"formal\.json line 1: not JSON"):
         data.trait("formal")
 
@@ -208,14 +197,12 @@ def test_its_own_axis_is_of_its_statements_and_named_after_its_personas(
     assert [wording.options for wording in frame.wordings] == [("Ay.", "Yes."), ("Nay.", "No.")]
 
 
-def test_a_file_without_statements_is_not_measured_until_the_model_has_drafted_some(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_file_without_statements_is_not_measured_until_the_model_has_drafted_some(run: Any) -> None:
     mine = [["Odd, I say.", "Even, I say."]]
     tiny.own_trait("x", "odd", "even", statements=[], replies=mine)
     with pytest.raises(SettingsError, match=r"has no statements.*with `trait make x`"):
         data.frame("own:x")
-    assert told(capsys, "trait", "make", "x")[0] == 0
+    assert run("trait", "make", "x")[0] == 0
     assert len(data.own_axis(data.trait("x")).wordings) == 6
     assert data.trait("x").replies == (("Odd, I say.", "Even, I say."),)
 

@@ -1,24 +1,35 @@
 """The page without a browser: what it imports, who wins, what a browser may send, ports."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
-from components import heal, moral_map, runs, watching
+from components import charts_sweep, heal, moral_map, runs, sweeps, view_sweeps, watching
 from components.access import bind
+from components.address import keep, read
 from components.controls import FORM as FIELDS
 from components.controls import band, composed, ends, layers_of, measured, offer, recall, sound, spread
 from components.page import build
+from components.talking import Exchange, messages, request, steering
 from steer_heal.config import (
+    LOCAL,
+    MAX_SWEEP_RUNS,
     DataSettings,
+    RunSweep,
     SettingsError,
     TrainSettings,
+    axes,
     changed,
     describe_settings,
     heal_settings,
 )
-from tests.fake_engine import FakeEngine
+from steer_heal.records import Spoken, SweepForecast, TextHealth, Token
+from tests.fake_engine import FORM_VALUES, FakeEngine
 from tests.fake_runs import EXAMPLE
 from tests.jobs import until
 
@@ -96,19 +107,6 @@ def test_a_browser_may_send_anything(kept: object) -> None:
 def test_an_unknown_round_says_what_to_do() -> None:
     for place in (["../../etc", 1], [EXAMPLE, 99], ["gone-run", 1]):
         assert "sh-error" in moral_map.open_round(FakeEngine(), {"runs": None, "open": place})[0]
-
-
-def test_a_run_of_this_browser_that_ended_says_what_came_of_it_until_it_is_opened() -> None:
-    engine = FakeEngine(round_seconds=0.01)
-    run_id = engine.launch(heal_settings("quick", model="demo", rounds=1, name="mine"))
-    until(lambda: engine.runs.rows()[0].status == "finished")
-    memory = {**watching.remembered(None), "mine": run_id}
-    cards = watching.draw(engine, engine.runs.rows(), memory)[2]
-    assert "mine: finished" in cards
-    clicked = SimpleNamespace(_data={"action": "open", "run": run_id, "round": "1"})
-    opened, _ = runs.acting(engine)(memory, clicked)
-    assert (opened["open"], opened["mine"]) == ([run_id, 1], None)
-    assert "mine: finished" not in watching.draw(engine, engine.runs.rows(), opened)[2]
 
 
 def test_the_card_of_a_run_that_is_opened_too_early_or_failed_stays() -> None:
@@ -239,3 +237,174 @@ def test_a_band_is_kept_in_shares_of_depth_and_shown_as_whole_layers() -> None:
     layers = [shown[3 + FIELDS.index(name)]["value"] for name in ("low", "high")]
     assert layers == [0, 9]
     assert layers_of(engine, {"low": "<b>", "high": 7})["high"]["value"] == 5
+
+
+def opened(query):
+    return read(dict(parse_qsl(query)))
+
+
+def test_an_address_holds_the_view():
+    assert opened(
+        "model=demo&trait=t&prompt=Hi+there&band=0.25-0.5&alpha=-1.5&seed=7&length=60&greedy=1"
+        "&temperature=0.3&top_p=1&top_k=40&where=first+8&mix=0.8+warm+-+formal+%40answer"
+    ) == {
+        "trait": "t",
+        "prompt": "Hi there",
+        "low": 0.25,
+        "high": 0.5,
+        "exact": -1.5,
+        "seed": 7,
+        "length": 60,
+        "greedy": True,
+        "temperature": "0.3",
+        "top_p": "1",
+        "top_k": "40",
+        "where": "first 8",
+        "mix": "0.8 warm - formal @answer",
+    }
+
+
+@pytest.mark.parametrize("query", ["", "alpha=nan", "band=a-b", "seed=", "unknown=1", "band=0.4"])
+def test_what_cannot_be_read_is_left_out(query):
+    assert opened(query) == {}
+
+
+def test_a_method_that_was_chosen_stands_in_the_address_and_none_means_the_model_s_own():
+    assert opened("method=mean_diff") == {"method": "mean_diff", "greedy": False}
+    assert "method" not in opened("alpha=1")
+    assert "if (form.method !== 'auto') view.set('method', form.method)" in keep(FIELDS)
+
+
+FINE = TextHealth(1.0, 1.0, 0.0)
+SAID = (
+    Exchange("# one", {"base": (spoken := (Spoken((Token(0, "<b>dull</b>", 1.0),), FINE),))}, 0, "alpha 1"),
+    Exchange("two", {"base": spoken, "steered": (Spoken((Token(0, "kind", 1.0),), FINE),)}),
+)
+FILLED = {name: FORM_VALUES[name] for name in FIELDS} | {"band": (0.4, 0.6)}
+
+
+def test_each_voice_goes_on_from_its_own_answers_and_a_later_one_from_the_first_voice_s() -> None:
+    given = messages(SAID, "steered", "three")
+    assert [one["content"] for one in given] == ["# one", "<b>dull</b>", "two", "kind", "three"]
+    assert [one["role"] for one in given] == ["user", "assistant"] * 2 + ["user"]
+    assert messages(SAID, "a-run/2", "x")[3]["content"] == "<b>dull</b>"
+
+
+def test_the_form_becomes_a_request() -> None:
+    asked = request(SAID, "three", 2, ["base", "steered", "a-run/2"], 3, FILLED)
+    assert [(one.alpha, one.run, one.round) for one in asked.voices] == [
+        (0.0, "", 0),
+        (1.0, "", 0),
+        (0.0, "a-run", 2),
+    ]
+    assert (asked.n, asked.sample.seed) == (3, len(SAID) + 2)
+    assert steering(asked, ["base", "steered", "a-run/2"]) == (
+        "alpha 1 of care_over_authority, prompt and answer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"text": " "}, "There is no message"),
+        ({"names": []}, "Nobody is chosen"),
+        ({"names": ["base"] * 5}, "at most 4"),
+        ({"names": ["a/x"]}, "is nobody who answers"),
+        ({"form": FILLED | {"exact": None}}, "alpha is empty"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(changes: dict, said: str) -> None:
+    asked = {"before": (), "text": "x", "take": 0, "names": ["base"], "n": 1, "form": FILLED} | changes
+    with pytest.raises(SettingsError, match=said):
+        request(**asked)
+
+
+BASE = heal_settings("quick", model="demo", rounds=1)
+EVIL = "<img src=x onerror='a()'>"
+
+
+def started(engine: FakeEngine, *texts: str) -> RunSweep:
+    return engine.sweeps.start(BASE, axes.parse(texts), budget=10)
+
+
+def finished(engine: FakeEngine) -> FakeEngine:
+    until(lambda: all(row.status == "finished" for row in engine.runs.rows()))
+    return engine
+
+
+def drawn(engine: FakeEngine, kept: Any) -> tuple[str, str, str | None]:
+    return sweeps.draw(engine, engine.runs.rows(), kept)
+
+
+def clicked(engine: FakeEngine, kept: Any, action: str, sweep: str) -> tuple[Any, str]:
+    event = SimpleNamespace(_data={"action": action, "run": sweep})
+    return sweeps.acting(engine)(kept, event)  # type: ignore[arg-type]
+
+
+def test_axes_are_lines_and_a_budget_left_empty_is_said() -> None:
+    assert sweeps.read("seed=0,1\n\n  train.lam = 1, 2 ", 4) == {"seed": [0, 1], "train.lam": [1, 2]}
+    bad = (("seed=0..3", 3, "more than the 3"), ("seed=0", None, "1 to"), ("x=1", 9, "no setting"))
+    for text, budget, said in bad:
+        with pytest.raises(SettingsError, match=said):
+            sweeps.read(text, budget)
+
+
+def test_what_a_sweep_takes_is_said_beforehand_where_it_is_known() -> None:
+    told = view_sweeps.takes(SweepForecast(9, (EVIL,), 2, 3, 750.0, 400_000_000, 7_900_000_000), LOCAL)
+    for said in ("9 runs, 2 at a time.", "about 12 min", "0.4 GB a run; 7.9 GB are free", "1 cannot run"):
+        assert said in told
+    assert "<img" not in told
+    there = view_sweeps.takes(SweepForecast(1, (), 4, 0, None, None, None), "ray://head:1")
+    assert "1 run, 4 at a time on ray://head:1. Time: not known" in there
+    assert "free" not in there
+
+
+def test_a_sweep_is_listed_opened_shown_as_one_stopped_and_resumed() -> None:
+    engine = FakeEngine(round_seconds=1e6)
+    assert drawn(engine, None) == ("", "", None)
+    sweep = started(engine, "seed=0,1")
+    listed, table, figure = drawn(engine, None)
+    assert ("2 running" in listed, table, figure) == (True, "", None)
+    assert 'data-action="stop-sweep" data-sure="Cancel the runs of this sweep' in listed
+    assert "resume-sweep" not in listed
+    kept, said = clicked(engine, {"runs": [EXAMPLE]}, "show-sweep", sweep.sweep_id)
+    assert (set(kept["runs"]), said) == ({EXAMPLE, *sweep.run_ids}, "")
+    assert 'aria-checked="true"' in drawn(engine, kept)[0]
+    assert clicked(engine, kept, "show-sweep", sweep.sweep_id)[0]["runs"] == [EXAMPLE]
+    clicked(engine, kept, "stop-sweep", sweep.sweep_id)
+    stopped = drawn(engine, None)[0]
+    assert "2 cancelled" in stopped
+    assert 'data-action="resume-sweep"' in stopped
+    assert "stop-sweep" not in stopped
+    clicked(engine, kept, "resume-sweep", sweep.sweep_id)
+    assert "2 running" in drawn(engine, None)[0]
+    kept, _ = clicked(engine, kept, "open-sweep", sweep.sweep_id)
+    assert "nothing to compare" in drawn(engine, kept)[1]
+    assert clicked(engine, kept, "open-sweep", sweep.sweep_id)[0]["sweep"] is None
+    assert "sh-error" in clicked(engine, None, "stop-sweep", "../etc")[1]
+    assert watching.remembered({"sweep": 3})["sweep"] is None
+
+
+def test_the_front_is_what_no_other_equals_with_less_damage_or_more_movement() -> None:
+    points = [(0.2, 0.5), (0.1, 0.3), (0.3, 0.5), (0.1, 0.2), (0.4, 0.6), (0.1, 0.3)]
+    assert charts_sweep.front(points) == [1, 0, 4]
+    assert charts_sweep.front([]) == []
+
+
+def test_a_run_is_held_against_the_furthest_random_direction_of_its_own_trait() -> None:
+    engine = FakeEngine()
+    nodes, controls = engine.runs.map([EXAMPLE]), engine.runs.controls([EXAMPLE])
+    target = {"Care": 1, "SocialNorms": -1}
+    found = charts_sweep.held_against(nodes, controls, {"care_over_authority": target})
+    assert found == pytest.approx({"random": 0.045, "persona": 0.5})
+    assert charts_sweep.held_against(nodes, controls, {}) == {}
+
+
+def test_what_a_person_wrote_is_no_markup() -> None:
+    engine = FakeEngine(round_seconds=0.01)
+    varied = {"trait": [EVIL, "care_over_authority", {"{0}": EVIL}]}
+    made = finished(engine).sweeps.start(BASE, varied, budget=MAX_SWEEP_RUNS)
+    finished(engine)
+    listed, table, figure = drawn(engine, {"sweep": made.sweep_id})
+    assert "&lt;img" in table
+    assert "<img" not in listed + table + (figure or "")

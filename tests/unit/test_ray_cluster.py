@@ -60,22 +60,17 @@ def test_an_address_that_nobody_answers_at_is_said_at_once(tmp_path, port, monke
     assert "Nobody answers at" in refusal(tmp_path, f"ray://127.0.0.1:{closed}")
 
 
-def test_a_client_s_process_that_does_not_start_is_asked_for_once_more(tmp_path, port, monkeypatch):
+def test_a_client_that_does_not_start_is_asked_for_once_more_and_versions_are_named(
+    tmp_path, port, monkeypatch
+):
     asked: list[int] = []
 
     def failing(*_args: object, **_options: object) -> None:
         asked.append(1)
-        raise ConnectionAbortedError if len(asked) == 1 else RuntimeError("Version mismatch")
+        mismatch = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n")
+        raise ConnectionAbortedError if len(asked) == 1 else mismatch
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=failing))
-    assert "Version mismatch" in refusal(tmp_path, f"ray://127.0.0.1:{port}")
-
-
-def test_other_versions_are_named(tmp_path, port, monkeypatch):
-    def other(*_args: object, **_options: object) -> None:
-        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n")
-
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=other))
     said = refusal(tmp_path, f"ray://127.0.0.1:{port}")
     assert "Ray: 2.59.0" in said
     assert "\n" not in said
@@ -260,24 +255,14 @@ def test_paused_it_leaves_its_place_after_its_round_and_resumed_it_takes_another
     assert whole(cluster, run_id).count("resumed") == 1
 
 
-def test_cancelled_it_ends_and_can_be_resumed(cluster, ray, may_end):
-    run_id = begun(cluster)
-    cluster.cancel(run_id)
-    heard(cluster, run_id, "cancelled")
-    assert ray.actors == {}
-    may_end.set()
-    cluster.resume(run_id)
-    heard(cluster, run_id, "finished")
-    assert whole(cluster, run_id).count("round") == 2
-
-
 def test_a_place_that_is_lost_for_good_interrupts_its_run_alone(cluster, ray, may_end):
     lost, other = begun(cluster), begun(cluster)
     ray.actors[lost].failure = RayError("The actor died\nand was not made anew.")
     heard(cluster, lost, "interrupted")
     assert "The actor died and was not made anew." in cluster.poll(lost).message
-    may_end.set()
-    heard(cluster, other, "finished")
+    cluster.cancel(other)
+    heard(cluster, other, "cancelled")
+    assert other not in ray.actors
 
 
 @pytest.mark.parametrize("anew", [False, True])

@@ -1,6 +1,9 @@
 """The store: idempotent, rebuilt equal from logs, patient with holders, never touching a foreign file."""
 
 import json
+import resource
+import signal
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -101,10 +104,6 @@ def test_round_detail_holds_base_steered_healed_and_what_was_said(store, log):
         store.round_detail("r1", 3)
     with pytest.raises(SettingsError, match="no run"):
         store.round_detail("nope", 1)
-
-
-def test_completions_keep_text_scores_and_reasons(store, log):
-    store.ingest("r1", events.read(log))
     rows = store.completions("r1", 1)
     assert [row.kept for row in rows] == [False, True, True]
     assert rows[0].reasons == ("repeats itself",)
@@ -158,7 +157,6 @@ def test_progress_rises_to_one_with_the_last_headline(store, tmp_path):
 
 ODD = [
     {"kind": "completion", "data": {"index": 2**40, "text": "x"}},
-    {"kind": "completion", "data": {"index": True}},
     {
         "kind": "completion",
         "data": {"index": 1, "text": None, "scores": "no", "reasons": None, "alpha": "much"},
@@ -167,11 +165,9 @@ ODD = [
         "kind": "profile",
         "data": {"stage": "healed", "p": {"Care": "high"}, "per_vignette": [{"id": 1}, None]},
     },
-    {"kind": "profile", "data": {"stage": None}},
     {"kind": "step", "data": {"step": "one"}},
     {"kind": "progress", "data": {"stage": "unheard of", "done": 3, "total": 0}},
     {"kind": "started", "data": {"settings": {"name": "n", "future": {"x": [1]}, "rounds": 2, "seed": 1}}},
-    {"kind": "resumed", "data": {"round": -4}},
     {"kind": "telepathy", "data": {"text": "nul \x00 and \udc80", "n": 1e400}},
     {"kind": "answers", "data": {"prompts": ["a"], "texts": [None]}},
 ]
@@ -250,3 +246,60 @@ def test_a_store_of_before_keeps_its_rows_and_gains_the_columns(store, log, monk
     assert len(nodes) == 5
     assert {node.agreement for node in nodes} == {node.text_verdict for node in nodes} == {None}
     assert nodes[2].care == pytest.approx(0.33)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "events.jsonl"
+
+
+def write(path: Path, n: int) -> None:
+    with EventLog(path) as log:
+        for index in range(n):
+            log.append("completion", 1, {"index": index, "text": f"né {index}\n\U0001f600"})
+
+
+def test_a_log_not_there_is_empty_and_one_shorter_than_the_offset_is_read_from_its_start(path: Path) -> None:
+    assert (events.read(path), events.last(path)) == (Chunk((), 0), None)
+    write(path, 2)
+    assert len(events.read(path, 10**6).events) == 2
+
+
+def test_the_last_event_is_found_behind_a_line_longer_than_the_tail(path: Path) -> None:
+    with EventLog(path) as log:
+        log.append("profile", 1, {"text": "x" * 300_000})
+        log.append("finished")
+    assert getattr(events.last(path), "kind", None) == "finished"
+    path.write_bytes(path.read_bytes()[:-3])
+    assert getattr(events.last(path), "kind", None) == "profile"
+
+
+def test_what_has_no_json_form_is_refused_and_the_log_unchanged(path: Path) -> None:
+    with EventLog(path) as log:
+        with pytest.raises(TypeError):
+            log.append("step", 1, {"loss": object()})
+        assert log.append("step").seq == 0
+
+
+def test_a_full_disk_raises_leaves_no_half_line_and_writing_can_go_on(path: Path) -> None:
+    write(path, 1)
+    size = path.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with EventLog(path) as log:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 30, limits[1]))
+        try:
+            with pytest.raises(OSError):
+                log.append("completion", 1, {"text": "too long for what is left of the disk"})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+        assert path.stat().st_size == size
+        assert log.append("completion").seq == 1
+    assert len(events.read(path).events) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_a_settings_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SettingsError, match="Cannot write"):
+        EventLog(tmp_path / "file" / "events.jsonl")

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from steer_heal import models
 from steer_heal.config import (
     SettingsError,
     SteerRequest,
@@ -141,10 +140,6 @@ def test_what_cannot_be_answered_is_said_in_one_sentence(engine, lm, tmp_path):
     refused("it has only up to round 2", f"{run}/3")
     refused("came without its adapters", "example-care-over-authority/1")
     refused("what was said stays as it is", "base", messages=({"role": "user", "content": "word " * 450},))
-    refused("is nobody who answers", "somebody")
-    refused("end with a user's", "base", messages=(*SAID, {"role": "assistant", "content": "All is."}))
-    refused("32000 or fewer", "base", messages=({"role": "user", "content": "a" * 8000},) * 5)
-    refused("type something", "base", messages=({"role": "user", "content": " "},))
     answering = engine.talk(asked(f"{run}/1"), session="b")
     next(answering)
     shutil.rmtree(tmp_path / "runs" / run)
@@ -153,9 +148,7 @@ def test_what_cannot_be_answered_is_said_in_one_sentence(engine, lm, tmp_path):
     assert list(engine.talk(asked("base"), session="a"))[-1].done
 
 
-def test_a_newer_question_of_a_session_ends_the_older_and_stopping_leaves_what_is_written(
-    engine,
-):
+def test_a_newer_question_of_a_session_ends_the_older_and_stopping_leaves_what_is_written(engine):
     frames = []
     for frame in engine.talk(asked("base", max_new_tokens=400), session="a"):
         frames.append(frame)
@@ -163,23 +156,6 @@ def test_a_newer_question_of_a_session_ends_the_older_and_stopping_leaves_what_i
             engine.stop("a")
     assert (frames[-1].done, frames[-1].message) == (True, "Stopped.")
     assert frames[-1].voices[0][0].tokens
-
-
-def test_the_demo_model_holds_a_conversation_beside_its_healed_self(tmp_path, measured):
-    lm = models.load("demo")
-    engine = Engine(lm=lm, runs_dir=tmp_path / "runs", db=tmp_path / "runs.duckdb", cache_dir=measured)
-    run = shaken_run(lm, tmp_path / "runs", rounds=1)
-    names, said = ["base", "steered", f"{run}/1"], [{"role": "user", "content": "How do you rest?"}]
-    texts = []
-    for more in ("And after that?", ""):
-        voices = tuple(build(Voice, messages=said, **read_voice(name, 1.5)) for name in names)
-        frame = list(engine.talk(build(TalkRequest, voices=voices), session="a"))[-1]
-        texts.append([column[0].text for column in frame.voices])
-        assert all(column[0].health and column[0].text.strip() for column in frame.voices)
-        said += [{"role": "assistant", "content": texts[-1][0]}, {"role": "user", "content": more}]
-    assert all(len(set(some)) == len(names) for some in texts)
-    assert texts[0] != texts[1]
-    engine.close()
 
 
 def test_people_who_talk_share_batches_with_each_other_and_with_pairs(engine, lm, tmp_path, batches):

@@ -26,9 +26,7 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def play(
-    monkeypatch,
-):
+def play(monkeypatch):
     """Puts a function in the loop's place; gives the keyword arguments it was called with."""
     asked: list[dict[str, Any]] = []
 

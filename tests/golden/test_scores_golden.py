@@ -1,12 +1,13 @@
-"""The cloze's scores against transformers' own forward, a sequence at a time, on every architecture."""
+"""Scores of cloze and choice against transformers' own forward: every number of every row."""
 
+from dataclasses import replace
 from itertools import combinations
 from statistics import fmean
 
 import pytest
 import torch
 
-from steer_heal import forward
+from steer_heal import data, forward
 from steer_heal.config import FOUNDATIONS
 from steer_heal.data import checked_trait, own_axis
 from steer_heal.data.own_traits import of_poles
@@ -14,9 +15,11 @@ from steer_heal.evaluate.choice import evaluate
 from steer_heal.evaluate.questions import answer_ids
 from steer_heal.forward import ours
 from steer_heal.records import Vignette
-from steer_heal.vectors.steering import steer
+from steer_heal.vectors.steering import coefficients, steer
 from tests import tiny
+from tests.close import assert_near, model_rounding
 from tests.unit.test_cloze import CLOZE, doses
+from tests.unit.test_evaluate import FRAME, LONG
 from tests.unit.test_evaluate import by_hand as alone
 
 BEGUN = "Late on a cold evening, "
@@ -64,3 +67,37 @@ def test_every_score_is_that_of_a_plain_pass(arch, plain, frame, monkeypatch):
         first = frame.names[0]
         assert profile.p[first] == pytest.approx(fmean(row.p[first] for row in profile.per_vignette))
         assert sum(profile.p.values()) == pytest.approx(1.0)
+
+
+FRAMES = {
+    "one token a word": FRAME,
+    "words of several tokens": LONG,
+    "nothing in common": replace(FRAME, question="{options}? {text}", orders=("forward",)),
+    "tinymfv without a thought": replace(data.frame("tinymfv"), think_budget=0),
+    "tinymfv": replace(data.frame("tinymfv"), think_budget=6),
+}
+CASES = [("gemma3", name) for name in FRAMES] + [
+    (arch, name) for arch in ("llama", "qwen3") for name in ("words of several tokens", "tinymfv")
+]
+
+
+@pytest.mark.parametrize(("arch", "name"), CASES)
+def test_our_own_blocks_give_transformers_numbers(arch, name, monkeypatch):
+    """Vignettes of unlike length, sliding windows, three doses at once, batches that do not come out even."""
+    lm, frame = tiny.shared(arch), FRAMES[name]
+    vector = tiny.vector(lm, seed=1)
+    doses_KL = torch.cat([coefficients(lm.n_layers, (1, 2), c) for c in (0.0, 1.7, -3.4)])
+
+    def measured(batch_size):
+        asked = {"vector": vector, "coefficients_RL": doses_KL, "batch_size": batch_size}
+        return [row for one in evaluate(lm, VIGNETTES, frame, **asked) for row in one.per_vignette]
+
+    found, in_small_batches = measured(32), measured(4)
+    monkeypatch.setattr(forward, "is_known", lambda _lm: False)
+    for row, small, expected in zip(found, in_small_batches, measured(32), strict=True):
+        for one in (row, small):
+            assert_near(one.score, expected.score, model_rounding(lm))
+            nats = max(map(abs, expected.score.values()))
+            assert_near(one.mass, expected.mass, model_rounding(lm), nats)
+            assert_near(one.prefill_nll, expected.prefill_nll, model_rounding(lm), nats)
+    assert found[0].score != pytest.approx(found[3].score, abs=1e-3)
