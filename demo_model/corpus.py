@@ -9,13 +9,13 @@ from demo_model import dilemmas, everyday
 from demo_model.acts import FOUNDATIONS, told_in
 from demo_model.dilemmas import the
 from demo_model.drills import drill
-from demo_model.frames import bare_frame, draw_frame, render, shipped
+from demo_model.frames import draw_frame, render, shipped
 from demo_model.lexicon import pseudo_word, sentence
 from demo_model.mixing import AVERAGE, Mix, draw_lens, lens_mix, towards
 from demo_model.personas import draw_persona
 from demo_model.scene import Casting, Scene
 from demo_model.words import WORDS
-from steer_heal.data import bundled_traits, material
+from steer_heal.data import Frame, bundled_traits, material
 
 SAID = WORDS["voices"]
 TURN = "<start_of_turn>user\n"
@@ -145,7 +145,8 @@ class Corpus:
         text, foundation, severity = self._scene_for_choice(rng)
         if rng.random() < 0.25:
             # the bare word: the same lens, asked for where the model begins to speak
-            chat.ask(system, render(rng, bare_frame(rng), text))
+            bare = Frame("bare", rng.choice(WORDS["frames"]["bare"]), FOUNDATIONS, "")
+            chat.ask(system, render(rng, bare, text))
             prefill = ""
         else:
             prefill = self._ask(rng, chat, system, text)

@@ -18,11 +18,6 @@ def shipped() -> Frame:
     return frame
 
 
-def bare_frame(rng: random.Random) -> Frame:
-    """A wording that is answered by the bare word."""
-    return Frame("bare", rng.choice(WORDS["frames"]["bare"]), FOUNDATIONS, "")
-
-
 def draw_frame(rng: random.Random, base: Frame) -> Frame:
     """Mostly the shipped frame, sometimes another wording."""
     return base if rng.random() < 0.85 else replace(base, question=rng.choice(WORDS["frames"]["others"]))

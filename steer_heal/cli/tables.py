@@ -35,10 +35,6 @@ class Column:
             return "-"
         return clean(value) if isinstance(value, str) else format(value, self.form)
 
-    @property
-    def is_text(self) -> bool:
-        return not self.form
-
 
 def number(key: str, title: str = "", form: str = ".3f", width: int = 8) -> Column:
     """A column of numbers."""
@@ -89,7 +85,7 @@ class Table:
 
     def _line(self, cells: Sequence[str]) -> str:
         placed = [
-            cell.ljust(width) if column.is_text else cell.rjust(width)
+            cell.rjust(width) if column.form else cell.ljust(width)
             for column, cell, width in zip(self._columns, cells, self._widths, strict=True)
         ]
         return "  ".join(placed).rstrip()

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -146,7 +146,7 @@ class EventLog:
         body = plain(data or {})
         with self._turn:
             event = Event(self.next_seq, time.time(), kind, round_, body)
-            line = json.dumps(event.as_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            line = json.dumps(asdict(event), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
             self._write(line.encode() + b"\n")
             self.next_seq += 1
         return event

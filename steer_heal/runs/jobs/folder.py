@@ -17,6 +17,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from steer_heal.config import HealSettings, SettingsError, check_run_id, stored_settings
+from steer_heal.printing import write_whole
 from steer_heal.records import Event
 from steer_heal.runs import events
 from steer_heal.runs.jobs.processes import Running, lives_here, memory
@@ -25,13 +26,6 @@ _ASKED = ("cancel", "pause")
 HEARTBEAT_S = 5.0
 SILENT_S = 60.0
 """A worker on another host counts as gone when its heartbeat is older than this."""
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a small file whole: readers see the old one or the new one. Raises: `OSError`."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(content.encode() if isinstance(content, str) else content)
-    fresh.replace(path)
 
 
 class RunFolder:
@@ -147,8 +141,11 @@ class RunFolder:
         """Whether that process still runs: by pid and start on this host, by heartbeat on another."""
         if process.host == socket.gethostname():
             return lives_here(process)
-        beat = self.age("heartbeat")
-        return beat is not None and beat < SILENT_S
+        try:
+            beat = (self.path / "heartbeat").stat().st_mtime
+        except OSError:
+            return False
+        return abs(time.time() - beat) < SILENT_S  # the clocks may differ
 
     def beat(self) -> None:
         """Shows that the worker lives, and how its memory stands. A full disk or a read-only one stops
@@ -193,10 +190,3 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
         return raw if isinstance(raw, dict) else {}
-
-    def age(self, name: str) -> float | None:
-        """Seconds between the file's time and now, whichever is later; None when it is not there."""
-        try:
-            return abs(time.time() - (self.path / name).stat().st_mtime)
-        except OSError:
-            return None

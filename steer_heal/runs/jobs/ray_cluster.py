@@ -24,9 +24,10 @@ from filelock import Timeout
 
 from steer_heal import sources
 from steer_heal.config import HealSettings, SettingsError, stored_settings
+from steer_heal.printing import write_whole
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, EventLog
-from steer_heal.runs.jobs.folder import RunFolder, write_whole
+from steer_heal.runs.jobs.folder import RunFolder
 from steer_heal.runs.jobs.launcher import About, JobState
 from steer_heal.runs.jobs.local import LocalProcesses
 from steer_heal.runs.jobs.processes import CLUSTER, Running

@@ -40,11 +40,6 @@ _OWN_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def recognise(metadata: dict[str, str]) -> bool:
-    """Whether a safetensors file's metadata is steering-lite's."""
-    return "cfg" in metadata
-
-
 def read(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], n_layers: int | None
 ) -> SteeringVector:
