@@ -10,8 +10,6 @@ of the default's epochs. Memory is the process's peak above what it held with th
 3 M to 1 B parameters: the rule that the rate is given by.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import gc
@@ -26,7 +24,7 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import torch
@@ -50,7 +48,7 @@ WAYS = ("straightforward", "ours")
 class Peak:
     """The most resident memory of this process while the context lasts, in bytes above its start."""
 
-    def __enter__(self) -> Peak:
+    def __enter__(self) -> Self:
         _give_back()
         self._process = psutil.Process()
         self._begun = self._most = self._process.memory_info().rss

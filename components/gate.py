@@ -1,7 +1,5 @@
 """What reaches gradio: the routes the page and its clients need, of a size and a form that make sense."""
 
-from __future__ import annotations
-
 import json
 import re
 import secrets

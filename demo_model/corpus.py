@@ -1,7 +1,5 @@
 """The corpus: chats written from templates, one latent lens behind each reply and each label."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass, field
 

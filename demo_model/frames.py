@@ -1,7 +1,5 @@
 """The forced-choice frame as training sees it: the one in steer_heal/data/frames.json, and other wordings."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The words of the demo world: who acts, where, and how."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A scene: who does what, as a sentence in the third, second and first person, and what is held out."""
 
-from __future__ import annotations
-
 import random
 import zlib
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Printing never fails: what an output cannot show is written as an escape, what nobody reads is dropped.
 And a small file is there whole or not at all."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys

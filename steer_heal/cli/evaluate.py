@@ -1,7 +1,5 @@
 """`eval`: foundations, or a trait's poles, of a model, of its adapters and of a dose, base beside them."""
 
-from __future__ import annotations
-
 from operator import attrgetter
 from pathlib import Path
 from typing import Any

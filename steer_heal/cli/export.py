@@ -1,7 +1,5 @@
 """`export`: a run's tables, adapters and vectors as files that other tools open."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Aligned plain-text tables, a line at a time, and what a person sees of progress."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

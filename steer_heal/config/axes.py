@@ -1,7 +1,5 @@
 """The axes of a sweep: which settings vary, over which values."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

@@ -3,8 +3,6 @@
 Settings are validated once, when they are built; an unknown name is an error. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A sweep of heal runs as it is kept: what varies, and which run each combination became."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from steer_heal.config.axes import Axes

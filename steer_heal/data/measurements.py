@@ -1,7 +1,5 @@
 """What was measured before and need not be again: files in the cache folder, else those that ship."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

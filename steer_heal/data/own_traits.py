@@ -5,8 +5,6 @@ Without `replies` a vector is made from the two personas; without `target` the t
 axis: by how likely the model is to say its `statements`, pairs of what the two poles would say.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The answers of pairs and of conversations, those of several people in one batch, told token by token."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter, OrderedDict

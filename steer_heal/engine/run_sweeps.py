@@ -1,7 +1,5 @@
 """Sweeps of heal runs: each a file of settings and run ids, each of its cells an ordinary run."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time

@@ -1,7 +1,5 @@
 """Attention of queries to keys, and the one place where it is said which keys a query sees."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention

@@ -4,8 +4,6 @@ Prompts are read once for all rows that have them; steered rows share the blocks
 doses likewise; rows that begin alike share their beginning.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace

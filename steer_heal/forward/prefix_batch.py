@@ -4,8 +4,6 @@ A vignette asked in two orders is the same text up to the first answer. All toke
 block as one flat list; only attention knows whose they are. A prompt by itself is a tree with no trunk.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Prompts already read without steering, so that a moved slider reads only the steered blocks again."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 

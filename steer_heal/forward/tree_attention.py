@@ -1,7 +1,5 @@
 """Attention of some positions of rows that begin alike to what they have in common and to their own."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

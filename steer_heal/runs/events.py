@@ -1,7 +1,5 @@
 """The append-only log of one run: `events.jsonl`, one JSON object a line, the truth behind the store."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -11,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 from steer_heal.config import SettingsError
 from steer_heal.records import Event, RunStatus
@@ -183,7 +181,7 @@ class EventLog:
             self.sync()
             self._file.close()
 
-    def __enter__(self) -> EventLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

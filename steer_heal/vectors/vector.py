@@ -1,7 +1,5 @@
 """Steering vectors: extract, add, scale, compare, save, load."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field

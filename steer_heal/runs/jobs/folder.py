@@ -1,7 +1,5 @@
 """One run's folder: config.json, events.jsonl, vectors/, adapters/, worker.log, and who works in it."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets
@@ -11,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock
 from pydantic import ValidationError
@@ -47,7 +45,7 @@ class RunFolder:
         return FileLock(self.path / ".lock")
 
     @classmethod
-    def create(cls, runs_dir: Path, settings: HealSettings) -> RunFolder:
+    def create(cls, runs_dir: Path, settings: HealSettings) -> Self:
         """A fresh folder with its config.json, named after trait, time and chance.
 
         Raises: `SettingsError` when it cannot be written.

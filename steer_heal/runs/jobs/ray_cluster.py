@@ -1,8 +1,6 @@
 """Runs on a Ray cluster: each an actor that works the run's folder on some node. Its log and its files come
 back, so that the folder here holds everything. Ray places the actors and makes lost ones anew."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What people say of the runs in a folder: names given later, runs hidden, and runs deleted a moment ago."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

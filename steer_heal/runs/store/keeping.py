@@ -1,7 +1,5 @@
 """A store's file as a whole: who wrote it, a consistent copy of it, another put in its place."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

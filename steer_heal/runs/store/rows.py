@@ -1,7 +1,5 @@
 """Events of one run -> the rows they mean. Pure: no file, no clock; equal events give equal rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest

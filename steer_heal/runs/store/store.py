@@ -1,7 +1,5 @@
 """What is asked of runs.duckdb: ingest, queries that give records, export."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path

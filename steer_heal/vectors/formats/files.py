@@ -1,7 +1,5 @@
 """Which format a file is, and reading and writing each."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@ Source of the layout: `Vector.save` and `SteeringConfig.to_dict` of wassname/ste
 It reads `cfg` only, so what we know beyond it (norms, personas, depth) rides in a second metadata entry.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
