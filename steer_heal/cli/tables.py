@@ -7,15 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steer_heal.config import FOUNDATIONS
+from steer_heal.config import COLUMNS, FOUNDATIONS
 from steer_heal.printing import say
 from steer_heal.records import Agreement, ModelInfo, Trait
 from steer_heal.runs.events import plain
 
 Row = Mapping[str, Any]
-
-SNAKE = {name: "social_norms" if name == "SocialNorms" else name.lower() for name in FOUNDATIONS}
-"""The key of each foundation in rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +37,8 @@ def number(key: str, title: str = "", form: str = ".3f", width: int = 8) -> Colu
 
 
 def p_of(profile: Mapping[str, float]) -> dict[str, float]:
-    """A profile as keys of a row: a foundation's in `SNAKE`, a pole's its name after "p "."""
-    return {SNAKE.get(name, f"p {name}"): value for name, value in profile.items()}
+    """A profile as keys of a row: a foundation's in `COLUMNS`, a pole's its name after "p "."""
+    return {COLUMNS.get(name, f"p {name}"): value for name, value in profile.items()}
 
 
 def probabilities(trait: Trait, *, everything: bool) -> list[Column]:
@@ -49,7 +46,7 @@ def probabilities(trait: Trait, *, everything: bool) -> list[Column]:
     if trait.on_own_axis:
         return [number(f"p {name}", clean(name)) for name in trait.target]
     wanted = FOUNDATIONS if everything else ("Care", "SocialNorms")
-    return [number(SNAKE[name], name) for name in wanted]
+    return [number(COLUMNS[name], name) for name in wanted]
 
 
 def worth(frame: str | None, agreement: Agreement, order_tv: float | None) -> dict[str, Any]:

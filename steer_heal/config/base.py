@@ -29,6 +29,8 @@ FOUNDATIONS: tuple[str, ...] = (
     "Liberty",
     "SocialNorms",
 )
+COLUMNS = {name: "social_norms" if name == "SocialNorms" else name.lower() for name in FOUNDATIONS}
+"""What each foundation is called in the store, and in the rows that commands write."""
 DEMO = "demo"
 """The model that comes with this project; `sources` holds the order of defaults."""
 SMOLLM2 = "smollm2"

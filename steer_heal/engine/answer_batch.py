@@ -309,8 +309,10 @@ class Answers:
             return
         base_done = self._whole(answer.base, answer.asked)
         if base_done and answer.known is None:
-            plain = tuple(replace(token, carries=None) for token in answer.base)
-            answer.known = self._keep(_key(answer.prompt, answer.asked), plain)
+            answer.known = tuple(replace(token, carries=None) for token in answer.base)
+            self._bases[_key(answer.prompt, answer.asked)] = answer.known
+            while len(self._bases) > KNOWN_ANSWERS:
+                self._abouts.pop(self._bases.popitem(last=False)[0], None)
         steered_done = self._whole(answer.steered, answer.asked)
         done = base_done and steered_done
         request.tell(answer.moment(base_done=base_done, steered_done=steered_done, message=message))
@@ -360,12 +362,6 @@ class Answers:
     def _whole(self, tokens: Sequence[Token], request: SteerRequest) -> bool:
         full = len(tokens) >= request.sample.max_new_tokens
         return full or (bool(tokens) and tokens[-1].id in self._lm.eos_ids)
-
-    def _keep(self, key: Key, tokens: Tokens) -> Tokens:
-        self._bases[key] = tokens
-        while len(self._bases) > KNOWN_ANSWERS:
-            self._abouts.pop(self._bases.popitem(last=False)[0], None)
-        return tokens
 
 
 def _measurement(

@@ -285,7 +285,8 @@ class RayCluster(LocalProcesses):
                 yield
             except (ConnectionError, self._ray.exceptions.RaySystemError, TimeoutError) as error:
                 said = f"The cluster at {self.address} does not answer: its runs are heard of when it does."
-                self._lose(said)
+                self._again, self._trouble = time.monotonic() + AGAIN_S, said
+                self.close()
                 raise SettingsError(said) from error
 
     def close(self) -> None:
@@ -295,10 +296,6 @@ class RayCluster(LocalProcesses):
                 line.close()
             self._lines.clear()
             self._ray.shutdown()
-
-    def _lose(self, trouble: str) -> None:
-        self._again, self._trouble = time.monotonic() + AGAIN_S, trouble
-        self.close()
 
     def _here(self) -> Running:
         return Running(os.getpid(), 0.0, self.address)

@@ -53,7 +53,9 @@ def snapshot(path: str | Path, target: str | Path, *, patience: float = PATIENCE
         raise SettingsError(f"{target} is there already: name a new file.")
     with _draft(target) as draft:
         with Database(path).open(patience=patience):
-            _copy(path, draft)
+            shutil.copyfile(path, draft)
+            if _journal(path).exists():
+                shutil.copyfile(_journal(path), _journal(draft))
         duckdb.connect(str(draft)).close()  # takes the copied journal in
     return target
 
@@ -77,12 +79,6 @@ def replace(path: str | Path, draft: Path, *, patience: float = PATIENCE_S) -> N
 
 def _journal(path: Path) -> Path:
     return path.with_name(f"{path.name}.wal")
-
-
-def _copy(path: Path, draft: Path) -> None:
-    shutil.copyfile(path, draft)
-    if _journal(path).exists():
-        shutil.copyfile(_journal(path), _journal(draft))
 
 
 @contextmanager

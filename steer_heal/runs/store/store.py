@@ -7,13 +7,12 @@ from typing import Any
 
 import duckdb
 
-from steer_heal.config import SettingsError
+from steer_heal.config import COLUMNS, SettingsError
 from steer_heal.evaluate.text_health import loops
 from steer_heal.records import Agreement, CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 from steer_heal.runs.events import Chunk
 from steer_heal.runs.store.database import PATIENCE_S, Database, transaction
 from steer_heal.runs.store.rows import ROW_TABLES, TEXT, LogRows, new_run, rows_of
-from steer_heal.runs.store.schema import COLUMNS
 
 Rows = list[dict[str, Any]]
 
