@@ -1,6 +1,6 @@
 """Frozen settings, presets and limits; every message says what to do."""
 
-from steer_heal.config.axes import MAX_SWEEP_RUNS
+from steer_heal.config.axes import LOCAL, MAX_SWEEP_RUNS, Cell, Draw, RunSweep
 from steer_heal.config.base import (
     AUTO,
     AUTO_FRAME,
@@ -63,7 +63,6 @@ from steer_heal.config.healing import (
 )
 from steer_heal.config.mixes import MAX_MIX_CHARS, MAX_MIXED, Mix, Term, read_mix, written
 from steer_heal.config.requests import THRESHOLDS, DoseRequest, SteerRequest, Thresholds
-from steer_heal.config.run_sweep import LOCAL, Cell, Draw, RunSweep
 from steer_heal.config.talks import (
     BASE,
     MAX_SAMPLES,

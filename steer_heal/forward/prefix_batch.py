@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from steer_heal.forward.attention import KeyValues
+from steer_heal.forward.attention import KeyValues, TreeAttention
 from steer_heal.forward.network import Network
-from steer_heal.forward.tree_attention import TreeAttention
 from steer_heal.vectors.steering import Steering
 
 MIN_TRUNK = 16
