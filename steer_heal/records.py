@@ -484,7 +484,6 @@ class SteerFrame:
     message: str = ""
     dose_beyond: bool = False
     base_health: TextHealth | None = None
-    steered_done: bool = False
 
 
 @dataclass(frozen=True, slots=True)

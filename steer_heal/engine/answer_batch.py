@@ -313,13 +313,11 @@ class Answers:
             self._bases[_key(answer.prompt, answer.asked)] = answer.known
             while len(self._bases) > KNOWN_ANSWERS:
                 self._abouts.pop(self._bases.popitem(last=False)[0], None)
-        steered_done = self._whole(answer.steered, answer.asked)
-        done = base_done and steered_done
-        request.tell(answer.moment(base_done=base_done, steered_done=steered_done, message=message))
-        if done:
+        request.tell(answer.moment(base_done=base_done, message=message))
+        if base_done and self._whole(answer.steered, answer.asked):
             self._carry(answer)
             answer.about = self._about(answer)
-            request.tell(answer.moment(base_done=True, steered_done=True, done=True))
+            request.tell(answer.moment(base_done=True, done=True))
             request.end()
 
     def _tell_talked(self, request: Request[Any], answer: Talked, message: str) -> None:
