@@ -3,6 +3,8 @@
 Each function is an endpoint of its own name; types, docstring and argument texts are what a client sees.
 """
 
+from __future__ import annotations
+
 import inspect
 import re
 from collections.abc import Callable, Iterator

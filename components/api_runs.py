@@ -1,5 +1,7 @@
 """The named endpoints about runs, for programs; see api.py."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
