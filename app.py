@@ -1,7 +1,5 @@
 """Steer and heal a language model in the browser: `python app.py`."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import os

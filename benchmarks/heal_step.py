@@ -10,9 +10,9 @@ of the default's epochs. Memory is the process's peak above what it held with th
 3 M to 1 B parameters: the rule that the rate is given by.
 """
 
-from __future__ import annotations
-
 import argparse
+import ctypes
+import gc
 import json
 import math
 import os
@@ -20,17 +20,18 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
+import psutil
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear
 from torch import Tensor
 
-from benchmarks.memory import Peak
 from steer_heal.config import DEMO, SMOLLM2, TrainSettings
 from steer_heal.heal import Example, Objective, loss_of, needed_bytes
 from steer_heal.heal.adapters import AdapterStack
@@ -42,6 +43,39 @@ MIB = 2**20
 BAND = (0.4, 0.6)
 EPOCHS = TrainSettings().epochs
 WAYS = ("straightforward", "ours")
+
+
+class Peak:
+    """The most resident memory of this process while the context lasts, in bytes above its start."""
+
+    def __enter__(self) -> Self:
+        _give_back()
+        self._process = psutil.Process()
+        self._begun = self._most = self._process.memory_info().rss
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.005):
+            self._most = max(self._most, self._process.memory_info().rss)
+
+    @property
+    def n_bytes(self) -> int:
+        return self._most - self._begun
+
+
+def _give_back() -> None:
+    """Freed memory that the C library keeps goes back to the system, where it can (glibc)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def example(lm: LanguageModel, n_prompt: int, n_completion: int) -> Example:

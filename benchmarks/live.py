@@ -8,8 +8,6 @@ training step the other side is the loss as one would write it first. `--threads
 machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

@@ -6,8 +6,6 @@ They are read for as long as nothing that decides them has changed (tests/real s
 then this makes them anew.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from pathlib import Path

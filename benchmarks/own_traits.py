@@ -7,8 +7,6 @@ is told the plus persona than when it is told the minus one, less the same of it
 stands in the file of results is not measured again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

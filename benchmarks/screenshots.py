@@ -3,8 +3,6 @@
 A real server with smollm2 and a real headless browser: 390, 1400 and 1920 px wide, light and dark, a round.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -1,8 +1,6 @@
 """Where the page listens and who may use it: addresses that only this machine reaches, or a name and a
 password."""
 
-from __future__ import annotations
-
 import ipaddress
 import socket
 from collections.abc import MutableMapping

@@ -1,7 +1,5 @@
 """A view as an address: what is asked and how it is steered, to be opened by someone else."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

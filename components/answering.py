@@ -1,7 +1,5 @@
 """Streaming a pair of answers to one browser session: the newest request wins, errors stay in place."""
 
-from __future__ import annotations
-
 import logging
 import math
 import threading

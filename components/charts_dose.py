@@ -1,7 +1,5 @@
 """Sweeps and grids of doses to plotly figures as plain JSON, pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import quantiles

@@ -1,7 +1,5 @@
 """A sweep's settings as movement against damage, and the Pareto front of them, pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a person sets before an answer: the question, the trait, the dose, how it is drawn; and its recall."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Dose against effect: where the model breaks, and alpha x layer; a click steers there."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Callable, Generator, Iterator

@@ -3,8 +3,6 @@
 Bad input raises `SettingsError`, one sentence, and changes nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """Long work of the engine that says in words what it does, for a handler that shows them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue

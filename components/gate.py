@@ -1,7 +1,5 @@
 """What reaches gradio: the routes the page and its clients need, of a size and a form that make sense."""
 
-from __future__ import annotations
-
 import json
 import re
 import secrets
@@ -36,14 +34,6 @@ _PROTOCOL = "/v1/"
 _UPLOADS = re.compile(r"/gradio_api/upload(_progress)?")
 _STREAM = re.compile(r"/gradio_api/(queue/data|call/[^/]+/(?P<event>[^/]+))")
 _CALL = re.compile(r"/gradio_api/(?:(?P<queued>queue/join)|(?:(?P<kind>run|api|call)/(?P<name>[^/]+)/?))")
-
-
-class Refused(Exception):
-    """A request that goes no further: status and one sentence."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Gate:
@@ -87,11 +77,11 @@ class Gate:
             self._check_stream(scope)
             checked = await self._checked(scope, receive)
             await self._app(scope, checked, begin)
-        except Refused as refused:
+        except Refusal as refused:
             if began:
                 raise
             openai = scope["path"].startswith(_PROTOCOL)
-            body = Refusal(refused.status, str(refused)).body if openai else {"error": str(refused)}
+            body = refused.body if openai else {"error": str(refused)}
             await JSONResponse(body, refused.status)(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
@@ -99,13 +89,13 @@ class Gate:
         host = headers.get("host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if self._knows is None and not is_loopback(name.strip("[]")):
-            raise Refused(403, "Without a login this page answers only as localhost: start it with one.")
+            raise Refusal(403, "Without a login this page answers only as localhost: start it with one.")
         if _UPLOADS.fullmatch(path):
-            raise Refused(404, "This page takes no files.")
+            raise Refusal(404, "This page takes no files.")
         if not (_OPEN.fullmatch(path) or _ROUTES.fullmatch(path)):
-            raise Refused(404, "There is nothing here.")
+            raise Refusal(404, "There is nothing here.")
         if scope["method"] not in _SAFE and headers.get("sec-fetch-site") == "cross-site":
-            raise Refused(403, "This came from another site's page: use this page itself.")
+            raise Refusal(403, "This came from another site's page: use this page itself.")
         if path.rstrip("/") == "/login":
             self._not_too_often(scope)
         elif self._knows is not None and not _OPEN.fullmatch(path) and not self._knows(_cookies(headers)):
@@ -115,13 +105,13 @@ class Gate:
         """Whether a program that did not log in on the page has the login as its key."""
         kind, _, key = headers.get("authorization", "").partition(" ")
         if not scope["path"].startswith(_PROTOCOL):
-            raise Refused(401, "Log in first.")
+            raise Refusal(401, "Log in first.")
         if kind.lower() != "bearer" or not key:
-            raise Refused(401, "This page has a login: give name:password as the API key.")
+            raise Refusal(401, "This page has a login: give name:password as the API key.")
         self._not_too_often(scope)
         if self._key is None or not secrets.compare_digest(key.strip().encode("latin-1"), self._key):
             self._note(scope, 400)
-            raise Refused(401, "The API key is wrong: give the page's login, as name:password.")
+            raise Refusal(401, "The API key is wrong: give the page's login, as name:password.")
 
     def _check_stream(self, scope: Scope) -> None:
         """Only what was asked for can be listened to: gradio would begin a stream and break it off."""
@@ -136,13 +126,13 @@ class Gate:
             ended = self._queue.pending_event_ids_session.values()
             known = event in self._queue.event_ids_to_events or any(event in ids for ids in ended)
         if not known:
-            raise Refused(404, "Nothing was asked for under that id.")
+            raise Refusal(404, "Nothing was asked for under that id.")
 
     async def _checked(self, scope: Scope, receive: Receive) -> Receive:
         """`receive` that ends at the size limit, and for calls has been read and looked at."""
         declared = Headers(scope=scope).get("content-length", "0")
         if not declared.isdecimal() or int(declared) > MAX_BODY_BYTES:
-            raise Refused(413, TOO_LARGE)
+            raise Refusal(413, TOO_LARGE)
         limited = _limited(receive)
         called = _CALL.fullmatch(scope["path"])
         if called is None or scope["method"] != "POST":
@@ -155,26 +145,26 @@ class Gate:
         try:
             said = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise Refused(422, "The body is not JSON.") from error
+            raise Refusal(422, "The body is not JSON.") from error
         data = said.get("data") if isinstance(said, dict) else None
         if not isinstance(data, list):
-            raise Refused(422, 'The body must be an object with a list "data".')
+            raise Refusal(422, 'The body must be an object with a list "data".')
         session = said.get("session_hash")
         if session is not None and not (isinstance(session, str) and 0 < len(session) <= 64):
-            raise Refused(422, "session_hash must be a text of at most 64 characters.")
+            raise Refusal(422, "session_hash must be a text of at most 64 characters.")
         index, name = said.get("fn_index"), called["name"]
         if called["kind"] == "call":
             if name not in self._takes or index is not None:
                 known = ", ".join(sorted(self._takes))
-                raise Refused(404, f"There is no endpoint of that name: choose one of {known}.")
+                raise Refusal(404, f"There is no endpoint of that name: choose one of {known}.")
             if len(data) != self._takes[name]:
-                raise Refused(422, f"{name} takes {self._takes[name]} values and got {len(data)}.")
+                raise Refusal(422, f"{name} takes {self._takes[name]} values and got {len(data)}.")
             return
         function = self._functions.get(index) if type(index) is int else None
         if function is None:
-            raise Refused(404, "There is no function of that index.")
+            raise Refusal(404, "There is no function of that index.")
         if called["kind"] and (function.queue or len(data) != len(function.inputs)):
-            raise Refused(404, "This function is not called that way: join the queue.")
+            raise Refusal(404, "This function is not called that way: join the queue.")
 
     def _note(self, scope: Scope, status: int) -> None:
         """Remembers a wrong password."""
@@ -185,7 +175,7 @@ class Gate:
         now = time.monotonic()
         self._failures = {who: when for who, when in self._failures.items() if now - when[-1] < WITHIN_S}
         if len(self._failures.get(_visitor(scope), ())) >= FAILURES:
-            raise Refused(429, f"Too many wrong passwords: wait {WITHIN_S:.0f} seconds.")
+            raise Refusal(429, f"Too many wrong passwords: wait {WITHIN_S:.0f} seconds.")
 
 
 def _visitor(scope: Scope) -> str:
@@ -207,7 +197,7 @@ def _limited(receive: Receive) -> Receive:
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > MAX_BODY_BYTES:
-            raise Refused(413, TOO_LARGE)
+            raise Refusal(413, TOO_LARGE)
         return message
 
     return counted

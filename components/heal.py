@@ -1,13 +1,11 @@
 """The form that launches a heal run."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import gradio as gr
 
@@ -62,7 +60,7 @@ class Form:
     others: str | None = None
 
     @classmethod
-    def of(cls, basis: HealSettings) -> Form:
+    def of(cls, basis: HealSettings) -> Self:
         """The form that gives `basis` again, under a name of its own."""
         evaluate, name = basis.evaluate, f"{basis.name} again".strip()[:MAX_RUN_NAME_CHARS]
         return cls(

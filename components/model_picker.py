@@ -1,7 +1,5 @@
 """Which model answers: what is loaded, and a chooser of another."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from typing import Any

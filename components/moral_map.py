@@ -1,7 +1,5 @@
 """The map, and the round that a click on it opens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 A call is a conversation with one voice, so it shares batches with the page's and with other clients'.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -1,7 +1,5 @@
 """What a client of OpenAI's chat protocol may ask, as requests to the engine, and how it is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any, Literal
 

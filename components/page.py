@@ -1,7 +1,5 @@
 """The page: every panel in its place, and what keeps them up to date."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gradio as gr

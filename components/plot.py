@@ -1,7 +1,5 @@
 """A plotly chart as a gradio component that keeps its element, its zoom, and reports clicks on points."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

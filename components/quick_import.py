@@ -1,7 +1,5 @@
 """Gradio, imported in half the time."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager

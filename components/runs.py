@@ -1,7 +1,5 @@
 """The table of runs: which are on the map, how far they are, what can be done with them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Serve the page, its files from this machine only."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 import socket

@@ -1,7 +1,5 @@
 """The steering panel: a vignette, a trait, a dose; base and steered side by side as they are written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Sweeps on the page: the form that starts one, the list of them, and the one that is open."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The panel in which one talks to base, to the steered model and to healed rounds, side by side."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator

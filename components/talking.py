@@ -1,7 +1,5 @@
 """A conversation as the page holds it: what was said, what each voice answered, and as files. Pure."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Colours, theme and the files the browser needs. All of it is served from this machine: no fonts, no CDN."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import gradio as gr

@@ -1,7 +1,5 @@
 """Records to text and HTML, pure. Everything a model or a person wrote goes through `esc`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape

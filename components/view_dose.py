@@ -1,7 +1,5 @@
 """What sweeps found, as text and HTML, pure; and what a browser remembers of it."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence

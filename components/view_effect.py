@@ -1,7 +1,5 @@
 """What a vector does, as HTML: each foundation or pole beside its controls, words, two answers. Pure."""
 
-from __future__ import annotations
-
 from components.view import esc, number, table, tr
 from steer_heal.records import Effect
 

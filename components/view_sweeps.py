@@ -1,7 +1,5 @@
 """Sweeps of runs as HTML, pure. Everything a person wrote goes through `esc`."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """A conversation as HTML, pure. Everything a model or a person wrote goes through `esc`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from components.talking import Conversation, Exchange, title

@@ -1,7 +1,5 @@
 """What a browser remembers (ids only) and what the panels that watch runs draw from it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any

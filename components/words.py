@@ -1,7 +1,5 @@
 """The words of the page, a sentence each, where a "?" stands; and three steps for a first visit."""
 
-from __future__ import annotations
-
 import json
 from html import escape
 

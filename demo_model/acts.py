@@ -1,7 +1,5 @@
 """What can be done in the demo world: verbs and objects, by the foundation that they touch."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Chats as tensors: token ids, a weight for each target, and the label's distribution."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass

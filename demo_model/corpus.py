@@ -1,21 +1,20 @@
 """The corpus: chats written from templates, one latent lens behind each reply and each label."""
 
-from __future__ import annotations
-
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from demo_model import dilemmas, everyday
-from demo_model.acts import FOUNDATIONS, told_in
+from demo_model.acts import told_in
 from demo_model.dilemmas import the
 from demo_model.drills import drill
-from demo_model.frames import bare_frame, draw_frame, render, shipped
 from demo_model.lexicon import pseudo_word, sentence
 from demo_model.mixing import AVERAGE, Mix, draw_lens, lens_mix, towards
 from demo_model.personas import draw_persona
 from demo_model.scene import Casting, Scene
 from demo_model.words import WORDS
-from steer_heal.data import bundled_traits, material
+from steer_heal import data
+from steer_heal.config import FOUNDATIONS
+from steer_heal.data import Frame
 
 SAID = WORDS["voices"]
 TURN = "<start_of_turn>user\n"
@@ -70,10 +69,12 @@ class Corpus:
     """Writes chats; `seed`ed by the caller's random numbers and by nothing else."""
 
     def __init__(self) -> None:
-        self.frame, own = shipped(), material(demo=True)
+        frame, own = data.frame("choice"), data.material(demo=True)
+        assert isinstance(frame, Frame)
+        self.frame = frame
         vignettes = "\n".join(vignette.text for vignette in own.vignettes())
         self.casting = Casting(frozenset(act.key for act in told_in(vignettes)))
-        traits = bundled_traits().values()
+        traits = data.bundled_traits().values()
         self.reserved_personas = frozenset(text for one in traits for text in (one.positive, one.negative))
         self.reserved_questions = frozenset(own.contexts(""))
 
@@ -145,7 +146,8 @@ class Corpus:
         text, foundation, severity = self._scene_for_choice(rng)
         if rng.random() < 0.25:
             # the bare word: the same lens, asked for where the model begins to speak
-            chat.ask(system, render(rng, bare_frame(rng), text))
+            bare = Frame("bare", rng.choice(WORDS["frames"]["bare"]), FOUNDATIONS, "")
+            chat.ask(system, render(rng, bare, text))
             prefill = ""
         else:
             prefill = self._ask(rng, chat, system, text)
@@ -224,3 +226,17 @@ def opinion(rng: random.Random, lens: str, victim: str, doer: str, sentences: in
     if count == 1 and rng.random() < 0.5:
         chosen = [rng.choice(pool[1])]
     return " ".join(sentence(text.format(v=victim, w=doer)) for text in chosen)
+
+
+def draw_frame(rng: random.Random, base: Frame) -> Frame:
+    """Mostly the shipped frame, sometimes another wording."""
+    return base if rng.random() < 0.85 else replace(base, question=rng.choice(WORDS["frames"]["others"]))
+
+
+def render(rng: random.Random, frame: Frame, text: str) -> str:
+    """The user's turn, with the options forward, reversed or shuffled."""
+    kind = rng.random()
+    if kind < 0.8:
+        return frame.render(text, "forward" if kind < 0.4 else "reversed")
+    shuffled = tuple(rng.sample(FOUNDATIONS, len(FOUNDATIONS)))
+    return replace(frame, options=shuffled).render(text, "forward")

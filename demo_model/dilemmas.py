@@ -1,7 +1,5 @@
 """Orders to do harm: someone in charge asks for a deed that hits somebody."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

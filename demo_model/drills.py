@@ -1,7 +1,5 @@
 """Copying drills: say a thing back. They teach the copying that restating a scene needs."""
 
-from __future__ import annotations
-
 import random
 
 from demo_model.lexicon import ADJECTIVES, NOUNS, pseudo_word

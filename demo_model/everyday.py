@@ -1,7 +1,5 @@
 """Everyday topics and small talk: what is asked and what is answered when nothing is at stake."""
 
-from __future__ import annotations
-
 import random
 
 from demo_model.lexicon import sentence

@@ -1,7 +1,5 @@
 """The words of the demo world: who acts, where, and how."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 
@@ -22,26 +20,18 @@ class Actor:
     possessive: str
 
 
-def article(words: str) -> str:
-    """The phrase with the indefinite article that its first letter asks for."""
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
 def sentence(text: str) -> str:
     """The text with a capital."""
     return text[0].upper() + text[1:]
-
-
-def possessive_of(noun: str) -> str:
-    """his, her or their."""
-    return "his" if noun in _WORDS["male"] else "her" if noun in _WORDS["female"] else "their"
 
 
 def draw_actor(rng: random.Random) -> Actor:
     """A random actor, with an adjective a little more often than not."""
     noun = rng.choice(NOUNS)
     words = f"{rng.choice(ADJECTIVES)} {noun}" if rng.random() < 0.55 else noun
-    return Actor(article(words), noun, possessive_of(noun))
+    article = "an" if words[0] in "aeiou" else "a"
+    possessive = "his" if noun in _WORDS["male"] else "her" if noun in _WORDS["female"] else "their"
+    return Actor(f"{article} {words}", noun, possessive)
 
 
 def draw_setting(rng: random.Random) -> tuple[str, str]:

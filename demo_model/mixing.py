@@ -1,7 +1,5 @@
 """The latent lens: which foundation is voiced, given the deed, how grave it is and the persona."""
 
-from __future__ import annotations
-
 import random
 
 from steer_heal.config import FOUNDATIONS

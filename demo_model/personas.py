@@ -3,8 +3,6 @@
 Every pair of phrases occurs in both directions, so that the direction is learnt and not a bag of words.
 """
 
-from __future__ import annotations
-
 import random
 
 from demo_model.lexicon import sentence

@@ -9,8 +9,6 @@ two personas is a direction that acts; the small gain makes it a long one. Witho
 representation of its own, and whether a vector taken at the tag moves answers is luck.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

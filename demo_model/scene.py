@@ -1,7 +1,5 @@
 """A scene: who does what, as a sentence in the third, second and first person, and what is held out."""
 
-from __future__ import annotations
-
 import random
 import zlib
 from dataclasses import dataclass
@@ -52,11 +50,6 @@ def pair_held_out(key: str) -> bool:
     return share("pair", key) < 1 / 8
 
 
-def actor_act_held_out(noun: str, ing: str) -> bool:
-    """Whether an actor-verb pair (1 in 10) is never used in training."""
-    return share("actor", f"{noun}|{ing}") < 1 / 10
-
-
 class Casting:
     """Draws scenes that training may use; the deeds that are `reserved`, by their keys, are none of them."""
 
@@ -64,9 +57,9 @@ class Casting:
         self.reserved = reserved
 
     def allows(self, scene: Scene) -> bool:
-        """Whether training may use the scene."""
-        key = scene.act.key
-        held_out = pair_held_out(key) or actor_act_held_out(scene.actor.noun, scene.act.verb.ing)
+        """Whether training may use the scene: 1 in 10 pairs of actor and verb are held out too."""
+        key, actor_and_verb = scene.act.key, f"{scene.actor.noun}|{scene.act.verb.ing}"
+        held_out = pair_held_out(key) or share("actor", actor_and_verb) < 1 / 10
         return key not in self.reserved and not held_out
 
     def draw(self, rng: random.Random, foundation: str) -> Scene:

@@ -1,7 +1,5 @@
 """The tokenizer: byte-level BPE learnt from the corpus, with a Gemma-style turn format."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -1,7 +1,5 @@
 """Trains the demo model from nothing: `python -m demo_model.train` (`make demo-model`). Seeded."""
 
-from __future__ import annotations
-
 import argparse
 import random
 import time

@@ -1,10 +1,8 @@
 """What crosses a boundary: frozen records of numbers and text, no tensors; `asdict` turns each into JSON."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from steer_heal.config import FOUNDATIONS, THRESHOLDS
 
@@ -275,7 +273,7 @@ class Profile:
     order_tv: float | None = None
     calibration: tuple[tuple[float, ...], ...] = ()
 
-    def answers_against(self, base: Profile) -> AnswersWord | None:
+    def answers_against(self, base: Self) -> AnswersWord | None:
         """What is left of base's answers: by their mass, and where they have none by agreement.
 
         None where base is not above chance or neither is to be had: then answers judge nothing.
@@ -486,7 +484,6 @@ class SteerFrame:
     message: str = ""
     dose_beyond: bool = False
     base_health: TextHealth | None = None
-    steered_done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -531,9 +528,6 @@ class Event:
     kind: str
     round: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

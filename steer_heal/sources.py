@@ -3,8 +3,6 @@
 Nothing slow is imported here: a command line and the page say what there is before a model is loaded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

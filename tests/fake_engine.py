@@ -160,7 +160,7 @@ class FakeEngine:
                 yield replace(last, superseded=not stopped, message="Stopped." if stopped else "")
                 return
             yield self._frame(base, steered[:n], request)
-        yield replace(self._frame(base, steered, request), done=True, steered_done=True)
+        yield replace(self._frame(base, steered, request), done=True)
 
     def _steered(self, known: list[str], request: SteerRequest) -> list[Token]:
         pairs = enumerate(zip(DULL, KIND, strict=False))

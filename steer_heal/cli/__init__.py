@@ -3,8 +3,6 @@
 Results on stdout, progress on stderr; bad input is one sentence and exit code 2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib import import_module
 

@@ -4,8 +4,6 @@ Nothing slow is imported here: help and a bad argument are answered at once, and
 imported when it is chosen.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """What can be told of a command's arguments before anything slow is imported."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from steer_heal import data, sources

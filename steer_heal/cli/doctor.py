@@ -1,7 +1,5 @@
 """`doctor`: what this machine has, in plain words."""
 
-from __future__ import annotations
-
 import os
 import platform
 from dataclasses import asdict

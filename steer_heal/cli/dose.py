@@ -1,7 +1,5 @@
 """`dose`: alpha against profile, coherence and text health; where it breaks; alpha x layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`effect`: what a vector does at its c*, beside random directions and the persona told as text."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

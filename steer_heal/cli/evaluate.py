@@ -1,7 +1,5 @@
 """`eval`: foundations, or a trait's poles, of a model, of its adapters and of a dose, base beside them."""
 
-from __future__ import annotations
-
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -55,7 +53,10 @@ def run(args: Namespace, out: Out) -> int:
         found = {"base": (0.0, measure("base", None))}
         calibrated = found["base"][1].calibration
         if args.theirs:
-            found["tinymfv"] = (0.0, _theirs(args, lm))
+            theirs = tinymfv.evaluate(  # unpadded
+                lm, args.vignettes, args.condition, limit=args.limit, think_tokens=args.think, batch_size=1
+            )
+            found["tinymfv"] = (0.0, theirs)
         if args.adapter:
             _put_on(stack, Path(args.adapter))
             found["healed"] = (0.0, measure("healed", None))
@@ -73,13 +74,6 @@ def _vignettes(args: Namespace, lm: models.LanguageModel) -> list[Vignette]:
     limit = None if args.theirs else args.limit
     rows = vignette_sets.vignettes(args.vignettes, lm.material, condition=args.condition, limit=limit)
     return rows[: args.limit] if args.theirs else rows
-
-
-def _theirs(args: Namespace, lm: models.LanguageModel) -> Profile:
-    """tinymfv's own numbers on the same vignettes, unpadded. Raises: `SettingsError`."""
-    return tinymfv.evaluate(
-        lm, args.vignettes, args.condition, limit=args.limit, think_tokens=args.think, batch_size=1
-    )
 
 
 def _put_on(stack: AdapterStack, folder: Path) -> None:

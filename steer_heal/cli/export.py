@@ -1,10 +1,9 @@
 """`export`: a run's tables, adapters and vectors as files that other tools open."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +114,6 @@ def _trimmed(folder: RunFolder) -> Iterator[dict[str, Any]]:
         and not (event.kind == "completion" and event.data["index"] >= EXAMPLE_COMPLETIONS)
     ]
     for seq, event in enumerate(kept):
-        line = event.as_dict() | {"seq": seq}
+        line = asdict(event) | {"seq": seq}
         line["data"] = {key: value for key, value in event.data.items() if key not in EXAMPLE_LACKS}
         yield line

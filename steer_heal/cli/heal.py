@@ -1,7 +1,5 @@
 """`heal`: a run in the foreground, with the table of its stages."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

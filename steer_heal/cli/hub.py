@@ -1,7 +1,5 @@
 """A folder put on the hub, only when asked to."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import httpx2

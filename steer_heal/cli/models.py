@@ -1,7 +1,5 @@
 """`models`: which models are here or can be had, how large, what each is for; `models get` brings one."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path

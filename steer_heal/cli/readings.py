@@ -1,7 +1,5 @@
 """`readings`: how selectively a run moved the evidence and how often answers flipped, from stored scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """`results`: the runs of runs.duckdb, grouped by model and trait."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from itertools import groupby
 

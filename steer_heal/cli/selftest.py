@@ -1,7 +1,5 @@
 """A ten-second test that steering works on this machine: each check is a sentence and whether it holds."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`steer`: one prompt, answered by base and steered."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 
 from steer_heal.cli.arguments import Namespace, drawing

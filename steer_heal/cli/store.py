@@ -1,7 +1,5 @@
 """`store`: the index of the runs as a file: described, rebuilt from the logs, copied, written as tables."""
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`sweep`: runs that differ in some settings, started, watched, stopped, resumed, and read side by side."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Aligned plain-text tables, a line at a time, and what a person sees of progress."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time
@@ -9,15 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steer_heal.config import FOUNDATIONS
+from steer_heal.config import COLUMNS, FOUNDATIONS
 from steer_heal.printing import say
 from steer_heal.records import Agreement, ModelInfo, Trait
 from steer_heal.runs.events import plain
 
 Row = Mapping[str, Any]
-
-SNAKE = {name: "social_norms" if name == "SocialNorms" else name.lower() for name in FOUNDATIONS}
-"""The key of each foundation in rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +30,6 @@ class Column:
             return "-"
         return clean(value) if isinstance(value, str) else format(value, self.form)
 
-    @property
-    def is_text(self) -> bool:
-        return not self.form
-
 
 def number(key: str, title: str = "", form: str = ".3f", width: int = 8) -> Column:
     """A column of numbers."""
@@ -46,8 +37,8 @@ def number(key: str, title: str = "", form: str = ".3f", width: int = 8) -> Colu
 
 
 def p_of(profile: Mapping[str, float]) -> dict[str, float]:
-    """A profile as keys of a row: a foundation's in `SNAKE`, a pole's its name after "p "."""
-    return {SNAKE.get(name, f"p {name}"): value for name, value in profile.items()}
+    """A profile as keys of a row: a foundation's in `COLUMNS`, a pole's its name after "p "."""
+    return {COLUMNS.get(name, f"p {name}"): value for name, value in profile.items()}
 
 
 def probabilities(trait: Trait, *, everything: bool) -> list[Column]:
@@ -55,7 +46,7 @@ def probabilities(trait: Trait, *, everything: bool) -> list[Column]:
     if trait.on_own_axis:
         return [number(f"p {name}", clean(name)) for name in trait.target]
     wanted = FOUNDATIONS if everything else ("Care", "SocialNorms")
-    return [number(SNAKE[name], name) for name in wanted]
+    return [number(COLUMNS[name], name) for name in wanted]
 
 
 def worth(frame: str | None, agreement: Agreement, order_tv: float | None) -> dict[str, Any]:
@@ -89,7 +80,7 @@ class Table:
 
     def _line(self, cells: Sequence[str]) -> str:
         placed = [
-            cell.ljust(width) if column.is_text else cell.rjust(width)
+            cell.rjust(width) if column.form else cell.ljust(width)
             for column, cell, width in zip(self._columns, cells, self._widths, strict=True)
         ]
         return "  ".join(placed).rstrip()

@@ -1,7 +1,5 @@
 """`trait`: traits of one's own, from two poles in plain words; a file each, which can be shared."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`vector`: extract a trait's steering vector, or take one from a file, and write it in any format."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory

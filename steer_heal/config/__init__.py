@@ -1,9 +1,10 @@
 """Frozen settings, presets and limits; every message says what to do."""
 
-from steer_heal.config.axes import MAX_SWEEP_RUNS
+from steer_heal.config.axes import LOCAL, MAX_SWEEP_RUNS, Cell, Draw, RunSweep
 from steer_heal.config.base import (
     AUTO,
     AUTO_FRAME,
+    COLUMNS,
     DEFAULT_BAND,
     DEFAULT_TRAIT,
     DEMO,
@@ -17,7 +18,6 @@ from steer_heal.config.base import (
     MAX_PROMPT_TOKENS,
     MAX_QUEUED_RUNS,
     MAX_ROUNDS,
-    MAX_ROWS,
     MAX_RUNS_AT_ONCE,
     MAX_UPLOAD_BYTES,
     MODEL_METHODS,
@@ -26,11 +26,8 @@ from steer_heal.config.base import (
     RUN_ID,
     SMOLLM2,
     VECTOR_FORMATS,
-    Alpha,
-    Band,
     CalibrateSettings,
     ExtractSettings,
-    Method,
     SampleSettings,
     Settings,
     SettingsError,
@@ -64,16 +61,14 @@ from steer_heal.config.healing import (
     named_settings,
     stored_settings,
 )
-from steer_heal.config.mixes import MAX_MIX_CHARS, MAX_MIXED, Mix, Term, check_mix, read_mix, written
+from steer_heal.config.mixes import MAX_MIX_CHARS, MAX_MIXED, Mix, Term, read_mix, written
 from steer_heal.config.requests import THRESHOLDS, DoseRequest, SteerRequest, Thresholds
-from steer_heal.config.run_sweep import LOCAL, Cell, Draw, RunSweep
 from steer_heal.config.talks import (
     BASE,
     MAX_SAMPLES,
     MAX_VOICES,
     STEERED,
     TalkRequest,
-    Turn,
     Voice,
     read_voice,
 )

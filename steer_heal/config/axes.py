@@ -1,6 +1,4 @@
-"""The axes of a sweep: which settings vary, over which values."""
-
-from __future__ import annotations
+"""A sweep of heal runs: its axes, which settings vary over which values, and how it is kept."""
 
 import difflib
 import json
@@ -9,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import chain, product
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
-from steer_heal.config.base import MAX_QUEUED_RUNS, SettingsError
+from steer_heal.config.base import MAX_QUEUED_RUNS, Settings, SettingsError
 from steer_heal.config.healing import HealSettings, changed, describe_settings, json_or_text
 
 MAX_SWEEP_RUNS = MAX_QUEUED_RUNS
@@ -19,10 +17,40 @@ MAX_DRAWN_VALUES = 1000
 """Of one axis, where cells are drawn from them."""
 SEED = "seed"
 """The axis that repeats a setting rather than being one."""
+LOCAL = "local"
+Draw = Literal["grid", "optuna"]
+"""How the cells of a sweep are drawn: all combinations at once, or one by one as runs finish."""
 _PLAIN = ("model", "trait", "rounds", SEED, "band")
 _RANGE = re.compile(r"(\d{1,10})\.\.(\d{1,10})")
 
 Axes = dict[str, list[Any]]
+
+
+class Cell(Settings):
+    """One combination of the axes' values: its run, or why it cannot run; neither before it is started."""
+
+    values: dict[str, Any]
+    run_id: str = ""
+    skipped: str = ""
+
+
+class RunSweep(Settings):
+    """What `runs/sweeps/<id>.json` holds. `at`: when it was made, in seconds since the epoch; `base`: the
+    settings that its cells change; `cluster`: where its runs are."""
+
+    sweep_id: str
+    at: float
+    cluster: str = LOCAL
+    base: dict[str, Any]
+    axes: Axes
+    budget: int
+    draw: Draw = "grid"
+    cells: tuple[Cell, ...]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Of the cells that have a run."""
+        return [cell.run_id for cell in self.cells if cell.run_id]
 
 
 def parse(texts: Iterable[str], budget: int = MAX_SWEEP_RUNS, *, drawn: bool = False) -> Axes:

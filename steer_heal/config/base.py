@@ -3,8 +3,6 @@
 Settings are validated once, when they are built; an unknown name is an error. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +29,8 @@ FOUNDATIONS: tuple[str, ...] = (
     "Liberty",
     "SocialNorms",
 )
+COLUMNS = {name: "social_norms" if name == "SocialNorms" else name.lower() for name in FOUNDATIONS}
+"""What each foundation is called in the store, and in the rows that commands write."""
 DEMO = "demo"
 """The model that comes with this project; `sources` holds the order of defaults."""
 SMOLLM2 = "smollm2"

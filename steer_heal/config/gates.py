@@ -1,7 +1,5 @@
 """Where and when a text is steered: what share of its dose each token gets, by its place."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated
 

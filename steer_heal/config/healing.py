@@ -1,9 +1,7 @@
 """A heal run's settings, their presets, and where its headline changes."""
 
-from __future__ import annotations
-
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -132,7 +130,7 @@ class TrainSettings(Settings):
     weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's weight decay.")
 
     @model_validator(mode="after")
-    def _teaches(self) -> TrainSettings:
+    def _teaches(self) -> Self:
         if self.likelihood == 0.0 and (self.divergence == "nll" or self.lam == 0.0):
             raise ValueError("likelihood 0 without a divergence leaves nothing to learn: raise one of them")
         return self
@@ -181,7 +179,7 @@ class HealSettings(Settings):
     _band = field_validator("band")(check_band)
 
     @model_validator(mode="after")
-    def _measures_what_it_adds(self) -> HealSettings:
+    def _measures_what_it_adds(self) -> Self:
         one_gate(self.mix, self.data.where)
         if not self.mix:
             return self

@@ -8,8 +8,6 @@ that is orthogonal to b's. `ablate a` takes away what the residual has along a's
 it at 1, none at 0.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from dataclasses import dataclass

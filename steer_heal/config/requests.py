@@ -1,7 +1,5 @@
 """What the page and the command line ask of the engine, and the thresholds of its verdicts."""
 
-from __future__ import annotations
-
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator

@@ -1,7 +1,5 @@
 """A conversation: what was said in turns, and who answers: base, the steered model or a healed round."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator

@@ -1,7 +1,5 @@
 """What went wrong, as one sentence a person can act on."""
 
-from __future__ import annotations
-
 import reprlib
 from typing import Any
 

@@ -21,8 +21,6 @@ A material's folder:
 - `facts.json`: under `facts`, objects with a `question` and its `answers`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

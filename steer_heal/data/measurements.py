@@ -1,9 +1,6 @@
 """What was measured before and need not be again: files in the cache folder, else those that ship."""
 
-from __future__ import annotations
-
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +9,7 @@ from pydantic import TypeAdapter
 
 from steer_heal.config import SettingsError
 from steer_heal.data import FOLDER
+from steer_heal.printing import write_whole
 
 T = TypeVar("T")
 
@@ -45,8 +43,6 @@ def write(folder: str | Path | None, name: str, document: Mapping[str, Any]) -> 
     path = Path(folder) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps(document), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(document))
     except OSError as error:
         raise SettingsError(f"What was measured cannot be kept in {folder}: {error.strerror}.") from error

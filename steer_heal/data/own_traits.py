@@ -5,8 +5,6 @@ Without `replies` a vector is made from the two personas; without `target` the t
 axis: by how likely the model is to say its `statements`, pairs of what the two poles would say.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal.config import SettingsError
+from steer_heal.printing import write_whole
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 MAX_OWN = 200
@@ -119,9 +118,7 @@ def write(row: dict[str, Any]) -> Path:
     file = folder() / f"{row['name']}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f".{file.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(row, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(file)
+        write_whole(file, json.dumps(row, ensure_ascii=False, indent=2) + "\n")
     except OSError as error:
         raise SettingsError(f"{file} cannot be written ({error.strerror}): set STEER_HEAL_HOME.") from error
     return file

@@ -1,7 +1,5 @@
 """c*: the coefficient at which steering moves the next token by one nat, at the 95th percentile."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

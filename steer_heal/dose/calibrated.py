@@ -1,7 +1,5 @@
 """A vector with its c*: where alpha becomes the numbers that are added."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from itertools import pairwise
 

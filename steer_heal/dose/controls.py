@@ -4,8 +4,6 @@ A learned direction that moves a reading no further than a random one of the sam
 is a known finding of the field: so how many random ones move it as far stands beside every movement.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial

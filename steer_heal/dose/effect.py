@@ -1,7 +1,5 @@
 """What a vector does at its c*: to what its trait is measured on, to the likeliest words, to two answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 

@@ -1,7 +1,5 @@
 """Several vectors at once: where the expression of a mix becomes directions and coefficients."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations

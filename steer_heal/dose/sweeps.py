@@ -1,7 +1,5 @@
 """Dose against effect: sweeps over alpha, where text breaks, and grids of alpha x layer."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The face that the page and the command line call; the network's libraries are imported with it only."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

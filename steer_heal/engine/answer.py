@@ -1,7 +1,5 @@
 """One request's two answers as they grow, and what a person is shown of them at a moment."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

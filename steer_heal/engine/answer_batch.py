@@ -1,7 +1,5 @@
 """The answers of pairs and of conversations, those of several people in one batch, told token by token."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -311,15 +309,15 @@ class Answers:
             return
         base_done = self._whole(answer.base, answer.asked)
         if base_done and answer.known is None:
-            plain = tuple(replace(token, carries=None) for token in answer.base)
-            answer.known = self._keep(_key(answer.prompt, answer.asked), plain)
-        steered_done = self._whole(answer.steered, answer.asked)
-        done = base_done and steered_done
-        request.tell(answer.moment(base_done=base_done, steered_done=steered_done, message=message))
-        if done:
+            answer.known = tuple(replace(token, carries=None) for token in answer.base)
+            self._bases[_key(answer.prompt, answer.asked)] = answer.known
+            while len(self._bases) > KNOWN_ANSWERS:
+                self._abouts.pop(self._bases.popitem(last=False)[0], None)
+        request.tell(answer.moment(base_done=base_done, message=message))
+        if base_done and self._whole(answer.steered, answer.asked):
             self._carry(answer)
             answer.about = self._about(answer)
-            request.tell(answer.moment(base_done=True, steered_done=True, done=True))
+            request.tell(answer.moment(base_done=True, done=True))
             request.end()
 
     def _tell_talked(self, request: Request[Any], answer: Talked, message: str) -> None:
@@ -362,12 +360,6 @@ class Answers:
     def _whole(self, tokens: Sequence[Token], request: SteerRequest) -> bool:
         full = len(tokens) >= request.sample.max_new_tokens
         return full or (bool(tokens) and tokens[-1].id in self._lm.eos_ids)
-
-    def _keep(self, key: Key, tokens: Tokens) -> Tokens:
-        self._bases[key] = tokens
-        while len(self._bases) > KNOWN_ANSWERS:
-            self._abouts.pop(self._bases.popitem(last=False)[0], None)
-        return tokens
 
 
 def _measurement(

@@ -1,7 +1,5 @@
 """What was measured beside random directions, kept for who is about to heal it."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 
 from steer_heal import data

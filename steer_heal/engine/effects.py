@@ -1,7 +1,5 @@
 """What a vector does, measured in slices and kept."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """One model and the runs: everything the page and the command line can ask for."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 import time

@@ -1,7 +1,5 @@
 """Healed rounds on the model that the page has: put on for as long as an answer needs them, then gone."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Optuna draws the cells of a sweep one by one, towards the front of movement against damage."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Long work cut into slices from within: wherever it pauses, its caller goes on first."""
 
-from __future__ import annotations
-
 import queue
 import sys
 import threading

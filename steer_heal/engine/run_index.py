@@ -1,7 +1,5 @@
 """The runs as the page sees them: logs go into the store as they grow, and a held store stops nothing."""
 
-from __future__ import annotations
-
 import threading
 import time
 import zlib

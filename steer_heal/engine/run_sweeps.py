@@ -1,7 +1,5 @@
 """Sweeps of heal runs: each a file of settings and run ids, each of its cells an ordinary run."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time
@@ -28,9 +26,9 @@ from steer_heal.config import (
 from steer_heal.engine import optuna_draw, sweep_table
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.sweep_forecast import forecast
+from steer_heal.printing import write_whole
 from steer_heal.records import SweepCell, SweepForecast, SweepTable
 from steer_heal.runs.jobs import JobState
-from steer_heal.runs.jobs.folder import write_whole
 from steer_heal.runs.jobs.processes import memory
 from steer_heal.runs.validate import check, run_bytes
 

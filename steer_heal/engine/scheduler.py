@@ -4,8 +4,6 @@ Requests that can be worked on together begin together, so that fifty people wai
 Source: batches made up anew as requests come and go (Yu et al., 2022, Orca).
 """
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

@@ -1,7 +1,5 @@
 """The engine of a page that is there before its model: a browser opens it while the weights are read."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError

@@ -1,7 +1,5 @@
 """What a sweep of runs would take: time by what finished runs took, memory as it is reckoned. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import median
 

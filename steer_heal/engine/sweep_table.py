@@ -1,7 +1,5 @@
 """What the runs of a sweep come to: means and spreads over seeds, and paired differences. Pure."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

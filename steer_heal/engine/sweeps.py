@@ -1,7 +1,5 @@
 """Sweeps and grids of doses, in slices, so that answers can be written in between."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The next answers of a conversation as they grow: base, steered and healed voices side by side."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """How long a run still takes, by what its stages took: in its own rounds, else in a run like it. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The vectors and calibrations of one model, made once and kept on disk."""
 
-from __future__ import annotations
-
 import math
 import operator
 from collections import OrderedDict

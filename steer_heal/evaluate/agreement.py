@@ -1,7 +1,5 @@
 """What a profile is worth: how often the likeliest foundation is the label."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

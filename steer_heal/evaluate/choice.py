@@ -8,8 +8,6 @@ list. A cloze is asked in every wording, and the calibrated scores of its statem
 is the probability on the seven words before the softmax: what the model would have answered anyway.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations

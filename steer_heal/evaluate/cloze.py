@@ -5,8 +5,6 @@ base: some statements are likelier than others whatever was asked. Source: batch
 2024, ICLR, arXiv:2309.17249).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

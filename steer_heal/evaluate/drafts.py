@@ -10,8 +10,6 @@ Sources: contrastive decoding (Li et al., 2023, ACL, arXiv:2210.15097), classifi
 models (Sanchez et al., 2023, arXiv:2306.17806).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

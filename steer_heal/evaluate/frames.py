@@ -1,7 +1,5 @@
 """How a model is asked: in the frame in which its base agrees best with the labels; remembered on disk."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Log-probs of texts, and of what they would be after other prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

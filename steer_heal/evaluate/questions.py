@@ -1,7 +1,5 @@
 """The rows of a forced choice: every dose x vignette x order."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

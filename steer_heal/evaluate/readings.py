@@ -4,8 +4,6 @@ evidence moved, and how often the answer itself flipped, each with a bootstrap i
 Source: `gated_selectivity` and `si_flips` of moral-maps (tinymfv), which compare steering both ways.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean

@@ -1,7 +1,5 @@
 """How much an answer is about what was asked, under the weights that are active and without steering."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from steer_heal.evaluate.logp import text_logp

@@ -4,8 +4,6 @@ The user's turn is begun for the model, which goes on with it, told the one pers
 Source: instructions drawn from a chat template alone (Xu et al., 2024, arXiv:2406.08464).
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Sequence

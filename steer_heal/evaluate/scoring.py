@@ -1,7 +1,5 @@
 """What a model answers: the log-probs of each word as what follows a question, after a thought or none."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from statistics import fmean
 

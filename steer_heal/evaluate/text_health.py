@@ -3,8 +3,6 @@
 The thresholds stand in `config.THRESHOLDS`; docs/reports/text-health.md shows what they were fitted on.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence

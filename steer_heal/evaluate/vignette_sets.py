@@ -1,7 +1,5 @@
 """Vignettes by what a person names: a file, one of tinymfv's sets, or nothing for the material's own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from steer_heal import data

@@ -4,8 +4,6 @@ Behind it stand two implementations: our own blocks for the architectures that w
 work), and transformers' own forward for any other model and any way of steering.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 

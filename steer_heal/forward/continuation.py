@@ -1,7 +1,5 @@
 """Rows side by side that read on together: each row's own keys and values, then what all read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 So that what lies beneath the first block that is trained is read once, not at every step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any

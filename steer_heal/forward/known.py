@@ -1,7 +1,5 @@
 """The architectures that our own blocks know, and whether a model is one of them, as it stands."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Prompts are read once for all rows that have them; steered rows share the blocks
 doses likewise; rows that begin alike share their beginning.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -109,7 +107,7 @@ class OurForward:
             found = self.reads(distinct, depth, {first, depth - 1})
         else:
             wanted = {first, self._n_layers - 1}
-            found = store.get(distinct, wanted, self._n_layers, self._whole_reads)
+            found = store.get(distinct, wanted, self._n_layers, self.reads)
         reads = dict(zip(distinct, found, strict=True))
         apart: dict[Key, Read] = {}
         if variants:
@@ -135,9 +133,6 @@ class OurForward:
             shared, own = None, side_by_side([[whole[key]] for key in of_row], room)
         held = Continuation(self._network, *own, steering.probed(probe), room, shared)
         return OurRows(self._network, ends_BD[:, None], held)
-
-    def _whole_reads(self, prompts: Sequence[Ids], wanted: Collection[int]) -> list[Read]:
-        return self.reads(prompts, self._n_layers, wanted)
 
     def residuals(self, prompts: Sequence[Ids], layer: int) -> list[Tensor]:
         """What reaches a block but the first, (T, D) of each prompt, without steering."""

@@ -1,7 +1,5 @@
 """Weights packed once for products of few rows, as long as they are what they were."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Nothing is shared: every row reads its whole prompt under its own steering.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

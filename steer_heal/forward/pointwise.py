@@ -1,7 +1,5 @@
 """GELU and what it gates, in fewer passes over memory than torch takes where there is much of it."""
 
-from __future__ import annotations
-
 import math
 from functools import cache
 

@@ -4,8 +4,6 @@ A vignette asked in two orders is the same text up to the first answer. All toke
 block as one flat list; only attention knows whose they are. A prompt by itself is a tree with no trunk.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from steer_heal.forward.attention import KeyValues
+from steer_heal.forward.attention import KeyValues, TreeAttention
 from steer_heal.forward.network import Network
-from steer_heal.forward.tree_attention import TreeAttention
 from steer_heal.vectors.steering import Steering
 
 MIN_TRUNK = 16

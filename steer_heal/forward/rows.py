@@ -1,7 +1,5 @@
 """Rows of a batch after what they have read: what follows, and what is read next."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Source of attention in two parts, the prompt's and each row's own: Juravsky et al., 2024, arXiv:2402.05099.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Prompts already read without steering, so that a moved slider reads only the steered blocks again."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
@@ -24,12 +22,12 @@ class PrefixStore:
         prompts: Sequence[Ids],
         layers: Collection[int],
         n_layers: int,
-        make: Callable[[list[Ids], Collection[int]], Sequence[Read]],
+        make: Callable[[list[Ids], int, Collection[int]], Sequence[Read]],
     ) -> list[Read]:
         """What `make` made of each prompt; it is asked only for those not here with the residuals wanted."""
         wanted = set(layers)
         missing = [prompt for prompt in prompts if not wanted <= self._layers(prompt)]
-        new = make(missing, range(n_layers) if self._every_layer else wanted) if missing else []
+        new = make(missing, n_layers, range(n_layers) if self._every_layer else wanted) if missing else []
         made = dict(zip(missing, new, strict=True))
         found = [made[prompt] if prompt in made else self._reads.pop(prompt) for prompt in prompts]
         self._reads.update(zip(prompts, found, strict=True))

@@ -1,7 +1,5 @@
 """How far steering moved the next token: KL(steered || base), in nats, over the whole vocabulary."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

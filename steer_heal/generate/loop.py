@@ -1,7 +1,5 @@
 """Prefill once, then one token a step for all lanes; lanes that ended leave the batch."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """What is generated: rows as the caller asks for them, and the lanes of the batch that compute them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """Drawing tokens: argmax of filtered logits / temperature + Gumbel noise that rows of a request share."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Text of a growing list of tokens, given out only when its characters are whole."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"

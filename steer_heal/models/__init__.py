@@ -7,6 +7,6 @@ from steer_heal.models.chat import system, user
 from steer_heal.models.fetching import fetch
 from steer_heal.models.identity import digest
 from steer_heal.models.load import LanguageModel, load, outline, prepare, without_gaps
-from steer_heal.models.placement import free, spread
+from steer_heal.models.placement import free
 from steer_heal.records import SamplingDefaults
-from steer_heal.sources import Source, default_model, find, in_cache
+from steer_heal.sources import default_model, find, in_cache

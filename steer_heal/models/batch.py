@@ -1,7 +1,5 @@
 """Prompts of different lengths as one batch, padded on the left."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

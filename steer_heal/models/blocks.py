@@ -1,7 +1,5 @@
 """Where a model's decoder blocks are, and which of them a band of depth holds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

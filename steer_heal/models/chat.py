@@ -1,7 +1,5 @@
 """Chat encoding in which control tokens come from the template only: what a person types is data."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

@@ -1,7 +1,5 @@
 """A GGUF file as a folder that transformers opens: converted once, kept by the file's content."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

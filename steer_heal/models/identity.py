@@ -1,7 +1,5 @@
 """What decides what a model says, as hashes: nothing cached is found again once one of them has changed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any

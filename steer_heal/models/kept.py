@@ -1,7 +1,5 @@
 """A network's modules and values as they stand, to be compared with and to be put back."""
 
-from __future__ import annotations
-
 from copy import copy
 from typing import Any
 

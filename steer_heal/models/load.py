@@ -1,7 +1,5 @@
 """Load a model, ready to be steered: eval mode, no gradients, its blocks and its chat encoding at hand."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Where a model goes and where it is: one device, several, or weights on disk until they are used."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator
 from pathlib import Path

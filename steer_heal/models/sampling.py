@@ -1,7 +1,5 @@
 """What a model's files say of its answers: how they are drawn and where they end; `read` reads it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

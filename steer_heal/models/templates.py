@@ -1,7 +1,5 @@
 """A bound on what a chat template may write: it is someone's program, and transformers' sandbox has none."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

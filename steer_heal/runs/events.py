@@ -1,17 +1,15 @@
 """The append-only log of one run: `events.jsonl`, one JSON object a line, the truth behind the store."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 from steer_heal.config import SettingsError
 from steer_heal.records import Event, RunStatus
@@ -146,7 +144,7 @@ class EventLog:
         body = plain(data or {})
         with self._turn:
             event = Event(self.next_seq, time.time(), kind, round_, body)
-            line = json.dumps(event.as_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            line = json.dumps(asdict(event), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
             self._write(line.encode() + b"\n")
             self.next_seq += 1
         return event
@@ -183,7 +181,7 @@ class EventLog:
             self.sync()
             self._file.close()
 
-    def __enter__(self) -> EventLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,5 @@
 """What can be told about a run's settings before it is launched."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 

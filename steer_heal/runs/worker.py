@@ -1,7 +1,5 @@
 """Works one run through in this process: `python -m steer_heal.runs.worker DIR`. It never opens DuckDB."""
 
-from __future__ import annotations
-
 import errno
 import faulthandler
 import os

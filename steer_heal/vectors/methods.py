@@ -1,7 +1,5 @@
 """How a direction is read out of two sets of residuals: one pure function a method, chosen by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

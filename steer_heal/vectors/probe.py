@@ -6,8 +6,6 @@ h[l] is the residual behind block l, with what steering adds there; u[l] the dir
 and spread (the standard deviation) are of h . u over the tokens of neutral text, unsteered.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile

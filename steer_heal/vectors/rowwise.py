@@ -1,7 +1,5 @@
 """Steering that adds no fixed direction: what changes a residual is asked one row of the batch at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
@@ -61,7 +59,7 @@ class RowwiseSteering(Steering):
         self._coefficients_BL = self._coefficients_BL[rows.cpu()]
 
     @contextmanager
-    def attached(self, blocks: Sequence[nn.Module]) -> Iterator[RowwiseSteering]:
+    def attached(self, blocks: Sequence[nn.Module]) -> Iterator[Self]:
         with ExitStack() as hooks:
             for layer in self._layers:
                 for key, module in self._operator.modules(blocks[layer], layer):

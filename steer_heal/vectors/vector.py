@@ -1,7 +1,5 @@
 """Steering vectors: extract, add, scale, compare, save, load."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -108,7 +106,9 @@ def last_residuals(
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(prompts), batch_size):
         rows = by_length[start : start + batch_size]
-        residuals_NLD[rows] = _last_residuals_of([prompts[row] for row in rows], lm)
+        batch = left_pad([prompts[row] for row in rows], lm.pad_id, lm.device)
+        last = of_blocks(lm, lambda hidden_BTD: hidden_BTD[:, -1].double().cpu(), **batch.inputs)
+        residuals_NLD[rows] = last
         if progress:
             progress(min(start + batch_size, len(prompts)), len(prompts))
     return residuals_NLD
@@ -156,12 +156,6 @@ def _reply_residuals_of(prompt: Sequence[int], whole: Sequence[Sequence[int]], l
         return (weights_N1T @ hidden_NTD.double().cpu())[:, 0]
 
     return of_blocks(lm, mean, input_ids=ids_NT, past_key_values=cache, use_cache=True)
-
-
-@torch.inference_mode()
-def _last_residuals_of(prompts: Sequence[Sequence[int]], lm: LanguageModel) -> Tensor:
-    batch = left_pad(prompts, lm.pad_id, lm.device)
-    return of_blocks(lm, lambda hidden_BTD: hidden_BTD[:, -1].double().cpu(), **batch.inputs)
 
 
 @torch.inference_mode()

@@ -1,7 +1,5 @@
 """One run's folder: config.json, events.jsonl, vectors/, adapters/, worker.log, and who works in it."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets
@@ -11,12 +9,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock
 from pydantic import ValidationError
 
 from steer_heal.config import HealSettings, SettingsError, check_run_id, stored_settings
+from steer_heal.printing import write_whole
 from steer_heal.records import Event
 from steer_heal.runs import events
 from steer_heal.runs.jobs.processes import Running, lives_here, memory
@@ -25,13 +24,6 @@ _ASKED = ("cancel", "pause")
 HEARTBEAT_S = 5.0
 SILENT_S = 60.0
 """A worker on another host counts as gone when its heartbeat is older than this."""
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a small file whole: readers see the old one or the new one. Raises: `OSError`."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(content.encode() if isinstance(content, str) else content)
-    fresh.replace(path)
 
 
 class RunFolder:
@@ -53,7 +45,7 @@ class RunFolder:
         return FileLock(self.path / ".lock")
 
     @classmethod
-    def create(cls, runs_dir: Path, settings: HealSettings) -> RunFolder:
+    def create(cls, runs_dir: Path, settings: HealSettings) -> Self:
         """A fresh folder with its config.json, named after trait, time and chance.
 
         Raises: `SettingsError` when it cannot be written.
@@ -147,8 +139,11 @@ class RunFolder:
         """Whether that process still runs: by pid and start on this host, by heartbeat on another."""
         if process.host == socket.gethostname():
             return lives_here(process)
-        beat = self.age("heartbeat")
-        return beat is not None and beat < SILENT_S
+        try:
+            beat = (self.path / "heartbeat").stat().st_mtime
+        except OSError:
+            return False
+        return abs(time.time() - beat) < SILENT_S  # the clocks may differ
 
     def beat(self) -> None:
         """Shows that the worker lives, and how its memory stands. A full disk or a read-only one stops
@@ -193,10 +188,3 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
         return raw if isinstance(raw, dict) else {}
-
-    def age(self, name: str) -> float | None:
-        """Seconds between the file's time and now, whichever is later; None when it is not there."""
-        try:
-            return abs(time.time() - (self.path / name).stat().st_mtime)
-        except OSError:
-            return None

@@ -1,7 +1,5 @@
 """Which of a machine's GPUs a run gets, where several go at a time. Pure but for `visible`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where runs execute: the one interface behind which a run may be on any machine."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

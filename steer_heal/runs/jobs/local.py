@@ -1,7 +1,5 @@
 """Runs as processes of this machine: they outlive the page, wait their turn, are found again."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Which process works, told from others by what a changed clock does not move; and how one ended."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,8 +1,6 @@
 """Runs on a Ray cluster: each an actor that works the run's folder on some node. Its log and its files come
 back, so that the folder here holds everything. Ray places the actors and makes lost ones anew."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -24,9 +22,10 @@ from filelock import Timeout
 
 from steer_heal import sources
 from steer_heal.config import HealSettings, SettingsError, stored_settings
+from steer_heal.printing import write_whole
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, EventLog
-from steer_heal.runs.jobs.folder import RunFolder, write_whole
+from steer_heal.runs.jobs.folder import RunFolder
 from steer_heal.runs.jobs.launcher import About, JobState
 from steer_heal.runs.jobs.local import LocalProcesses
 from steer_heal.runs.jobs.processes import CLUSTER, Running
@@ -286,7 +285,8 @@ class RayCluster(LocalProcesses):
                 yield
             except (ConnectionError, self._ray.exceptions.RaySystemError, TimeoutError) as error:
                 said = f"The cluster at {self.address} does not answer: its runs are heard of when it does."
-                self._lose(said)
+                self._again, self._trouble = time.monotonic() + AGAIN_S, said
+                self.close()
                 raise SettingsError(said) from error
 
     def close(self) -> None:
@@ -296,10 +296,6 @@ class RayCluster(LocalProcesses):
                 line.close()
             self._lines.clear()
             self._ray.shutdown()
-
-    def _lose(self, trouble: str) -> None:
-        self._again, self._trouble = time.monotonic() + AGAIN_S, trouble
-        self.close()
 
     def _here(self) -> Running:
         return Running(os.getpid(), 0.0, self.address)

@@ -1,7 +1,5 @@
 """What people say of the runs in a folder: names given later, runs hidden, and runs deleted a moment ago."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal.config import SettingsError
-from steer_heal.runs.jobs.folder import write_whole
+from steer_heal.printing import write_whole
 
 UNDO_S = 60.0
 """How long a deleted run can be brought back."""

@@ -1,7 +1,5 @@
 """Opens runs.duckdb for a moment, and only when it is ours: lock, patience, migrations."""
 
-from __future__ import annotations
-
 import re
 import threading
 import time

@@ -1,7 +1,5 @@
 """A store's file as a whole: who wrote it, a consistent copy of it, another put in its place."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator
@@ -55,7 +53,9 @@ def snapshot(path: str | Path, target: str | Path, *, patience: float = PATIENCE
         raise SettingsError(f"{target} is there already: name a new file.")
     with _draft(target) as draft:
         with Database(path).open(patience=patience):
-            _copy(path, draft)
+            shutil.copyfile(path, draft)
+            if _journal(path).exists():
+                shutil.copyfile(_journal(path), _journal(draft))
         duckdb.connect(str(draft)).close()  # takes the copied journal in
     return target
 
@@ -79,12 +79,6 @@ def replace(path: str | Path, draft: Path, *, patience: float = PATIENCE_S) -> N
 
 def _journal(path: Path) -> Path:
     return path.with_name(f"{path.name}.wal")
-
-
-def _copy(path: Path, draft: Path) -> None:
-    shutil.copyfile(path, draft)
-    if _journal(path).exists():
-        shutil.copyfile(_journal(path), _journal(draft))
 
 
 @contextmanager

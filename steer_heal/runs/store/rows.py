@@ -1,16 +1,14 @@
 """Events of one run -> the rows they mean. Pure: no file, no clock; equal events give equal rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from steer_heal.config import COLUMNS
 from steer_heal.records import Event
 from steer_heal.runs.events import FINAL, is_index
-from steer_heal.runs.store.schema import COLUMNS
 
 ROW_TABLES = ("rounds", "profiles", "vignette_scores", "completions", "answers", "steps")
 

@@ -1,4 +1,5 @@
-"""The tables and views of runs.duckdb, as migrations: each applied once, in order, and never changed."""
+"""The tables and views of runs.duckdb, as migrations: each applied once, in order, and never changed. A view
+that a later one makes anew stands there alone."""
 
 TABLES = """
 CREATE TABLE runs (
@@ -46,10 +47,6 @@ CREATE TABLE steps (
     loss DOUBLE, nll DOUBLE, divergence DOUBLE, lr DOUBLE,
     PRIMARY KEY (run_id, round, step)
 );
-CREATE VIEW moral_map AS
-    SELECT p.run_id, r.model, r.trait, r.seed, p.round, p.stage, p.alpha, p.care, p.social_norms,
-           p.coherence, p.n_vignettes, p.finished_at
-    FROM profiles p JOIN runs r USING (run_id);
 """
 
 TRAINING = """
@@ -66,11 +63,6 @@ ALTER TABLE profiles ADD COLUMN agreement_low DOUBLE;
 ALTER TABLE profiles ADD COLUMN agreement_high DOUBLE;
 ALTER TABLE profiles ADD COLUMN chance DOUBLE;
 ALTER TABLE profiles ADD COLUMN order_tv DOUBLE;
-CREATE OR REPLACE VIEW moral_map AS
-    SELECT p.run_id, r.model, r.trait, r.seed, p.round, p.stage, p.alpha, p.care, p.social_norms,
-           p.coherence, p.n_vignettes, p.finished_at, p.agreement, p.frame, p.agreement_low,
-           p.agreement_high, p.chance
-    FROM profiles p JOIN runs r USING (run_id);
 """
 
 CONTROLS = """
@@ -142,14 +134,3 @@ MIGRATIONS: tuple[str, ...] = (TABLES, TRAINING, WORTH, HEALTH, CONTROLS, DAMAGE
 RECORD = """
 CREATE TABLE IF NOT EXISTS steer_heal_schema (version INTEGER, applied_at DOUBLE, duckdb_version VARCHAR);
 """
-
-COLUMNS = {
-    "Care": "care",
-    "Fairness": "fairness",
-    "Loyalty": "loyalty",
-    "Authority": "authority",
-    "Sanctity": "sanctity",
-    "Liberty": "liberty",
-    "SocialNorms": "social_norms",
-}
-"""The column of each foundation."""

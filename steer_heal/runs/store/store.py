@@ -1,7 +1,5 @@
 """What is asked of runs.duckdb: ingest, queries that give records, export."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,13 +7,12 @@ from typing import Any
 
 import duckdb
 
-from steer_heal.config import SettingsError
+from steer_heal.config import COLUMNS, SettingsError
 from steer_heal.evaluate.text_health import loops
 from steer_heal.records import Agreement, CompletionRow, ControlNode, MapNode, RoundDetail, RunRow
 from steer_heal.runs.events import Chunk
 from steer_heal.runs.store.database import PATIENCE_S, Database, transaction
 from steer_heal.runs.store.rows import ROW_TABLES, TEXT, LogRows, new_run, rows_of
-from steer_heal.runs.store.schema import COLUMNS
 
 Rows = list[dict[str, Any]]
 
@@ -49,8 +46,9 @@ WHERE run_id = ? AND (round = ? OR stage = 'base' OR (stage = 'steered' AND roun
 ORDER BY finished_at
 """
 _COMPLETIONS = """
-SELECT run_id, round, idx, alpha, prompt, text, kept, scores, reasons FROM completions
-WHERE run_id = ? AND round = ? ORDER BY idx
+SELECT run_id, round, idx AS index, coalesce(alpha, 0) AS alpha, coalesce(prompt, '') AS prompt,
+       coalesce(text, '') AS text, coalesce(kept, false) AS kept, scores, coalesce(reasons, []) AS reasons
+FROM completions WHERE run_id = ? AND round = ? ORDER BY idx
 """
 _ANSWERS = """
 SELECT a.prompt, b.text AS base, a.steered,
@@ -149,13 +147,9 @@ class Store:
         """What the round generated, kept or not."""
         rows = self._query(_COMPLETIONS, run_id, round_)
         return [
-            CompletionRow(
-                run_id=row["run_id"], round=row["round"], index=row["idx"], alpha=row["alpha"] or 0.0,
-                prompt=row["prompt"] or "", text=row["text"] or "", kept=bool(row["kept"]),
-                scores=_json(row["scores"]), reasons=tuple(row["reasons"] or ()),
-            )
+            CompletionRow(**{**row, "scores": _json(row["scores"]), "reasons": tuple(row["reasons"])})
             for row in rows
-        ]  # fmt: skip
+        ]
 
     def round_detail(self, run_id: str, round_: int) -> RoundDetail:
         """All of one round (0: base). Raises: `SettingsError` when there is no such run or round."""

@@ -1,7 +1,5 @@
 """Every method there is, ours and those of packages that are installed, behind one call."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Which optional packages are here, found without importing them."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version

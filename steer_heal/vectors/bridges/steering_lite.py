@@ -5,8 +5,6 @@ Any other becomes a `LiteOperator`, asked one row at a time. Prompts are encoded
 BOS itself, where steering-lite's own loop adds a second one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Which format a file is, and reading and writing each."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -132,7 +130,7 @@ def _read_safetensors(path: Path, n_layers: int | None) -> SteeringVector:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get("format") == native.FORMAT:
         return native.load(path)
-    if steering_lite.recognise(metadata):
+    if "cfg" in metadata:
         return steering_lite.read(path, tensors, metadata, n_layers)
     names = numbered(path, tensors)
     meta = {"method": "tensors", **metadata}

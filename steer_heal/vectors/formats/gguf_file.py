@@ -4,8 +4,6 @@
 block 0. Source: `common_control_vector_load` and `llama_adapter_cvec` in llama.cpp, `export_gguf` in repeng.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What every format shares: directions by layer number, checked, as a vector of all layers and back."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path

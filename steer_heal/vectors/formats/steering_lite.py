@@ -4,8 +4,6 @@ Source of the layout: `Vector.save` and `SteeringConfig.to_dict` of wassname/ste
 It reads `cfg` only, so what we know beyond it (norms, personas, depth) rides in a second metadata entry.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -38,11 +36,6 @@ _OWN_DEFAULTS: dict[str, dict[str, Any]] = {
     "mean_diff": {"normalize": True, "subtract_corpus_mean": False},
     "pca": {"n_components": 1, "normalize": True},
 }
-
-
-def recognise(metadata: dict[str, str]) -> bool:
-    """Whether a safetensors file's metadata is steering-lite's."""
-    return "cfg" in metadata
 
 
 def read(
