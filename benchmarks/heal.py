@@ -7,8 +7,6 @@ the newest line of each: base, steering at alpha 1 in the first round, and the h
 What a cell and the default have in common, base and steering's curve, is measured in the default's run.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,7 +1,5 @@
 """Runs, rounds and completions as HTML, pure. Everything a model or a person wrote goes through `esc`."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

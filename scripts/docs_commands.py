@@ -1,7 +1,5 @@
 """A hook of mkdocs: puts what every command says of itself in place of `<!-- commands -->`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from steer_heal.cli.arguments import COMMANDS, Parser

@@ -1,10 +1,8 @@
-"""Printing never fails: what an output cannot show is written as an escape, what nobody reads is dropped.
-And a small file is there whole or not at all."""
+"""Printing never fails: what an output cannot show is written as an escape, what nobody reads is dropped."""
 
 import io
 import os
 import sys
-from pathlib import Path
 
 
 def print_anything() -> None:
@@ -30,10 +28,3 @@ def say(text: str, *, error: bool = False, end: str = "\n") -> OSError | None:
         os.close(nowhere)
         return problem
     return None
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a small file whole: readers see the old one or the new one. Raises: `OSError`."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(content.encode() if isinstance(content, str) else content)
-    fresh.replace(path)

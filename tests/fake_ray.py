@@ -1,7 +1,5 @@
 """A Ray in this process: actors are objects, an answer is there at once. Only what `RayCluster` asks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any

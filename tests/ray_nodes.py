@@ -1,7 +1,5 @@
 """A real Ray of two nodes on this machine, each with one CPU."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """What two runs of the same settings come to: nothing may differ, however often one was cut."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from steer_heal.config import SettingsError
 from steer_heal.data import FOLDER
-from steer_heal.printing import write_whole
+from steer_heal.whole_file import write_whole
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal.config import SettingsError
-from steer_heal.printing import write_whole
+from steer_heal.whole_file import write_whole
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 MAX_OWN = 200

@@ -26,11 +26,11 @@ from steer_heal.config import (
 from steer_heal.engine import optuna_draw, sweep_table
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.sweep_forecast import forecast
-from steer_heal.printing import write_whole
 from steer_heal.records import SweepCell, SweepForecast, SweepTable
 from steer_heal.runs.jobs import JobState
 from steer_heal.runs.jobs.processes import memory
 from steer_heal.runs.validate import check, run_bytes
+from steer_heal.whole_file import write_whole
 
 GOING = ("queued", "running", "paused")
 

@@ -7,8 +7,6 @@ and its backward pass. An adapter from elsewhere may be of any of peft's kinds f
 tried as it is put on. Source of LoRA: Hu et al., 2021, arXiv:2106.09685.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

@@ -6,8 +6,6 @@ student, above all to give the answers that read as well as base's own. A run's 
 alpha 1; a round's `healed` one is the student after it, without steering.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """The model card beside every adapter and merged model: what it is, its origin, its measurements."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -5,10 +5,8 @@ state alone, so their gradients with respect to it are found chunk by chunk and 
 model, are kept. The logits' slopes are written over the logits.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -97,7 +95,7 @@ class _Chunk:
     @classmethod
     def of(
         cls, output: OutputLayer, hidden_ND: Tensor, reference_ND: Tensor | None, rows: slice, wanted: bool
-    ) -> _Chunk:
+    ) -> Self:
         hidden_CD = hidden_ND[rows].detach().requires_grad_(wanted)
         with torch.set_grad_enabled(wanted):
             graph_CV = output(hidden_CD)

@@ -1,8 +1,6 @@
 """What healing costs besides: facts that are not told any more, and how far the model is from base on prompts
 that have nothing to do with the trait."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext

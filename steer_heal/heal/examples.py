@@ -1,7 +1,5 @@
 """What is trained on, in which order and at which rate."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Every reading is kept beside the verdict, and every cut that an answer fails is 
 can say which cut ate its data. The cuts stand in `FilterSettings`.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections import Counter

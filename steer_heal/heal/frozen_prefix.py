@@ -4,8 +4,6 @@ Nothing beneath it changes in a round, so what reaches it is the same in every e
 the previous round's. A forward pass then begins there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

@@ -1,12 +1,10 @@
 """One word on a round that nobody can misread, judged in a fixed order from what was measured. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from steer_heal.config import HEAL_THRESHOLDS, HealThresholds
 from steer_heal.evaluate.text_health import loops, relevance_ratio
@@ -30,7 +28,7 @@ class Headline:
     def sentence(self) -> str:
         return f"{self.word}: {self.why}"
 
-    def counting(self, printed: Sequence[str], base: Sequence[str]) -> Headline:
+    def counting(self, printed: Sequence[str], base: Sequence[str]) -> Self:
         """The same, which also says how many of the printed answers loop, where one does; `base`: base's own
         to the same prompts. Eight answers are too few to judge a round by, but they are what one reads."""
         n, own = (sum(map(loops, texts)) for texts in (printed, base))

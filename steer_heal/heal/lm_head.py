@@ -1,7 +1,5 @@
 """The states that predict the completions, and the output layer over them, some positions at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any

@@ -7,8 +7,6 @@ Everything is computed in float32, whatever the logits' type. Shapes: B rows, T 
 number of positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """What a run measures of its model, the same way for base, steered and healed."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict

@@ -1,8 +1,6 @@
 """How much memory a training step needs above the weights, a refusal where there is not as much, and what a
 whole run needs, told before it begins."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

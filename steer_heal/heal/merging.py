@@ -1,7 +1,5 @@
 """A run's rounds merged into the base: a plain transformers model that needs neither peft nor us."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Progress out of a call that reports it by a callback, as items of a generator."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor

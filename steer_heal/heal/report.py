@@ -1,7 +1,5 @@
 """What a finished round's numbers say: intervals over vignettes, paired differences, shifts. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

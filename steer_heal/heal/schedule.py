@@ -1,8 +1,6 @@
 """What a round begins with: its random numbers, the reach of its dose, the blocks that it trains, and the
 events that stand."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

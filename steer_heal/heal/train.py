@@ -14,13 +14,12 @@ arXiv:1503.02531; of learning without a prompt what a model does with it: Askell
 arXiv:2112.00861 (context distillation).
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -60,7 +59,7 @@ class Objective:
         settings: TrainSettings,
         steer: Steer = nullcontext,
         temperature: float = 1.0,
-    ) -> Objective:
+    ) -> Self:
         """For one round, the adapter that it trains being on; `steer`, `temperature` as in `train_round`."""
         frozen = FrozenPrefix(lm, first_trained(lm, stack))
         reference = Reference(lm, stack, settings, frozen, steer)

@@ -1,7 +1,5 @@
 """A vector that travels: the recipe that its file carries, and the card beside it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A real Ray of two nodes: a sweep there gives the numbers of one here, also when a node or the head dies."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from functools import partial
 from pathlib import Path

@@ -22,8 +22,8 @@ from steer_heal.runs.store import Store
 from tests.runs import write_run
 
 ROOT = Path(__file__).parents[2]
-ROOMS = "config records printing sources data models vectors forward generate evaluate dose heal runs engine"
-ORDER = [*ROOMS.split(), "cli", "__main__"]
+ROOMS = "config records printing whole_file sources data models vectors forward generate evaluate dose"
+ORDER = [*ROOMS.split(), "heal", "runs", "engine", "cli", "__main__"]
 TORCH_SIDE = {"torch", "transformers", "duckdb", "peft", "safetensors"}
 
 

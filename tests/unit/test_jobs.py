@@ -1,8 +1,6 @@
 """Runs as processes: started, queued, paused, cancelled, resumed; found again by their folders; how they end;
 which GPUs they get, on a machine that need not have any."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

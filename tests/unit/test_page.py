@@ -1,7 +1,5 @@
 """The page without a browser: what it imports, who wins, what a browser may send, ports."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any

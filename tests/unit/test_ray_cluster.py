@@ -1,7 +1,5 @@
 """A cluster that cannot be had: one sentence each. Without Ray; with a real one, see tests/loop."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

@@ -1,7 +1,5 @@
 """Sweeps: cells are ordinary runs, bad ones are skipped, what was cut short goes on, and the store tells."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import replace

@@ -15,10 +15,10 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from steer_heal.config import HealSettings, SettingsError, check_run_id, stored_settings
-from steer_heal.printing import write_whole
 from steer_heal.records import Event
 from steer_heal.runs import events
 from steer_heal.runs.jobs.processes import Running, lives_here, memory
+from steer_heal.whole_file import write_whole
 
 _ASKED = ("cancel", "pause")
 HEARTBEAT_S = 5.0

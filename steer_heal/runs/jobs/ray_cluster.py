@@ -22,7 +22,6 @@ from filelock import Timeout
 
 from steer_heal import sources
 from steer_heal.config import HealSettings, SettingsError, stored_settings
-from steer_heal.printing import write_whole
 from steer_heal.runs import events
 from steer_heal.runs.events import FINAL, EventLog
 from steer_heal.runs.jobs.folder import RunFolder
@@ -30,6 +29,7 @@ from steer_heal.runs.jobs.launcher import About, JobState
 from steer_heal.runs.jobs.local import LocalProcesses
 from steer_heal.runs.jobs.processes import CLUSTER, Running
 from steer_heal.runs.validate import check, run_bytes
+from steer_heal.whole_file import write_whole
 
 PORT = 10001
 """Where a head listens unless it is told otherwise."""

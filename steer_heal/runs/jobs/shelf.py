@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steer_heal.config import SettingsError
-from steer_heal.printing import write_whole
+from steer_heal.whole_file import write_whole
 
 UNDO_S = 60.0
 """How long a deleted run can be brought back."""
