@@ -259,6 +259,11 @@ def test_a_failed_migration_leaves_no_half_schema(tmp_path, monkeypatch, log):
     assert Store(path).ingest("r1", events.read(log)) > 0
 
 
+def test_a_missing_folder_is_made(tmp_path):
+    assert Store(tmp_path / "new" / "runs.duckdb").runs() == []
+    assert (tmp_path / "new" / "runs.duckdb").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="--db"):
