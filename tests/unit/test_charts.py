@@ -139,6 +139,14 @@ def test_movement_against_health_has_steering_as_a_line_and_the_rounds_as_square
     assert [t["y"] for t in facts] == [[1.0], [0.9]], "what was not measured is no point, and no panel"
 
 
+def test_losses_have_a_line_each() -> None:
+    detail = FakeEngine().runs.round(EXAMPLE, 1)
+    figure = charts.losses(detail)
+    assert [t["name"] for t in figure["data"]] == ["loss", "NLL", "divergence"]
+    assert len(figure["data"][0]["x"]) == len(detail.losses)
+    assert charts.losses(replace(detail, losses=()))["data"] == []
+
+
 def test_a_run_whose_model_cannot_answer_is_faint_and_says_so() -> None:
     silent = replace(BASE, agreement=0.15, agreement_low=0.1, agreement_high=0.2, chance=1 / 7)
     assert trace(drawn([silent, STEERED, HEALED]), "healed")["marker"]["opacity"] == [charts.shade(0.0)]

@@ -46,7 +46,8 @@ def scores(profile):
 
 def test_the_base_s_calibration_is_used_for_other_vignettes_and_asked_for_with_doses(lm):
     base = evaluate(lm, VIGNETTES, CLOZE)[0]
-    assert (base.coherence, base.agreement.value is None) == (None, False)
+    assert (base.coherence, base.agreement.value is None, base.n_invalid) == (None, False, 0)
+    assert {row.mass for row in base.per_vignette} == {1.0}
     alone = evaluate(lm, VIGNETTES[:1], CLOZE, calibrated=base.calibration)[0]
     assert scores(alone) == [pytest.approx(scores(base)[0], abs=1e-4)]
     assert "fewer than 14" in alone.agreement.why

@@ -51,6 +51,7 @@ def test_beyond_what_was_measured_a_dose_costs_more_than_what_was(engine):
     assert list(engine.steer(request("back", alpha=-0.5, n=4), session="a"))[-1].dose_nats is None
     asked = build(DoseRequest, alphas=(-1.0,), band=BAND, prompts=("A man lies.",))
     row = list(engine.dose(asked, session="a"))[-1].rows[0]
+    assert row.profile.n_vignettes == 1
     back = list(engine.steer(request("back", alpha=-0.5, n=4), session="a"))[-1]
     assert (back.dose_nats, back.dose_beyond) == (pytest.approx((row.kl_p95 or 0.0) / 2), False)
 
@@ -218,6 +219,21 @@ def test_one_that_is_replaced_in_company_leaves_and_the_others_go_on(engine):
     for name in ("s0", "s2", "s3"):
         engine.stop(name)
         assert list(streams[name])[-1].message == "Stopped."
+
+
+def test_a_vector_is_measured_once_for_all_who_need_it(engine, monkeypatch):
+    measured, calibrated = [], Vectors.calibrated
+
+    def count(vectors: Vectors, *args: Any, **options: Any) -> Any:
+        measured.append(args[2])
+        return calibrated(vectors, *args, **options)
+
+    monkeypatch.setattr(Vectors, "calibrated", count)
+    asked = {f"s{n}": request(f"new {n}").model_copy(update={"band": (0.0, 0.5)}) for n in range(3)}
+    crowd = Crowd(engine, asked)
+    assert len(crowd.run()) == 3
+    assert measured == [(0, 1)]
+    assert all("Measuring" in frames[0].message for frames in crowd.frames.values())
 
 
 def test_only_so_many_begin_together_as_fit_and_the_others_wait(engine, monkeypatch, batches):

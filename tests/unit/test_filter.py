@@ -10,10 +10,10 @@ from steer_heal import data
 from steer_heal.config import FilterSettings, Thresholds
 from steer_heal.evaluate import text_health
 from steer_heal.heal.adapters import AdapterStack
-from steer_heal.heal.filter import CUTS, Own, eaten, judge, readings
+from steer_heal.heal.filter import CUTS, Own, Text, eaten, judge, kept_texts, readings
 from steer_heal.heal.measure import Measures
 from steer_heal.models import LanguageModel
-from steer_heal.records import TextHealth
+from steer_heal.records import Completion, FilterVerdict, TextHealth, Token
 from tests import tiny
 from tests.rounds import tiny_run
 
@@ -266,6 +266,12 @@ def test_summary_of_a_set_is_made_of_medians():
     assert text_health.set_verdict(text_health.summary(rows[:1])) == "fine"
     assert text_health.summary([]) == {}
     assert text_health.set_verdict({}) is None
+
+
+def test_what_the_filter_kept_is_trained_on_in_its_order():
+    written = [Completion("text", (Token(n, "t", 0.5),), True, prompt=f"p{n}") for n in range(3)]
+    verdicts = [FilterVerdict(n != 1, {}) for n in range(3)]
+    assert kept_texts(1, written, verdicts, 2) == [Text("p0", (0,)), Text("p2", (2,))]
 
 
 @pytest.mark.parametrize("demo", [True, False])

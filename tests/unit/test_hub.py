@@ -11,12 +11,14 @@ from typing import ClassVar
 
 import httpx2
 import pytest
+import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from safetensors.torch import save_file
 
 from steer_heal import sources
 from steer_heal.cli import hub
 from steer_heal.config import GEMMA, SettingsError
-from steer_heal.models import default_model, in_cache
+from steer_heal.models import default_model, files, in_cache
 
 ASK = """
 import json, sys, time
@@ -167,6 +169,15 @@ def test_what_else_is_in_the_hubs_cache_is_listed(monkeypatch, tmp_path):
     cached(tmp_path, "own/half", "config.json", "tokenizer_config.json")
     (row,) = sources.listed()[3:]
     assert (row.name, row.is_here, row.n_bytes) == ("own/chat--model", True, 3 * 40)
+
+
+def test_what_does_not_fit_is_refused_before_loading(monkeypatch, tmp_path):
+    save_file({"w": torch.zeros(1000, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    assert files.needed(tmp_path, torch.float32) == pytest.approx(2 * files.needed(tmp_path, "auto"))
+    files.check_memory("m", tmp_path, "cpu", torch.float32)
+    monkeypatch.setattr(files, "free", lambda _device: 3000)
+    with pytest.raises(SettingsError, match="m needs about"):
+        files.check_memory("m", tmp_path, "cpu", torch.float32)
 
 
 class Api:

@@ -383,6 +383,19 @@ def test_a_sweep_is_listed_opened_shown_as_one_stopped_and_resumed() -> None:
     assert watching.remembered({"sweep": 3})["sweep"] is None
 
 
+def test_the_open_sweep_is_a_table_and_a_chart_with_what_it_is_held_against() -> None:
+    engine = FakeEngine(round_seconds=0.01)
+    sweep = started(engine, "train.divergence=nll,kl_rev", "seed=0,1,-1")
+    finished(engine)
+    listed, table, figure = drawn(engine, {"sweep": sweep.sweep_id})
+    assert "4 finished, 2 skipped" in listed or "2 skipped, 4 finished" in listed
+    assert "train.divergence=kl_rev" in table
+    assert "no different" in table
+    assert figure is not None
+    for said in ("persona as text", "furthest random direction", '"front"', "settings"):
+        assert said in figure
+
+
 def test_the_front_is_what_no_other_equals_with_less_damage_or_more_movement() -> None:
     points = [(0.2, 0.5), (0.1, 0.3), (0.3, 0.5), (0.1, 0.2), (0.4, 0.6), (0.1, 0.3)]
     assert charts_sweep.front(points) == [1, 0, 4]

@@ -17,7 +17,7 @@ from steer_heal.runs.jobs import LocalProcesses, RunFolder, shelf, this_process
 from steer_heal.runs.store import Store
 from tests.jobs import COMMAND, until
 from tests.runs import play_round, start, write_run
-from tests.unit.test_keeping import hold
+from tests.unit.test_store import hold
 
 
 @pytest.fixture

@@ -352,3 +352,4 @@ def test_closing_the_engine_ends_what_is_measured(engine, extraction):
     list(frames)
     engine.close()
     assert extraction.ended == ["care_over_authority stopped"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "slices"]
