@@ -19,7 +19,7 @@ SMALL = {
     "extract": {"method": "mean_diff", "n_contexts": 16},
     "calibrate": {"n_prompts": 2, "n_tokens": 8},
     "train": {"epochs": 1},
-    "evaluate": {"n_vignettes": 7, "n_answers": 2, "controls": 0},
+    "evaluate": {"frame": "choice", "n_vignettes": 7, "n_answers": 2, "controls": 0},
 }
 
 
