@@ -145,7 +145,9 @@ def test_it_drafts_what_two_poles_say_and_moves_along_them(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_traits, "folder", lambda: tmp_path)  # not the folder of whoever runs the tests
-    monkeypatch.setattr(scenes, "EACH", 1)  # half of what a person waits for
+    monkeypatch.setattr(scenes, "EACH", 1)  # half the scenes, a quarter of the contexts
+    contexts = data.Material.contexts
+    monkeypatch.setattr(data.Material, "contexts", lambda own, trait: contexts(own, trait)[:32])
     made, said = engine.make_trait("formal", "casual")
     assert "pairs of replies that smollm2 drafted are sound. They answer" in said
     assert len(set(made.scenes) - set(data.material(demo=False).contexts(""))) >= drafts.LEAST
