@@ -1,11 +1,9 @@
 """A real Ray of two nodes on this machine, each with one CPU."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +11,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import psutil
+
+from tests.browser.conftest import free_port
+from tests.jobs import until
 
 
 @dataclass
@@ -44,7 +45,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def two_nodes() -> Iterator[Nodes]:
     """One thread for each run; nothing is left behind."""
-    port, client = _free_port(), _free_port()
+    port, client = free_port(), free_port()
     with (
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name,
         patch.dict(os.environ, OMP_NUM_THREADS="1", RAY_TMPDIR=name),  # short: sockets lie in it
@@ -74,15 +75,9 @@ def _node(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*command, *arguments], stdout=out, stderr=out)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def _until_it_listens(port: int) -> None:
-    end = time.monotonic() + 120.0
-    while not any(
-        one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in psutil.net_connections("tcp")
-    ):
-        assert time.monotonic() < end, "Ray did not start"
-        time.sleep(0.2)
+    def listens() -> bool:
+        found = psutil.net_connections("tcp")
+        return any(one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in found)
+
+    until(listens, every_s=0.2)

@@ -3,7 +3,6 @@
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from typing import Literal
 
 import pytest
 from playwright.sync_api import BrowserContext, Error, Page, Request, expect
+
+from tests.jobs import until
 
 ROOT = Path(__file__).parents[2]
 expect.set_options(timeout=30_000)
@@ -32,25 +33,18 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def serving(*command: str, port: int, log: Path, seconds: float = 280.0) -> Iterator[str]:
-    """Run `command` with this Python until its page answers; end it afterwards. Fails with its log."""
+def serving(*command: str, port: int, log: Path) -> Iterator[str]:
+    """Run `command` with this Python until its page answers; kill it afterwards. Fails with its log."""
     url = f"http://127.0.0.1:{port}/"
     with log.open("wb") as out:
         server = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
         try:
-            until = time.monotonic() + seconds
-            while not answers(url):
-                if server.poll() is not None or time.monotonic() > until:
-                    pytest.fail(f"the page did not start:\n{log.read_text()[-4000:]}")
-                time.sleep(0.2)
+            until(lambda: answers(url) or server.poll() is not None, every_s=0.2)
+            assert server.poll() is None, f"the page did not start:\n{log.read_text()[-4000:]}"
             yield url
         finally:
-            server.terminate()
-            try:
-                server.wait(15)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            server.kill()  # asked to end, it would wait for open pages
+            server.wait()
 
 
 @contextmanager
@@ -63,35 +57,27 @@ def app(folder: Path, *options: str) -> Iterator[str]:
 
 
 @contextmanager
-def fake_page(folder: Path, *how: str) -> Iterator[str]:
+def fake_page(folder: Path, *how: str, port: int = 0) -> Iterator[str]:
     """The page over the fake engine, how fast and with how many runs as `serve_fake` is told: its address."""
-    port = free_port()
+    port = port or free_port()
     served = ("-m", "tests.browser.serve_fake", str(port), *how)
     with serving(*served, port=port, log=folder / "server.log") as url:
         yield url
 
 
 @contextmanager
-def visit(window: BrowserContext, url: str) -> Iterator[Page]:
-    """The page at this address, open in the browser, with nothing remembered afterwards."""
-    page = window.new_page()
-    page.set_default_timeout(120_000)
-    page.goto(url)
-    yield page
-    page.evaluate("localStorage.clear()")
-    page.close()
-
-
-@contextmanager
 def app_page(window: BrowserContext, folder: Path, *options: str) -> Iterator[Page]:
-    """The real page, open in the browser."""
-    with app(folder, *options) as url, visit(window, url) as page:
+    """The real page, open in the browser, with nothing remembered afterwards."""
+    with app(folder, *options) as url, window.new_page() as page:
+        page.set_default_timeout(120_000)
+        page.goto(url)
         yield page
+        page.evaluate("localStorage.clear()")
 
 
 @pytest.fixture(scope="session")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with fake_page(tmp_path_factory.mktemp("fake"), "4") as url:
+    with fake_page(tmp_path_factory.mktemp("fake"), "2") as url:
         yield url
 
 

@@ -5,7 +5,7 @@ import re
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import finished
-from tests.browser.test_page import set_number
+from tests.browser.test_page import set_number, unfold
 
 CELL = """([row, column]) => { const box = document.querySelector('#dose-map .sh-plot');
   const at = box.getBoundingClientRect(), l = box._fullLayout;
@@ -80,7 +80,7 @@ def test_stop_ends_the_measuring_and_steering_goes_on(page: Page) -> None:
 
 
 def test_a_trait_is_made_of_two_words_chosen_and_answered_with(page: Page) -> None:
-    page.locator("#own-trait button, #own-trait .label-wrap").first.click()
+    unfold(page, "own-trait")
     for pole, word in (("plus", "formal"), ("minus", "formal")):
         page.locator(f"#{pole} textarea, #{pole} input").fill(word)
     page.locator("#make-trait").click()

@@ -1,14 +1,12 @@
 """What a person takes for granted: words explained, keys, contrast, directions, Back, nothing stale."""
 
-from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
-import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Page, expect
 
 from components.words import WORDS
-from tests.browser.conftest import finished, free_port, serving, sized
+from tests.browser.conftest import fake_page, finished, free_port, sized
 from tests.browser.test_page import text, type_into
 
 SCROLLS = """(name) => { for (let e = document.querySelector(`#${name} table`); e; e = e.parentElement)
@@ -16,20 +14,6 @@ SCROLLS = """(name) => { for (let e = document.querySelector(`#${name} table`); 
   return false; }"""
 """Whether a table is wider than what holds it, which scrolls."""
 FOCUSED = "document.activeElement.closest('[id]:not([id^=component]):not([id^=range]):not([id^=html])')?.id"
-
-
-@pytest.fixture(params=["light", "dark"])
-def shaded(request: pytest.FixtureRequest, tab: Page, fake: str) -> Iterator[Page]:
-    yield from sized(tab, fake, 1400, 900, request.param)
-
-
-def test_axe_finds_no_fault(shaded: Page) -> None:
-    shaded.locator("#runs [data-action=open]").last.click()
-    expect(shaded.locator("#round-bars .sh-bg-healed").first).to_be_visible()
-    shaded.locator("#dose-effect").click()
-    expect(shaded.locator("#effect .sh-moved").first).to_be_visible()
-    found = Axe().run(shaded)
-    assert not found.response["violations"], found.generate_report()
 
 
 def test_words_are_explained_where_they_stand(page: Page) -> None:
@@ -48,13 +32,6 @@ def test_words_are_explained_where_they_stand(page: Page) -> None:
         assert shown.count(word) == runs.count(word)
     link = page.locator("#help-alpha a").get_attribute("href")
     assert "alpha" in page.request.get(f"{page.url.split('?')[0]}{link}").text()
-
-
-def test_the_link_to_a_view_is_copied(page: Page) -> None:
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.locator("[data-copy]").click()
-    expect(page.locator("[data-copy]")).to_have_text("Copied: it opens on this machine only")
-    assert page.evaluate("navigator.clipboard.readText()") == page.url
 
 
 def test_a_first_visit_has_three_steps_and_a_second_none(page: Page) -> None:
@@ -128,20 +105,33 @@ def test_bad_input_is_one_sentence_and_nothing_stale_stays(page: Page) -> None:
         expect(page.locator("#verdict")).to_have_css("opacity", "1")
 
 
-def test_a_prompt_is_written_in_its_own_direction(page: Page) -> None:
-    type_into(page, "#prompt", "שלום, מה שלומך היום?")
-    assert page.locator("#prompt textarea").evaluate("e => getComputedStyle(e).direction") == "rtl"
-    assert page.locator("#prompt textarea").get_attribute("dir") == "auto"
-
-
-def test_back_undoes_a_change_of_view_and_the_address_holds_runs_and_round(page: Page) -> None:
+def test_the_address_holds_what_is_seen_back_undoes_a_change_and_a_copy_opens_elsewhere(page: Page) -> None:
+    type_into(page, "#prompt", "a question & more")
+    type_into(page, "#alpha-exact", "-1.5")
+    expect(page.locator("#dose")).to_contain_text("alpha -1.5")
+    drawn = page.get_by_role("button", name="How the vector is made")
+    drawn.click()
+    temperature = page.locator("#temperature textarea")
+    hints = [page.locator(f"#{name} textarea").get_attribute("placeholder") for name in ("top-p", "top-k")]
+    assert [temperature.get_attribute("placeholder"), *hints] == ["0.7", "0.9", "0"]
+    temperature.fill("0.3")
+    parts = ["alpha=-1.5", "more", "temperature=0.3"]
+    page.wait_for_function("parts => parts.every((part) => location.search.includes(part))", arg=parts)
+    held = {key: values[0] for key, values in parse_qs(urlsplit(page.url).query).items()}
+    assert "top_p" not in held
+    assert held["prompt"] == "a question & more"
+    assert (held["model"], held["trait"], held["seed"]) == ("demo", "care_over_authority", "0")
     page.wait_for_timeout(1600)
     page.locator("#runs [data-action=open]").last.click()
     page.wait_for_function("location.search.includes('open=example-care-0%3A2')")
     page.wait_for_timeout(1600)
     page.locator("#runs [data-action=show]").last.click()
     page.wait_for_function("new URLSearchParams(location.search).has('runs')")
-    address = page.url
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("[data-copy]").click()
+    expect(page.locator("[data-copy]")).to_have_text("Copied: it opens on this machine only")
+    address = page.evaluate("navigator.clipboard.readText()")
+    assert address == page.url
     page.go_back()
     page.wait_for_function("!new URLSearchParams(location.search).has('runs')")
     expect(page.locator("#round h3")).to_contain_text("Example")
@@ -150,6 +140,24 @@ def test_back_undoes_a_change_of_view_and_the_address_holds_runs_and_round(page:
     page.goto(address)
     expect(page.locator("#runs [data-action=show]").last).to_have_attribute("aria-checked", "false")
     expect(page.locator("#round h3")).to_contain_text("Example")
+    expect(page.locator("#prompt textarea")).to_have_value("a question & more")
+    expect(page.locator("#base-text")).to_contain_text("a question & more")
+    assert page.locator("#alpha input[type=range]").input_value() == "-1.5"
+    drawn.click()
+    expect(temperature).to_have_value("0.3")
+    expect(page.locator("#dose")).to_contain_text("alpha -1.5")
+    finished(page)
+
+
+def test_an_address_of_another_model_says_so(window: BrowserContext, fake: str) -> None:
+    page = window.new_page()
+    page.goto(f"{fake}?alpha=2.5&band=0.2-0.8&seed=7&model=other")
+    expect(page.locator("#dose")).to_contain_text("alpha 2.5")
+    expect(page.get_by_text("This address is a view of other; here demo answers.")).to_be_visible()
+    assert page.locator("#low input[type=range]").input_value() == "2"
+    assert page.locator("#high input[type=range]").input_value() == "7"
+    page.evaluate("localStorage.clear()")
+    page.close()
 
 
 def test_a_table_scrolls_inside_itself_on_a_phone(tab: Page, fake: str) -> None:
@@ -166,15 +174,14 @@ def test_a_table_scrolls_inside_itself_on_a_phone(tab: Page, fake: str) -> None:
 
 def test_a_server_that_died_is_told_of_and_the_page_goes_on(window: BrowserContext, tmp_path: Path) -> None:
     port = free_port()
-    command = ("-m", "tests.browser.serve_fake", str(port), "4")
     page = window.new_page()
-    with serving(*command, port=port, log=tmp_path / "one.log") as url:
+    with fake_page(tmp_path, "4", port=port) as url:
         page.goto(url)
         finished(page)
         type_into(page, "#prompt", "typed before it died")
         finished(page)
     expect(page.locator("#sh-server")).to_contain_text("does not answer")
-    with serving(*command, port=port, log=tmp_path / "two.log"):
+    with fake_page(tmp_path, "4", port=port):
         expect(page.locator("#sh-server")).to_contain_text("started anew")
         finished(page)
         assert "typed before it died" in text(page, "#base-text")

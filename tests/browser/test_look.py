@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import finished, sized
@@ -43,13 +44,19 @@ def narrow(request: pytest.FixtureRequest, tab: Page, fake: str) -> Iterator[Pag
     yield from sized(tab, fake, *request.param)
 
 
-def test_one_look_has_it_all(wide: Page) -> None:
+def test_one_look_has_it_all_and_axe_finds_no_fault(wide: Page) -> None:
     height = wide.evaluate("innerHeight")
     for name in TOGETHER:
         top, bottom, tall = box(wide, name)
         assert tall > 0, name
         assert 0 <= top < bottom <= height, name
     assert wide.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    wide.locator("#runs [data-action=open]").last.click()
+    expect(wide.locator("#round-bars .sh-bg-healed").first).to_be_visible()
+    wide.locator("#dose-effect").click()
+    expect(wide.locator("#effect .sh-moved").first).to_be_visible()
+    found = Axe().run(wide)
+    assert not found.response["violations"], found.generate_report()
 
 
 def test_alpha_stays_in_view_above_the_steered_text(narrow: Page) -> None:

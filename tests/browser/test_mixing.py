@@ -5,7 +5,7 @@ import re
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import finished
-from tests.browser.test_page import launch, quiet, text
+from tests.browser.test_page import enter, launch, quiet, text, unfold
 
 SHADE = "e => getComputedStyle(e).backgroundColor"
 LINE = "e => getComputedStyle(e).textDecorationLine"
@@ -21,25 +21,25 @@ COUNT = """() => {
 """Counts the answers that begin to be written."""
 
 
-def opened_part(page: Page, name: str) -> None:
-    page.locator(f"#{name} button, #{name} .label-wrap").first.click()
-
-
-def typed(page: Page, mix: str) -> None:
-    box = page.locator("#mix textarea, #mix input").first
-    box.fill(mix)
-    box.press("Enter")
-
-
 def gated(page: Page, where: str) -> None:
-    box = page.locator("#where input")
-    box.fill(where)
-    box.press("Enter")
-    box.press("Tab")
+    enter(page, "#where", where)
+    page.keyboard.press("Tab")
 
 
-def test_the_steered_tokens_are_marked(page: Page) -> None:
-    opened_part(page, "drawing")
+def test_tokens_are_shaded_by_what_they_carry_and_marked_where_they_are_steered(page: Page) -> None:
+    token = page.locator("#steered-text .sh-t").nth(1)
+    base = page.locator("#base-text .sh-t").first
+    for part in ("KL", "carries +2.0 of the trait"):
+        assert part in (token.get_attribute("title") or "")
+    assert "carries -3.0" in (base.get_attribute("title") or "")
+    by_kl = token.evaluate(SHADE)
+    assert base.evaluate(SHADE) == "rgba(0, 0, 0, 0)"
+    page.locator("#shading").get_by_text("the trait").click()
+    expect(page.locator(".sh-of-trait").first).to_be_visible()
+    expect(page.locator(".sh-of-kl").first).to_be_hidden()
+    assert token.evaluate(SHADE) != by_kl
+    assert "114, 178" in base.evaluate(SHADE)
+    unfold(page, "drawing")
     gated(page, "first 3")
     expect(page.locator("#dose")).to_contain_text("the first 3 tokens of the answer")
     finished(page)
@@ -51,7 +51,7 @@ def test_the_steered_tokens_are_marked(page: Page) -> None:
     page.reload()
     finished(page)
     expect(marked).to_have_count(3)
-    opened_part(page, "drawing")
+    unfold(page, "drawing")
     gated(page, "prompt")
     expect(marked).to_have_count(0)
     assert page.locator("#prompt textarea").evaluate(LINE) == "underline"
@@ -60,8 +60,8 @@ def test_the_steered_tokens_are_marked(page: Page) -> None:
 
 
 def test_a_mix_is_typed_dragged_shared_and_refused(page: Page) -> None:
-    opened_part(page, "mixing")
-    typed(page, "0.8 care_over_authority - 0.4 candour_over_tact @answer")
+    unfold(page, "mixing")
+    enter(page, "#mix", "0.8 care_over_authority - 0.4 candour_over_tact @answer")
     expect(page.locator("#dose")).to_contain_text("of 0.8 care_over_authority - 0.4 candour_over_tact")
     finished(page)
     expect(page.locator("#dose")).to_contain_text("measured 1.00 nats")
@@ -79,11 +79,11 @@ def test_a_mix_is_typed_dragged_shared_and_refused(page: Page) -> None:
     expect(page.locator("#dose")).to_contain_text("of 0.85 care_over_authority")
     launch(page, 1, "of a mix")
     expect(page.locator("#runs tr", has_text="of a mix")).to_have_count(1)
-    opened_part(page, "mixing")
+    unfold(page, "mixing")
     expect(page.locator("#mixed-dose-1 input[type=number]")).to_have_value("0.85")
-    typed(page, "0.8 care_over_autority")
+    enter(page, "#mix", "0.8 care_over_autority")
     expect(page.locator("#status .sh-error")).to_contain_text("nearest: care_over_authority")
-    typed(page, "")
+    enter(page, "#mix", "")
     finished(page)
     assert "care_over" not in text(page, "#dose")
     quiet(page)
@@ -91,9 +91,9 @@ def test_a_mix_is_typed_dragged_shared_and_refused(page: Page) -> None:
 
 def test_a_mix_is_answered_once_and_measured_on_what_it_adds(page: Page) -> None:
     page.evaluate(COUNT)
-    opened_part(page, "mixing")
+    unfold(page, "mixing")
     mix = "0.8 candour_over_tact - 0.4 care_over_authority"
-    typed(page, mix)
+    enter(page, "#mix", mix)
     expect(page.locator("#trait input")).to_have_value("Candour over tact")
     expect(page.locator("#dose")).to_contain_text(f"of {mix}")
     finished(page)
@@ -108,18 +108,3 @@ def test_a_mix_is_answered_once_and_measured_on_what_it_adds(page: Page) -> None
     expect(page.locator("#dose")).to_contain_text("- 0.4 care_over_authority + 0.5 care_over_authority")
     finished(page)
     assert page.evaluate("answers") == 3
-
-
-def test_the_shading_switches_to_what_a_token_carries(page: Page) -> None:
-    token = page.locator("#steered-text .sh-t").nth(1)
-    base = page.locator("#base-text .sh-t").first
-    for part in ("KL", "carries +2.0 of the trait"):
-        assert part in (token.get_attribute("title") or "")
-    assert "carries -3.0" in (base.get_attribute("title") or "")
-    by_kl = token.evaluate(SHADE)
-    assert base.evaluate(SHADE) == "rgba(0, 0, 0, 0)"
-    page.locator("#shading").get_by_text("the trait").click()
-    expect(page.locator(".sh-of-trait").first).to_be_visible()
-    expect(page.locator(".sh-of-kl").first).to_be_hidden()
-    assert token.evaluate(SHADE) != by_kl
-    assert "114, 178" in base.evaluate(SHADE)

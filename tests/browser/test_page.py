@@ -48,6 +48,15 @@ def type_into(page: Page, selector: str, value: str) -> None:
     page.locator(f"{selector} textarea, {selector} input").first.fill(value)
 
 
+def enter(page: Page, selector: str, value: str) -> None:
+    type_into(page, selector, value)
+    page.locator(f"{selector} textarea, {selector} input").first.press("Enter")
+
+
+def unfold(page: Page, name: str) -> None:
+    page.locator(f"#{name} button, #{name} .label-wrap").first.click()
+
+
 def set_number(page: Page, name: str, value: str) -> None:
     box = page.locator(f"#{name} input[type=number]")
     box.fill(value)
@@ -76,7 +85,7 @@ def quiet(page: Page) -> None:
     expect(page.locator("#runs [role=progressbar]")).to_have_count(0)
 
 
-def test_first_visit_has_an_answer_and_the_example(page: Page) -> None:
+def test_first_visit_has_an_answer_and_the_example_and_a_vignette_is_chosen(page: Page) -> None:
     title = page.locator("#steered-text .sh-t").nth(3).get_attribute("title") or ""
     assert all(word in title for word in ("KL", "nats", "p steered", "base preferred"))
     assert len(text(page, "#base-text")) > 20
@@ -85,6 +94,10 @@ def test_first_visit_has_an_answer_and_the_example(page: Page) -> None:
     assert nodes(page, "healed") >= 2
     expect(page.locator("#runs .sh-tag").first).to_have_text("example")
     assert "not Gemma" in text(page, "#header")
+    page.locator("#foundation input").click()
+    page.get_by_role("option", name="Fairness").click()
+    expect(page.locator("#prompt textarea")).to_have_value(re.compile("Fairness"))
+    expect(page.locator("#base-text")).to_contain_text("Fairness")
 
 
 def test_dragging_alpha_rewrites_the_steered_answer_only(page: Page) -> None:
@@ -92,13 +105,13 @@ def test_dragging_alpha_rewrites_the_steered_answer_only(page: Page) -> None:
     page.evaluate(WATCH_BASE)
     drag_alpha(page, 3.0)
     expect(page.locator("#steered-text")).to_contain_text("need need")
-    finished(page)
     alpha = page.locator("#alpha-exact input").input_value()
     assert 2.5 < float(alpha) <= 3.5
-    assert f"alpha {float(alpha):g}" in text(page, "#dose")
+    expect(page.locator("#dose")).to_contain_text(f"alpha {float(alpha):g} ")  # the last of its answers
+    finished(page)
     assert "broken" in text(page, "#verdict .sh-word")
     assert text(page, "#steered-text") != steered
-    assert text(page, "#bars") != bars
+    expect(page.locator("#bars")).not_to_have_text(bars)
     assert text(page, "#base-text") == base
     assert page.evaluate("window.baseChanges") == 0
     type_into(page, "#alpha-exact", "6")  # beyond the slider
@@ -106,7 +119,7 @@ def test_dragging_alpha_rewrites_the_steered_answer_only(page: Page) -> None:
     assert page.locator("#alpha input[type=range]").input_value() == "4"
 
 
-def test_stop_stops(page: Page) -> None:
+def test_stop_stops_also_what_is_still_on_its_way(page: Page) -> None:
     whole = len(text(page, "#steered-text"))
     type_into(page, "#prompt", "Speak haltingly.")
     status_becomes(page, "writing")
@@ -121,11 +134,9 @@ def test_stop_stops(page: Page) -> None:
     assert text(page, "#steered-text") == short
     assert not any(cursor.is_visible() for cursor in cursors.all())
 
-
-def test_stop_counts_for_what_is_still_on_its_way(page: Page) -> None:
     late: list[Route] = []
     page.route("**/queue/join*", lambda route: late.append(route))
-    type_into(page, "#prompt", "Speak haltingly.")
+    type_into(page, "#prompt", "Speak haltingly again.")
     page.wait_for_timeout(800)
     page.locator("#stop").click()
     page.wait_for_timeout(300)
@@ -134,14 +145,11 @@ def test_stop_counts_for_what_is_still_on_its_way(page: Page) -> None:
     status_becomes(page, "^Stopped")
 
 
-def test_choosing_a_vignette_asks_it(page: Page) -> None:
-    page.locator("#foundation input").click()
-    page.get_by_role("option", name="Fairness").click()
-    expect(page.locator("#prompt textarea")).to_have_value(re.compile("Fairness"))
-    expect(page.locator("#base-text")).to_contain_text("Fairness")
-
-
-def test_what_is_typed_and_answered_is_text(page: Page) -> None:
+def test_what_is_typed_and_answered_is_text_in_its_own_direction(page: Page) -> None:
+    prompt = page.locator("#prompt textarea")
+    prompt.fill("שלום, מה שלומך היום?")
+    assert prompt.evaluate("e => getComputedStyle(e).direction") == "rtl"
+    assert prompt.get_attribute("dir") == "auto"
     type_into(page, "#prompt", HOSTILE)
     expect(page.locator("#base-text")).to_contain_text("<img src=x onerror=")
     expect(page.locator("#steered-text")).to_contain_text("${window.hacked=2}")
@@ -199,7 +207,7 @@ def test_a_running_run_can_be_cancelled_and_resumed(page: Page) -> None:
     expect(copied).to_contain_text("cancelled")
 
 
-def test_clicking_a_node_opens_its_round(page: Page) -> None:
+def test_clicking_a_node_opens_its_round_and_an_empty_map_says_what_to_do(page: Page) -> None:
     point = page.locator("#map .trace .point").last.bounding_box()
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
     expect(page.locator("#map .hovertext")).to_be_visible()
@@ -214,9 +222,6 @@ def test_clicking_a_node_opens_its_round(page: Page) -> None:
     page.get_by_role("tab", name="Training").click()
     expect(page.locator("#round-losses .scatterlayer .trace").first).to_be_visible()
     assert page.evaluate("window.hacked") is None
-
-
-def test_taking_every_run_off_the_map_says_what_to_do(page: Page) -> None:
     quiet(page)
     ticked = page.locator("#runs [aria-checked=true]")
     while count := ticked.count():
@@ -236,7 +241,7 @@ def test_two_sessions_do_not_see_each_other(page: Page, window: BrowserContext, 
 
 
 def test_what_is_looked_at_and_left_alone_is_as_in_the_preset(page: Page) -> None:
-    page.locator("#run-more button").first.click()
+    unfold(page, "run-more")
     expect(page.locator("#run-completions input")).to_be_visible()
     page.locator("#launch").click()
     expect(page.locator("#heal-card .sh-card")).to_contain_text("of 3")

@@ -1,14 +1,13 @@
-"""Runs on the page: their card, names, deletion and comparison, and the map of many, over the fake engine."""
+"""Runs on the page: card, names, deletion, comparison, many on the map, a sweep; over the fake engine."""
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import fake_page, opened
-from tests.browser.test_page import launch, quiet, text
+from tests.browser.test_page import launch, nodes, quiet, text, type_into
 
 HEALED = "document.querySelector('#map .sh-plot')._fullData.find((t) => t.name === 'healed')"
 MARKS = """() => [...document.querySelectorAll('#map .textpoint text')].map((t) => {
@@ -26,17 +25,17 @@ def collide(one: list[float], other: list[float]) -> bool:
 def test_two_presses_start_one_run_whose_card_stands_under_the_button(page: Page) -> None:
     quiet(page)
     before = page.locator("#runs tbody tr").count()
-    launch(page, 2, 'pressed "twice"')
+    launch(page, 5, 'pressed "twice"')
     page.locator("#launch").click()
     card = page.locator("#heal-card .sh-card", has_text='pressed "twice"')
-    expect(card).to_contain_text(re.compile(r"round 1 of 2: .*, \d+ of 16, 2 a second · .* left"))
+    expect(card).to_contain_text(re.compile(r"round 1 of 5: .*, \d+ of 16, 2 a second · .* left"))
     button, box = page.locator("#launch").bounding_box(), card.bounding_box()
     assert 0 < box["y"] - button["y"] < 120
     page.wait_for_timeout(500)
     assert page.locator("#runs tbody tr").count() == before + 1
     expect(card).to_contain_text("healed so far: “<b>I would help</b>.”")
     card.locator("[data-action=pause]").click()
-    expect(card).to_contain_text("paused in round 2")
+    expect(card).to_contain_text(re.compile("paused in round [2-5]"))
     card.locator("[data-action=cancel]").click()
     expect(card).to_contain_text("cancelled")
     card.locator("[data-action=open]", has_text="round 1").click()
@@ -56,11 +55,8 @@ def test_a_vector_that_is_no_better_than_random_is_healed_when_it_is_pressed_aga
     page.locator("#launch").click()
     expect(row(page, "doubtful")).to_be_visible()
     expect(said).not_to_contain_text("Not started")
-
-
-def test_another_run_asked_for_at_once_is_no_second_press(page: Page) -> None:
     launch(page, 1, "the one")
-    launch(page, 1, "the other")
+    launch(page, 1, "the other")  # at once, and no second press
     for name in ("the one", "the other"):
         expect(page.locator("#runs tr", has_text=name)).to_have_count(1)
     quiet(page)
@@ -68,7 +64,6 @@ def test_another_run_asked_for_at_once_is_no_second_press(page: Page) -> None:
 
 def test_a_run_is_compared_renamed_hidden_and_deleted_after_asking(page: Page) -> None:
     quiet(page)
-    page.wait_for_timeout(2000)
     launch(page, 1, "to be deleted")
     expect(row(page, "to be deleted")).to_contain_text("finished")
     row(page, "to be deleted").locator("[data-action=open]").click()
@@ -96,11 +91,16 @@ def test_a_run_is_compared_renamed_hidden_and_deleted_after_asking(page: Page) -
     expect(renamed).to_be_visible()
 
 
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with twelve runs of three rounds of its model, and one of another."""
+    with fake_page(tmp_path_factory.mktemp("many"), "2", "0.02", "13") as url:
+        yield url
+
+
 @pytest.fixture
-def many(tab: Page, tmp_path: Path) -> Iterator[Page]:
-    """The page with twelve runs of three rounds of its model, and one of another."""
-    with fake_page(tmp_path, "4", "0.02", "13") as url:
-        yield from opened(tab, url)
+def many(tab: Page, crowded: str) -> Iterator[Page]:
+    yield from opened(tab, crowded)
 
 
 def test_twelve_runs_read_well(many: Page) -> None:
@@ -132,3 +132,33 @@ def test_twelve_runs_read_well(many: Page) -> None:
     lines = path.read_text().splitlines()
     assert "SocialNorms" in lines[0]
     assert len(lines) == 1 + 5 + 13 * 7
+
+
+def test_a_sweep_from_its_form_to_its_chart(many: Page) -> None:
+    """After the test of twelve runs: a sweep's runs take their places on the map."""
+    many.get_by_role("button", name="Several runs: a sweep").click()
+    type_into(many, "#rounds", "1")
+    type_into(many, "#sweep-axes", "train.divergance=nll")
+    said = many.locator("#sweep-said")
+    expect(said).to_contain_text("perhaps train.divergence")
+    type_into(many, "#sweep-axes", "train.divergence=nll,kl_rev\nseed=3,4")
+    expect(said).to_contain_text("4 runs, 1 at a time. Time: about 6 min")
+    many.locator("#sweep-start").click()
+    expect(said).to_contain_text("4 runs are queued")
+    sweep = many.locator("#sweeps tbody tr", has_text="train.divergence").first
+    expect(sweep).to_contain_text("4 finished")
+    expect(many.locator("#sweep h3")).to_contain_text("train.divergence")
+    expect(many.locator("#sweep")).to_contain_text("no different")
+    for name in ("front", "settings", "runs"):
+        expect(many.locator("#sweep-chart .legendtext", has_text=re.compile(f"^{name}$"))).to_be_visible()
+    shown, press = sweep.locator("[role=checkbox]"), sweep.locator("[data-action=show-sweep]")
+    expect(shown).to_have_attribute("aria-checked", "true")  # the newest runs are
+    points = "document.querySelector('#map .sh-plot').data.find(t => t.name === 'healed').x.length"
+    with_it = nodes(many, "healed")
+    press.click()
+    expect(shown).to_have_attribute("aria-checked", "false")
+    many.wait_for_function(f"{points} < {with_it}")
+    press.click()
+    expect(shown).to_have_attribute("aria-checked", "true")
+    sweep.locator("[data-action=open-sweep]").click()  # while the last press is being drawn
+    expect(many.locator("#sweep h3")).to_have_count(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import sized
-from tests.browser.test_page import launch
+from tests.browser.test_page import enter, launch
 from tests.browser.test_runs import row
 
 
@@ -17,9 +17,7 @@ def opened_talk(page: Page) -> None:
 
 
 def say(page: Page, text: str) -> None:
-    box = page.locator("#talk-text textarea, #talk-text input").first
-    box.fill(text)
-    box.press("Enter")
+    enter(page, "#talk-text", text)
 
 
 def done(page: Page, messages: int) -> None:

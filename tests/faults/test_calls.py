@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -89,18 +89,6 @@ def calls(draw: st.DrawFn) -> tuple[str, str, bytes | None]:
     return draw(st.sampled_from(["GET", "POST"])), f"{API}/{tail}", None
 
 
-@pytest.fixture(scope="module")
-def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with fake_page(tmp_path_factory.mktemp("fake"), "4", "0") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with app(tmp_path_factory.mktemp("real"), "--model", "demo", "--runs-at-once", "0") as url:
-        yield url
-
-
 def ask(client: httpx.Client, method: str, path: str, body: bytes | None) -> None:
     """Fails on a 500, on anything that names a place on the machine, and after `IN_TIME_S`."""
     headers = {"content-type": "application/json"} if body is not None else {}
@@ -136,10 +124,12 @@ def storm(url: str, examples: int) -> None:
         assert client.get("/config").status_code == 200
 
 
-def test_malformed_calls_to_the_page_over_a_fake_engine(fake: str) -> None:
-    storm(fake, 40)
+def test_malformed_calls_to_the_page_over_a_fake_engine(tmp_path: Path) -> None:
+    with fake_page(tmp_path, "4", "0") as url:
+        storm(url, 40)
 
 
 @pytest.mark.faults
-def test_malformed_calls_to_the_real_app(real: str) -> None:
-    storm(real, 500)
+def test_malformed_calls_to_the_real_app(tmp_path: Path) -> None:
+    with app(tmp_path, "--model", "demo", "--runs-at-once", "0") as url:
+        storm(url, 500)

@@ -73,13 +73,10 @@ def test_worker_killed_at_random_moments_over_rounds(tmp_path: Path) -> None:
         assert [name for name in known if known[name] != again[name]] == [], (known["runs"], again["runs"])
 
 
-def process(module: str, *arguments: Path) -> subprocess.Popen[str]:
-    """A helper that has said that it is at work."""
-    made = subprocess.Popen(
-        [sys.executable, "-m", f"tests.faults.{module}", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def process(what: str, *arguments: Path) -> subprocess.Popen[str]:
+    """One of `tests.faults.processes` that has said that it is at work."""
+    command = [sys.executable, "-m", "tests.faults.processes", what, *map(str, arguments)]
+    made = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert made.stdout.readline() == "ready\n"
     return made
 
@@ -109,8 +106,8 @@ def taken_in(runs: Path, db: Path, tmp_path: Path) -> None:
 def test_three_apps_take_one_run_into_one_store_at_once(tmp_path: Path) -> None:
     """Each waits for the others; nothing is taken in twice, nothing is left out, nobody fails."""
     runs, db = tmp_path / "runs", tmp_path / "runs.duckdb"
-    writer = process("writer", runs)
-    apps = [process("ingester", runs, db) for _ in range(3)]
+    writer = process("write", runs)
+    apps = [process("ingest", runs, db) for _ in range(3)]
     try:
         time.sleep(4.0)
         assert [app.poll() for app in apps] == [None] * 3
@@ -122,7 +119,7 @@ def test_three_apps_take_one_run_into_one_store_at_once(tmp_path: Path) -> None:
 def test_worker_and_app_killed_at_once(tmp_path: Path) -> None:
     runs, db, chance = tmp_path / "runs", tmp_path / "runs.duckdb", random.Random(MANY)
     for _ in range(MANY):
-        pair = process("writer", runs), process("ingester", runs, db)
+        pair = process("write", runs), process("ingest", runs, db)
         time.sleep(chance.uniform(0.0, 0.3))
         end(*pair)
     taken_in(runs, db, tmp_path)

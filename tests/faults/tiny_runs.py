@@ -1,12 +1,18 @@
-"""Runs of the real worker on a tiny model, and their ends."""
+"""Runs of the real worker on a tiny model, and their ends; as a process it is the worker of one:
+`python -m tests.faults.tiny_runs FOLDER`."""
 
 import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import torch
 
 from steer_heal.config import HealSettings
+from steer_heal.runs import worker
 from steer_heal.runs.jobs import LocalProcesses
+from tests import tiny
 from tests.jobs import until
 from tests.rounds import tiny_run
 
@@ -16,7 +22,7 @@ def settings(rounds: int = 3) -> HealSettings:
 
 
 def launcher(runs: Path, at_once: int = 1) -> LocalProcesses:
-    return LocalProcesses(runs, at_once=at_once, command=(sys.executable, "-m", "tests.faults.tiny_worker"))
+    return LocalProcesses(runs, at_once=at_once, command=(sys.executable, "-m", "tests.faults.tiny_runs"))
 
 
 def kill(jobs: LocalProcesses, run_id: str) -> bool:
@@ -27,3 +33,11 @@ def kill(jobs: LocalProcesses, run_id: str) -> bool:
     os.kill(process.pid, signal.SIGKILL)
     until(lambda: jobs.poll(run_id).status != "running")
     return jobs.poll(run_id).status == "interrupted"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    worker.models.load = lambda _name: tiny.language_model("llama", n_layers=4)  # type: ignore[assignment]
+    # The test decides what is started next.
+    worker.LocalProcesses = lambda *_a, **_k: SimpleNamespace(advance=lambda: None)  # type: ignore
+    sys.exit(worker.main(sys.argv[1:]))

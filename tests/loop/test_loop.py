@@ -1,6 +1,7 @@
 """The whole loop on a tiny model with random weights: events, resume, stop, failure, the base untouched."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -9,14 +10,24 @@ import torch
 from safetensors.torch import load_file
 
 from steer_heal import data, heal
-from steer_heal.config import SettingsError
+from steer_heal.config import SettingsError, TrainSettings
 from steer_heal.data import own_traits
 from steer_heal.evaluate.choice import evaluate
 from steer_heal.heal import algorithm, measure
+from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.measure import Measures
 from steer_heal.heal.progress import live
 from steer_heal.models import band_layers
-from steer_heal.records import Agreement, Controls, Event, FilterVerdict, Stopped, trait_shift
+from steer_heal.records import (
+    Agreement,
+    Completion,
+    Controls,
+    Event,
+    FilterVerdict,
+    Stopped,
+    Token,
+    trait_shift,
+)
 from steer_heal.runs.events import EventLog, plain, read
 from steer_heal.vectors import vector
 from steer_heal.vectors.steering import steer
@@ -97,13 +108,10 @@ def test_a_round_is_held_against_what_steering_alone_does(whole):
         assert all(text.endswith(" … (cut)") for text in event.data["texts"])
 
 
-def test_every_printed_answer_has_a_word(whole):
+def test_every_printed_answer_has_a_word_and_a_round_says_what_it_cost(whole):
     for event in of_kind(whole[1], "answers"):
         assert len(event.data["words"]) == len(event.data["texts"])
         assert set(event.data["words"]) <= {"fine", "damaged", "broken"}
-
-
-def test_a_round_says_what_it_cost(whole):
     for event in of_kind(whole[1], "round"):
         assert event.data["neutral_kl"] > 0
         assert event.data["facts_kept"] is None, "random weights tell no facts"
@@ -128,18 +136,6 @@ def test_completions_come_at_every_alpha_with_scores(whole):
     assert all({"perplexity_ratio", "repetition", "variety"} <= set(row["scores"]) for row in made)
 
 
-def test_base_answers_plain_prompts_beside_the_steered_ones(tmp_path):
-    lm = model()
-    data = {**fast().data.model_dump(), "n_plain": 3}
-    written = [e.data for e in of_kind(play(tmp_path, fast(rounds=2, data=data), lm=lm), "completion")]
-    for of_base in (written[8:11], written[19:]):
-        assert {row["alpha"] for row in of_base} == {0.0}
-        assert all(row["kept"] and not row["scores"] for row in of_base)
-        assert {row["prompt"] for row in of_base} <= set(lm.material.plain_prompts())
-    steered = [row["prompt"] for row in (*written[:8], *written[11:19])]
-    assert not {*steered} & set(lm.material.plain_prompts())
-
-
 @pytest.mark.parametrize(("train", "wanted"), [({}, {True, False}), ({"divergence": "nll"}, {True})])
 def test_what_the_filter_drops_is_imitated_and_no_more(tmp_path, monkeypatch, train, wanted):
     seen, lm = [], model()
@@ -151,19 +147,25 @@ def test_what_the_filter_drops_is_imitated_and_no_more(tmp_path, monkeypatch, tr
     assert sum(row.likely for row in seen) == 4
 
 
-def test_what_is_learned_of_an_answer_is_how_it_begins(tmp_path, monkeypatch):
+def test_base_answers_plain_prompts_too_and_of_every_answer_its_beginning_is_learned(tmp_path, monkeypatch):
     seen, lm = [], model()
     for place in (algorithm, measure):
         monkeypatch.setattr(place, "LEARNED", 3)
     monkeypatch.setattr(algorithm, "train_round", lambda _lm, _stack, rows, *_, **__: seen.extend(rows) or ())
     data = {**fast().data.model_dump(), "n_plain": 3}
-    written = of_kind(play(tmp_path, fast(rounds=1, data=data), lm=lm), "completion")
-    assert len(seen) == len(written) == 11
+    written = [event.data for event in of_kind(play(tmp_path, fast(data=data), lm=lm), "completion")]
+    of_base, steered = [*written[8:11], *written[19:]], [*written[:8], *written[11:19]]
+    assert {row["alpha"] for row in of_base} == {0.0}
+    assert all(row["kept"] and not row["scores"] for row in of_base)
+    assert {row["prompt"] for row in of_base} <= set(lm.material.plain_prompts())
+    assert not {row["prompt"] for row in steered} & set(lm.material.plain_prompts())
+    assert len(seen) == len(written) == 22
     for row in seen:
         assert 0 < len(row.completion_ids) <= 3
-    assert sorted(lm.tokenizer.decode(row.completion_ids) for row in seen if not row.steered) == sorted(
-        event.data["text"] for event in written[8:]
-    ), "of a plain prompt no more is written than is learned"
+    learned = [lm.tokenizer.decode(row.completion_ids) for row in seen if not row.steered]
+    assert sorted(learned) == sorted(row["text"] for row in of_base), (
+        "of a plain prompt no more is written than is learned"
+    )
 
 
 def test_a_run_stopped_in_any_stage_and_resumed_gives_the_same_numbers(whole, tmp_path):
@@ -302,23 +304,17 @@ def test_controls_are_measured_once_said_beside_every_round_and_kept_when_resume
     assert [event.data["as_far"] for event in again if event.kind == "round"] == rounds[1:]
 
 
-def test_another_seed_gives_another_run(whole, tmp_path):
-    other = play(tmp_path, fast(rounds=1, seed=1))
+def test_another_seed_gives_another_run_after_which_the_base_is_bit_identical(whole, tmp_path):
+    lm = model()
+    before, modules = tiny.logits(lm), dict(lm.model.named_modules())
+    other = play(tmp_path, fast(rounds=1, seed=1), lm=lm)
+    assert torch.equal(tiny.logits(lm), before)
+    assert dict(lm.model.named_modules()) == modules
+    assert not [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     mine = [event.data["text"] for event in of_kind(whole[1], "completion") if event.round == 1]
     assert [event.data["text"] for event in of_kind(other, "completion")] != mine
     base = [of_kind(events, "profile")[0].data["p"] for events in (other, whole[1])]
     assert base[0] == base[1]
-
-
-def test_the_base_is_bit_identical_after_a_run(tmp_path):
-    lm = model()
-    ids = torch.tensor([[2, 40, 41, 42]])
-    before = lm.model(ids).logits
-    modules = dict(lm.model.named_modules())
-    play(tmp_path, fast(rounds=1), lm=lm)
-    assert torch.equal(lm.model(ids).logits, before)
-    assert dict(lm.model.named_modules()) == modules
-    assert not [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
 
 
 def test_bad_settings_are_told_before_anything_is_written(tmp_path):
@@ -465,3 +461,61 @@ def test_a_run_says_that_two_vectors_of_its_mix_are_parallel(tmp_path):
 
 def extracted(lm, name, settings):
     return vector.extract(lm, data.trait(name), lm.material.contexts(name), settings.extract)
+
+
+def adapters(folder):
+    found = (folder / "adapters").rglob("*")
+    return {path.relative_to(folder): path.read_bytes() for path in found if path.is_file()}
+
+
+def empty(row):
+    return Completion("", (), True, alpha=row.alpha, prompt=row.prompt)
+
+
+def same(row):
+    return Completion("the same", (Token(40, "the", 0.5), Token(41, "same", 0.5)), True, prompt=row.prompt)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (empty, "Round 3 starved.*kept 0 of 8.*perplexity 8"),
+        (same, "Round 3 has nothing to learn from: all 8 kept answers are the same"),
+    ],
+)
+def test_completions_that_teach_nothing_end_the_run_and_earlier_rounds_stay(
+    whole, tmp_path, monkeypatch, changed, message
+):
+    folder, earlier = whole
+    shutil.copytree(folder, tmp_path / "run")
+    write = algorithm.Measures.write
+
+    def rewrite(self, *args, **more):
+        return [changed(row) for row in write(self, *args, **more)]
+
+    monkeypatch.setattr(algorithm.Measures, "write", rewrite)
+    events = play(tmp_path / "run", fast(rounds=3), start_round=2, earlier=earlier)
+    assert events[-1].kind == "failed"
+    assert re.search(message, events[-1].data["message"])
+    assert adapters(tmp_path / "run") == adapters(folder)
+
+
+def test_a_completion_longer_than_the_model_reads_is_refused_with_the_numbers(tmp_path):
+    with pytest.raises(
+        SettingsError, match=r"reads 512 tokens at most.*max_new_tokens to \d+ or fewer, not 511"
+    ):
+        next(heal.run(model(), fast(data={**fast().data.model_dump(), "max_new_tokens": 511}), tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_of_another_model_ends_the_run_and_stays(tmp_path):
+    stack = AdapterStack(tiny.language_model("gemma3", n_layers=2))
+    stack.fresh(1, TrainSettings(rank=2), seed=0)
+    stack.fold()
+    stack.save(1, tmp_path / "adapters")
+    before, lm = adapters(tmp_path), model()
+    events = list(heal.run(lm, fast(), tmp_path, start_round=1))
+    assert [kind for kind, _, _ in events] == ["failed"]
+    assert "cannot be put on" in events[0][2]["message"]
+    assert adapters(tmp_path) == before
+    assert not [name for name, _ in lm.model.named_modules() if "lora" in name]

@@ -22,9 +22,9 @@ from steer_heal.forward import holds_on
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, load, system, user
 from steer_heal.vectors.steering import coefficients
-from steer_heal.vectors.vector import SteeringVector
 from tests import tiny
 from tests.browser.conftest import ROOT, app_page
+from tests.browser.test_page import enter, unfold
 
 pytestmark = [pytest.mark.gemma_path, pytest.mark.timeout(1800)]
 
@@ -67,11 +67,6 @@ def lm(folder: Path) -> LanguageModel:
     return load(str(folder), device="cpu")
 
 
-@pytest.fixture(scope="module")
-def vector(lm: LanguageModel) -> SteeringVector:
-    return tiny.vector(lm)
-
-
 def test_chats_are_encoded_as_gemma_reads_them(lm: LanguageModel) -> None:
     assert lm.eos_ids == {1, 106}
     ids = lm.encode_chat([user("What is this?")])
@@ -88,26 +83,24 @@ def test_chats_are_encoded_as_gemma_reads_them(lm: LanguageModel) -> None:
     assert len(words["SocialNorms"]) == 3
 
 
-def test_rows_of_zeros_are_the_model_and_others_are_not(lm: LanguageModel, vector: SteeringVector) -> None:
-    prompt = tuple(lm.encode_chat([user("Tell me about rain.")]))
+def test_rows_of_zeros_are_the_model_and_others_are_not(lm: LanguageModel) -> None:
+    prompt, directions_LD = tuple(lm.encode_chat([user("Tell me about rain.")])), tiny.directions(lm)
     doses = (0.0, 0.0, 40.0)
     rows = [Row(prompt, coefficients(lm.n_layers, LAYERS, c)[0]) for c in doses]
     sample = SampleSettings(max_new_tokens=4, greedy=True)
-    _, zeros, steered = complete(lm, [Row(prompt), *rows[1:]], vector.directions_LD, sample)
+    _, zeros, steered = complete(lm, [Row(prompt), *rows[1:]], directions_LD, sample)
     with torch.inference_mode():
         logits_V = lm.model(input_ids=torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
     assert zeros.tokens[0].id == int(logits_V.argmax())
     assert [token.id for token in steered.tokens] != [token.id for token in zeros.tokens]
-    assert holds_on(lm, vector.directions_LD)
+    assert holds_on(lm, directions_LD)
 
 
 def test_the_pages_chooser_takes_it(folder: Path, window: BrowserContext, tmp_path: Path) -> None:
     with app_page(window, tmp_path, "--model", "demo") as page:
         expect(page.locator("#steered-text")).not_to_be_empty()
-        page.locator("#model-more button, #model-more .label-wrap").first.click()
-        box = page.locator("#model input")
-        box.fill(str(folder))
-        box.press("Enter")
+        unfold(page, "model-more")
+        enter(page, "#model", str(folder))
         expect(page.locator("#header")).to_contain_text("Gemma3ForCausalLM", timeout=120_000)
         base = page.locator("#base-text")
         old = base.inner_text()

@@ -9,7 +9,7 @@ from components.answering import WORDS
 from steer_heal.config import DEMO, SMOLLM2
 from tests.browser.conftest import app_page, finished
 from tests.browser.test_look import SHIFTS
-from tests.browser.test_page import slider_x, text
+from tests.browser.test_page import enter, slider_x, text, unfold
 
 MOVES = 80
 WATCH = """() => {
@@ -35,10 +35,8 @@ def test_the_pages_chooser_fetches_it_and_it_answers(
         header = page.locator("#header")
         expect(header).to_contain_text(f"{SMOLLM2} (SmolLM2-135M-Instruct")
         of_demo = text(page, "#base-text")
-        page.locator("#model-more button, #model-more .label-wrap").first.click()
-        box = page.locator("#model input")
-        box.fill(SMOLLM2)
-        box.press("Enter")
+        unfold(page, "model-more")
+        enter(page, "#model", SMOLLM2)
         expect(header).to_contain_text("downloading", timeout=60_000)
         expect(header).to_contain_text("LlamaForCausalLM", timeout=180_000)
         expect(page.locator("#models")).not_to_contain_text("models get")

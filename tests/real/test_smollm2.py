@@ -1,5 +1,6 @@
 """What people do with a real pretrained model, on SmolLM2-135M-Instruct: load, steer, break, read, heal."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,17 +23,18 @@ from steer_heal.data import own_traits
 from steer_heal.engine import Engine
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.vectors import Vectors
-from steer_heal.evaluate.drafts import LEAST
+from steer_heal.evaluate import drafts, scenes
 from steer_heal.evaluate.frames import Frames
 from steer_heal.forward import holds_on
 from steer_heal.generate import Row, complete
 from steer_heal.models import LanguageModel, load, user
-from steer_heal.runs.jobs import LocalProcesses
+from steer_heal.records import Event
+from steer_heal.runs.jobs import LocalProcesses, this_process
 from steer_heal.runs.store import Store
+from steer_heal.runs.worker import work
 from steer_heal.vectors.steering import coefficients
 from tests import tiny
 from tests.close import model_rounding
-from tests.jobs import status, until
 from tests.rounds import OPEN
 
 LAYERS = (12, 13, 14, 15, 16, 17)
@@ -81,7 +83,8 @@ def test_rows_of_zeros_are_the_unsteered_model(smollm2: LanguageModel) -> None:
     exact = smollm2 if smollm2.dtype == torch.float32 else load(SMOLLM2, dtype=torch.float32)
     prompt = tuple(exact.encode_chat([user(SCENE)]))
     rows = [Row(prompt), Row(prompt, coefficients(30, LAYERS, 60.0)[0], shadow=True)]
-    base, steered = complete(exact, rows, tiny.directions(exact), GREEDY)
+    short = SampleSettings(max_new_tokens=8, greedy=True)
+    base, steered = complete(exact, rows, tiny.directions(exact), short)
     written_T = torch.tensor([token.id for token in base.tokens])
     assert [token.id for token in steered.tokens] != written_T.tolist()
     with torch.inference_mode():
@@ -142,11 +145,14 @@ def test_it_drafts_what_two_poles_say_and_moves_along_them(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_traits, "folder", lambda: tmp_path)  # not the folder of whoever runs the tests
+    monkeypatch.setattr(scenes, "EACH", 1)  # half the scenes, a quarter of the contexts
+    contexts = data.Material.contexts
+    monkeypatch.setattr(data.Material, "contexts", lambda own, trait: contexts(own, trait)[:32])
     made, said = engine.make_trait("formal", "casual")
     assert "pairs of replies that smollm2 drafted are sound. They answer" in said
-    assert len(set(made.scenes) - set(data.material(demo=False).contexts(""))) >= LEAST
+    assert len(set(made.scenes) - set(data.material(demo=False).contexts(""))) >= drafts.LEAST
     assert len(made.scenes) == len(made.replies)
-    assert len(made.statements) >= LEAST
+    assert len(made.statements) >= drafts.LEAST
     asked = build(
         DoseRequest, trait=made.name, alphas=(0.0, 1.0, -1.0), n_vignettes=2, controls=0,
         sample=build(SampleSettings, max_new_tokens=2),
@@ -156,26 +162,32 @@ def test_it_drafts_what_two_poles_say_and_moves_along_them(
     assert sweep.movement > 0.0 > (sweep.rows[0].trait_shift or 0.0)
 
 
-def test_a_heal_run_stopped_and_resumed_ends_on_the_map(smollm2_folder: Path, tmp_path: Path) -> None:
-    """Kills are for smaller models: `tests/loop/test_runs.py`, `tests/faults`."""
+def test_a_heal_run_stopped_and_resumed_ends_on_the_map(
+    smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes and kills are for smaller models: `tests/loop/test_runs.py`, `tests/faults`."""
+    for texts in ("facts", "neutral_prompts"):
+        of_material = getattr(data.Material, texts)
+        monkeypatch.setattr(data.Material, texts, lambda own, every=of_material: every(own)[:4])
     jobs = LocalProcesses(tmp_path / "runs")
     index = RunIndex(jobs, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
+    stopped = threading.Event()
 
-    def ended() -> bool:
-        return status(jobs, run_id) not in ("queued", "running")
+    def profiles() -> int:
+        return sum(event.kind == "profile" for event in jobs.events(run_id).events)
 
-    def measured() -> list[int]:
-        return [event.seq for event in jobs.events(run_id).events if event.kind == "profile"]
+    def stop_at_the_first(event: Event) -> None:
+        if event.kind == "profile":
+            stopped.set()
 
-    run_id = index.start(heal_settings("quick", model=SMOLLM2, rounds=1, seed=3, **SMALL))
-    until(lambda: bool(measured()), seconds=240.0, every_s=0.2)
-    index.cancel(run_id)
-    until(ended, every_s=0.2)
-    assert (status(jobs, run_id), len(measured())) == ("cancelled", 1)
-    index.resume(run_id)
-    until(ended, seconds=300.0, every_s=0.2)
+    settings = heal_settings("quick", model=SMOLLM2, rounds=1, seed=3, **SMALL)
+    folder = jobs.create(settings, worker=this_process())
+    run_id = folder.run_id
+    assert work(folder, stopped, stop_at_the_first) == "cancelled"
+    assert profiles() == 1
+    work(jobs.reopen(run_id, worker=this_process()), threading.Event())
     assert index.rows()[0].status == "finished", index.rows()[0].message
-    assert len(measured()) == 3
+    assert profiles() == 3
     assert [(node.round, node.stage) for node in index.map([run_id])] == [
         (0, "base"), (1, "steered"), (1, "healed"),
     ]  # fmt: skip
