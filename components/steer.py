@@ -231,9 +231,10 @@ def _wire_mix(engine: Engine, knobs: Controls, stream: Handler, typed: Handler, 
         found = measured(engine, mix, trait)
         return gr.skip() if found == trait else gr.update(choices=traits(engine), value=found)
 
-    def write(trait: str, before: str, *mixed: Any) -> tuple[str, Any]:
+    def write(trait: str, before: str, *mixed: Any) -> tuple[Any, Any]:
+        """A text that says so already stays: it may have been typed on meanwhile."""
         said = composed(before or "", *mixed)
-        return said, chosen(said, trait)
+        return gr.skip() if said == before else said, chosen(said, trait)
 
     def begin(vector: str | None, dose: float | None) -> Any:
         """A vector that is put in does something."""

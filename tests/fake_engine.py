@@ -64,7 +64,7 @@ OURS = (
 
 
 class FakeEngine:
-    """What `components.engine.Engine` asks for. `delay` seconds a frame, `round_seconds` a round."""
+    """What `components.engine.Engine` asks for. `delay` seconds a token, `round_seconds` a round."""
 
     def __init__(self, delay: float = 0.02, round_seconds: float = 3.0) -> None:
         self.runs = FakeRuns(round_seconds)
@@ -152,13 +152,11 @@ class FakeEngine:
         ][: request.sample.max_new_tokens]
         steered = self._steered(known, request)
         yield SteerFrame((), (), False, False, waiting=1)
-        halting = "haltingly" in request.prompt
-        step = 1 if halting else 3
-        for n in range(step, len(steered) + step, step):
-            time.sleep(self.delay * (20 if halting else 1))
+        for n in range(1, len(steered) + 1):
+            time.sleep(self.delay * (20 if "haltingly" in request.prompt else 1))
             if self._newest[session] != mine:
                 stopped = self._newest[session] < 0
-                last = replace(self._frame(base, steered[: n - step], request), done=True)
+                last = replace(self._frame(base, steered[: n - 1], request), done=True)
                 yield replace(last, superseded=not stopped, message="Stopped." if stopped else "")
                 return
             yield self._frame(base, steered[:n], request)

@@ -179,6 +179,7 @@ def test_a_server_that_died_is_told_of_and_the_page_goes_on(window: BrowserConte
         page.goto(url)
         finished(page)
         type_into(page, "#prompt", "typed before it died")
+        expect(page.locator("#base-text")).to_contain_text("typed before it died")
         finished(page)
     expect(page.locator("#sh-server")).to_contain_text("does not answer")
     with fake_page(tmp_path, "4", port=port):

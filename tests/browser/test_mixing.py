@@ -81,6 +81,7 @@ def test_a_mix_is_typed_dragged_shared_and_refused(page: Page) -> None:
     expect(page.locator("#runs tr", has_text="of a mix")).to_have_count(1)
     unfold(page, "mixing")
     expect(page.locator("#mixed-dose-1 input[type=number]")).to_have_value("0.85")
+    page.wait_for_timeout(500)  # what is unfolded is drawn once more, with its value
     enter(page, "#mix", "0.8 care_over_autority")
     expect(page.locator("#status .sh-error")).to_contain_text("nearest: care_over_authority")
     enter(page, "#mix", "")
