@@ -25,7 +25,6 @@ AT_ONCE = 16
 DRAWS = 8
 """Times that a question is asked. The likeliest answer alone often hangs on a word at which two tokens are as
 likely as each other, and is lost to a change too small to see (docs/reports/healing.md, "Facts")."""
-FACT_TOKENS = 24
 
 Write = Callable[..., list[Completion]]
 """Answers to prompts, drawn or `greedy`, by whichever student is active, under a dose where one is named; by
@@ -68,7 +67,7 @@ class Cost:
     def _right(self, facts: Sequence[Fact], **dose: Any) -> dict[Fact, int]:
         """Of `DRAWS` answers to each question those that tell the fact."""
         asked = [fact for fact in facts for _ in range(DRAWS)]
-        answers = self._write([fact.question for fact in asked], longest=FACT_TOKENS, **dose)
+        answers = self._write([fact.question for fact in asked], **dose)
         right = Counter(fact for fact, row in zip(asked, answers, strict=True) if fact.told_by(row.text))
         return {fact: right[fact] for fact in facts}
 

@@ -127,6 +127,7 @@ def test_the_address_holds_what_is_seen_back_undoes_a_change_and_a_copy_opens_el
     page.wait_for_timeout(1600)
     page.locator("#runs [data-action=show]").last.click()
     page.wait_for_function("new URLSearchParams(location.search).has('runs')")
+    page.wait_for_timeout(1600)  # until what the press changed is drawn
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.locator("[data-copy]").click()
     expect(page.locator("[data-copy]")).to_have_text("Copied: it opens on this machine only")
