@@ -175,7 +175,11 @@ def readable(frame: SteerFrame) -> bool:
 
 def failed(message: str) -> tuple[Any, ...]:
     """An error in the panel: the answers stay, the status says what to do."""
-    return gr.skip(), gr.skip(), view.error(message), *nothing(4)
+    return only_status(view.error(message))
+
+
+def only_status(shown: str) -> tuple[Any, ...]:
+    return gr.skip(), gr.skip(), shown, *nothing(4)
 
 
 def answering(
@@ -226,8 +230,8 @@ def answering(
             time.sleep(pause)
         if not newest.begins(session, stamp):
             dropped = newest.stamps.get(session) == stamp  # by Stop, not by a newer request
-            said = view.status(SteerFrame((), (), True, False, message="Stopped."))
-            yield (gr.skip(), gr.skip(), said, *nothing(4)) if dropped else nothing()
+            stopped = SteerFrame((), (), True, False, message="Stopped.")
+            yield only_status(view.status(stopped)) if dropped else nothing()
             return
         try:
             yield from answer(asked_for(filled(engine, form)), session, stamp)
