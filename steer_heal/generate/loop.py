@@ -73,18 +73,24 @@ def complete(
     stop: Stop | None = None,
     store: forward.PrefixStore | None = None,
     progress: Callable[[int, int], None] | None = None,
+    enough: Callable[[int, str], bool] | None = None,
 ) -> list[Completion]:
     """Write all rows, `batch_size` at a time, those of like length together; one completion a row, in order.
 
-    `store` as in `decode`. `progress` hears of (rows finished, rows). When stopped,
-    rows are given as far as they came.
+    `store` as in `decode`. `progress` hears of (rows finished, rows). `enough`, asked of each row's number
+    and text so far, ends a row early. When stopped, rows are given as far as they came.
     """
     written: list[list[Token]] = [[] for _ in rows]
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt_ids))
     for start in range(0, len(rows), batch_size):
         chunk = by_length[start : start + batch_size]
         some = [rows[index] for index in chunk]
-        for step in decode(lm, some, directions_LD, sample, stop=stop, store=store):
+
+        def over(number: int, chunk: list[int] = chunk) -> bool:
+            index = chunk[number]
+            return enough is not None and enough(index, _text(written[index]))
+
+        for step in decode(lm, some, directions_LD, sample, stop=stop, over=over, store=store):
             for number, token in step:
                 written[chunk[number]].append(token)
         if progress:
@@ -92,10 +98,13 @@ def complete(
     return [_completion(lm, row, tokens) for row, tokens in zip(rows, written, strict=True)]
 
 
+def _text(tokens: Sequence[Token]) -> str:
+    return "".join(token.text for token in tokens)
+
+
 def _completion(lm: LanguageModel, row: Row, tokens: list[Token]) -> Completion:
-    text = "".join(token.text for token in tokens)
     ended = bool(tokens) and tokens[-1].id in lm.eos_ids
-    return Completion(text, tuple(tokens), ended, row.alpha, row.prompt)
+    return Completion(_text(tokens), tuple(tokens), ended, row.alpha, row.prompt)
 
 
 def _check(lm: LanguageModel, rows: Sequence[Row], sample: SampleSettings) -> None:

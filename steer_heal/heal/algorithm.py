@@ -52,9 +52,10 @@ STAGES = ("base", "extract", "calibrate", "generate", "filter", "train", "evalua
 LEAST_SHIFT = 1e-3
 """Steering that moves the trait less than this gives no retention to speak of."""
 
-CURVE = (0.5, 0.75, 1.0)
-"""Alphas at which steering alone is measured, 1 the last, where rounds come to lie: over half a c* the curve
-bends too much for a straight line. What it costs besides, which takes longest, at 1 alone."""
+CURVE = (0.5, 0.75, 1.0, 1.25)
+"""Alphas at which steering alone is measured, where rounds come to lie: over half a c* the curve bends too
+much for a straight line, and a second round moves further than alpha 1 does. What it costs besides, which
+takes longest, at 1 alone."""
 NOT_MEASURED = {"facts_kept": None, "neutral_kl": None}
 
 T = TypeVar("T")
@@ -269,17 +270,18 @@ class _Loop:
                 yield event.kind, 1, event.data
         elif round_ == 1:
             at_one = yield from self.control(prompts, dose)
-            below = yield from self._live(
-                "calibrate", 1, lambda tick: self.measures.profiles(tick, dose, CURVE[:-1])
+            others = [alpha for alpha in CURVE if alpha != 1.0]
+            found = yield from self._live(
+                "calibrate", 1, lambda tick: self.measures.profiles(tick, dose, others)
             )
-            yield from self.curve(dose, [*below, at_one])
+            yield from self.curve(dose, {1.0: at_one, **dict(zip(others, found, strict=True))})
         return dose
 
-    def curve(self, dose: CalibratedVector, profiles: Sequence[Profile]) -> Stage[None]:
+    def curve(self, dose: CalibratedVector, profiles: Mapping[float, Profile]) -> Stage[None]:
         """What steering alone does to base at some doses, which the rounds are held against; alpha 1 is the
         run's `steered` node."""
         self.path = [self._point(self.measured["base"], 0, {"facts_kept": 1.0, "neutral_kl": 0.0})]
-        for alpha, profile in zip(CURVE, profiles, strict=True):
+        for alpha, profile in sorted(profiles.items()):
             text = yield from self._live("calibrate", 1, partial(self.measures.text, dose=dose, alpha=alpha))
             cost = self.measures.cost.measure(dose, alpha) if alpha == 1.0 else NOT_MEASURED
             found = self.measures.event("steered", alpha, profile, text)

@@ -192,9 +192,11 @@ class Measures:
         greedy: bool = False,
         where: str = EVERYWHERE,
         longest: int = MAX_NEW_TOKENS,
+        enough: Callable[[int, str], bool] | None = None,
     ) -> list[Completion]:
         """Answers to the prompts, each at its alpha (they go round) and steered in `where`, with random
-        numbers of its own; `longest`: their tokens, where the run's limit is not lower."""
+        numbers of its own; `longest`: their tokens, where the run's limit is not lower; `enough` as in
+        `complete`."""
         rows = []
         for number, prompt in enumerate(prompts):
             alpha = alphas[number % len(alphas)]
@@ -213,7 +215,7 @@ class Measures:
         directions_LD = (
             dose.vector.steers if dose else Tensor([[0.0]]).expand(self._lm.n_layers, self._lm.width)
         )
-        return complete(self._lm, rows, directions_LD, sample, stop=self._stop, progress=tick)
+        return complete(self._lm, rows, directions_LD, sample, stop=self._stop, progress=tick, enough=enough)
 
     @property
     def temperature(self) -> float:

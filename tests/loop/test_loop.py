@@ -99,8 +99,8 @@ def test_a_round_is_held_against_what_steering_alone_does(whole):
     assert [point["alpha"] for point in curve.data["points"]] == [0.0, *algorithm.CURVE]
     for event in of_kind(whole[1], "round"):
         path = event.data["path"]
-        assert path[:4] == curve.data["points"]
-        assert [point["round"] for point in path[4:]] == list(range(1, event.round + 1))
+        assert path[: -event.round] == curve.data["points"]
+        assert [point["round"] for point in path[-event.round :]] == list(range(1, event.round + 1))
         assert path[-1]["neutral_kl"] == event.data["neutral_kl"]
     for event in of_kind(whole[1], "answers")[1:]:
         assert event.data["steered"] == curve.data["answers"]

@@ -104,6 +104,20 @@ def test_right_answers_count_of_the_facts_that_base_tells_in_half_of_its_own():
     assert kept((3, 0, 0), (8, 8, 8)) is None
 
 
+def test_an_answer_is_written_until_it_tells_the_fact_as_a_word_that_is_over():
+    asked = {}
+
+    def write(prompts, enough=None, **_how):
+        asked[prompts[0]] = enough
+        return [Completion("", (), True, prompt=prompt) for prompt in prompts]
+
+    Cost(tiny.language_model("llama"), Base(), [Fact("Where?", ("Paris", "7"))], NEUTRAL, write).measure()
+    enough = asked["Where?"]
+    assert [text for text in ("It is Paris", "Parisian", "70", "It is 7", "") if enough(0, text)] == []
+    assert enough(0, "It is Paris.")
+    assert enough(0, "7 of")
+
+
 def test_a_fact_is_told_by_one_of_its_answers_as_words_of_their_own():
     fact = Fact("?", ("Paris", "New York", "1066", "C++"))
     telling = ("It is Paris.", "PARIS", "In new york, of course.", "1066 it was", "C++!")

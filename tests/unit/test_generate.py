@@ -243,6 +243,26 @@ def test_a_row_that_is_over_leaves_within_a_token_and_the_others_do_not_notice(d
     assert written == [whole[:n] for whole, n in zip(tokens(expected), left, strict=True)]
 
 
+def test_enough_ends_a_row_by_its_own_text_also_in_batches(directions_LD):
+    lm = tiny.shared("gemma3")
+    asked = [*chain(*rows(lm, own=True))]
+    whole = complete(lm, asked, directions_LD, HOWS[0], batch_size=3)
+    wanted = {
+        number: "".join(token.text for token in whole[number].tokens[: 2 + number % 2])
+        for number in (1, 4, 6)
+    }
+    found = complete(
+        lm,
+        asked,
+        directions_LD,
+        HOWS[0],
+        batch_size=3,
+        enough=lambda number, text: text == wanted.get(number),
+    )
+    assert [row.text for row in found] == [wanted.get(number, row.text) for number, row in enumerate(whole)]
+    assert not any(found[number].ended for number in wanted)
+
+
 def test_equal_rows_of_two_requests_go_on_while_one_of_them_needs_them(directions_LD):
     lm = tiny.shared("gemma3")
     row, over = rows(lm, own=True)[0][0], set()
