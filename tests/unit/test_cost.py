@@ -108,7 +108,7 @@ def test_an_answer_is_written_until_it_tells_the_fact_as_a_word_that_is_over():
     asked = {}
 
     def write(prompts, enough=None, **_how):
-        asked[prompts[0]] = enough
+        asked.update(dict.fromkeys(prompts, enough))
         return [Completion("", (), True, prompt=prompt) for prompt in prompts]
 
     Cost(tiny.language_model("llama"), Base(), [Fact("Where?", ("Paris", "7"))], NEUTRAL, write).measure()
