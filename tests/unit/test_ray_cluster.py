@@ -58,17 +58,16 @@ def test_an_address_that_nobody_answers_at_is_said_at_once(tmp_path, port, monke
     assert "Nobody answers at" in refusal(tmp_path, f"ray://127.0.0.1:{closed}")
 
 
-def test_a_client_that_does_not_start_is_asked_for_once_more_and_versions_are_named(
-    tmp_path, port, monkeypatch
-):
+def test_a_client_that_does_not_start_is_asked_for_again_and_versions_are_named(tmp_path, port, monkeypatch):
     asked: list[int] = []
 
     def failing(*_args: object, **_options: object) -> None:
         asked.append(1)
         mismatch = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n")
-        raise ConnectionAbortedError if len(asked) == 1 else mismatch
+        raise ConnectionAbortedError if len(asked) < 3 else mismatch
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=failing))
+    monkeypatch.setattr("steer_heal.runs.jobs.ray_cluster.time.sleep", lambda _seconds: None)
     said = refusal(tmp_path, f"ray://127.0.0.1:{port}")
     assert "Ray: 2.59.0" in said
     assert "\n" not in said

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
@@ -36,6 +36,8 @@ PORT = 10001
 ANSWER_S = 5.0
 AGAIN_S = 15.0
 """How long after a cluster did not answer it is asked again."""
+JOINS = 5
+"""How often, a second apart, a head is asked for the process that serves this client."""
 WAIT_S = 0.3
 LAST = 0
 RESTARTS = 3
@@ -321,10 +323,7 @@ class RayCluster(LocalProcesses):
             runtime_env={"py_modules": [str(_PACKAGE)]}, log_to_driver=False, logging_level="ERROR",
         )  # fmt: skip
         try:
-            try:
-                join()
-            except ConnectionAbortedError:
-                join()  # The head's process for this client did not start: now another one does.
+            self._join(join)
         except ConnectionError as error:
             raise _nobody(self.address) from error
         except RuntimeError as error:
@@ -334,6 +333,15 @@ class RayCluster(LocalProcesses):
                 "Python on both sides."
             ) from error
         self._trouble = ""
+
+    def _join(self, join: Callable[[], Any]) -> None:
+        """The head makes a process for each client, which a busy machine sometimes does not let start."""
+        for _ in range(JOINS - 1):
+            with suppress(ConnectionAbortedError):
+                join()
+                return
+            time.sleep(1.0)
+        join()
 
     def _listen(self) -> None:
         ours = {
