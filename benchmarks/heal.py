@@ -23,7 +23,7 @@ from typing import Any
 
 from steer_heal import data
 from steer_heal.cli.tables import Column, number, table
-from steer_heal.config import DEFAULT_TRAIT, SMOLLM2, HealSettings, heal_settings
+from steer_heal.config import DEFAULT_TRAIT, PRESETS, SMOLLM2, HealSettings, heal_settings
 from steer_heal.evaluate import text_health
 from steer_heal.records import Event
 from steer_heal.runs import events, worker
@@ -49,6 +49,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "unsteered text": {"data": {"alphas": (0.0,)}, "train": PLAIN},
     "imitation alone": {"train": {"likelihood": 0.0}},
     "no filter": {"filter": EVERYTHING},
+    "quick": {"data": PRESETS["quick"]["data"]},
     "full dose again": {"data": {"later": 1.0}},
     "no plain answers": {"data": {"n_plain": 0}},
     "kl_rev, base": {"train": {"divergence": "kl_rev", "reference": "base", **NEAR}},
@@ -68,7 +69,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "weight decay": {"train": {"weight_decay": 0.1}},
     "perplexity alone": {"filter": PERPLEXITY_ALONE},
 }
-"""Name -> what differs from the quick preset, in order of worth. "known": the published settings of
+"""Name -> what differs from the standard preset, in order of worth. "known": the published settings of
 steer-heal-love, as near as they can be had. One that is the same as the default is not played again."""
 
 READINGS = ("agreement", "relevance", "diversity")
@@ -81,7 +82,7 @@ Key = tuple[str, str, int]
 def settings_of(key: Key, rounds: int) -> HealSettings:
     cell, trait, seed = key
     changes = {"model": SMOLLM2, "trait": trait, "rounds": rounds, "seed": seed, "evaluate": EVALUATE}
-    return heal_settings("quick", **changes, **CELLS[cell])
+    return heal_settings("standard", **changes, **CELLS[cell])
 
 
 def name_of(key: Key) -> str:

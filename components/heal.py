@@ -78,7 +78,7 @@ class Form:
             raise SettingsError(f"rounds is empty: type a number from 1 to {MAX_ROUNDS}.")
         values: dict[str, Any] = {"data": {"where": self.where}}
         if self.completions and (basis is None or self.completions != basis.data.n_answers):
-            least = max(2, min(16, int(self.completions) // 16))
+            least = max(2, min(8, int(self.completions) // 16))
             values["data"] |= {"n_answers": self.completions, "min_kept": least}
         evaluated = {
             "n_vignettes": self.vignettes or None, "vignettes": (self.vignette_file or "").strip() or None

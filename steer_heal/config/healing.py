@@ -51,8 +51,8 @@ class DataSettings(Settings):
         le=20_000,
         description="Answers that base writes to prompts off the trait in a round.",
     )
-    min_kept: int = Field(default=16, ge=2, description="Kept answers below which a round ends the run.")
-    max_new_tokens: int = Field(default=64, ge=8, le=MAX_NEW_TOKENS, description="Longest answer, in tokens.")
+    min_kept: int = Field(default=8, ge=2, description="Kept answers below which a round ends the run.")
+    max_new_tokens: int = Field(default=48, ge=8, le=MAX_NEW_TOKENS, description="Longest answer, in tokens.")
     temperature: Temperature | None = Field(
         default=None, description="Temperature of all free text; the model's own when none."
     )
@@ -203,7 +203,7 @@ class HealSettings(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "data": {"min_kept": 8, "max_new_tokens": 48},
+        "data": {"n_answers": 180, "n_plain": 125},
         "evaluate": {"n_vignettes": 70},
     },
     "standard": {},

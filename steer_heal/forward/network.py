@@ -27,7 +27,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 _TURNED = range(8, 49)
 """So many tokens times a weight that lies row by row are faster as the weight times the tokens, in float32 on
 a CPU (docs/reports/smollm2.md)."""
-PACKED_BYTES = 1 << 30
+PACKED_BYTES = 2 << 30
 """Copies of a model's weights that are packed for few tokens take no more than this, or are not made."""
 
 
@@ -173,7 +173,7 @@ def _packed_rows(model: Any) -> range:
     """For how many tokens the model's weights are packed: none where their copies would take too much."""
     weights = [module.weight for module in model.modules() if type(module) is nn.Linear]
     fits = sum(weight.numel() * weight.element_size() for weight in weights) <= PACKED_BYTES
-    return PACKED_ROWS if fits else range(0)
+    return PACKED_ROWS.get(model.dtype, range(0)) if fits else range(0)
 
 
 def _linear(module: nn.Module, packed_rows: range = range(0)) -> Map:
@@ -216,10 +216,10 @@ def _by_number(
 
 
 def _packs(module: Any, but: Any = None) -> bool:
-    """Whether it is a plain linear layer in float32 on a CPU, with no hook other than `but`."""
+    """Whether it is a plain linear layer on a CPU whose type is packed, with no hook other than `but`."""
     if type(module) is not nn.Linear or module.bias is not None or altered(module, but):
         return False
-    return module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
+    return module.weight.device.type == "cpu" and module.weight.dtype in PACKED_ROWS
 
 
 def _head(module: Any, packed_rows: range) -> Map:
@@ -231,7 +231,7 @@ def _head(module: Any, packed_rows: range) -> Map:
     def turned(hidden_ND: Tensor) -> Tensor:
         return (weight @ hidden_ND.T).T.contiguous()
 
-    if weight.is_contiguous():
+    if weight.is_contiguous() and weight.dtype == torch.float32:
         plain = _by_number(plain, _TURNED, lambda: turned)
     return _by_number(plain, packed_rows, partial(packed, [weight]))
 

@@ -69,7 +69,7 @@ def complete(
     directions_LD: Tensor | Operator,
     sample: SampleSettings,
     *,
-    batch_size: int = 32,
+    batch_size: int = 64,
     stop: Stop | None = None,
     store: forward.PrefixStore | None = None,
     progress: Callable[[int, int], None] | None = None,
