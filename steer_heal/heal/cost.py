@@ -22,9 +22,10 @@ from steer_heal.vectors.steering import steer
 
 AT_ONCE = 16
 """Neutral answers that are read together."""
-DRAWS = 8
+DRAWS = 32
 """Times that a question is asked. The likeliest answer alone often hangs on a word at which two tokens are as
-likely as each other, and is lost to a change too small to see (docs/reports/healing.md, "Facts")."""
+likely as each other, and is lost to a change too small to see; of 32 draws to each of 20 questions the share
+that is kept is known to 2% (docs/reports/healing.md, "Facts")."""
 
 Write = Callable[..., list[Completion]]
 """Answers to prompts, drawn or `greedy`, by whichever student is active, under a dose where one is named; by

@@ -13,7 +13,7 @@ from steer_heal import data, heal
 from steer_heal.config import SettingsError, TrainSettings
 from steer_heal.data import own_traits
 from steer_heal.evaluate.choice import evaluate
-from steer_heal.heal import algorithm, measure
+from steer_heal.heal import algorithm, cost, measure
 from steer_heal.heal.adapters import AdapterStack
 from steer_heal.heal.measure import Measures
 from steer_heal.heal.progress import live
@@ -33,6 +33,14 @@ from steer_heal.vectors import vector
 from steer_heal.vectors.steering import steer
 from tests import tiny
 from tests.rounds import tiny_run as fast
+
+
+@pytest.fixture(autouse=True, scope="module")
+def facts_asked_once():
+    """How often they are told is for `unit/test_cost.py`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "DRAWS", 1)
+        yield
 
 
 def model():
