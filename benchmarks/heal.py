@@ -23,7 +23,7 @@ from typing import Any
 
 from steer_heal import data
 from steer_heal.cli.tables import Column, number, table
-from steer_heal.config import DEFAULT_TRAIT, PRESETS, SMOLLM2, HealSettings, heal_settings
+from steer_heal.config import DEFAULT_TRAIT, PRESETS, SMOLLM2, HealSettings, changed, heal_settings
 from steer_heal.evaluate import text_health
 from steer_heal.records import Event
 from steer_heal.runs import events, worker
@@ -89,9 +89,16 @@ def name_of(key: Key) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(map(str, key)).lower())
 
 
-def common(log: Path) -> bytes:
-    """The default's log up to steering's curve, which no cell changes; nothing where there is none."""
-    lines = log.read_bytes().splitlines(keepends=True) if log.is_file() else []
+def common(key: Key, rounds: int) -> bytes:
+    """The default's log up to steering's curve, which no cell changes; nothing where there is none by today's
+    settings."""
+    default = "default", *key[1:]
+    folder = RunFolder(HOME / "runs" / name_of(default))
+    if not (folder.path / "config.json").is_file():
+        return b""
+    if changed(folder.settings(), rounds=rounds) != settings_of(default, rounds):
+        return b""
+    lines = folder.log.read_bytes().splitlines(keepends=True)
     ends = [number for number, line in enumerate(lines, 1) if b'"kind":"curve"' in line]
     return b"".join(lines[: ends[0]]) if ends else b""
 
@@ -104,7 +111,7 @@ def play(key: Key, settings: HealSettings, end: float) -> dict[str, Any]:
         shutil.rmtree(folder.path)
     if not folder.path.is_dir():
         folder.path.mkdir(parents=True)
-        folder.log.write_bytes(common(HOME / "runs" / name_of(("default", *key[1:])) / "events.jsonl"))
+        folder.log.write_bytes(common(key, settings.rounds))
     folder.write("config.json", settings.model_dump_json(indent=2))
 
     def hear(event: Event) -> None:
