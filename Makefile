@@ -6,19 +6,26 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export GRADIO_ANALYTICS_ENABLED = False
 
-.PHONY: app test test-cpus check docs faults gemma-path measured demo-model screenshots clean chromium
+.PHONY: app test tests test-cpus check style types docs faults gemma-path measured demo-model screenshots clean chromium
 .DEFAULT_GOAL := app
 
 app: $(VENV)/.app  ## get a real model once, serve the page (ARGS="--model demo --port 7860")
 	@$(if $(findstring --model,$(ARGS)),:,$(PY) -m steer_heal models get) || echo "The page starts without it."
 	$(PY) app.py $(ARGS)
 
-test: check chromium  ## everything that must hold, a file at a time in each of two processes
+test: $(VENV)/.dev chromium  ## everything that must hold: the types beside the tests, whose start leaves a core free
+	@$(MAKE) --no-print-directory --jobs 2 style types tests
+
+tests: style  ## a file at a time in each of two processes
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: $(VENV)/.dev  ## style and types
+check: style types  ## style and types
+
+style: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check --quiet .
+
+types: $(VENV)/.dev
 	$(VENV)/bin/pyright
 
 docs: $(VENV)/.docs  ## the documentation as a site in build/site; warnings and dead links fail

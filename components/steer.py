@@ -32,7 +32,8 @@ from components.following import followed
 from steer_heal.config import SettingsError
 from steer_heal.records import Trait
 
-INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": []}
+"""With a place for progress, also a hidden one, the browser copies every output of the page at each frame."""
 PRESS: dict[str, Any] = {**INTERNAL, "trigger_mode": "multiple"}
 """For buttons of a table: gradio's default drops a press while the one before is being answered."""
 LATEST: dict[str, Any] = {**INTERNAL, "trigger_mode": "always_last"}

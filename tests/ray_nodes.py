@@ -48,7 +48,8 @@ def two_nodes() -> Iterator[Nodes]:
     port, client = free_port(), free_port()
     with (
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name,
-        patch.dict(os.environ, OMP_NUM_THREADS="1", RAY_TMPDIR=name),  # short: sockets lie in it
+        # Short: sockets lie in it. Of the head's forks for its clients gRPC's own handling kills some.
+        patch.dict(os.environ, OMP_NUM_THREADS="1", RAY_TMPDIR=name, GRPC_ENABLE_FORK_SUPPORT="0"),
     ):
         folder = Path(name)
         start_head = (

@@ -1,9 +1,10 @@
 """The page over the fake engine: `python -m tests.browser.serve_fake PORT [ROUND_SECONDS [DELAY [RUNS]]]`."""
 
 import sys
+from importlib import import_module
 
+from components import quick_import
 from components.access import bind
-from components.server import serve
 from steer_heal.config import heal_settings
 from tests.fake_engine import FakeEngine
 
@@ -18,5 +19,6 @@ if __name__ == "__main__":
         model = "other" if seed == 0 else "demo"
         settings = heal_settings(model=model, rounds=3, seed=seed, name=f'"{seed}" {NAME}'[:80])
         engine.runs.start(settings, started=1e9 + seed)
+    quick_import.import_gradio()
     with bind("127.0.0.1", int(sys.argv[1])) as listening:
-        serve(engine, listening)
+        import_module("components.server").serve(engine, listening)

@@ -112,13 +112,13 @@ def test_a_sweep_on_two_nodes_of_which_one_dies_ends_like_one_here(nodes, tmp_pa
             return all(state and state.status == "finished" for state in sweeps.states(sweep))
 
         until(finished, 600.0)
-    assert sum(any(event.kind == "resumed" for event in events.read(log).events) for log in logs) == 1
     for log in logs:
         seqs = [event.seq for event in events.read(log).events]
         assert seqs == list(range(len(seqs)))
-        same = here.create(RunFolder(log.parent).settings(), worker=this_process())
-        assert work(same, threading.Event()) == "finished"
-        assert differing(log.parent, same.path) == []
+    (cut,) = (log for log in logs if any(event.kind == "resumed" for event in events.read(log).events))
+    same = here.create(RunFolder(cut.parent).settings(), worker=this_process())
+    assert work(same, threading.Event()) == "finished"
+    assert differing(cut.parent, same.path) == []
 
 
 @pytest.mark.timeout(600)
@@ -126,7 +126,7 @@ def test_a_run_there_is_paused_resumed_cancelled_and_outlives_the_head(nodes, tm
     monkeypatch.setattr("steer_heal.runs.jobs.ray_cluster.AGAIN_S", 1.0)
     with closing(RayCluster(tmp_path / "runs", nodes.address)) as there:
         index = indexed(there, tmp_path)
-        run_id = index.start(small(3))
+        run_id = index.start(small(2))
         until(lambda: "started" in kinds(index, run_id))
         index.pause(run_id)
         until(lambda: kinds(index, run_id)[-1] == "paused")
@@ -148,5 +148,5 @@ def test_a_run_there_is_paused_resumed_cancelled_and_outlives_the_head(nodes, tm
         nodes.restart_head()
         until(lambda: kinds(index, run_id)[-1] == "finished", 300.0)
         assert index.message() == ""
-        assert kinds(index, run_id).count("round") == 3
+        assert kinds(index, run_id).count("round") == 2
         assert adapter.read_bytes() == before

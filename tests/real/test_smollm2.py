@@ -23,7 +23,7 @@ from steer_heal.data import own_traits
 from steer_heal.engine import Engine
 from steer_heal.engine.run_index import RunIndex
 from steer_heal.engine.vectors import Vectors
-from steer_heal.evaluate import drafts, scenes
+from steer_heal.evaluate import drafts, frames, scenes
 from steer_heal.evaluate.frames import Frames
 from steer_heal.forward import holds_on
 from steer_heal.generate import Row, complete
@@ -136,7 +136,7 @@ SMALL = {
     "data": {"n_answers": 8, "n_plain": 0, "min_kept": 2, "max_new_tokens": 8},
     "filter": OPEN,
     "train": {"epochs": 1, "batch_size": 4},
-    "evaluate": {"n_vignettes": 7, "n_answers": 2, "controls": 0},
+    "evaluate": {"n_vignettes": 3, "n_answers": 2, "controls": 0},
 }  # fmt: skip
 
 
@@ -148,6 +148,7 @@ def test_it_drafts_what_two_poles_say_and_moves_along_them(
     monkeypatch.setattr(scenes, "EACH", 1)  # half the scenes, a quarter of the contexts
     contexts = data.Material.contexts
     monkeypatch.setattr(data.Material, "contexts", lambda own, trait: contexts(own, trait)[:32])
+    monkeypatch.setattr(frames, "LEAST", 7)  # a tenth of the vignettes that its statements are calibrated on
     made, said = engine.make_trait("formal", "casual")
     assert "pairs of replies that smollm2 drafted are sound. They answer" in said
     assert len(set(made.scenes) - set(data.material(demo=False).contexts(""))) >= drafts.LEAST
@@ -155,7 +156,7 @@ def test_it_drafts_what_two_poles_say_and_moves_along_them(
     assert len(made.statements) >= drafts.LEAST
     asked = build(
         DoseRequest, trait=made.name, alphas=(0.0, 1.0, -1.0), n_vignettes=2, controls=0,
-        sample=build(SampleSettings, max_new_tokens=2),
+        prompts=(SCENE,), sample=build(SampleSettings, max_new_tokens=2),
     )  # fmt: skip
     sweep = list(engine.dose(asked, session="real"))[-1]
     assert sweep.movement
@@ -166,9 +167,9 @@ def test_a_heal_run_stopped_and_resumed_ends_on_the_map(
     smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Processes and kills are for smaller models: `tests/loop/test_runs.py`, `tests/faults`."""
-    for texts in ("facts", "neutral_prompts"):
+    for texts in ("facts", "fixed_prompts", "neutral_prompts"):
         of_material = getattr(data.Material, texts)
-        monkeypatch.setattr(data.Material, texts, lambda own, every=of_material: every(own)[:4])
+        monkeypatch.setattr(data.Material, texts, lambda own, every=of_material: every(own)[:2])
     jobs = LocalProcesses(tmp_path / "runs")
     index = RunIndex(jobs, Store(tmp_path / "runs.duckdb"), example=None, every_s=0.0)
     stopped = threading.Event()
@@ -192,4 +193,4 @@ def test_a_heal_run_stopped_and_resumed_ends_on_the_map(
         (0, "base"), (1, "steered"), (1, "healed"),
     ]  # fmt: skip
     assert {node.model for node in index.map([run_id])} == {SMOLLM2}
-    assert len(index.round(run_id, 1).answers) == 8
+    assert len(index.round(run_id, 1).answers) == 2

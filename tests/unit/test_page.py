@@ -35,8 +35,10 @@ FORM = heal.Form("care_over_authority", 0.4, 0.6, rounds=2)
 FULL = replace(FORM, completions=32, vignettes=14, epochs=3)
 
 
-def test_no_handler_is_a_public_endpoint_but_those_with_a_name() -> None:
-    public = {fn.api_name for fn in build(FakeEngine()).fns.values() if fn.api_visibility != "private"}
+def test_handlers_have_no_place_for_progress_and_those_with_a_name_alone_are_public_endpoints() -> None:
+    fns = build(FakeEngine()).fns.values()
+    assert all(fn.show_progress_on == [] for fn in fns if fn.api_visibility == "private" and fn.outputs)
+    public = {fn.api_name for fn in fns if fn.api_visibility != "private"}
     assert public == {
         *("describe", "make_trait", "steer", "profile", "sweep", "effect", "launch", "watch", "cancel"),
         *("pause", "resume", "clone", "runs", "moral_map", "talk"),
