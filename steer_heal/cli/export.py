@@ -97,7 +97,8 @@ def write(folder: RunFolder, store: Store, target: Path, kind: str) -> list[Path
 
 
 def write_example(folder: RunFolder, target: Path) -> list[Path]:
-    """The run's log without progress, scores of single vignettes and most completions, and its settings."""
+    """The run's log without progress, what single vignettes and prompts gave, and most completions; and its
+    settings."""
     target.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(line, ensure_ascii=False, allow_nan=False) for line in _trimmed(folder)]
     log, config = target / "events.jsonl", target / "config.json"
@@ -110,7 +111,7 @@ def _trimmed(folder: RunFolder) -> Iterator[dict[str, Any]]:
     kept = [
         event
         for event in events.read(folder.log).events
-        if event.kind not in ("progress", "heartbeat")
+        if event.kind not in ("progress", "heartbeat", "held_out")
         and not (event.kind == "completion" and event.data["index"] >= EXAMPLE_COMPLETIONS)
     ]
     for seq, event in enumerate(kept):
