@@ -66,11 +66,11 @@ def fake_page(folder: Path, *how: str, port: int = 0) -> Iterator[str]:
 
 
 @contextmanager
-def app_page(window: BrowserContext, folder: Path, *options: str) -> Iterator[Page]:
-    """The real page, open in the browser, with nothing remembered afterwards."""
+def app_page(window: BrowserContext, folder: Path, *options: str, view: str = "") -> Iterator[Page]:
+    """The real page, open in the browser on that view, with nothing remembered afterwards."""
     with app(folder, *options) as url, window.new_page() as page:
         page.set_default_timeout(120_000)
-        page.goto(url)
+        page.goto(f"{url}{view}")
         yield page
         page.evaluate("localStorage.clear()")
 

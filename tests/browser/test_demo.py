@@ -12,6 +12,14 @@ from tests.browser.conftest import app_page, finished
 from tests.browser.test_page import WATCH_BASE, drag_alpha, enter, nodes, text, type_into, unfold
 
 PATIENCE = 240_000
+OTHERS = """data.n_plain=8
+data.max_new_tokens=24
+extract.n_contexts=32
+calibrate.n_prompts=4
+calibrate.n_tokens=8
+evaluate.frame=choice
+evaluate.n_answers=4
+evaluate.controls=0"""
 SAYS = "answer => document.querySelector('#steered-text').innerText === answer"
 
 
@@ -19,7 +27,7 @@ def launch_small(page: Page, name: str) -> None:
     """A round, as small as the form allows to be useful."""
     for more in ("run-more", "run-every"):
         unfold(page, more)
-    type_into(page, "#run-others", "data.n_plain=8\nevaluate.n_answers=4\nevaluate.controls=0")
+    type_into(page, "#run-others", OTHERS)
     for box, value in (("rounds", 1), ("run-completions", 16), ("run-vignettes", 7), ("run-epochs", 1)):
         type_into(page, f"#{box}", str(value))
     type_into(page, "#run-name", name)

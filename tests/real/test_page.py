@@ -30,7 +30,7 @@ def test_the_pages_chooser_fetches_it_and_it_answers(
     smollm2_folder: Path, window: BrowserContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEER_HEAL_HOME", str(tmp_path / "home"))
-    with app_page(window, tmp_path, "--model", DEMO) as page:
+    with app_page(window, tmp_path, "--model", DEMO, view="?length=24") as page:
         finished(page)
         header = page.locator("#header")
         expect(header).to_contain_text(f"{SMOLLM2} (SmolLM2-135M-Instruct")
