@@ -26,6 +26,8 @@ DRAWS = 32
 """Times that a question is asked. The likeliest answer alone often hangs on a word at which two tokens are as
 likely as each other, and is lost to a change too small to see; of 32 draws to each of 20 questions the share
 that is kept is known to 2% (docs/reports/healing.md, "Facts")."""
+TRIES = 8
+"""Times that base is asked first: of a fact that it tells in less than half of them it knows nothing."""
 
 Write = Callable[..., list[Completion]]
 """Answers to prompts, drawn or `greedy`, by whichever student is active, under a dose where one is named; by
@@ -49,11 +51,12 @@ class Cost:
         self._base: tuple[dict[Fact, int], tuple[Example, ...]] | None = None
 
     def _of_base(self) -> tuple[dict[Fact, int], tuple[Example, ...]]:
-        """How often base answers rightly, of the facts that it knows (told in half of the draws or more), and
-        its likeliest answers to the neutral prompts."""
+        """How often base answers rightly, of the facts that it knows, and its likeliest answers to the
+        neutral prompts."""
         if self._base is None:
             with self._stack.off():
-                told = self._right(self._facts)
+                tried = self._right(self._facts, TRIES)
+                told = self._right([fact for fact, n in tried.items() if 2 * n >= TRIES], DRAWS)
                 written = self._write(self._neutral_prompts, greedy=True)
             rows = (
                 Example(
@@ -62,12 +65,12 @@ class Cost:
                 for row in written
                 if row.tokens
             )
-            self._base = {fact: n for fact, n in told.items() if 2 * n >= DRAWS}, tuple(rows)
+            self._base = told, tuple(rows)
         return self._base
 
-    def _right(self, facts: Sequence[Fact], **dose: Any) -> dict[Fact, int]:
-        """Of `DRAWS` answers to each question those that tell the fact."""
-        asked = [fact for fact in facts for _ in range(DRAWS)]
+    def _right(self, facts: Sequence[Fact], draws: int, **dose: Any) -> dict[Fact, int]:
+        """Of so many answers to each question those that tell the fact."""
+        asked = [fact for fact in facts for _ in range(draws)]
 
         def told(number: int, text: str) -> bool:
             # With a letter more: what stands last may yet become another word.
@@ -82,7 +85,7 @@ class Cost:
         knows none); `neutral_kl`: KL(student || base) on base's answers to the neutral prompts, nats a
         token in the mean. Of the student under `dose` at `alpha` where there is one."""
         known, neutral = self._of_base()
-        right = self._right(tuple(known), dose=dose, alphas=(alpha,))
+        right = self._right(tuple(known), DRAWS, dose=dose, alphas=(alpha,))
         kept = min(1.0, sum(right.values()) / sum(known.values())) if known else None
         batches = [neutral[start : start + AT_ONCE] for start in range(0, len(neutral), AT_ONCE)]
         for batch in batches:

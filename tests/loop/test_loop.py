@@ -39,7 +39,7 @@ from tests.rounds import tiny_run as fast
 def facts_asked_once():
     """How often they are told is for `unit/test_cost.py`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "DRAWS", 1)
+        patch.setattr(cost, "TRIES", 1)
         yield
 
 
