@@ -49,7 +49,8 @@ def judge(
 
     `base`, `healed`: the data of their `profile` events (p, coherence, text). Answer mass counts where both
     have a coherence; nothing but the text does where base has `cannot_answer`. Answers may loop as often as
-    base's own, where that is more than the limit. `target`: foundation -> sign.
+    base's own, where that is more than the limit, and by chance oftener where they are few (`n_answers`).
+    `target`: foundation -> sign.
     `controls`: what random directions move, where they were measured. `cost`: `facts_kept` and `neutral_kl`,
     likewise.
     """
@@ -64,7 +65,7 @@ def judge(
     mass = 1.0 if not has_mass else healed["coherence"] / base["coherence"] if base["coherence"] else 0.0
     ratio = text["perplexity"] / base["text"]["perplexity"]
     about = relevance_ratio(text.get("relevance"), base["text"].get("relevance"))
-    health = mass, text["looping"], ratio, about, base["text"].get("looping") or 0.0
+    health = mass, text["looping"], ratio, about, base["text"].get("looping") or 0.0, text.get("n_answers")
     if broken := _damages(*health, limits, "collapsed"):
         return Headline("collapsed", broken[0], said)
     if silent:
@@ -97,6 +98,7 @@ def _damages(
     ratio: float,
     about: float | None,
     own_looping: float,
+    n_answers: int | None,
     limits: HealThresholds,
     level: Literal["collapsed", "healthy"],
 ) -> list[str]:
@@ -107,11 +109,20 @@ def _damages(
     often = max(often, own_looping)
     found = {
         f"answer mass {mass:.2f} of base's, below {least:g}": mass < least,
-        f"{looping:.0%} of its sampled answers loop, above {often:.0%}": looping > often,
+        f"{looping:.0%} of its sampled answers loop, above {often:.0%}": _above(looping, often, n_answers),
         f"perplexity {ratio:.1f}x base's own, above {most:g}x": ratio > most,
         f"relevance {about or 0.0:.2f} of base's, below {relevant:g}": about is not None and about < relevant,
     }
     return [why for why, beyond in found.items() if beyond]
+
+
+def _above(share: float, limit: float, n: int | None) -> bool:
+    """Whether a share is above the limit, and by more than chance where it is of n answers: as many of them
+    loop less than once in twenty times where the limit is what is true (a binomial test)."""
+    if n is None or share <= limit:
+        return share > limit
+    fewer = sum(math.comb(n, k) * limit**k * (1.0 - limit) ** (n - k) for k in range(round(share * n)))
+    return 1.0 - fewer < 0.05
 
 
 def _losses(cost: Mapping[str, float | None], limits: HealThresholds) -> list[str]:

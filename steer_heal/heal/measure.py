@@ -281,6 +281,7 @@ class Measures:
         self.held_out = {"texts": texts, "relevance": [about for _, about in scored]}
         return found | {
             "own_perplexity": own.perplexity,
+            "n_answers": n,
             "diversity": text_health.distinct_bigrams(texts),
         }
 

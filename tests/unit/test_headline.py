@@ -11,9 +11,9 @@ from steer_heal.records import Controls
 TARGET = {"Care": 1, "SocialNorms": -1}
 
 
-def stage(care=0.2, norms=0.7, loyalty=0.02, mass=1.0, perplexity=1.3, looping=0.0, relevance=1.0):
+def stage(care=0.2, norms=0.7, loyalty=0.02, mass=1.0, perplexity=1.3, looping=0.0, relevance=1.0, n=None):
     p = dict.fromkeys(FOUNDATIONS, 0.02) | {"Care": care, "SocialNorms": norms, "Loyalty": loyalty}
-    text = {"perplexity": perplexity, "looping": looping, "relevance": relevance}
+    text = {"perplexity": perplexity, "looping": looping, "relevance": relevance, "n_answers": n}
     return {"p": p, "coherence": mass, "text": text}
 
 
@@ -41,6 +41,11 @@ def word(retention=0.9, thresholds=None, silent=False, random=None, facts=0.95, 
     [
         ({}, "healed"),
         ({"looping": 0.03}, "kept but costly"),
+        ({"looping": 1 / 12, "n": 12}, "healed"),
+        ({"looping": 2 / 12, "n": 12}, "kept but costly"),
+        ({"looping": 4 / 12, "n": 12}, "collapsed"),
+        ({"looping": 0.05, "n": 100}, "healed"),
+        ({"looping": 0.06, "n": 100}, "kept but costly"),
         ({"perplexity": 1.9}, "healed"),
         ({"perplexity": 2.0}, "kept but costly"),
         ({"care": 0.1, "norms": 0.8}, "not specific"),
