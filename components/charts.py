@@ -326,8 +326,8 @@ def health(detail: RoundDetail) -> dict[str, Any]:
             )
     figure.update_xaxes(title={"text": "movement"})
     figure.update_layout(
-        margin={"l": 40, "r": 12, "t": 40, "b": 44},
-        legend={"orientation": "h", "x": 0, "y": -0.25},
+        margin={"l": 40, "r": 12, "t": 40, "b": 64},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
         hovermode="closest",
     )
     return as_json(figure)
