@@ -86,7 +86,8 @@ class Cost:
         token in the mean. Of the student under `dose` at `alpha` where there is one."""
         known, neutral = self._of_base()
         right = self._right(tuple(known), DRAWS, dose=dose, alphas=(alpha,))
-        kept = min(1.0, sum(right.values()) / sum(known.values())) if known else None
+        of_base = sum(known.values())
+        kept = min(1.0, sum(right.values()) / of_base) if of_base else None
         batches = [neutral[start : start + AT_ONCE] for start in range(0, len(neutral), AT_ONCE)]
         for batch in batches:
             self._reference.read(batch)
