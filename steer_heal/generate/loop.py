@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -85,17 +85,19 @@ def complete(
     for start in range(0, len(rows), batch_size):
         chunk = by_length[start : start + batch_size]
         some = [rows[index] for index in chunk]
-
-        def over(number: int, chunk: list[int] = chunk) -> bool:
-            index = chunk[number]
-            return enough is not None and enough(index, _text(written[index]))
-
+        over = None if enough is None else partial(_is_enough, enough, written, chunk)
         for step in decode(lm, some, directions_LD, sample, stop=stop, over=over, store=store):
             for number, token in step:
                 written[chunk[number]].append(token)
         if progress:
             progress(min(start + batch_size, len(rows)), len(rows))
     return [_completion(lm, row, tokens) for row, tokens in zip(rows, written, strict=True)]
+
+
+def _is_enough(
+    enough: Callable[[int, str], bool], written: Sequence[Sequence[Token]], chunk: Sequence[int], number: int
+) -> bool:
+    return enough(chunk[number], _text(written[chunk[number]]))
 
 
 def _text(tokens: Sequence[Token]) -> str:

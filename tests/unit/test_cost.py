@@ -79,9 +79,13 @@ class Base:
         self.on = True
 
 
-def kept(by_base, by_student, monkeypatch):
-    """`facts_kept` where of eight answers to each question so many are right."""
+@pytest.fixture
+def eight_draws(monkeypatch):
     monkeypatch.setattr("steer_heal.heal.cost.DRAWS", 8)
+
+
+def kept(by_base, by_student):
+    """`facts_kept` where of eight answers to each question so many are right."""
     stack, facts = Base(), [Fact(question, (question,)) for question in QUESTIONS]
 
     def write(prompts, **_how):
@@ -98,11 +102,11 @@ def kept(by_base, by_student, monkeypatch):
     return found["facts_kept"]
 
 
-def test_right_answers_count_of_the_facts_that_base_tells_in_half_of_its_own(monkeypatch):
-    assert kept((8, 4, 3), (8, 1, 0), monkeypatch) == 9 / 12
-    assert kept((8, 4, 3), (4, 8, 8), monkeypatch) == 1.0
-    assert kept((8, 4, 0), (8, 8, 0), monkeypatch) == 1.0, "more than base is no more than all"
-    assert kept((3, 0, 0), (8, 8, 8), monkeypatch) is None
+def test_right_answers_count_of_the_facts_that_base_tells_in_half_of_its_own(eight_draws):
+    assert kept((8, 4, 3), (8, 1, 0)) == 9 / 12
+    assert kept((8, 4, 3), (4, 8, 8)) == 1.0
+    assert kept((8, 4, 0), (8, 8, 0)) == 1.0, "more than base is no more than all"
+    assert kept((3, 0, 0), (8, 8, 8)) is None
 
 
 def test_an_answer_is_written_until_it_tells_the_fact_as_a_word_that_is_over():
