@@ -4,7 +4,8 @@ Every run is a run as the page starts it, under build/heal/runs. `run` plays the
 trait and seed of one before the next, ends between two rounds when another would pass the budget, and goes on
 where it was when called again. What was measured goes to build/heal/rows.jsonl, a line a run; `table` prints
 the newest line of each: base, steering at alpha 1 in the first round, and the healed model of every round.
-What a cell and the default have in common, base and steering's curve, is measured in the default's run.
+What a cell and the default have in common, base and steering's curve, is measured in the default's run. A
+trait of your own is one more: `steer_heal trait make formal --plus formal --minus casual`, `--traits formal`.
 """
 
 import argparse
@@ -15,17 +16,24 @@ import threading
 import time
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from random import Random
 from statistics import fmean, stdev
 from typing import Any
+from unittest import mock
 
 from steer_heal import data
 from steer_heal.cli.tables import Column, number, table
 from steer_heal.config import DEFAULT_TRAIT, PRESETS, SMOLLM2, HealSettings, changed, heal_settings
+from steer_heal.dose.controls import random_directions
 from steer_heal.evaluate import text_health
-from steer_heal.records import Event
+from steer_heal.heal import algorithm
+from steer_heal.heal.measure import Measures
+from steer_heal.models import LanguageModel, system
+from steer_heal.records import Completion, Event
 from steer_heal.runs import events, worker
 from steer_heal.runs.jobs import RunFolder
 
@@ -33,6 +41,8 @@ HOME = Path(__file__).resolve().parents[1] / "build" / "heal"
 EVALUATE = {"n_answers": 100, "n_vignettes": None, "controls": 8}
 """To each held-out prompt one free answer, all vignettes, eight random directions: what the bars are read
 from."""
+ON_OWN_AXIS = 70
+"""Vignettes of a trait that is measured by what its poles would say, which takes longer and has no labels."""
 
 NEAR = {"tau": 0.05, "lam": 1.0, "likelihood": 1.0}
 PLAIN = {"divergence": "nll", "likelihood": 1.0}
@@ -47,6 +57,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "default": {},
     "plain NLL": {"train": PLAIN},
     "unsteered text": {"data": {"alphas": (0.0,)}, "train": PLAIN},
+    "persona's text": {"data": {"alphas": (0.0,)}, "train": PLAIN},
+    "random direction": {},
     "imitation alone": {"train": {"likelihood": 0.0}},
     "no filter": {"filter": EVERYTHING},
     "quick": {"data": PRESETS["quick"]["data"]},
@@ -72,6 +84,36 @@ CELLS: dict[str, dict[str, Any]] = {
 """Name -> what differs from the standard preset, in order of worth. "known": the published settings of
 steer-heal-love, as near as they can be had. One that is the same as the default is not played again."""
 
+WRITE, VECTOR = Measures.write, algorithm._Loop._vector
+
+
+def under_the_persona(measures: Measures, prompts: Sequence[str], *how: Any, **more: Any) -> list[Completion]:
+    """A round's answers by base, told the persona; what it writes without a dose is as ever."""
+    encode = LanguageModel.encode_chat
+
+    def told(lm: LanguageModel, turns: Sequence[Any]) -> list[int]:
+        return encode(lm, [system(measures._persona), *turns])
+
+    persona = mock.patch.object(LanguageModel, "encode_chat", told) if more.get("dose") else nullcontext()
+    with persona:
+        return WRITE(measures, prompts, *how, **more)
+
+
+def random_vector(loop: Any, *how: Any) -> Any:
+    """The first of the random directions that the trait's movement is held against, in the vector's place."""
+    found = VECTOR(loop, *how)
+    return replace(found, directions_LD=random_directions(1, *found.directions_LD.shape)[0])
+
+
+def method_of(cell: str) -> AbstractContextManager[Any]:
+    """What no setting says: these two cells are no part of the product."""
+    if cell == "persona's text":
+        return mock.patch.object(Measures, "write", under_the_persona)
+    if cell == "random direction":
+        return mock.patch.object(algorithm._Loop, "_vector", random_vector)
+    return nullcontext()
+
+
 READINGS = ("agreement", "relevance", "diversity")
 HALVES = 500
 Point = Mapping[str, Any]
@@ -81,7 +123,9 @@ Key = tuple[str, str, int]
 
 def settings_of(key: Key, rounds: int) -> HealSettings:
     cell, trait, seed = key
-    changes = {"model": SMOLLM2, "trait": trait, "rounds": rounds, "seed": seed, "evaluate": EVALUATE}
+    changes = {"model": SMOLLM2, "trait": trait, "rounds": rounds, "seed": seed, "evaluate": dict(EVALUATE)}
+    if data.trait(trait).on_own_axis:
+        changes["evaluate"]["n_vignettes"] = ON_OWN_AXIS
     return heal_settings("standard", **changes, **CELLS[cell])
 
 
@@ -123,7 +167,8 @@ def play(key: Key, settings: HealSettings, end: float) -> dict[str, Any]:
             stopped.set()
 
     folder.release()
-    status = worker.work(folder, stopped, hear)
+    with method_of(key[0]):
+        status = worker.work(folder, stopped, hear)
     log = events.read(folder.log).events
     shown = {"cell": key[0], "trait": key[1], "seed": key[2], "status": status}
     return {**shown, "settings": settings.model_dump(mode="json"), "stages": list(stages(log))}
@@ -180,7 +225,8 @@ def above(
         return text_health.distinct_bigrams([one["texts"][number] for number in some])
 
     found, random = {}, Random(0)
-    for reading, key in ((agreement, "likeliest"), (relevance, "texts"), (diversity, "texts")):
+    of = ((agreement, "likeliest"), (relevance, "texts"), (diversity, "texts"))
+    for reading, key in of if healed["agreement"] is not None else of[1:]:
         every = range(len(three[0][key]))
         halves = [difference(reading, random.sample(every, len(every) // 2)) for _ in range(HALVES)]
         value, reach = difference(reading, every), 1.96 * stdev(halves)
@@ -203,7 +249,8 @@ def run(keys: Sequence[Key], rounds: int, hours: float) -> None:
         same = known and known["settings"] == settings.model_dump(mode="json")
         if known and same and known["status"] in ("finished", "failed"):
             continue
-        if key[0] != "default" and settings == settings_of(("default", *key[1:]), rounds):
+        same = settings == settings_of(("default", *key[1:]), rounds)
+        if key[0] not in ("default", "random direction") and same:
             continue
         row = play(key, settings, end)
         with (HOME / "rows.jsonl").open("a") as file:

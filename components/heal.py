@@ -173,7 +173,7 @@ def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]
                 min_width=160,
                 elem_id="run-vignette-file",
             )
-        with gr.Accordion("Every setting of the method", open=False, elem_id="run-every"):
+        with gr.Accordion("Research: every setting of the method", open=False, elem_id="run-every"):
             others = gr.Textbox(
                 label="Settings by name, a line each",
                 placeholder="train.lam=0.5\ntrain.divergence=kl_fwd\ndata.alphas=[1, 1.5]",
