@@ -70,7 +70,6 @@ CELLS: dict[str, dict[str, Any]] = {
         "filter": PERPLEXITY_ALONE,
         "train": {
             "divergence": "kl_rev",
-            "aggregate": "rmse",
             "reference": "prev",
             "lam": 0.3,
             "likelihood": 1.0,

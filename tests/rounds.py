@@ -13,7 +13,7 @@ from steer_heal.models import LanguageModel
 from steer_heal.runs.jobs import LocalProcesses
 
 SETTINGS = TrainSettings(
-    divergence="kl_rev", aggregate="rmse", reference="prev", likelihood=1.0, lam=0.3, tau=1.0,
+    divergence="kl_rev", reference="prev", likelihood=1.0, lam=0.3, tau=1.0,
     rank=2, epochs=3, batch_size=4, lr=1e-2,
 )  # fmt: skip
 

@@ -105,9 +105,6 @@ class TrainSettings(Settings):
         default="kl_fwd",
         description="D: none, KL(reference || student) or KL(student || reference), in nats.",
     )
-    aggregate: Literal["mean", "rmse"] = Field(
-        default="mean", description="How the D of a batch comes from that of its tokens."
-    )
     reference: Literal["writer", "prev", "base"] = Field(
         default="writer",
         description="The model that D is measured from: the answer's writer (the steered student, or base "
@@ -234,6 +231,7 @@ RETIRED: dict[str, set[str]] = {
     "train": {
         "layers", "lam_growth", "distil", "distil_alpha", "distil_least", "distil_later", "distil_fade",
         "spectral", "lora_alpha", "lr_decay", "warmup", "patience", "replay", "grad_accumulation", "held_out",
+        "aggregate",
     },
     "evaluate": {"condition", "batch_size"},
 }  # fmt: skip
@@ -241,9 +239,13 @@ RETIRED: dict[str, set[str]] = {
 
 
 def without_retired(document: Any) -> tuple[Any, bool]:
-    """An older run's settings as they are read today, and whether anything was left out."""
+    """An older run's settings as they are read today, and whether anything was left out: a divergence whose
+    mean was asked for by name is still one's mean."""
     if not isinstance(document, dict):
         return document, False
+    asked = document.get("train")
+    if isinstance(asked, dict) and asked.get("aggregate") == "mean":
+        document = {**document, "train": {key: asked[key] for key in asked if key != "aggregate"}}
     kept = {
         part: {key: value for key, value in row.items() if key not in RETIRED.get(part, ())}
         if isinstance(row, dict)
@@ -251,8 +253,6 @@ def without_retired(document: Any) -> tuple[Any, bool]:
         for part, row in document.items()
     }
     train = kept.get("train")
-    if isinstance(train, dict) and train.get("aggregate") in ("p95", "max"):
-        del train["aggregate"]
     if isinstance(train, dict):
         imitated = train.get("reference") == "writer" and train.get("divergence") != "nll"
         train.setdefault("likelihood", 0.0 if imitated else 1.0)

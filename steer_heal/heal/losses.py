@@ -1,7 +1,7 @@
 """The training loss as pure functions of tensors.
 
 loss = w * NLL on the completion + lam * relu(D - tau), where D is a divergence of the student from its
-reference (nats per token) aggregated over positions; with tau above 0 it is a barrier, so that moving is free
+reference, its mean over positions (nats per token); with tau above 0 it is a barrier, so that moving is free
 up to tau and costly beyond it.
 Everything is computed in float32, whatever the logits' type. Shapes: B rows, T tokens, V vocabulary, N any
 number of positions.
@@ -62,24 +62,6 @@ def nll_slopes(p_NV: Tensor, labels_N: Tensor, temperature: float = 1.0) -> Tens
     temperature, written over p."""
     p_NV[torch.arange(len(labels_N), device=labels_N.device), labels_N] -= 1.0
     return p_NV if temperature == 1.0 else p_NV.div_(temperature)
-
-
-def mean(d_N: Tensor) -> Tensor:
-    """Mean over positions."""
-    return d_N.mean()
-
-
-def rmse(d_N: Tensor) -> Tensor:
-    """Root of the mean square over positions: few positions far out weigh more than in the mean.
-
-    The root's slope at 0 is unbounded; there, and only there, the gradient is taken as 0.
-    """
-    square = d_N.square().mean()
-    safe = torch.where(square > 0, square, torch.ones_like(square))
-    return torch.where(square > 0, safe.sqrt(), torch.zeros_like(square))
-
-
-AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"mean": mean, "rmse": rmse}
 
 
 def barrier(d: Tensor, lam: float, tau: float) -> Tensor:

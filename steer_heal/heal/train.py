@@ -78,7 +78,7 @@ def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dic
     likely_N = torch.tensor(
         [float(row.likely) for row in batch for _ in row.completion_ids], device=nll_N.device
     )
-    nll, divergence = nll_N.mean(), losses.AGGREGATES[settings.aggregate](d_N)
+    nll, divergence = nll_N.mean(), d_N.mean()
     barrier = losses.barrier(divergence, settings.lam, settings.tau)
     loss = settings.likelihood * (nll_N * likely_N).mean() + barrier
     parts = {"loss": loss, "nll": nll, "divergence": divergence, "barrier": barrier}

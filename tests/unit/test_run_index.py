@@ -181,7 +181,6 @@ def older(settings: HealSettings) -> dict[str, Any]:
     document = settings.model_dump(mode="json")
     for part, names in RETIRED.items():
         document[part] |= dict.fromkeys(names, 0.5)
-    document["train"]["aggregate"] = "p95"
     return document
 
 
@@ -206,6 +205,10 @@ def test_the_settings_of_an_older_run_are_read_without_what_is_gone() -> None:
     settings = heal_settings(model="demo", seed=5, train={"lam": 0.7})
     assert stored_settings(json.dumps(older(settings))) == (settings, True)
     assert stored_settings(settings.model_dump_json()) == (settings, False)
+    for aggregate, gone in (("mean", False), ("rmse", True)):
+        document = settings.model_dump(mode="json")
+        document["train"]["aggregate"] = aggregate
+        assert stored_settings(json.dumps(document)) == (settings, gone)
     for wrong in ('{"model": "demo", "future": 1}', '{"model": "demo", "data": 3}', "[]", "3", "{"):
         with pytest.raises(ValueError):
             stored_settings(wrong)
