@@ -266,7 +266,7 @@ def print_table() -> None:
         number("seed", "seed", "d", 4),
         number("round", "round", "d", 5),
         Column("stage", "stage", width=7),
-        number("alpha", "alpha", ".1f", 5),
+        number("alpha", "alpha", ".2f", 5),
         number("retention", "retention", ".2f"),
         number("movement", "movement", "+.3f"),
         number("agreement", "agreement", ".2f"),

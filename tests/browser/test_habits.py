@@ -166,9 +166,8 @@ def test_a_table_scrolls_inside_itself_on_a_phone(tab: Page, fake: str) -> None:
         page.locator("#runs [data-action=open]").last.click()
         page.get_by_role("tab", name="Completions").click()
         expect(page.locator("#round-completions td").first).to_be_visible()
-        page.locator("#dose-effect").press(
-            "Enter"
-        )  # the run's charts, drawn above it, would move it from under a mouse
+        # By key: the run's charts, drawn above the button, would move it from under a mouse.
+        page.locator("#dose-effect").press("Enter")
         expect(page.locator("#effect .sh-moved").first).to_be_visible()
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
         for name in ("runs", "round-completions"):
