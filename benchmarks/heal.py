@@ -16,7 +16,7 @@ import threading
 import time
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -68,12 +68,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "kl_rev, prev": {"train": {"divergence": "kl_rev", "reference": "prev", **NEAR}},
     "known": {
         "filter": PERPLEXITY_ALONE,
-        "train": {
-            "divergence": "kl_rev",
-            "reference": "prev",
-            "lam": 0.3,
-            "likelihood": 1.0,
-        },
+        "train": {"divergence": "kl_rev", "reference": "prev", "lam": 0.3, "likelihood": 1.0},
     },
     "kl_fwd, base": {"train": {"divergence": "kl_fwd", "reference": "base", **NEAR}},
     "kl_fwd, prev": {"train": {"divergence": "kl_fwd", "reference": "prev", **NEAR}},
@@ -104,13 +99,11 @@ def random_vector(loop: Any, *how: Any) -> Any:
     return replace(found, directions_LD=random_directions(1, *found.directions_LD.shape)[0])
 
 
-def method_of(cell: str) -> AbstractContextManager[Any]:
-    """What no setting says: these two cells are no part of the product."""
-    if cell == "persona's text":
-        return mock.patch.object(Measures, "write", under_the_persona)
-    if cell == "random direction":
-        return mock.patch.object(algorithm._Loop, "_vector", random_vector)
-    return nullcontext()
+METHODS: dict[str, tuple[type, str, Callable[..., Any]]] = {
+    "persona's text": (Measures, "write", under_the_persona),
+    "random direction": (algorithm._Loop, "_vector", random_vector),
+}
+"""Of the cells that are no part of the product, and that no setting says: what takes which method's place."""
 
 
 READINGS = ("agreement", "relevance", "diversity")
@@ -166,7 +159,8 @@ def play(key: Key, settings: HealSettings, end: float) -> dict[str, Any]:
             stopped.set()
 
     folder.release()
-    with method_of(key[0]):
+    replaced = METHODS.get(key[0])
+    with mock.patch.object(*replaced) if replaced else nullcontext():
         status = worker.work(folder, stopped, hear)
     log = events.read(folder.log).events
     shown = {"cell": key[0], "trait": key[1], "seed": key[2], "status": status}
@@ -248,8 +242,8 @@ def run(keys: Sequence[Key], rounds: int, hours: float) -> None:
         same = known and known["settings"] == settings.model_dump(mode="json")
         if known and same and known["status"] in ("finished", "failed"):
             continue
-        same = settings == settings_of(("default", *key[1:]), rounds)
-        if key[0] not in ("default", "random direction") and same:
+        like_default = settings == settings_of(("default", *key[1:]), rounds)
+        if like_default and key[0] not in ("default", *METHODS):
             continue
         row = play(key, settings, end)
         with (HOME / "rows.jsonl").open("a") as file:
