@@ -61,10 +61,16 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
 
 
 def batches(examples: Sequence[Example], size: int, order: random.Random) -> list[list[Example]]:
-    """One epoch: shuffled batches, of examples of like length so that little is padded."""
-    shuffled = list(examples)
-    order.shuffle(shuffled)
-    shuffled.sort(key=lambda example: example.length // 16)
-    made = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
+    """One epoch: shuffled batches of at most `size`, each with its share of every kind of answer.
+
+    Plain prompts are the shorter ones, so batches of like length, which pad less, would hold one kind each.
+    Steps then pull to and fro between the trait and base, and how much of the trait a round keeps depends on
+    its seed (docs/reports/healing.md).
+    """
+    dealt = list(examples)
+    order.shuffle(dealt)
+    dealt.sort(key=lambda example: (example.steered, example.likely))
+    n_batches = math.ceil(len(dealt) / size)
+    made = [dealt[number::n_batches] for number in range(n_batches)]
     order.shuffle(made)
     return made

@@ -91,8 +91,25 @@ def test_split_and_batches_lose_nothing(examples):
     assert (len(held), len({*kept, *held})) == (3, len(examples))
     assert not {*kept} & {*held}
     epoch = batches(examples, 5, random.Random(1))
-    assert sorted(len(batch) for batch in epoch) == [2, 5, 5]
+    assert [len(batch) for batch in epoch] == [4, 4, 4]
     assert sorted(map(id, (row for batch in epoch for row in batch))) == sorted(map(id, examples))
+
+
+@pytest.mark.parametrize(("steered", "dropped", "plain"), [(9, 21, 20), (0, 0, 17), (3, 1, 40), (30, 0, 4)])
+def test_each_step_learns_every_kind_of_answer_in_proportion(steered, dropped, plain):
+    kinds = [((True, True), steered), ((True, False), dropped), ((False, False), plain)]
+    rows = [
+        Example((2, number), (3,) * (2 if kind[0] else 1), *kind)
+        for kind, count in kinds
+        for number in range(count)
+    ]
+    epoch = batches(rows, 8, random.Random(0))
+    assert sorted(map(id, (row for batch in epoch for row in batch))) == sorted(map(id, rows))
+    for kind, count in kinds:
+        held = [sum((row.steered, row.likely) == kind for row in batch) for batch in epoch]
+        assert max(held) - min(held) <= 1
+        assert min(held) == count // len(epoch)
+    assert max(map(len, epoch)) <= 8
 
 
 def test_a_round_without_examples_or_with_a_loss_that_is_not_finite_fails(lm, examples):
