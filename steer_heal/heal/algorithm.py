@@ -52,10 +52,10 @@ STAGES = ("base", "extract", "calibrate", "generate", "filter", "train", "evalua
 LEAST_SHIFT = 1e-3
 """Steering that moves the trait less than this gives no retention to speak of."""
 
-CURVE = (0.5, 0.75, 1.0, 1.25)
-"""Alphas at which steering alone is measured, where rounds come to lie: over half a c* the curve bends too
-much for a straight line, and a second round moves further than alpha 1 does. What it costs besides, which
-takes longest, at 1 alone."""
+CURVE = (0.5, 0.75, 0.875, 1.0, 1.25)
+"""Alphas at which steering alone is measured, densest where first rounds come to lie: agreement bends there,
+and a straight line over a quarter of c* is too high by more than a round differs (docs/reports/healing.md). A
+second round moves further than alpha 1 does. What it costs besides, which takes longest, at 1 alone."""
 NOT_MEASURED = {"facts_kept": None, "neutral_kl": None}
 
 T = TypeVar("T")
