@@ -150,10 +150,16 @@ def play(key: Key, settings: HealSettings, end: float) -> dict[str, Any]:
         folder.log.write_bytes(common(key, settings.rounds))
     folder.write("config.json", settings.model_dump_json(indent=2))
 
+    began = time.time()
+
     def hear(event: Event) -> None:
+        nonlocal began
+        # Base and steering's curve are measured once, so the first round counts from after them.
+        if event.kind == "curve" or event.data.get("stage") == "extract":
+            began = event.time
         if event.kind != "round":
             return
-        said, seconds = event.data["headline"], event.data["seconds"]
+        said, seconds = event.data["headline"], event.time - began
         print(f"{name}, round {event.round}: {said['word']}, {said['why']} ({seconds:.0f} s)", flush=True)
         if event.round != settings.rounds and time.monotonic() + seconds > end:
             stopped.set()
