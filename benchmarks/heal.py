@@ -155,7 +155,7 @@ def play(key: Key, settings: HealSettings, end: float) -> dict[str, Any]:
     def hear(event: Event) -> None:
         nonlocal began
         # Base and steering's curve are measured once, so the first round counts from after them.
-        if event.kind == "curve" or event.data.get("stage") == "extract":
+        if event.kind == "curve" or (event.kind == "stage" and event.data["stage"] == "extract"):
             began = event.time
         if event.kind != "round":
             return

@@ -31,10 +31,6 @@ class Example:
     def ids(self) -> tuple[int, ...]:
         return (*self.prompt_ids, *self.completion_ids)
 
-    @property
-    def length(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
-
 
 def split(
     examples: Sequence[Example], seed: int, share: float = HELD_OUT
