@@ -181,7 +181,7 @@ def stages(log: Sequence[Event]) -> Iterator[dict[str, Any]]:
     for event in log:
         if event.kind == "held_out":
             held_out[event.data["stage"], event.round, event.data["alpha"]] = event.data
-        elif event.kind == "curve":
+        elif event.kind == "curve" and not curve:  # a log that was gone on with has it once more
             curve = event.data["points"]
             yield from curve
         elif event.kind == "round":
