@@ -295,14 +295,18 @@ HEALTH = {
 def health(detail: RoundDetail) -> dict[str, Any]:
     """Movement of the trait against health: steering alone as a line, the rounds as numbered squares.
 
-    A round above the line is healthier than steering that moves as far.
+    A round above the line is healthier than steering that moves as far. Two charts beside one another is as
+    many as a phone has room for.
     """
     path = detail.facts.get("path") or []
     known = [key for key in HEALTH if any(p.get(key) is not None for p in path)] or list(HEALTH)
-    figure = make_subplots(rows=1, cols=len(known), subplot_titles=[HEALTH[key] for key in known])
+    places = [[{}, {} if number + 1 < len(known) else None] for number in range(0, len(known), 2)]
+    titles = [HEALTH[key] for key in known]
+    figure = make_subplots(len(places), 2, specs=places, subplot_titles=titles, vertical_spacing=0.22)
+    figure.update_annotations(font_size=12)
     steered = sorted((p for p in path if p["stage"] != "healed"), key=lambda p: p["movement"])
     healed = [p for p in path if p["stage"] == "healed"]
-    for column, key in enumerate(known, start=1):
+    for number, key in enumerate(known):
         for points, name, trace in (
             (steered, "steering", {"mode": "lines+markers", "line": {"color": STEERED}}),
             (healed, "rounds", {"mode": "lines+markers+text", "line": {"color": HEALED, "dash": "dot"}}),
@@ -318,13 +322,13 @@ def health(detail: RoundDetail) -> dict[str, Any]:
                     textfont={"size": 10, "color": "white"},
                     hovertemplate="%{text}: movement %{x:.2f}, %{y:.2f}",
                     marker={"size": 15, "symbol": "square"} if name == "rounds" else {"size": 8},
-                    showlegend=column == 1,
+                    showlegend=number == 0,
                     **trace,
                 ),
-                row=1,
-                col=column,
+                row=1 + number // 2,
+                col=1 + number % 2,
             )
-    figure.update_xaxes(title={"text": "movement"})
+    figure.update_xaxes(title={"text": "movement", "standoff": 4, "font": {"size": 12}})
     figure.update_layout(
         margin={"l": 40, "r": 12, "t": 40, "b": 64},
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},

@@ -69,7 +69,7 @@ def build_detail(engine: Engine, kept: gr.BrowserState) -> Detail:
             bars = gr.HTML(elem_id="round-bars", apply_default_css=False, padding=True)
         with gr.Tab("Movement against health"):
             empty = "This round's health was not measured at several doses of steering."
-            health = plot.chart(elem_id="round-health", height=300, empty=empty)
+            health = plot.chart(elem_id="round-health", height=480, empty=empty)
         with gr.Tab("What it says"):
             answers = gr.HTML(elem_id="round-answers", apply_default_css=False, padding=True)
         with gr.Tab("Completions"):
