@@ -411,7 +411,7 @@ def completions(rows: Sequence[CompletionRow], which: str = "all") -> str:
         mark = "kept" if row.kept else "dropped"
         reasons = f'<div class="sh-reason">{esc("; ".join(row.reasons))}</div>' if row.reasons else ""
         body.append(
-            f'<tr class="sh-{mark}"><td>{mark}</td><td>{row.alpha:g}</td>'
+            f'<tr class="sh-{mark}"><td>{mark}</td><td>{row.alpha:.2g}</td>'
             f'<td class="sh-dim">{esc(row.prompt)}</td>'
             f'<td>{esc(row.text)}{reasons}</td><td class="sh-dim">{scores}</td></tr>'
         )
