@@ -339,6 +339,9 @@ class HealThresholds(Settings):
         default=1.5, description="kept but costly: perplexity, of base's, above"
     )
     relevance_healthy: float = Field(default=0.6, description="kept but costly: relevance, of base's, below")
+    diversity_healthy: float = Field(
+        default=0.8, description="kept but costly: distinct bigrams over all answers, of base's, below"
+    )
     facts_healthy: float = Field(
         default=0.95, description="kept but costly: right answers to facts, of base's, below"
     )

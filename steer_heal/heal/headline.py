@@ -87,7 +87,8 @@ def judge(
             why = f"the target's foundations did not move towards the trait, {other[0]} moved"
         return Headline("not specific", why, said)
     kept = f"retention {retention:.2f}"
-    if paid := [*_damages(*health, limits, "healthy"), *_losses(cost, limits)]:
+    alike = _alike(base["text"].get("diversity"), text.get("diversity"), limits)
+    if paid := [*_damages(*health, limits, "healthy"), *alike, *_losses(cost, limits)]:
         return Headline("kept but costly", f"{kept}, but {'; '.join(paid)}", said)
     return Headline("healed", f"{kept}, perplexity {ratio:.2f}x base's own", said)
 
@@ -123,6 +124,13 @@ def _above(share: float, limit: float, n: int | None) -> bool:
         return share > limit
     fewer = sum(math.comb(n, k) * limit**k * (1.0 - limit) ** (n - k) for k in range(round(share * n)))
     return 1.0 - fewer < 0.05
+
+
+def _alike(own: float | None, diversity: float | None, limits: HealThresholds) -> list[str]:
+    """That different prompts get much the same answer, by the distinct bigrams of all; `own`: base's."""
+    ratio = diversity / own if own and diversity is not None else 1.0
+    few = ratio < limits.diversity_healthy
+    return [f"distinct bigrams {ratio:.2f} of base's, below {limits.diversity_healthy:g}"] if few else []
 
 
 def _losses(cost: Mapping[str, float | None], limits: HealThresholds) -> list[str]:

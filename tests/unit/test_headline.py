@@ -11,10 +11,20 @@ from steer_heal.records import Controls
 TARGET = {"Care": 1, "SocialNorms": -1}
 
 
-def stage(care=0.2, norms=0.7, loyalty=0.02, mass=1.0, perplexity=1.3, looping=0.0, relevance=1.0, n=None):
+def stage(
+    care=0.2,
+    norms=0.7,
+    loyalty=0.02,
+    mass=1.0,
+    perplexity=1.3,
+    looping=0.0,
+    relevance=1.0,
+    n=None,
+    varied=0.75,
+):
     p = dict.fromkeys(FOUNDATIONS, 0.02) | {"Care": care, "SocialNorms": norms, "Loyalty": loyalty}
-    text = {"perplexity": perplexity, "looping": looping, "relevance": relevance, "n_answers": n}
-    return {"p": p, "coherence": mass, "text": text}
+    text = {"perplexity": perplexity, "looping": looping, "relevance": relevance, "diversity": varied}
+    return {"p": p, "coherence": mass, "text": text | {"n_answers": n}}
 
 
 def random_moves(care):
@@ -50,6 +60,9 @@ def word(retention=0.9, thresholds=None, silent=False, random=None, facts=0.95, 
         ({"perplexity": 2.0}, "kept but costly"),
         ({"care": 0.1, "norms": 0.8}, "not specific"),
         ({"relevance": 0.5}, "kept but costly"),
+        ({"varied": 0.61}, "healed"),
+        ({"varied": 0.59}, "kept but costly"),
+        ({"varied": None}, "healed"),
         ({"facts": 0.9}, "kept but costly"),
         ({"far": 0.2}, "kept but costly"),
         ({"facts": None, "far": None}, "healed"),
