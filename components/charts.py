@@ -311,13 +311,13 @@ def health(detail: RoundDetail) -> dict[str, Any]:
             (steered, "steering", {"mode": "lines+markers", "line": {"color": STEERED}}),
             (healed, "rounds", {"mode": "lines+markers+text", "line": {"color": HEALED, "dash": "dot"}}),
         ):
-            known = [p for p in points if p.get(key) is not None]
+            measured = [p for p in points if p.get(key) is not None]
             figure.add_trace(
                 go.Scatter(
-                    x=[p["movement"] for p in known],
-                    y=[p[key] for p in known],
+                    x=[p["movement"] for p in measured],
+                    y=[p[key] for p in measured],
                     name=name,
-                    text=[str(p["round"]) if name == "rounds" else f"alpha {p['alpha']:g}" for p in known],
+                    text=[str(p["round"]) if name == "rounds" else f"alpha {p['alpha']:g}" for p in measured],
                     textposition="middle center",
                     textfont={"size": 10, "color": "white"},
                     hovertemplate="%{text}: movement %{x:.2f}, %{y:.2f}",
