@@ -78,7 +78,8 @@ def test_profile_is_of_the_prompt_and_base_does_not_move_with_alpha(engine):
 
 def test_what_is_measured_of_an_effect_is_said_again_while_it_lasts_and_can_be_ended(engine, monkeypatch):
     monkeypatch.setattr("steer_heal.engine.engine.AGAIN_S", 0.0)
-    asked = build(DoseRequest, band=BAND, controls=1)
+    nobody_elses = 0.0, 0.5  # another test's effect of the same would be kept, and not be measured again
+    asked = build(DoseRequest, band=nobody_elses, controls=1)
     said = [next(running := engine.effect(asked, session="a"))]
     while said.count(said[-1]) < 3:
         said.append(next(running))
