@@ -25,6 +25,7 @@ from steer_heal.dose import controls
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.evaluate import text_health, vignette_sets
 from steer_heal.evaluate.choice import evaluate
+from steer_heal.evaluate.cloze import Calibration
 from steer_heal.evaluate.frames import Frames
 from steer_heal.evaluate.logp import text_logp
 from steer_heal.evaluate.relevance import OTHERS, relevances
@@ -99,6 +100,7 @@ class Measures:
         self._persona, self._target = trait.positive, trait.target
         named = read_mix(settings.mix).traits if settings.mix else ()
         self.beside = tuple(data.trait(name) for name in named if name != settings.trait)
+        self._asked_beside: dict[str, tuple[str, Calibration]] = {}
         self.cost = Cost(lm, stack, facts, neutral, partial(self.write, tick=None, seed=0))
         self._base: Profile | None = None
         self.own: Own | None = None
@@ -133,6 +135,10 @@ class Measures:
         self._base = Profile(
             base["p"], base["coherence"], base["n_vignettes"], agreement=worth, calibration=self.calibrated
         )
+        for trait in self.beside:
+            known = base.get("others", {}).get(trait.name, {})
+            if "calibration" in known and set(trait.target) <= set(known["p"]):
+                self._asked_beside[trait.name] = known["frame"], tuple(map(tuple, known["calibration"]))
 
     def profile(self, tick: Tick | None) -> Profile:
         """The seven foundations, or the trait's two poles, on the run's vignettes."""
@@ -161,24 +167,28 @@ class Measures:
 
     def others(self, tick: Tick, dose: CalibratedVector | None = None) -> dict[str, dict[str, Any]]:
         """Of those traits of the mix which the run's own profile says nothing of, by name, `p` and
-        `n_vignettes` on the `few`: each in its own frame, calibrated on the base; at alpha 1 where there is a
-        dose."""
+        `n_vignettes` on the `few`: each in its own frame, calibrated on the base, which stand there too; at
+        alpha 1 where there is a dose."""
         found = {}
         for trait in self.beside:
             if self._base is not None and not set(trait.target) <= set(self._base.p):
-                with self._stack.off():
-                    reading = self._frames.of(data.frame_of(trait), progress=tick, stop=self._stop)
+                if trait.name not in self._asked_beside:
+                    with self._stack.off():
+                        reading = self._frames.of(data.frame_of(trait), progress=tick, stop=self._stop)
+                    self._asked_beside[trait.name] = reading.frame, reading.calibration
+                frame, calibration = self._asked_beside[trait.name]
                 profile = evaluate(
                     self._lm,
                     self.few,
-                    data.frame(reading.frame),
+                    data.frame(frame),
                     vector=dose.vector if dose else None,
                     coefficients_RL=dose.coefficients_RL(1.0) if dose else None,
-                    calibrated=reading.calibration,
+                    calibrated=calibration,
                     progress=tick,
                     stop=self._stop,
                 )[0]
-                found[trait.name] = {"p": profile.p, "n_vignettes": profile.n_vignettes}
+                how = {"frame": frame, "calibration": calibration}
+                found[trait.name] = {"p": profile.p, "n_vignettes": profile.n_vignettes, **how}
         return found
 
     def write(
