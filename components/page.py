@@ -44,7 +44,7 @@ def build(engine: Engine) -> gr.Blocks:
         table, message, said = runs.build()
         listed, sweep_message, compared, front = sweeps.build()
         detail = moral_map.build_detail(engine, kept)
-        # What was drawn last: where a look that began before a press ends after it, the next one draws anew.
+        # What was drawn last, and for which memory.
         seen = gr.State((0, None))
         drawn = [chart, key, healing.card, table, said, listed, compared, front, seen]
 
@@ -57,6 +57,10 @@ def build(engine: Engine) -> gr.Blocks:
         def look(last: tuple[int, Memory], remembered: Memory) -> tuple[Any, ...]:
             figure, *rest, now = redraw(remembered)
             return figure if now != last else gr.skip(), *rest, now
+
+        def again(last: tuple[int, Memory], remembered: Memory) -> tuple[Any, ...]:
+            """A look that began before a press and came after it has drawn what the press put away."""
+            return (gr.skip(),) * len(drawn) if last[1] == remembered else redraw(remembered)
 
         def reopen(remembered: Memory) -> tuple[Any, ...]:
             return (*moral_map.open_round(engine, remembered), "all")
@@ -77,7 +81,8 @@ def build(engine: Engine) -> gr.Blocks:
         for event in acted:
             done = event.then(redraw, kept, drawn, **LATEST).then(reopen, kept, open_outputs, **LATEST)
             done.then(None, js=plot.REVEAL, **INTERNAL)
-        plot.marks(WATCH_SECONDS).click(look, [seen, kept], drawn, **INTERNAL)
+        looked = plot.marks(WATCH_SECONDS).click(look, [seen, kept], drawn, **LATEST)
+        looked.then(again, [seen, kept], drawn, **LATEST)
         plot.knock().click(lambda: None, None, None, **INTERNAL)
         loaded = page.load(watching.adopt, kept, kept, **INTERNAL).then(redraw, kept, drawn, **INTERNAL)
         loaded.then(reopen, kept, open_outputs, **INTERNAL)

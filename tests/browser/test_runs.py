@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import fake_page, opened
 from tests.browser.test_page import launch, nodes, quiet, text, type_into
@@ -44,6 +44,36 @@ def test_two_presses_start_one_run_whose_card_stands_under_the_button(page: Page
     page.locator("#round [data-action=open]", has_text="base").click()
     expect(page.locator("#round h3")).to_contain_text("before the first round")
     expect(page.locator("#round [aria-pressed=true]")).to_have_text("base")
+
+
+def test_a_look_that_began_before_a_press_and_comes_after_it_does_not_bring_back_what_was_put_away(
+    page: Page,
+) -> None:
+    quiet(page)
+    launch(page, 1, "put away")
+    card = page.locator("#heal-card .sh-card", has_text="put away: finished")
+    expect(card).to_have_count(1)
+    quiet(page)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        is_look = "mark" in (route.request.post_data_json.get("event_data") or {})
+        held.append(route) if is_look else route.continue_()
+
+    page.route("**/queue/join*", hold)
+    row(page, "put away").locator("[data-action=hide]").click()  # which makes the page look
+    for _ in range(100):
+        page.wait_for_timeout(100)
+        if held:
+            break
+    card.locator("[data-action=open]", has_text="round 1").click()
+    expect(card).to_have_count(0)
+    for look in held:
+        look.continue_()
+    page.unroute("**/queue/join*")
+    page.wait_for_timeout(3000)
+    assert held
+    expect(card).to_have_count(0)
 
 
 def test_a_vector_that_is_no_better_than_random_is_healed_when_it_is_pressed_again(page: Page) -> None:
