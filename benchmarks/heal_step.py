@@ -1,10 +1,11 @@
 """A training step at gemma-3-1b-it's shape against the straightforward way: `python -m benchmarks.heal_step`.
 
 Random weights, one thread unless told otherwise, each way in a process of its own (for its peak of memory),
-both on the same model, adapter and example. The straightforward way: transformers' logits at every position
-in float32, the reference run again at every step. Steps are timed by CPU time. The first is apart: an
-example's first epoch, in which ours keeps what later ones use again; a round is one first step and the others
-of the default's epochs. Memory is the process's peak above what it held with the model loaded.
+both on the same model, adapter and examples, by the loss that a round has by default. The straightforward
+way: transformers' logits at every position in float32, the reference run again at every step. Steps are timed
+by CPU time. The first is apart: an example's first epoch, in which ours keeps what later ones use again; a
+round is one first step and the others of the default's epochs. Memory is the process's peak above what it
+held with the model loaded.
 
 `--sizes` shows instead how far one step at the default learning rate moves the weights of three models, from
 3 M to 1 B parameters: the rule that the rate is given by.
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -78,8 +80,8 @@ def _give_back() -> None:
         trim(0)
 
 
-def example(lm: LanguageModel, n_prompt: int, n_completion: int) -> Example:
-    generator = torch.Generator().manual_seed(3)
+def example(lm: LanguageModel, n_prompt: int, n_completion: int, seed: int = 3) -> Example:
+    generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(10, lm.config.vocab_size, (n_prompt + n_completion,), generator=generator).tolist()
     return Example(tuple(ids[:n_prompt]), tuple(ids[n_prompt:]))
 
@@ -95,17 +97,25 @@ def adapted(lm: LanguageModel, settings: TrainSettings) -> tuple[AdapterStack, l
     return stack, near
 
 
-def straightforward(lm: LanguageModel, stack: AdapterStack, row: Example, settings: TrainSettings) -> Tensor:
-    """The loss as one would write it first."""
-    ids_BT, n = torch.tensor([row.ids]), len(row.completion_ids)
+def straightforward(
+    lm: LanguageModel, stack: AdapterStack, rows: Sequence[Example], settings: TrainSettings
+) -> Tensor:
+    """The loss as one would write it first. All rows are equally long."""
+    ids_BT, n = torch.tensor([row.ids for row in rows]), len(rows[0].completion_ids)
     logp_BTV = _logp(lm, ids_BT)
-    nll = F.nll_loss(logp_BTV[0, -n:], ids_BT[0, -n:])
+    loss = torch.zeros(())
+    if settings.likelihood:
+        nll = F.nll_loss(logp_BTV[:, -n:].flatten(0, 1), ids_BT[:, -n:].flatten())
+        loss = settings.likelihood * nll
     if settings.divergence == "nll":
-        return nll
+        return loss
     with torch.no_grad(), stack.previous():
         logq_BTV = _logp(lm, ids_BT)
-    kl_T = (logp_BTV.exp() * (logp_BTV - logq_BTV)).sum(-1)[0, -n:]
-    return nll + settings.lam * F.relu(kl_T.mean() - settings.tau)
+    if settings.divergence == "kl_rev":
+        kl_BT = (logp_BTV.exp() * (logp_BTV - logq_BTV)).sum(-1)
+    else:
+        kl_BT = (logq_BTV.exp() * (logq_BTV - logp_BTV)).sum(-1)
+    return loss + settings.lam * F.relu(kl_BT[:, -n:].mean() - settings.tau)
 
 
 def _logp(lm: LanguageModel, ids_BT: Tensor) -> Tensor:
@@ -118,10 +128,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     lm = gemma_shape(getattr(torch, args.dtype), args.layers)
     settings = TrainSettings(
-        divergence=args.divergence, reference="prev", likelihood=1.0, tau=args.tau, batch_size=1
+        divergence=args.divergence, likelihood=args.likelihood, tau=args.tau, batch_size=args.rows
     )
     stack, near = adapted(lm, settings)
-    row = example(lm, args.prompt, args.completion)
+    rows = [example(lm, args.prompt, args.completion, 3 + number) for number in range(args.rows)]
     objective = Objective.of(lm, stack, settings)
     seconds, loss = [], 0.0
     with Peak() as peak:
@@ -130,9 +140,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             begun = time.process_time()
             with torch.enable_grad():
                 whole = (
-                    straightforward(lm, stack, row, settings)
+                    straightforward(lm, stack, rows, settings)
                     if args.way == WAYS[0]
-                    else loss_of(objective, [row])[0]
+                    else loss_of(objective, rows)[0]
                 )
                 whole.backward()
             seconds.append(time.process_time() - begun)
@@ -142,7 +152,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found = {"way": args.way, "first": seconds[0], "step": step, "loss": loss}
     found["epochs"] = (seconds[0] + (EPOCHS - 1) * step) / EPOCHS
     found |= {"mib": peak.n_bytes / MIB, "weights_mib": sum(p.nbytes for p in lm.model.parameters()) / MIB}
-    asked = (settings, lm.n_layers - near[0], args.prompt, args.completion, 1)
+    asked = (settings, lm.n_layers - near[0], args.prompt, args.completion, args.rows)
     found["reckoned_mib"] = needed_bytes(lm, *asked) / MIB
     found["max_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     gradients = [parameter.grad.float() for parameter in stack.trainable() if parameter.grad is not None]
@@ -152,7 +162,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Both ways, one after the other, and what they differ by."""
-    found: dict[str, Any] = {"dtype": args.dtype, "tau": args.tau, "completion": args.completion}
+    found: dict[str, Any] = {key: getattr(args, key) for key in _PASSED}
     with tempfile.TemporaryDirectory() as folder:
         files = {way: Path(folder) / way for way in WAYS}
         for way in WAYS:
@@ -212,18 +222,23 @@ def update_sizes() -> None:
         print(f"{name}: |dW| / sqrt(rows) {median(changes):.2e}, |dW| / |W| {median(relative):.2e}")
 
 
-_PASSED = ("dtype", "layers", "prompt", "completion", "steps", "tau", "divergence", "threads")
+_PASSED = (
+    "dtype", "layers", "rows", "prompt", "completion", "steps", "divergence", "likelihood", "tau", "threads",
+)  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--layers", type=int, default=26)
+    parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--completion", type=int, default=512)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--tau", type=float, default=1.0, help="0: the barrier acts")
-    parser.add_argument("--divergence", choices=("nll", "kl_rev"), default="kl_rev")
+    default = TrainSettings()
+    parser.add_argument("--divergence", choices=("nll", "kl_fwd", "kl_rev"), default=default.divergence)
+    parser.add_argument("--likelihood", type=float, default=default.likelihood)
+    parser.add_argument("--tau", type=float, default=default.tau)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--gradients", help=argparse.SUPPRESS)

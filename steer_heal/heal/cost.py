@@ -12,7 +12,7 @@ import torch
 from steer_heal.config import TrainSettings
 from steer_heal.dose.calibrated import CalibratedVector
 from steer_heal.heal.adapters import AdapterStack
-from steer_heal.heal.chunked_loss import row_losses
+from steer_heal.heal.chunked_loss import Targets, row_losses
 from steer_heal.heal.examples import Example
 from steer_heal.heal.lm_head import OutputLayer, hidden_states, labels
 from steer_heal.heal.reference import Reference
@@ -102,6 +102,7 @@ class Cost:
         output, found = OutputLayer(self._lm), []
         for batch in batches:
             base_ND, student_ND = self._reference.hidden(batch), hidden_states(self._lm, batch)
-            _, kl_N = row_losses(output, student_ND, labels(batch, self._lm.device), "kl_rev", base_ND)
+            targets = Targets(output, labels(batch, self._lm.device), "kl_rev", base_ND)
+            _, kl_N = row_losses(targets, student_ND)
             found += kl_N.tolist()
         return fmean(found) if found else None

@@ -1,10 +1,11 @@
 """The states that predict the completions, and the output layer over them, some positions at a time."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 
 from steer_heal.config import SettingsError
@@ -53,13 +54,27 @@ def _hidden(lm: LanguageModel, **inputs: Any) -> Tensor:
     return lm.model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
+@contextmanager
+def mixed_precision(lm: LanguageModel) -> Iterator[None]:
+    """In a bfloat16 model the LoRA's products are in bfloat16 too; its weights, their gradients and what the
+    optimizer keeps stay float32. peft by itself makes everything that goes into a LoRA or comes out of it
+    float32: a step at gemma's shape then takes a quarter longer and keeps a quarter more memory
+    (docs/reports/healing.md, "A step at gemma's shape"). Nothing changes in a model of another type.
+    """
+    if lm.dtype != torch.bfloat16:
+        yield
+        return
+    with torch.autocast(lm.device.type, lm.dtype), disable_input_dtype_casting(lm.model):
+        yield
+
+
 def hidden_states(lm: LanguageModel, batch: Sequence[Example], frozen: FrozenPrefix | None = None) -> Tensor:
     """The states (N, D) that predict the completions' tokens, row after row, N their number in the batch.
 
     `frozen`: states kept from earlier passes, to begin at.
     """
     padded = left_pad([row.ids for row in batch], lm.pad_id, lm.device)
-    with nullcontext() if frozen is None else frozen.entered(batch):
+    with mixed_precision(lm), nullcontext() if frozen is None else frozen.entered(batch):
         whole_BTD = _hidden(
             lm, input_ids=padded.ids_BT, attention_mask=padded.mask_BT, position_ids=padded.positions_BT
         )

@@ -27,7 +27,7 @@ from torch import Tensor
 from steer_heal.config import TrainSettings
 from steer_heal.heal import losses
 from steer_heal.heal.adapters import AdapterStack
-from steer_heal.heal.chunked_loss import row_losses
+from steer_heal.heal.chunked_loss import Targets, batch_loss, row_losses
 from steer_heal.heal.examples import Example, batches, learning_rate, split
 from steer_heal.heal.frozen_prefix import FrozenPrefix, first_trained
 from steer_heal.heal.lm_head import OutputLayer, hidden_states, labels
@@ -65,22 +65,26 @@ class Objective:
         reference = Reference(lm, stack, settings, frozen, steer)
         return cls(lm, settings, OutputLayer(lm), reference, frozen, temperature)
 
+    def targets(self, batch: Sequence[Example], reference_ND: Tensor | None = None) -> Targets:
+        """What the batch's hidden states are measured by."""
+        labels_N = labels(batch, self.lm.device)
+        return Targets(self.output, labels_N, self.settings.divergence, reference_ND, self.temperature)
+
 
 def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch, and its parts: nll, divergence (both nats per token), barrier."""
     lm, settings = objective.lm, objective.settings
     reference_ND = objective.reference.hidden(batch)
     hidden_ND = hidden_states(lm, batch, objective.frozen)
-    nll_N, d_N = row_losses(
-        objective.output, hidden_ND, labels(batch, lm.device), settings.divergence, reference_ND,
-        learn_labels=settings.likelihood > 0.0, temperature=objective.temperature,
-    )  # fmt: skip
     likely_N = torch.tensor(
-        [float(row.likely) for row in batch for _ in row.completion_ids], device=nll_N.device
+        [float(row.likely) for row in batch for _ in row.completion_ids], device=hidden_ND.device
+    )
+    targets = objective.targets(batch, reference_ND)
+    loss, nll_N, d_N = batch_loss(
+        targets, hidden_ND, settings.likelihood * likely_N, settings.lam, settings.tau
     )
     nll, divergence = nll_N.mean(), d_N.mean()
     barrier = losses.barrier(divergence, settings.lam, settings.tau)
-    loss = settings.likelihood * (nll_N * likely_N).mean() + barrier
     parts = {"loss": loss, "nll": nll, "divergence": divergence, "barrier": barrier}
     return loss, {name: float(value.detach()) for name, value in parts.items()}
 
@@ -92,9 +96,7 @@ def held_out_nll(objective: Objective, held: Sequence[Example]) -> float:
     for start in range(0, len(held), size):
         batch = held[start : start + size]
         hidden_ND = hidden_states(lm, batch, objective.frozen)
-        nll_N, _ = row_losses(
-            objective.output, hidden_ND, labels(batch, lm.device), temperature=objective.temperature
-        )
+        nll_N, _ = row_losses(objective.targets(batch), hidden_ND)
         total += float(nll_N.sum())
         count += len(nll_N)
     return total / count

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, relu
 
 from steer_heal.config import SettingsError, TrainSettings, heal_settings
 from steer_heal.heal import (
@@ -16,6 +16,8 @@ from steer_heal.heal import (
     Objective,
     OutputLayer,
     Reference,
+    Targets,
+    batch_loss,
     batches,
     check_memory,
     frozen_prefix,
@@ -140,38 +142,61 @@ def test_hidden_states_predict_the_completions(lm):
 
 @pytest.mark.parametrize("divergence", ["nll", "kl_fwd", "kl_rev"])
 @pytest.mark.parametrize("cap", [None, 2.0])
-@pytest.mark.parametrize(("learn_labels", "temperature"), [(True, 1.0), (True, 0.7), (False, 1.0)])
-def test_losses_in_chunks_are_those_of_whole_logits_and_so_are_their_gradients(
-    lm, divergence, cap, learn_labels, temperature
+@pytest.mark.parametrize(("temperature", "tau"), [(1.0, 0.0), (0.7, 0.0), (0.7, 0.1), (0.7, 9.0)])
+def test_the_loss_in_chunks_is_that_of_whole_logits_and_so_is_its_gradient(
+    lm, divergence, cap, temperature, tau
 ):
     lm.config.final_logit_softcapping = cap
     output = OutputLayer(lm)
     output.chunk = 3
     generator = torch.Generator().manual_seed(0)
     hidden_ND, reference_ND = (torch.randn(8, lm.width, generator=generator) for _ in range(2))
-    labels_N, weights_N = torch.arange(8) + 40, torch.arange(8) / 8
-    found = []
-    for chunked in (True, False):
-        student_ND = hidden_ND.clone().requires_grad_()
-        with torch.enable_grad():
-            if chunked:
-                asked = (labels_N, divergence, reference_ND)
-                nll_N, d_N = row_losses(
-                    output, student_ND, *asked, learn_labels=learn_labels, temperature=temperature
-                )
-            else:
-                logits_NV = output(student_ND)
-                nll_N = cross_entropy(logits_NV / temperature, labels_N, reduction="none")
-                student, reference = Categorical(logits=logits_NV), Categorical(logits=output(reference_ND))
-                pair = (reference, student) if divergence == "kl_fwd" else (student, reference)
-                d_N = torch.zeros(8) if divergence == "nll" else kl_divergence(*pair)
-                nll_N = nll_N if learn_labels else nll_N.detach() + 0.0 * logits_NV.sum()
-            loss = nll_N.mean() + (weights_N * d_N.square()).sum()
-            loss.backward()
-        found.append((nll_N.detach(), d_N.detach(), student_ND.grad))
-    for ours, wanted in zip(*found, strict=True):
-        assert_near(ours, wanted, rounding(lm.width + lm.config.vocab_size), whole=output(hidden_ND))
-    assert (found[0][1].abs().max() > 0) == (divergence != "nll")
+    labels_N, weights_N = torch.arange(8) + 40, torch.arange(8) % 2 * 0.3
+    targets = Targets(output, labels_N, divergence, reference_ND, temperature)
+    ours_ND, theirs_ND = (hidden_ND.clone().requires_grad_() for _ in range(2))
+    with torch.enable_grad():
+        loss, nll_N, d_N = batch_loss(targets, ours_ND, weights_N, 0.6, tau)
+        (2.0 * loss).backward()
+
+        logits_NV = output(theirs_ND)
+        wanted_nll_N = cross_entropy(logits_NV / temperature, labels_N, reduction="none")
+        student, reference = Categorical(logits=logits_NV), Categorical(logits=output(reference_ND))
+        pair = (reference, student) if divergence == "kl_fwd" else (student, reference)
+        wanted_d_N = torch.zeros(8) if divergence == "nll" else kl_divergence(*pair)
+        wanted = (weights_N * wanted_nll_N).mean() + 0.6 * relu(wanted_d_N.mean() - tau)
+        (2.0 * wanted).backward()
+    found = (loss, nll_N, d_N, ours_ND.grad)
+    expected = (wanted, wanted_nll_N, wanted_d_N, theirs_ND.grad)
+    for one, other in zip(found, expected, strict=True):
+        assert_near(one, other, rounding(lm.width + lm.config.vocab_size), whole=output(hidden_ND))
+    for one, other in zip(row_losses(targets, hidden_ND), found[1:], strict=False):
+        assert torch.equal(one, other)
+    assert (d_N.mean() > tau) == (divergence != "nll" and tau < 9.0)
+
+
+def test_in_bfloat16_what_goes_through_a_lora_is_not_kept_in_float32_and_gradients_are_as_near_as_it_can(lm):
+    batch, gradients, kept = short_examples(3), {}, []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append((tensor.shape[-1], tensor.dtype))
+        return tensor
+
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny.language_model("gemma3", n_layers=2)
+        model.model.to(torch.bfloat16).to(dtype)  # the same weights
+        stack = AdapterStack(model)
+        stack.fresh(1, SETTINGS, seed=0)
+        shake(stack)
+        kept.clear()
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, _ = loss_of(Objective.of(model, stack, SETTINGS), batch)
+        loss.backward()
+        gradients[dtype] = torch.cat([one.grad.flatten() for one in stack.trainable()])
+    inner = lm.config.intermediate_size
+    assert (inner, torch.bfloat16) in kept
+    assert (inner, torch.float32) not in kept
+    assert gradients[torch.bfloat16].dtype == torch.float32
+    assert_near(*reversed(gradients.values()), model_rounding(model, passes=2))
 
 
 def test_an_output_layer_that_is_not_ours_is_refused(lm, monkeypatch):
