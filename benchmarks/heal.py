@@ -44,8 +44,9 @@ from."""
 ON_OWN_AXIS = 70
 """Vignettes of a trait that is measured by what its poles would say, which takes longer and has no labels."""
 
-NEAR = {"tau": 0.05, "lam": 1.0, "likelihood": 1.0}
-PLAIN = {"divergence": "nll", "likelihood": 1.0}
+NEAR = {"tau": 0.05, "lam": 1.0}
+PLAIN = {"divergence": "nll"}
+LIKELIER = {"likelihood": 0.3}
 EVERYTHING = {
     "max_perplexity_ratio": 1e9,
     "min_relevance_ratio": -1e9,
@@ -59,8 +60,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "unsteered text": {"data": {"alphas": (0.0,)}, "train": PLAIN},
     "persona's text": {"data": {"alphas": (0.0,)}, "train": PLAIN},
     "random direction": {},
-    "imitation alone": {"train": {"likelihood": 0.0}},
-    "no filter": {"filter": EVERYTHING},
+    "likelihood too": {"train": LIKELIER},
+    "likelihood too, no filter": {"filter": EVERYTHING, "train": LIKELIER},
     "quick": {"data": PRESETS["quick"]["data"]},
     "full dose again": {"data": {"later": 1.0}},
     "no plain answers": {"data": {"n_plain": 0}},
@@ -68,12 +69,11 @@ CELLS: dict[str, dict[str, Any]] = {
     "kl_rev, prev": {"train": {"divergence": "kl_rev", "reference": "prev", **NEAR}},
     "known": {
         "filter": PERPLEXITY_ALONE,
-        "train": {"divergence": "kl_rev", "reference": "prev", "lam": 0.3, "likelihood": 1.0},
+        "train": {"divergence": "kl_rev", "reference": "prev", "lam": 0.3},
     },
     "kl_fwd, base": {"train": {"divergence": "kl_fwd", "reference": "base", **NEAR}},
     "kl_fwd, prev": {"train": {"divergence": "kl_fwd", "reference": "prev", **NEAR}},
     "weight decay": {"train": {"weight_decay": 0.1}},
-    "perplexity alone": {"filter": PERPLEXITY_ALONE},
 }
 """Name -> what differs from the standard preset, in order of worth. "known": the published settings of
 steer-heal-love, as near as they can be had. One that is the same as the default is not played again."""

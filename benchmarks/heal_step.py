@@ -104,9 +104,9 @@ def straightforward(
     ids_BT, n = torch.tensor([row.ids for row in rows]), len(rows[0].completion_ids)
     logp_BTV = _logp(lm, ids_BT)
     loss = torch.zeros(())
-    if settings.likelihood:
+    if settings.nll_weight:
         nll = F.nll_loss(logp_BTV[:, -n:].flatten(0, 1), ids_BT[:, -n:].flatten())
-        loss = settings.likelihood * nll
+        loss = settings.nll_weight * nll
     if settings.divergence == "nll":
         return loss
     with torch.no_grad(), stack.previous():
@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     lm = gemma_shape(getattr(torch, args.dtype), args.layers)
     settings = TrainSettings(
-        divergence=args.divergence, likelihood=args.likelihood, tau=args.tau, batch_size=args.rows
+        divergence=args.divergence, likelihood=args.likelihood or None, tau=args.tau, batch_size=args.rows
     )
     stack, near = adapted(lm, settings)
     rows = [example(lm, args.prompt, args.completion, 3 + number) for number in range(args.rows)]
@@ -208,7 +208,7 @@ def update_sizes() -> None:
         optimizer = torch.optim.AdamW(stack.trainable(), lr=settings.lr, weight_decay=settings.weight_decay)
         with torch.enable_grad():
             loss_of(
-                Objective.of(lm, stack, settings.model_copy(update={"divergence": "nll", "likelihood": 1.0})),
+                Objective.of(lm, stack, settings.model_copy(update={"divergence": "nll"})),
                 [row],
             )[0].backward()
         optimizer.step()
@@ -237,7 +237,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3)
     default = TrainSettings()
     parser.add_argument("--divergence", choices=("nll", "kl_fwd", "kl_rev"), default=default.divergence)
-    parser.add_argument("--likelihood", type=float, default=default.likelihood)
+    parser.add_argument("--likelihood", type=float, default=default.nll_weight)
     parser.add_argument("--tau", type=float, default=default.tau)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)

@@ -17,7 +17,7 @@ STAGES = {
     "base": "measuring the base",
     "extract": "finding the direction",
     "calibrate": "finding the dose of one nat, and what steering alone does",
-    "generate": "writing over-steered answers",
+    "generate": "writing answers under steering",
     "filter": "keeping what reads well",
     "train": "training them in",
     "evaluate": "measuring what came out",

@@ -45,7 +45,7 @@ WORDS = {
         "coherent": "most probability is on the allowed answers; where it is not, a mark is faint",
     },
     "healing.md": {
-        "round": "over-steered answers are written, the good ones kept, trained in, and the result measured",
+        "round": "answers are written under steering, a LoRA learns to give them without, and is measured",
         "preset": f"how much a round does: quick writes {_answers('quick')}, standard "
         f"{_answers('standard')}; of smollm2 a round is some minutes on two cores",
         "retention": "how far the healed model moved without steering, divided by how far steering moved it",
@@ -57,7 +57,7 @@ LABELS = ("alpha", "trait", "vignette", "method", "preset", "temperature", "top-
 STEPS = (
     ("alpha", "Drag <b>alpha</b> and read the two answers: what differs between them is the steering."),
     ("dose-find", "Press <b>Find where it breaks</b>: the doses at which the text stops making sense."),
-    ("launch", "Press <b>Heal</b>: what reads well is trained in, and each round appears on the map."),
+    ("launch", "Press <b>Heal</b>: steered answers are trained in, and each round appears on the map."),
 )
 
 

@@ -65,9 +65,11 @@ class DataSettings(Settings):
 
 
 class FilterSettings(Settings):
-    """An answer is trained on when every reading of it, under the base without steering, is within its cut.
+    """An answer is kept when every reading of it, under the base without steering, is within its cut.
 
-    The cuts are where a text's word changes from fine (`Thresholds`), so what is kept reads as fine.
+    The cuts are where a text's word changes from fine (`Thresholds`), so what is kept reads as fine. Kept
+    answers alone are made likelier, and a round that has too few of them ends the run; a writer is imitated
+    on all of its answers.
     """
 
     max_perplexity_ratio: float = Field(
@@ -97,8 +99,8 @@ class TrainSettings(Settings):
     """The LoRA on the steered blocks, its update scaled by 2, and its loss.
 
     loss = likelihood * NLL + lam * relu(D - tau), D being a divergence of the student from the reference, in
-    nats a token; with "nll" there is none. What the defaults do on smollm2, which they were tried on:
-    docs/reports/healing.md.
+    nats a token; with "nll" there is none. By default the student imitates each answer's writer, and nothing
+    else. What that does on smollm2, on which it was tried: docs/reports/healing.md.
     """
 
     divergence: Literal["nll", "kl_fwd", "kl_rev"] = Field(
@@ -110,10 +112,11 @@ class TrainSettings(Settings):
         description="The model that D is measured from: the answer's writer (the steered student, or base "
         "where the prompt is plain), the round before, or base.",
     )
-    likelihood: float = Field(
-        default=0.3,
+    likelihood: float | None = Field(
+        default=None,
         ge=0.0,
-        description="Weight of the kept answers' NLL, at the temperature they were drawn at.",
+        description="Weight of the kept answers' NLL, at the temperature they were drawn at; none: 0 where "
+        "the writer is imitated, 1 elsewhere.",
     )
     teacher_alpha: Alpha = Field(
         default=1.0, description="Dose of the steered writer that is imitated, in units of c*."
@@ -126,10 +129,20 @@ class TrainSettings(Settings):
     batch_size: int = Field(default=8, ge=1, description="Answers in a step.")
     weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's weight decay.")
 
+    @property
+    def imitates(self) -> bool:
+        """Whether the student learns what the writer of its answers would have said at each token."""
+        return self.divergence != "nll" and self.reference == "writer" and self.lam > 0.0
+
+    @property
+    def nll_weight(self) -> float:
+        """`likelihood`, and what it is where it is none."""
+        return float(not self.imitates) if self.likelihood is None else self.likelihood
+
     @model_validator(mode="after")
     def _teaches(self) -> Self:
-        if self.likelihood == 0.0 and (self.divergence == "nll" or self.lam == 0.0):
-            raise ValueError("likelihood 0 without a divergence leaves nothing to learn: raise one of them")
+        if self.nll_weight == 0.0 and not self.imitates:
+            raise ValueError("likelihood 0 leaves nothing to learn where no writer is imitated: raise it")
         return self
 
 
@@ -252,10 +265,6 @@ def without_retired(document: Any) -> tuple[Any, bool]:
         else row
         for part, row in document.items()
     }
-    train = kept.get("train")
-    if isinstance(train, dict):
-        imitated = train.get("reference") == "writer" and train.get("divergence") != "nll"
-        train.setdefault("likelihood", 0.0 if imitated else 1.0)
     return kept, kept != document
 
 

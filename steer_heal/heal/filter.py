@@ -1,4 +1,4 @@
-"""Which of a round's answers are trained on: their readings, the cuts, and what is left.
+"""Which of a round's answers read well: their readings, the cuts, and what is left.
 
 Every reading is kept beside the verdict, and every cut that an answer fails is named, so that a starved round
 can say which cut ate its data. The cuts stand in `FilterSettings`.

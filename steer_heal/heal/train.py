@@ -3,10 +3,10 @@
     loss = w * NLL(answer | prompt) + lam * relu(D(student, reference) - tau)
 
 D is a divergence over the answer's positions, the prompt without steering. With the answer's writer as the
-reference and tau = 0 the student imitates it token by token, on every answer, and the likelihood of those
-that passed the filter says which ones it should give. As they were drawn at a temperature T, NLL is that of
-softmax(logits / T); at T = 1 it would teach the student to be as sure as the drawing was. With the round
-before or base as the reference, and tau above 0, D is a barrier that holds the likelihood back.
+reference and tau = 0 the student imitates it token by token, on every answer: the default, with w = 0. With
+the round before or base as the reference, and tau above 0, D is a barrier that holds back the likelihood of
+the answers that passed the filter. As they were drawn at a temperature T, NLL is that of softmax(logits / T);
+at T = 1 it would teach the student to be as sure as the drawing was.
 
 The reference's states are computed without gradient before the student's forward pass; forward, loss and
 backward all happen under the same active adapters. Source of imitation: Hinton et al., 2015,
@@ -81,7 +81,7 @@ def loss_of(objective: Objective, batch: Sequence[Example]) -> tuple[Tensor, dic
     )
     targets = objective.targets(batch, reference_ND)
     loss, nll_N, d_N = batch_loss(
-        targets, hidden_ND, settings.likelihood * likely_N, settings.lam, settings.tau
+        targets, hidden_ND, settings.nll_weight * likely_N, settings.lam, settings.tau
     )
     nll, divergence = nll_N.mean(), d_N.mean()
     barrier = losses.barrier(divergence, settings.lam, settings.tau)
