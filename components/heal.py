@@ -137,9 +137,7 @@ class Presses:
 def _form(knobs: Controls) -> tuple[dict[str, Any], gr.Button, gr.HTML, gr.HTML]:
     """The widgets by the names of `Form`, those of the steering panel among them; the button; a line for what
     it has to say; and the runs that go on."""
-    about = (
-        "train the steered answers in, and see what stays without it; trait or mix, and layers, as set"
-    )
+    about = "train the steered answers in, and see what stays without it; trait or mix, and layers, as set"
     gr.HTML(view.heading("Heal", about + what_is("round")))
     with gr.Row(equal_height=False, elem_classes="sh-pressed sh-tight"):
         name = gr.Textbox(
