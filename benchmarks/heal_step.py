@@ -1,11 +1,12 @@
 """A training step at gemma-3-1b-it's shape against the straightforward way: `python -m benchmarks.heal_step`.
 
 Random weights, one thread unless told otherwise, each way in a process of its own (for its peak of memory),
-both on the same model, adapter and examples, by the loss that a round has by default. The straightforward
-way: transformers' logits at every position in float32, the reference run again at every step. Steps are timed
-by CPU time. The first is apart: an example's first epoch, in which ours keeps what later ones use again; a
-round is one first step and the others of the default's epochs. Memory is the process's peak above what it
-held with the model loaded.
+both on the same model, adapter and examples, by the loss and with as many rows and learned tokens as a round
+has by default (`--rows 1 --completion 512`: one long answer, learned whole). The straightforward way:
+transformers' logits at every position in float32, the reference run again at every step. Steps are timed by
+CPU time. The first is apart: an example's first epoch, in which ours keeps what later ones use again; a round
+is one first step and the others of the default's epochs. Memory is the process's peak above what it held with
+the model loaded.
 
 `--sizes` shows instead how far one step at the default learning rate moves the weights of three models, from
 3 M to 1 B parameters: the rule that the rate is given by.
@@ -37,6 +38,7 @@ from torch import Tensor
 from steer_heal.config import DEMO, SMOLLM2, TrainSettings
 from steer_heal.heal import Example, Objective, loss_of, needed_bytes
 from steer_heal.heal.adapters import AdapterStack
+from steer_heal.heal.examples import LEARNED
 from steer_heal.heal.schedule import trained_layers
 from steer_heal.models import LanguageModel, band_layers, load
 from tests.tiny import gemma_shape
@@ -231,9 +233,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--layers", type=int, default=26)
-    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=TrainSettings().batch_size)
     parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--completion", type=int, default=512)
+    parser.add_argument("--completion", type=int, default=LEARNED)
     parser.add_argument("--steps", type=int, default=3)
     default = TrainSettings()
     parser.add_argument("--divergence", choices=("nll", "kl_fwd", "kl_rev"), default=default.divergence)
